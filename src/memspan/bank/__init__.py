@@ -1,0 +1,1 @@
+"""The memory on disk: a catalog of documents and immutable segments of their latents."""

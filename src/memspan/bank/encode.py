@@ -1,0 +1,203 @@
+"""Corpus -> bank: split, encode in batches of like length, commit as it goes. Interrupted and run again, it continues."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import torch
+
+from memspan.bank.bank import MAX_SEGMENT_BYTES, BankWriter, MemoryBank
+from memspan.bank.catalog import NewDocument, NewSource
+from memspan.bank.manifest import Manifest
+from memspan.model.convert import LoadedModel
+from memspan.text.packing import length_batches
+from memspan.text.splitter import split_text
+from memspan.text.template import PromptTemplate, encoded_text
+from memspan.types import Document, EncodedDocuments, Span
+
+BATCH_TOKENS = 2048
+LATENT_DTYPE = torch.bfloat16
+_WINDOW_DOCUMENTS = 1024
+_COMMIT_SECONDS = 60.0
+# The longest id that document splitting leaves room for, in its template and on both sides of the text.
+_WIDEST_ID = 10**12
+
+
+@dataclass(frozen=True, slots=True)
+class AddReport:
+    """What an `add` did.
+
+    Attributes:
+        added: sources new to the bank. updated: sources whose content replaced an older one.
+        unchanged: sources that were there already, with the same content.
+        documents, tokens, chunks: encoded for them (a long source is several documents).
+        seconds: spent encoding and writing.
+        interrupted: True if it was stopped before the corpus was done.
+    """
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    documents: int = 0
+    tokens: int = 0
+    chunks: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+
+
+@dataclass(slots=True)
+class _Part:
+    """A document of a window on its way to being encoded."""
+
+    document: NewDocument
+    ids: list[int]
+    latents: EncodedDocuments | None = None
+
+
+@dataclass(slots=True)
+class _Source:
+    document: Document
+    replaces: bool
+    parts: list[_Part] = field(default_factory=list)
+
+
+def add_documents(
+    bank: MemoryBank,
+    loaded: LoadedModel,
+    documents: Iterable[Document],
+    *,
+    progress: Callable[[AddReport], None] = lambda report: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    batch_tokens: int = BATCH_TOKENS,
+    commit_seconds: float = _COMMIT_SECONDS,
+) -> AddReport:
+    """Encode documents into a bank. Sources already there with the same content are skipped; others replace the old.
+
+    Memory is bounded whatever the corpus size: a window of documents, one segment's buffer, one batch.
+    Writes segments and the catalog (see `MemoryBank`), committing about every `commit_seconds`.
+
+    Args:
+        progress: called after every batch with the state so far.
+        should_stop: asked after every batch; when True, everything encoded so far is committed and the call returns.
+        batch_tokens: padded tokens per forward.
+        commit_seconds: how much work a killed process may lose.
+
+    Raises:
+        BankMismatch: the bank was made by another model, chunk size or template.
+        BankError: the bank cannot be written; what was committed stays.
+    """
+    started = last_commit = time.monotonic()
+    bank.manifest.check_same(manifest_of(loaded))
+    report = AddReport()
+    with bank.writer() as writer:
+        for window in _windows(documents):
+            sources = _changed(bank, window)
+            report = replace(report, unchanged=report.unchanged + len(window) - len(sources))
+            _split(sources, loaded, writer)
+            for batch in _batches(sources, batch_tokens):
+                _encode(loaded, batch)
+                report = _count(report, batch, time.monotonic() - started)
+                progress(report)
+                if should_stop():
+                    report = replace(report, interrupted=True)
+                    break
+            report = _hand_over(sources, writer, report)
+            due = time.monotonic() - last_commit >= commit_seconds or writer.buffered_bytes >= MAX_SEGMENT_BYTES
+            if due or report.interrupted:
+                writer.commit()
+                last_commit = time.monotonic()
+            if report.interrupted:
+                break
+        writer.commit()
+    return replace(report, seconds=time.monotonic() - started)
+
+
+def manifest_of(loaded: LoadedModel) -> Manifest:
+    """The manifest of a bank that a model makes."""
+    model = loaded.model
+    return Manifest.of_model(model.config, model.config.encoder_fingerprint or model.encoder_fingerprint())
+
+
+def split_document(document: Document, template: PromptTemplate, max_document_tokens: int) -> list[Span]:
+    """The parts a text is encoded in: each, with title, id and template, at most `max_document_tokens` long."""
+    overhead = len(template.document(_WIDEST_ID, f"{document.title}\n"))
+    # A long title must not starve the text.
+    limit = max(max_document_tokens - overhead, max_document_tokens // 2, 1)
+    return split_text(document.text, template.count_tokens, limit)
+
+
+def _windows(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """The corpus in pieces, in which an external id occurs once (the last text given for it counts)."""
+    stream = iter(documents)
+    while window := list(islice(stream, _WINDOW_DOCUMENTS)):
+        yield list({document.external_id: document for document in window}.values())
+
+
+def _changed(bank: MemoryBank, window: list[Document]) -> list[_Source]:
+    """The documents of a window that the bank does not hold as they are."""
+    known = bank.catalog.content_hashes([document.external_id for document in window])
+    return [
+        _Source(document, replaces=document.external_id in known)
+        for document in window
+        if known.get(document.external_id) != document.content_hash
+    ]
+
+
+def _split(sources: list[_Source], loaded: LoadedModel, writer: BankWriter) -> None:
+    """Give every source its parts, each with its own id, in tokens."""
+    template = loaded.template
+    for source in sources:
+        document = source.document
+        spans = split_document(document, template, loaded.model.config.max_document_tokens)
+        for document_id, span in zip(writer.reserve_ids(len(spans)), spans, strict=True):
+            text = encoded_text(document.title, document.text[span.start : span.end])
+            ids = template.document(document_id, text)
+            source.parts.append(_Part(NewDocument(document_id, span, len(ids)), ids))
+
+
+def _batches(sources: list[_Source], batch_tokens: int) -> Iterator[list[_Part]]:
+    parts = [part for source in sources for part in source.parts]
+    for indices in length_batches([len(part.ids) for part in parts], batch_tokens):
+        yield [parts[index] for index in indices]
+
+
+@torch.inference_mode()
+def _encode(loaded: LoadedModel, batch: list[_Part]) -> None:
+    encoded = loaded.model.encode([part.ids for part in batch])
+    router_keys_LCW = encoded.router_keys_LCW.to("cpu", LATENT_DTYPE)
+    content_LC2GD = encoded.content_LC2GD.to("cpu", LATENT_DTYPE)
+    first = 0
+    for part, rows in zip(batch, encoded.num_chunks, strict=True):
+        rows_here = slice(first, first + rows)
+        # Copies, so that a slice does not keep the whole batch alive.
+        part.latents = EncodedDocuments(
+            router_keys_LCW[:, rows_here].clone(), content_LC2GD[:, rows_here].clone(), (rows,)
+        )
+        first += rows
+
+
+def _count(report: AddReport, batch: list[_Part], seconds: float) -> AddReport:
+    return replace(
+        report,
+        documents=report.documents + len(batch),
+        tokens=report.tokens + sum(part.document.tokens for part in batch),
+        chunks=report.chunks + sum(sum(part.latents.num_chunks) for part in batch if part.latents),
+        seconds=seconds,
+    )
+
+
+def _hand_over(sources: list[_Source], writer: BankWriter, report: AddReport) -> AddReport:
+    """Pass on the sources whose parts are all encoded (all of them, unless the run was stopped)."""
+    for source in sources:
+        latents = [part.latents for part in source.parts if part.latents is not None]
+        if len(latents) < len(source.parts):
+            continue
+        writer.add(NewSource(source.document, tuple(part.document for part in source.parts)), latents)
+        if source.replaces:
+            report = replace(report, updated=report.updated + 1)
+        else:
+            report = replace(report, added=report.added + 1)
+    return report

@@ -1,0 +1,96 @@
+"""What a bank was encoded with, and whether a model fits it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from memspan.config import MSAConfig
+from memspan.errors import BankError, BankMismatch
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything of a model that shapes the latents of a bank.
+
+    Attributes:
+        format_version: of the bank's files.
+        encoder_fingerprint: `MSAForCausalLM.encoder_fingerprint()`.
+        msa_layers, chunk_size, similarity, max_document_tokens: as in `MSAConfig`.
+        num_kv_heads, head_dim: G and D.
+        document_prefix, document_suffix: the template around an encoded document.
+        dtype: of the stored latents.
+    """
+
+    format_version: int
+    encoder_fingerprint: str
+    msa_layers: tuple[int, ...]
+    chunk_size: int
+    num_kv_heads: int
+    head_dim: int
+    similarity: str
+    document_prefix: str
+    document_suffix: str
+    max_document_tokens: int
+    dtype: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "msa_layers", tuple(self.msa_layers))
+
+    @classmethod
+    def of_model(cls, config: MSAConfig, encoder_fingerprint: str) -> Manifest:
+        spec = config.template_spec
+        return cls(
+            format_version=FORMAT_VERSION,
+            encoder_fingerprint=encoder_fingerprint,
+            msa_layers=config.layers,
+            chunk_size=config.chunk_size,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            similarity=config.similarity,
+            document_prefix=spec.document_prefix,
+            document_suffix=spec.document_suffix,
+            max_document_tokens=config.max_document_tokens,
+            dtype="bfloat16",
+        )
+
+    @classmethod
+    def from_json(cls, values: dict) -> Manifest:
+        """Read a stored manifest.
+
+        Raises:
+            BankError: written by a newer memspan, or incomplete.
+        """
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise BankError(
+                f"this bank has format version {version}, and this memspan reads {FORMAT_VERSION}; update memspan"
+            )
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != names:
+            raise BankError(f"this bank's manifest is damaged: fields {sorted(names ^ set(values))} are missing or unknown")
+        return cls(**values)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes on disk of one chunk over all MSA layers: routing key, K and V."""
+        return 3 * len(self.msa_layers) * self.num_kv_heads * self.head_dim * 2
+
+    def check_same(self, model: Manifest) -> None:
+        """Compare the bank's manifest (self) with that of a model that wants to read it.
+
+        Raises:
+            BankMismatch: names every field that differs, and what to do.
+        """
+        differing = [
+            f"{field.name}: bank {getattr(self, field.name)!r}, model {getattr(model, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != getattr(model, field.name)
+        ]
+        if differing:
+            raise BankMismatch(
+                "this bank was encoded by another model:\n  " + "\n  ".join(differing) + "\n"
+                "Name the model it was made with (--model), or add its documents to a new bank with this model."
+            )

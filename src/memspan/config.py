@@ -1,0 +1,205 @@
+"""Configuration of an MSA model: the backbone's config plus what memory attention adds. Checked when built.
+
+`MSAConfig` is saved with the checkpoint and is the only place where chunk size, layers, k and template live; training,
+encoding and serving read the same object.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from transformers import AutoConfig, PretrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+Similarity = Literal["cosine", "dot"]
+SIMILARITIES: tuple[str, ...] = ("cosine", "dot")
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateSpec:
+    """Every literal the model reads or emits, as text; `memspan.text.template` turns it into tokens.
+
+    Attributes:
+        name: of the preset, for messages.
+        document_prefix, document_suffix: around a document when it is encoded; `{id}` is its permanent id.
+        context_prefix: opens the active context. It sees no memory, is seen by everything, and does not route.
+        context_suffix: closes the question and opens the answer.
+        passage: how a document's original text is put before the question; fields `{id}` and `{text}`.
+        grounded_question: the question with original text before it; fields `{passages}` and `{question}`.
+        plain_question: the question alone; field `{question}`.
+        stops: markers that end an answer, beside the tokenizer's end of sequence.
+    """
+
+    name: str
+    document_prefix: str
+    document_suffix: str
+    context_prefix: str
+    context_suffix: str
+    passage: str
+    grounded_question: str
+    plain_question: str
+    stops: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stops", tuple(self.stops))
+        fields = {
+            "document_prefix": ("{id}",),
+            "passage": ("{text}",),
+            "grounded_question": ("{passages}", "{question}"),
+            "plain_question": ("{question}",),
+        }
+        for name, needed in fields.items():
+            missing = [place for place in needed if place not in getattr(self, name)]
+            if missing:
+                raise ValueError(f"template {self.name!r}: {name} must contain {' and '.join(missing)}")
+
+
+_GROUNDED = "{passages}\nUsing only the notes above, answer with a short phrase.\nQuestion: {question}"
+
+TEMPLATES: dict[str, TemplateSpec] = {
+    spec.name: spec
+    for spec in (
+        TemplateSpec(
+            name="chatml",
+            document_prefix="<|im_start|>[{id}]. ",
+            document_suffix="[{id}]<|im_end|>",
+            context_prefix="<|im_start|>user\n",
+            context_suffix="<|im_end|>\n<|im_start|>assistant\n",
+            passage="[{id}]. {text}\n",
+            grounded_question=_GROUNDED,
+            plain_question="{question}",
+            stops=("<|im_end|>",),
+        ),
+        # The layout of the released MSA-4B (Qwen3): documents as above, the question bare.
+        TemplateSpec(
+            name="msa",
+            document_prefix="<|im_start|>[{id}]. ",
+            document_suffix="[{id}]<|im_end|>",
+            context_prefix="<|im_start|>user\n",
+            context_suffix="<|im_end|>\n<|im_start|>assistant\n",
+            passage="[{id}]. {text}\n",
+            grounded_question="{passages}{question}",
+            plain_question="{question}",
+            stops=("<|im_end|>", "<|endoftext|>"),
+        ),
+        # For base models without a chat format.
+        TemplateSpec(
+            name="plain",
+            document_prefix="[{id}]. ",
+            document_suffix="[{id}]\n",
+            context_prefix="Question and answer.\n",
+            context_suffix="\nAnswer:",
+            passage="[{id}]. {text}\n",
+            grounded_question="{passages}\nQuestion: {question}",
+            plain_question="Question: {question}",
+            stops=("\n\n", "\nQuestion:"),
+        ),
+    )
+}
+
+
+class MSAConfig(PretrainedConfig):
+    """Configuration of an `MSAForCausalLM`.
+
+    Attributes:
+        backbone_config: the decoder's own config, of any supported family.
+        msa_layers: indices of the layers that route and attend to memory, ascending. Default: the latter half.
+        chunk_size: P, tokens mean-pooled into one row (paper: 64).
+        top_k_docs: k, documents selected per MSA layer, at training time and by default at serving time (paper: 16).
+        position_offset: the active context starts this far after the template prefix; a constant of the model,
+            whatever k is asked for. Default: `top_k_docs`.
+        similarity: "cosine" (paper) or "dot" (scaled dot product, as some released checkpoints serve).
+        template: literals of documents and prompts.
+        max_document_tokens: longer texts are split into several documents.
+        router_trained: False while the router projections are random; then routing means nothing yet.
+        backbone_fingerprint, encoder_fingerprint: sha256 of the backbone's weights and of everything that shapes
+            a document's latents; written by `save_pretrained`.
+    """
+
+    model_type = "memspan"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+
+    backbone_config: dict | PretrainedConfig | None = None
+    msa_layers: list[int] | None = None
+    chunk_size: int = 64
+    top_k_docs: int = 16
+    position_offset: int | None = None
+    similarity: str = "cosine"
+    template: dict[str, Any] | None = None
+    max_document_tokens: int = 512
+    router_trained: bool = False
+    backbone_fingerprint: str | None = None
+    encoder_fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # Its own copy: building the model sets the attention implementation in it.
+        self.backbone_config = copy.deepcopy(self.backbone_config)
+        super().__post_init__(**kwargs)
+        num_layers = self.text_config.num_hidden_layers
+        if self.msa_layers is None:
+            self.msa_layers = list(range(num_layers // 2, num_layers))
+        if self.position_offset is None:
+            self.position_offset = self.top_k_docs
+        if self.template is None:
+            self.template = dataclasses.asdict(TEMPLATES["chatml"])
+        self.template["stops"] = list(self.template["stops"])
+        # `generate` and weight tying of transformers read these from the top-level config.
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        self.vocab_size = self.text_config.vocab_size
+        self._check(num_layers)
+
+    def _check(self, num_layers: int) -> None:
+        layers = cast(list[int], self.msa_layers)
+        if not layers or layers != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= num_layers:
+            raise ValueError(
+                f"msa_layers must be ascending, distinct layer indices in 0..{num_layers - 1}, not {layers}"
+            )
+        for name in ("chunk_size", "top_k_docs", "max_document_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if cast(int, self.position_offset) < 0:
+            raise ValueError(f"position_offset must not be negative, not {self.position_offset}")
+        if self.similarity not in SIMILARITIES:
+            raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, not {self.similarity!r}")
+        self.template_spec  # noqa: B018 - builds it, so that a wrong template fails here
+
+    @property
+    def text_config(self) -> PretrainedConfig:
+        """The decoder's config (the text part, where the backbone's config has several parts)."""
+        return cast(PretrainedConfig, self.backbone_config).get_text_config(decoder=True)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
+        """The decoder's config: caches and `generate` are sized by it, not by the wrapper's."""
+        return self.text_config
+
+    @property
+    def template_spec(self) -> TemplateSpec:
+        return TemplateSpec(**cast(dict[str, Any], self.template))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """`msa_layers` as an immutable tuple."""
+        return tuple(cast(list[int], self.msa_layers))
+
+    @property
+    def num_heads(self) -> int:
+        """H, query heads of the backbone."""
+        return self.text_config.num_attention_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """G, key-value heads of the backbone."""
+        return getattr(self.text_config, "num_key_value_heads", None) or self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        """D, size of a head."""
+        return getattr(self.text_config, "head_dim", None) or self.text_config.hidden_size // self.num_heads
+
+    @property
+    def router_width(self) -> int:
+        """W = G*D, width of a routing key."""
+        return self.num_kv_heads * self.head_dim

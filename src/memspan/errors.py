@@ -1,0 +1,35 @@
+"""Named errors. Every message says what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class MemspanError(Exception):
+    """Base of every error a user of memspan can meet."""
+
+
+class UnsupportedBackbone(MemspanError):
+    """The model cannot be served exactly by the memory attention; the message names the reason."""
+
+
+class CheckpointError(MemspanError):
+    """A checkpoint is missing, truncated, of another format, or cannot be fetched."""
+
+
+class BankError(MemspanError):
+    """A bank is missing, locked, damaged or of another format version."""
+
+
+class BankMismatch(BankError):
+    """A bank was encoded by another model, chunk size or template than the one that opens it."""
+
+
+class EmptyBank(BankError):
+    """A question was asked of a bank that holds no documents."""
+
+
+class CorpusError(MemspanError):
+    """A source cannot be read as documents at all (as opposed to one file of it, which is skipped and named)."""
+
+
+class QuestionError(MemspanError):
+    """A question is empty, or does not fit into the model's context."""

@@ -1,0 +1,106 @@
+"""The attention function registered with transformers as "memspan"; every layer of a converted model calls it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+from memspan.errors import UnsupportedBackbone
+from memspan.model.memory_api import AskStep, EncodeStep, PooledLayer, Step
+from memspan.ops.attention import attend, local_mask, memory_mask
+from memspan.ops.pooling import pool_chunks
+
+ATTENTION_NAME = "memspan"
+
+# Keyword arguments decoders pass along that do not change what attention computes. Anything else that is set
+# (softcap, s_aux, position_bias ...) would be silently ignored, so it is refused by name.
+_HARMLESS = {
+    "cache_position",
+    "is_causal",
+    "output_attentions",
+    "output_hidden_states",
+    "position_embeddings",
+    "position_ids",
+    "return_dict",
+    "use_cache",
+}
+
+
+def memspan_attention(
+    module: torch.nn.Module,
+    query_BHTD: torch.Tensor,
+    key_BGSD: torch.Tensor,
+    value_BGSD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    memory: Step | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside a document (encoding), or [memory ; local] attention (asking).
+
+    Args:
+        module: the layer's attention; `layer_idx` says which. MSA layers are `RoutedAttention`s.
+        key_BGSD, value_BGSD: after RoPE, with what a cache holds.
+        attention_mask: must be None; padding is described by `memory`.
+        memory: the step object of this forward; None: plain causal attention.
+
+    Raises:
+        UnsupportedBackbone: the decoder asks for something this function does not compute.
+    """
+    unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _HARMLESS)
+    if unknown or attention_mask is not None:
+        raise UnsupportedBackbone(
+            f"{type(module).__name__} passes {', '.join(unknown) or 'its own attention mask'} to its attention, which "
+            "memory attention does not compute: its answers would be silently wrong"
+        )
+    T, S = query_BHTD.shape[2], key_BGSD.shape[2]
+    if isinstance(memory, EncodeStep):
+        _record(memory, module, key_BGSD, value_BGSD)
+        # Right padding needs no mask: causal attention never looks at it from a valid token.
+        mask = local_mask(T, S, None, sliding_window, key_BGSD.device)
+        return attend(query_BHTD, key_BGSD, value_BGSD, mask, scaling, dropout), None
+
+    valid_BS = memory.valid_BS if memory else None
+    mask = local_mask(T, S, valid_BS, sliding_window, key_BGSD.device)
+    retrieved = memory.retrieved.get(getattr(module, "layer_idx", -1)) if memory else None
+    if memory is not None and retrieved is not None and retrieved.mask_BM.shape[1]:
+        mask = _join_masks(mask, memory, retrieved.mask_BM, T, S)
+        key_BGSD = torch.cat([retrieved.keys_BGMD.to(key_BGSD.dtype), key_BGSD], dim=2)
+        value_BGSD = torch.cat([retrieved.values_BGMD.to(value_BGSD.dtype), value_BGSD], dim=2)
+    return attend(query_BHTD, key_BGSD, value_BGSD, mask, scaling, dropout), None
+
+
+def _join_masks(local: torch.Tensor | None, step: AskStep, mask_BM: torch.Tensor, T: int, S: int) -> torch.Tensor:
+    """The visibility of [memory ; local], `[B, 1, T, M+S]`."""
+    B, device = len(mask_BM), mask_BM.device
+    sees_BT = step.sees_memory_BT if step.sees_memory_BT is not None else mask_BM.new_ones(B, T)
+    if local is None:
+        local = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)[None, None]
+    return torch.cat([memory_mask(mask_BM, sees_BT), local.expand(B, -1, -1, -1)], dim=-1)
+
+
+def _record(step: EncodeStep, module: torch.nn.Module, key_BGTD: torch.Tensor, value_BGTD: torch.Tensor) -> None:
+    """Pool K and V of an MSA layer (one that has left its routing key in this step) into chunks."""
+    pooled = step.recorded.get(getattr(module, "layer_idx", -1))
+    if pooled is None:
+        return
+    pooled.key_BCGD = _pool_heads(step, key_BGTD)
+    pooled.value_BCGD = _pool_heads(step, value_BGTD)
+
+
+def _pool_heads(step: EncodeStep, x_BGTD: torch.Tensor) -> torch.Tensor:
+    B, G, T, D = x_BGTD.shape
+    pooled_BCF = pool_chunks(x_BGTD.transpose(1, 2).reshape(B, T, G * D), step.lengths_B, step.chunk_size)
+    return pooled_BCF.view(B, -1, G, D)
+
+
+def record_router_key(step: EncodeStep, layer: int, router_key_BCGD: torch.Tensor) -> None:
+    """Open an MSA layer's entry in an encoding step; the attention function adds K and V to it."""
+    step.recorded[layer] = PooledLayer(router_key_BCGD=router_key_BCGD)
+
+
+AttentionInterface.register(ATTENTION_NAME, memspan_attention)

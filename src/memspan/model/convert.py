@@ -1,0 +1,162 @@
+"""A plain decoder becomes an MSA checkpoint; an MSA checkpoint becomes a model ready to use."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from memspan.config import TEMPLATES, MSAConfig
+from memspan.errors import CheckpointError
+from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, load_backbone
+from memspan.model.modeling import MSAForCausalLM
+from memspan.model.probe import check_config, probe
+from memspan.model.runtime import pick_device, pick_dtype
+from memspan.text.template import PromptTemplate
+
+# Below this size the probe runs in float32, where an attention that is nearly right cannot pass for right.
+_EXACT_PROBE_PARAMETERS = 2_000_000_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model with its tokenizer bound to its template.
+
+    Attributes:
+        path: the checkpoint folder it came from.
+    """
+
+    model: MSAForCausalLM
+    template: PromptTemplate
+    path: Path
+
+
+def convert(
+    source: str,
+    out: Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    template: str | None = None,
+    msa_layers: Sequence[int] | None = None,
+    chunk_size: int = 64,
+    top_k_docs: int = 16,
+    max_document_tokens: int = 512,
+    seed: int = 0,
+) -> MSAConfig:
+    """Turn a plain decoder into an MSA checkpoint with untrained routers. The decoder's weights are not changed.
+
+    Writes `out/`: `config.json`, `generation_config.json`, `model*.safetensors`, the tokenizer's files. The folder
+    appears whole or not at all.
+
+    Args:
+        source: see `memspan.model.backbones.load_backbone`.
+        out: a folder that does not exist yet, or is empty.
+        dtype: of the saved weights.
+        template: name of a preset; default: chatml where the tokenizer has its markers, else plain.
+        msa_layers, chunk_size, top_k_docs, max_document_tokens: see `MSAConfig`.
+        seed: of the routers' initialisation.
+
+    Raises:
+        CheckpointError: `source` cannot be loaded, or `out` is not empty.
+        UnsupportedBackbone: the decoder cannot be served exactly.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out} exists and is not an empty folder; name another --out, or remove it")
+    backbone, tokenizer = load_backbone(source, dtype)
+    check_config(backbone.config)
+    spec = TEMPLATES[template or _template_for(tokenizer)]
+    backbone.config.name_or_path = source if "/" not in source or not Path(source).exists() else Path(source).name
+    config = MSAConfig(
+        backbone_config=backbone.config,
+        msa_layers=list(msa_layers) if msa_layers is not None else None,
+        chunk_size=chunk_size,
+        top_k_docs=top_k_docs,
+        max_document_tokens=max_document_tokens,
+        template=dataclasses.asdict(spec),
+    )
+    if backbone.num_parameters() < _EXACT_PROBE_PARAMETERS:
+        backbone.float()
+    model = MSAForCausalLM.from_backbone(backbone.eval(), config, seed)
+    probe(backbone, model)
+    save_checkpoint(model.to(dtype), tokenizer, out)
+    return model.config
+
+
+def save_checkpoint(model: MSAForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Write model and tokenizer into `out/`, which appears whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.chmod(0o755)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(path: str | Path | None = None, *, dtype: str | None = None, device: str | None = None) -> LoadedModel:
+    """Load an MSA checkpoint for use.
+
+    Args:
+        path: a checkpoint folder; None: the embedded default backbone, converted once into the user's cache.
+        dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
+        device: a torch device; default: a GPU where there is one.
+
+    Raises:
+        CheckpointError: missing, truncated or not an MSA checkpoint.
+    """
+    folder = default_checkpoint() if path is None else Path(path).expanduser()
+    _check_folder(folder)
+    target = pick_device(device)
+    try:
+        model, info = MSAForCausalLM.from_pretrained(
+            folder, dtype=pick_dtype(dtype, target), local_files_only=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} is damaged ({error}); run memspan convert again") from error
+    lacking = sorted(set(info["missing_keys"])) + sorted(str(key) for key in info["mismatched_keys"])
+    if lacking:
+        raise CheckpointError(
+            f"{folder} lacks {len(lacking)} weights of its model (first: {lacking[0]}); run memspan convert again"
+        )
+    template = PromptTemplate(model.config.template_spec, tokenizer)
+    return LoadedModel(model.to(target).eval(), template, folder)
+
+
+def default_checkpoint() -> Path:
+    """The embedded default backbone as an MSA checkpoint, converted at the first call and kept in the user's cache."""
+    folder = cache_folder() / "models" / DEFAULT_SOURCE
+    if not (folder / "config.json").is_file():
+        convert(DEFAULT_SOURCE, folder)
+    return folder
+
+
+def _check_folder(folder: Path) -> None:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise CheckpointError(f"{folder} is not a checkpoint folder (no config.json); make one with: memspan convert")
+    try:
+        model_type = json.loads(config_file.read_text()).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{config_file} is damaged ({error}); run memspan convert again") from error
+    if model_type != MSAConfig.model_type:
+        raise CheckpointError(
+            f"{folder} holds a plain {model_type} model without memory; run: memspan convert {folder} --out NEW_FOLDER"
+        )
+
+
+def _template_for(tokenizer: PreTrainedTokenizerBase) -> str:
+    return "chatml" if {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.get_added_vocab()) else "plain"

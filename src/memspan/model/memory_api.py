@@ -1,0 +1,77 @@
+"""The seam: what is handed into the model's forward as `memory=`, and nothing else knows how memory is kept.
+
+A step object carries what the attention function must know, since no attention mask reaches it: which tokens are
+padding (by length, never by token id), which see memory, which route.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from memspan.types import Retrieved
+
+
+class LayerMemory(Protocol):
+    """A memory that every MSA layer asks for itself. Implementations score with `memspan.ops.scoring` only."""
+
+    def route(self, layer: int, router_query_BTHD: torch.Tensor, query_mask_BT: torch.Tensor) -> Retrieved:
+        """Select documents for a batch of questions and return their content.
+
+        Args:
+            layer: index of the MSA layer.
+            router_query_BTHD: output of the layer's router query projection.
+            query_mask_BT: True for the tokens that route.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class EncodeStep:
+    """One forward over right-padded documents; MSA layers leave what is kept of them in `recorded`.
+
+    Attributes:
+        lengths_B: tokens per document.
+        chunk_size: P.
+        recorded: per MSA layer the pooled rows. Recording twice (gradient checkpointing) gives the same entry.
+    """
+
+    lengths_B: torch.Tensor
+    chunk_size: int
+    recorded: dict[int, PooledLayer] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class PooledLayer:
+    """What one MSA layer keeps of a batch of documents, padded to the longest: `[B, C, G, D]` each.
+
+    The routing key is left unscaled here; `fold_keys` makes it ready for scoring.
+    """
+
+    router_key_BCGD: torch.Tensor | None = None
+    key_BCGD: torch.Tensor | None = None
+    value_BCGD: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AskStep:
+    """One forward of the active context: a whole prompt, or the tokens decoded since.
+
+    Attributes:
+        valid_BS: True for tokens, False for padding, over all cached and new tokens; None: no padding.
+        sees_memory_BT: False for the template prefix; None: every new token sees memory.
+        routes_BT: the tokens that route; None: none does, and what was `retrieved` before is used.
+        memory: asked once per MSA layer in a step that routes; None: there is no memory.
+        retrieved: per MSA layer what was selected; shared by all steps of a round, so decoding never re-routes.
+    """
+
+    valid_BS: torch.Tensor | None = None
+    sees_memory_BT: torch.Tensor | None = None
+    routes_BT: torch.Tensor | None = None
+    memory: LayerMemory | None = None
+    retrieved: dict[int, Retrieved] = field(default_factory=dict)
+
+
+Step = EncodeStep | AskStep

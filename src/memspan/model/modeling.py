@@ -1,0 +1,193 @@
+"""`MSAForCausalLM`: a Hugging Face decoder whose upper layers also attend to a memory. Only the difference from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from memspan.config import MSAConfig
+from memspan.errors import UnsupportedBackbone
+from memspan.model.attention import ATTENTION_NAME
+from memspan.model.fingerprint import fingerprint
+from memspan.model.memory_api import AskStep, EncodeStep, Step
+from memspan.model.router import RoutedAttention, add_router
+from memspan.ops.pooling import valid_chunks
+from memspan.ops.scoring import fold_keys
+from memspan.types import EncodedDocuments
+
+_PREFIX = "backbone."
+
+
+class MSAForCausalLM(PreTrainedModel, GenerationMixin):
+    """A decoder with memory sparse attention (paper 3.2).
+
+    `forward` without `memory=` is the backbone, unchanged. Checkpoints use the backbone's own key names.
+    """
+
+    config_class = MSAConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: MSAConfig) -> None:
+        super().__init__(config)
+        self.backbone = AutoModelForCausalLM.from_config(config.backbone_config, attn_implementation=ATTENTION_NAME)
+        for attention in attention_modules(self.backbone, config.layers):
+            add_router(
+                attention, config.text_config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+            )
+        self.post_init()
+
+    @classmethod
+    def from_backbone(cls, backbone: PreTrainedModel, config: MSAConfig, seed: int = 0) -> MSAForCausalLM:
+        """Take over a loaded decoder's weights (shared, not copied) and add freshly initialised routers.
+
+        Args:
+            backbone: a causal language model; it must not be used on its own afterwards.
+            config: with `backbone_config` equal to the backbone's.
+            seed: of the routers' random initialisation (normal, the backbone's `initializer_range`).
+        """
+        with torch.device("meta"):
+            model = cls(config)
+        weights = {_PREFIX + name: value for name, value in backbone.state_dict(keep_vars=True).items()}
+        std = getattr(config.text_config, "initializer_range", 0.02)
+        generator = torch.Generator().manual_seed(seed)
+        like = next(backbone.parameters())
+        for name, parameter in model.named_parameters():
+            if is_router(name):
+                value = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
+                weights[name] = nn.Parameter(value.to(dtype=like.dtype, device=like.device))
+        model.load_state_dict(weights, assign=True)
+        for name, buffer in backbone.named_buffers():
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.backbone.get_submodule(owner), leaf, buffer)
+        model.tie_weights()
+        model.generation_config = backbone.generation_config
+        return model.eval()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        memory: Step | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The backbone's forward, with memory.
+
+        Args:
+            attention_mask: `[B, S]`, 0 on padding; only without `memory`, which describes padding itself.
+            memory: what MSA layers record (`EncodeStep`) or attend to (`AskStep`).
+        """
+        if memory is None and attention_mask is not None and not bool(attention_mask.all()):
+            memory = AskStep(valid_BS=attention_mask.bool())
+        return self.backbone(
+            input_ids=input_ids, position_ids=position_ids, past_key_values=past_key_values, memory=memory, **kwargs
+        )
+
+    def encode(self, documents: Sequence[Sequence[int]]) -> EncodedDocuments:
+        """Stage 1 (paper 3.4.1): run documents through every layer, each alone, and keep their pooled latents.
+
+        Args:
+            documents: token ids of each document in its template; one right-padded batch, so best of like length.
+
+        Returns:
+            Latents of the documents' chunks, in order. Gradients flow where they are enabled.
+        """
+        device = self.device
+        lengths = [len(ids) for ids in documents]
+        if not lengths or min(lengths) == 0:
+            raise ValueError("encode needs at least one document, and no empty one")
+        ids_BT = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+        for row, ids in zip(ids_BT, documents, strict=True):
+            row[: len(ids)] = torch.as_tensor(ids)
+        step = EncodeStep(torch.tensor(lengths, device=device), self.config.chunk_size)
+        # The decoder without its language-model head: nothing but the recorded rows is wanted.
+        decoder = cast(PreTrainedModel, self.backbone.base_model)
+        decoder(input_ids=ids_BT.to(device), memory=step, use_cache=False)
+        return self._gather(step)
+
+    def _gather(self, step: EncodeStep) -> EncodedDocuments:
+        """Drop the padding rows of every layer's pooled values and stack the layers."""
+        router_keys, contents = [], []
+        for layer in self.config.layers:
+            pooled = step.recorded[layer]
+            assert pooled.router_key_BCGD is not None, "an MSA layer did not see this step"
+            assert pooled.key_BCGD is not None and pooled.value_BCGD is not None, "an MSA layer recorded no K and V"
+            valid_BC = valid_chunks(step.lengths_B, pooled.key_BCGD.shape[1], step.chunk_size)
+            router_keys.append(fold_keys(pooled.router_key_BCGD[valid_BC], self.config.similarity))
+            contents.append(torch.stack([pooled.key_BCGD[valid_BC], pooled.value_BCGD[valid_BC]], dim=1))
+        return EncodedDocuments(
+            router_keys_LCW=torch.stack(router_keys),
+            content_LC2GD=torch.stack(contents),
+            num_chunks=tuple(int(n) for n in valid_BC.sum(1)),
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write a checkpoint folder: `config.json` (with fresh fingerprints), safetensors by the backbone's names."""
+        if kwargs.get("state_dict") is None:
+            tied = set(self.all_tied_weights_keys)
+            kwargs["state_dict"] = {
+                name.removeprefix(_PREFIX): value for name, value in self.state_dict().items() if name not in tied
+            }
+        self.config.backbone_fingerprint = fingerprint(self.named_backbone_weights())
+        self.config.encoder_fingerprint = self.encoder_fingerprint()
+        super().save_pretrained(save_directory, **kwargs)
+
+    def named_backbone_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The backbone's parameters under its own names, routers left out."""
+        for name, parameter in self.named_parameters():
+            if not is_router(name):
+                yield name.removeprefix(_PREFIX), parameter
+
+    def encoder_fingerprint(self) -> str:
+        """sha256 of everything that shapes a document's latents: banks record it and are refused by another encoder.
+
+        Query-side changes (router query projections, an untied language-model head) keep it, and so a bank, valid.
+        """
+        config = self.config
+        settings: tuple = (config.chunk_size, config.layers, config.similarity, config.template_spec.document_prefix)
+        settings = (*settings, config.template_spec.document_suffix)
+        weights = (
+            (name, parameter)
+            for name, parameter in self.named_parameters()
+            if not name.endswith("router_q_proj.weight") and name != f"{_PREFIX}lm_head.weight"
+        )
+        return fingerprint(weights, settings=repr(settings))
+
+
+def is_router(parameter_name: str) -> bool:
+    """Whether a parameter is one of the projections that MSA adds to the backbone."""
+    return "router_q_proj" in parameter_name or "router_k_proj" in parameter_name
+
+
+def attention_modules(backbone: nn.Module, layers: Iterable[int]) -> list[nn.Module]:
+    """The `self_attn` modules of the given layers, in order.
+
+    Raises:
+        UnsupportedBackbone: a layer's attention cannot be found, or several claim its index.
+    """
+    by_layer: dict[int, list[nn.Module]] = {}
+    for name, module in backbone.named_modules():
+        if name.rpartition(".")[2] in ("self_attn", "attention", "attn") and hasattr(module, "layer_idx"):
+            by_layer.setdefault(int(module.layer_idx), []).append(module)
+    found = []
+    for layer in layers:
+        candidates = by_layer.get(layer, [])
+        if len(candidates) != 1:
+            reason = "has no softmax attention with a layer_idx" if not candidates else "has several attention modules"
+            raise UnsupportedBackbone(f"layer {layer} of {type(backbone).__name__} {reason}; memory cannot be added")
+        found.append(candidates[0])
+    return found
+
+
+def routed_modules(model: MSAForCausalLM) -> list[RoutedAttention]:
+    """The MSA layers' attention modules, in layer order."""
+    return cast(list[RoutedAttention], attention_modules(model.backbone, model.config.layers))

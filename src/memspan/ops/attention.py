@@ -1,0 +1,76 @@
+"""Attention over [memory ; local] (paper eq. 3-4): ordinary softmax attention with the selected chunks put in front."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def local_mask(
+    num_queries: int,
+    num_keys: int,
+    valid_BS: Tensor | None,
+    window: int | None,
+    device: torch.device,
+) -> Tensor | None:
+    """Which local key each query may see, `[B or 1, 1, T, S]` bool, or None where plain causal attention says it all.
+
+    Queries are the last T of the S keys (bottom-right aligned). Padding is never seen, except by itself: a row
+    without any visible key would be undefined.
+
+    Args:
+        num_queries, num_keys: T and S.
+        valid_BS: True for tokens, False for padding; may be longer than S (a sliding cache keeps the newest).
+        window: sliding window in tokens, or None.
+    """
+    windowed = window is not None and num_keys > window
+    if valid_BS is None and not windowed and num_queries in (1, num_keys):
+        return None
+    query_T1 = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
+    key_S = torch.arange(num_keys, device=device)
+    mask_TS = key_S <= query_T1
+    if windowed:
+        mask_TS &= key_S > query_T1 - window
+    mask_BTS = mask_TS[None]
+    if valid_BS is not None:
+        mask_BTS = (mask_BTS & valid_BS[:, None, -num_keys:]) | (key_S == query_T1)
+    return mask_BTS[:, None]
+
+
+def memory_mask(mask_BM: Tensor, sees_memory_BT: Tensor) -> Tensor:
+    """Which memory row each query may see, `[B, 1, T, M]`: all rows of its question, unless it is template prefix."""
+    return (sees_memory_BT[:, :, None] & mask_BM[:, None, :])[:, None]
+
+
+def attend(
+    query_BHTD: Tensor,
+    key_BGSD: Tensor,
+    value_BGSD: Tensor,
+    mask_BHTS: Tensor | None,
+    scaling: float | None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Grouped-query softmax attention, `[B, T, H, D]`. Without a mask it is causal (or one query that sees all).
+
+    Args:
+        mask_BHTS: bool, True where visible; head and batch dimensions may be 1.
+        scaling: of the logits; None means D**-0.5.
+    """
+    grouped = query_BHTD.shape[1] != key_BGSD.shape[1]
+    if grouped and mask_BHTS is not None and query_BHTD.is_cuda:
+        # CUDA's fused kernels take grouped heads only without a mask; else the slow kernel would be picked.
+        repeats = query_BHTD.shape[1] // key_BGSD.shape[1]
+        key_BGSD, value_BGSD = (x.repeat_interleave(repeats, dim=1) for x in (key_BGSD, value_BGSD))
+        grouped = False
+    out_BHTD = F.scaled_dot_product_attention(
+        query_BHTD,
+        key_BGSD,
+        value_BGSD,
+        attn_mask=mask_BHTS,
+        dropout_p=dropout,
+        is_causal=mask_BHTS is None and query_BHTD.shape[2] > 1,
+        scale=scaling,
+        enable_gqa=grouped,
+    )
+    return out_BHTD.transpose(1, 2).contiguous()

@@ -1,0 +1,104 @@
+"""Routing scores (paper eq. 2), written once for training, serving and sharding.
+
+    S[c] = max over query tokens t of mean over heads h of sim(q[t, h], key[c, group(h)])
+
+The mean over grouped-query heads is ONE dot product of width W = G*D: normalise each query head, sum the heads of a
+group, divide by H; normalise each key head; then q_TW @ key_CW. `memspan.ops.naive` holds the literal formula.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def fold_queries(query_BTHD: Tensor, num_kv_heads: int, similarity: str) -> Tensor:
+    """Router queries as the left side of the grouped dot product: `[B, T, W]`, float32 (or wider).
+
+    Args:
+        query_BTHD: output of the router query projection, heads ordered so that head h uses key head h // (H/G).
+        num_kv_heads: G.
+        similarity: "cosine", or "dot" for the scaled dot product (D**-0.5 is folded in here).
+    """
+    B, T, H, D = query_BTHD.shape
+    query_BTHD = query_BTHD.to(torch.promote_types(query_BTHD.dtype, torch.float32))
+    if similarity == "cosine":
+        query_BTHD = torch.nn.functional.normalize(query_BTHD, dim=-1)
+    else:
+        query_BTHD = query_BTHD * D**-0.5
+    groups_BTGD = query_BTHD.view(B, T, num_kv_heads, H // num_kv_heads, D).sum(3) / H
+    return groups_BTGD.reshape(B, T, num_kv_heads * D)
+
+
+def fold_keys(key_CGD: Tensor, similarity: str) -> Tensor:
+    """Pooled router keys as the right side of the grouped dot product: `[..., W]` from `[..., G, D]`.
+
+    Pooling comes first, then (for cosine) every head is scaled to unit length. Computed in float32 or wider.
+    """
+    key_CGD = key_CGD.to(torch.promote_types(key_CGD.dtype, torch.float32))
+    if similarity == "cosine":
+        key_CGD = torch.nn.functional.normalize(key_CGD, dim=-1)
+    return key_CGD.flatten(-2)
+
+
+def routing_queries(query_BTW: Tensor, mask_BT: Tensor) -> Tensor:
+    """Replace every query token that does not route by one that does, so that no mask is needed in the max over tokens.
+
+    Raises:
+        ValueError: a question has no routing token at all.
+    """
+    if not bool(mask_BT.any(1).all()):
+        raise ValueError("every question needs at least one routing token")
+    first_B = mask_BT.int().argmax(1)
+    stand_in_B1W = query_BTW[torch.arange(len(query_BTW), device=query_BTW.device), first_B].unsqueeze(1)
+    return torch.where(mask_BT.unsqueeze(-1), query_BTW, stand_in_B1W)
+
+
+def chunk_scores(query_BTW: Tensor, key_CW: Tensor, tile: int | None = None) -> Tensor:
+    """Score of every chunk for every question, `[B, C]`: the max over query tokens of the grouped dot product.
+
+    One pass over the keys serves the whole batch. Products are computed in the keys' dtype, so bfloat16 keys give
+    scores rounded to 8 bits (`exact_chunk_scores` re-scores the few that matter). Differentiable.
+
+    Args:
+        query_BTW: folded queries in which every token routes (see `routing_queries`).
+        key_CW: folded keys.
+        tile: chunks scored at a time, which bounds the scratch memory to `tile * B * T` scores. Default: all.
+    """
+    B, T, W = query_BTW.shape
+    query_WQ = query_BTW.reshape(B * T, W).to(key_CW.dtype).T
+    tiles = key_CW.split(tile) if tile else (key_CW,)
+    scores = [(rows_CW @ query_WQ).view(-1, B, T).amax(-1) for rows_CW in tiles]
+    return (scores[0] if len(scores) == 1 else torch.cat(scores)).T
+
+
+def exact_chunk_scores(query_TW: Tensor, key_CW: Tensor) -> Tensor:
+    """Scores of a few chunks for one question, `[C]` float32, independent of batch, tile and shard.
+
+    Float32 GEMM results change with the shape of the call. Accumulating in float64 and rounding once leaves no such
+    difference in practice, which is what makes N ranks (and any batch) rank documents exactly as one does.
+    """
+    return (key_CW.double() @ query_TW.double().T).amax(-1).float()
+
+
+def document_scores(score_BC: Tensor, document_C: Tensor, num_documents: int) -> Tensor:
+    """Score of every document, `[B, N]`: the max over its chunks; -inf for a document without chunks.
+
+    Args:
+        score_BC: chunk scores.
+        document_C: index (0..N-1) of the document of each chunk.
+        num_documents: N.
+    """
+    score_BN = score_BC.new_full((len(score_BC), num_documents), float("-inf"))
+    return score_BN.scatter_reduce(1, document_C.expand_as(score_BC), score_BC, "amax", include_self=True)
+
+
+def top_documents(score_N: Tensor, ids_N: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Ids and scores of the best k documents of one question, ordered by score, then by id.
+
+    Documents scored -inf (masked) are never returned, so fewer than k may come back.
+    """
+    order = torch.argsort(ids_N)
+    order = order[torch.argsort(score_N[order], descending=True, stable=True)][:k]
+    order = order[torch.isfinite(score_N[order])]
+    return ids_N[order], score_N[order]

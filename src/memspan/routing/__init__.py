@@ -1,0 +1,1 @@
+"""Choosing documents: a `LayerMemory` over a bank, the ranking over MSA layers, and the selectors."""

@@ -1,0 +1,79 @@
+"""Contexts of different length as one left-padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from memspan.text.template import Context
+
+
+@dataclass(frozen=True, slots=True)
+class PackedContexts:
+    """A left-padded batch of active contexts, `[B, T]` each.
+
+    Attributes:
+        ids: token ids; padding holds 0, which means nothing.
+        positions: the prefix from 0, the rest from prefix length + offset (paper 3.2, global RoPE).
+        valid: True for tokens. Padding is known by length alone.
+        sees_memory: True but for the template prefix and padding.
+        routes: True for the tokens that route.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    valid: torch.Tensor
+    sees_memory: torch.Tensor
+    routes: torch.Tensor
+
+    def to(self, device: torch.device) -> PackedContexts:
+        return PackedContexts(
+            *(getattr(self, name).to(device) for name in ("ids", "positions", "valid", "sees_memory", "routes"))
+        )
+
+
+def pack_contexts(contexts: Sequence[Context], position_offset: int) -> PackedContexts:
+    """Left-pad contexts to the longest.
+
+    Args:
+        contexts: at least one.
+        position_offset: `MSAConfig.position_offset`.
+    """
+    B, T = len(contexts), max(len(context.ids) for context in contexts)
+    ids = torch.zeros(B, T, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    valid, sees_memory, routes = (torch.zeros(B, T, dtype=torch.bool) for _ in range(3))
+    for row, context in enumerate(contexts):
+        length, prefix = len(context.ids), context.routes.start
+        pad = T - length
+        ids[row, pad:] = torch.tensor(context.ids)
+        place = torch.arange(length)
+        positions[row, pad:] = torch.where(place < prefix, place, place + position_offset)
+        valid[row, pad:] = True
+        sees_memory[row, pad + prefix :] = True
+        routes[row, pad + prefix : pad + context.routes.end] = True
+    return PackedContexts(ids, positions, valid, sees_memory, routes)
+
+
+def length_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices grouped into batches of like length, longest first, at most `max_tokens` padded tokens a batch.
+
+    A sequence longer than `max_tokens` is a batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def padding_share(lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> float:
+    """Share of a bucketing's padded tokens that are padding."""
+    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
+    return 1 - sum(lengths) / padded

@@ -1,0 +1,352 @@
+"""The formats of a corpus: what one file holds, as a text or as records. `corpus` makes documents of it."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import BinaryIO, TextIO, cast
+
+import pypdf
+
+from memspan.types import JSON
+
+TEXT_KEYS = ("text", "content", "body")
+"""Where a record keeps its text: under the first of these keys that it fills."""
+
+_NOT_TEXT = "neither UTF-8 nor UTF-16 text"
+_BINARY = "binary file"
+_EMPTY = "empty"
+_SNIFFED_BYTES = 8192
+
+_CODE_FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^#{1,6}[ \t]+(?P<atx>.*?)[ \t]*#*[ \t\r]*$|^(?P<underlined>\S.*)\n=+[ \t\r]*$", re.MULTILINE)
+
+
+class Unreadable(Exception):
+    """A file gives no text, or no more records; the message is the reason, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A file that is one document.
+
+    Attributes:
+        text: never blank.
+        title: as the format marks it (a heading, a title tag), empty where it does not.
+        metadata: what else the format tells.
+    """
+
+    text: str
+    title: str = ""
+    metadata: Mapping[str, JSON] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a file of many, with the number of the line it begins on."""
+
+    line: int
+    values: Mapping[str, JSON]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A record that cannot be read."""
+
+    line: int
+    reason: str
+
+
+def is_supported(path: Path) -> bool:
+    """Whether the extension is one of the known formats."""
+    return holds_records(path) or _extension(path) in _CONTENT_READERS
+
+
+def holds_records(path: Path) -> bool:
+    """Whether the file is one for `read_records`; any other is one for `read_content`."""
+    return _extension(path) in _RECORD_READERS
+
+
+def read_content(path: Path) -> Content:
+    """Read a file that is one document; one of unknown extension is read as plain text.
+
+    Raises:
+        Unreadable: the file is damaged, binary or blank, or may not be read.
+    """
+    with _named_failures():
+        content = _CONTENT_READERS.get(_extension(path), _read_text)(path)
+    if not content.text.strip():
+        raise Unreadable(_EMPTY)
+    return content
+
+
+def read_records(path: Path) -> Iterator[Record | BadRecord]:
+    """Yield the records of a file, reading it as far as they are asked for.
+
+    Raises:
+        Unreadable: the file is damaged, binary or blank, may not be read, or is a table without a text column. It may
+            be raised after some records, where the damage begins there.
+    """
+    with _named_failures(), _open_lines(path) as lines:
+        records = _RECORD_READERS[_extension(path)](lines)
+        first = next(records, None)
+        if first is None:
+            raise Unreadable(_EMPTY)
+        yield first
+        yield from records
+
+
+def is_unicode(value: JSON) -> bool:
+    """Whether all strings in a JSON value can be written as UTF-8 (a lone surrogate can not)."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _extension(path: Path) -> str:
+    """Return the extension in lower case, with the one before it where the file is a compressed one (`.jsonl.gz`)."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return "".join(suffixes[-2:] if suffixes and suffixes[-1] in _OPENERS else suffixes[-1:])
+
+
+@contextmanager
+def _named_failures() -> Iterator[None]:
+    """Turn what the system and the decoders raise into `Unreadable`."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise Unreadable(_NOT_TEXT) from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error) as error:
+        raise Unreadable(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+# Files that are one document ------------------------------------------------------------------------------------------
+
+
+def _read_text(path: Path) -> Content:
+    return Content(_decode(path.read_bytes()))
+
+
+def _read_markup(path: Path) -> Content:
+    text = _decode(path.read_bytes())
+    heading = _HEADING.search(_CODE_FENCE.sub("", text))
+    return Content(text, (heading["atx"] or heading["underlined"] or "") if heading else "")
+
+
+def _read_html(path: Path) -> Content:
+    parser = _PageText()
+    try:
+        parser.feed(_decode(path.read_bytes()))
+        parser.close()
+    except AssertionError as error:  # how html.parser refuses a malformed declaration
+        raise Unreadable(f"malformed HTML: {error}") from error
+    return Content(parser.text(), parser.title)
+
+
+def _read_pdf(path: Path) -> Content:
+    try:
+        reader = pypdf.PdfReader(path)
+        if reader.is_encrypted:
+            raise Unreadable("encrypted PDF")
+        pages = [page.extract_text().strip() for page in reader.pages]
+        title = (reader.metadata.title if reader.metadata else None) or ""
+    except (Unreadable, OSError):
+        raise
+    except Exception as error:  # pypdf meets damaged files with nearly every built-in exception
+        raise Unreadable(f"damaged PDF: {error}") from error
+    if not any(pages):
+        raise Unreadable("PDF without text (scanned pages need text recognition first)")
+    return Content(_repair_glyphs("\n\n".join(pages)), _repair_glyphs(title), {"pages": len(pages)})
+
+
+def _repair_glyphs(text: str) -> str:
+    """Mend what some PDF fonts map their glyphs to: surrogate pairs are joined, lone ones replaced, NULs dropped."""
+    return text.replace("\0", "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _decode(data: bytes) -> str:
+    text = data.decode(_sniff_encoding(data))
+    if "\0" in text:
+        raise Unreadable(_BINARY)
+    return text
+
+
+def _sniff_encoding(head: bytes) -> str:
+    """Return the codec, one that drops the byte order mark, for a file that begins with `head`."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if b"\0" in head:
+        raise Unreadable(_BINARY)
+    return "utf-8-sig"
+
+
+class _PageText(HTMLParser):
+    """Collects the text of an HTML page as it reads on the screen, and its title."""
+
+    _DROPPED = ("script", "style", "nav", "template", "svg")
+    _OWN_BLOCK = re.compile(
+        "address|article|aside|blockquote|body|details|div|dl|fieldset|figcaption|figure|footer|form|h[1-6]|header|hr|"
+        "main|ol|p|pre|section|table|ul"
+    )
+    _NEW_LINE = ("br", "dd", "dt", "li", "option", "summary", "tr")
+    _NEW_CELL = ("td", "th")
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.title = ""
+        self._pieces: list[str] = []
+        self._num_open = dict.fromkeys([*self._DROPPED, "pre", "title"], 0)
+
+    def text(self) -> str:
+        """Return the text read so far: no spaces at line ends, at most one blank line in a row."""
+        text = re.sub(r"[ \t]+\n", "\n", "".join(self._pieces))
+        return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self._num_open:
+            self._num_open[tag] += 1
+        if tag in self._NEW_LINE or self._OWN_BLOCK.fullmatch(tag):
+            self._write("\n")
+        elif tag in self._NEW_CELL:
+            self._write(" ")
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._num_open.get(tag):
+            self._num_open[tag] -= 1
+        if self._OWN_BLOCK.fullmatch(tag):
+            self._write("\n")
+
+    def handle_data(self, data: str) -> None:
+        if any(self._num_open[tag] for tag in self._DROPPED):
+            return
+        if self._num_open["title"]:
+            self.title += data
+        else:
+            self._write(data if self._num_open["pre"] else re.sub(r"\s+", " ", data))
+
+    def _write(self, piece: str) -> None:
+        follows_space = not self._pieces or self._pieces[-1][-1].isspace()
+        if follows_space and not self._num_open["pre"]:
+            piece = piece.lstrip(" ")
+        if piece:
+            self._pieces.append(piece)
+
+
+_CONTENT_READERS: dict[str, Callable[[Path], Content]] = {
+    ".txt": _read_text,
+    ".text": _read_text,
+    ".md": _read_markup,
+    ".markdown": _read_markup,
+    ".rst": _read_markup,
+    ".html": _read_html,
+    ".htm": _read_html,
+    ".pdf": _read_pdf,
+}
+
+
+# Files of records -----------------------------------------------------------------------------------------------------
+
+
+def read_json_lines(lines: Iterable[str]) -> Iterator[Record | BadRecord]:
+    """Yield a record for each line that is not blank; the lines are counted from 1."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            values = parse_json_object(line)
+            yield BadRecord(number, "not a JSON object") if values is None else _checked(Record(number, values))
+
+
+def parse_json_object(line: str) -> dict[str, JSON] | None:
+    """Return the object, or None where `line` is anything else. NaN and Infinity are no JSON."""
+    try:
+        value = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _checked(record: Record) -> Record | BadRecord:
+    return record if is_unicode(dict(record.values)) else BadRecord(record.line, _NOT_TEXT)
+
+
+def _read_comma_table(lines: Iterable[str]) -> Iterator[Record | BadRecord]:
+    return _read_table(lines, ",")
+
+
+def _read_tab_table(lines: Iterable[str]) -> Iterator[Record | BadRecord]:
+    return _read_table(lines, "\t")
+
+
+def _read_table(lines: Iterable[str], delimiter: str) -> Iterator[Record | BadRecord]:
+    rows = _numbered_rows(lines, delimiter)
+    _, columns = next(rows, (0, []))
+    if not is_unicode([*columns]):
+        raise Unreadable(_NOT_TEXT)
+    if columns and not set(TEXT_KEYS) & set(columns):
+        raise Unreadable(f"no column {' or '.join(TEXT_KEYS)}; the columns are {', '.join(columns)}")
+    for line, row in rows:
+        if len(row) > len(columns):
+            yield BadRecord(line, f"{len(row)} cells for {len(columns)} columns")
+        else:
+            # A row may be short: the columns it lacks are keys that the record does not have.
+            yield _checked(Record(line, dict(zip(columns, row, strict=False))))
+
+
+def _numbered_rows(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not blank, each with the number of the line it begins on."""
+    # The default limit of 128 KiB is for cells, not for documents; the module has no other place to set it.
+    csv.field_size_limit(2**31 - 1)
+    rows = csv.reader(lines, delimiter=delimiter)
+    line = 1
+    for row in rows:
+        if row:
+            yield line, row
+        line = rows.line_num + 1
+
+
+@contextmanager
+def _open_lines(path: Path) -> Iterator[TextIO]:
+    """Open a text file, compressed or not, for reading line by line."""
+    with _OPENERS.get(path.suffix.lower(), _open_plain)(path) as data:
+        encoding = _sniff_encoding(data.read(_SNIFFED_BYTES))
+        data.seek(0)
+        # Undecodable bytes pass as lone surrogates, so that they cost one record and not the rest of the file.
+        with io.TextIOWrapper(data, encoding, errors="surrogateescape", newline="") as lines:
+            yield lines
+
+
+def _open_plain(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _open_gzip(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path))
+
+
+def _open_xz(path: Path) -> BinaryIO:
+    return cast(BinaryIO, lzma.open(path))
+
+
+_OPENERS: dict[str, Callable[[Path], BinaryIO]] = {".gz": _open_gzip, ".xz": _open_xz}
+
+_RECORD_READERS: dict[str, Callable[[Iterable[str]], Iterator[Record | BadRecord]]] = {
+    ".csv": _read_comma_table,
+    ".tsv": _read_tab_table,
+    **{f"{lines}{packed}": read_json_lines for lines in (".jsonl", ".ndjson") for packed in ("", *_OPENERS)},
+}

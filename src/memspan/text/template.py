@@ -1,0 +1,140 @@
+"""Documents and questions as tokens: the template's literals, and user text that cannot pass for them.
+
+Markers (`<|im_start|>` ...) become their token ids only where the template itself writes them. In user text the same
+characters are tokenised as plain text, so neither a document nor a question can change the protocol.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NewType
+
+from transformers import PreTrainedTokenizerBase
+
+from memspan.config import TemplateSpec
+from memspan.types import Span
+
+Marker = NewType("Marker", int)
+"""Id of a token that the template writes as one token."""
+
+_ZERO_WIDTH_SPACE = "\u200b"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The active context of one question: template prefix, what routes, template tail.
+
+    Attributes:
+        ids: all tokens.
+        routes: the tokens that route, `ids[routes.start:routes.end]`; the prefix stands before, the tail behind.
+    """
+
+    ids: tuple[int, ...]
+    routes: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A document's original text, put before the model."""
+
+    document_id: int
+    text: str
+
+
+class PromptTemplate:
+    """A `TemplateSpec` bound to a tokenizer."""
+
+    def __init__(self, spec: TemplateSpec, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+        literals = (spec.document_prefix, spec.document_suffix, spec.context_prefix, spec.context_suffix, *spec.stops)
+        tokens = sorted(self._single_tokens(literals), key=len, reverse=True)
+        self._markers: dict[str, Marker] = {token: Marker(_token_id(tokenizer, token)) for token in tokens}
+        self._split_at = re.compile("|".join(map(re.escape, tokens))) if tokens else None
+        # Markers the tokenizer would read as one token even in user text; those are broken up there.
+        self._stubborn = [token for token, marker in self._markers.items() if marker in self._plain_ids(token)]
+        self.prefix_ids = tuple(self._tokenize([*self._pieces(spec.context_prefix)]))
+        self.suffix_ids = tuple(self._tokenize([*self._pieces(spec.context_suffix)]))
+        ends = [tokenizer.eos_token_id, *(self._markers.get(stop) for stop in spec.stops)]
+        self.stop_ids = frozenset(int(end) for end in ends if end is not None)
+        self.stop_strings = tuple(stop for stop in spec.stops if stop not in self._markers)
+
+    def document(self, document_id: int, text: str) -> list[int]:
+        """A document as it is encoded: `prefix [ID]. TEXT[ID] suffix`, positions from 0."""
+        prefix = self.spec.document_prefix.format(id=document_id)
+        suffix = self.spec.document_suffix.format(id=document_id)
+        return self._tokenize([*self._pieces(prefix), self._escape(text), *self._pieces(suffix)])
+
+    def context(self, question: str, passages: Sequence[Passage] = ()) -> Context:
+        """The active context of a question, with the original text of documents before it where there is any."""
+        if passages:
+            written = "".join(self.spec.passage.format(id=p.document_id, text=p.text) for p in passages)
+            body = self.spec.grounded_question.format(passages=written, question=question)
+        else:
+            body = self.spec.plain_question.format(question=question)
+        body_ids = self._plain_ids(self._escape(body))
+        start = len(self.prefix_ids)
+        ids = (*self.prefix_ids, *body_ids, *self.suffix_ids)
+        return Context(ids, Span(start, start + len(body_ids)))
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a plain text, without any template."""
+        return len(self._plain_ids(self._escape(text)))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Generated tokens as text, markers left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _single_tokens(self, literals: Iterable[str]) -> set[str]:
+        """Tokens of the tokenizer's added vocabulary that the literals contain."""
+        added = self.tokenizer.get_added_vocab()
+        return {token for token in added if any(token in literal for literal in literals)}
+
+    def _pieces(self, literal: str) -> Iterable[str | Marker]:
+        """A template literal cut at its markers."""
+        if self._split_at is None:
+            return [literal]
+        plain = self._split_at.split(literal)
+        markers: list[str | Marker] = [self._markers[found] for found in self._split_at.findall(literal)]
+        pieces: list[str | Marker] = [plain[0]]
+        for marker, text in zip(markers, plain[1:], strict=True):
+            pieces += [marker, text]
+        return pieces
+
+    def _tokenize(self, pieces: Sequence[str | Marker]) -> list[int]:
+        """Join neighbouring plain pieces before tokenising them: a border between them is no token border."""
+        ids: list[int] = []
+        plain = ""
+        for piece in [*pieces, Marker(-1)]:
+            if isinstance(piece, str):
+                plain += piece
+                continue
+            ids += self._plain_ids(plain) if plain else []
+            ids += [piece] if piece >= 0 else []
+            plain = ""
+        return ids
+
+    def _plain_ids(self, text: str) -> list[int]:
+        encoded: Any = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return list(encoded["input_ids"])
+
+    def _escape(self, text: str) -> str:
+        for token in self._stubborn:
+            text = text.replace(token, token[0] + _ZERO_WIDTH_SPACE + token[1:])
+        return text
+
+
+def encoded_text(title: str, text: str) -> str:
+    """What of a document is encoded, searched and put before the model: its title, unless the text opens with it."""
+    opening = text.lstrip("#= \t\r\n").lower()
+    if not title or opening.startswith(title.lower()):
+        return text
+    return f"{title}\n{text}"
+
+
+def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int), "an added token has one id"
+    return found

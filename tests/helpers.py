@@ -1,0 +1,201 @@
+"""What tests share: tiny random models of several families, a tokenizer built in memory, a memory made of tensors."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from memspan.config import MSAConfig
+from memspan.model.memory_api import AskStep, LayerMemory
+from memspan.model.modeling import MSAForCausalLM
+from memspan.ops.scoring import chunk_scores, document_scores, fold_queries, routing_queries, top_documents
+from memspan.text.packing import PackedContexts, pack_contexts
+from memspan.text.template import Context
+from memspan.types import EncodedDocuments, Retrieved, Span
+
+VOCAB = 512
+ENDOFTEXT, IM_START, IM_END = 509, 510, 511
+WINDOW = 16
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "olmo2", "phi3")
+
+_FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": WINDOW},
+    "gemma3_text": {
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 32,  # not the head size, so that a lost `scaling` shows
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "phi3": {"pad_token_id": 0},
+}
+
+
+def tiny_config(family: str) -> PretrainedConfig:
+    """A four-layer decoder's config (H=4, G=2, D=16). Weights are large, so that every layer matters to the logits."""
+    return AutoConfig.for_model(
+        family,
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=IM_END,
+        **_FAMILY_SETTINGS.get(family, {}),
+    )
+
+
+def tiny_backbone(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The family's own causal language model with random weights, eager attention. The same for the same seed.
+
+    Norm weights and biases are random as well: at their initial ones and zeros a lost one would not show. Ask here
+    for another `dtype`: `.to(dtype)` would round the rotary frequencies too, which loading a checkpoint does not.
+    """
+    torch.manual_seed(seed)
+    backbone = AutoModelForCausalLM.from_config(tiny_config(family), dtype=dtype, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return backbone
+
+
+def tiny_model(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **msa: Any) -> MSAForCausalLM:
+    """`tiny_backbone(family, seed, dtype)` with memory added; `msa` are fields of `MSAConfig`."""
+    backbone = tiny_backbone(family, seed, dtype)
+    settings = {"chunk_size": 4, "top_k_docs": 2, **msa}
+    config = MSAConfig(backbone_config=copy.deepcopy(backbone.config), **settings)
+    return MSAForCausalLM.from_backbone(backbone, config, seed=seed + 1)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 512 tokens: 256 bytes, 253 pairs of letters, three special tokens."""
+    vocab = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    merges = list(itertools.islice(itertools.product("Ġetaoinshr", string.ascii_lowercase), ENDOFTEXT - len(vocab)))
+    for left, right in merges:
+        vocab[left + right] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def random_ids(*lengths: int) -> list[list[int]]:
+    """Sequences of ordinary tokens, drawn from torch's generator."""
+    return [torch.randint(1, ENDOFTEXT, (length,)).tolist() for length in lengths]
+
+
+def random_context(prefix: int, body: int, tail: int) -> Context:
+    """A context of random tokens, of which `body` route."""
+    return Context(tuple(random_ids(prefix + body + tail)[0]), Span(prefix, prefix + body))
+
+
+class TensorMemory:
+    """A `LayerMemory` over documents in memory; document ids are their indices.
+
+    Attributes:
+        calls: layers of the calls of `route`, in order.
+    """
+
+    def __init__(self, model: MSAForCausalLM, documents: EncodedDocuments, k: int | None = None) -> None:
+        self.config = model.config
+        self.documents = documents
+        self.k = k or model.config.top_k_docs
+        self.calls: list[int] = []
+        self.document_C = torch.repeat_interleave(torch.tensor(documents.num_chunks, dtype=torch.long))
+
+    @classmethod
+    def empty(cls, model: MSAForCausalLM) -> TensorMemory:
+        """A memory without any document."""
+        config = model.config
+        keys = torch.zeros(len(config.layers), 0, config.router_width)
+        content = torch.zeros(len(config.layers), 0, 2, config.num_kv_heads, config.head_dim)
+        return cls(model, EncodedDocuments(keys, content, ()))
+
+    def route(self, layer: int, router_query_BTHD: torch.Tensor, query_mask_BT: torch.Tensor) -> Retrieved:
+        self.calls.append(layer)
+        row = self.config.layers.index(layer)
+        query_BTW = fold_queries(router_query_BTHD, self.config.num_kv_heads, self.config.similarity)
+        query_BTW = routing_queries(query_BTW, query_mask_BT)
+        score_BC = chunk_scores(query_BTW, self.documents.router_keys_LCW[row])
+        num_documents = len(self.documents.num_chunks)
+        score_BN = document_scores(score_BC, self.document_C, num_documents)
+        best = [top_documents(score_N, torch.arange(num_documents), self.k) for score_N in score_BN]
+        rows = [torch.isin(self.document_C, ids).nonzero().flatten() for ids, _ in best]
+        content = self.documents.content_LC2GD[row]
+        M = max(len(r) for r in rows)
+        mask_BM = torch.stack([torch.arange(M) < len(r) for r in rows])
+        content_BM2GD = torch.stack(
+            [torch.cat([content[r], content.new_zeros(M - len(r), *content.shape[1:])]) for r in rows]
+        )
+        keys_BGMD, values_BGMD = content_BM2GD.permute(2, 0, 3, 1, 4)
+        return Retrieved(
+            keys_BGMD,
+            values_BGMD,
+            mask_BM,
+            doc_ids=tuple(tuple(ids.tolist()) for ids, _ in best),
+            scores=tuple(tuple(scores.tolist()) for _, scores in best),
+        )
+
+
+def ask_step(packed: PackedContexts, memory: LayerMemory | None) -> AskStep:
+    """The step of a whole prompt."""
+    return AskStep(packed.valid, packed.sees_memory, packed.routes, memory)
+
+
+def ask(model: MSAForCausalLM, contexts: Sequence[Context], memory: LayerMemory | None) -> list[torch.Tensor]:
+    """Logits of every context's own tokens, computed in one left-padded pass without a cache."""
+    packed = pack_contexts(contexts, model.config.position_offset)
+    logits = model(packed.ids, position_ids=packed.positions, memory=ask_step(packed, memory), use_cache=False).logits
+    return [row[-len(context.ids) :] for row, context in zip(logits, contexts, strict=True)]
+
+
+def ask_in_steps(
+    model: MSAForCausalLM, contexts: Sequence[Context], memory: LayerMemory | None, steps: Sequence[int]
+) -> torch.Tensor:
+    """Logits `[B, T]` of the left-padded batch: a prefill, then the last `sum(steps)` tokens in passes of those sizes.
+
+    The decoded tokens stand in the contexts' tails: they do not route.
+    """
+    packed = pack_contexts(contexts, model.config.position_offset)
+    cache = DynamicCache(config=model.config.text_config)
+    start = packed.ids.shape[1] - sum(steps)
+    assert not packed.routes[:, start:].any(), "decoded tokens do not route"
+    first = AskStep(packed.valid[:, :start], packed.sees_memory[:, :start], packed.routes[:, :start], memory)
+    logits = [
+        model(
+            packed.ids[:, :start], position_ids=packed.positions[:, :start], past_key_values=cache, memory=first
+        ).logits
+    ]
+    for size in steps:
+        new = slice(start, start + size)
+        step = AskStep(valid_BS=packed.valid[:, : new.stop], memory=memory, retrieved=first.retrieved)
+        logits.append(
+            model(packed.ids[:, new], position_ids=packed.positions[:, new], past_key_values=cache, memory=step).logits
+        )
+        start = new.stop
+    return torch.cat(logits, dim=1)

@@ -1,0 +1,419 @@
+"""Every format and every reason to skip: files and folders made on the spot, streams, the installed packages."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import importlib.metadata
+import io
+import json
+import lzma
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pypdf
+import pytest
+from pypdf.generic import DictionaryObject, NameObject, StreamObject
+
+from memspan.errors import CorpusError
+from memspan.text import corpus
+from memspan.text.corpus import Skipped, installed_packages, read_paths, read_stream
+from memspan.types import Document
+
+
+def read(*paths: Path) -> list[Document | Skipped]:
+    return list(read_paths(paths))
+
+
+def read_document(path: Path) -> Document:
+    (document,) = read(path)
+    assert isinstance(document, Document), document
+    return document
+
+
+def skip_reason(path: Path) -> str:
+    (skipped,) = read(path)
+    assert isinstance(skipped, Skipped), skipped
+    assert skipped.source == str(path)
+    return skipped.reason
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def write_pdf(path: Path, pages: list[str], title: str = "", password: str = "") -> Path:
+    writer = pypdf.PdfWriter()
+    font = DictionaryObject({NameObject("/Type"): NameObject("/Font"), NameObject("/Subtype"): NameObject("/Type1")})
+    font[NameObject("/BaseFont")] = NameObject("/Helvetica")
+    for text in pages:
+        page = writer.add_blank_page(200, 200)
+        fonts = DictionaryObject({NameObject("/F1"): font})
+        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
+        drawing = StreamObject()
+        drawing.set_data(f"BT /F1 12 Tf 20 100 Td ({text}) Tj ET".encode())
+        page[NameObject("/Contents")] = drawing
+    if title:
+        writer.add_metadata({"/Title": title})
+    if password:
+        writer.encrypt(password)
+    writer.write(path)
+    return path
+
+
+# Texts ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.TEXT", "a.rst", "a.py", "Makefile"])
+def test_a_text_file_is_kept_verbatim(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, " One\r\ntwo \n")
+    title = path.stem
+    assert read_document(path) == Document(path.as_posix(), " One\r\ntwo \n", title, {"path": str(path)})
+
+
+def test_markdown_is_kept_verbatim_and_names_itself_by_its_first_heading(tmp_path: Path) -> None:
+    text = "![badge](b.svg)\n\n```sh\n# no heading\n```\n## The  *plan* ##\n# Later\n"
+    document = read_document(write(tmp_path / "a.md", text))
+    assert (document.text, document.title) == (text, "The *plan*")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "title"),
+    [
+        ("a.rst", "====\nName\n====\n\nText", "Name"),
+        ("a.md", "Name\r\n====\r\nText", "Name"),
+        ("a.markdown", "#hashtag\nText", "a"),
+        ("a.txt", "\n  A short line \n \nText", "A short line"),
+        ("a.txt", "# A comment\nText", "a"),
+        ("a.txt", "First of\nmany lines", "a"),
+        ("a.txt", "The only line", "a"),
+        ("a.txt", "long " * 30 + "\n\nText", "a"),
+    ],
+)
+def test_titles(tmp_path: Path, name: str, text: str, title: str) -> None:
+    assert read_document(write(tmp_path / name, text)).title == title
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "date"),
+    [
+        ("a.md", "# Title\n\nDate: 2024-02-29\n", "2024-02-29"),
+        ("a.md", "---\ntitle: x\ndate: '2024-01-02T10:00'\n---\n", "2024-01-02"),
+        ("a.md", "**Date:** 2024-01-02\n", "2024-01-02"),
+        ("2023-12-31-notes.txt", "Text", "2023-12-31"),
+        ("2023-12-31.txt", "date: 2024-01-02", "2024-01-02"),
+        ("2023-13-31.txt", "Date: 2024-02-30", None),
+        ("a.txt", "\n".join("x" * 10) + "\nDate: 2024-01-02", None),
+        ("a.txt", "The date: 2024-01-02", None),
+    ],
+)
+def test_dates(tmp_path: Path, name: str, text: str, date: str | None) -> None:
+    assert read_document(write(tmp_path / name, text)).metadata.get("date") == date
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        codecs.BOM_UTF8 + "Grüße".encode(),
+        codecs.BOM_UTF16_LE + "Grüße".encode("utf-16-le"),
+        codecs.BOM_UTF16_BE + "Grüße".encode("utf-16-be"),
+    ],
+)
+def test_byte_order_marks_are_understood_and_dropped(tmp_path: Path, data: bytes) -> None:
+    assert read_document(write(tmp_path / "a.txt", data)).text == "Grüße"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.txt", "Grüße".encode("latin-1"), "neither UTF-8 nor UTF-16 text"),
+        ("a.txt", codecs.BOM_UTF16_LE + b"odd", "neither UTF-8 nor UTF-16 text"),
+        ("a.bin", b"\x7fELF\0\0", "binary file"),
+        ("a.txt", codecs.BOM_UTF16_LE + b"a\0\0\0", "binary file"),
+        ("a.jsonl", b"\0\0", "binary file"),
+        ("a.csv", "größe,text\n".encode("latin-1"), "neither UTF-8 nor UTF-16 text"),
+        ("a.jsonl", codecs.BOM_UTF16_LE + b"odd", "neither UTF-8 nor UTF-16 text"),
+        ("a.txt", b"", "empty"),
+        ("a.md", b" \n\t\n", "empty"),
+        ("a.html", b"<p><script>x</script></p>", "empty"),
+        ("a.html", b"<p>a</p><![x[y]]>", "malformed HTML"),
+        ("a.jsonl", b"\n\n", "empty"),
+        ("a.csv", b"", "empty"),
+        ("a.csv", b"id,text\n", "empty"),
+        ("a.csv", b"id,name\n1,x\n", "no column text or content or body; the columns are id, name"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}')[:-9], "cannot be read: Compressed file ended"),
+        ("a.jsonl.gz", b"no gzip", "cannot be read: Not a gzipped file"),
+        ("a.jsonl.xz", b"no xz at all", "cannot be read: Input format not supported"),
+        ("a.pdf", b"%PDF-1.4 and then nothing", "damaged PDF"),
+        ("a.pdf", b"", "damaged PDF"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_skipped_with_the_reason(
+    tmp_path: Path, name: str, data: bytes, reason: str
+) -> None:
+    assert skip_reason(write(tmp_path / name, data)).startswith(reason)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.pdf"])
+def test_a_file_without_permission_is_skipped(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = write(tmp_path / name, "a")
+    monkeypatch.setattr(io, "open", refuse)  # what Path.open calls, so that it holds for root too
+    monkeypatch.setattr("builtins.open", refuse)
+    assert skip_reason(path) == "cannot be read: Permission denied"
+
+
+def test_html_becomes_the_text_on_the_screen(tmp_path: Path) -> None:
+    page = """<!doctype html><html><head><title>A &amp; B</title><style>p {}</style></head><body>
+    <nav>Home <nav>in</nav> menu</nav><h1>Head</h1><p>One&nbsp;<b>two</b>
+      three<br>four &lt;5&gt;</p><script>var x = "<p>";</script><svg><title>icon</title></svg>
+    <ul><li>a</li> <li>b</li></ul><table><tr><td>1</td><td>2</td></tr></table><pre>def f():
+    return 1</pre></body></html>"""
+    document = read_document(write(tmp_path / "a.html", page))
+    assert document.title == "A & B"
+    assert document.text == ("Head\n\nOne two three\nfour <5>\n\na\nb\n\n1 2\n\ndef f():\n    return 1")
+
+
+# PDF ------------------------------------------------------------------------------------------------------------------
+
+
+def test_pdf_pages_are_joined_and_counted(tmp_path: Path) -> None:
+    document = read_document(write_pdf(tmp_path / "a.pdf", ["Hello memory", "Second page"], title="The paper"))
+    assert document.text == "Hello memory\n\nSecond page"
+    assert document.title == "The paper"
+    assert document.metadata == {"path": str(tmp_path / "a.pdf"), "pages": 2}
+
+
+def test_a_pdf_without_metadata_is_titled_by_its_first_line(tmp_path: Path) -> None:
+    assert read_document(write_pdf(tmp_path / "a.pdf", ["Hello memory", "Second page"])).title == "Hello memory"
+
+
+def test_an_encrypted_pdf_is_skipped(tmp_path: Path) -> None:
+    assert skip_reason(write_pdf(tmp_path / "a.pdf", ["Hello"], password="secret")) == "encrypted PDF"
+
+
+def test_a_pdf_of_scans_is_skipped(tmp_path: Path) -> None:
+    assert skip_reason(write_pdf(tmp_path / "a.pdf", [""])).startswith("PDF without text")
+
+
+# Records --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.xz", ".JSONL.GZ"])
+def test_json_lines(tmp_path: Path, suffix: str) -> None:
+    lines = [
+        '{"text": "A", "title": " T ", "external_id": "x", "id": 7, "tags": ["a"]}',
+        "",
+        '{"content": "B", "text": "", "id": 0}',
+        '{"body": "C", "title": null, "id": ""}',
+    ]
+    pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(suffix[-3:].lower(), bytes)
+    path = write(tmp_path / f"2024-01-02{suffix}", pack("\r\n".join(lines).encode()))
+    known = {"path": str(path), "date": "2024-01-02"}
+    assert read(path) == [
+        Document("x", "A", "T", {**known, "id": 7, "tags": ["a"]}),
+        Document("0", "B", "", {**known, "text": ""}),
+        Document(f"{path.as_posix()}#4", "C", "", {**known, "title": None, "id": ""}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "not a JSON object"),
+        (b"[1]", "not a JSON object"),
+        (b'{"text": "a", "score": NaN}', "not a JSON object"),
+        (b"[" * 100_000, "not a JSON object"),
+        (b'{"text": 5}', "no text under the key text or content or body"),
+        (b'{"txt": "a"}', "no text under the key text or content or body"),
+        ('{"text": "Grüße"}'.encode("latin-1"), "neither UTF-8 nor UTF-16 text"),
+        (b'{"text": "\\ud800"}', "neither UTF-8 nor UTF-16 text"),
+    ],
+)
+def test_a_bad_line_is_skipped_and_the_next_is_read(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n' + line + b'\n{"text": "b"}\n')
+    first, skipped, last = read(path)
+    assert isinstance(first, Document)
+    assert skipped == Skipped(f"{path}#2", reason)
+    assert isinstance(last, Document)
+    assert last.external_id.endswith("#3")
+
+
+def test_utf16_json_lines(tmp_path: Path) -> None:
+    assert read_document(write(tmp_path / "a.jsonl", '{"text": "Grüße"}\n'.encode("utf-16"))).text == "Grüße"
+
+
+def test_tables_follow_the_rules_of_json_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", '\ufeffid,text,title,year\nx,"A,\nand more",T,1999\n\n,B\n,,T\n1,2,3,4,5\n')
+    assert read(path) == [
+        Document("x", "A,\nand more", "T", {"path": str(path), "year": "1999"}),
+        Document(f"{path.as_posix()}#5", "B", "", {"path": str(path), "id": ""}),
+        Skipped(f"{path}#6", "no text under the key text or content or body"),
+        Skipped(f"{path}#7", "5 cells for 4 columns"),
+    ]
+
+
+def test_a_tab_table_with_a_cell_longer_than_the_csv_module_allows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", f"body\tkind\n{'x' * 200_000}\tbig\n")
+    document = read_document(path)
+    assert len(document.text) == 200_000
+    assert document.metadata["kind"] == "big"
+
+
+def test_records_before_the_damage_are_kept(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"text": os.urandom(50).hex()}) + "\n" for _ in range(2000)).encode()
+    path = write(tmp_path / "a.jsonl.gz", gzip.compress(lines)[:-1000])
+    *documents, last = read(path)
+    assert len(documents) > 1000
+    assert isinstance(last, Skipped)
+    assert last.source == str(path)
+
+
+# Folders --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_read_in_order_and_what_is_unknown_is_named(tmp_path: Path) -> None:
+    for name in ("b/z.txt", "b/a.md", "a.txt", "c.xyz", "LICENSE", ".hidden.txt", ".git/config.txt", "c.txt"):
+        write(tmp_path / name, name)
+    items = read(tmp_path)
+    assert [item.external_id for item in items if isinstance(item, Document)] == ["a.txt", "b/a.md", "b/z.txt", "c.txt"]
+    assert [item for item in items if isinstance(item, Skipped)] == [
+        Skipped(str(tmp_path / "LICENSE"), "unsupported file type (no extension)"),
+        Skipped(str(tmp_path / "c.xyz"), "unsupported file type .xyz"),
+    ]
+    assert isinstance(items[1], Document)
+    assert items[1].metadata["path"] == str(tmp_path / "a.txt")
+
+
+def test_links_are_followed_to_files_but_not_to_folders_so_that_loops_end(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.txt", "A")
+    (tmp_path / "in/loop").symlink_to(tmp_path)
+    (tmp_path / "in/self").symlink_to("self")
+    (tmp_path / "link.txt").symlink_to("in/a.txt")
+    document, loop, itself, link = read(tmp_path)
+    assert isinstance(document, Document)
+    assert isinstance(loop, Skipped) and loop.reason.startswith("symbolic link to a folder")
+    assert isinstance(itself, Skipped) and itself.reason.startswith("not a file that can be read")
+    assert isinstance(link, Document) and link.external_id == "link.txt"
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert isinstance(read(tmp_path)[0], Skipped)
+
+
+def test_a_folder_without_permission_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert read(tmp_path) == [Skipped(str(tmp_path), "cannot be read: Permission denied")]
+
+
+def test_a_file_name_that_is_not_unicode_is_skipped_printably(tmp_path: Path) -> None:
+    try:
+        write(tmp_path / os.fsdecode(b"gr\xfc.txt"), "A")
+    except OSError:
+        pytest.skip("this file system has only Unicode names")
+    assert read(tmp_path) == [Skipped(f"{tmp_path}/gr\\xfc.txt", "the file's name is not UTF-8")]
+
+
+def test_a_missing_path_is_an_error_before_anything_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "A")
+    with pytest.raises(CorpusError, match=r"nowhere\.txt does not exist"):
+        read_paths([tmp_path, tmp_path / "nowhere.txt"])
+
+
+def test_no_paths_are_no_documents() -> None:
+    assert read() == []
+
+
+def test_a_file_is_not_opened_before_it_is_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", '{"text": "1"}\n' * 3)
+    late = write(tmp_path / "b.txt", "early")
+    items = read_paths([tmp_path])
+    next(items)
+    late.write_text("late")
+    *_, last = items
+    assert isinstance(last, Document)
+    assert last.text == "late"
+
+
+def test_a_file_of_records_is_read_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "1"}\n' * 1000)
+    num_parsed = 0
+    parse = corpus.parse_json_object
+
+    def counting(line: str) -> object:
+        nonlocal num_parsed
+        num_parsed += 1
+        return parse(line)
+
+    monkeypatch.setattr("memspan.text.readers.parse_json_object", counting)
+    next(read_paths([path]))
+    assert num_parsed == 1
+
+
+# Streams --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_one_document() -> None:
+    text = "\ufeffNotes\n\nDate: 2024-01-02\n{}\n"
+    assert list(read_stream(io.StringIO(text))) == [
+        Document("stdin", text.removeprefix("\ufeff"), "Notes", {"date": "2024-01-02"})
+    ]
+
+
+def test_a_stream_of_json_objects_is_many() -> None:
+    stream = io.StringIO('{"text": "A\u2028B", "year": 1}\n\n{"id": "x", "body": "C"}\n{}\n')
+    assert list(read_stream(stream, "in")) == [
+        Document("in#1", "A\u2028B", "", {"year": 1}),
+        Document("x", "C"),
+        Skipped("in#4", "no text under the key text or content or body"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b" \n", "empty"), (b"a\0b", "binary data"), (b"gr\xfc\xdf", "not utf-8 text")]
+)
+def test_a_stream_without_text_is_skipped(data: bytes, reason: str) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(data), "utf-8")
+    assert list(read_stream(stream)) == [Skipped("stdin", reason)]
+
+
+# Packages -------------------------------------------------------------------------------------------------------------
+
+
+def test_installed_packages_are_documents() -> None:
+    packages = {document.title: document for document in installed_packages()}
+    safetensors = packages["safetensors"]
+    assert safetensors.external_id == "package:safetensors"
+    assert safetensors.text.startswith("safetensors is a Python package.")
+    assert "tensors" in safetensors.text.split()
+    assert safetensors.metadata == {"version": importlib.metadata.version("safetensors")}
+
+
+def test_packages_are_sorted_unique_and_brief(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    readme = "# Zed\n\n[![build](b.svg)](https://ci)\n<p align='c'>Reads [files](u) `fast`.</p>\n\n" + "word " * 300
+    rst = ".. image:: b.svg\n   :target: u\n\nTool\n====\n\n|badge|_ uses :func:`f` of `docs <u>`_."
+    install(first, "Zed_x", "Zed.", readme)
+    install(first, "a-tool", "", rst)
+    install(first, "silent", "", "")
+    install(second, "zed-X", "An older copy.", "")
+    monkeypatch.setattr("sys.path", [str(first), str(second)])
+    tool, zed = installed_packages()
+    assert (tool.external_id, tool.text) == ("package:a-tool", "a-tool is a Python package.\n\nTool uses f of docs.")
+    assert zed.text.startswith("Zed_x is a Python package. Zed.\n\nZed Reads files fast. word word")
+    assert len(zed.text.split()) == 6 + 200
+    assert zed.metadata == {"version": "1.0"}
+
+
+def install(folder: Path, name: str, summary: str, description: str) -> None:
+    headers = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" + (f"Summary: {summary}\n" if summary else "")
+    write(folder / f"{name.replace('-', '_')}-1.0.dist-info" / "METADATA", f"{headers}\n{description}")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import random_context
+
+from memspan.text.packing import length_batches, pack_contexts, padding_share
+from memspan.text.template import Context
+from memspan.types import Span
+
+OFFSET = 16
+
+
+def test_packing_writes_what_its_definition_says_token_by_token() -> None:
+    contexts = [random_context(3, 4, 2), random_context(3, 1, 2), random_context(0, 5, 0)]
+    packed = pack_contexts(contexts, OFFSET)
+    T = 9
+    for row, context in enumerate(contexts):
+        pad = T - len(context.ids)
+        for t in range(T):
+            place = t - pad
+            inside = place >= 0
+            behind_prefix = inside and place >= context.routes.start
+            assert bool(packed.valid[row, t]) is inside
+            assert bool(packed.sees_memory[row, t]) is behind_prefix
+            assert bool(packed.routes[row, t]) is (behind_prefix and place < context.routes.end)
+            if inside:
+                assert packed.ids[row, t] == context.ids[place]
+                assert packed.positions[row, t] == place + (OFFSET if behind_prefix else 0)
+
+
+def test_a_context_is_packed_the_same_alone_and_in_a_batch() -> None:
+    contexts = [random_context(3, 4, 2), random_context(3, 1, 2), random_context(3, 30, 2)]
+    together = pack_contexts(contexts, OFFSET)
+    for row, context in enumerate(contexts):
+        alone = pack_contexts([context], OFFSET)
+        for name in ("ids", "positions", "valid", "sees_memory", "routes"):
+            assert torch.equal(getattr(together, name)[row, -len(context.ids) :], getattr(alone, name)[0]), name
+        assert together.valid[row].sum() == len(context.ids)
+        assert together.routes[row].sum() == context.routes.end - context.routes.start
+
+
+def test_a_token_of_id_zero_is_no_padding() -> None:
+    packed = pack_contexts([Context((0, 0, 0), Span(1, 2)), Context((0,) * 5, Span(1, 2))], OFFSET)
+    assert packed.valid.sum(1).tolist() == [3, 5]
+
+
+def test_moving_a_batch_keeps_every_field_in_its_place() -> None:
+    packed = pack_contexts([random_context(3, 4, 2), random_context(3, 1, 2)], OFFSET)
+    moved = packed.to(torch.device("meta"))
+    for name in ("ids", "positions", "valid", "sees_memory", "routes"):
+        assert getattr(moved, name).device.type == "meta" and getattr(moved, name).dtype == getattr(packed, name).dtype
+    again = packed.to(torch.device("cpu"))
+    assert all(torch.equal(getattr(again, n), getattr(packed, n)) for n in ("sees_memory", "routes", "valid"))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 7, 40, 100, 10_000])
+def test_length_batches_hold_every_index_once_within_the_limit_and_longest_first(max_tokens: int) -> None:
+    lengths = torch.randint(1, 60, (83,)).tolist()
+    batches = list(length_batches(lengths, max_tokens))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= max_tokens
+    in_order = [lengths[index] for batch in batches for index in batch]
+    assert in_order == sorted(lengths, reverse=True)
+
+
+def test_length_batches_are_as_full_as_the_limit_allows() -> None:
+    lengths = torch.randint(1, 60, (83,)).tolist()
+    batches = list(length_batches(lengths, 100))
+    for batch, following in zip(batches, batches[1:], strict=False):
+        assert (len(batch) + 1) * lengths[batch[0]] > 100, f"{following[0]} would have fitted"
+
+
+def test_no_sequences_make_no_batches() -> None:
+    assert list(length_batches([], 100)) == []
+
+
+def test_padding_share_is_the_share_of_invalid_places_in_the_packed_batches() -> None:
+    contexts = [random_context(1, n, 1) for n in (1, 9, 4, 4, 30, 2)]
+    lengths = [len(context.ids) for context in contexts]
+    batches = list(length_batches(lengths, 33))
+    valid = torch.cat([pack_contexts([contexts[i] for i in batch], 0).valid.flatten() for batch in batches])
+    assert padding_share(lengths, batches) == pytest.approx(1 - valid.float().mean().item())
+    assert padding_share(lengths, [[index] for index in range(6)]) == 0
