@@ -1,13 +1,12 @@
-"""Fixtures every test shares: few threads, fixed seeds, and a device where there is one."""
+"""Fixtures every test shares: one thread, fixed seeds, and a device where there is one."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 import torch
 
-torch.set_num_threads(min(os.cpu_count() or 1, 2))
+# Tensors are tiny: a second thread only waits, and on a busy machine makes the tests several times slower.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from transformers import AutoConfig, PretrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -120,7 +120,7 @@ class MSAConfig(PretrainedConfig):
     """
 
     model_type = "memspan"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+    sub_configs_defaults: ClassVar = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
 
     backbone_config: dict | PretrainedConfig | None = None
     msa_layers: list[int] | None = None
@@ -160,7 +160,7 @@ class MSAConfig(PretrainedConfig):
         for name in ("chunk_size", "top_k_docs", "max_document_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if cast(int, self.position_offset) < 0:
+        if self.offset < 0:
             raise ValueError(f"position_offset must not be negative, not {self.position_offset}")
         if self.similarity not in SIMILARITIES:
             raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, not {self.similarity!r}")
@@ -183,6 +183,11 @@ class MSAConfig(PretrainedConfig):
     def layers(self) -> tuple[int, ...]:
         """`msa_layers` as an immutable tuple."""
         return tuple(cast(list[int], self.msa_layers))
+
+    @property
+    def offset(self) -> int:
+        """`position_offset`, resolved."""
+        return cast(int, self.position_offset)
 
     @property
     def num_heads(self) -> int:

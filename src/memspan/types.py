@@ -40,7 +40,7 @@ class Document:
             raise ValueError(f"document {self.external_id!r} has no text")
         for value in (self.external_id, self.title, self.text):
             if "\0" in value or not _is_unicode(value):
-                raise ValueError(f"document {self.external_id!r} holds NUL characters or lone surrogates; clean its text")
+                raise ValueError(f"document {self.external_id!r} holds NUL characters or lone surrogates")
 
     @property
     def content_hash(self) -> str:
@@ -63,6 +63,10 @@ class Span:
 
     start: int
     end: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)

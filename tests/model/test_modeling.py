@@ -8,7 +8,10 @@ import pytest
 import torch
 from helpers import (
     ENDOFTEXT,
+    FAMILIES,
     IM_END,
+    VOCAB,
+    WINDOW,
     TensorMemory,
     ask,
     random_context,
@@ -22,6 +25,7 @@ from transformers import DynamicCache
 
 from memspan.config import TEMPLATES, MSAConfig
 from memspan.errors import UnsupportedBackbone
+from memspan.model.memory_api import AskStep
 from memspan.model.modeling import MSAForCausalLM, attention_modules, is_router, routed_modules
 from memspan.ops import naive
 from memspan.ops.scoring import fold_keys
@@ -32,7 +36,7 @@ ATOL = 1e-5
 # --- encoding -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "olmo2", "phi3"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_encode_keeps_the_literal_means_of_keys_values_and_router_keys(family: str, similarity: str) -> None:
     """K (after norm and RoPE) and V as the plain backbone caches them; router keys from the attention's own input."""
@@ -44,7 +48,7 @@ def test_encode_keeps_the_literal_means_of_keys_values_and_router_keys(family: s
             lambda _, args, kwargs, layer=layer: inputs.update({layer: kwargs.get("hidden_states", *args[:1])[0]}),
             with_kwargs=True,
         )
-    for document in random_ids(1, 3, 4, 11):
+    for document in random_ids(1, 3, 4, 2 * WINDOW + 3):
         cache = DynamicCache()
         ids = torch.tensor([document])
         with torch.no_grad():
@@ -79,7 +83,8 @@ def test_gradients_of_latents_reach_router_keys_msa_keys_values_and_embeddings()
             assert weight.grad.abs().max() > 0, (layer, name)
 
 
-def test_gradient_checkpointing_without_reentry_gives_the_same_gradients() -> None:
+@pytest.mark.xfail(strict=True, reason="RoutedAttention does not route when a layer is recomputed: CheckpointError")
+def test_gradient_checkpointing_of_questions_gives_the_same_gradients() -> None:
     documents, context = random_ids(5, 9, 3), random_context(3, 5, 4)
     gradients = []
     for checkpointing in (False, True):
@@ -126,6 +131,28 @@ def test_encoding_in_bfloat16_keeps_router_keys_in_unit_length() -> None:
     norms = encoded.router_keys_LCW.unflatten(-1, (2, 16)).float().norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-3)
     assert encoded.content_LC2GD.dtype == torch.bfloat16
+
+
+# --- asking ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [(1, 1, 1), (3, 2)])
+def test_a_step_that_leaves_out_padding_and_prefix_means_that_there_is_none(steps: tuple[int, ...]) -> None:
+    model = tiny_model("qwen3")
+    memory = TensorMemory(model, model.encode(random_ids(9, 3, 8)))
+    context = random_context(0, 6, 7)
+    ids = torch.tensor([context.ids])
+    positions = torch.arange(ids.shape[1])[None] + model.config.position_offset
+    with torch.no_grad():
+        (expected,) = ask(model, [context], memory)
+        cache, found, start = DynamicCache(), [], 0
+        first = AskStep(routes_BT=torch.arange(13 - sum(steps))[None] < 6, memory=memory)
+        for size in (13 - sum(steps), *steps):
+            new = slice(start, start + size)
+            step = AskStep(retrieved=first.retrieved) if start else first
+            found.append(model(ids[:, new], position_ids=positions[:, new], past_key_values=cache, memory=step).logits)
+            start += size
+    torch.testing.assert_close(torch.cat(found, dim=1)[0], expected, rtol=0, atol=ATOL)
 
 
 # --- checkpoints and fingerprints -----------------------------------------------------------------------------------
@@ -195,7 +222,7 @@ def test_the_encoder_fingerprint_changes_with_what_shapes_latents_and_with_nothi
 
     def nudge(name: str):
         def edit(model: MSAForCausalLM) -> None:
-            model.backbone.get_parameter(name).data.view(-1)[:40] += 0.5
+            model.backbone.get_parameter(name).data.view(-1)[-40:] += 0.5  # the end: all of it counts
 
         return edit
 
@@ -222,6 +249,17 @@ def test_the_encoder_fingerprint_covers_the_documents_template_and_not_the_quest
         assert (edited == fingerprint) is same, field
 
 
+@pytest.mark.xfail(strict=True, reason="encoder_fingerprint covers weights and MSA settings, not the backbone's config")
+def test_the_encoder_fingerprint_covers_what_the_backbones_config_computes_without_weights() -> None:
+    model, document = tiny_model("qwen3"), random_ids(11)
+    backbone_config = tiny_config("qwen3")
+    backbone_config.rope_parameters = {**backbone_config.rope_parameters, "rope_theta": 77.0}
+    other = MSAForCausalLM(MSAConfig(backbone_config=backbone_config, chunk_size=4, top_k_docs=2)).eval()
+    other.load_state_dict(model.state_dict())
+    assert not torch.allclose(other.encode(document).content_LC2GD, model.encode(document).content_LC2GD, atol=1e-2)
+    assert other.encoder_fingerprint() != model.encoder_fingerprint()
+
+
 # --- the wrapper as a Hugging Face model ----------------------------------------------------------------------------
 
 
@@ -234,6 +272,30 @@ def test_generate_writes_what_the_backbone_writes(family: str) -> None:
     settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": ENDOFTEXT, "eos_token_id": IM_END}
     expected = backbone.generate(ids, attention_mask=mask, **settings)
     assert torch.equal(model.generate(ids, attention_mask=mask, **settings), expected)
+
+
+@pytest.mark.xfail(strict=True, reason="attention over a static cache sees its unwritten rows")
+def test_a_static_cache_gives_the_same_text_or_is_refused() -> None:
+    model, ids = tiny_model("llama"), torch.tensor(random_ids(9))
+    settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(ids, **settings)
+    try:
+        found = model.generate(ids, cache_implementation="static", disable_compile=True, **settings)
+    except UnsupportedBackbone:
+        return
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.xfail(strict=True, reason="get_output_embeddings is None, so only the input embeddings are resized")
+def test_a_model_with_more_tokens_saves_and_loads(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.resize_token_embeddings(VOCAB + 8)
+    model.save_pretrained(tmp_path)
+    loaded = MSAForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.vocab_size == VOCAB + 8
+    ids = torch.tensor([[VOCAB + 7, 5]])
+    assert loaded(ids).logits.shape[-1] == VOCAB + 8
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
 def test_a_deep_copy_computes_the_same_and_shares_nothing() -> None:

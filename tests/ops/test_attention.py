@@ -150,3 +150,12 @@ def test_validity_longer_than_a_trimmed_cache_is_read_from_its_end() -> None:
     trimmed = local_mask(2, 7, valid_BS, None, torch.device("cpu"))
     assert torch.equal(trimmed, local_mask(2, 7, valid_BS[:, -7:], None, torch.device("cpu")))
     assert trimmed[0, 0, -1].tolist() == [False] + [True] * 6
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("num_queries", [2, 9])
+def test_padding_is_seen_by_itself_alone_so_that_every_row_has_a_key(num_queries: int, window: int | None) -> None:
+    valid_BS = torch.tensor([[False] * 8 + [True], [True] * 9])
+    mask = local_mask(num_queries, 9, valid_BS, window, torch.device("cpu"))[0, 0]
+    itself = torch.eye(9, dtype=torch.bool)[-num_queries:]
+    assert torch.equal(mask, itself)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from helpers import random_context
@@ -68,7 +70,7 @@ def test_length_batches_hold_every_index_once_within_the_limit_and_longest_first
 def test_length_batches_are_as_full_as_the_limit_allows() -> None:
     lengths = torch.randint(1, 60, (83,)).tolist()
     batches = list(length_batches(lengths, 100))
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         assert (len(batch) + 1) * lengths[batch[0]] > 100, f"{following[0]} would have fitted"
 
 

@@ -113,7 +113,17 @@ def test_braces_in_texts_are_safe(template: PromptTemplate, text: str) -> None:
     assert template.tokenizer.decode(template.context(text, [Passage(1, text)]).ids).count(text) >= 2
 
 
-def test_count_tokens_is_what_the_text_adds_to_a_document(chatml: PromptTemplate) -> None:
+def test_of_two_markers_the_longer_is_read_where_both_stand() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_start|>[x]"]})
+    template = PromptTemplate(
+        dataclasses.replace(CHATML, document_prefix="<|im_start|>[x]<|im_start|>{id} "), tokenizer
+    )
+    longer = tokenizer.convert_tokens_to_ids("<|im_start|>[x]")
+    assert template.document(5, "y")[:2] == [longer, IM_START]
+
+
+def test_count_tokens_counts_a_text_as_a_question_holds_it(chatml: PromptTemplate) -> None:
     for text in ("the rain in Oslo", HOSTILE):
         alone = chatml.count_tokens(text)
         body = chatml.context(text)

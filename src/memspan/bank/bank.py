@@ -107,7 +107,7 @@ class MemoryBank:
         try:
             lock.acquire()
         except Timeout as error:
-            raise BankError(f"{self.folder} is being written by another process ({_holder(path)}); wait for it") from error
+            raise BankError(f"another process ({_holder(path)}) is writing {self.folder}; wait for it") from error
         except OSError as error:
             raise BankError(f"{self.folder} cannot be written: {error}") from error
         try:

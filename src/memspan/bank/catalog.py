@@ -7,6 +7,7 @@ source, or a part of a long one (its parent is the source, its place a character
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sqlite3
 import time
@@ -55,6 +56,8 @@ CREATE TABLE documents (
 CREATE INDEX documents_of_source ON documents (source_id);
 CREATE VIRTUAL TABLE word_index USING fts5 (words, content = '', tokenize = 'porter unicode61 remove_diacritics 2');
 """
+
+_SEGMENT_COLUMNS = ", ".join(field.name for field in dataclasses.fields(SegmentFiles))
 
 _STORED = """
 SELECT d.id, s.external_id, s.title, substr(s.text, d.span_start + 1, d.span_end - d.span_start),
@@ -179,11 +182,8 @@ class Catalog:
                     self._insert_document(source, source_id, part, segment_ids[place.segment], place)
 
     def _insert_segment(self, files: SegmentFiles) -> int:
-        values = (files.name, files.rows, files.keys_bytes, files.keys_sha256, files.content_bytes, files.content_sha256)
         cursor = self._db.execute(
-            "INSERT INTO segments (name, rows, keys_bytes, keys_sha256, content_bytes, content_sha256) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            values,
+            f"INSERT INTO segments ({_SEGMENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", dataclasses.astuple(files)
         )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
@@ -222,8 +222,8 @@ class Catalog:
 
     def segments(self) -> list[SegmentFiles]:
         """All committed segments, oldest first."""
-        columns = "name, rows, keys_bytes, keys_sha256, content_bytes, content_sha256"
-        return [SegmentFiles(*row) for row in self._db.execute(f"SELECT {columns} FROM segments ORDER BY id")]
+        rows = self._db.execute(f"SELECT {_SEGMENT_COLUMNS} FROM segments ORDER BY id")
+        return [SegmentFiles(*row) for row in rows]
 
     def places(self) -> Iterator[tuple[str, int, int, int]]:
         """(segment name, document id, first row, rows) of every live document, by segment and row."""

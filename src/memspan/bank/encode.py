@@ -1,4 +1,4 @@
-"""Corpus -> bank: split, encode in batches of like length, commit as it goes. Interrupted and run again, it continues."""
+"""Corpus -> bank: split, encode in batches of like length, commit on the way. Run again, it continues."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class AddReport:
         added: sources new to the bank. updated: sources whose content replaced an older one.
         unchanged: sources that were there already, with the same content.
         documents, tokens, chunks: encoded for them (a long source is several documents).
+        characters: of text dealt with, encoded or unchanged; for telling how far along a run is.
         seconds: spent encoding and writing.
         interrupted: True if it was stopped before the corpus was done.
     """
@@ -44,6 +45,7 @@ class AddReport:
     documents: int = 0
     tokens: int = 0
     chunks: int = 0
+    characters: int = 0
     seconds: float = 0.0
     interrupted: bool = False
 
@@ -95,7 +97,7 @@ def add_documents(
     with bank.writer() as writer:
         for window in _windows(documents):
             sources = _changed(bank, window)
-            report = replace(report, unchanged=report.unchanged + len(window) - len(sources))
+            report = _count_unchanged(report, window, sources)
             _split(sources, loaded, writer)
             for batch in _batches(sources, batch_tokens):
                 _encode(loaded, batch)
@@ -179,11 +181,21 @@ def _encode(loaded: LoadedModel, batch: list[_Part]) -> None:
         first += rows
 
 
+def _count_unchanged(report: AddReport, window: list[Document], changed: list[_Source]) -> AddReport:
+    skipped = sum(len(document.text) for document in window) - sum(len(source.document.text) for source in changed)
+    return replace(
+        report,
+        unchanged=report.unchanged + len(window) - len(changed),
+        characters=report.characters + skipped,
+    )
+
+
 def _count(report: AddReport, batch: list[_Part], seconds: float) -> AddReport:
     return replace(
         report,
         documents=report.documents + len(batch),
         tokens=report.tokens + sum(part.document.tokens for part in batch),
+        characters=report.characters + sum(part.document.span.length for part in batch),
         chunks=report.chunks + sum(sum(part.latents.num_chunks) for part in batch if part.latents),
         seconds=seconds,
     )

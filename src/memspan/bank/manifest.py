@@ -70,7 +70,7 @@ class Manifest:
             )
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != names:
-            raise BankError(f"this bank's manifest is damaged: fields {sorted(names ^ set(values))} are missing or unknown")
+            raise BankError(f"this bank's manifest is damaged: {sorted(names ^ set(values))} are missing or unknown")
         return cls(**values)
 
     @property

@@ -155,6 +155,7 @@ def _write_synced(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[int, st
     partial = path.with_name(path.name + _PARTIAL_SUFFIX)
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        partial.chmod(0o666 & ~_umask())  # safetensors makes files private; a bank may be shared
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         sha256 = file_sha256(partial)
@@ -185,6 +186,12 @@ def _open(path: Path, size: int, rows: int, layers: Sequence[int]) -> dict[int, 
     if any(len(tensor) != rows for tensor in tensors.values()):
         raise BankError(f"the bank's file {path} does not hold {rows} rows; restore it, or build the bank again")
     return tensors
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def _new_name() -> str:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +20,7 @@ from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, load_backbone
 from memspan.model.modeling import MSAForCausalLM
 from memspan.model.probe import check_config, probe
 from memspan.model.runtime import pick_device, pick_dtype
-from memspan.text.template import PromptTemplate
+from memspan.text.template import PromptTemplate, added_tokens
 
 # Below this size the probe runs in float32, where an attention that is nearly right cannot pass for right.
 _EXACT_PROBE_PARAMETERS = 2_000_000_000
@@ -85,7 +86,8 @@ def convert(
         backbone.float()
     model = MSAForCausalLM.from_backbone(backbone.eval(), config, seed)
     probe(backbone, model)
-    save_checkpoint(model.to(dtype), tokenizer, out)
+    torch.nn.Module.to(model, dtype)
+    save_checkpoint(model, tokenizer, out)
     return model.config
 
 
@@ -121,9 +123,11 @@ def load(path: str | Path | None = None, *, dtype: str | None = None, device: st
     _check_folder(folder)
     target = pick_device(device)
     try:
-        model, info = MSAForCausalLM.from_pretrained(
+        # Without the loading report, weights that a truncated checkpoint lacks would quietly be random.
+        loaded: Any = MSAForCausalLM.from_pretrained(
             folder, dtype=pick_dtype(dtype, target), local_files_only=True, output_loading_info=True
         )
+        model, info = cast(tuple[MSAForCausalLM, dict[str, Any]], loaded)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is damaged ({error}); run memspan convert again") from error
@@ -133,7 +137,8 @@ def load(path: str | Path | None = None, *, dtype: str | None = None, device: st
             f"{folder} lacks {len(lacking)} weights of its model (first: {lacking[0]}); run memspan convert again"
         )
     template = PromptTemplate(model.config.template_spec, tokenizer)
-    return LoadedModel(model.to(target).eval(), template, folder)
+    torch.nn.Module.to(model, target)
+    return LoadedModel(model.eval(), template, folder)
 
 
 def default_checkpoint() -> Path:
@@ -159,4 +164,4 @@ def _check_folder(folder: Path) -> None:
 
 
 def _template_for(tokenizer: PreTrainedTokenizerBase) -> str:
-    return "chatml" if {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.get_added_vocab()) else "plain"
+    return "chatml" if {"<|im_start|>", "<|im_end|>"} <= added_tokens(tokenizer) else "plain"

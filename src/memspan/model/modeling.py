@@ -17,7 +17,7 @@ from memspan.model.attention import ATTENTION_NAME
 from memspan.model.fingerprint import fingerprint
 from memspan.model.memory_api import AskStep, EncodeStep, Step
 from memspan.model.router import RoutedAttention, add_router
-from memspan.ops.pooling import valid_chunks
+from memspan.ops.pooling import num_chunks, valid_chunks
 from memspan.ops.scoring import fold_keys
 from memspan.types import EncodedDocuments
 
@@ -30,6 +30,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
     `forward` without `memory=` is the backbone, unchanged. Checkpoints use the backbone's own key names.
     """
 
+    config: MSAConfig
     config_class = MSAConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
@@ -117,6 +118,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
     def _gather(self, step: EncodeStep) -> EncodedDocuments:
         """Drop the padding rows of every layer's pooled values and stack the layers."""
         router_keys, contents = [], []
+        chunks_N = tuple(num_chunks(length, step.chunk_size) for length in step.lengths_B.tolist())
         for layer in self.config.layers:
             pooled = step.recorded[layer]
             assert pooled.router_key_BCGD is not None, "an MSA layer did not see this step"
@@ -127,10 +129,10 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         return EncodedDocuments(
             router_keys_LCW=torch.stack(router_keys),
             content_LC2GD=torch.stack(contents),
-            num_chunks=tuple(int(n) for n in valid_BC.sum(1)),
+            num_chunks=chunks_N,
         )
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """Write a checkpoint folder: `config.json` (with fresh fingerprints), safetensors by the backbone's names."""
         if kwargs.get("state_dict") is None:
             tied = set(self.all_tied_weights_keys)
@@ -176,8 +178,9 @@ def attention_modules(backbone: nn.Module, layers: Iterable[int]) -> list[nn.Mod
     """
     by_layer: dict[int, list[nn.Module]] = {}
     for name, module in backbone.named_modules():
-        if name.rpartition(".")[2] in ("self_attn", "attention", "attn") and hasattr(module, "layer_idx"):
-            by_layer.setdefault(int(module.layer_idx), []).append(module)
+        layer_idx = getattr(module, "layer_idx", None)
+        if isinstance(layer_idx, int) and name.rpartition(".")[2] in ("self_attn", "attention", "attn"):
+            by_layer.setdefault(layer_idx, []).append(module)
     found = []
     for layer in layers:
         candidates = by_layer.get(layer, [])

@@ -24,13 +24,14 @@ def local_mask(
         valid_BS: True for tokens, False for padding; may be longer than S (a sliding cache keeps the newest).
         window: sliding window in tokens, or None.
     """
-    windowed = window is not None and num_keys > window
-    if valid_BS is None and not windowed and num_queries in (1, num_keys):
+    if window is not None and num_keys <= window:
+        window = None
+    if valid_BS is None and window is None and num_queries in (1, num_keys):
         return None
     query_T1 = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
     key_S = torch.arange(num_keys, device=device)
     mask_TS = key_S <= query_T1
-    if windowed:
+    if window is not None:
         mask_TS &= key_S > query_T1 - window
     mask_BTS = mask_TS[None]
     if valid_BS is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from memspan.routing.local import Candidates
@@ -42,6 +42,3 @@ def rank_documents(candidates: Mapping[int, Candidates], top_k: int) -> list[Ran
     ranked = [Ranked(document_id, floor_total + score, layers[document_id]) for document_id, score in scores.items()]
     return sorted(ranked, key=lambda found: (-found.score, found.document_id))
 
-
-def fuse(lexical: Sequence[tuple[int, float]], routed: Sequence[Ranked]) -> list[tuple[int, float]]:
-    raise NotImplementedError

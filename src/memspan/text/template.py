@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NewType
+from typing import Any, NewType, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -89,8 +89,7 @@ class PromptTemplate:
 
     def _single_tokens(self, literals: Iterable[str]) -> set[str]:
         """Tokens of the tokenizer's added vocabulary that the literals contain."""
-        added = self.tokenizer.get_added_vocab()
-        return {token for token in added if any(token in literal for literal in literals)}
+        return {token for token in added_tokens(self.tokenizer) if any(token in literal for literal in literals)}
 
     def _pieces(self, literal: str) -> Iterable[str | Marker]:
         """A template literal cut at its markers."""
@@ -132,6 +131,11 @@ def encoded_text(title: str, text: str) -> str:
     if not title or opening.startswith(title.lower()):
         return text
     return f"{title}\n{text}"
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The tokens a tokenizer was given beside its learned vocabulary; markers are among them."""
+    return set(cast(Any, tokenizer).get_added_vocab())
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

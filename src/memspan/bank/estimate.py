@@ -1,0 +1,86 @@
+"""What remembering a corpus will take, before it is done: hours and bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from memspan.bank.encode import BATCH_TOKENS, manifest_of, split_document
+from memspan.model.convert import LoadedModel
+from memspan.ops.pooling import num_chunks
+from memspan.text.packing import length_batches
+from memspan.text.template import encoded_text
+from memspan.types import Document
+
+_SAMPLE_TOKENS = 4 * BATCH_TOKENS
+# Catalog bytes per byte of text: the text itself and its full-text index (measured, docs/LOG.md).
+_CATALOG_FACTOR = 1.6
+_LAST_ID = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Cost of encoding a corpus with one model on this machine.
+
+    Attributes:
+        sources, documents, tokens, chunks: counted, all of the corpus.
+        tokens_per_second: measured on a sample of it.
+        seconds: of encoding, tokens over that rate.
+        latent_bytes: exact size of routing keys and content. catalog_bytes: text and index, estimated.
+        routing_key_bytes: the part of `latent_bytes` that every question reads.
+    """
+
+    sources: int
+    documents: int
+    tokens: int
+    chunks: int
+    tokens_per_second: float
+    seconds: float
+    latent_bytes: int
+    routing_key_bytes: int
+    catalog_bytes: int
+
+
+def estimate(loaded: LoadedModel, documents: Iterable[Document]) -> Estimate:
+    """Count a corpus in the model's tokens and time the encoding of a sample of it (its first few thousand tokens)."""
+    config, template = loaded.model.config, loaded.template
+    sources = parts = tokens = chunks = text_bytes = 0
+    sample: list[list[int]] = []
+    for document in documents:
+        sources += 1
+        text_bytes += len(document.text.encode())
+        for span in split_document(document, template, config.max_document_tokens):
+            ids = template.document(_LAST_ID, encoded_text(document.title, document.text[span.start : span.end]))
+            parts += 1
+            tokens += len(ids)
+            chunks += num_chunks(len(ids), config.chunk_size)
+            if sum(map(len, sample)) < _SAMPLE_TOKENS:
+                sample.append(ids)
+    rate = _tokens_per_second(loaded, sample)
+    row_bytes = manifest_of(loaded).row_bytes
+    return Estimate(
+        sources=sources,
+        documents=parts,
+        tokens=tokens,
+        chunks=chunks,
+        tokens_per_second=rate,
+        seconds=tokens / rate if rate else 0.0,
+        latent_bytes=chunks * row_bytes,
+        routing_key_bytes=chunks * row_bytes // 3,
+        catalog_bytes=int(text_bytes * _CATALOG_FACTOR),
+    )
+
+
+@torch.inference_mode()
+def _tokens_per_second(loaded: LoadedModel, sample: list[list[int]]) -> float:
+    if not sample:
+        return 0.0
+    batches = [[sample[index] for index in batch] for batch in length_batches(list(map(len, sample)), BATCH_TOKENS)]
+    loaded.model.encode(batches[-1])  # the first forward also warms up
+    started = time.perf_counter()
+    for batch in batches:
+        loaded.model.encode(batch)
+    return sum(map(len, sample)) / (time.perf_counter() - started)

@@ -1,0 +1,124 @@
+"""What the command shows: plain lines, or one JSON value with `--json`. Results on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from memspan.bank.encode import AddReport
+from memspan.types import Answer, Evidence
+
+out = Console(soft_wrap=True, highlight=False, markup=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+_PLAIN_EVERY_TOKENS = 20_000
+
+
+def as_json(value: Any) -> None:
+    """Print a value (dataclasses included) as JSON on stdout."""
+    sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def fields(values: Mapping[str, Any]) -> None:
+    """Print names and values, a line each."""
+    width = max(map(len, values))
+    for name, value in values.items():
+        out.print(f"{name:<{width}}  {value}")
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """A table on a terminal, tab-separated lines elsewhere."""
+    if not out.is_terminal:
+        for row in rows:
+            out.print("\t".join(str(cell) for cell in row))
+        return
+    shown = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*(str(cell) for cell in row))
+    out.print(shown)
+
+
+def answer_footer(answer: Answer) -> None:
+    """Evidence and timings under an answer."""
+    for place, item in enumerate(answer.evidence, start=1):
+        out.print(f"  {evidence_line(place, item)}")
+    seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in answer.timings.items())
+    out.print(f"  selector {answer.selector}; {answer.num_prompt_tokens} + {answer.num_new_tokens} tokens; {seconds}")
+
+
+def evidence_line(place: int, item: Evidence) -> str:
+    """One document of the evidence: place, permanent id, title, where it is from, score."""
+    routed = "" if item.layers is None else f", {item.layers} layers"
+    title = item.title or item.text[:60].replace("\n", " ")
+    where = f"{item.external_id}[{item.span.start}:{item.span.end}]"
+    return f"{place}. [{item.document_id}] {title}  ({where}, score {item.score:.2f}{routed})"
+
+
+class AddProgress:
+    """Documents, tokens per second and time left: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, total_characters: int | None) -> None:
+        self._total = total_characters
+        self._bar: Progress | None = None
+        self._next_line = _PLAIN_EVERY_TOKENS
+
+    def __enter__(self) -> AddProgress:
+        if err.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=err)
+            self._task = self._bar.add_task("reading", total=self._total)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, report: AddReport) -> None:
+        rate = report.tokens / report.seconds if report.seconds else 0.0
+        text = f"{report.documents} documents, {rate:,.0f} tokens/s"
+        if self._bar:
+            self._bar.update(self._task, completed=report.characters, description=text)
+        elif report.tokens >= self._next_line:
+            self._next_line = report.tokens + _PLAIN_EVERY_TOKENS
+            left = self._seconds_left(report)
+            err.print(text + (f", {left:.0f} s left" if left is not None else ""))
+
+    def _seconds_left(self, report: AddReport) -> float | None:
+        if not self._total or not report.characters:
+            return None
+        return report.seconds * (self._total - report.characters) / report.characters
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

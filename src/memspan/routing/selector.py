@@ -1,0 +1,84 @@
+"""Who chooses the documents whose text is put before the model: the router, the full-text index, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from memspan.errors import MemspanError
+from memspan.routing.ranking import Ranked
+
+Selector = Literal["router", "lexical", "hybrid"]
+SELECTORS: tuple[str, ...] = get_args(Selector)
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """A chosen document. `layers`: how many MSA layers routed to it; None where nothing was routed."""
+
+    document_id: int
+    score: float
+    layers: int | None
+
+
+def default_selector(router_trained: bool) -> Selector:
+    """`lexical` while a router is untrained (its scores mean nothing yet), `hybrid` after."""
+    return "hybrid" if router_trained else "lexical"
+
+
+def check_selector(name: str) -> Selector:
+    """
+    Raises:
+        MemspanError: no such selector.
+    """
+    if name not in SELECTORS:
+        raise MemspanError(f"selector must be one of {', '.join(SELECTORS)}, not {name!r}")
+    return name  # type: ignore[return-value]
+
+
+def select(selector: Selector, lexical: Sequence[tuple[int, float]], routed: Sequence[Ranked]) -> list[Selected]:
+    """Rank documents by a selector, best first.
+
+    Args:
+        lexical: (id, BM25 score) from the full-text index, best first; empty for `router`.
+        routed: the ranking over MSA layers; empty for `lexical`.
+    """
+    layers = {found.document_id: found.layers for found in routed}
+    if selector == "router":
+        scores = [(found.document_id, found.score) for found in routed]
+    elif selector == "lexical":
+        scores = list(lexical)
+    else:
+        scores = fuse(lexical, routed)
+    absent = 0 if routed else None
+    return [Selected(document_id, score, layers.get(document_id, absent)) for document_id, score in scores]
+
+
+def fuse(lexical: Sequence[tuple[int, float]], routed: Sequence[Ranked]) -> list[tuple[int, float]]:
+    """Convex combination of both scores, each scaled so that its best hit is 1 and its last candidate 0.
+
+    Scores, not ranks: rank fusion gives the best noise of one list the same weight as the best hit of the other.
+    """
+    fused: dict[int, float] = {}
+    for weight, scores in (
+        (1 - ROUTER_WEIGHT, lexical),
+        (ROUTER_WEIGHT, [(found.document_id, found.score) for found in routed]),
+    ):
+        if scores:
+            best, floor = scores[0][1], scores[-1][1]
+            spread = best - floor or 1.0
+            for document_id, score in scores:
+                fused[document_id] = fused.get(document_id, 0.0) + weight * (score - floor) / spread
+    return sorted(fused.items(), key=lambda item: (-item[1], item[0]))
+
+
+ROUTER_WEIGHT = 0.3
+
+
+def keep_adaptively(selected: Sequence[Selected], at_most: int, share: float) -> list[Selected]:
+    """As many of the best documents as matter: those scored at least `share` of the best, `at_most` of them."""
+    if not selected:
+        return []
+    threshold = selected[0].score * share if selected[0].score > 0 else float("-inf")
+    return [found for found in selected[:at_most] if found.score >= threshold]
