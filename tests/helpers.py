@@ -6,6 +6,7 @@ import copy
 import itertools
 import string
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +20,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from memspan.bank.bank import BankWriter, MemoryBank
+from memspan.bank.catalog import NewDocument, NewSource, StoredDocument
+from memspan.bank.manifest import FORMAT_VERSION, Manifest
 from memspan.config import MSAConfig
+from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep, LayerMemory
 from memspan.model.modeling import MSAForCausalLM
 from memspan.ops.scoring import chunk_scores, document_scores, fold_queries, routing_queries, top_documents
 from memspan.text.packing import PackedContexts, pack_contexts
-from memspan.text.template import Context
-from memspan.types import EncodedDocuments, Retrieved, Span
+from memspan.text.template import Context, PromptTemplate
+from memspan.types import Document, EncodedDocuments, Retrieved, Span
 
 VOCAB = 512
 ENDOFTEXT, IM_START, IM_END = 509, 510, 511
@@ -102,6 +107,89 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         additional_special_tokens=["<|im_start|>"],
         clean_up_tokenization_spaces=False,
     )
+
+
+def tiny_loaded(family: str = "llama", seed: int = 0, **msa: Any) -> LoadedModel:
+    """`tiny_model` with `tiny_tokenizer` and its template, as loading a checkpoint gives them."""
+    model = tiny_model(family, seed, **msa)
+    return LoadedModel(model, PromptTemplate(model.config.template_spec, tiny_tokenizer()), Path("tiny"))
+
+
+def save_backbone(folder: Path, family: str = "llama", seed: int = 0) -> PreTrainedModel:
+    """Write `tiny_backbone(family, seed)` and `tiny_tokenizer` as a plain Hugging Face folder."""
+    backbone = tiny_backbone(family, seed)
+    backbone.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return backbone
+
+
+def tiny_manifest(**changes: Any) -> Manifest:
+    """The manifest of a bank of two MSA layers, for latents that no model made."""
+    values: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "encoder_fingerprint": "0" * 64,
+        "msa_layers": (1, 3),
+        "chunk_size": 4,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+        "similarity": "cosine",
+        "document_prefix": "[{id}]. ",
+        "document_suffix": "[{id}]",
+        "max_document_tokens": 64,
+        "dtype": "bfloat16",
+    }
+    return Manifest(**(values | changes))
+
+
+def random_latents(manifest: Manifest, rows: int) -> EncodedDocuments:
+    """Latents of one document, drawn from torch's generator; routing keys scaled as the similarity wants them."""
+    L, G, D = len(manifest.msa_layers), manifest.num_kv_heads, manifest.head_dim
+    keys_LCGD = torch.randn(L, rows, G, D)
+    if manifest.similarity == "cosine":
+        keys_LCGD = torch.nn.functional.normalize(keys_LCGD, dim=-1)
+    content_LC2GD = torch.randn(L, rows, 2, G, D)
+    return EncodedDocuments(keys_LCGD.flatten(2).bfloat16(), content_LC2GD.bfloat16(), (rows,))
+
+
+def add_latents(writer: BankWriter, document: Document, *latents: EncodedDocuments) -> list[int]:
+    """Add a source cut into as many parts of like length as there are latents; return their ids."""
+    bounds = [len(document.text) * part // len(latents) for part in range(len(latents) + 1)]
+    ids = list(writer.reserve_ids(len(latents)))
+    parts = [
+        NewDocument(document_id, Span(*span), 4 * encoded.num_chunks[0])
+        for document_id, span, encoded in zip(ids, itertools.pairwise(bounds), latents, strict=True)
+    ]
+    writer.add(NewSource(document, tuple(parts)), latents)
+    return ids
+
+
+def read_latents(bank: MemoryBank) -> dict[int, EncodedDocuments]:
+    """The stored latents of every live document, by id."""
+    found: dict[int, EncodedDocuments] = {}
+    layers = bank.manifest.msa_layers
+    for shard in bank.shards():
+        places = (shard.document_ids_N.tolist(), shard.first_row_N.tolist(), shard.rows_N.tolist())
+        for document_id, first, rows in zip(*places, strict=True):
+            keys = [shard.reader.router_keys(layer)[first : first + rows] for layer in layers]
+            content = [shard.reader.content(layer, first, rows) for layer in layers]
+            found[document_id] = EncodedDocuments(torch.stack(keys), torch.stack(content), (rows,))
+    return found
+
+
+def read_bank(bank: MemoryBank) -> list[tuple[StoredDocument, bytes, bytes]]:
+    """Everything a bank holds: its live documents with the bits of their routing keys and content, by id."""
+    latents = read_latents(bank)
+    stored = bank.catalog.page(0, 1_000_000)
+    assert [document.id for document in stored] == sorted(latents), "every live document has latents, and no other"
+    return [(document, *bits(latents[document.id])) for document in stored]
+
+
+def bits(latents: EncodedDocuments) -> tuple[bytes, bytes]:
+    """Routing keys and content as bytes, so that equal means bit for bit."""
+    return tuple(
+        tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        for tensor in (latents.router_keys_LCW, latents.content_LC2GD)
+    )  # type: ignore[return-value]
 
 
 def random_ids(*lengths: int) -> list[list[int]]:

@@ -228,7 +228,8 @@ def estimate(
             "tokens": f"{result.tokens:,}",
             "speed": f"{result.tokens_per_second:,.0f} tokens/s (measured on a sample)",
             "time": render.duration(result.seconds),
-            "latents": f"{render.size(result.latent_bytes)}, routing keys {render.size(result.routing_key_bytes)} of it",
+            "latents": render.size(result.latent_bytes),
+            "routing keys": f"{render.size(result.routing_key_bytes)} of the latents, read by every routed question",
             "catalog": f"about {render.size(result.catalog_bytes)}",
         }
     )
@@ -277,10 +278,9 @@ def _show_report(report: AddReport, skipped: list[Skipped], bank: MemoryBank, as
         render.err.print(f"skipped {found.source}: {found.reason}")
     rate = report.tokens / report.seconds if report.seconds else 0.0
     done = "stopped" if report.interrupted else "done"
-    render.out.print(
-        f"{done}: {report.added} added, {report.updated} updated, {report.unchanged} unchanged, {len(skipped)} skipped\n"
-        f"{report.documents} documents, {report.tokens:,} tokens in {report.seconds:.1f} s ({rate:,.0f} tokens/s)"
-    )
+    counts = f"{report.added} added, {report.updated} updated, {report.unchanged} unchanged, {len(skipped)} skipped"
+    work = f"{report.documents} documents, {report.tokens:,} tokens in {report.seconds:.1f} s ({rate:,.0f} tokens/s)"
+    render.out.print(f"{done}: {counts}\n{work}")
 
 
 def _questions() -> Iterator[str]:

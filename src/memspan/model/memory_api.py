@@ -63,7 +63,8 @@ class AskStep:
         valid_BS: True for tokens, False for padding, over all cached and new tokens; None: no padding.
         sees_memory_BT: False for the template prefix; None: every new token sees memory.
         routes_BT: the tokens that route; None: none does, and what was `retrieved` before is used.
-        memory: asked once per MSA layer in a step that routes; None: there is no memory.
+        memory: asked by every MSA layer in a step that routes (again when gradient checkpointing recomputes the
+            layer, so asking must have no other effect); None: there is no memory.
         retrieved: per MSA layer what was selected; shared by all steps of a round, so decoding never re-routes.
     """
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memspan.config import MSAConfig
@@ -22,6 +23,8 @@ from memspan.ops.scoring import fold_keys
 from memspan.types import EncodedDocuments
 
 _PREFIX = "backbone."
+# Fields of a config that do not change what the model computes.
+_INCIDENTAL = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
 
 
 class MSAForCausalLM(PreTrainedModel, GenerationMixin):
@@ -81,17 +84,36 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         memory: Step | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """The backbone's forward, with memory.
+        """The backbone's forward, with memory. Not covered: packed sequences told apart by `position_ids` alone.
 
         Args:
             attention_mask: `[B, S]`, 0 on padding; only without `memory`, which describes padding itself.
             memory: what MSA layers record (`EncodeStep`) or attend to (`AskStep`).
+
+        Raises:
+            ValueError: a mask beside `memory` or with four dimensions, or a cache of fixed size.
         """
-        if memory is None and attention_mask is not None and not bool(attention_mask.all()):
-            memory = AskStep(valid_BS=attention_mask.bool())
+        if attention_mask is not None:
+            if memory is not None or attention_mask.dim() != 2:
+                raise ValueError("attention_mask must be [B, S], and is described by `memory` where that is given")
+            if not bool(attention_mask.all()):
+                memory = AskStep(valid_BS=attention_mask.bool())
+        if isinstance(past_key_values, StaticCache):
+            raise ValueError("memory attention reads caches that grow; use DynamicCache instead of a static cache")
         return self.backbone(
             input_ids=input_ids, position_ids=position_ids, past_key_values=past_key_values, memory=memory, **kwargs
         )
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.backbone.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.backbone.set_output_embeddings(new_embeddings)
+
+    def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:
+        """Refused: with any other attention function the memory would silently be left out."""
+        if attn_implementation != ATTENTION_NAME:
+            raise ValueError(f"an MSA model always uses the {ATTENTION_NAME!r} attention, not {attn_implementation!r}")
 
     def encode(self, documents: Sequence[Sequence[int]]) -> EncodedDocuments:
         """Stage 1 (paper 3.4.1): run documents through every layer, each alone, and keep their pooled latents.
@@ -155,14 +177,17 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         Query-side changes (router query projections, an untied language-model head) keep it, and so a bank, valid.
         """
         config = self.config
-        settings: tuple = (config.chunk_size, config.layers, config.similarity, config.template_spec.document_prefix)
-        settings = (*settings, config.template_spec.document_suffix)
+        spec = config.template_spec
+        # What of the backbone's config is not its default decides with the weights what is computed (RoPE, windows).
+        computed = {key: value for key, value in config.text_config.to_diff_dict().items() if key not in _INCIDENTAL}
+        settings = (config.chunk_size, config.layers, config.similarity, spec.document_prefix, spec.document_suffix)
+        settings = json.dumps([settings, computed], sort_keys=True, default=str)
         weights = (
             (name, parameter)
             for name, parameter in self.named_parameters()
             if not name.endswith("router_q_proj.weight") and name != f"{_PREFIX}lm_head.weight"
         )
-        return fingerprint(weights, settings=repr(settings))
+        return fingerprint(weights, settings=settings)
 
 
 def is_router(parameter_name: str) -> bool:

@@ -45,7 +45,7 @@ class RoutedAttention(nn.Module):
             pooled_BCF = pool_chunks(hidden_BTF, step.lengths_B, step.chunk_size)
             key_BCGD = self.router_k_proj(pooled_BCF).unflatten(-1, (num_kv_heads, head_dim))
             record_router_key(step, self.layer_idx, key_BCGD)
-        elif step.memory is not None and step.routes_BT is not None and self.layer_idx not in step.retrieved:
+        elif step.memory is not None and step.routes_BT is not None:
             query_BTHD = self.router_q_proj(hidden_BTF).unflatten(-1, (num_heads, head_dim))
             step.retrieved[self.layer_idx] = step.memory.route(self.layer_idx, query_BTHD, step.routes_BT)
 

@@ -10,6 +10,8 @@ from memspan.errors import MemspanError
 from memspan.routing.ranking import Ranked
 
 Selector = Literal["router", "lexical", "hybrid"]
+# Share of the router's score in `hybrid`; measured by benchmarks/fusion.py, see docs/LOG.md.
+ROUTER_WEIGHT = 0.3
 SELECTORS: tuple[str, ...] = get_args(Selector)
 
 
@@ -55,15 +57,17 @@ def select(selector: Selector, lexical: Sequence[tuple[int, float]], routed: Seq
     return [Selected(document_id, score, layers.get(document_id, absent)) for document_id, score in scores]
 
 
-def fuse(lexical: Sequence[tuple[int, float]], routed: Sequence[Ranked]) -> list[tuple[int, float]]:
+def fuse(
+    lexical: Sequence[tuple[int, float]], routed: Sequence[Ranked], router_weight: float = ROUTER_WEIGHT
+) -> list[tuple[int, float]]:
     """Convex combination of both scores, each scaled so that its best hit is 1 and its last candidate 0.
 
     Scores, not ranks: rank fusion gives the best noise of one list the same weight as the best hit of the other.
     """
     fused: dict[int, float] = {}
     for weight, scores in (
-        (1 - ROUTER_WEIGHT, lexical),
-        (ROUTER_WEIGHT, [(found.document_id, found.score) for found in routed]),
+        (1 - router_weight, lexical),
+        (router_weight, [(found.document_id, found.score) for found in routed]),
     ):
         if scores:
             best, floor = scores[0][1], scores[-1][1]
@@ -71,9 +75,6 @@ def fuse(lexical: Sequence[tuple[int, float]], routed: Sequence[Ranked]) -> list
             for document_id, score in scores:
                 fused[document_id] = fused.get(document_id, 0.0) + weight * (score - floor) / spread
     return sorted(fused.items(), key=lambda item: (-item[1], item[0]))
-
-
-ROUTER_WEIGHT = 0.3
 
 
 def keep_adaptively(selected: Sequence[Selected], at_most: int, share: float) -> list[Selected]:

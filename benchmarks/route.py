@@ -1,0 +1,127 @@
+"""Routing speed and exactness: the grouped dot product against the literal formula, in one run.
+
+    python benchmarks/route.py [--chunks 65536] [--tokens 32] [--repeats 5] [--json FILE]
+
+Shape: Qwen3-4B's (32 query heads, 8 key heads, size 128). Three ways to score the same bfloat16 keys:
+
+    grouped    what memspan serves with (`memspan.ops.scoring.chunk_scores`)
+    literal    the per-head formula as the released code writes it: keys repeated for every query head, one product
+               per head, then mean over heads and max over tokens
+    folded     a well-written literal: a group's query heads in the rows of one product, tiled, no copy of the keys
+
+Exactness: largest difference of the grouped scores from the formula in float64 on the same stored keys, before and
+after the candidates are re-scored, and whether the top k is the same. Times are medians of alternating runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from memspan.ops.scoring import chunk_scores, exact_chunk_scores, fold_keys, fold_queries
+
+H, G, D = 32, 8, 128
+TOP_K, CANDIDATES = 16, 128
+
+
+def grouped(query_1TW: torch.Tensor, key_CW: torch.Tensor) -> torch.Tensor:
+    return chunk_scores(query_1TW, key_CW)[0]
+
+
+def literal(query_HTD: torch.Tensor, key_GCD: torch.Tensor) -> torch.Tensor:
+    key_HCD = key_GCD.repeat_interleave(H // G, dim=0)
+    return torch.matmul(query_HTD, key_HCD.transpose(1, 2)).mean(0).amax(0)
+
+
+def folded(query_HTD: torch.Tensor, key_GCD: torch.Tensor, tile: int = 8192) -> torch.Tensor:
+    T = query_HTD.shape[1]
+    query_GRD = query_HTD.view(G, (H // G) * T, D)
+    best = []
+    for tile_GCD in key_GCD.split(tile, dim=1):
+        scores_GRC = torch.bmm(query_GRD, tile_GCD.transpose(1, 2))
+        best.append(scores_GRC.view(H, T, -1).mean(0).amax(0))
+    return torch.cat(best)
+
+
+def formula(query_HTD: torch.Tensor, key_GCD: torch.Tensor) -> torch.Tensor:
+    """The definition in float64, a head at a time."""
+    total_TC = torch.zeros(query_HTD.shape[1], key_GCD.shape[1], dtype=torch.float64)
+    for head in range(H):
+        total_TC += query_HTD[head].double() @ key_GCD[head // (H // G)].double().T
+    return (total_TC / H).amax(0)
+
+
+def alternate(functions: dict[str, Callable[[], torch.Tensor]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every function, run in turn, after one warm-up each."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if repeat:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def top(scores_C: torch.Tensor) -> list[int]:
+    """The best TOP_K chunks, by score, then by index."""
+    return torch.argsort(scores_C, descending=True, stable=True)[:TOP_K].tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chunks", type=int, default=65_536)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    key_CW = fold_keys(torch.randn(options.chunks, G, D), "cosine").bfloat16()
+    query_1TW = fold_queries(torch.randn(1, options.tokens, H, D), G, "cosine")
+    # The other two take what they would be given: unit-length query heads, keys head by head.
+    torch.manual_seed(0)
+    torch.randn(options.chunks, G, D)
+    query_THD = torch.nn.functional.normalize(torch.randn(1, options.tokens, H, D)[0], dim=-1)
+    query_HTD = query_THD.transpose(0, 1).contiguous()
+    key_GCD = key_CW.view(options.chunks, G, D).transpose(0, 1).contiguous()
+    query16_HTD = query_HTD.bfloat16()
+
+    seconds = alternate(
+        {
+            "grouped": lambda: grouped(query_1TW, key_CW),
+            "folded": lambda: folded(query16_HTD, key_GCD),
+            "literal": lambda: literal(query16_HTD, key_GCD),
+        },
+        options.repeats,
+    )
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+
+    true_C = formula(query_HTD, key_GCD)
+    coarse_C = grouped(query_1TW, key_CW)
+    candidates = torch.argsort(coarse_C.float(), descending=True, stable=True)[:CANDIDATES].sort().values
+    exact = exact_chunk_scores(query_1TW[0], key_CW[candidates])
+    figures = {
+        "shape": {"H": H, "G": G, "D": D, "tokens": options.tokens, "chunks": options.chunks, "dtype": "bfloat16"},
+        "threads": torch.get_num_threads(),
+        "median_ms": {name: round(1000 * value, 2) for name, value in medians.items()},
+        "min_max_ms": {name: [round(1000 * f(v), 2) for f in (min, max)] for name, v in seconds.items()},
+        "literal_over_grouped": round(medians["literal"] / medians["grouped"], 1),
+        "folded_over_grouped": round(medians["folded"] / medians["grouped"], 1),
+        "coarse_max_error": float((coarse_C.double() - true_C).abs().max()),
+        "rescored_max_error": float((exact.double() - true_C[candidates]).abs().max()),
+        "rescored_top_k_equal": [int(candidates[i]) for i in top(exact)] == top(true_C),
+    }
+    print(json.dumps(figures, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

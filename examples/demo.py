@@ -1,0 +1,87 @@
+"""What `make demo` runs: remember two corpora, ask 15 questions, show every answer as it came, with its evidence.
+
+The corpora are the notes beside this file and the Python packages installed in this environment. Nothing is tuned to
+the questions; the summary at the end counts answers that hold an expected string and evidence that holds the answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from memspan import Answer, Document, Memory
+from memspan.text.corpus import installed_packages, read_paths
+
+HERE = Path(__file__).parent
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question whose answer is known."""
+
+    text: str
+    answers: tuple[str, ...]
+
+    def answered_by(self, text: str) -> bool:
+        """Whether a text holds one of the accepted answers, in any case."""
+        return any(answer.lower() in text.lower() for answer in self.answers)
+
+
+def read_questions() -> Iterator[Question]:
+    for name in ("questions.jsonl", "package_questions.jsonl"):
+        for line in (HERE / name).read_text(encoding="utf-8").splitlines():
+            values = json.loads(line)
+            yield Question(values["question"], tuple(values["answers"]))
+
+
+def corpus() -> Iterator[Document]:
+    for found in chain(read_paths([HERE / "notes"]), installed_packages()):
+        if isinstance(found, Document):
+            yield found
+
+
+def show(question: Question, answer: Answer) -> tuple[bool, bool]:
+    """Print one answer; return whether it holds the expected string, and whether the first documents do."""
+    answered = question.answered_by(answer.text)
+    supported = any(question.answered_by(item.text) for item in answer.evidence[:SHOWN])
+    print(f"\nQ: {question.text}\nA: {answer.text}")
+    for item in answer.evidence[:SHOWN]:
+        mark = "*" if question.answered_by(item.text) else " "
+        print(f"   {mark} [{item.document_id}] {item.title}  ({item.external_id}, {item.score:.1f})")
+    print(f"   expected {' / '.join(question.answers)}: {'in the answer' if answered else 'not in the answer'}")
+    return answered, supported
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bank", type=Path, default=Path(".memspan") / "demo", help="folder of the bank; kept, reused")
+    bank = parser.parse_args().bank
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+    started = time.monotonic()
+    with Memory.open(bank, create=True) as memory:
+        print(f"model: SmolLM2-135M-Instruct; bank: {bank}")
+        report = memory.add(corpus())
+        print(
+            f"remembered {report.added + report.updated} documents ({report.unchanged} were there already), "
+            f"{report.tokens:,} tokens, {report.seconds:.0f} s"
+        )
+        questions = list(read_questions())
+        results = [show(question, memory.ask(question.text)) for question in questions]
+        counts = memory.bank.catalog.counts()
+    answered, supported = (sum(column) for column in zip(*results, strict=True))
+    print(
+        f"\n{len(results)} questions over {counts.documents} documents: {answered} answers hold the expected string, "
+        f"{supported} have a document that holds it among the first {SHOWN}; {time.monotonic() - started:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
