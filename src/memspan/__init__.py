@@ -2,32 +2,57 @@
 
 A model with a memory: documents are encoded once into a compressed latent memory, upper layers route each question to
 the few that matter, and the model answers from them, naming its evidence. Method: arXiv 2603.23516.
+
+Public names are imported when they are first used, so that `import memspan` (and `memspan --help`) does not wait for
+torch and transformers.
 """
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from __future__ import annotations
 
-from memspan.bank.bank import MemoryBank
-from memspan.config import MSAConfig, TemplateSpec
-from memspan.errors import (
-    BankError,
-    BankMismatch,
-    CheckpointError,
-    CorpusError,
-    EmptyBank,
-    MemspanError,
-    QuestionError,
-    UnsupportedBackbone,
-)
-from memspan.generate.memory import Memory
-from memspan.generate.sampling import Sampling
-from memspan.model.convert import LoadedModel, convert, load
-from memspan.model.modeling import MSAForCausalLM
-from memspan.types import Answer, Document, Evidence, Span
+import importlib
+from typing import TYPE_CHECKING, Any
 
-AutoConfig.register(MSAConfig.model_type, MSAConfig)
-AutoModelForCausalLM.register(MSAConfig, MSAForCausalLM)
+if TYPE_CHECKING:
+    from memspan.bank.bank import MemoryBank
+    from memspan.config import MSAConfig, TemplateSpec
+    from memspan.errors import (
+        BankError,
+        BankMismatch,
+        CheckpointError,
+        CorpusError,
+        EmptyBank,
+        MemspanError,
+        QuestionError,
+        UnsupportedBackbone,
+    )
+    from memspan.generate.memory import Memory
+    from memspan.generate.sampling import Sampling
+    from memspan.model.convert import LoadedModel, convert, load
+    from memspan.model.modeling import MSAForCausalLM
+    from memspan.types import Answer, Document, Evidence, Span
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "memspan.bank.bank": ("MemoryBank",),
+    "memspan.config": ("MSAConfig", "TemplateSpec"),
+    "memspan.errors": (
+        "BankError",
+        "BankMismatch",
+        "CheckpointError",
+        "CorpusError",
+        "EmptyBank",
+        "MemspanError",
+        "QuestionError",
+        "UnsupportedBackbone",
+    ),
+    "memspan.generate.memory": ("Memory",),
+    "memspan.generate.sampling": ("Sampling",),
+    "memspan.model.convert": ("LoadedModel", "convert", "load"),
+    "memspan.model.modeling": ("MSAForCausalLM",),
+    "memspan.types": ("Answer", "Document", "Evidence", "Span"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Answer",
@@ -52,3 +77,14 @@ __all__ = [
     "convert",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'memspan' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

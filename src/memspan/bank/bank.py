@@ -1,8 +1,8 @@
 """`MemoryBank`: one folder that holds a memory. Opened by any number of readers and at most one writer.
 
-    catalog.sqlite   documents, text, spans, full-text index, manifest (see `catalog`)
-    segments/        latents, immutable (see `segment`)
-    writer.lock      held by the one writer
+catalog.sqlite   documents, text, spans, full-text index, manifest (see `catalog`)
+segments/        latents, immutable (see `segment`)
+writer.lock      held by the one writer
 """
 
 from __future__ import annotations

@@ -257,9 +257,7 @@ class Catalog:
         documents, tokens, chunks = self._db.execute(
             "SELECT count(*), total(tokens), total(rows) FROM documents WHERE state = 'live'"
         ).fetchone()
-        segments, size = self._db.execute(
-            "SELECT count(*), total(keys_bytes + content_bytes) FROM segments"
-        ).fetchone()
+        segments, size = self._db.execute("SELECT count(*), total(keys_bytes + content_bytes) FROM segments").fetchone()
         return Counts(sources, documents, int(tokens), int(chunks), segments, int(size))
 
     def _stored(self, where: str, values: tuple[Any, ...]) -> Iterator[StoredDocument]:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from transformers import DynamicCache
 
-from memspan.bank.bank import MemoryBank, Shard
+from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import AddReport, add_documents, manifest_of
 from memspan.errors import EmptyBank, QuestionError
 from memspan.generate.decode import Decoding, check_fits, context_room, prefill
 from memspan.generate.sampling import GREEDY, Sampling
 from memspan.model.convert import LoadedModel, load
-from memspan.routing.local import LocalMemory
+from memspan.routing.local import LocalMemory, RoutedShard
 from memspan.routing.ranking import Ranked, rank_documents
 from memspan.routing.selector import (
     Selected,
@@ -44,7 +44,7 @@ class Memory:
         bank.manifest.check_same(manifest_of(loaded))
         self.bank, self.loaded = bank, loaded
         self._version: tuple[int, int] | None = None
-        self._shards: list[Shard] = []
+        self._shards: list[RoutedShard] = []
 
     @classmethod
     def open(
@@ -202,7 +202,7 @@ class Memory:
     def _refresh(self) -> None:
         version = self.bank.catalog.version()
         if version != self._version:
-            self._shards, self._version = self.bank.shards(), version
+            self._shards, self._version = [RoutedShard(shard) for shard in self.bank.shards()], version
 
     def _layer_memory(self) -> LocalMemory:
         config = self.loaded.model.config

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memspan.config import MSAConfig
@@ -110,7 +110,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.backbone.set_output_embeddings(new_embeddings)
 
-    def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:
+    def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Refused: with any other attention function the memory would silently be left out."""
         if attn_implementation != ATTENTION_NAME:
             raise ValueError(f"an MSA model always uses the {ATTENTION_NAME!r} attention, not {attn_implementation!r}")
@@ -219,3 +219,7 @@ def attention_modules(backbone: nn.Module, layers: Iterable[int]) -> list[nn.Mod
 def routed_modules(model: MSAForCausalLM) -> list[RoutedAttention]:
     """The MSA layers' attention modules, in layer order."""
     return cast(list[RoutedAttention], attention_modules(model.backbone, model.config.layers))
+
+
+AutoConfig.register(MSAConfig.model_type, MSAConfig)
+AutoModelForCausalLM.register(MSAConfig, MSAForCausalLM)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from memspan.bank.bank import Shard
 from memspan.bank.manifest import Manifest
@@ -38,7 +39,7 @@ class Candidates:
 
 
 class LocalMemory:
-    """Live documents of a bank, as they were when this was made.
+    """Live documents of a bank, as they were when its shards were read.
 
     Attributes:
         candidates: per MSA layer and question what the last `route` considered, for ranking over layers.
@@ -46,7 +47,7 @@ class LocalMemory:
 
     def __init__(
         self,
-        shards: Sequence[Shard],
+        shards: Sequence[RoutedShard],
         manifest: Manifest,
         top_k: int,
         *,
@@ -56,115 +57,107 @@ class LocalMemory:
     ) -> None:
         """
         Args:
-            shards: of the bank (`MemoryBank.shards`), in any order.
+            shards: of the bank (`MemoryBank.shards`), indexed, in any order.
             manifest: of the bank.
             top_k: documents attended to per MSA layer; all, where the bank holds no more.
             only: ids of the documents that may be selected; None: every live one.
-            device: where scoring and the selected content go. Default: CPU.
+            device: where the selected content goes. Default: CPU. Keys are scored where they lie, on the CPU.
             tile: chunks scored at a time.
         """
         self._manifest, self._top_k, self._tile = manifest, top_k, tile
         self._device = device or torch.device("cpu")
-        self._parts = [_ScoredShard(shard, only) for shard in shards]
-        self._parts = [part for part in self._parts if len(part.ids_N)]
-        self._ids_N = torch.cat([part.ids_N for part in self._parts]) if self._parts else torch.empty(0).long()
+        self._shards = list(shards)
+        ids = [shard.ids_N for shard in self._shards]
+        self._ids_N = torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64)
+        self._barred_N = None
+        if only is not None:
+            self._barred_N = ~torch.isin(self._ids_N, torch.tensor(sorted(only), dtype=torch.int64))
         self.candidates: dict[int, list[Candidates]] = {}
-
-    def __len__(self) -> int:
-        """Number of documents that can be selected."""
-        return len(self._ids_N)
 
     def route(self, layer: int, router_query_BTHD: torch.Tensor, query_mask_BT: torch.Tensor) -> Retrieved:
         """See `LayerMemory.route`."""
-        if not self._parts:
-            return self._gather(layer, [torch.empty(0).long()] * len(router_query_BTHD), [()] * len(router_query_BTHD))
         query_BTW = fold_queries(router_query_BTHD, self._manifest.num_kv_heads, self._manifest.similarity)
         query_BTW = routing_queries(query_BTW.cpu(), query_mask_BT.cpu())
-        coarse_BN = torch.cat([part.coarse_scores(layer, query_BTW, self._tile) for part in self._parts], dim=1)
+        coarse_BN = self._coarse(layer, query_BTW)
         self.candidates[layer] = [
             self._exact(layer, query_TW, coarse_N) for query_TW, coarse_N in zip(query_BTW, coarse_BN, strict=True)
         ]
-        chosen = [found.ids[: self._top_k] for found in self.candidates[layer]]
-        scores = [tuple(found.scores[: self._top_k].tolist()) for found in self.candidates[layer]]
-        return self._gather(layer, chosen, scores)
+        return self._gather(layer, self.candidates[layer])
+
+    def _coarse(self, layer: int, query_BTW: torch.Tensor) -> torch.Tensor:
+        """Score of every document, `[B, N]` float32; -inf for the barred."""
+        scores = [shard.coarse_scores(layer, query_BTW, self._tile).float() for shard in self._shards]
+        coarse_BN = torch.cat(scores, dim=1) if scores else query_BTW.new_empty(len(query_BTW), 0)
+        return coarse_BN if self._barred_N is None else coarse_BN.masked_fill(self._barred_N, float("-inf"))
 
     def _exact(self, layer: int, query_TW: torch.Tensor, coarse_N: torch.Tensor) -> Candidates:
         """Re-score the best documents of the coarse pass."""
-        num_kept = min(len(coarse_N), _CANDIDATES_PER_SELECTED * self._top_k)
-        ids_K, _ = top_documents(coarse_N.float(), self._ids_N, num_kept)
-        places = [self._locate(document_id) for document_id in ids_K.tolist()]
-        keys_CW = torch.cat([part.keys(layer, index) for part, index in places])
-        document_C = torch.repeat_interleave(torch.tensor([int(part.rows_N[index]) for part, index in places]))
-        scores_C = exact_chunk_scores(query_TW, keys_CW)
-        scores_K = document_scores(scores_C[None], document_C, len(places))[0]
-        return Candidates(*top_documents(scores_K, ids_K, num_kept))
+        num_kept = _CANDIDATES_PER_SELECTED * self._top_k
+        ids_K, scores_K = top_documents(coarse_N, self._ids_N, num_kept)
+        if not len(ids_K):
+            return Candidates(ids_K, scores_K)
+        keys = [self._find(document_id).keys(layer, document_id) for document_id in ids_K.tolist()]
+        document_C = torch.repeat_interleave(torch.tensor([len(rows) for rows in keys]))
+        scores_C = exact_chunk_scores(query_TW, torch.cat(keys))
+        exact_K = document_scores(scores_C[None], document_C, len(keys))[0]
+        return Candidates(*top_documents(exact_K, ids_K, num_kept))
 
-    def _locate(self, document_id: int) -> tuple[_ScoredShard, int]:
-        for part in self._parts:
-            index = part.index.get(document_id)
-            if index is not None:
-                return part, index
-        raise KeyError(document_id)
+    def _find(self, document_id: int) -> RoutedShard:
+        return next(shard for shard in self._shards if document_id in shard)
 
-    def _gather(
-        self, layer: int, chosen: Sequence[torch.Tensor], scores: Sequence[tuple[float, ...]]
-    ) -> Retrieved:
-        """Fetch the selected documents' content, in the order of their ids (bank order), zero-padded to the longest."""
-        contents = []
-        for ids in chosen:
-            rows = [part.content(layer, index) for part, index in map(self._locate, sorted(ids.tolist()))]
-            contents.append(torch.cat(rows) if rows else None)
+    def _gather(self, layer: int, candidates: Sequence[Candidates]) -> Retrieved:
+        """Fetch the best documents' content, in the order of their ids (bank order), zero-padded to the longest."""
+        chosen = [tuple(found.ids[: self._top_k].tolist()) for found in candidates]
         G, D = self._manifest.num_kv_heads, self._manifest.head_dim
-        M = max((len(content) for content in contents if content is not None), default=0)
-        content_BM2GD = torch.zeros(len(contents), M, 2, G, D, dtype=torch.bfloat16)
-        mask_BM = torch.zeros(len(contents), M, dtype=torch.bool)
-        for row, content in enumerate(contents):
-            if content is not None:
-                content_BM2GD[row, : len(content)] = content
-                mask_BM[row, : len(content)] = True
-        key_BMGD, value_BMGD = content_BM2GD.to(self._device).unbind(2)
+        contents = [
+            torch.cat([self._find(id_).content(layer, id_) for id_ in sorted(ids)])
+            if ids
+            else torch.empty(0, 2, G, D, dtype=torch.bfloat16)
+            for ids in chosen
+        ]
+        content_BM2GD = pad_sequence(contents, batch_first=True).to(self._device)
+        rows_B1 = torch.tensor([[len(content)] for content in contents])
+        key_BMGD, value_BMGD = content_BM2GD.unbind(2)
         return Retrieved(
             keys_BGMD=key_BMGD.transpose(1, 2),
             values_BGMD=value_BMGD.transpose(1, 2),
-            mask_BM=mask_BM.to(self._device),
-            doc_ids=tuple(tuple(ids.tolist()) for ids in chosen),
-            scores=tuple(scores),
+            mask_BM=(torch.arange(content_BM2GD.shape[1]) < rows_B1).to(self._device),
+            doc_ids=tuple(chosen),
+            scores=tuple(tuple(found.scores[: self._top_k].tolist()) for found in candidates),
         )
 
 
-class _ScoredShard:
-    """A shard's selectable documents."""
+class RoutedShard:
+    """A shard with what routing needs to know of its rows, computed once."""
 
-    def __init__(self, shard: Shard, only: Collection[int] | None) -> None:
-        keep_N = torch.ones(len(shard.document_ids_N), dtype=torch.bool)
-        if only is not None:
-            keep_N = torch.isin(shard.document_ids_N, torch.tensor(sorted(only), dtype=torch.int64))
-        self.ids_N = shard.document_ids_N[keep_N]
-        self.first_N = shard.first_row_N[keep_N]
-        self.rows_N = shard.rows_N[keep_N]
-        self.index = {document_id: index for index, document_id in enumerate(self.ids_N.tolist())}
+    def __init__(self, shard: Shard) -> None:
+        self.ids_N = shard.document_ids_N
         self._reader = shard.reader
-        self._sparse = len(self.ids_N) * 4 < len(keep_N)
-        # Document of every row; rows of no selectable document fall into a last bin that is dropped.
-        document_C = torch.full((shard.reader.files.rows,), len(self.ids_N), dtype=torch.int64)
-        rows_C = torch.repeat_interleave(self.first_N, self.rows_N) + _arange_within(self.rows_N)
-        document_C[rows_C] = torch.repeat_interleave(self.rows_N)
-        self._document_C, self._rows_C = document_C, rows_C
+        self._rows = {
+            document_id: (first, rows)
+            for document_id, first, rows in zip(
+                self.ids_N.tolist(), shard.first_row_N.tolist(), shard.rows_N.tolist(), strict=True
+            )
+        }
+        # Document (its index here) of every row. Rows of deleted documents fall into a last bin that is dropped.
+        self._document_C = torch.full((shard.reader.files.rows,), len(self.ids_N), dtype=torch.int64)
+        rows_C = torch.repeat_interleave(shard.first_row_N, shard.rows_N) + _arange_within(shard.rows_N)
+        self._document_C[rows_C] = torch.repeat_interleave(shard.rows_N)
+
+    def __contains__(self, document_id: int) -> bool:
+        return document_id in self._rows
 
     def coarse_scores(self, layer: int, query_BTW: torch.Tensor, tile: int) -> torch.Tensor:
-        """Score of every selectable document, `[B, N]`, in the keys' number format."""
-        keys_CW, document_C = self._reader.router_keys(layer), self._document_C
-        if self._sparse:  # few rows wanted: take them out instead of scoring all
-            keys_CW, document_C = keys_CW[self._rows_C], document_C[self._rows_C]
-        score_BC = chunk_scores(query_BTW, keys_CW, tile)
-        return document_scores(score_BC, document_C, len(self.ids_N) + 1)[:, :-1]
+        """Score of every live document, `[B, N]`, in the keys' number format."""
+        score_BC = chunk_scores(query_BTW, self._reader.router_keys(layer), tile)
+        return document_scores(score_BC, self._document_C, len(self.ids_N) + 1)[:, :-1]
 
-    def keys(self, layer: int, index: int) -> torch.Tensor:
-        first, rows = int(self.first_N[index]), int(self.rows_N[index])
+    def keys(self, layer: int, document_id: int) -> torch.Tensor:
+        first, rows = self._rows[document_id]
         return self._reader.router_keys(layer)[first : first + rows]
 
-    def content(self, layer: int, index: int) -> torch.Tensor:
-        return self._reader.content(layer, int(self.first_N[index]), int(self.rows_N[index]))
+    def content(self, layer: int, document_id: int) -> torch.Tensor:
+        return self._reader.content(layer, *self._rows[document_id])
 
 
 def _arange_within(rows_N: torch.Tensor) -> torch.Tensor:

@@ -41,4 +41,3 @@ def rank_documents(candidates: Mapping[int, Candidates], top_k: int) -> list[Ran
             layers[document_id] = layers.get(document_id, 0) + (place < top_k)
     ranked = [Ranked(document_id, floor_total + score, layers[document_id]) for document_id, score in scores.items()]
     return sorted(ranked, key=lambda found: (-found.score, found.document_id))
-

@@ -1,0 +1,257 @@
+"""What the commands do. Imported when one runs, not for `--help`: torch and transformers take seconds to import."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from memspan.bank.bank import MemoryBank
+from memspan.bank.encode import AddReport
+from memspan.bank.estimate import estimate as estimate_corpus
+from memspan.cli import render
+from memspan.config import TEMPLATES, MSAConfig
+from memspan.errors import MemspanError
+from memspan.generate.memory import Memory
+from memspan.generate.sampling import Sampling
+from memspan.model.convert import convert as convert_model
+from memspan.model.convert import load
+from memspan.model.runtime import pick_device, pick_dtype
+from memspan.text.corpus import Skipped, installed_packages, read_paths, read_stream
+from memspan.types import Answer, Document
+
+SKIPPED, INTERRUPTED = 3, 130
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+def convert(
+    source: str,
+    out: Path,
+    dtype: str,
+    template: str | None,
+    layers: str | None,
+    chunk_size: int,
+    top_k: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    if template is not None and template not in TEMPLATES:
+        raise MemspanError(f"template must be one of {', '.join(TEMPLATES)}, not {template!r}")
+    config = convert_model(
+        source,
+        out,
+        dtype=pick_dtype(dtype, pick_device("cpu")),
+        template=template,
+        msa_layers=_layer_list(layers),
+        chunk_size=chunk_size,
+        top_k_docs=top_k,
+        seed=seed,
+    )
+    _show(_model_info(out, config), as_json)
+
+
+def add(
+    bank: Path,
+    paths: Sequence[Path],
+    installed: bool,
+    model: Path | None,
+    dtype: str | None,
+    device: str | None,
+    as_json: bool,
+) -> int:
+    """Returns the exit code: 0, SKIPPED or INTERRUPTED."""
+    files = [path for path in paths if str(path) != "-"]
+    use_stdin = len(files) < len(paths)
+    if not (paths or installed):
+        raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
+    stream = read_paths(files)  # a path that does not exist is an error before anything is loaded
+    skipped: list[Skipped] = []
+    total = None
+    if not use_stdin:  # read once before, to tell how much is left
+        total = sum(len(document.text) for document in _corpus(read_paths(files), installed, False, []))
+    with Memory.open(bank, model, create=True, dtype=dtype, device=device) as memory, _stop_flag() as stop:
+        with render.AddProgress(total) as progress:
+            documents = _corpus(stream, installed, use_stdin, skipped)
+            report = memory.add(documents, progress=progress, should_stop=stop.is_set)
+        _show_report(report, skipped, memory.bank, as_json)
+    return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
+
+
+def ask(
+    bank: Path,
+    question: str | None,
+    model: Path | None,
+    selector: str | None,
+    max_documents: int,
+    sampling: Sampling,
+    dtype: str | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    with Memory.open(bank, model, dtype=dtype, device=device) as memory:
+        if selector is None and memory.default_selector == "lexical":
+            render.err.print("note: this model's router is untrained; documents are chosen by full-text search")
+        options: dict[str, Any] = {"selector": selector, "max_documents": max_documents, "sampling": sampling}
+        if question is not None:
+            _answer(memory, question, options, as_json)
+            return
+        for line in _questions():
+            try:
+                _answer(memory, line, options, as_json)
+            except MemspanError as error:
+                render.err.print(f"error: {error}")
+
+
+def ls(bank: Path, after: int, limit: int, as_json: bool) -> None:
+    documents = MemoryBank.open(bank).catalog.page(after, limit)
+    if as_json:
+        render.as_json(documents)
+        return
+    rows = ((found.id, found.external_id, found.title, found.tokens, found.chunks) for found in documents)
+    render.table(("id", "external id", "title", "tokens", "chunks"), rows)
+    if len(documents) == limit:
+        render.err.print(f"more with --after {documents[-1].id}")
+
+
+def info(path: Path, as_json: bool) -> None:
+    if MemoryBank.exists(path):
+        bank = MemoryBank.open(path)
+        values = {"bank": str(path), **dataclasses.asdict(bank.catalog.counts()), **dataclasses.asdict(bank.manifest)}
+    elif (path / "config.json").is_file():
+        values = _model_info(path, MSAConfig.from_pretrained(path))
+    else:
+        raise MemspanError(f"{path} is neither a bank nor a checkpoint")
+    _show(values, as_json)
+
+
+def estimate(
+    paths: Sequence[Path], installed: bool, model: Path | None, dtype: str | None, device: str | None, as_json: bool
+) -> None:
+    stream = read_paths(paths)
+    result = estimate_corpus(load(model, dtype=dtype, device=device), _corpus(stream, installed, False, []))
+    if as_json:
+        render.as_json(result)
+        return
+    render.fields(
+        {
+            "sources": f"{result.sources:,}",
+            "documents": f"{result.documents:,}",
+            "tokens": f"{result.tokens:,}",
+            "speed": f"{result.tokens_per_second:,.0f} tokens/s (measured on a sample)",
+            "time": render.duration(result.seconds),
+            "latents": render.size(result.latent_bytes),
+            "routing keys": f"{render.size(result.routing_key_bytes)} of the latents, read by every routed question",
+            "catalog": f"about {render.size(result.catalog_bytes)}",
+        }
+    )
+
+
+def _layer_list(layers: str | None) -> list[int] | None:
+    try:
+        return [int(layer) for layer in layers.split(",")] if layers else None
+    except ValueError as error:
+        raise MemspanError(f"--layers must be numbers as in 15,16,17, not {layers!r}") from error
+
+
+def _corpus(
+    stream: Iterable[Document | Skipped], installed: bool, use_stdin: bool, skipped: list[Skipped]
+) -> Iterator[Document]:
+    """The documents of all named sources; what cannot be read is collected in `skipped`."""
+    sources = [stream]
+    if use_stdin:
+        sources.append(read_stream(sys.stdin))
+    if installed:
+        sources.append(installed_packages())
+    for source in sources:
+        for found in source:
+            if isinstance(found, Document):
+                yield found
+            else:
+                skipped.append(found)
+
+
+@contextmanager
+def _stop_flag() -> Iterator[threading.Event]:
+    """Ctrl-C asks for a clean stop; pressed again, it interrupts at once."""
+    flag = threading.Event()
+
+    def ask_to_stop(*_: object) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+        render.err.print("stopping after this batch; run the same command again to continue")
+
+    before = signal.signal(signal.SIGINT, ask_to_stop)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _show_report(report: AddReport, skipped: list[Skipped], bank: MemoryBank, as_json: bool) -> None:
+    if as_json:
+        render.as_json({**dataclasses.asdict(report), "skipped": skipped, "bank": bank.catalog.counts()})
+        return
+    for found in skipped:
+        render.err.print(f"skipped {found.source}: {found.reason}")
+    rate = report.tokens / report.seconds if report.seconds else 0.0
+    done = "stopped" if report.interrupted else "done"
+    counts = f"{report.added} added, {report.updated} updated, {report.unchanged} unchanged, {len(skipped)} skipped"
+    work = f"{report.documents} documents, {report.tokens:,} tokens in {report.seconds:.1f} s ({rate:,.0f} tokens/s)"
+    render.out.print(f"{done}: {counts}\n{work}")
+
+
+def _questions() -> Iterator[str]:
+    """Questions typed at a prompt, or lines of standard input."""
+    prompt = sys.stdin.isatty()
+    while True:
+        if prompt:
+            render.err.print("> ", end="")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _answer(memory: Memory, question: str, options: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        render.as_json(memory.ask(question, **options))
+        return
+    answers: list[Answer] = []
+    for text in memory.stream(question, **options, on_answer=answers.append):
+        render.out.print(text, end="")
+    render.out.print()
+    render.answer_footer(answers[0])
+
+
+def _model_info(path: Path, config: MSAConfig) -> dict[str, Any]:
+    return {
+        "checkpoint": str(path),
+        "backbone": config.text_config.model_type,
+        "layers": config.text_config.num_hidden_layers,
+        "msa_layers": list(config.layers),
+        "chunk_size": config.chunk_size,
+        "top_k_docs": config.top_k_docs,
+        "similarity": config.similarity,
+        "template": config.template_spec.name,
+        "router_trained": config.router_trained,
+        "backbone_fingerprint": config.backbone_fingerprint,
+        "encoder_fingerprint": config.encoder_fingerprint,
+    }
+
+
+def _show(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        render.as_json(values)
+    else:
+        render.fields(values)
