@@ -183,9 +183,8 @@ def test_a_missing_segment_is_named_when_the_bank_is_read(bank: MemoryBank) -> N
 
 def test_a_second_handle_cannot_write_at_the_same_time(bank: MemoryBank) -> None:
     other = MemoryBank.open(bank.folder)
-    with bank.writer():
-        with pytest.raises(BankError, match=rf"pid {os.getpid()}\b.*{bank.folder}"), other.writer():
-            pass
+    with bank.writer(), pytest.raises(BankError, match=rf"pid {os.getpid()}\b.*{bank.folder}"), other.writer():
+        pass
     _fill(other, "a")
     _fill(bank, "b")
     assert [document.external_id for document, *_ in read_bank(bank)] == ["a", "b"]
@@ -329,7 +328,7 @@ def test_a_disk_that_fills_up_at_any_segment_leaves_the_bank_as_it_was(
 
         with monkeypatch.context() as patched:
             patched.setattr(segment, "save_file", save)
-            with pytest.raises(BankError, match="No space left.*committed before is safe"):
+            with pytest.raises(BankError, match=r"No space left.*committed before is safe"):
                 _fill(bank, "a", "b", max_segment_bytes=1)
         for handle in (bank, MemoryBank.open(bank.folder)):
             assert read_bank(handle) == before

@@ -172,7 +172,9 @@ def test_small_segments_hold_what_a_large_one_holds_and_bound_the_buffer(
     assert len(large.catalog.segments()) == 1
     assert len(segments) >= large.catalog.counts().chunks // 20
     assert all(files.rows <= 20 for files in segments)
-    assert 0 == written[0] < written[len(written) // 2] < written[-1], "segments are written on the way, not kept to the end"
+    assert 0 == written[0] < written[len(written) // 2] < written[-1], (
+        "segments are written on the way, not kept to the end"
+    )
     assert small.catalog.page(0, 99) == large.catalog.page(0, 99)
     found, expected = read_latents(small), read_latents(large)
     for document_id in expected:
@@ -374,9 +376,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     _assert_latents_are_those_of_the_model(stopped, loaded)
 
 
-def test_a_long_document_cut_off_by_an_interruption_is_not_there_in_part(
-    bank: MemoryBank, loaded: LoadedModel
-) -> None:
+def test_a_long_document_cut_off_by_an_interruption_is_not_there_in_part(bank: MemoryBank, loaded: LoadedModel) -> None:
     corpus = [Document("long", _text(random.Random(0), 60)), Document("short", "short")]
     report = add_documents(bank, loaded, corpus, batch_tokens=1, should_stop=lambda: True)
     assert (report.interrupted, report.added, report.documents) == (True, 0, 1)
@@ -384,6 +384,39 @@ def test_a_long_document_cut_off_by_an_interruption_is_not_there_in_part(
     add_documents(bank, loaded, corpus)
     assert "".join(values[1] for values in _without_ids(bank)["long"]) == corpus[0].text
     _assert_latents_are_those_of_the_model(bank, loaded)
+
+
+_BOOKS = pytest.mark.xfail(
+    strict=True, reason="bug: a window is 1024 sources of any length, batched by length over all of it"
+)
+
+
+@_BOOKS
+def test_an_interrupted_run_over_long_documents_keeps_most_of_what_it_encoded(
+    bank: MemoryBank, loaded: LoadedModel
+) -> None:
+    generator = random.Random(0)
+    corpus = [Document(str(number), _text(generator, 80)) for number in range(8)]
+    stops = itertools.count(1)
+    report = add_documents(bank, loaded, corpus, batch_tokens=256, should_stop=lambda: next(stops) == 12)
+    assert report.interrupted
+    assert bank.catalog.counts().documents > report.documents / 2
+
+
+@_BOOKS
+def test_long_documents_are_committed_on_the_way(bank: MemoryBank, loaded: LoadedModel) -> None:
+    generator = random.Random(0)
+    corpus = [Document(str(number), _text(generator, 80)) for number in range(8)]
+    committed: list[int] = []
+    add_documents(
+        bank,
+        loaded,
+        corpus,
+        batch_tokens=256,
+        commit_seconds=0,
+        progress=lambda report: committed.append(bank.catalog.counts().sources),
+    )
+    assert max(committed) > 0
 
 
 def test_an_interrupted_update_keeps_the_old_text_until_the_new_is_complete(

@@ -24,9 +24,7 @@ ROW = MANIFEST.row_bytes
 ROWS = [3, 1, 7, 2, 2, 5, 1, 1, 4]
 
 
-def _write(
-    folder: Path, documents: list[EncodedDocuments], max_rows: float
-) -> tuple[list[SegmentFiles], list[Placed]]:
+def _write(folder: Path, documents: list[EncodedDocuments], max_rows: float) -> tuple[list[SegmentFiles], list[Placed]]:
     writer = SegmentWriter(folder, LAYERS, int(max_rows * ROW))
     for document_id, latents in enumerate(documents):
         writer.append(document_id, latents)

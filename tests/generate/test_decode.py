@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -224,7 +225,7 @@ def test_whatever_bytes_a_model_writes_what_was_shown_is_never_taken_back(
     script(tokens)
     decoding = Decoding(one_model, [Context((1, 2, 3), random_context(0, 3, 0).routes)], None, Sampling(len(tokens)))
     shown = [decoding.rows[0].text for _ in decoding.run()]
-    for before, after in zip(shown, shown[1:], strict=False):
+    for before, after in itertools.pairwise(shown):
         assert after.startswith(before)
     assert shown[-1] == tiny_tokenizer().decode(tokens)
 

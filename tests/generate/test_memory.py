@@ -26,12 +26,20 @@ DOCUMENTS = [
     Document(f"{city}.txt", f"The {animal} of {city} lives at number {place}.", city, {"place": place})
     for place, (city, animal) in enumerate(zip(CITIES, ANIMALS, strict=True))
 ] + [Document(f"note-{place}", f"A note about {city} and the {city} river.") for place, city in enumerate(CITIES)]
-QUESTIONS = ["Where does the otter live?", "Tell me of the Paris river", "lynx", "What about Tokyo, and the ibis of Delhi?"]
+QUESTIONS = [
+    "Where does the otter live?",
+    "Tell me of the Paris river",
+    "lynx",
+    "What about Tokyo, and the ibis of Delhi?",
+]
 
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return tiny_loaded()
+    """A model that never ends an answer by itself."""
+    loaded = tiny_loaded()
+    loaded.template.stop_ids = frozenset()
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +144,8 @@ def test_a_part_of_a_long_source_is_evidence_with_its_place(tmp_path: Path) -> N
 @pytest.mark.parametrize("selector", ["router", "hybrid"])
 def test_a_router_says_how_many_layers_chose_a_document(memory: Memory, selector: str) -> None:
     found = memory.search("Where does the otter of Rome live?", selector=selector, limit=20)
-    assert len(found) == len(DOCUMENTS), "every document was considered"
     config = memory.loaded.model.config
+    assert len(found) >= 8 * config.top_k_docs, "more was considered than is attended to"
     layers = [item.layers for item in found]
     assert all(0 <= count <= len(config.layers) for count in layers)
     assert sum(layers) == config.top_k_docs * len(config.layers)
@@ -238,6 +246,13 @@ def test_an_unknown_selector_is_refused_with_the_known_ones(memory: Memory) -> N
     for call in (memory.ask, memory.search):
         with pytest.raises(MemspanError, match="selector must be one of router, lexical, hybrid, not 'magic'"):
             call("lynx", selector="magic")
+
+
+@pytest.mark.xfail(strict=True, reason="fuse gives the only lexical hit, being also the last, a score of 0")
+def test_hybrid_finds_the_only_document_that_holds_the_word(filled: Path, trained: LoadedModel) -> None:
+    with Memory(MemoryBank.open(filled), trained) as memory:
+        found = {animal: memory.search(animal, limit=1)[0].text for animal in ANIMALS}
+    assert all(animal in text for animal, text in found.items())
 
 
 # --- what cannot be asked -------------------------------------------------------------------------------------------

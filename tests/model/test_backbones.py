@@ -90,7 +90,7 @@ def test_a_source_that_is_nothing_says_what_a_source_can_be(
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("no model")
-    with pytest.raises(CheckpointError, match="neither a checkpoint folder, a .gguf file nor a hub id"):
+    with pytest.raises(CheckpointError, match=r"neither a checkpoint folder, a .gguf file nor a hub id"):
         load_backbone(str(path), torch.float32)
 
 
@@ -104,7 +104,7 @@ def test_a_folder_without_a_model_is_refused_with_its_name(tmp_path: Path, conne
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     tiny_backbone("llama").save_pretrained(tmp_path / "plain")
-    with pytest.raises(CheckpointError, match="cannot load a model from .*plain"):
+    with pytest.raises(CheckpointError, match=r"cannot load a model from .*plain"):
         load_backbone(str(tmp_path / "plain"), torch.float32)
 
 

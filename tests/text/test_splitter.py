@@ -201,3 +201,9 @@ def test_counting_is_linear(piece: str, counter: Counter) -> None:
 def test_long_runs_of_punctuation_and_blank_lines_are_no_trap() -> None:
     for text in ("." * 50_000 + "x", "a" + "\n" * 50_000 + "b", "a.)" + ")" * 50_000, "a\n" + " " * 50_000 + "b"):
         assert "".join(parts(text, len, 1000)) == text
+
+
+def test_a_heading_is_no_part_of_its_own() -> None:
+    text = "A heading\n\n" + " ".join(f"word{index}." for index in range(40))
+    first, *_ = split_text(text, lambda part: len(part.split()), 20)
+    assert len(text[first.start : first.end].split()) == 20

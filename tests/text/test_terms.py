@@ -82,6 +82,8 @@ def test_every_term_can_be_quoted() -> None:
 
 
 @pytest.mark.xfail(strict=True, reason="bug: text is not normalised, so a decomposed letter splits its word")
-@pytest.mark.parametrize(("one", "other"), [("Z\u00fcrich", "Zu\u0308rich"), ("\uac00\uc744", "\u1100\u1161\u110b\u1173\u11af")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("Z\u00fcrich", "Zu\u0308rich"), ("\uac00\uc744", "\u1100\u1161\u110b\u1173\u11af")]
+)
 def test_composed_and_decomposed_letters_are_the_same_word(one: str, other: str) -> None:
     assert index_terms(one) == index_terms(other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -143,9 +145,13 @@ def load(path: str | Path | None = None, *, dtype: str | None = None, device: st
 
 def default_checkpoint() -> Path:
     """The embedded default backbone as an MSA checkpoint, converted at the first call and kept in the user's cache."""
-    folder = cache_folder() / "models" / DEFAULT_SOURCE
-    if not (folder / "config.json").is_file():
-        convert(DEFAULT_SOURCE, folder)
+    # Another template of a newer version must not meet an older checkpoint.
+    key = hashlib.sha256(json.dumps(dataclasses.asdict(TEMPLATES["chatml"])).encode()).hexdigest()[:8]
+    folder = cache_folder() / "models" / f"{DEFAULT_SOURCE}-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "config.json").is_file():
+            convert(DEFAULT_SOURCE, folder)
     return folder
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -59,9 +59,10 @@ class _Piece:
 def split_text(text: str, count_tokens: Callable[[str], int], max_tokens: int) -> list[Span]:
     """Split `text` into consecutive spans of at most `max_tokens` tokens each, which together cover it exactly.
 
-    Each part ends at the best border it can reach, and at the furthest one of that kind: the end of a paragraph
-    (a blank line), of a line, of a sentence, of a word, or, where nothing else is in reach, between characters. The
-    whitespace around a border belongs to the part before it; only the indentation of a line stays with the line.
+    Each part ends at the best border it can reach once it is half full, and at the furthest one of that kind: the end
+    of a paragraph (a blank line), of a line, of a sentence, of a word, or, where nothing else is in reach, between
+    characters. The whitespace around a border belongs to the part before it; only the indentation of a line stays with
+    the line.
 
     A text that fits is one span, an empty or blank text none. `count_tokens` should not add special tokens; it is
     called once for every piece at a border that had to be looked at and about once for every part, however long the
@@ -147,7 +148,10 @@ class _Splitter:
         budget: float = self.max_tokens
         while True:
             reach = bisect_right(cost_before, cost_before[first] + budget) - 1
-            last = min(range(first, max(reach, first + 1)), key=lambda index: (pieces[index].border, -index))
+            # A border before the part is half full is not taken: a heading alone would be a part that says nothing.
+            half = bisect_left(cost_before, cost_before[first] + budget / 2) - 1
+            reachable = range(min(max(first, half), max(first, reach - 1)), max(reach, first + 1))
+            last = min(reachable, key=lambda index: (pieces[index].border, -index))
             if last == first:
                 return first + 1
             excess = self.count_tokens(self.text[pieces[first].start : pieces[last].end]) - self.max_tokens
