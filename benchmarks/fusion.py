@@ -175,16 +175,17 @@ def main() -> None:
     ids_N = torch.tensor([found.id for found in stored])
     document_states = states.of_documents([found.encoded_text for found in stored])
     by_text: dict[tuple[str, str], int] = {(found.title, found.text): found.id for found in stored}
-    weights = [0.1, 0.2, 0.3, 0.4, 0.5, 0.7]
+    weights = [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5]
     recalls: dict[str, dict[str, list[list[float]]]] = {}
     for dev_set, wanted in json.loads((options.data / "dev" / "sample_ids.json").read_text()).items():
-        for line in read_lines(options.data / "dev" / f"{dev_set}.jsonl.gz"):
+        lines = [line for line in read_lines(options.data / "dev" / f"{dev_set}.jsonl.gz") if line["id"] in wanted]
+        with torch.inference_mode():
+            scores_LBN = routers.scores([states.of_question(line["question"]) for line in lines], document_states)
+        for line, scores_LN in zip(lines, scores_LBN.unbind(1), strict=True):
             gold = {by_text.get((p["title"], p["text"])) for p in line["positives"]} - {None}
-            if line["id"] not in wanted or not gold:
+            if not gold:
                 continue
             lexical = bank.catalog.search(line["question"], 64)
-            with torch.inference_mode():
-                scores_LN = routers.scores([states.of_question(line["question"])], document_states)[:, 0]
             routed = ranked(scores_LN, ids_N, loaded.model.config.layers, loaded.model.config.top_k_docs)
             rankings: dict[str, Ranking] = {
                 "lexical": lexical,

@@ -39,7 +39,7 @@ class Document:
         if not self.text.strip():
             raise ValueError(f"document {self.external_id!r} has no text")
         for value in (self.external_id, self.title, self.text):
-            if "\0" in value or not _is_unicode(value):
+            if "\0" in value or not is_unicode(value):
                 raise ValueError(f"document {self.external_id!r} holds NUL characters or lone surrogates")
 
     @property
@@ -49,7 +49,8 @@ class Document:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8 (it has no lone surrogates)."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -90,7 +90,6 @@ def test_a_bank_half_made_is_no_bank(tmp_path: Path, monkeypatch: pytest.MonkeyP
         MemoryBank.open(tmp_path / "bank")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: what a failed create leaves behind makes the next one refuse the folder")
 def test_making_a_bank_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(Catalog, "write_manifest", _raise(OSError(28, "No space left on device")))
@@ -99,7 +98,6 @@ def test_making_a_bank_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert MemoryBank.create(tmp_path / "bank", MANIFEST).manifest == MANIFEST
 
 
-@pytest.mark.xfail(strict=True, reason="bug: sweeping a folder that is gone raises FileNotFoundError")
 def test_a_bank_without_its_segments_folder_says_so_to_a_writer(bank: MemoryBank) -> None:
     (bank.folder / "segments").rmdir()
     with pytest.raises(BankError, match="segments"), bank.writer():

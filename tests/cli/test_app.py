@@ -415,6 +415,11 @@ def test_ask_samples_by_its_seed(bank: Path) -> None:
     assert len({text(seed) for seed in range(1, 5)}) > 1
 
 
+def test_a_tiny_temperature_is_as_good_as_none(bank: Path) -> None:
+    texts = [memspan("ask", bank, "otter", "--temperature", value, "--json").json["text"] for value in ("1e-300", 0)]
+    assert texts[0] == texts[1]
+
+
 def test_stop_strings_of_the_command_line_end_an_answer(bank: Path) -> None:
     whole = memspan("ask", bank, "otter", "--json").json
     stop = next(char for char in whole["text"] if not char.isspace())
@@ -445,7 +450,7 @@ def test_a_question_that_fails_does_not_end_the_ones_after_it(bank: Path) -> Non
         ((" ",), "the question is empty; write one"),
         (("otter", "--selector", "magic"), "selector must be one of router, lexical, hybrid, not 'magic'"),
         (("otter", "--max-new-tokens", "0"), "max_new_tokens must be at least 1, not 0"),
-        (("otter", "--temperature", "-1"), "temperature must not be negative"),
+        (("otter", "--temperature", "-1"), "temperature must be 0 or a positive number"),
         (("otter", "--top-p", "0"), "top_p must be above 0"),
         (("otter", "--stop", ""), "a stop string must not be empty"),
         (("otter", "--max-new-tokens", "512"), "the question needs"),
@@ -525,7 +530,7 @@ def test_the_latents_estimated_are_those_on_disk(tmp_path: Path) -> None:
     assert estimated["routing_key_bytes"] == estimated["latent_bytes"] // 3
 
 
-# --- known faults: each of these goes green, and its mark away, with the fault ---------------------------------------
+# --- odd input --------------------------------------------------------------------------------------------------------
 
 
 def _fault(reason: str) -> pytest.MarkDecorator:
@@ -535,14 +540,13 @@ def _fault(reason: str) -> pytest.MarkDecorator:
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(("ask", "BANK", "otter", "--temperature", "nan"), marks=_fault("RuntimeError of multinomial")),
-        pytest.param(("ask", "BANK", "otter", "--temperature", "1e-300"), marks=_fault("RuntimeError of multinomial")),
-        pytest.param(("ask", "BANK", "not unicode \udcff"), marks=_fault("TypeError of the tokenizer")),
-        pytest.param(("ask", "BANK", "otter", "--max-documents", "-1"), marks=_fault("accepted")),
+        ("ask", "BANK", "otter", "--temperature", "nan"),
+        ("ask", "BANK", "not unicode \udcff"),
+        ("ask", "BANK", "otter", "--max-documents", "-1"),
         pytest.param(("ls", "BANK", "--after", str(10**30)), marks=_fault("OverflowError of sqlite3")),
-        pytest.param(("info", "PLAIN"), marks=_fault("AttributeError of the config")),
-        pytest.param(("convert", "MSA", "--out", "NEW"), marks=_fault("TypeError of add_router")),
-        pytest.param(("convert", "PLAIN", "--out", "FILE/below"), marks=_fault("FileExistsError of mkdir")),
+        ("info", "PLAIN"),
+        ("convert", "MSA", "--out", "NEW"),
+        ("convert", "PLAIN", "--out", "FILE/below"),
     ],
     ids=lambda arguments: " ".join(arguments).encode("ascii", "replace").decode(),
 )
@@ -556,19 +560,16 @@ def test_no_input_ends_in_a_traceback(
     assert "rror" in done.err
 
 
-@_fault("IndexError where the last shown is named")
 def test_a_page_of_nothing_is_empty(bank: Path) -> None:
     done = memspan("ls", bank, "--limit", 0)
     assert (done.code, done.out) == (0, "")
 
 
-@_fault("a damaged config is an OSError of transformers")
 def test_info_names_a_damaged_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     assert "damaged" in failed("info", tmp_path)
 
 
-@_fault("read twice, to know the total, a pipe is empty the second time")
 def test_a_pipe_given_as_a_file_is_remembered(tmp_path: Path) -> None:
     """What a shell makes of `memspan add BANK <(command)`."""
     reading, writing = os.pipe()
@@ -581,7 +582,13 @@ def test_a_pipe_given_as_a_file_is_remembered(tmp_path: Path) -> None:
     assert "1 added" in done.out
 
 
-@_fault("--json prints NaN, which is no JSON")
 def test_json_of_odd_metadata_is_json(tmp_path: Path) -> None:
-    memspan("add", tmp_path / "bank", "-", stdin='{"text": "A yak.", "weight": NaN}\n')
-    assert "NaN" not in memspan("ls", tmp_path / "bank", "--json").out
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    (tmp_path / "a.jsonl").write_text(
+        '{"id": "yak", "text": "A yak.", "weight": NaN}\n{"id": "gnu", "text": "A gnu."}\n'
+    )
+    memspan("add", tmp_path / "bank", tmp_path / "a.jsonl")
+    written = memspan("ls", tmp_path / "bank", "--json").out
+    assert "gnu" in {found["external_id"] for found in json.loads(written, parse_constant=refuse)}

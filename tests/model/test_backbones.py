@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import socket
-import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,9 +44,10 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _agents_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub client asks the hub once a day which agents there are; not here."""
-    monkeypatch.setattr(_detect_agent, "_registry", {})
+def _talkative_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the hub client ask the hub which agents there are, as it does once a day before anything else."""
+    monkeypatch.setattr(_detect_agent, "_registry", None)
+    monkeypatch.setattr(huggingface_hub.constants, "AGENT_HARNESSES_PATH", "/no/such/file")
 
 
 @pytest.fixture(autouse=True)
@@ -188,7 +188,7 @@ def test_an_absent_gguf_file_is_refused_with_its_name(tmp_path: Path) -> None:
     "content",
     [
         b"",
-        pytest.param(b"GGUF", marks=pytest.mark.xfail(strict=True, raises=struct.error, reason="struct.error escapes")),
+        b"GGUF",
         b"not a gguf file at all" * 10,
     ],
 )
@@ -227,24 +227,13 @@ def test_an_unreachable_hub_is_asked_once_and_named(connections: list[Address]) 
     assert connections == [("huggingface.co", 443)]
 
 
-@pytest.mark.xfail(strict=True, reason="local_files_only alone does not keep the hub client from asking for its agents")
-def test_an_unreachable_hub_is_left_alone_by_the_hub_client_as_well(
-    connections: list[Address], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_detect_agent, "_registry", None)
-    monkeypatch.setattr(huggingface_hub.constants, "AGENT_HARNESSES_PATH", "/no/such/file")
-    with pytest.raises(CheckpointError, match="the hub cannot be reached"):
-        load_backbone(UNKNOWN, torch.float32)
-    assert connections == [("huggingface.co", 443)]
-
-
 @pytest.fixture
 def silent_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A hub whose connections, or whose name's look-up, never come back while the test runs."""
     released, done = threading.Event(), threading.Event()
 
     def block(*args: Any, **kwargs: Any) -> socket.socket:
-        released.wait()
+        released.wait(60)
         done.set()
         raise TimeoutError("timed out")
 

@@ -71,7 +71,9 @@ class MemoryBank:
             catalog.close()
             partial.rename(path / _CATALOG)
             fsync_folder(path)
-        except OSError as error:
+        except (OSError, BankError) as error:
+            for leftover in (*path.glob(f"{_CATALOG}*"), path / _SEGMENTS):
+                _remove(leftover)
             raise BankError(f"cannot create a bank in {path}: {error}") from error
         return cls.open(path)
 
@@ -113,6 +115,8 @@ class MemoryBank:
         try:
             _note_holder(path)
             segments = self.folder / _SEGMENTS
+            if not segments.is_dir():
+                raise BankError(f"{segments} is missing; restore it from a backup, or build the bank again")
             sweep(segments, {files.name for files in self.catalog.segments()})
             yield BankWriter(self.catalog, SegmentWriter(segments, self.manifest.msa_layers, max_segment_bytes))
         finally:
@@ -137,7 +141,7 @@ class BankWriter:
 
     def __init__(self, catalog: Catalog, segments: SegmentWriter) -> None:
         self._catalog, self._segments = catalog, segments
-        self._pending: list[NewSource] = []
+        self._pending: dict[str, NewSource] = {}
         self._next_id = catalog.next_document_id()
 
     def reserve_ids(self, count: int) -> Sequence[int]:
@@ -150,7 +154,12 @@ class BankWriter:
         """Take a source with the latents of each of its parts. It exists after the next `commit`."""
         for part, encoded in zip(source.parts, latents, strict=True):
             self._segments.append(part.document_id, encoded)
-        self._pending.append(source)
+        self._pending[source.document.external_id] = source
+
+    def content_hash(self, external_id: str) -> str | None:
+        """The content hash of a source of this name, committed or about to be; None if there is none."""
+        pending = self._pending.get(external_id)
+        return pending.document.content_hash if pending else self._catalog.content_hash(external_id)
 
     @property
     def buffered_bytes(self) -> int:
@@ -161,8 +170,17 @@ class BankWriter:
         if not self._pending:
             return
         segments, places = self._segments.finish()
-        self._catalog.commit(self._pending, segments, places)
-        self._pending = []
+        self._catalog.commit(self._pending.values(), segments, places)
+        self._pending = {}
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or an empty folder, if it is there and can be removed."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink()
 
 
 def _note_holder(lock_path: Path) -> None:

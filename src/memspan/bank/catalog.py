@@ -57,6 +57,8 @@ CREATE INDEX documents_of_source ON documents (source_id);
 CREATE VIRTUAL TABLE word_index USING fts5 (words, content = '', tokenize = 'porter unicode61 remove_diacritics 2');
 """
 
+_RESTORE = "restore it from a backup, or build the bank again"
+_MAX_INTEGER = 2**63 - 1
 _SEGMENT_COLUMNS = ", ".join(field.name for field in dataclasses.fields(SegmentFiles))
 
 _STORED = """
@@ -138,7 +140,10 @@ class Catalog:
         self._db.close()
 
     def read_manifest(self) -> dict[str, Any]:
-        return {key: json.loads(value) for key, value in self._db.execute("SELECT key, value FROM manifest")}
+        try:
+            return {key: json.loads(value) for key, value in self._read("SELECT key, value FROM manifest")}
+        except ValueError as error:
+            raise BankError(f"the manifest in {self.path} is damaged ({error}); {_RESTORE}") from error
 
     def write_manifest(self, values: dict[str, Any]) -> None:
         with self._transaction():
@@ -147,23 +152,18 @@ class Catalog:
 
     def version(self) -> tuple[int, int]:
         """Changes whenever this or another connection commits."""
-        (other,) = self._db.execute("PRAGMA data_version").fetchone()
+        ((other,),) = self._read("PRAGMA data_version")
         return other, self._db.total_changes
 
     def next_document_id(self) -> int:
         """The first id that was never given to a document. Stable while the caller holds the writer's lock."""
-        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'documents'").fetchone()
-        return (row[0] if row else 0) + 1
+        rows = self._read("SELECT seq FROM sqlite_sequence WHERE name = 'documents'")
+        return (rows[0][0] if rows else 0) + 1
 
-    def content_hashes(self, external_ids: Sequence[str]) -> dict[str, str]:
-        """The content hash of those of the given sources that are live."""
-        found: dict[str, str] = {}
-        for start in range(0, len(external_ids), 500):
-            ids = external_ids[start : start + 500]
-            marks = ",".join("?" * len(ids))
-            query = f"SELECT external_id, content_hash FROM sources WHERE state = 'live' AND external_id IN ({marks})"
-            found.update(self._db.execute(query, ids))
-        return found
+    def content_hash(self, external_id: str) -> str | None:
+        """The content hash of a live source, or None if there is none of this name."""
+        query = "SELECT content_hash FROM sources WHERE state = 'live' AND external_id = ?"
+        return next((row[0] for row in self._read(query, (external_id,))), None)
 
     def commit(self, sources: Iterable[NewSource], segments: Iterable[SegmentFiles], places: Iterable[Placed]) -> None:
         """Make encoded sources part of the bank, in one transaction. A live source of the same external id is replaced.
@@ -189,7 +189,7 @@ class Catalog:
         return cursor.lastrowid
 
     def _insert_source(self, document: Document) -> int:
-        metadata = json.dumps(dict(document.metadata), ensure_ascii=False)
+        metadata = json.dumps(dict(document.metadata))
         values = (document.external_id, document.title, document.text, metadata, document.content_hash, time.time())
         cursor = self._db.execute(
             "INSERT INTO sources (external_id, title, text, metadata, content_hash, added_at, state) "
@@ -222,12 +222,11 @@ class Catalog:
 
     def segments(self) -> list[SegmentFiles]:
         """All committed segments, oldest first."""
-        rows = self._db.execute(f"SELECT {_SEGMENT_COLUMNS} FROM segments ORDER BY id")
-        return [SegmentFiles(*row) for row in rows]
+        return [SegmentFiles(*row) for row in self._read(f"SELECT {_SEGMENT_COLUMNS} FROM segments ORDER BY id")]
 
-    def places(self) -> Iterator[tuple[str, int, int, int]]:
+    def places(self) -> list[tuple[str, int, int, int]]:
         """(segment name, document id, first row, rows) of every live document, by segment and row."""
-        return self._db.execute(
+        return self._read(
             "SELECT g.name, d.id, d.first_row, d.rows FROM documents d JOIN segments g ON g.id = d.segment_id "
             "WHERE d.state = 'live' ORDER BY g.id, d.first_row"
         )
@@ -240,7 +239,7 @@ class Catalog:
 
     def page(self, after: int, limit: int) -> list[StoredDocument]:
         """Live documents in order of their ids, those after a given id."""
-        return list(self._stored("AND d.id > ? ORDER BY d.id LIMIT ?", (after, limit)))
+        return list(self._stored("AND d.id > ? ORDER BY d.id LIMIT ?", (min(after, _MAX_INTEGER), limit)))
 
     def search(self, question: str, limit: int) -> list[tuple[int, float]]:
         """Full-text search (FTS5 BM25): ids and scores, best first; higher is better. Any text is a valid question."""
@@ -250,22 +249,28 @@ class Catalog:
         # Quoted terms cannot be read as query syntax; OR, because hardly any document holds every word of a question.
         match = " OR ".join('"' + term.replace('"', '""') + '"' for term in terms)
         query = "SELECT rowid, -rank FROM word_index WHERE word_index MATCH ? ORDER BY rank, rowid LIMIT ?"
-        return [(int(row[0]), float(row[1])) for row in self._db.execute(query, (match, limit))]
+        return [(int(row[0]), float(row[1])) for row in self._read(query, (match, limit))]
 
     def counts(self) -> Counts:
-        (sources,) = self._db.execute("SELECT count(*) FROM sources WHERE state = 'live'").fetchone()
-        documents, tokens, chunks = self._db.execute(
+        ((sources,),) = self._read("SELECT count(*) FROM sources WHERE state = 'live'")
+        ((documents, tokens, chunks),) = self._read(
             "SELECT count(*), total(tokens), total(rows) FROM documents WHERE state = 'live'"
-        ).fetchone()
-        segments, size = self._db.execute("SELECT count(*), total(keys_bytes + content_bytes) FROM segments").fetchone()
+        )
+        ((segments, size),) = self._read("SELECT count(*), total(keys_bytes + content_bytes) FROM segments")
         return Counts(sources, documents, int(tokens), int(chunks), segments, int(size))
 
     def _stored(self, where: str, values: tuple[Any, ...]) -> Iterator[StoredDocument]:
-        for row in self._db.execute(f"{_STORED} {where}", values).fetchall():
+        for row in self._read(f"{_STORED} {where}", values):
             document_id, external_id, title, text, start, end, metadata, tokens, rows = row
             yield StoredDocument(
                 document_id, external_id, title, text, Span(start, end), json.loads(metadata), tokens, rows
             )
+
+    def _read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise BankError(f"cannot read {self.path} ({error}); {_RESTORE}") from error
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 import torch
 
@@ -20,6 +19,8 @@ from memspan.types import Document, EncodedDocuments, Span
 
 BATCH_TOKENS = 2048
 LATENT_DTYPE = torch.bfloat16
+# Documents are sorted by length within a window of so many batches; it bounds what waits in memory, too.
+_WINDOW_BATCHES = 8
 _WINDOW_DOCUMENTS = 1024
 _COMMIT_SECONDS = 60.0
 # The longest id that document splitting leaves room for, in its template and on both sides of the text.
@@ -62,8 +63,12 @@ class _Part:
 @dataclass(slots=True)
 class _Source:
     document: Document
-    replaces: bool
+    replaces: bool = False
     parts: list[_Part] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.document.tokens for part in self.parts)
 
 
 def add_documents(
@@ -78,7 +83,7 @@ def add_documents(
 ) -> AddReport:
     """Encode documents into a bank. Sources already there with the same content are skipped; others replace the old.
 
-    Memory is bounded whatever the corpus size: a window of documents, one segment's buffer, one batch.
+    Memory is bounded whatever the corpus size: a window of documents (or one very long one), one segment's buffer.
     Writes segments and the catalog (see `MemoryBank`), committing about every `commit_seconds`.
 
     Args:
@@ -95,24 +100,22 @@ def add_documents(
     bank.manifest.check_same(manifest_of(loaded))
     report = AddReport()
     with bank.writer() as writer:
-        for window in _windows(documents):
-            sources = _changed(bank, window)
-            report = _count_unchanged(report, window, sources)
-            _split(sources, loaded, writer)
-            for batch in _batches(sources, batch_tokens):
+        for window, unchanged in _windows(documents, loaded, writer, _WINDOW_BATCHES * batch_tokens):
+            report = _count_unchanged(report, unchanged)
+            for batch in _batches(window, batch_tokens):
                 _encode(loaded, batch)
                 report = _count(report, batch, time.monotonic() - started)
                 progress(report)
                 if should_stop():
                     report = replace(report, interrupted=True)
                     break
-            report = _hand_over(sources, writer, report)
+            report = _hand_over(window, writer, report)
             due = time.monotonic() - last_commit >= commit_seconds or writer.buffered_bytes >= MAX_SEGMENT_BYTES
-            if due or report.interrupted:
-                writer.commit()
-                last_commit = time.monotonic()
             if report.interrupted:
                 break
+            if due:
+                writer.commit()
+                last_commit = time.monotonic()
         writer.commit()
     return replace(report, seconds=time.monotonic() - started)
 
@@ -124,40 +127,50 @@ def manifest_of(loaded: LoadedModel) -> Manifest:
 
 
 def split_document(document: Document, template: PromptTemplate, max_document_tokens: int) -> list[Span]:
-    """The parts a text is encoded in: each, with title, id and template, at most `max_document_tokens` long."""
+    """The parts a text is encoded in: each, with title, id and template, at most `max_document_tokens` long.
+
+    At least half of that is left to the text, so a title longer than the other half makes longer documents.
+    """
     overhead = len(template.document(_WIDEST_ID, f"{document.title}\n"))
-    # A long title must not starve the text.
     limit = max(max_document_tokens - overhead, max_document_tokens // 2, 1)
     return split_text(document.text, template.count_tokens, limit)
 
 
-def _windows(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """The corpus in pieces, in which an external id occurs once (the last text given for it counts)."""
-    stream = iter(documents)
-    while window := list(islice(stream, _WINDOW_DOCUMENTS)):
-        yield list({document.external_id: document for document in window}.values())
+def _windows(
+    documents: Iterable[Document], loaded: LoadedModel, writer: BankWriter, max_tokens: int
+) -> Iterator[tuple[list[_Source], list[Document]]]:
+    """The corpus in pieces of about `max_tokens` to encode, with the documents that need not be.
+
+    A window ends when it is full: its batches are of like length, and a stop loses at most one. The last text given
+    for an external id counts.
+    """
+    window: dict[str, _Source] = {}
+    unchanged: list[Document] = []
+    tokens = 0
+    for document in documents:
+        in_window = window.get(document.external_id)
+        known = in_window.document.content_hash if in_window else writer.content_hash(document.external_id)
+        if known == document.content_hash:
+            unchanged.append(document)
+        else:
+            source = _split(document, loaded, writer)
+            source.replaces = in_window.replaces if in_window else known is not None
+            window[document.external_id] = source
+            tokens += source.tokens
+        if tokens >= max_tokens or len(window) + len(unchanged) >= _WINDOW_DOCUMENTS:
+            yield list(window.values()), unchanged
+            window, unchanged, tokens = {}, [], 0
+    yield list(window.values()), unchanged
 
 
-def _changed(bank: MemoryBank, window: list[Document]) -> list[_Source]:
-    """The documents of a window that the bank does not hold as they are."""
-    known = bank.catalog.content_hashes([document.external_id for document in window])
-    return [
-        _Source(document, replaces=document.external_id in known)
-        for document in window
-        if known.get(document.external_id) != document.content_hash
-    ]
-
-
-def _split(sources: list[_Source], loaded: LoadedModel, writer: BankWriter) -> None:
-    """Give every source its parts, each with its own id, in tokens."""
-    template = loaded.template
-    for source in sources:
-        document = source.document
-        spans = split_document(document, template, loaded.model.config.max_document_tokens)
-        for document_id, span in zip(writer.reserve_ids(len(spans)), spans, strict=True):
-            text = encoded_text(document.title, document.text[span.start : span.end])
-            ids = template.document(document_id, text)
-            source.parts.append(_Part(NewDocument(document_id, span, len(ids)), ids))
+def _split(document: Document, loaded: LoadedModel, writer: BankWriter) -> _Source:
+    """Give a source its parts, each with its own id, in tokens."""
+    template, source = loaded.template, _Source(document)
+    spans = split_document(document, template, loaded.model.config.max_document_tokens)
+    for document_id, span in zip(writer.reserve_ids(len(spans)), spans, strict=True):
+        ids = template.document(document_id, encoded_text(document.title, document.text[span.start : span.end]))
+        source.parts.append(_Part(NewDocument(document_id, span, len(ids)), ids))
+    return source
 
 
 def _batches(sources: list[_Source], batch_tokens: int) -> Iterator[list[_Part]]:
@@ -181,13 +194,9 @@ def _encode(loaded: LoadedModel, batch: list[_Part]) -> None:
         first += rows
 
 
-def _count_unchanged(report: AddReport, window: list[Document], changed: list[_Source]) -> AddReport:
-    skipped = sum(len(document.text) for document in window) - sum(len(source.document.text) for source in changed)
-    return replace(
-        report,
-        unchanged=report.unchanged + len(window) - len(changed),
-        characters=report.characters + skipped,
-    )
+def _count_unchanged(report: AddReport, unchanged: list[Document]) -> AddReport:
+    characters = sum(len(document.text) for document in unchanged)
+    return replace(report, unchanged=report.unchanged + len(unchanged), characters=report.characters + characters)
 
 
 def _count(report: AddReport, batch: list[_Part], seconds: float) -> AddReport:

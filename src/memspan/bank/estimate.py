@@ -18,7 +18,6 @@ from memspan.types import Document
 _SAMPLE_TOKENS = 4 * BATCH_TOKENS
 # Catalog bytes per byte of text: the text itself and its full-text index (measured, docs/LOG.md).
 _CATALOG_FACTOR = 1.6
-_LAST_ID = 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +52,8 @@ def estimate(loaded: LoadedModel, documents: Iterable[Document]) -> Estimate:
         sources += 1
         text_bytes += len(document.text.encode())
         for span in split_document(document, template, config.max_document_tokens):
-            ids = template.document(_LAST_ID, encoded_text(document.title, document.text[span.start : span.end]))
-            parts += 1
+            parts += 1  # also the id it would get in a new bank
+            ids = template.document(parts, encoded_text(document.title, document.text[span.start : span.end]))
             tokens += len(ids)
             chunks += num_chunks(len(ids), config.chunk_size)
             if sum(map(len, sample)) < _SAMPLE_TOKENS:

@@ -71,7 +71,10 @@ class Manifest:
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != names:
             raise BankError(f"this bank's manifest is damaged: {sorted(names ^ set(values))} are missing or unknown")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise BankError(f"this bank's manifest is damaged: msa_layers is {values['msa_layers']!r}") from error
 
     @property
     def row_bytes(self) -> int:

@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from memspan.errors import MemspanError
 
@@ -42,7 +41,7 @@ def _commands() -> Iterator[ModuleType]:
 
         yield commands
     except (MemspanError, ValueError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"error: {error}")
+        typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error

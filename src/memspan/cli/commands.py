@@ -21,8 +21,8 @@ from memspan.config import TEMPLATES, MSAConfig
 from memspan.errors import MemspanError
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
+from memspan.model.convert import check_folder, load
 from memspan.model.convert import convert as convert_model
-from memspan.model.convert import load
 from memspan.model.runtime import pick_device, pick_dtype
 from memspan.text.corpus import Skipped, installed_packages, read_paths, read_stream
 from memspan.types import Answer, Document
@@ -76,7 +76,7 @@ def add(
     stream = read_paths(files)  # a path that does not exist is an error before anything is loaded
     skipped: list[Skipped] = []
     total = None
-    if not use_stdin:  # read once before, to tell how much is left
+    if not use_stdin and all(path.is_file() or path.is_dir() for path in files):  # read before, to tell what is left
         total = sum(len(document.text) for document in _corpus(read_paths(files), installed, False, []))
     with Memory.open(bank, model, create=True, dtype=dtype, device=device) as memory, _stop_flag() as stop:
         with render.AddProgress(total) as progress:
@@ -118,7 +118,7 @@ def ls(bank: Path, after: int, limit: int, as_json: bool) -> None:
         return
     rows = ((found.id, found.external_id, found.title, found.tokens, found.chunks) for found in documents)
     render.table(("id", "external id", "title", "tokens", "chunks"), rows)
-    if len(documents) == limit:
+    if documents and len(documents) == limit:
         render.err.print(f"more with --after {documents[-1].id}")
 
 
@@ -127,6 +127,7 @@ def info(path: Path, as_json: bool) -> None:
         bank = MemoryBank.open(path)
         values = {"bank": str(path), **dataclasses.asdict(bank.catalog.counts()), **dataclasses.asdict(bank.manifest)}
     elif (path / "config.json").is_file():
+        check_folder(path)
         values = _model_info(path, MSAConfig.from_pretrained(path))
     else:
         raise MemspanError(f"{path} is neither a bank nor a checkpoint")

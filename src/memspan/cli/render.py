@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,8 +16,8 @@ from rich.table import Table
 from memspan.bank.encode import AddReport
 from memspan.types import Answer, Evidence
 
-out = Console(soft_wrap=True, highlight=False, markup=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 _PLAIN_EVERY_TOKENS = 20_000
 
@@ -34,6 +35,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no such number
     return value
 
 
@@ -48,7 +51,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """A table on a terminal, tab-separated lines elsewhere."""
     if not out.is_terminal:
         for row in rows:
-            out.print("\t".join(str(cell) for cell in row))
+            out.file.write("\t".join(str(cell) for cell in row) + "\n")  # print would turn tabs into blanks
         return
     shown = Table(*columns, box=None, pad_edge=False)
     for row in rows:

@@ -25,7 +25,7 @@ from memspan.routing.selector import (
 )
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Context, Passage, encoded_text
-from memspan.types import Answer, Document, Evidence
+from memspan.types import Answer, Document, Evidence, is_unicode
 
 MAX_DOCUMENTS = 5
 # Documents scored below this share of the best one's score are left out.
@@ -157,6 +157,8 @@ class Memory:
     ) -> Iterator[list[str]]:
         """Yield the texts so far after every token; return the answers."""
         name = check_selector(selector or self.default_selector)
+        if max_documents < 0:
+            raise QuestionError(f"max_documents must not be negative, not {max_documents}")
         self._check(questions)
         started = time.perf_counter()
         evidence, contexts = [], []
@@ -194,6 +196,8 @@ class Memory:
     def _check(self, questions: Sequence[str]) -> None:
         if not questions or not all(question.strip() for question in questions):
             raise QuestionError("the question is empty; write one")
+        if not all(is_unicode(question) for question in questions):
+            raise QuestionError("the question is not valid Unicode; check the encoding it is read in")
         self._refresh()
         if not self._shards:
             folder = self.bank.folder

@@ -29,8 +29,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must not be negative, not {self.temperature}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 or a positive number, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if "" in self.stop:
@@ -44,7 +44,9 @@ def pick_token(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Gene
     """The next token of one question. Sampling runs on the CPU in float32, whatever the model runs on."""
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    probabilities_V = torch.softmax(logits_V.float().cpu() / sampling.temperature, dim=-1)
+    # In float64 with the best logit at 0, so that no temperature, however small, overflows.
+    logits_V = logits_V.double().cpu()
+    probabilities_V = torch.softmax((logits_V - logits_V.max()) / sampling.temperature, dim=-1).float()
     if sampling.top_p < 1:
         sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
         # A token is kept while the ones before it have not reached top_p; the first always is.

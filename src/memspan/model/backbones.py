@@ -9,12 +9,14 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants as hub_constants
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from memspan.errors import CheckpointError
+from memspan.errors import CheckpointError, MemspanError
 from memspan.model.fingerprint import file_sha256
 
 DEFAULT_SOURCE = "smollm2-135m-instruct"
@@ -47,7 +49,9 @@ def load_backbone(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
                 f"name one of these, or {DEFAULT_SOURCE}"
             )
         return _load_from_hub(source, dtype)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except MemspanError:
+        raise
+    except Exception as error:  # whatever a damaged file or an unknown architecture makes the loaders raise
         raise CheckpointError(f"cannot load a model from {source}: {_first_line(error)}") from error
 
 
@@ -104,7 +108,10 @@ def _load_from_hub(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Pr
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES")
     online = not offline and _hub_answers()
     try:
-        return _load(source, dtype, local_files_only=not online)
+        if online:
+            return _load(source, dtype, local_files_only=False)
+        with _hub_client_offline():
+            return _load(source, dtype, local_files_only=True)
     except OSError as error:
         if online:
             raise
@@ -113,6 +120,17 @@ def _load_from_hub(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Pr
             f"{source} is not in the local Hugging Face cache and {reason}; "
             f"name a local folder or .gguf file, or {DEFAULT_SOURCE}"
         ) from error
+
+
+@contextlib.contextmanager
+def _hub_client_offline() -> Iterator[None]:
+    """Keep the hub client from trying anything, as HF_HUB_OFFLINE would have."""
+    before = hub_constants.HF_HUB_OFFLINE
+    hub_constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub_constants.HF_HUB_OFFLINE = before
 
 
 def _hub_answers() -> bool:

@@ -95,8 +95,11 @@ def convert(
 
 def save_checkpoint(model: MSAForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Write model and tokenizer into `out/`, which appears whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out}: {error}") from error
     try:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
@@ -122,7 +125,7 @@ def load(path: str | Path | None = None, *, dtype: str | None = None, device: st
         CheckpointError: missing, truncated or not an MSA checkpoint.
     """
     folder = default_checkpoint() if path is None else Path(path).expanduser()
-    _check_folder(folder)
+    check_folder(folder)
     target = pick_device(device)
     try:
         # Without the loading report, weights that a truncated checkpoint lacks would quietly be random.
@@ -155,7 +158,11 @@ def default_checkpoint() -> Path:
     return folder
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """
+    Raises:
+        CheckpointError: the folder holds no MSA checkpoint; the message says what it holds and what to do.
+    """
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint folder (no config.json); make one with: memspan convert")

@@ -41,7 +41,11 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: MSAConfig) -> None:
         super().__init__(config)
-        self.backbone = AutoModelForCausalLM.from_config(config.backbone_config, attn_implementation=ATTENTION_NAME)
+        try:
+            self.backbone = AutoModelForCausalLM.from_config(config.backbone_config, attn_implementation=ATTENTION_NAME)
+        except KeyError as error:
+            family = config.text_config.model_type
+            raise UnsupportedBackbone(f"{family} has no exchangeable attention function ({error})") from error
         for attention in attention_modules(self.backbone, config.layers):
             add_router(
                 attention, config.text_config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
+from memspan.config import MSAConfig
 from memspan.errors import UnsupportedBackbone
 from memspan.model.memory_api import AskStep
 from memspan.model.modeling import MSAForCausalLM
@@ -24,6 +25,8 @@ def check_config(config: PretrainedConfig) -> None:
     """
     name = config.model_type
     text = config.get_text_config(decoder=True)
+    if name == MSAConfig.model_type:
+        raise UnsupportedBackbone("the source is an MSA checkpoint already; convert the plain model it was made from")
     if config.is_encoder_decoder:
         raise UnsupportedBackbone(f"{name} is an encoder-decoder; memory needs a decoder-only model")
     if getattr(text, "kv_lora_rank", None):
@@ -58,8 +61,10 @@ def probe(backbone: PreTrainedModel, model: MSAForCausalLM) -> float:
     try:
         full = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT).logits
         cached = _cached_logits(model, ids_BT, mask_BT, positions_BT)
-    except TypeError as error:
-        raise UnsupportedBackbone(f"{name} does not pass keyword arguments on to its attention ({error})") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UnsupportedBackbone(
+            f"{name} does not look up its attention function, or pass keyword arguments on to it ({error})"
+        ) from error
     difference = 0.0
     for kind, got in (("in one pass", full), ("decoding from a cache", cached)):
         worst = _relative_difference(got[mask_BT.bool()], want[mask_BT.bool()])

@@ -28,6 +28,9 @@ from memspan.types import Retrieved
 # Chunks scored at once: bounds the scratch of a question of 32 tokens to 2 MiB in bfloat16.
 TILE = 32_768
 _CANDIDATES_PER_SELECTED = 8
+_MOST_CANDIDATES = 4096
+# Relative error of a coarse score: the query and the result are each rounded to bfloat16's 8 bits.
+_COARSE_ERROR = 2.0**-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class LocalMemory:
 
     def _exact(self, layer: int, query_TW: torch.Tensor, coarse_N: torch.Tensor) -> Candidates:
         """Re-score the best documents of the coarse pass."""
-        num_kept = _CANDIDATES_PER_SELECTED * self._top_k
+        num_kept = self._num_candidates(coarse_N)
         ids_K, scores_K = top_documents(coarse_N, self._ids_N, num_kept)
         if not len(ids_K):
             return Candidates(ids_K, scores_K)
@@ -101,6 +104,19 @@ class LocalMemory:
         scores_C = exact_chunk_scores(query_TW, torch.cat(keys))
         exact_K = document_scores(scores_C[None], document_C, len(keys))[0]
         return Candidates(*top_documents(exact_K, ids_K, num_kept))
+
+    def _num_candidates(self, coarse_N: torch.Tensor) -> int:
+        """8k documents, or as many as the coarse pass cannot tell from the k-th best, within reason.
+
+        Limit: rounding is taken to be relative to the best scores; where many large products cancel it is larger.
+        """
+        least = _CANDIDATES_PER_SELECTED * self._top_k
+        if len(coarse_N) <= least:
+            return least
+        best_k = coarse_N.topk(self._top_k).values
+        kth_best = float(best_k[-1])
+        margin = _COARSE_ERROR * float(best_k.abs().max())
+        return min(max(least, int((coarse_N >= kth_best - margin).sum())), max(least, _MOST_CANDIDATES))
 
     def _find(self, document_id: int) -> RoutedShard:
         return next(shard for shard in self._shards if document_id in shard)

@@ -60,20 +60,21 @@ def select(selector: Selector, lexical: Sequence[tuple[int, float]], routed: Seq
 def fuse(
     lexical: Sequence[tuple[int, float]], routed: Sequence[Ranked], router_weight: float = ROUTER_WEIGHT
 ) -> list[tuple[int, float]]:
-    """Convex combination of both scores, each scaled so that its best hit is 1 and its last candidate 0.
+    """Convex combination of both scores. Scores, not ranks: rank fusion makes the best noise of one list a best hit.
 
-    Scores, not ranks: rank fusion gives the best noise of one list the same weight as the best hit of the other.
+    A BM25 score is divided by the best one's (0 is its natural floor). A router score, a sum of cosines, has none: it
+    is scaled so that the last candidate considered is 0 and the best is 1.
     """
+    scaled = [(document_id, (1 - router_weight) * score / lexical[0][1]) for document_id, score in lexical]
+    if routed:
+        best, floor = routed[0].score, routed[-1].score
+        spread = best - floor
+        scaled += [
+            (found.document_id, router_weight * ((found.score - floor) / spread if spread else 1.0)) for found in routed
+        ]
     fused: dict[int, float] = {}
-    for weight, scores in (
-        (1 - router_weight, lexical),
-        (router_weight, [(found.document_id, found.score) for found in routed]),
-    ):
-        if scores:
-            best, floor = scores[0][1], scores[-1][1]
-            spread = best - floor or 1.0
-            for document_id, score in scores:
-                fused[document_id] = fused.get(document_id, 0.0) + weight * (score - floor) / spread
+    for document_id, score in scaled:
+        fused[document_id] = fused.get(document_id, 0.0) + score
     return sorted(fused.items(), key=lambda item: (-item[1], item[0]))
 
 

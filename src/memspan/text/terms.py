@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # Scripts written without spaces: indexed by overlapping pairs of characters, the usual stand-in for words.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
@@ -24,9 +25,10 @@ STOP_WORDS = frozenset(
 
 def index_terms(text: str) -> list[str]:
     """Words in lower case, in order; runs of Chinese, Japanese and Korean as overlapping character pairs."""
-    terms: list[str] = []
-    cjk_free = _CJK_RUN.sub(lambda run: terms.extend(_pairs(run.group())) or " ", text)
-    return [_simple(word) for word in _WORD.findall(cjk_free)] + terms
+    # One form for letters that can be written in several (composed or not, full width, ligatures).
+    text = unicodedata.normalize("NFKC", text)
+    pairs = [pair for run in _CJK_RUN.findall(text) for pair in _pairs(run)]
+    return [_simple(word) for word in _WORD.findall(_CJK_RUN.sub(" ", text))] + pairs
 
 
 def query_terms(question: str) -> list[str]:
