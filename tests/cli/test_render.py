@@ -74,6 +74,13 @@ def test_json_holds_everything_of_nested_dataclasses(capsys: pytest.CaptureFixtu
     assert set(found) == set(Answer.__slots__)
 
 
+def test_json_has_no_number_that_json_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    """Metadata of documents added through the library may hold such floats."""
+    render.as_json(_evidence(score=float("inf"), metadata={"weight": [float("nan"), 1.5]}))
+    values = json.loads(capsys.readouterr().out)
+    assert (values["score"], values["metadata"]) == (None, {"weight": [None, 1.5]})
+
+
 def test_an_evidence_line_names_place_id_source_score_and_layers() -> None:
     assert render.evidence_line(2, _evidence()) == "2. [7] A title  (notes/a.txt[10:35], score 1.23)"
     routed = render.evidence_line(1, _evidence(title="", layers=3))

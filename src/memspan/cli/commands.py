@@ -17,7 +17,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import AddReport
 from memspan.bank.estimate import estimate as estimate_corpus
 from memspan.cli import render
-from memspan.config import TEMPLATES, MSAConfig
+from memspan.config import MSAConfig
 from memspan.errors import MemspanError
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
@@ -44,8 +44,6 @@ def convert(
     seed: int,
     as_json: bool,
 ) -> None:
-    if template is not None and template not in TEMPLATES:
-        raise MemspanError(f"template must be one of {', '.join(TEMPLATES)}, not {template!r}")
     config = convert_model(
         source,
         out,
@@ -137,6 +135,8 @@ def info(path: Path, as_json: bool) -> None:
 def estimate(
     paths: Sequence[Path], installed: bool, model: Path | None, dtype: str | None, device: str | None, as_json: bool
 ) -> None:
+    if not (paths or installed):
+        raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
     stream = read_paths(paths)
     result = estimate_corpus(load(model, dtype=dtype, device=device), _corpus(stream, installed, False, []))
     if as_json:

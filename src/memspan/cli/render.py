@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,8 +17,18 @@ from rich.table import Table
 from memspan.bank.encode import AddReport
 from memspan.types import Answer, Evidence
 
-out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+class _PlainConsole(Console):
+    """A console that shows text as it is, but for control characters: documents must not steer a terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(_CONTROL.sub("", x) if isinstance(x, str) else x for x in objects), **options)
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+out = _PlainConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
+err = _PlainConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 _PLAIN_EVERY_TOKENS = 20_000
 

@@ -138,6 +138,10 @@ def check_fits(loaded: LoadedModel, num_tokens: int, max_new_tokens: int) -> Non
         QuestionError: with the numbers.
     """
     room = context_room(loaded, max_new_tokens)
+    if room < 1:
+        raise QuestionError(
+            f"an answer of {max_new_tokens} tokens leaves the model no room; ask for fewer max_new_tokens"
+        )
     if num_tokens > room:
         raise QuestionError(
             f"the question needs {num_tokens} tokens and the model has room for {room} beside an answer of "

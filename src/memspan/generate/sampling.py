@@ -33,6 +33,8 @@ class Sampling:
             raise ValueError(f"temperature must be 0 or a positive number, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be a number from 0 to 2**63 - 1, not {self.seed}")
         if "" in self.stop:
             raise ValueError("a stop string must not be empty")
 

@@ -52,7 +52,7 @@ def load_backbone(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
     except MemspanError:
         raise
     except Exception as error:  # whatever a damaged file or an unknown architecture makes the loaders raise
-        raise CheckpointError(f"cannot load a model from {source}: {_first_line(error)}") from error
+        raise CheckpointError(f"cannot load a model from {source}: {first_line(error)}") from error
 
 
 def default_gguf() -> Path:
@@ -135,9 +135,13 @@ def _hub_client_offline() -> Iterator[None]:
 
 def _hub_answers() -> bool:
     """Whether the hub (or the proxy before it) takes a connection in time; the hub client itself would retry longer."""
-    endpoint = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    proxy = urllib.request.getproxies().get(endpoint.scheme)
-    target = urllib.parse.urlsplit(proxy) if proxy else endpoint
+    endpoint = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(endpoint.scheme) or proxies.get("all")
+    if proxy and not urllib.request.proxy_bypass(endpoint.hostname or ""):
+        target = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    else:
+        target = endpoint
     port = target.port or (443 if target.scheme == "https" else 80)
     connected = threading.Event()
 
@@ -153,6 +157,7 @@ def _hub_answers() -> bool:
     return connected.is_set()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, without its paragraphs of advice."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

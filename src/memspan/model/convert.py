@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from memspan.config import TEMPLATES, MSAConfig
 from memspan.errors import CheckpointError
-from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, load_backbone
+from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, first_line, load_backbone
 from memspan.model.modeling import MSAForCausalLM
 from memspan.model.probe import check_config, probe
 from memspan.model.runtime import pick_device, pick_dtype
@@ -72,6 +72,8 @@ def convert(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not an empty folder; name another --out, or remove it")
+    if template is not None and template not in TEMPLATES:
+        raise ValueError(f"template must be one of {', '.join(TEMPLATES)}, not {template!r}")
     backbone, tokenizer = load_backbone(source, dtype)
     check_config(backbone.config)
     spec = TEMPLATES[template or _template_for(tokenizer)]
@@ -135,7 +137,7 @@ def load(path: str | Path | None = None, *, dtype: str | None = None, device: st
         model, info = cast(tuple[MSAForCausalLM, dict[str, Any]], loaded)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} is damaged ({error}); run memspan convert again") from error
+        raise CheckpointError(f"{folder} is damaged ({first_line(error)}); run memspan convert again") from error
     lacking = sorted(set(info["missing_keys"])) + sorted(str(key) for key in info["mismatched_keys"])
     if lacking:
         raise CheckpointError(
@@ -151,10 +153,15 @@ def default_checkpoint() -> Path:
     # Another template of a newer version must not meet an older checkpoint.
     key = hashlib.sha256(json.dumps(dataclasses.asdict(TEMPLATES["chatml"])).encode()).hexdigest()[:8]
     folder = cache_folder() / "models" / f"{DEFAULT_SOURCE}-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not (folder / "config.json").is_file():
-            convert(DEFAULT_SOURCE, folder)
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not (folder / "config.json").is_file():
+                convert(DEFAULT_SOURCE, folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder} ({error}); set MEMSPAN_CACHE to a folder that can be") from error
     return folder
 
 
