@@ -21,6 +21,9 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
+docs: $(VENV)/.installed
+	$(BIN)/python docs/make_cli.py
+
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/route.py

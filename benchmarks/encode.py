@@ -11,6 +11,7 @@ not counted.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -53,7 +54,7 @@ def main() -> None:
     loaded = load(options.model)
     config = loaded.model.config
     backbone: Any = AutoModelForCausalLM.from_config(
-        config.backbone_config, attn_implementation="sdpa", dtype=loaded.model.dtype
+        copy.deepcopy(config.backbone_config), attn_implementation="sdpa", dtype=loaded.model.dtype
     )
     backbone.load_state_dict(dict(loaded.model.named_backbone_weights()), strict=False)
     decoder = backbone.to(loaded.model.device).eval().base_model

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+
+from transformers.utils import logging
 
 from memspan import Answer, Document, Memory
 from memspan.text.corpus import installed_packages, read_paths
@@ -63,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bank", type=Path, default=Path(".memspan") / "demo", help="folder of the bank; kept, reused")
     bank = parser.parse_args().bank
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.disable_progress_bar()
 
     started = time.monotonic()
     with Memory.open(bank, create=True) as memory:

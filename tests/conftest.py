@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+from typer.testing import CliRunner
+
+from memspan.cli import app
+from memspan.model.convert import default_folder
 
 # Tensors are tiny: a second thread only waits, and on a busy machine makes the tests several times slower.
 torch.set_num_threads(1)
@@ -17,3 +25,15 @@ def _fixed_seed() -> None:
 @pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def real_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The real default backbone, converted by the command into a user's cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEMSPAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        folder = default_folder()
+        result = CliRunner().invoke(app, ["convert", "--out", str(folder), "--json"])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["msa_layers"] == list(range(15, 30))
+        yield folder

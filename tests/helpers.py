@@ -138,7 +138,7 @@ def tiny_manifest(**changes: Any) -> Manifest:
         "max_document_tokens": 64,
         "dtype": "bfloat16",
     }
-    return Manifest(**(values | changes))
+    return Manifest(**({"backbone": "tiny"} | values | changes))
 
 
 def random_latents(manifest: Manifest, rows: int) -> EncodedDocuments:

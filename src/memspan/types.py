@@ -116,7 +116,8 @@ class Evidence:
         text: the text that was put before the model (a part of the source, where that was split).
         span: where `text` stands in the source's original text.
         score: of the selector that chose it; comparable within one answer only.
-        layers: how many MSA layers routed to it, or None where the selector did not route.
+        layers: how many MSA layers attended to it while answering; in a search without an answer, how many routed to
+            it, or None where the selector does not route.
         metadata: as the caller gave it.
     """
 
@@ -135,7 +136,7 @@ class Answer:
     """A generated text with its evidence.
 
     Attributes:
-        text: what the model wrote, verbatim but for the end marker.
+        text: what the model wrote, without the end marker and without white space around it.
         evidence: the documents put before it, best first.
         selector: who chose them: router, lexical or hybrid.
         finish_reason: "stop" (the model ended), "length" (max_new_tokens reached) or "stop_string".

@@ -60,10 +60,16 @@ def test_an_empty_folder_becomes_a_bank_and_anything_else_is_left_alone(tmp_path
     (occupied / "thesis.txt").write_text("years of work")
     file = tmp_path / "file"
     file.write_text("a file")
-    for path in (occupied, file, tmp_path / "empty"):
+    alike = tmp_path / "alike"  # its segments are somebody's
+    (alike / "segments").mkdir(parents=True)
+    (alike / "segments" / "orange").write_text("juicy")
+    for path in (occupied, alike, tmp_path / "empty"):
         with pytest.raises(BankError, match=f"{path} exists and is not an empty folder"):
             MemoryBank.create(path, MANIFEST)
+    with pytest.raises(BankError, match=f"{file} is a file; name a folder for the new bank"):
+        MemoryBank.create(file, MANIFEST)
     assert [path.name for path in occupied.iterdir()] == ["thesis.txt"]
+    assert [path.name for path in alike.rglob("*")] == ["segments", "orange"]
     assert file.read_text() == "a file"
     with pytest.raises(BankError, match=str(file)):
         MemoryBank.create(file / "below", MANIFEST)
@@ -96,6 +102,17 @@ def test_making_a_bank_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(BankError):
             MemoryBank.create(tmp_path / "bank", MANIFEST)
     assert MemoryBank.create(tmp_path / "bank", MANIFEST).manifest == MANIFEST
+
+
+def test_what_a_failed_attempt_left_is_as_good_as_empty(tmp_path: Path) -> None:
+    folder = tmp_path / "bank"
+    (folder / "segments").mkdir(parents=True)
+    for name in ("catalog.sqlite.partial", "writer.lock", "writer.pid"):
+        (folder / name).write_bytes(b"half of it")
+    bank = MemoryBank.create(folder, MANIFEST)
+    given = _fill(bank, "a")
+    assert {key: bits(value) for key, value in read_latents(bank).items()} == {k: bits(v) for k, v in given.items()}
+    assert not (folder / "catalog.sqlite.partial").exists()
 
 
 def test_a_bank_without_its_segments_folder_says_so_to_a_writer(bank: MemoryBank) -> None:

@@ -4,10 +4,14 @@ import dataclasses
 import itertools
 import json
 import math
+import multiprocessing
+import os
 import random
 import re
+import shutil
 import sqlite3
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,8 @@ from memspan.bank.segment import Placed, SegmentFiles
 from memspan.errors import BankError, BankMismatch
 from memspan.types import Document, Span
 
+# Forked: the interpreter's own files may be closed to other users.
+FORK = multiprocessing.get_context("fork")
 TABLES = ("manifest", "segments", "sources", "documents", "word_index_data", "word_index_idx", "word_index_docsize")
 
 
@@ -468,17 +474,123 @@ def test_a_manifest_that_is_no_json_is_refused_with_its_file(tmp_path: Path) -> 
 def test_two_manifests_agree_with_themselves_and_name_whatever_differs() -> None:
     bank = tiny_manifest()
     bank.check_same(Manifest.from_json(json.loads(json.dumps(dataclasses.asdict(bank)))))
-    names = [field.name for field in dataclasses.fields(Manifest)]
+    bank.check_same(dataclasses.replace(bank, backbone="the same, from another place"))
+    names = [field.name for field in dataclasses.fields(Manifest) if field.name != "backbone"]
     changes: dict[str, Any] = {
         name: (9, 11) if name == "msa_layers" else "other" if isinstance(value, str) else value + 1
         for name, value in dataclasses.asdict(bank).items()
     }
     for differing in [[name] for name in names] + [names[2:5], names]:
-        model = dataclasses.replace(bank, **{name: changes[name] for name in differing})
+        model = dataclasses.replace(bank, backbone="other", **{name: changes[name] for name in differing})
         with pytest.raises(BankMismatch) as raised:
             bank.check_same(model)
-        lines = [line.strip() for line in str(raised.value).splitlines()[1:-1]]
+        first, *middle, last = str(raised.value).splitlines()
+        assert first == "this bank was encoded by another model (converted from tiny):"
+        assert "memspan ask BANK --model DIR" in last and "memspan add NEW_BANK FILES..." in last
+        lines = [line.strip() for line in middle]
         assert lines == [f"{name}: bank {getattr(bank, name)!r}, model {getattr(model, name)!r}" for name in differing]
+
+
+# --- what may only be read ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def enterable() -> Iterator[Path]:
+    """A folder that any user may enter (pytest's own are private to one)."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+        for folder in Path(name).iterdir():
+            folder.chmod(0o755)
+
+
+def _as_nobody(do: Callable[[], Any]) -> Any:
+    """What a function returns in a process that may not write everywhere, as root may; errors as (type, message)."""
+    ours, theirs = FORK.Pipe()
+
+    def child() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        try:
+            theirs.send(do())
+        except Exception as error:
+            theirs.send((type(error), str(error)))
+
+    process = FORK.Process(target=child)
+    process.start()
+    assert ours.poll(60), "the process said nothing"
+    answer = ours.recv()
+    process.join(60)
+    assert process.exitcode == 0
+    return answer
+
+
+def _filled_bank(folder: Path) -> list[str]:
+    """Fill a bank with two documents in several transactions; return their ids."""
+    MemoryBank.create(folder, tiny_manifest()).close()
+    catalog = Catalog(folder / "catalog.sqlite")
+    _commit(catalog, Document("a", "an old zebra"))
+    _commit(catalog, *_documents({"a": "a zebra", "b": "a giraffe"}))
+    catalog.close()
+    return ["a", "b"]
+
+
+def _look_at(folder: Path) -> tuple[Any, ...]:
+    """Everything a reader asks a catalog."""
+    bank = MemoryBank.open(folder)
+    try:
+        catalog = bank.catalog
+        found = [document.text for document in catalog.documents(_found(catalog, "zebra"))]
+        return (
+            bank.manifest,
+            [document.external_id for document in catalog.page(0, 9)],
+            found,
+            catalog.counts().documents,
+        )
+    finally:
+        bank.close()
+
+
+def test_a_bank_in_a_folder_that_may_not_be_written_opens_for_reading_only(enterable: Path) -> None:
+    folder = enterable / "bank"
+    names = _filled_bank(folder)
+    before = sorted(path.name for path in folder.iterdir())
+    folder.chmod(0o555)
+
+    def write() -> None:
+        bank = MemoryBank.open(folder)
+        _commit(bank.catalog, Document("c", "a gnu"))
+
+    assert _as_nobody(lambda: os.access(folder, os.W_OK)) is False, "else this test tests nothing"
+    assert _as_nobody(lambda: _look_at(folder)) == (tiny_manifest(), names, ["a zebra"], 2)
+    kind, message = _as_nobody(write)
+    assert kind is BankError and "readonly" in message
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert _look_at(folder) == (tiny_manifest(), names, ["a zebra"], 2)
+
+
+def test_a_bank_whose_shared_file_cannot_be_made_opens_for_reading(tmp_path: Path) -> None:
+    names = _filled_bank(tmp_path / "bank")
+    (tmp_path / "bank" / "catalog.sqlite-shm").mkdir()
+    assert _look_at(tmp_path / "bank") == (tiny_manifest(), names, ["a zebra"], 2)
+
+
+def test_what_stands_in_the_log_only_is_not_passed_over_silently(enterable: Path) -> None:
+    """A copy of a bank made while it was written, where no reader may make the file it needs to read the log."""
+    folder, copy = enterable / "bank", enterable / "copy"
+    _filled_bank(folder)
+    catalog = Catalog(folder / "catalog.sqlite")
+    _commit(catalog, Document("a", "newest"))
+    copy.mkdir()
+    for name in ("catalog.sqlite", "catalog.sqlite-wal"):
+        shutil.copy(folder / name, copy / name)
+    catalog.close()
+    assert (copy / "catalog.sqlite-wal").stat().st_size
+    copy.chmod(0o555)
+    kind, message = _as_nobody(lambda: _look_at(copy))
+    assert kind is BankError and str(copy / "catalog.sqlite") in message
 
 
 # --- damaged files --------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
@@ -256,17 +257,22 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_remembered(notes: P
     assert all(found["reason"] for found in again.json["skipped"])
 
 
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def test_standard_input_is_one_document_or_a_record_a_line(tmp_path: Path) -> None:
-    assert memspan("add", tmp_path / "bank", "-", stdin="A walrus sleeps in Nome.\n").code == 0
+    walrus = "A walrus sleeps in Nome.\n"
+    assert memspan("add", tmp_path / "bank", "-", stdin=walrus).code == 0
     records = [{"id": "first", "text": "A yak.", "colour": "brown"}, {"text": "A gnu.", "title": "Gnu"}]
     lines = "".join(json.dumps(record) + "\n" for record in records)
     assert memspan("add", tmp_path / "bank", "-", stdin=lines).code == 0
     listed = memspan("ls", tmp_path / "bank", "--json").json
     found = [(item["external_id"], item["title"], item["text"], item["metadata"]) for item in listed]
     assert found == [
-        ("stdin", "", "A walrus sleeps in Nome.\n", {}),
+        (f"stdin:{_short_hash(walrus)}", "", walrus, {}),
         ("first", "", "A yak.", {"colour": "brown"}),
-        ("stdin#2", "Gnu", "A gnu.", {}),
+        (f"stdin:{_short_hash(lines)}#2", "Gnu", "A gnu.", {}),
     ]
     done = memspan("add", tmp_path / "bank", "-", stdin="")
     assert (done.code, done.err) == (3, "skipped stdin: empty\n")
@@ -285,6 +291,21 @@ def test_a_file_of_records_names_the_lines_it_could_not_use(tmp_path: Path) -> N
     done = memspan("add", tmp_path / "bank", path, "--json")
     assert (done.code, done.json["added"]) == (3, 2)
     assert [found["source"] for found in done.json["skipped"]] == [f"{path}#2", f"{path}#3"]
+
+
+def test_a_second_document_of_one_id_is_named_and_does_not_replace_the_first(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first.write_text('{"id": "same", "text": "One."}\n{"id": "other", "text": "Two."}\n')
+    second.write_text('{"id": "same", "text": "Three."}\n{"id": "third", "text": "Four."}\n')
+    done = memspan("add", tmp_path / "bank", first, second)
+    assert done.code == 3
+    assert done.out.startswith("done: 3 added, 0 updated, 0 unchanged, 1 skipped\n")
+    assert re.search(rf"^skipped {re.escape(str(second))}\b.*: a document of the id 'same' was read before$", done.err)
+    listed = memspan("ls", tmp_path / "bank", "--json").json
+    texts = {found["external_id"]: found["text"] for found in listed}
+    assert texts == {"same": "One.", "other": "Two.", "third": "Four."}
+    again = memspan("add", tmp_path / "bank", first, second, "--json")
+    assert (again.code, again.json["unchanged"], again.json["updated"], len(again.json["skipped"])) == (3, 3, 0, 1)
 
 
 def test_nothing_to_add_and_missing_paths_are_errors_before_a_model_is_loaded(tmp_path: Path, no_model: None) -> None:
@@ -386,7 +407,8 @@ def test_ask_shows_the_answer_with_evidence(bank: Path) -> None:
     expected = memspan("ask", bank, "Where does the otter of Rome live?", "--max-new-tokens", 6, "--json").json
     *answer, evidence, footer = done.out.splitlines()
     assert "\n".join(answer).strip() == expected["text"]
-    assert re.fullmatch(r"  1\. \[3\] otter  \(otter\.txt\[0:40\], score \d\.\d\d\)", evidence)
+    shown = re.fullmatch(r"  1\. \[3\] otter  \(notes/otter\.txt\[0:40\], score \d\.\d\d, (\d) MSA layers\)", evidence)
+    assert shown and int(shown[1]) == expected["evidence"][0]["layers"]
     assert footer.startswith(
         f"  selector lexical; {expected['num_prompt_tokens']} + {expected['num_new_tokens']} tokens; "
     )
@@ -401,7 +423,7 @@ def test_ask_as_json_holds_every_field_of_an_answer(bank: Path) -> None:
     assert (done.json["question"], done.json["selector"]) == (question, "hybrid")
     assert done.json["num_new_tokens"] <= 4
     found = done.json["evidence"][0]
-    assert found["external_id"] == "otter.txt"
+    assert found["external_id"] == "notes/otter.txt"
     assert (found["text"], found["span"]) == ("The otter of Rome lives at number seven.", {"start": 0, "end": 40})
     assert isinstance(found["layers"], int)
 
@@ -440,7 +462,7 @@ def test_questions_come_from_standard_input_line_by_line(bank: Path) -> None:
 def test_a_question_that_fails_does_not_end_the_ones_after_it(bank: Path) -> None:
     stdin = f"{'long ' * 600}\nWhere is the otter?\n"
     done = memspan("ask", bank, "--max-new-tokens", 4, "--json", stdin=stdin)
-    assert "error: leaves the model no room" in done.err
+    assert "error: the question needs" in done.err
     assert done.json["question"] == "Where is the otter?"
 
 
@@ -453,7 +475,7 @@ def test_a_question_that_fails_does_not_end_the_ones_after_it(bank: Path) -> Non
         (("otter", "--temperature", "-1"), "temperature must be 0 or a positive number"),
         (("otter", "--top-p", "0"), "top_p must be above 0"),
         (("otter", "--stop", ""), "a stop string must not be empty"),
-        (("otter", "--max-new-tokens", "512"), "leaves the model no room"),
+        (("otter", "--max-new-tokens", "512"), "an answer of 512 tokens leaves the model no room"),
         (("otter", "--dtype", "int8"), "dtype must be one of"),
         (("otter", "--device", "nonsense"), "device 'nonsense' is not present on this machine"),
     ],
@@ -482,13 +504,13 @@ def test_asking_an_empty_bank_says_how_to_fill_it(tmp_path: Path) -> None:
 
 def test_ls_pages_through_the_documents(bank: Path, no_model: None) -> None:
     listed = memspan("ls", bank, "--json").json
-    assert [found["external_id"] for found in listed] == ["heron.md", "lynx.txt", "otter.txt"]
+    assert [found["external_id"] for found in listed] == [*("notes/heron.md", "notes/lynx.txt", "notes/otter.txt")]
     assert set(listed[0]) == {"id", "external_id", "title", "text", "span", "metadata", "tokens", "chunks"}
     first = memspan("ls", bank, "--limit", 2)
-    assert [line.split()[:2] for line in first.out.splitlines()] == [["1", "heron.md"], ["2", "lynx.txt"]]
+    assert [line.split()[:2] for line in first.out.splitlines()] == [["1", "notes/heron.md"], ["2", "notes/lynx.txt"]]
     assert first.err == "more with --after 2\n"
     rest = memspan("ls", bank, "--after", 2)
-    assert [line.split()[1] for line in rest.out.splitlines()] == ["otter.txt"]
+    assert [line.split()[1] for line in rest.out.splitlines()] == ["notes/otter.txt"]
     assert rest.err == ""
 
 

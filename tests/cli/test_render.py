@@ -84,7 +84,7 @@ def test_json_has_no_number_that_json_lacks(capsys: pytest.CaptureFixture[str]) 
 def test_an_evidence_line_names_place_id_source_score_and_layers() -> None:
     assert render.evidence_line(2, _evidence()) == "2. [7] A title  (notes/a.txt[10:35], score 1.23)"
     routed = render.evidence_line(1, _evidence(title="", layers=3))
-    assert routed == "1. [7] First line and more of it  (notes/a.txt[10:35], score 1.23, 3 layers)"
+    assert routed == "1. [7] First line and more of it  (notes/a.txt[10:35], score 1.23, 3 MSA layers)"
 
 
 def test_fields_are_aligned_and_never_read_as_markup(capsys: pytest.CaptureFixture[str]) -> None:

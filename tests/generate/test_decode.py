@@ -156,6 +156,22 @@ def test_a_stop_token_ends_an_answer_and_is_not_part_of_its_text(script: Callabl
     assert (row.text, row.finish_reason, row.ids) == ("", "stop", [stop])
 
 
+def test_every_end_the_generation_settings_name_ends_an_answer(script: Callable[[list[int]], None]) -> None:
+    loaded = tiny_loaded()
+    one, two = 500, 501
+    assert not {one, two} & loaded.template.stop_ids
+    for ends, settings_ in (((one, two), [one, two]), ((one,), one)):
+        loaded.model.generation_config.eos_token_id = settings_
+        for end in (*ends, *loaded.template.stop_ids):
+            script([*_ids("done"), end])
+            (row,) = _decode(loaded, [random_context(3, 9, 4)], None, GREEDY)
+            assert (row.text, row.finish_reason, row.ids) == ("done", "stop", [*_ids("done"), end])
+    loaded.model.generation_config.eos_token_id = None
+    script([one, two, *_ids("x")])
+    (row,) = _decode(loaded, [random_context(3, 9, 4)], None, Sampling(max_new_tokens=3))
+    assert (row.ids, row.finish_reason) == ([one, two, *_ids("x")], "length")
+
+
 def test_a_stop_token_as_the_last_possible_one_still_ends_by_stopping(script: Callable[[list[int]], None]) -> None:
     loaded = tiny_loaded()
     (stop,) = loaded.template.stop_ids

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from memspan.errors import BankError, BankMismatch, EmptyBank, MemspanError, Que
 from memspan.generate.memory import MIN_SHARE, Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel, convert
+from memspan.routing.local import LocalMemory
 from memspan.routing.selector import SELECTORS
 from memspan.text.template import Context, Passage, encoded_text
-from memspan.types import Answer, Document, Span
+from memspan.types import Answer, Document, Retrieved, Span
 
 SHORT = Sampling(max_new_tokens=8)
 SAMPLED = Sampling(max_new_tokens=8, temperature=1.0, top_p=0.9, seed=3)
@@ -39,6 +41,7 @@ def loaded() -> LoadedModel:
     """A model that never ends an answer by itself."""
     loaded = tiny_loaded()
     loaded.template.stop_ids = frozenset()
+    loaded.model.generation_config.eos_token_id = None
     return loaded
 
 
@@ -88,6 +91,7 @@ def test_a_batch_answers_every_question_as_alone(memory: Memory, selector: str) 
             assert (one.question, one.text, one.finish_reason) == (other.question, other.text, other.finish_reason)
             assert (one.num_prompt_tokens, one.num_new_tokens) == (other.num_prompt_tokens, other.num_new_tokens)
             assert [item.external_id for item in one.evidence] == [item.external_id for item in other.evidence]
+            assert [item.layers for item in one.evidence] == [item.layers for item in other.evidence]
             scores = [item.score for item in other.evidence]
             assert [item.score for item in one.evidence] == pytest.approx(scores, abs=1e-4)
     assert len({answer.text for answer in together}) > 1, "the questions are answered differently"
@@ -123,7 +127,8 @@ def test_evidence_is_the_stored_document_best_first(memory: Memory) -> None:
     first = answer.evidence[0]
     document = DOCUMENTS[0]
     assert (first.external_id, first.title, first.text) == (document.external_id, document.title, document.text)
-    assert (first.span, first.metadata, first.layers) == (Span(0, len(document.text)), {"place": 0}, None)
+    assert (first.span, first.metadata) == (Span(0, len(document.text)), {"place": 0})
+    assert type(first.layers) is int
     assert first.document_id == 1
     scores = [item.score for item in answer.evidence]
     assert scores == sorted(scores, reverse=True)
@@ -157,7 +162,40 @@ def test_evidence_of_an_answer_is_the_best_of_the_search(memory: Memory, selecto
         answer = memory.ask(question, selector=selector, sampling=SHORT, max_documents=3)
         found = memory.search(question, selector=selector)
         assert 1 <= len(answer.evidence) <= 3
-        assert answer.evidence == tuple(found[: len(answer.evidence)])
+        # Layers are told of another routing: of the question alone, or of the whole prompt while answering.
+        of_answer = [dataclasses.replace(item, layers=None) for item in answer.evidence]
+        assert of_answer == [dataclasses.replace(item, layers=None) for item in found[: len(of_answer)]]
+        assert {type(item.layers) for item in answer.evidence} == {int}
+        assert {type(item.layers) for item in found} == {type(None) if selector == "lexical" else int}
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_an_answer_says_how_many_layers_routed_to_its_evidence_while_answering(
+    memory: Memory, selector: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[int] = []
+    route, select = LocalMemory.route, Memory._select
+
+    def recording(self: LocalMemory, layer: int, *args: Any) -> Retrieved:
+        retrieved = route(self, layer, *args)
+        chosen.extend(retrieved.doc_ids[0])
+        return retrieved
+
+    def selecting(self: Memory, *args: Any) -> Any:
+        selected = select(self, *args)
+        chosen.clear()  # what the question alone was routed to
+        return selected
+
+    monkeypatch.setattr(LocalMemory, "route", recording)
+    monkeypatch.setattr(Memory, "_select", selecting)
+    counts = set()
+    for question in QUESTIONS:
+        evidence = memory.ask(question, selector=selector, sampling=SHORT, max_documents=20).evidence
+        config = memory.loaded.model.config
+        assert len(chosen) == config.top_k_docs * len(config.layers)
+        assert [item.layers for item in evidence] == [chosen.count(item.document_id) for item in evidence]
+        counts |= {item.layers for item in evidence}
+    assert len(counts) > 1, "some were routed to and some were not"
 
 
 def test_search_is_limited_and_generates_nothing(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +278,8 @@ def test_the_default_selector_follows_the_router(filled: Path, loaded: LoadedMod
             assert memory.default_selector == expected
             answer = memory.ask(QUESTIONS[0], sampling=SHORT)
             assert answer.selector == expected
-            assert (answer.evidence[0].layers is None) == (expected == "lexical")
+            assert type(answer.evidence[0].layers) is int
+            assert (memory.search(QUESTIONS[0])[0].layers is None) == (expected == "lexical")
             assert memory.ask(QUESTIONS[0], selector="router", sampling=SHORT).selector == "router"
 
 

@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from memspan.config import MSAConfig
 from memspan.errors import UnsupportedBackbone
 from memspan.model import attention
+from memspan.model.backbones import check_config
 from memspan.model.memory_api import AskStep
 from memspan.model.modeling import MSAForCausalLM
-from memspan.model.probe import check_config, probe
+from memspan.model.probe import probe
 from memspan.model.router import RoutedAttention
 
 _TINY: dict[str, Any] = {

@@ -41,11 +41,14 @@ def test_unknown_selectors_are_refused_with_those_there_are() -> None:
 
 def test_every_selector_ranks_by_its_own_scores_and_tells_what_routed() -> None:
     lexical = [(3, 4.0), (1, 2.0)]
-    routed = [Ranked(1, 1.5, 2), Ranked(9, 0.5, 0)]
+    routed = [Ranked(1, 1.5, 2), Ranked(7, 0.75, 1), Ranked(9, 0.5, 0)]
     assert select("lexical", lexical, []) == [Selected(3, 4.0, None), Selected(1, 2.0, None)]
-    assert select("router", [], routed) == [Selected(1, 1.5, 2), Selected(9, 0.5, 0)]
+    # The router's own scores have no floor: they are told from the last one considered to the best.
+    assert select("router", [], routed) == [Selected(1, 1.0, 2), Selected(7, 0.25, 1), Selected(9, 0.0, 0)]
+    assert select("router", [], routed[:1]) == [Selected(1, 1.0, 2)]
+    assert select("router", [], _routed((4, -0.5), (6, -0.5))) == [Selected(4, 1.0, 2), Selected(6, 1.0, 2)]
     found = select("hybrid", lexical, routed)
-    assert [(document.document_id, document.layers) for document in found] == [(3, 0), (1, 2), (9, 0)]
+    assert [(document.document_id, document.layers) for document in found] == [(3, 0), (1, 2), (7, 1), (9, 0)]
     assert [(document.document_id, document.score) for document in found] == fuse(lexical, routed)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import gzip
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -30,6 +32,12 @@ def read_document(path: Path) -> Document:
     (document,) = read(path)
     assert isinstance(document, Document), document
     return document
+
+
+def documents(*paths: Path) -> list[Document]:
+    found = read(*paths)
+    assert all(isinstance(item, Document) for item in found), found
+    return [item for item in found if isinstance(item, Document)]
 
 
 def skip_reason(path: Path) -> str:
@@ -274,6 +282,33 @@ def test_records_before_the_damage_are_kept(tmp_path: Path) -> None:
     assert last.source == str(path)
 
 
+def test_a_record_or_file_that_can_be_no_document_is_skipped_and_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, nul = '{"id": "%s", "text": "A"}', r"a\u0000b"
+    bad = [f'{{"id": "x", "text": "{nul}"}}', f'{{"id": "{nul}", "text": "A"}}', f'{{"text": "A", "title": "{nul}"}}']
+    lines = "\n".join([good % "first", *bad, good % "last"])
+    path = write(tmp_path / "a.jsonl", lines)
+    content = corpus.read_content
+    damaged, after = write(tmp_path / "b.txt", "B"), write(tmp_path / "c.txt", "C")
+
+    def reading(path: Path) -> object:
+        return dataclasses.replace(content(path), **({"text": "a\0b"} if path == damaged else {}))
+
+    monkeypatch.setattr(corpus, "read_content", reading)  # whatever a reader makes of a file
+    first, *skipped, last, of_file, text = read(path, damaged, after)
+    from_stream = list(read_stream(io.StringIO(lines)))
+    for found in (first, last, text, from_stream[0], from_stream[-1]):
+        assert isinstance(found, Document), found
+    for where, found in ((str(path), skipped), ("stdin", from_stream[1:-1])):
+        assert all(isinstance(item, Skipped) and "holds NUL characters" in item.reason for item in found)
+        assert [item.source for item in found if isinstance(item, Skipped)] == [f"{where}#{line}" for line in (2, 3, 4)]
+    assert isinstance(of_file, Skipped) and of_file.source == str(damaged)
+    assert "holds NUL characters" in of_file.reason
+    (refused,) = read_stream(io.StringIO("A"), "a\0b")
+    assert isinstance(refused, Skipped) and refused.source == "stdin" and "holds NUL characters" in refused.reason
+
+
 # Folders --------------------------------------------------------------------------------------------------------------
 
 
@@ -281,13 +316,32 @@ def test_a_folder_is_read_in_order_and_what_is_unknown_is_named(tmp_path: Path) 
     for name in ("b/z.txt", "b/a.md", "a.txt", "c.xyz", "LICENSE", ".hidden.txt", ".git/config.txt", "c.txt"):
         write(tmp_path / name, name)
     items = read(tmp_path)
-    assert [item.external_id for item in items if isinstance(item, Document)] == ["a.txt", "b/a.md", "b/z.txt", "c.txt"]
+    assert [item.external_id for item in items if isinstance(item, Document)] == [
+        f"{tmp_path.name}/{name}" for name in ("a.txt", "b/a.md", "b/z.txt", "c.txt")
+    ]
     assert [item for item in items if isinstance(item, Skipped)] == [
         Skipped(str(tmp_path / "LICENSE"), "unsupported file type (no extension)"),
         Skipped(str(tmp_path / "c.xyz"), "unsupported file type .xyz"),
     ]
     assert isinstance(items[1], Document)
     assert items[1].metadata["path"] == str(tmp_path / "a.txt")
+
+
+def test_the_same_file_of_two_folders_is_two_documents_however_the_folders_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("one", "two"):
+        write(tmp_path / folder / "in/a.txt", folder)
+    write(tmp_path / "two/b.jsonl", '{"text": "B"}')
+    monkeypatch.chdir(tmp_path / "one")
+    expected = [
+        ("one/in/a.txt", "one", str(tmp_path / "one/in/a.txt")),
+        ("two/in/a.txt", "two", str(tmp_path / "two/in/a.txt")),
+        ("two/b.jsonl#1", "B", str(tmp_path / "two/b.jsonl")),
+    ]
+    for one, two in (("", "../two"), (".", "../one/../two/"), (tmp_path / "one", tmp_path / "two")):
+        found = [(item.external_id, item.text, item.metadata["path"]) for item in documents(Path(one), Path(two))]
+        assert sorted(found) == sorted(expected)
 
 
 def test_links_are_followed_to_files_but_not_to_folders_so_that_loops_end(tmp_path: Path) -> None:
@@ -299,7 +353,8 @@ def test_links_are_followed_to_files_but_not_to_folders_so_that_loops_end(tmp_pa
     assert isinstance(document, Document)
     assert isinstance(loop, Skipped) and loop.reason.startswith("symbolic link to a folder")
     assert isinstance(itself, Skipped) and itself.reason.startswith("not a file that can be read")
-    assert isinstance(link, Document) and link.external_id == "link.txt"
+    assert isinstance(link, Document) and link.external_id == f"{tmp_path.name}/link.txt"
+    assert link.metadata["path"] == str(tmp_path / "in/a.txt"), "where the text is"
 
 
 def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
@@ -364,18 +419,20 @@ def test_a_file_of_records_is_read_line_by_line(tmp_path: Path, monkeypatch: pyt
 
 def test_a_stream_is_one_document() -> None:
     text = "\ufeffNotes\n\nDate: 2024-01-02\n{}\n"
-    assert list(read_stream(io.StringIO(text))) == [
-        Document("stdin", text.removeprefix("\ufeff"), "Notes", {"date": "2024-01-02"})
-    ]
+    kept = text.removeprefix("\ufeff")
+    name = f"stdin:{hashlib.sha256(kept.encode()).hexdigest()[:12]}"
+    assert list(read_stream(io.StringIO(text))) == [Document(name, kept, "Notes", {"date": "2024-01-02"})]
+    assert list(read_stream(io.StringIO(text), "mine")) == [Document("mine", kept, "Notes", {"date": "2024-01-02"})]
 
 
 def test_a_stream_of_json_objects_is_many() -> None:
-    stream = io.StringIO('{"text": "A\u2028B", "year": 1}\n\n{"id": "x", "body": "C"}\n{}\n')
-    assert list(read_stream(stream, "in")) == [
-        Document("in#1", "A\u2028B", "", {"year": 1}),
-        Document("x", "C"),
-        Skipped("in#4", "no text under the key text or content or body"),
-    ]
+    text = '{"text": "A\u2028B", "year": 1}\n\n{"id": "x", "body": "C"}\n{}\n'
+    for given, name in (("in", "in"), (None, f"stdin:{hashlib.sha256(text.encode()).hexdigest()[:12]}")):
+        assert list(read_stream(io.StringIO(text), given)) == [
+            Document(f"{name}#1", "A\u2028B", "", {"year": 1}),
+            Document("x", "C"),
+            Skipped("stdin#4", "no text under the key text or content or body"),
+        ]
 
 
 @pytest.mark.parametrize(

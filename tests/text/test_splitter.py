@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def parts(text: str, counter: Counter, max_tokens: int) -> list[str]:
 
 def sentences(text: str) -> list[str]:
     bounds = [0, *sentence_ends(text), len(text)]
-    return [text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [text[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 @pytest.mark.parametrize("counter", COUNTERS)
@@ -56,7 +57,7 @@ def test_parts_cover_the_text_and_hold_the_limit(counter: Counter, text: str, ma
     spans = split_text(text, counter, max_tokens)
     assert "".join(text[span.start : span.end] for span in spans) == (text if text.strip() else "")
     assert all(span.start < span.end for span in spans)
-    assert all(before.end == after.start for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before.end == after.start for before, after in itertools.pairwise(spans))
     for span in spans:
         assert counter(text[span.start : span.end]) <= max_tokens or span.end - span.start == 1
     assert spans == split_text(text, counter, max_tokens)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from helpers import ENDOFTEXT, IM_END, IM_START, tiny_tokenizer
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 
 from memspan.config import TEMPLATES
 from memspan.text.template import Passage, PromptTemplate, encoded_text
@@ -121,6 +121,35 @@ def test_of_two_markers_the_longer_is_read_where_both_stand() -> None:
     )
     longer = tokenizer.convert_tokens_to_ids("<|im_start|>[x]")
     assert template.document(5, "y")[:2] == [longer, IM_START]
+
+
+@pytest.mark.parametrize("name", ["chatml", "msa", "plain"])
+def test_the_token_a_tokenizer_begins_texts_with_begins_documents_and_contexts_once(name: str) -> None:
+    spec, bos = TEMPLATES[name], "<|endoftext|>"
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = bos
+    without = PromptTemplate(spec, tokenizer)
+    assert tokenizer("x")["input_ids"] == _whole("x"), "this one has such a token and does not put it there"
+    bare = without.document(5, "rain"), without.context("where?", [Passage(1, "snow")]), without.count_tokens("rain")
+    assert bare[0] == _whole(f"{spec.document_prefix}rain{spec.document_suffix}".replace("{id}", "5"))
+
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, ENDOFTEXT)]
+    )
+    assert tokenizer("x")["input_ids"] == [ENDOFTEXT, *_whole("x")]
+    template = PromptTemplate(spec, tokenizer)
+    assert template.document(5, "rain") == [ENDOFTEXT, *bare[0]]
+    context = template.context("where?", [Passage(1, "snow")])
+    assert context.ids == (ENDOFTEXT, *bare[1].ids)
+    assert context.ids[: context.routes.start] == template.prefix_ids == (ENDOFTEXT, *without.prefix_ids)
+    assert context.routes.length == bare[1].routes.length, "it does not route"
+    assert template.count_tokens("rain") == bare[2], "and is not counted with a text"
+
+    own = dataclasses.replace(
+        spec, document_prefix=bos + spec.document_prefix, context_prefix=bos + spec.context_prefix
+    )
+    assert PromptTemplate(own, tokenizer).document(5, "rain") == [ENDOFTEXT, *bare[0]]
+    assert PromptTemplate(own, tokenizer).context("where?", [Passage(1, "snow")]) == context
 
 
 def test_count_tokens_counts_a_text_as_a_question_holds_it(chatml: PromptTemplate) -> None:

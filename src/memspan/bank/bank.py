@@ -25,7 +25,8 @@ from memspan.errors import BankError
 from memspan.types import EncodedDocuments
 
 MAX_SEGMENT_BYTES = 256 * 2**20
-_CATALOG, _SEGMENTS, _LOCK = "catalog.sqlite", "segments", "writer.lock"
+_CATALOG, _PARTIAL_CATALOG, _SEGMENTS = "catalog.sqlite", "catalog.sqlite.partial", "segments"
+_LOCK, _HOLDER = "writer.lock", "writer.pid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +61,23 @@ class MemoryBank:
             BankError: the folder holds something already, or cannot be written.
         """
         path = Path(folder).expanduser()
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise BankError(f"{path} exists and is not an empty folder; name another one for the new bank")
         try:
-            (path / _SEGMENTS).mkdir(parents=True, exist_ok=True)
-            # The catalog appears under its name only when it is complete: a half-made bank is no bank.
-            partial = path / f"{_CATALOG}.partial"
-            catalog = Catalog(partial, create=True)
-            catalog.write_manifest(dataclasses.asdict(manifest))
-            catalog.close()
-            partial.rename(path / _CATALOG)
-            fsync_folder(path)
-        except (OSError, BankError) as error:
-            for leftover in (*path.glob(f"{_CATALOG}*"), path / _SEGMENTS):
-                _remove(leftover)
+            if path.exists():
+                _check_empty(path)  # before a lock is left in a folder that is not ours
+            path.mkdir(parents=True, exist_ok=True)
+            with _locked(path):
+                _check_empty(path)
+                (path / _SEGMENTS).mkdir(exist_ok=True)
+                # The catalog appears under its name only when it is complete: a half-made bank is no bank.
+                partial = path / _PARTIAL_CATALOG
+                partial.unlink(missing_ok=True)
+                catalog = Catalog(partial, create=True)
+                catalog.write_manifest(dataclasses.asdict(manifest))
+                catalog.close()
+                partial.rename(path / _CATALOG)
+                fsync_folder(path)
+                fsync_folder(path.parent)
+        except OSError as error:
             raise BankError(f"cannot create a bank in {path}: {error}") from error
         return cls.open(path)
 
@@ -104,23 +108,12 @@ class MemoryBank:
         Raises:
             BankError: another process writes (its pid is named), or the folder cannot be written.
         """
-        path = self.folder / _LOCK
-        lock = FileLock(path, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise BankError(f"another process ({_holder(path)}) is writing {self.folder}; wait for it") from error
-        except OSError as error:
-            raise BankError(f"{self.folder} cannot be written: {error}") from error
-        try:
-            _note_holder(path)
+        with _locked(self.folder):
             segments = self.folder / _SEGMENTS
             if not segments.is_dir():
                 raise BankError(f"{segments} is missing; restore it from a backup, or build the bank again")
             sweep(segments, {files.name for files in self.catalog.segments()})
             yield BankWriter(self.catalog, SegmentWriter(segments, self.manifest.msa_layers, max_segment_bytes))
-        finally:
-            lock.release()
 
     def shards(self) -> list[Shard]:
         """The live documents of every segment, as they are now."""
@@ -161,10 +154,6 @@ class BankWriter:
         pending = self._pending.get(external_id)
         return pending.document.content_hash if pending else self._catalog.content_hash(external_id)
 
-    @property
-    def buffered_bytes(self) -> int:
-        return self._segments.buffered_bytes
-
     def commit(self) -> None:
         """Write what was added: segment files first, then one transaction that makes them exist."""
         if not self._pending:
@@ -174,23 +163,45 @@ class BankWriter:
         self._pending = {}
 
 
-def _remove(path: Path) -> None:
-    """Remove a file or an empty folder, if it is there and can be removed."""
-    with contextlib.suppress(OSError):
-        if path.is_dir():
-            path.rmdir()
-        else:
-            path.unlink()
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the writer's lock of a bank's folder. The operating system lets go of it when a process dies.
 
-
-def _note_holder(lock_path: Path) -> None:
-    """Leave our pid beside the lock, for the message that a second writer gets."""
-    with contextlib.suppress(OSError):
-        lock_path.with_suffix(".pid").write_text(str(os.getpid()))
-
-
-def _holder(lock_path: Path) -> str:
+    Raises:
+        BankError: another process holds it, or the folder cannot be written.
+    """
+    lock, holder = FileLock(folder / _LOCK, timeout=0), folder / _HOLDER
     try:
-        return f"pid {lock_path.with_suffix('.pid').read_text().strip()}"
+        lock.acquire()
+    except Timeout as error:
+        raise BankError(f"another process ({_holder(holder)}) is writing {folder}; wait for it") from error
+    except OSError as error:
+        raise BankError(f"{folder} cannot be written: {error}") from error
+    try:
+        with contextlib.suppress(OSError):  # on a full disk: only a message is poorer without it
+            holder.write_text(str(os.getpid()))
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    """Who holds the lock, for the message that a second writer gets."""
+    try:
+        return f"pid {path.read_text().strip()}"
     except OSError:
         return "its pid is unknown"
+
+
+def _check_empty(folder: Path) -> None:
+    """A new bank's folder holds nothing, or what an attempt that failed left behind.
+
+    Raises:
+        BankError: it holds something else.
+    """
+    ours = {_LOCK, _HOLDER, *(f"{_PARTIAL_CATALOG}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
+    if not folder.is_dir():
+        raise BankError(f"{folder} is a file; name a folder for the new bank")
+    others = [path for path in folder.iterdir() if path.name not in ours]
+    if any(path.name != _SEGMENTS or any(path.iterdir()) for path in others):
+        raise BankError(f"{folder} exists and is not an empty folder; name another one for the new bank")

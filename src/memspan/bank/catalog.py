@@ -59,6 +59,7 @@ CREATE VIRTUAL TABLE word_index USING fts5 (words, content = '', tokenize = 'por
 
 _RESTORE = "restore it from a backup, or build the bank again"
 _MAX_INTEGER = 2**63 - 1
+_FIRST_READ = "SELECT 1 FROM documents LIMIT 1"
 _SEGMENT_COLUMNS = ", ".join(field.name for field in dataclasses.fields(SegmentFiles))
 
 _STORED = """
@@ -126,15 +127,30 @@ class Catalog:
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self.path = path
         try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
-            self._db.execute("PRAGMA foreign_keys = ON")
+            self._db = self._connect(path.absolute().as_uri())
             if create:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("SELECT 1 FROM documents LIMIT 1")
+            try:
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute(_FIRST_READ)
+            except sqlite3.OperationalError:
+                # A read-only folder, or a full disk: SQLite cannot make the file that readers of a WAL share. With
+                # an empty WAL nothing is in it that the catalog itself does not hold.
+                wal = path.with_name(f"{path.name}-wal")
+                if create or (wal.exists() and wal.stat().st_size):
+                    raise
+                self._db.close()
+                self._db = self._connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
+                self._db.execute(_FIRST_READ)
         except sqlite3.Error as error:
             raise BankError(f"{path} is not a readable bank catalog ({error})") from error
+
+    @staticmethod
+    def _connect(uri: str) -> sqlite3.Connection:
+        db = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=30)
+        db.execute("PRAGMA foreign_keys = ON")
+        return db
 
     def close(self) -> None:
         self._db.close()

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from memspan.bank.bank import MAX_SEGMENT_BYTES, BankWriter, MemoryBank
+from memspan.bank.bank import BankWriter, MemoryBank
 from memspan.bank.catalog import NewDocument, NewSource
-from memspan.bank.manifest import Manifest
+from memspan.bank.manifest import LATENT_DTYPE, Manifest
+from memspan.errors import BankError
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import length_batches
 from memspan.text.splitter import split_text
@@ -18,7 +19,6 @@ from memspan.text.template import PromptTemplate, encoded_text
 from memspan.types import Document, EncodedDocuments, Span
 
 BATCH_TOKENS = 2048
-LATENT_DTYPE = torch.bfloat16
 # Documents are sorted by length within a window of so many batches; it bounds what waits in memory, too.
 _WINDOW_BATCHES = 8
 _WINDOW_DOCUMENTS = 1024
@@ -87,37 +87,75 @@ def add_documents(
     Writes segments and the catalog (see `MemoryBank`), committing about every `commit_seconds`.
 
     Args:
-        progress: called after every batch with the state so far.
-        should_stop: asked after every batch; when True, everything encoded so far is committed and the call returns.
+        progress: called after every batch (and stretch of unchanged documents) with the state so far.
+        should_stop: asked as often; when True, everything encoded so far is committed and the call returns.
         batch_tokens: padded tokens per forward.
         commit_seconds: how much work a killed process may lose.
 
     Raises:
         BankMismatch: the bank was made by another model, chunk size or template.
         BankError: the bank cannot be written; what was committed stays.
+
+    Any other exception (from `documents`, say) ends the run after what was encoded is committed.
     """
-    started = last_commit = time.monotonic()
     bank.manifest.check_same(manifest_of(loaded))
-    report = AddReport()
+    run = _Run(loaded, progress, should_stop)
+    last_commit = time.monotonic()
     with bank.writer() as writer:
-        for window, unchanged in _windows(documents, loaded, writer, _WINDOW_BATCHES * batch_tokens):
-            report = _count_unchanged(report, unchanged)
-            for batch in _batches(window, batch_tokens):
-                _encode(loaded, batch)
-                report = _count(report, batch, time.monotonic() - started)
-                progress(report)
-                if should_stop():
-                    report = replace(report, interrupted=True)
+        try:
+            for window, unchanged in _windows(documents, loaded, writer, _WINDOW_BATCHES * batch_tokens):
+                run.encode(window, unchanged, batch_tokens)
+                _hand_over(window, writer, run)
+                if run.report.interrupted:
                     break
-            report = _hand_over(window, writer, report)
-            due = time.monotonic() - last_commit >= commit_seconds or writer.buffered_bytes >= MAX_SEGMENT_BYTES
-            if report.interrupted:
-                break
-            if due:
-                writer.commit()
-                last_commit = time.monotonic()
+                if time.monotonic() - last_commit >= commit_seconds:
+                    writer.commit()
+                    last_commit = time.monotonic()
+        except BankError:
+            raise  # the bank itself cannot be written
+        except BaseException:
+            writer.commit()
+            raise
         writer.commit()
-    return replace(report, seconds=time.monotonic() - started)
+    return run.report
+
+
+class _Run:
+    """One `add_documents` on its way: what is done is told and counted here."""
+
+    def __init__(
+        self, loaded: LoadedModel, progress: Callable[[AddReport], None], should_stop: Callable[[], bool]
+    ) -> None:
+        self.report = AddReport()
+        self._loaded, self._progress, self._should_stop = loaded, progress, should_stop
+        self._started = time.monotonic()
+
+    def count(self, **more: int) -> None:
+        """Add to the report's numbers."""
+        numbers = {name: getattr(self.report, name) + number for name, number in more.items()}
+        self.report = replace(self.report, seconds=time.monotonic() - self._started, **numbers)
+
+    def encode(self, window: list[_Source], unchanged: list[Document], batch_tokens: int) -> None:
+        """Encode a window's parts, batch by batch, unless asked to stop."""
+        self.count(unchanged=len(unchanged), characters=sum(len(document.text) for document in unchanged))
+        if not window:
+            self._tell()
+        for batch in _batches(window, batch_tokens):
+            if self.report.interrupted:
+                return
+            _encode(self._loaded, batch)
+            self.count(
+                documents=len(batch),
+                tokens=sum(part.document.tokens for part in batch),
+                characters=sum(part.document.span.length for part in batch),
+                chunks=sum(sum(part.latents.num_chunks) for part in batch if part.latents),
+            )
+            self._tell()
+
+    def _tell(self) -> None:
+        self._progress(self.report)
+        if self._should_stop():
+            self.report = replace(self.report, interrupted=True)
 
 
 def manifest_of(loaded: LoadedModel) -> Manifest:
@@ -194,31 +232,10 @@ def _encode(loaded: LoadedModel, batch: list[_Part]) -> None:
         first += rows
 
 
-def _count_unchanged(report: AddReport, unchanged: list[Document]) -> AddReport:
-    characters = sum(len(document.text) for document in unchanged)
-    return replace(report, unchanged=report.unchanged + len(unchanged), characters=report.characters + characters)
-
-
-def _count(report: AddReport, batch: list[_Part], seconds: float) -> AddReport:
-    return replace(
-        report,
-        documents=report.documents + len(batch),
-        tokens=report.tokens + sum(part.document.tokens for part in batch),
-        characters=report.characters + sum(part.document.span.length for part in batch),
-        chunks=report.chunks + sum(sum(part.latents.num_chunks) for part in batch if part.latents),
-        seconds=seconds,
-    )
-
-
-def _hand_over(sources: list[_Source], writer: BankWriter, report: AddReport) -> AddReport:
+def _hand_over(sources: list[_Source], writer: BankWriter, run: _Run) -> None:
     """Pass on the sources whose parts are all encoded (all of them, unless the run was stopped)."""
     for source in sources:
         latents = [part.latents for part in source.parts if part.latents is not None]
-        if len(latents) < len(source.parts):
-            continue
-        writer.add(NewSource(source.document, tuple(part.document for part in source.parts)), latents)
-        if source.replaces:
-            report = replace(report, updated=report.updated + 1)
-        else:
-            report = replace(report, added=report.added + 1)
-    return report
+        if len(latents) == len(source.parts):
+            writer.add(NewSource(source.document, tuple(part.document for part in source.parts)), latents)
+            run.count(updated=int(source.replaces), added=int(not source.replaces))

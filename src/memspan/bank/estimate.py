@@ -17,7 +17,7 @@ from memspan.types import Document
 
 _SAMPLE_TOKENS = 4 * BATCH_TOKENS
 # Catalog bytes per byte of text: the text itself and its full-text index (measured, docs/LOG.md).
-_CATALOG_FACTOR = 1.6
+_CATALOG_FACTOR = 2.4
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import torch
+
 from memspan.config import MSAConfig
 from memspan.errors import BankError, BankMismatch
 
+# Also raised when `memspan.text.terms` cuts words differently: the full-text index must be given the words it got.
 FORMAT_VERSION = 1
+LATENT_DTYPE = torch.bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class Manifest:
         num_kv_heads, head_dim: G and D.
         document_prefix, document_suffix: the template around an encoded document.
         dtype: of the stored latents.
+        backbone: what the model was converted from; told to people, not compared.
     """
 
     format_version: int
@@ -35,6 +40,7 @@ class Manifest:
     document_suffix: str
     max_document_tokens: int
     dtype: str
+    backbone: str
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "msa_layers", tuple(self.msa_layers))
@@ -53,7 +59,8 @@ class Manifest:
             document_prefix=spec.document_prefix,
             document_suffix=spec.document_suffix,
             max_document_tokens=config.max_document_tokens,
-            dtype="bfloat16",
+            dtype=str(LATENT_DTYPE).removeprefix("torch."),
+            backbone=str(config.text_config.name_or_path),
         )
 
     @classmethod
@@ -66,7 +73,8 @@ class Manifest:
         version = values.get("format_version")
         if version != FORMAT_VERSION:
             raise BankError(
-                f"this bank has format version {version}, and this memspan reads {FORMAT_VERSION}; update memspan"
+                f"this bank has format version {version}, and this memspan reads {FORMAT_VERSION}; update memspan, "
+                "or build the bank again"
             )
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != names:
@@ -79,7 +87,7 @@ class Manifest:
     @property
     def row_bytes(self) -> int:
         """Bytes on disk of one chunk over all MSA layers: routing key, K and V."""
-        return 3 * len(self.msa_layers) * self.num_kv_heads * self.head_dim * 2
+        return 3 * len(self.msa_layers) * self.num_kv_heads * self.head_dim * LATENT_DTYPE.itemsize
 
     def check_same(self, model: Manifest) -> None:
         """Compare the bank's manifest (self) with that of a model that wants to read it.
@@ -90,10 +98,12 @@ class Manifest:
         differing = [
             f"{field.name}: bank {getattr(self, field.name)!r}, model {getattr(model, field.name)!r}"
             for field in dataclasses.fields(self)
-            if getattr(self, field.name) != getattr(model, field.name)
+            if field.name != "backbone" and getattr(self, field.name) != getattr(model, field.name)
         ]
         if differing:
             raise BankMismatch(
-                "this bank was encoded by another model:\n  " + "\n  ".join(differing) + "\n"
-                "Name the model it was made with (--model), or add its documents to a new bank with this model."
+                f"this bank was encoded by another model (converted from {self.backbone}):\n  "
+                + "\n  ".join(differing)
+                + "\nName that model (memspan ask BANK --model DIR), or build a new bank with this one "
+                "(memspan add NEW_BANK FILES...)."
             )

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,8 @@ def ask(
 
 
 def ls(bank: Path, after: int, limit: int, as_json: bool) -> None:
-    documents = MemoryBank.open(bank).catalog.page(after, limit)
+    with closing(MemoryBank.open(bank)) as opened:
+        documents = opened.catalog.page(after, limit)
     if as_json:
         render.as_json(documents)
         return
@@ -122,8 +123,9 @@ def ls(bank: Path, after: int, limit: int, as_json: bool) -> None:
 
 def info(path: Path, as_json: bool) -> None:
     if MemoryBank.exists(path):
-        bank = MemoryBank.open(path)
-        values = {"bank": str(path), **dataclasses.asdict(bank.catalog.counts()), **dataclasses.asdict(bank.manifest)}
+        with closing(MemoryBank.open(path)) as bank:
+            counts, manifest = dataclasses.asdict(bank.catalog.counts()), dataclasses.asdict(bank.manifest)
+        values = {"bank": str(path), **counts, **manifest}
     elif (path / "config.json").is_file():
         check_folder(path)
         values = _model_info(path, MSAConfig.from_pretrained(path))
@@ -166,18 +168,26 @@ def _layer_list(layers: str | None) -> list[int] | None:
 def _corpus(
     stream: Iterable[Document | Skipped], installed: bool, use_stdin: bool, skipped: list[Skipped]
 ) -> Iterator[Document]:
-    """The documents of all named sources; what cannot be read is collected in `skipped`."""
+    """The documents of all named sources; what cannot be read is collected in `skipped`.
+
+    So is a second document of one external id: adding it would replace the first.
+    """
     sources = [stream]
     if use_stdin:
         sources.append(read_stream(sys.stdin))
     if installed:
         sources.append(installed_packages())
+    seen: set[int] = set()  # hashes, so that a million ids stay small
     for source in sources:
         for found in source:
-            if isinstance(found, Document):
-                yield found
-            else:
+            if isinstance(found, Skipped):
                 skipped.append(found)
+            elif hash(found.external_id) in seen:
+                where = str(found.metadata.get("path", found.external_id))
+                skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
+            else:
+                seen.add(hash(found.external_id))
+                yield found
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def answer_footer(answer: Answer) -> None:
 
 def evidence_line(place: int, item: Evidence) -> str:
     """One document of the evidence: place, permanent id, title, where it is from, score."""
-    routed = "" if item.layers is None else f", {item.layers} layers"
+    routed = "" if item.layers is None else f", {item.layers} MSA layers"
     title = item.title or item.text[:60].replace("\n", " ")
     where = f"{item.external_id}[{item.span.start}:{item.span.end}]"
     return f"{place}. [{item.document_id}] {title}  ({where}, score {item.score:.2f}{routed})"

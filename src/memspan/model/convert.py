@@ -20,7 +20,7 @@ from memspan.config import TEMPLATES, MSAConfig
 from memspan.errors import CheckpointError
 from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, first_line, load_backbone
 from memspan.model.modeling import MSAForCausalLM
-from memspan.model.probe import check_config, probe
+from memspan.model.probe import probe
 from memspan.model.runtime import pick_device, pick_dtype
 from memspan.text.template import PromptTemplate, added_tokens
 
@@ -75,7 +75,6 @@ def convert(
     if template is not None and template not in TEMPLATES:
         raise ValueError(f"template must be one of {', '.join(TEMPLATES)}, not {template!r}")
     backbone, tokenizer = load_backbone(source, dtype)
-    check_config(backbone.config)
     spec = TEMPLATES[template or _template_for(tokenizer)]
     backbone.config.name_or_path = source if "/" not in source or not Path(source).exists() else Path(source).name
     config = MSAConfig(
@@ -136,7 +135,7 @@ def load(path: str | Path | None = None, *, dtype: str | None = None, device: st
         )
         model, info = cast(tuple[MSAForCausalLM, dict[str, Any]], loaded)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is damaged ({first_line(error)}); run memspan convert again") from error
     lacking = sorted(set(info["missing_keys"])) + sorted(str(key) for key in info["mismatched_keys"])
     if lacking:
@@ -150,9 +149,7 @@ def load(path: str | Path | None = None, *, dtype: str | None = None, device: st
 
 def default_checkpoint() -> Path:
     """The embedded default backbone as an MSA checkpoint, converted at the first call and kept in the user's cache."""
-    # Another template of a newer version must not meet an older checkpoint.
-    key = hashlib.sha256(json.dumps(dataclasses.asdict(TEMPLATES["chatml"])).encode()).hexdigest()[:8]
-    folder = cache_folder() / "models" / f"{DEFAULT_SOURCE}-{key}"
+    folder = default_folder()
     if (folder / "config.json").is_file():
         return folder
     try:
@@ -163,6 +160,12 @@ def default_checkpoint() -> Path:
     except OSError as error:
         raise CheckpointError(f"cannot write {folder} ({error}); set MEMSPAN_CACHE to a folder that can be") from error
     return folder
+
+
+def default_folder() -> Path:
+    """Where the default checkpoint is kept. Its name tells the template: a newer one must not meet an older file."""
+    key = hashlib.sha256(json.dumps(dataclasses.asdict(TEMPLATES["chatml"])).encode()).hexdigest()[:8]
+    return cache_folder() / "models" / f"{DEFAULT_SOURCE}-{key}"
 
 
 def check_folder(folder: Path) -> None:

@@ -98,6 +98,9 @@ def top_documents(score_N: Tensor, ids_N: Tensor, k: int) -> tuple[Tensor, Tenso
 
     Documents scored -inf (masked) are never returned, so fewer than k may come back.
     """
+    if 0 < k < len(score_N):  # sort only what can be among them, ties with the last one included
+        kept = (score_N >= score_N.topk(k).values[-1]).nonzero()[:, 0]
+        score_N, ids_N = score_N[kept], ids_N[kept]
     order = torch.argsort(ids_N)
     order = order[torch.argsort(score_N[order], descending=True, stable=True)][:k]
     order = order[torch.isfinite(score_N[order])]

@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from memspan.bank.bank import Shard
-from memspan.bank.manifest import Manifest
+from memspan.bank.manifest import LATENT_DTYPE, Manifest
 from memspan.ops.scoring import (
     chunk_scores,
     document_scores,
@@ -25,8 +25,8 @@ from memspan.ops.scoring import (
 )
 from memspan.types import Retrieved
 
-# Chunks scored at once: bounds the scratch of a question of 32 tokens to 2 MiB in bfloat16.
-TILE = 32_768
+# Scores held at once in the coarse pass, chunks times query tokens: 2 MiB in bfloat16.
+_TILE_SCORES = 2**20
 _CANDIDATES_PER_SELECTED = 8
 _MOST_CANDIDATES = 4096
 # Relative error of a coarse score: the query and the result are each rounded to bfloat16's 8 bits.
@@ -56,7 +56,7 @@ class LocalMemory:
         *,
         only: Collection[int] | None = None,
         device: torch.device | None = None,
-        tile: int = TILE,
+        tile: int | None = None,
     ) -> None:
         """
         Args:
@@ -65,7 +65,7 @@ class LocalMemory:
             top_k: documents attended to per MSA layer; all, where the bank holds no more.
             only: ids of the documents that may be selected; None: every live one.
             device: where the selected content goes. Default: CPU. Keys are scored where they lie, on the CPU.
-            tile: chunks scored at a time.
+            tile: chunks scored at a time. Default: as many as bound the scratch memory to a few MiB.
         """
         self._manifest, self._top_k, self._tile = manifest, top_k, tile
         self._device = device or torch.device("cpu")
@@ -79,8 +79,11 @@ class LocalMemory:
 
     def route(self, layer: int, router_query_BTHD: torch.Tensor, query_mask_BT: torch.Tensor) -> Retrieved:
         """See `LayerMemory.route`."""
-        query_BTW = fold_queries(router_query_BTHD, self._manifest.num_kv_heads, self._manifest.similarity)
-        query_BTW = routing_queries(query_BTW.cpu(), query_mask_BT.cpu())
+        routing_T = query_mask_BT.any(0)  # padding, prefix and tail of the template need not be scored
+        query_BTW = fold_queries(
+            router_query_BTHD[:, routing_T], self._manifest.num_kv_heads, self._manifest.similarity
+        )
+        query_BTW = routing_queries(query_BTW.cpu(), query_mask_BT[:, routing_T].cpu())
         coarse_BN = self._coarse(layer, query_BTW)
         self.candidates[layer] = [
             self._exact(layer, query_TW, coarse_N) for query_TW, coarse_N in zip(query_BTW, coarse_BN, strict=True)
@@ -89,7 +92,8 @@ class LocalMemory:
 
     def _coarse(self, layer: int, query_BTW: torch.Tensor) -> torch.Tensor:
         """Score of every document, `[B, N]` float32; -inf for the barred."""
-        scores = [shard.coarse_scores(layer, query_BTW, self._tile).float() for shard in self._shards]
+        tile = self._tile or max(1, _TILE_SCORES // query_BTW.shape[:2].numel())
+        scores = [shard.coarse_scores(layer, query_BTW, tile).float() for shard in self._shards]
         coarse_BN = torch.cat(scores, dim=1) if scores else query_BTW.new_empty(len(query_BTW), 0)
         return coarse_BN if self._barred_N is None else coarse_BN.masked_fill(self._barred_N, float("-inf"))
 
@@ -128,7 +132,7 @@ class LocalMemory:
         contents = [
             torch.cat([self._find(id_).content(layer, id_) for id_ in sorted(ids)])
             if ids
-            else torch.empty(0, 2, G, D, dtype=torch.bfloat16)
+            else torch.empty(0, 2, G, D, dtype=LATENT_DTYPE)
             for ids in chosen
         ]
         content_BM2GD = pad_sequence(contents, batch_first=True).to(self._device)

@@ -48,7 +48,7 @@ def select(selector: Selector, lexical: Sequence[tuple[int, float]], routed: Seq
     """
     layers = {found.document_id: found.layers for found in routed}
     if selector == "router":
-        scores = [(found.document_id, found.score) for found in routed]
+        scores = _scaled(routed)
     elif selector == "lexical":
         scores = list(lexical)
     else:
@@ -62,20 +62,23 @@ def fuse(
 ) -> list[tuple[int, float]]:
     """Convex combination of both scores. Scores, not ranks: rank fusion makes the best noise of one list a best hit.
 
-    A BM25 score is divided by the best one's (0 is its natural floor). A router score, a sum of cosines, has none: it
-    is scaled so that the last candidate considered is 0 and the best is 1.
+    A BM25 score is divided by the best one's (0 is its natural floor); for the router's see `_scaled`.
     """
     scaled = [(document_id, (1 - router_weight) * score / lexical[0][1]) for document_id, score in lexical]
-    if routed:
-        best, floor = routed[0].score, routed[-1].score
-        spread = best - floor
-        scaled += [
-            (found.document_id, router_weight * ((found.score - floor) / spread if spread else 1.0)) for found in routed
-        ]
+    scaled += [(document_id, router_weight * score) for document_id, score in _scaled(routed)]
     fused: dict[int, float] = {}
     for document_id, score in scaled:
         fused[document_id] = fused.get(document_id, 0.0) + score
     return sorted(fused.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _scaled(routed: Sequence[Ranked]) -> list[tuple[int, float]]:
+    """Router scores from 1 for the best to 0 for the last one considered: a sum of cosines has no floor of its own."""
+    if not routed:
+        return []
+    best, floor = routed[0].score, routed[-1].score
+    spread = best - floor
+    return [(found.document_id, (found.score - floor) / spread if spread else 1.0) for found in routed]
 
 
 def keep_adaptively(selected: Sequence[Selected], at_most: int, share: float) -> list[Selected]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from memspan.text.readers import (
     Unreadable,
     holds_records,
     is_supported,
-    is_unicode,
+    is_text,
     parse_json_object,
     read_content,
     read_json_lines,
@@ -95,7 +96,8 @@ def _read_folder(folder: Path) -> Iterator[Document | Skipped]:
         if isinstance(path, Skipped):
             yield path
         elif is_supported(path):
-            yield from _read_file(path, path.relative_to(folder).as_posix())
+            # With the folder's own name: two folders may both hold a README.md.
+            yield from _read_file(path, f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}")
         else:
             yield Skipped(str(path), f"unsupported file type {path.suffix or '(no extension)'}")
 
@@ -121,10 +123,10 @@ def _walk(folder: Path) -> Iterator[Path | Skipped]:
 
 def _read_file(path: Path, name: str) -> Iterator[Document | Skipped]:
     """Yield the document called `name`, or one for each record; damage to the file ends it with a `Skipped`."""
-    if not is_unicode([str(path), name]):
+    if not is_text([str(path), name]):
         yield Skipped(os.fsencode(path).decode(errors="backslashreplace"), "the file's name is not UTF-8")
         return
-    metadata = {"path": str(path), **_valid_date(_DATE_NAME.match(path.name))}
+    metadata = {"path": str(path.resolve()), **_valid_date(_DATE_NAME.match(path.name))}
     try:
         if holds_records(path):
             for record in read_records(path):
@@ -133,7 +135,7 @@ def _read_file(path: Path, name: str) -> Iterator[Document | Skipped]:
             content = read_content(path)
             title = content.title or _title_line(content.text) or path.stem
             metadata |= {**_date_in(content.text), **content.metadata}
-            yield Document(name, content.text, " ".join(title.split()), metadata)
+            yield _document(name, content.text, " ".join(title.split()), metadata, str(path))
     except Unreadable as error:
         yield Skipped(str(path), str(error))
 
@@ -157,15 +159,18 @@ def _document_of_record(
         return Skipped(where, f"no text under the key {' or '.join(TEXT_KEYS)}")
     id_key = next((key for key in _ID_KEYS if _is_filled(values.get(key)) or type(values.get(key)) is int), None)
     title_key = "title" if isinstance(values.get("title"), str) else None
-    return Document(
-        external_id=f"{name}#{record.line}" if id_key is None else str(values[id_key]),
-        text=str(values[text_key]),
-        title="" if title_key is None else str(values[title_key]).strip(),
-        metadata={
-            **metadata,
-            **{key: value for key, value in values.items() if key not in (text_key, id_key, title_key)},
-        },
-    )
+    external_id = f"{name}#{record.line}" if id_key is None else str(values[id_key])
+    others = {key: value for key, value in values.items() if key not in (text_key, id_key, title_key)}
+    title = "" if title_key is None else str(values[title_key]).strip()
+    return _document(external_id, str(values[text_key]), title, {**metadata, **others}, where)
+
+
+def _document(external_id: str, text: str, title: str, metadata: Mapping[str, JSON], source: str) -> Document | Skipped:
+    """A document, or why it cannot be one."""
+    try:
+        return Document(external_id, text, title, metadata)
+    except ValueError as error:
+        return Skipped(source, str(error))
 
 
 def _is_filled(value: JSON) -> bool:
@@ -192,26 +197,31 @@ def _valid_date(match: re.Match[str] | None) -> dict[str, JSON]:
         return {}
 
 
-def read_stream(stream: TextIO, external_id: str = "stdin") -> Iterator[Document | Skipped]:
+def read_stream(stream: TextIO, external_id: str | None = None) -> Iterator[Document | Skipped]:
     """Yield the one document that a stream holds, or, where each of its lines is a JSON object, one for each line.
 
     The stream is read to its end first. Blank lines are no lines; without any other, one `Skipped` says so.
+
+    Args:
+        external_id: of the document. Default: `stdin:` and a hash of the text, so that one stream never replaces
+            what another one held.
     """
     try:
         text = stream.read().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        yield Skipped(external_id, f"not {error.encoding} text")
+        yield Skipped("stdin", f"not {error.encoding} text")
         return
+    external_id = external_id or f"stdin:{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:12]}"
     lines = text.split("\n")  # not splitlines(): a JSON string may hold U+2028
     if not text.strip():
-        yield Skipped(external_id, "empty")
+        yield Skipped("stdin", "empty")
     elif "\0" in text:
-        yield Skipped(external_id, "binary data")
+        yield Skipped("stdin", "binary data")
     elif all(parse_json_object(line) is not None for line in lines if line.strip()):
         for record in read_json_lines(lines):
-            yield _document_of_record(record, external_id, external_id, {})
+            yield _document_of_record(record, external_id, "stdin", {})
     else:
-        yield Document(external_id, text, _title_line(text), _date_in(text))
+        yield _document(external_id, text, _title_line(text), _date_in(text), "stdin")
 
 
 def installed_packages() -> Iterator[Document]:

@@ -19,7 +19,7 @@ from typing import BinaryIO, TextIO, cast
 
 import pypdf
 
-from memspan.types import JSON
+from memspan.types import JSON, is_unicode
 
 TEXT_KEYS = ("text", "content", "body")
 """Where a record keeps its text: under the first of these keys that it fills."""
@@ -107,13 +107,9 @@ def read_records(path: Path) -> Iterator[Record | BadRecord]:
         yield from records
 
 
-def is_unicode(value: JSON) -> bool:
+def is_text(value: JSON) -> bool:
     """Whether all strings in a JSON value can be written as UTF-8 (a lone surrogate can not)."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return is_unicode(json.dumps(value, ensure_ascii=False))
 
 
 def _extension(path: Path) -> str:
@@ -282,7 +278,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _checked(record: Record) -> Record | BadRecord:
-    return record if is_unicode(dict(record.values)) else BadRecord(record.line, _NOT_TEXT)
+    return record if is_text(dict(record.values)) else BadRecord(record.line, _NOT_TEXT)
 
 
 def _read_comma_table(lines: Iterable[str]) -> Iterator[Record | BadRecord]:
@@ -296,7 +292,7 @@ def _read_tab_table(lines: Iterable[str]) -> Iterator[Record | BadRecord]:
 def _read_table(lines: Iterable[str], delimiter: str) -> Iterator[Record | BadRecord]:
     rows = _numbered_rows(lines, delimiter)
     _, columns = next(rows, (0, []))
-    if not is_unicode([*columns]):
+    if not is_text([*columns]):
         raise Unreadable(_NOT_TEXT)
     if columns and not set(TEXT_KEYS) & set(columns):
         raise Unreadable(f"no column {' or '.join(TEXT_KEYS)}; the columns are {', '.join(columns)}")

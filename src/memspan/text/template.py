@@ -55,7 +55,8 @@ class PromptTemplate:
         self._split_at = re.compile("|".join(map(re.escape, tokens))) if tokens else None
         # Markers the tokenizer would read as one token even in user text; those are broken up there.
         self._stubborn = [token for token, marker in self._markers.items() if marker in self._plain_ids(token)]
-        self.prefix_ids = tuple(self._tokenize([*self._pieces(spec.context_prefix)]))
+        self._bos = _first_token(tokenizer)
+        self.prefix_ids = tuple(self._with_bos(self._tokenize([*self._pieces(spec.context_prefix)])))
         self.suffix_ids = tuple(self._tokenize([*self._pieces(spec.context_suffix)]))
         ends = [tokenizer.eos_token_id, *(self._markers.get(stop) for stop in spec.stops)]
         self.stop_ids = frozenset(int(end) for end in ends if end is not None)
@@ -65,7 +66,7 @@ class PromptTemplate:
         """A document as it is encoded: `prefix [ID]. TEXT[ID] suffix`, positions from 0."""
         prefix = self.spec.document_prefix.format(id=document_id)
         suffix = self.spec.document_suffix.format(id=document_id)
-        return self._tokenize([*self._pieces(prefix), self._escape(text), *self._pieces(suffix)])
+        return self._with_bos(self._tokenize([*self._pieces(prefix), self._escape(text), *self._pieces(suffix)]))
 
     def context(self, question: str, passages: Sequence[Passage] = ()) -> Context:
         """The active context of a question, with the original text of documents before it where there is any."""
@@ -86,6 +87,10 @@ class PromptTemplate:
     def text(self, ids: Sequence[int]) -> str:
         """Generated tokens as text, markers left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """Begin with the token the tokenizer begins every text with, where it has one and the template does not."""
+        return ids if self._bos is None or ids[:1] == [self._bos] else [self._bos, *ids]
 
     def _single_tokens(self, literals: Iterable[str]) -> set[str]:
         """Tokens of the tokenizer's added vocabulary that the literals contain."""
@@ -136,6 +141,12 @@ def encoded_text(title: str, text: str) -> str:
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """The tokens a tokenizer was given beside its learned vocabulary; markers are among them."""
     return set(cast(Any, tokenizer).get_added_vocab())
+
+
+def _first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The beginning-of-sequence token, if the tokenizer puts it before a text by itself."""
+    bare, whole = (cast(Any, tokenizer)("a", add_special_tokens=add)["input_ids"] for add in (False, True))
+    return int(whole[0]) if len(whole) > len(bare) and whole[0] == tokenizer.bos_token_id else None
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
