@@ -28,6 +28,9 @@ ModelOption = Annotated[
     Path | None,
     typer.Option("--model", envvar="MEMSPAN_MODEL", help="MSA checkpoint folder. Default: SmolLM2-135M-Instruct."),
 ]
+AdapterOption = Annotated[
+    Path | None, typer.Option("--adapter", envvar="MEMSPAN_ADAPTER", help="Folder of weights trained for that model.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: what is fast here.")]
 DeviceOption = Annotated[str | None, typer.Option(help="Torch device. Default: a GPU if there is one.")]
@@ -72,13 +75,14 @@ def add(
     paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders; - reads standard input.")] = None,
     installed: InstalledOption = False,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Remember documents: txt, md, rst, html, pdf, csv, tsv, jsonl. Makes the bank if there is none."""
     with _commands() as commands:
-        code = commands.add(bank, paths or [], installed, model, dtype, device, as_json)
+        code = commands.add(bank, paths or [], installed, model, adapter, dtype, device, as_json)
     raise typer.Exit(code)
 
 
@@ -87,6 +91,7 @@ def ask(
     bank: BankArgument,
     question: Annotated[str | None, typer.Argument(help="Left out: asked for, one after the other.")] = None,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
     selector: Annotated[
         str | None,
         typer.Option(help="Who chooses documents: router, lexical or hybrid. Default: hybrid, lexical if untrained."),
@@ -104,7 +109,7 @@ def ask(
     """Answer a question from a bank, with evidence."""
     with _commands() as commands:
         sampling = commands.Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ()))
-        commands.ask(bank, question, model, selector, max_documents, sampling, dtype, device, as_json)
+        commands.ask(bank, question, model, adapter, selector, max_documents, sampling, dtype, device, as_json)
 
 
 @app.command()
@@ -134,10 +139,11 @@ def estimate(
     paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders.")] = None,
     installed: InstalledOption = False,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say how long a corpus would take to encode on this machine, and how much disk, without encoding it."""
     with _commands() as commands:
-        commands.estimate(paths or [], installed, model, dtype, device, as_json)
+        commands.estimate(paths or [], installed, model, adapter, dtype, device, as_json)

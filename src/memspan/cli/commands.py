@@ -62,6 +62,7 @@ def add(
     paths: Sequence[Path],
     installed: bool,
     model: Path | None,
+    adapter: Path | None,
     dtype: str | None,
     device: str | None,
     as_json: bool,
@@ -76,7 +77,10 @@ def add(
     total = None
     if not use_stdin and all(path.is_file() or path.is_dir() for path in files):  # read before, to tell what is left
         total = sum(len(document.text) for document in _corpus(read_paths(files), installed, False, []))
-    with Memory.open(bank, model, create=True, dtype=dtype, device=device) as memory, _stop_flag() as stop:
+    with (
+        Memory.open(bank, model, adapter=adapter, create=True, dtype=dtype, device=device) as memory,
+        _stop_flag() as stop,
+    ):
         with render.AddProgress(total) as progress:
             documents = _corpus(stream, installed, use_stdin, skipped)
             report = memory.add(documents, progress=progress, should_stop=stop.is_set)
@@ -88,6 +92,7 @@ def ask(
     bank: Path,
     question: str | None,
     model: Path | None,
+    adapter: Path | None,
     selector: str | None,
     max_documents: int,
     sampling: Sampling,
@@ -95,7 +100,7 @@ def ask(
     device: str | None,
     as_json: bool,
 ) -> None:
-    with Memory.open(bank, model, dtype=dtype, device=device) as memory:
+    with Memory.open(bank, model, adapter=adapter, dtype=dtype, device=device) as memory:
         if selector is None and memory.default_selector == "lexical":
             render.err.print("note: this model's router is untrained; documents are chosen by full-text search")
         options: dict[str, Any] = {"selector": selector, "max_documents": max_documents, "sampling": sampling}
@@ -135,12 +140,20 @@ def info(path: Path, as_json: bool) -> None:
 
 
 def estimate(
-    paths: Sequence[Path], installed: bool, model: Path | None, dtype: str | None, device: str | None, as_json: bool
+    paths: Sequence[Path],
+    installed: bool,
+    model: Path | None,
+    adapter: Path | None,
+    dtype: str | None,
+    device: str | None,
+    as_json: bool,
 ) -> None:
     if not (paths or installed):
         raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
     stream = read_paths(paths)
-    result = estimate_corpus(load(model, dtype=dtype, device=device), _corpus(stream, installed, False, []))
+    result = estimate_corpus(
+        load(model, adapter=adapter, dtype=dtype, device=device), _corpus(stream, installed, False, [])
+    )
     if as_json:
         render.as_json(result)
         return

@@ -57,6 +57,7 @@ class Memory:
         bank: str | Path,
         model: str | Path | None = None,
         *,
+        adapter: str | Path | None = None,
         create: bool = False,
         dtype: str | None = None,
         device: str | None = None,
@@ -66,13 +67,14 @@ class Memory:
         Args:
             bank: folder of the bank.
             model: folder of the MSA checkpoint; None: the embedded default (SmolLM2-135M-Instruct).
+            adapter: folder of an adapter trained on that model's backbone; None: none.
             create: make an empty bank where there is none.
             dtype, device: see `memspan.model.convert.load`.
         """
         if not create or MemoryBank.exists(bank):
             opened = MemoryBank.open(bank)  # before the model, which takes longer to load
-            return cls(opened, load(model, dtype=dtype, device=device))
-        loaded = load(model, dtype=dtype, device=device)
+            return cls(opened, load(model, adapter=adapter, dtype=dtype, device=device))
+        loaded = load(model, adapter=adapter, dtype=dtype, device=device)
         return cls(MemoryBank.create(bank, manifest_of(loaded)), loaded)
 
     def close(self) -> None:

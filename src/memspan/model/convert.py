@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from memspan.config import TEMPLATES, MSAConfig
 from memspan.errors import CheckpointError
+from memspan.model.adapter import apply_adapter
 from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, first_line, load_backbone
 from memspan.model.modeling import MSAForCausalLM
 from memspan.model.probe import probe
@@ -114,16 +115,23 @@ def save_checkpoint(model: MSAForCausalLM, tokenizer: PreTrainedTokenizerBase, o
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(path: str | Path | None = None, *, dtype: str | None = None, device: str | None = None) -> LoadedModel:
+def load(
+    path: str | Path | None = None,
+    *,
+    adapter: str | Path | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> LoadedModel:
     """Load an MSA checkpoint for use.
 
     Args:
         path: a checkpoint folder; None: the embedded default backbone, converted once into the user's cache.
+        adapter: a folder with trained weights for this backbone (see `memspan.model.adapter`).
         dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
 
     Raises:
-        CheckpointError: missing, truncated or not an MSA checkpoint.
+        CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone.
     """
     folder = default_checkpoint() if path is None else Path(path).expanduser()
     check_folder(folder)
@@ -142,6 +150,8 @@ def load(path: str | Path | None = None, *, dtype: str | None = None, device: st
         raise CheckpointError(
             f"{folder} lacks {len(lacking)} weights of its model (first: {lacking[0]}); run memspan convert again"
         )
+    if adapter is not None:
+        apply_adapter(model, Path(adapter).expanduser())
     template = PromptTemplate(model.config.template_spec, tokenizer)
     torch.nn.Module.to(model, target)
     return LoadedModel(model.eval(), template, folder)

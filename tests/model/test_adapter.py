@@ -1,0 +1,88 @@
+"""Adapters: applied to the backbone they belong to, refused by name on any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import save_backbone
+from typer.testing import CliRunner
+
+from memspan.cli import app
+from memspan.errors import CheckpointError
+from memspan.model.adapter import save_adapter
+from memspan.model.convert import convert, load
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    save_backbone(tmp_path / "plain", "llama")
+    convert(str(tmp_path / "plain"), tmp_path / "msa", dtype=torch.float32)
+    return tmp_path / "msa"
+
+
+@pytest.fixture
+def adapter(checkpoint: Path, tmp_path: Path) -> Path:
+    """Other routers and another value projection."""
+    trained = load(checkpoint, dtype="float32").model
+    names = ["backbone.model.layers.3.self_attn.v_proj.weight"]
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if "router" in name or name in names:
+                parameter.add_(torch.randn_like(parameter))
+    assert trained.config.backbone_fingerprint
+    save_adapter(trained, tmp_path / "adapter", trained.config.backbone_fingerprint, names)
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_makes_the_model_it_was_saved_from(checkpoint: Path, adapter: Path) -> None:
+    plain, adapted = load(checkpoint, dtype="float32").model, load(checkpoint, adapter=adapter, dtype="float32").model
+    changed = {
+        n
+        for (n, a), (_, b) in zip(plain.named_parameters(), adapted.named_parameters(), strict=True)
+        if not torch.equal(a, b)
+    }
+    assert {name.rpartition(".layers.")[2] for name in changed} == {
+        *(f"{layer}.self_attn.router_{side}_proj.weight" for layer in (2, 3) for side in "qk"),
+        "3.self_attn.v_proj.weight",
+    }
+    assert adapted.config.router_trained and not plain.config.router_trained
+    assert adapted.config.encoder_fingerprint == adapted.encoder_fingerprint() != plain.config.encoder_fingerprint
+
+
+def test_an_adapter_is_refused_on_another_backbone(adapter: Path, tmp_path: Path) -> None:
+    save_backbone(tmp_path / "other", "llama", seed=1)
+    convert(str(tmp_path / "other"), tmp_path / "other-msa", dtype=torch.float32)
+    with pytest.raises(CheckpointError, match="another backbone"):
+        load(tmp_path / "other-msa", adapter=adapter)
+
+
+def test_an_adapter_for_other_layers_is_refused(adapter: Path, tmp_path: Path) -> None:
+    convert(str(tmp_path / "plain"), tmp_path / "one-layer", dtype=torch.float32, msa_layers=[3])
+    with pytest.raises(CheckpointError, match="layers"):
+        load(tmp_path / "one-layer", adapter=adapter)
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no json", "cut weights"])
+def test_a_damaged_adapter_is_named(checkpoint: Path, adapter: Path, damage: str) -> None:
+    if damage == "no folder":
+        adapter = adapter.with_name("nowhere")
+    elif damage == "no json":
+        (adapter / "adapter.json").write_text("{")
+    else:
+        weights = adapter / "adapter.safetensors"
+        weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=f"{adapter.name} holds no readable adapter"):
+        load(checkpoint, adapter=adapter)
+
+
+def test_the_commands_take_an_adapter(checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
+    note, bank = tmp_path / "note.txt", str(tmp_path / "bank")
+    note.write_text("The otter lives in Oslo.")
+    with_adapter = ["--model", str(checkpoint), "--adapter", str(adapter)]
+    assert CliRunner().invoke(app, ["add", bank, str(note), *with_adapter]).exit_code == 0
+    asked = CliRunner().invoke(app, ["ask", bank, "otter", "--json", "--max-new-tokens", "2", *with_adapter])
+    assert asked.exit_code == 0 and '"selector": "hybrid"' in asked.stdout
+    without = CliRunner().invoke(app, ["ask", bank, "otter", "--model", str(checkpoint)])
+    assert without.exit_code == 1 and "encoder_fingerprint" in without.stderr
