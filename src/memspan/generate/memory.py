@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from transformers import DynamicCache
 
@@ -87,17 +88,24 @@ class Memory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, documents: Iterable[Document], **options: object) -> AddReport:
+    def add(self, documents: Iterable[Document], **options: Any) -> AddReport:
         """Remember documents; see `memspan.bank.encode.add_documents` for options and errors."""
-        return add_documents(self.bank, self.loaded, documents, **options)  # type: ignore[arg-type]
+        return add_documents(self.bank, self.loaded, documents, **options)
 
     @property
     def default_selector(self) -> str:
         return default_selector(self.loaded.model.config.router_trained)
 
-    def ask(self, question: str, **options: object) -> Answer:
-        """Answer one question; see `ask_batch` for options and errors."""
-        return self.ask_batch([question], **options)[0]  # type: ignore[arg-type]
+    def ask(
+        self,
+        question: str,
+        *,
+        selector: str | None = None,
+        max_documents: int = MAX_DOCUMENTS,
+        sampling: Sampling = GREEDY,
+    ) -> Answer:
+        """Answer one question; see `ask_batch` for arguments and errors."""
+        return self.ask_batch([question], selector=selector, max_documents=max_documents, sampling=sampling)[0]
 
     def ask_batch(
         self,
