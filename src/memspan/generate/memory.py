@@ -39,7 +39,8 @@ class Memory:
     """A model and a bank. A question sees what was committed when it is asked. For one thread at a time."""
 
     def __init__(self, bank: MemoryBank, loaded: LoadedModel) -> None:
-        """
+        """Put a model before a bank.
+
         Raises:
             BankMismatch: the bank was encoded by another model, chunk size or template.
         """

@@ -179,7 +179,8 @@ def default_folder() -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """
+    """See that a folder holds an MSA checkpoint, before anything is loaded from it.
+
     Raises:
         CheckpointError: the folder holds no MSA checkpoint; the message says what it holds and what to do.
     """

@@ -30,7 +30,8 @@ def default_selector(router_trained: bool) -> Selector:
 
 
 def check_selector(name: str) -> Selector:
-    """
+    """A selector by its name.
+
     Raises:
         MemspanError: no such selector.
     """
