@@ -629,3 +629,10 @@ def test_a_catalog_damaged_in_any_page_is_a_named_error_or_no_error(tmp_path: Pa
         except Exception as error:
             raised.append(type(error))
     assert set(raised) == {BankError}
+
+
+def test_more_documents_can_be_asked_for_than_a_statement_has_variables(tmp_path: Path) -> None:
+    catalog = MemoryBank.open(_bank_with_manifest(tmp_path / "bank")).catalog
+    _commit(catalog, *_documents({"only": "zebra"}))
+    (page,) = catalog.page(0, 9)
+    assert catalog.documents([*range(page.id + 1, 40_000), page.id]) == [page]
