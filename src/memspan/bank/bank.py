@@ -118,8 +118,8 @@ class MemoryBank:
     def shards(self) -> list[Shard]:
         """The live documents of every segment, as they are now."""
         rows_by_segment: dict[str, list[tuple[int, int, int]]] = {}
-        for name, *place in self.catalog.places():
-            rows_by_segment.setdefault(name, []).append((place[0], place[1], place[2]))
+        for name, document_id, first_row, rows in self.catalog.places():
+            rows_by_segment.setdefault(name, []).append((document_id, first_row, rows))
         shards = []
         for files in self.catalog.segments():
             if files.name in rows_by_segment:

@@ -82,7 +82,8 @@ def add(
 ) -> None:
     """Remember documents: txt, md, rst, html, pdf, csv, tsv, jsonl. Makes the bank if there is none."""
     with _commands() as commands:
-        code = commands.add(bank, paths or [], installed, model, adapter, dtype, device, as_json)
+        choice = commands.ModelChoice(model, adapter, dtype, device)
+        code = commands.add(bank, paths or [], installed, choice, as_json)
     raise typer.Exit(code)
 
 
@@ -108,8 +109,9 @@ def ask(
 ) -> None:
     """Answer a question from a bank, with evidence."""
     with _commands() as commands:
+        choice = commands.ModelChoice(model, adapter, dtype, device)
         sampling = commands.Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ()))
-        commands.ask(bank, question, model, adapter, selector, max_documents, sampling, dtype, device, as_json)
+        commands.ask(bank, question, choice, selector, max_documents, sampling, as_json)
 
 
 @app.command()
@@ -146,4 +148,5 @@ def estimate(
 ) -> None:
     """Say how long a corpus would take to encode on this machine, and how much disk, without encoding it."""
     with _commands() as commands:
-        commands.estimate(paths or [], installed, model, adapter, dtype, device, as_json)
+        choice = commands.ModelChoice(model, adapter, dtype, device)
+        commands.estimate(paths or [], installed, choice, as_json)

@@ -21,7 +21,7 @@ from memspan.config import MSAConfig
 from memspan.errors import MemspanError
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
-from memspan.model.convert import check_folder, load
+from memspan.model.convert import LoadedModel, check_folder, load
 from memspan.model.convert import convert as convert_model
 from memspan.model.runtime import pick_device, pick_dtype
 from memspan.text.corpus import Skipped, installed_packages, read_paths, read_stream
@@ -31,6 +31,23 @@ SKIPPED, INTERRUPTED = 3, 130
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """The model a command works with; see `memspan.model.convert.load` for the fields."""
+
+    path: Path | None
+    adapter: Path | None
+    dtype: str | None
+    device: str | None
+
+    def load(self) -> LoadedModel:
+        return load(self.path, adapter=self.adapter, dtype=self.dtype, device=self.device)
+
+    def open(self, bank: Path, create: bool = False) -> Memory:
+        """The bank with this model; `create` makes an empty one where there is none."""
+        return Memory.open(bank, self.path, adapter=self.adapter, create=create, dtype=self.dtype, device=self.device)
 
 
 def convert(
@@ -61,10 +78,7 @@ def add(
     bank: Path,
     paths: Sequence[Path],
     installed: bool,
-    model: Path | None,
-    adapter: Path | None,
-    dtype: str | None,
-    device: str | None,
+    model: ModelChoice,
     as_json: bool,
 ) -> int:
     """Returns the exit code: 0, SKIPPED or INTERRUPTED."""
@@ -77,10 +91,7 @@ def add(
     total = None
     if not use_stdin and all(path.is_file() or path.is_dir() for path in files):  # read before, to tell what is left
         total = sum(len(document.text) for document in _corpus(read_paths(files), installed, False, []))
-    with (
-        Memory.open(bank, model, adapter=adapter, create=True, dtype=dtype, device=device) as memory,
-        _stop_flag() as stop,
-    ):
+    with model.open(bank, create=True) as memory, _stop_flag() as stop:
         with render.AddProgress(total) as progress:
             documents = _corpus(stream, installed, use_stdin, skipped)
             report = memory.add(documents, progress=progress, should_stop=stop.is_set)
@@ -91,16 +102,13 @@ def add(
 def ask(
     bank: Path,
     question: str | None,
-    model: Path | None,
-    adapter: Path | None,
+    model: ModelChoice,
     selector: str | None,
     max_documents: int,
     sampling: Sampling,
-    dtype: str | None,
-    device: str | None,
     as_json: bool,
 ) -> None:
-    with Memory.open(bank, model, adapter=adapter, dtype=dtype, device=device) as memory:
+    with model.open(bank) as memory:
         if selector is None and memory.default_selector == "lexical":
             render.err.print("note: this model's router is untrained; documents are chosen by full-text search")
         options: dict[str, Any] = {"selector": selector, "max_documents": max_documents, "sampling": sampling}
@@ -142,18 +150,13 @@ def info(path: Path, as_json: bool) -> None:
 def estimate(
     paths: Sequence[Path],
     installed: bool,
-    model: Path | None,
-    adapter: Path | None,
-    dtype: str | None,
-    device: str | None,
+    model: ModelChoice,
     as_json: bool,
 ) -> None:
     if not (paths or installed):
         raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
     stream = read_paths(paths)
-    result = estimate_corpus(
-        load(model, adapter=adapter, dtype=dtype, device=device), _corpus(stream, installed, False, [])
-    )
+    result = estimate_corpus(model.load(), _corpus(stream, installed, False, []))
     if as_json:
         render.as_json(result)
         return

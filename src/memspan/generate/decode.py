@@ -51,7 +51,6 @@ class Decoding:
         self._stops = StopStrings((*loaded.template.stop_strings, *sampling.stop))
         self._packed = pack_contexts(contexts, loaded.model.config.offset).to(loaded.model.device)
         self._cache = DynamicCache(config=loaded.model.config.text_config)
-        self._padded = not bool(self._packed.valid.all())
         self._stop_ids = loaded.template.stop_ids | _end_ids(loaded.model)
         self._generators = [torch.Generator().manual_seed(sampling.seed) for _ in contexts]
 
@@ -59,19 +58,20 @@ class Decoding:
         """Yield after the prefill's and after every further token, until every row has finished."""
         logits_BV = prefill(self._model, self._packed, self._memory, self.retrieved, self._cache)
         positions_B1 = self._packed.positions[:, -1:]
-        valid_BS = self._packed.valid
+        valid_BS = self._packed.padding_mask
         while True:
             ids_B = self._advance(logits_BV)
             yield
             if all(row.finish_reason for row in self.rows):
                 return
             positions_B1 = positions_B1 + 1
-            valid_BS = torch.cat([valid_BS, valid_BS.new_ones(len(valid_BS), 1)], dim=1)
+            if valid_BS is not None:
+                valid_BS = torch.cat([valid_BS, valid_BS.new_ones(len(valid_BS), 1)], dim=1)
             logits_BV = self._step(ids_B, positions_B1, valid_BS)
 
     @torch.inference_mode()
-    def _step(self, ids_B: list[int], positions_B1: torch.Tensor, valid_BS: torch.Tensor) -> torch.Tensor:
-        step = AskStep(valid_BS=valid_BS if self._padded else None, memory=self._memory, retrieved=self.retrieved)
+    def _step(self, ids_B: list[int], positions_B1: torch.Tensor, valid_BS: torch.Tensor | None) -> torch.Tensor:
+        step = AskStep(valid_BS=valid_BS, memory=self._memory, retrieved=self.retrieved)
         out = self._model(
             input_ids=torch.tensor(ids_B, device=positions_B1.device)[:, None],
             position_ids=positions_B1,
@@ -116,7 +116,7 @@ def prefill(
 ) -> torch.Tensor:
     """Run whole contexts; MSA layers route into `retrieved`. Returns the logits after the last token, `[B, V]`."""
     step = AskStep(
-        valid_BS=None if bool(packed.valid.all()) else packed.valid,
+        valid_BS=packed.padding_mask,
         sees_memory_BT=packed.sees_memory,
         routes_BT=packed.routes,
         memory=memory,

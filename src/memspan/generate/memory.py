@@ -20,6 +20,7 @@ from memspan.routing.local import LocalMemory, RoutedShard
 from memspan.routing.ranking import Ranked, rank_documents
 from memspan.routing.selector import (
     Selected,
+    Selector,
     check_selector,
     default_selector,
     keep_adaptively,
@@ -164,7 +165,7 @@ class Memory:
     def search(self, question: str, *, selector: str | None = None, limit: int = 10) -> list[Evidence]:
         """The documents a selector finds for a question, best first, without generating anything."""
         self._check([question])
-        name = check_selector(selector or self.default_selector)
+        name = self._selector(selector)
         (selected,) = self._select([question], name, limit)
         return self._evidence(selected[:limit])
 
@@ -172,7 +173,7 @@ class Memory:
         self, questions: Sequence[str], selector: str | None, max_documents: int, sampling: Sampling
     ) -> Iterator[list[str]]:
         """Yield the texts so far after every token; return the answers."""
-        name = check_selector(selector or self.default_selector)
+        name = self._selector(selector)
         if max_documents < 0:
             raise QuestionError(f"max_documents must not be negative, not {max_documents}")
         self._check(questions)
@@ -230,7 +231,10 @@ class Memory:
         config = self.loaded.model.config
         return LocalMemory(self._shards, self.bank.manifest, config.top_k_docs, device=self.loaded.model.device)
 
-    def _select(self, questions: Sequence[str], selector: str, depth: int) -> list[list[Selected]]:
+    def _selector(self, name: str | None) -> Selector:
+        return check_selector(name or self.default_selector)
+
+    def _select(self, questions: Sequence[str], selector: Selector, depth: int) -> list[list[Selected]]:
         """Rank documents for every question, by full-text search at least `depth` of them (where so many match)."""
         depth = max(depth, _SEARCH_DEPTH)
         routed: list[list[Ranked]] = [[] for _ in questions]
@@ -239,7 +243,7 @@ class Memory:
             routed = self._route(questions)
         if selector != "router":
             lexical = [self.bank.catalog.search(question, depth) for question in questions]
-        return [select(check_selector(selector), *found) for found in zip(lexical, routed, strict=True)]
+        return [select(selector, *found) for found in zip(lexical, routed, strict=True)]
 
     def _route(self, questions: Sequence[str]) -> list[list[Ranked]]:
         """Route the bare questions and rank what the MSA layers considered."""
@@ -279,8 +283,7 @@ class Memory:
         passages = [Passage(item.document_id, encoded_text(item.title, item.text)) for item in found]
         while True:
             context = template.context(question, passages)
-            if len(context.ids) <= room or not passages:
-                check_fits(self.loaded, len(context.ids), sampling.max_new_tokens)
+            if len(context.ids) <= room or not passages:  # a question that is too long by itself is refused later
                 return context, len(passages)
             passages.pop()
 

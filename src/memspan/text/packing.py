@@ -28,6 +28,11 @@ class PackedContexts:
     sees_memory: torch.Tensor
     routes: torch.Tensor
 
+    @property
+    def padding_mask(self) -> torch.Tensor | None:
+        """`valid`, or None where nothing is padded and no mask is needed."""
+        return None if bool(self.valid.all()) else self.valid
+
     def to(self, device: torch.device) -> PackedContexts:
         return PackedContexts(
             *(getattr(self, name).to(device) for name in ("ids", "positions", "valid", "sees_memory", "routes"))
