@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from memspan.bank.bank import BankWriter, MemoryBank
-from memspan.bank.catalog import NewDocument, NewSource, StoredDocument
+from memspan.bank.catalog import DEFAULT_NAMESPACE, StoredDocument
+from memspan.bank.edits import NewDocument, NewSource
 from memspan.bank.manifest import FORMAT_VERSION, Manifest
 from memspan.config import MSAConfig
 from memspan.model.convert import LoadedModel
@@ -163,23 +164,21 @@ def add_latents(writer: BankWriter, document: Document, *latents: EncodedDocumen
     return ids
 
 
-def read_latents(bank: MemoryBank) -> dict[int, EncodedDocuments]:
+def read_latents(bank: MemoryBank, namespace: str = DEFAULT_NAMESPACE) -> dict[int, EncodedDocuments]:
     """The stored latents of every live document, by id."""
-    found: dict[int, EncodedDocuments] = {}
-    layers = bank.manifest.msa_layers
-    for shard in bank.shards():
-        places = (shard.document_ids_N.tolist(), shard.first_row_N.tolist(), shard.rows_N.tolist())
-        for document_id, first, rows in zip(*places, strict=True):
-            keys = [shard.reader.router_keys(layer)[first : first + rows] for layer in layers]
-            content = [shard.reader.content(layer, first, rows) for layer in layers]
-            found[document_id] = EncodedDocuments(torch.stack(keys), torch.stack(content), (rows,))
-    return found
+    with bank.snapshot(namespace) as snapshot:
+        return {
+            document_id: shard.reader.latents(index)
+            for shard in snapshot.shards
+            for index, document_id in enumerate(shard.ids_N.tolist())
+            if shard.live_N[index]
+        }
 
 
-def read_bank(bank: MemoryBank) -> list[tuple[StoredDocument, bytes, bytes]]:
-    """Everything a bank holds: its live documents with the bits of their routing keys and content, by id."""
-    latents = read_latents(bank)
-    stored = bank.catalog.page(0, 1_000_000)
+def read_bank(bank: MemoryBank, namespace: str = DEFAULT_NAMESPACE) -> list[tuple[StoredDocument, bytes, bytes]]:
+    """Everything a namespace holds: its live documents with the bits of their routing keys and content, by id."""
+    latents = read_latents(bank, namespace)
+    stored = bank.catalog.page(namespace, 0, 1_000_000)
     assert [document.id for document in stored] == sorted(latents), "every live document has latents, and no other"
     return [(document, *bits(latents[document.id])) for document in stored]
 

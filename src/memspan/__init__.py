@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from memspan.bank.bank import MemoryBank
     from memspan.config import MSAConfig, TemplateSpec
     from memspan.errors import (
+        BankBusy,
         BankError,
         BankMismatch,
         CheckpointError,
         CorpusError,
+        DuplicateDocument,
         EmptyBank,
+        FilterError,
         MemspanError,
         QuestionError,
+        UnknownDocument,
         UnsupportedBackbone,
     )
     from memspan.generate.memory import Memory
@@ -37,13 +41,17 @@ _HOMES = {
     "memspan.bank.bank": ("MemoryBank",),
     "memspan.config": ("MSAConfig", "TemplateSpec"),
     "memspan.errors": (
+        "BankBusy",
         "BankError",
         "BankMismatch",
         "CheckpointError",
         "CorpusError",
+        "DuplicateDocument",
         "EmptyBank",
+        "FilterError",
         "MemspanError",
         "QuestionError",
+        "UnknownDocument",
         "UnsupportedBackbone",
     ),
     "memspan.generate.memory": ("Memory",),
@@ -56,13 +64,16 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Answer",
+    "BankBusy",
     "BankError",
     "BankMismatch",
     "CheckpointError",
     "CorpusError",
     "Document",
+    "DuplicateDocument",
     "EmptyBank",
     "Evidence",
+    "FilterError",
     "LoadedModel",
     "MSAConfig",
     "MSAForCausalLM",
@@ -73,6 +84,7 @@ __all__ = [
     "Sampling",
     "Span",
     "TemplateSpec",
+    "UnknownDocument",
     "UnsupportedBackbone",
     "convert",
     "load",

@@ -23,8 +23,24 @@ class BankMismatch(BankError):
     """A bank was encoded by another model, chunk size or template than the one that opens it."""
 
 
+class BankBusy(BankError):
+    """Another process writes the bank, or reads what is to be erased; the message names its pid."""
+
+
 class EmptyBank(BankError):
-    """A question was asked of a bank that holds no documents."""
+    """A question was asked of a bank, a namespace or a scope that holds no documents."""
+
+
+class UnknownDocument(BankError):
+    """No live document has this id in this namespace."""
+
+
+class DuplicateDocument(BankError):
+    """A document of this external id is there already, and the caller wanted new ones only."""
+
+
+class FilterError(MemspanError):
+    """A filter is malformed, or names a field that no document has."""
 
 
 class CorpusError(MemspanError):

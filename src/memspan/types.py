@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 
 import torch
 
@@ -25,13 +26,15 @@ class Document:
         external_id: the caller's name for it (a path, a key); one bank holds each at most once.
         text: the original text, kept verbatim. Never empty.
         title: a short name, may be empty. It is encoded with the text.
-        metadata: JSON values the caller wants back with the evidence.
+        metadata: JSON values the caller wants back with the evidence, and may filter by.
+        date: ISO 8601 date or time the text speaks of or was written (see `normal_date`). None: the time it is added.
     """
 
     external_id: str
     text: str
     title: str = ""
     metadata: Mapping[str, JSON] = field(default_factory=dict)
+    date: str | None = None
 
     def __post_init__(self) -> None:
         if not self.external_id:
@@ -41,12 +44,43 @@ class Document:
         for value in (self.external_id, self.title, self.text):
             if "\0" in value or not is_unicode(value):
                 raise ValueError(f"document {self.external_id!r} holds NUL characters or lone surrogates")
+        if self.date is not None:
+            try:
+                object.__setattr__(self, "date", normal_date(self.date))
+            except ValueError as error:
+                raise ValueError(f"document {self.external_id!r}: {error}") from error
 
     @property
     def content_hash(self) -> str:
-        """sha256 over title, text and metadata; equal hashes under one external_id mean nothing changed."""
-        content = json.dumps([self.title, self.text, dict(self.metadata)], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        """sha256 over title, text, metadata and date; equal hashes under one external_id mean nothing changed."""
+        return _sha256([self.title, self.text, dict(self.metadata), self.date])
+
+    @property
+    def text_hash(self) -> str:
+        """sha256 over what is encoded, title and text; with an equal one, latents need not be computed again."""
+        return _sha256([self.title, self.text])
+
+
+def _sha256(values: JSON) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def normal_date(text: str) -> str:
+    """An ISO 8601 date, or a time in UTC without its zone: texts that sort as the moments do.
+
+    `2026-03-01` stays a day; `2026-03-01T10:00+02:00` becomes `2026-03-01T08:00:00`. A time without a zone is taken
+    to be UTC.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        if len(text) <= len("2026-03-01"):
+            return date.fromisoformat(text).isoformat()
+        moment = datetime.fromisoformat(text)
+        return (moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment).isoformat()
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{text!r} is not a date; write it as 2026-03-01 or 2026-03-01T10:00:00+02:00") from error
 
 
 def is_unicode(text: str) -> bool:
@@ -119,6 +153,7 @@ class Evidence:
         layers: how many MSA layers attended to it while answering; in a search without an answer, how many routed to
             it, or None where the selector does not route.
         metadata: as the caller gave it.
+        date: the document's date, or the time it was added.
     """
 
     document_id: int
@@ -129,6 +164,7 @@ class Evidence:
     score: float
     layers: int | None
     metadata: Mapping[str, JSON]
+    date: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,57 +1,59 @@
 """`MemoryBank`: one folder that holds a memory. Opened by any number of readers and at most one writer.
 
-catalog.sqlite   documents, text, spans, full-text index, manifest (see `catalog`)
-segments/        latents, immutable (see `segment`)
-writer.lock      held by the one writer
+catalog.sqlite           documents, text, metadata, full-text indexes, manifest (see `catalog`)
+segments/                latents, immutable (see `segment`)
+writer.lock, readers/    who uses the bank (see `locks`)
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from filelock import FileLock, Timeout
-
-from memspan.bank.catalog import Catalog, NewSource
+from memspan.bank import compaction, edits
+from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
+from memspan.bank.compaction import segments_folder
+from memspan.bank.edits import NewSource, Written
+from memspan.bank.locks import HOLDER, LOCK, READERS, Registration, writer_lock
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentReader, SegmentWriter, fsync_folder, sweep
-from memspan.errors import BankError
-from memspan.types import EncodedDocuments
+from memspan.bank.segment import SegmentReader, SegmentWriter, fsync_folder
+from memspan.bank.shard import Shard
+from memspan.bank.snapshot import Snapshot
+from memspan.errors import BankError, BankMismatch, UnknownDocument
+from memspan.types import Document, EncodedDocuments
 
 MAX_SEGMENT_BYTES = 256 * 2**20
-_CATALOG, _PARTIAL_CATALOG, _SEGMENTS = "catalog.sqlite", "catalog.sqlite.partial", "segments"
-_LOCK, _HOLDER = "writer.lock", "writer.pid"
+CATALOG, PARTIAL_CATALOG = "catalog.sqlite", "catalog.sqlite.partial"
+_SNAPSHOT_ATTEMPTS = 5
+_LONGEST_NAMESPACE = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
-    """The live documents of one segment, as a memory scores and fetches them.
+class _View:
+    """The shards of a namespace as of a commit, by segment."""
 
-    Attributes:
-        reader: the segment's rows.
-        document_ids_N: int64, in order of their rows.
-        first_row_N, rows_N: where each document stands.
-    """
-
-    reader: SegmentReader
-    document_ids_N: torch.Tensor
-    first_row_N: torch.Tensor
-    rows_N: torch.Tensor
+    commit: int
+    shards: dict[int, Shard]
 
 
 class MemoryBank:
-    """A memory on disk. Use `create` or `open`, not the constructor."""
+    """A memory on disk. Use `create` or `open`, not the constructor.
+
+    `snapshot`, `delete` and `compact` may be called from any thread; the rest belongs to one thread at a time.
+    """
 
     def __init__(self, folder: Path, catalog: Catalog, manifest: Manifest) -> None:
         self.folder = folder
         self.catalog = catalog
         self.manifest = manifest
+        self._registration = Registration(folder)
+        self._lock = threading.Lock()
+        self._views: dict[str, _View] = {}
+        self._idle: list[Catalog] = []
 
     @classmethod
     def create(cls, folder: str | Path, manifest: Manifest) -> MemoryBank:
@@ -63,18 +65,19 @@ class MemoryBank:
         path = Path(folder).expanduser()
         try:
             if path.exists():
-                _check_empty(path)  # before a lock is left in a folder that is not ours
+                check_empty(path)  # before a lock is left in a folder that is not ours
             path.mkdir(parents=True, exist_ok=True)
-            with _locked(path):
-                _check_empty(path)
-                (path / _SEGMENTS).mkdir(exist_ok=True)
+            with writer_lock(path):
+                check_empty(path)
+                segments_folder(path).mkdir(exist_ok=True)
                 # The catalog appears under its name only when it is complete: a half-made bank is no bank.
-                partial = path / _PARTIAL_CATALOG
-                partial.unlink(missing_ok=True)
+                partial = path / PARTIAL_CATALOG
+                for suffix in ("", "-wal", "-shm", "-journal"):
+                    partial.with_name(partial.name + suffix).unlink(missing_ok=True)
                 catalog = Catalog(partial, create=True)
-                catalog.write_manifest(dataclasses.asdict(manifest))
+                edits.write_manifest(catalog, dataclasses.asdict(manifest))
                 catalog.close()
-                partial.rename(path / _CATALOG)
+                partial.rename(path / CATALOG)
                 fsync_folder(path)
                 fsync_folder(path.parent)
         except OSError as error:
@@ -89,53 +92,190 @@ class MemoryBank:
             BankError: there is none, or it is damaged or of a newer format.
         """
         path = Path(folder).expanduser()
-        if not (path / _CATALOG).is_file():
+        if not cls.exists(path):
             raise BankError(f"there is no bank in {path}; make one with: memspan add {path} FILES...")
-        catalog = Catalog(path / _CATALOG)
-        return cls(path, catalog, Manifest.from_json(catalog.read_manifest()))
+        catalog = Catalog(path / CATALOG)
+        try:
+            return cls(path, catalog, Manifest.from_json(catalog.read_manifest()))
+        except BaseException:
+            catalog.close()
+            raise
 
     @classmethod
     def exists(cls, folder: str | Path) -> bool:
-        return (Path(folder).expanduser() / _CATALOG).is_file()
+        return (Path(folder).expanduser() / CATALOG).is_file()
 
     def close(self) -> None:
+        with self._lock:
+            self._views.clear()
+            for catalog in self._idle:
+                catalog.close()
+            self._idle.clear()
+        self._registration.close()
         self.catalog.close()
 
-    @contextlib.contextmanager
-    def writer(self, max_segment_bytes: int = MAX_SEGMENT_BYTES) -> Iterator[BankWriter]:
-        """Hold the writer's lock and change the bank.
+    def snapshot(self, namespace: str = DEFAULT_NAMESPACE) -> Snapshot:
+        """What a namespace holds now; the work is that of what changed since the last snapshot.
 
         Raises:
-            BankError: another process writes (its pid is named), or the folder cannot be written.
+            BankMismatch: the bank was encoded anew by another model since it was opened.
+            BankError: a file is missing or damaged.
         """
-        with _locked(self.folder):
-            segments = self.folder / _SEGMENTS
-            if not segments.is_dir():
-                raise BankError(f"{segments} is missing; restore it from a backup, or build the bank again")
-            sweep(segments, {files.name for files in self.catalog.segments()})
-            yield BankWriter(self.catalog, SegmentWriter(segments, self.manifest.msa_layers, max_segment_bytes))
+        for attempt in range(_SNAPSHOT_ATTEMPTS):
+            seen = self.catalog.commits()
+            try:
+                return self._snapshot(namespace)
+            except BankError:
+                # A reader that cannot be registered (a read-only folder) may find a file compacted away under it: it
+                # looks again. If nothing was committed meanwhile, the file is missing for good.
+                if attempt == _SNAPSHOT_ATTEMPTS - 1 or self.catalog.commits() == seen:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
-    def shards(self) -> list[Shard]:
-        """The live documents of every segment, as they are now."""
-        rows_by_segment: dict[str, list[tuple[int, int, int]]] = {}
-        for name, document_id, first_row, rows in self.catalog.places():
-            rows_by_segment.setdefault(name, []).append((document_id, first_row, rows))
-        shards = []
-        for files in self.catalog.segments():
-            if files.name in rows_by_segment:
-                reader = SegmentReader(self.folder / _SEGMENTS, files, self.manifest.msa_layers)
-                columns = torch.from_numpy(np.array(rows_by_segment[files.name], dtype=np.int64)).T.contiguous()
-                shards.append(Shard(reader, columns[0], columns[1], columns[2]))
-        return shards
+    def _snapshot(self, namespace: str) -> Snapshot:
+        held = contextlib.ExitStack()
+        catalog = held.enter_context(self.pinned_catalog())
+        try:
+            commit = catalog.commits()
+            shards = self._shards(catalog, namespace, commit)
+        except BaseException:
+            held.close()
+            raise
+        return Snapshot(namespace, commit, self.manifest, shards, catalog, held.close)
+
+    @contextlib.contextmanager
+    def pinned_catalog(self) -> Iterator[Catalog]:
+        """A connection that sees the bank as it is now; no file that it names is unlinked while it is in use."""
+        with self._lock:
+            catalog = self._idle.pop() if self._idle else Catalog(self.folder / CATALOG)
+        self._registration.announce()
+        try:
+            catalog.begin_snapshot()
+            commit = catalog.commits()
+        except BaseException:
+            self._registration.withdraw()
+            catalog.close()
+            raise
+        self._registration.hold(commit)
+        try:
+            yield catalog
+        finally:
+            catalog.end_snapshot()
+            self._registration.release(commit)
+            with self._lock:
+                self._idle.append(catalog)
+
+    def _shards(self, catalog: Catalog, namespace: str, commit: int) -> list[Shard]:
+        with self._lock:
+            view = self._views.get(namespace)
+            if view is not None and view.commit == commit:
+                return list(view.shards.values())
+            self._check_manifest(catalog)
+            known = view.shards if view is not None and view.commit < commit else {}
+            deleted: dict[int, list[int]] = {}
+            for segment_id, document_id in catalog.deleted_since(view.commit) if known and view else ():
+                deleted.setdefault(segment_id, []).append(document_id)
+            shards: dict[int, Shard] = {}
+            for segment_id, files in catalog.segments(namespace):
+                if segment_id in known:
+                    shards[segment_id] = known[segment_id].without(deleted.get(segment_id, ()))
+                else:
+                    shard = Shard.of(SegmentReader(segments_folder(self.folder), files, self.manifest))
+                    shards[segment_id] = shard.without(catalog.deleted_in_segment(segment_id))
+            if view is None or view.commit < commit:
+                self._views[namespace] = _View(commit, shards)
+            return list(shards.values())
+
+    @contextlib.contextmanager
+    def writer(
+        self, namespace: str = DEFAULT_NAMESPACE, max_segment_bytes: int = MAX_SEGMENT_BYTES
+    ) -> Iterator[BankWriter]:
+        """Hold the writer's lock and add to a namespace, which is made when something is.
+
+        Raises:
+            BankBusy: another process writes (its pid is named).
+            BankError: the folder cannot be written.
+        """
+        check_namespace(namespace)
+        with self.locked():
+            yield BankWriter(self, namespace, max_segment_bytes)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the writer's lock, with the leftovers of killed writers swept. Raises as `writer` does."""
+        with writer_lock(self.folder):
+            if not segments_folder(self.folder).is_dir():
+                raise BankError(f"{segments_folder(self.folder)} is missing; mend it: memspan verify BANK --repair")
+            self._check_manifest(self.catalog)
+            compaction.sweep(self.catalog, self.folder)
+            yield
+
+    def _check_manifest(self, catalog: Catalog) -> None:
+        if Manifest.from_json(catalog.read_manifest()) != self.manifest:
+            raise BankMismatch(f"{self.folder} was encoded anew since it was opened; open it again")
+
+    def delete(self, ids: Iterable[int | str], namespace: str = DEFAULT_NAMESPACE) -> int:
+        """Delete documents, in one transaction. The next question does not see them; `compact` frees their space.
+
+        Args:
+            ids: the caller's external ids (str), or the bank's document ids (int). A part of a split document stands
+                for all of it.
+
+        Returns:
+            How many sources were deleted.
+
+        Raises:
+            UnknownDocument: one of the ids is not there; nothing is deleted then.
+            BankBusy: another process writes.
+        """
+        with writer_lock(self.folder):
+            names = {self.resolve(document_id, namespace) for document_id in ids}
+            edits.delete_sources(self.catalog, namespace, sorted(names))
+        return len(names)
+
+    def resolve(self, document_id: int | str, namespace: str = DEFAULT_NAMESPACE) -> str:
+        """The external id of a live source, from it or from the id of one of its documents.
+
+        Raises:
+            UnknownDocument: there is none.
+        """
+        if isinstance(document_id, int):
+            name = self.catalog.external_id_of(namespace, document_id)
+        else:
+            name = document_id if self.catalog.hashes(namespace, document_id) else None
+        if name is None:
+            raise UnknownDocument(
+                f"there is no document {document_id!r} in namespace {namespace!r} of {self.folder}; "
+                f"see: memspan ls {self.folder}"
+            )
+        return name
+
+    def compact(self, *, secure: bool = False, timeout: float = 30.0) -> None:
+        """Rewrite segments so that deleted documents take no space, and small ones are joined. Readers go on.
+
+        Args:
+            secure: afterwards no file of the bank holds deleted text or latents. Waits for readers' snapshots.
+            timeout: seconds to wait for them.
+
+        Raises:
+            BankBusy: another process writes; or, if `secure`, one still reads (its pid is named).
+            BankError: a segment is damaged, or the disk is full; nothing is lost.
+        """
+        with self.locked():
+            compaction.compact(self.catalog, self.folder, self.manifest, MAX_SEGMENT_BYTES)
+            if secure:
+                compaction.erase(self.catalog, self.folder, timeout)
 
 
 class BankWriter:
-    """Adds encoded documents to a bank: collect with `add`, make them exist with `commit`."""
+    """Adds encoded documents to a namespace: collect with `add`, make them exist with `commit`."""
 
-    def __init__(self, catalog: Catalog, segments: SegmentWriter) -> None:
-        self._catalog, self._segments = catalog, segments
+    def __init__(self, bank: MemoryBank, namespace: str, max_segment_bytes: int) -> None:
+        self._bank, self._namespace, self._max_bytes = bank, namespace, max_segment_bytes
+        self._segments = SegmentWriter(segments_folder(bank.folder), bank.manifest.msa_layers, max_segment_bytes)
         self._pending: dict[str, NewSource] = {}
-        self._next_id = catalog.next_document_id()
+        self._relabelled: dict[str, Document] = {}
+        self._next_id = bank.catalog.next_document_id()
 
     def reserve_ids(self, count: int) -> Sequence[int]:
         """Ids for documents about to be encoded (the id is part of what is encoded). Unused ones are simply skipped."""
@@ -148,60 +288,55 @@ class BankWriter:
         for part, encoded in zip(source.parts, latents, strict=True):
             self._segments.append(part.document_id, encoded)
         self._pending[source.document.external_id] = source
+        self._relabelled.pop(source.document.external_id, None)
 
-    def content_hash(self, external_id: str) -> str | None:
-        """The content hash of a source of this name, committed or about to be; None if there is none."""
+    def relabel(self, document: Document) -> None:
+        """Take new metadata and date for a source whose text is there already."""
+        pending = self._pending.get(document.external_id)
+        if pending is not None:
+            self._pending[document.external_id] = dataclasses.replace(pending, document=document)
+        else:
+            self._relabelled[document.external_id] = document
+
+    def hashes(self, external_id: str) -> tuple[str, str] | None:
+        """Content and text hash of a source of this name, committed or about to be; None if there is none."""
         pending = self._pending.get(external_id)
-        return pending.document.content_hash if pending else self._catalog.content_hash(external_id)
+        document = pending.document if pending else self._relabelled.get(external_id)
+        if document is not None:
+            return document.content_hash, document.text_hash
+        return self._bank.catalog.hashes(self._namespace, external_id)
 
     def commit(self) -> None:
-        """Write what was added: segment files first, then one transaction that makes them exist."""
-        if not self._pending:
+        """Write what was added: segment files first, then one transaction that makes them exist.
+
+        When many small segments have come together they are merged.
+        """
+        if not (self._pending or self._relabelled):
             return
-        segments, places = self._segments.finish()
-        self._catalog.commit(self._pending.values(), segments, places)
-        self._pending = {}
+        catalog, written = self._bank.catalog, Written(*self._segments.finish())
+        edits.add_sources(catalog, self._namespace, self._pending.values(), written, self._relabelled.values())
+        self._pending, self._relabelled = {}, {}
+        compaction.merge_small(catalog, self._bank.folder, self._bank.manifest, self._namespace, self._max_bytes)
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the writer's lock of a bank's folder. The operating system lets go of it when a process dies.
-
-    Raises:
-        BankError: another process holds it, or the folder cannot be written.
+def check_namespace(name: str) -> None:
     """
-    lock, holder = FileLock(folder / _LOCK, timeout=0), folder / _HOLDER
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise BankError(f"another process ({_holder(holder)}) is writing {folder}; wait for it") from error
-    except OSError as error:
-        raise BankError(f"{folder} cannot be written: {error}") from error
-    try:
-        with contextlib.suppress(OSError):  # on a full disk: only a message is poorer without it
-            holder.write_text(str(os.getpid()))
-        yield
-    finally:
-        lock.release()
+    Raises:
+        BankError: not a name a namespace can have.
+    """
+    if not name.strip() or not name.isprintable() or len(name) > _LONGEST_NAMESPACE:
+        raise BankError(f"a namespace needs a printable name of at most {_LONGEST_NAMESPACE} characters, not {name!r}")
 
 
-def _holder(path: Path) -> str:
-    """Who holds the lock, for the message that a second writer gets."""
-    try:
-        return f"pid {path.read_text().strip()}"
-    except OSError:
-        return "its pid is unknown"
-
-
-def _check_empty(folder: Path) -> None:
+def check_empty(folder: Path) -> None:
     """A new bank's folder holds nothing, or what an attempt that failed left behind.
 
     Raises:
         BankError: it holds something else.
     """
-    ours = {_LOCK, _HOLDER, *(f"{_PARTIAL_CATALOG}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
+    ours = {LOCK, HOLDER, READERS, *(f"{PARTIAL_CATALOG}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
     if not folder.is_dir():
         raise BankError(f"{folder} is a file; name a folder for the new bank")
     others = [path for path in folder.iterdir() if path.name not in ours]
-    if any(path.name != _SEGMENTS or any(path.iterdir()) for path in others):
+    if any(path != segments_folder(folder) or any(path.iterdir()) for path in others):
         raise BankError(f"{folder} exists and is not an empty folder; name another one for the new bank")

@@ -1,101 +1,59 @@
 """`catalog.sqlite`: which documents a bank holds, their text, where their latents stand, and the full-text index.
 
 A *source* is what the caller added, kept verbatim; a *document* is what is encoded under one permanent id: a whole
-source, or a part of a long one (its parent is the source, its place a character span of it).
+source, or a part of a long one (its parent is the source, its place a character span of it). Reading is here, changing
+is in `edits`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import sqlite3
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memspan.bank.segment import Placed, SegmentFiles
-from memspan.errors import BankError
+from memspan.bank.database import Database
+from memspan.bank.schema import SCHEMA
+from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, Scope
+from memspan.bank.segment import SegmentFiles
+from memspan.bank.words import WordIndex
+from memspan.errors import BankError, FilterError
 from memspan.text.template import encoded_text
-from memspan.text.terms import index_terms, query_terms
 from memspan.types import JSON, Document, Span
 
-_SCHEMA = """
-CREATE TABLE manifest (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE segments (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL UNIQUE,
-    rows INTEGER NOT NULL,
-    keys_bytes INTEGER NOT NULL, keys_sha256 TEXT NOT NULL,
-    content_bytes INTEGER NOT NULL, content_sha256 TEXT NOT NULL
-);
-CREATE TABLE sources (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    external_id TEXT NOT NULL,
-    title TEXT NOT NULL,
-    text TEXT NOT NULL,
-    metadata TEXT NOT NULL,
-    content_hash TEXT NOT NULL,
-    added_at REAL NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('live', 'deleted'))
-);
-CREATE UNIQUE INDEX live_external_id ON sources (external_id) WHERE state = 'live';
-CREATE TABLE documents (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    source_id INTEGER NOT NULL REFERENCES sources (id),
-    span_start INTEGER NOT NULL,
-    span_end INTEGER NOT NULL,
-    tokens INTEGER NOT NULL,
-    segment_id INTEGER NOT NULL REFERENCES segments (id),
-    first_row INTEGER NOT NULL,
-    rows INTEGER NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('live', 'deleted'))
-);
-CREATE INDEX documents_of_source ON documents (source_id);
-CREATE VIRTUAL TABLE word_index USING fts5 (words, content = '', tokenize = 'porter unicode61 remove_diacritics 2');
-"""
+DEFAULT_NAMESPACE = "default"
+STAGED_MANIFEST = "staged"
+"""Key of the manifest of latents that are on their way (`reencode`)."""
 
-_RESTORE = "restore it from a backup, or build the bank again"
 _MAX_INTEGER = 2**63 - 1
-_FIRST_READ = "SELECT 1 FROM documents LIMIT 1"
-_SEGMENT_COLUMNS = ", ".join(field.name for field in dataclasses.fields(SegmentFiles))
-
-_STORED = """
-SELECT d.id, s.external_id, s.title, substr(s.text, d.span_start + 1, d.span_end - d.span_start),
-    d.span_start, d.span_end, s.metadata, d.tokens, d.rows
-FROM documents d JOIN sources s ON s.id = d.source_id WHERE d.state = 'live'
+_SEGMENT_COLUMNS = ", ".join(f"g.{field.name}" for field in dataclasses.fields(SegmentFiles))
+_LIVE = "d.deleted_in IS NULL"
+_PARTS = "documents d JOIN sources s ON s.id = d.source_id"
+_STORED = f"""
+SELECT d.id, d.source_id, s.external_id, s.title, substr(t.text, d.span_start + 1, d.span_end - d.span_start),
+    d.span_start, d.span_end, s.metadata, {EFFECTIVE_DATE}, d.tokens, d.rows
+FROM {_PARTS} JOIN texts t ON t.source_id = d.source_id WHERE {_LIVE}
 """
-
-
-@dataclass(frozen=True, slots=True)
-class NewDocument:
-    """A document ready to be committed: its reserved id, its part of the source, its size in tokens."""
-
-    document_id: int
-    span: Span
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class NewSource:
-    """A source whose documents are all encoded."""
-
-    document: Document
-    parts: tuple[NewDocument, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
-    """A live document as the bank knows it. `text` is its own part of the source's text, at `span`."""
+    """A live document as the bank knows it. `text` is its own part of the source's text, at `span`.
+
+    Attributes:
+        date: the document's own date, or the time it was added (UTC).
+    """
 
     id: int
+    source_id: int
     external_id: str
     title: str
     text: str
     span: Span
     metadata: dict[str, JSON]
+    date: str
     tokens: int
     chunks: int
 
@@ -106,205 +64,257 @@ class StoredDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredSource:
+    """A live source: the document as it was given, and when."""
+
+    id: int
+    document: Document
+    added_at: str
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
-    """Size of a bank: live sources, documents, tokens and chunks; files' bytes."""
+    """Size of a bank, or of one of its namespaces: live sources, documents, tokens and chunks; bytes of segments.
+
+    Attributes:
+        deleted_documents: gone, but their rows still take space until the bank is compacted.
+    """
 
     sources: int
     documents: int
     tokens: int
     chunks: int
+    deleted_documents: int
     segments: int
     segment_bytes: int
 
 
-class Catalog:
-    """One connection to a bank's catalog. Every change is one transaction.
+class Catalog(Database):
+    """The catalog of a bank, as one connection sees it.
 
     Raises:
         BankError: the file is not a readable SQLite database with our tables.
     """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
-        self.path = path
-        try:
-            self._db = self._connect(path.absolute().as_uri())
-            if create:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-            try:
-                self._db.execute("PRAGMA synchronous = FULL")
-                self._db.execute(_FIRST_READ)
-            except sqlite3.OperationalError:
-                # A read-only folder, or a full disk: SQLite cannot make the file that readers of a WAL share. With
-                # an empty WAL nothing is in it that the catalog itself does not hold.
-                wal = path.with_name(f"{path.name}-wal")
-                if create or (wal.exists() and wal.stat().st_size):
-                    raise
-                self._db.close()
-                self._db = self._connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
-                self._db.execute(_FIRST_READ)
-        except sqlite3.Error as error:
-            raise BankError(f"{path} is not a readable bank catalog ({error})") from error
-
-    @staticmethod
-    def _connect(uri: str) -> sqlite3.Connection:
-        db = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=30)
-        db.execute("PRAGMA foreign_keys = ON")
-        return db
-
-    def close(self) -> None:
-        self._db.close()
+        super().__init__(path, schema=SCHEMA if create else None)
 
     def read_manifest(self) -> dict[str, Any]:
         try:
-            return {key: json.loads(value) for key, value in self._read("SELECT key, value FROM manifest")}
-        except ValueError as error:
-            raise BankError(f"the manifest in {self.path} is damaged ({error}); {_RESTORE}") from error
+            rows = self.read("SELECT key, value FROM manifest WHERE key <> ?", (STAGED_MANIFEST,))
+            return {key: json.loads(value) for key, value in rows}
+        except (ValueError, TypeError) as error:
+            raise BankError(f"the manifest in {self.path} is damaged ({error}); restore it from a backup") from error
 
-    def write_manifest(self, values: dict[str, Any]) -> None:
-        with self._transaction():
-            rows = [(key, json.dumps(value)) for key, value in values.items()]
-            self._db.executemany("INSERT OR REPLACE INTO manifest VALUES (?, ?)", rows)
-
-    def version(self) -> tuple[int, int]:
-        """Changes whenever this or another connection commits."""
-        ((other,),) = self._read("PRAGMA data_version")
-        return other, self._db.total_changes
+    def commits(self) -> int:
+        """How often the bank was changed. Two snapshots of one number are the same."""
+        commits = self.value("SELECT commits FROM clock")
+        if commits is None:
+            raise BankError(f"the counter of commits in {self.path} is missing; restore it from a backup")
+        return int(commits)
 
     def next_document_id(self) -> int:
         """The first id that was never given to a document. Stable while the caller holds the writer's lock."""
-        rows = self._read("SELECT seq FROM sqlite_sequence WHERE name = 'documents'")
-        return (rows[0][0] if rows else 0) + 1
+        given = self.value("SELECT seq FROM sqlite_sequence WHERE name = 'documents'") or 0
+        return max(int(given), int(self.value("SELECT max(document_id) FROM staged") or 0)) + 1
 
-    def content_hash(self, external_id: str) -> str | None:
-        """The content hash of a live source, or None if there is none of this name."""
-        query = "SELECT content_hash FROM sources WHERE state = 'live' AND external_id = ?"
-        return next((row[0] for row in self._read(query, (external_id,))), None)
+    def namespaces(self) -> list[str]:
+        """Names of all namespaces that hold or held documents."""
+        return [name for (name,) in self.read("SELECT name FROM namespaces ORDER BY name")]
 
-    def commit(self, sources: Iterable[NewSource], segments: Iterable[SegmentFiles], places: Iterable[Placed]) -> None:
-        """Make encoded sources part of the bank, in one transaction. A live source of the same external id is replaced.
+    def namespace_id(self, namespace: str) -> int | None:
+        """The number of a namespace; None if nothing was ever added to it."""
+        return self.value("SELECT id FROM namespaces WHERE name = ?", (namespace,))
 
-        Raises:
-            BankError: the catalog cannot be written; nothing of this call is visible then.
-        """
-        placed = {place.document_id: place for place in places}
-        with self._transaction():
-            segment_ids = {files.name: self._insert_segment(files) for files in segments}
-            for source in sources:
-                self._retire(source.document.external_id)
-                source_id = self._insert_source(source.document)
-                for part in source.parts:
-                    place = placed[part.document_id]
-                    self._insert_document(source, source_id, part, segment_ids[place.segment], place)
+    def word_index(self, namespace: str) -> WordIndex | None:
+        """The full-text index of a namespace; None if nothing was ever added to it."""
+        number = self.namespace_id(namespace)
+        return None if number is None else WordIndex(self, number)
 
-    def _insert_segment(self, files: SegmentFiles) -> int:
-        cursor = self._db.execute(
-            f"INSERT INTO segments ({_SEGMENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", dataclasses.astuple(files)
-        )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+    def hashes(self, namespace: str, external_id: str) -> tuple[str, str] | None:
+        """Content hash and text hash of a live source, or None if there is none of this name."""
+        rows = self._of_sources("s.content_hash, s.text_hash", namespace, "s.external_id = ?", (external_id,))
+        return next(rows, None)
 
-    def _insert_source(self, document: Document) -> int:
-        metadata = json.dumps(dict(document.metadata))
-        values = (document.external_id, document.title, document.text, metadata, document.content_hash, time.time())
-        cursor = self._db.execute(
-            "INSERT INTO sources (external_id, title, text, metadata, content_hash, added_at, state) "
-            "VALUES (?, ?, ?, ?, ?, ?, 'live')",
-            values,
-        )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+    def source(self, namespace: str, external_id: str) -> StoredSource | None:
+        """A live source, or None."""
+        return next(self._sources(namespace, "s.external_id = ?", (external_id,)), None)
 
-    def _insert_document(
-        self, source: NewSource, source_id: int, part: NewDocument, segment_id: int, place: Placed
-    ) -> None:
-        values = (part.document_id, source_id, part.span.start, part.span.end, part.tokens, segment_id)
-        self._db.execute(
-            "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'live')", (*values, place.first_row, place.rows)
-        )
-        text = encoded_text(source.document.title, source.document.text[part.span.start : part.span.end])
-        self._db.execute("INSERT INTO word_index (rowid, words) VALUES (?, ?)", (part.document_id, _indexed(text)))
+    def sources(self, namespace: str, scope: Scope = EVERYTHING) -> Iterator[StoredSource]:
+        """The live sources of a namespace, in the order they were added."""
+        return self._sources(namespace, f"{scope.sql} ORDER BY s.id", scope.values)
 
-    def _retire(self, external_id: str) -> None:
-        """Tombstone a live source and its documents, if there is one."""
-        for stored in self._stored("AND s.external_id = ?", (external_id,)):
-            # A contentless index wants the words back to take them out.
-            values = (stored.id, _indexed(stored.encoded_text))
-            self._db.execute("INSERT INTO word_index (word_index, rowid, words) VALUES ('delete', ?, ?)", values)
-            self._db.execute("UPDATE documents SET state = 'deleted' WHERE id = ?", (stored.id,))
-        self._db.execute(
-            "UPDATE sources SET state = 'deleted' WHERE state = 'live' AND external_id = ?", (external_id,)
+    def source_page(self, namespace: str, after: int, limit: int) -> list[StoredSource]:
+        """Live sources in the order they were added, those after a given source's id."""
+        return list(self._sources(namespace, "s.id > ? ORDER BY s.id LIMIT ?", (min(after, _MAX_INTEGER), limit)))
+
+    def external_id_of(self, namespace: str, document_id: int) -> str | None:
+        """The name of the live source that a live document is, or is a part of."""
+        if not 0 <= document_id <= _MAX_INTEGER:
+            return None
+        return self.value(
+            f"SELECT s.external_id FROM {_PARTS} JOIN namespaces n ON n.id = s.namespace_id "
+            f"WHERE {_LIVE} AND n.name = ? AND d.id = ?",
+            (namespace, document_id),
         )
 
-    def segments(self) -> list[SegmentFiles]:
-        """All committed segments, oldest first."""
-        return [SegmentFiles(*row) for row in self._read(f"SELECT {_SEGMENT_COLUMNS} FROM segments ORDER BY id")]
-
-    def places(self) -> list[tuple[str, int, int, int]]:
-        """(segment name, document id, first row, rows) of every live document, by segment and row."""
-        return self._read(
-            "SELECT g.name, d.id, d.first_row, d.rows FROM documents d JOIN segments g ON g.id = d.segment_id "
-            "WHERE d.state = 'live' ORDER BY g.id, d.first_row"
+    def segments(self, namespace: str | None = None) -> list[tuple[int, SegmentFiles]]:
+        """Numbers and files of the live segments, oldest first; of one namespace, or of all."""
+        within = "" if namespace is None else "AND n.name = ?"
+        query = (
+            f"SELECT g.id, {_SEGMENT_COLUMNS} FROM segments g JOIN namespaces n ON n.id = g.namespace_id "
+            f"WHERE g.state = 'live' {within} ORDER BY g.id"
         )
+        values = () if namespace is None else (namespace,)
+        return [(row[0], SegmentFiles(*row[1:])) for row in self.read(query, values)]
 
-    def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
-        """The given live documents, in the given order; ids that are not live are left out."""
+    def segment_states(self) -> dict[str, tuple[str, int | None]]:
+        """Every segment the catalog knows: live, staged, or retired (and in which commit)."""
+        return {
+            name: (state, commit) for name, state, commit in self.read("SELECT name, state, retired_in FROM segments")
+        }
+
+    def deleted_in_segment(self, segment_id: int) -> list[int]:
+        """Ids of the deleted documents whose rows stand in a segment."""
+        query = "SELECT id FROM documents WHERE segment_id = ? AND deleted_in IS NOT NULL"
+        return [document_id for (document_id,) in self.read(query, (segment_id,))]
+
+    def deleted_since(self, commit: int) -> list[tuple[int, int]]:
+        """(segment, document id) of what was deleted after a commit."""
+        return self.read("SELECT segment_id, id FROM documents WHERE deleted_in > ?", (commit,))
+
+    def documents(self, namespace: str, ids: Sequence[int]) -> list[StoredDocument]:
+        """The given live documents, in the given order; ids that are not live in this namespace are left out."""
         # As one JSON value: SQLite takes a limited number of variables.
         where = "AND d.id IN (SELECT value FROM json_each(?))"
-        found = {stored.id: stored for stored in self._stored(where, (json.dumps(list(ids)),))}
+        found = {stored.id: stored for stored in self._stored(namespace, where, (json.dumps(list(ids)),))}
         return [found[document_id] for document_id in ids if document_id in found]
 
-    def page(self, after: int, limit: int) -> list[StoredDocument]:
+    def documents_of(self, namespace: str, external_id: str) -> list[StoredDocument]:
+        """The live documents of a source, in the order of its text."""
+        return list(self._stored(namespace, "AND s.external_id = ? ORDER BY d.span_start", (external_id,)))
+
+    def documents_in_segment(self, namespace: str, segment_id: int) -> list[StoredDocument]:
+        """The live documents of a segment, in the order of their rows."""
+        return list(self._stored(namespace, "AND d.segment_id = ? ORDER BY d.first_row", (segment_id,)))
+
+    def page(self, namespace: str, after: int, limit: int, scope: Scope = EVERYTHING) -> list[StoredDocument]:
         """Live documents in order of their ids, those after a given id."""
-        return list(self._stored("AND d.id > ? ORDER BY d.id LIMIT ?", (min(after, _MAX_INTEGER), limit)))
+        where = f"AND d.id > ? AND {scope.sql} ORDER BY d.id LIMIT ?"
+        return list(self._stored(namespace, where, (min(after, _MAX_INTEGER), *scope.values, limit)))
 
-    def search(self, question: str, limit: int) -> list[tuple[int, float]]:
-        """Full-text search (FTS5 BM25): ids and scores, best first; higher is better. Any text is a valid question."""
-        terms = query_terms(question)
-        if not terms:
-            return []
-        # Quoted terms cannot be read as query syntax; OR, because hardly any document holds every word of a question.
-        match = " OR ".join('"' + term.replace('"', '""') + '"' for term in terms)
-        query = "SELECT rowid, -rank FROM word_index WHERE word_index MATCH ? ORDER BY rank, rowid LIMIT ?"
-        return [(int(row[0]), float(row[1])) for row in self._read(query, (match, limit))]
+    def texts(self, namespace: str) -> Iterator[tuple[int, str]]:
+        """Ids and searched texts of all live documents: what the full-text index is made of."""
+        return ((stored.id, stored.encoded_text) for stored in self._stored(namespace, "ORDER BY d.id", ()))
 
-    def counts(self) -> Counts:
-        ((sources,),) = self._read("SELECT count(*) FROM sources WHERE state = 'live'")
-        ((documents, tokens, chunks),) = self._read(
-            "SELECT count(*), total(tokens), total(rows) FROM documents WHERE state = 'live'"
+    def texts_of(self, source_id: int) -> list[tuple[int, str]]:
+        """Ids and searched texts of the live documents of one source, by its number."""
+        query = (
+            "SELECT d.id, s.title, substr(t.text, d.span_start + 1, d.span_end - d.span_start) "
+            f"FROM {_PARTS} JOIN texts t ON t.source_id = s.id WHERE {_LIVE} AND s.id = ?"
         )
-        ((segments, size),) = self._read("SELECT count(*), total(keys_bytes + content_bytes) FROM segments")
-        return Counts(sources, documents, int(tokens), int(chunks), segments, int(size))
+        return [(number, encoded_text(title, text)) for number, title, text in self.read(query, (source_id,))]
 
-    def _stored(self, where: str, values: tuple[Any, ...]) -> Iterator[StoredDocument]:
-        for row in self._read(f"{_STORED} {where}", values):
-            document_id, external_id, title, text, start, end, metadata, tokens, rows = row
+    def staged_manifest(self) -> dict[str, Any] | None:
+        """The manifest of the latents that are staged, if any are."""
+        value = self.value("SELECT value FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
+        return None if value is None else json.loads(value)
+
+    def is_staged(self, source_id: int) -> bool:
+        return self.value("SELECT 1 FROM staged WHERE source_id = ? LIMIT 1", (source_id,)) is not None
+
+    def staged_segments(self, namespace: str) -> list[tuple[int, SegmentFiles, set[int]]]:
+        """Numbers and files of the staged segments of a namespace, with the ids that are still wanted of each."""
+        query = (
+            f"SELECT g.id, {_SEGMENT_COLUMNS} FROM segments g JOIN namespaces n ON n.id = g.namespace_id "
+            "WHERE g.state = 'staged' AND n.name = ? ORDER BY g.id"
+        )
+        wanted = "SELECT document_id FROM staged WHERE segment_id = ?"
+        return [
+            (row[0], SegmentFiles(*row[1:]), {number for (number,) in self.read(wanted, (row[0],))})
+            for row in self.read(query, (namespace,))
+        ]
+
+    def unstaged_documents(self, namespace: str) -> list[StoredDocument]:
+        """Live documents that have no staged latents under their id."""
+        return list(self._stored(namespace, "AND d.id NOT IN (SELECT document_id FROM staged)", ()))
+
+    def new_staged_texts(self, namespace: str) -> list[tuple[int, str]]:
+        """Ids and texts of staged documents that are no documents yet."""
+        query = (
+            "SELECT p.document_id, s.title, substr(t.text, p.span_start + 1, p.span_end - p.span_start) FROM staged p "
+            "JOIN sources s ON s.id = p.source_id JOIN texts t ON t.source_id = s.id "
+            "JOIN namespaces n ON n.id = s.namespace_id "
+            "WHERE n.name = ? AND p.document_id NOT IN (SELECT id FROM documents) ORDER BY p.document_id"
+        )
+        return [(number, encoded_text(title, text)) for number, title, text in self.read(query, (namespace,))]
+
+    def ids_in_scope(self, namespace: str, scope: Scope) -> list[int]:
+        """Ids of the live documents a scope allows, ascending.
+
+        Raises:
+            FilterError: nothing matches, and no document has a field that the filter names.
+        """
+        query = f"SELECT d.id FROM {_PARTS} JOIN namespaces n ON n.id = s.namespace_id "
+        where = f"WHERE {_LIVE} AND n.name = ? AND {scope.sql} ORDER BY d.id"
+        ids = [document_id for (document_id,) in self.read(query + where, (namespace, *scope.values))]
+        if not ids:
+            self._check_fields(namespace, scope)
+        return ids
+
+    def _check_fields(self, namespace: str, scope: Scope) -> None:
+        for field in scope.fields:
+            has_field = "EXISTS (SELECT 1 FROM json_each(s.metadata) WHERE key = ?)"
+            if next(self._of_sources("1", namespace, f"{has_field} LIMIT 1", (field,)), None) is None:
+                keys = self._of_sources("s.metadata", namespace, "TRUE ORDER BY s.id DESC LIMIT 100", ())
+                known = sorted({"date", "external_id", "title"}.union(*(json.loads(keys_of) for (keys_of,) in keys)))
+                raise FilterError(
+                    f"no document has a field {field!r}; there are, among others: {', '.join(known[:20])}"
+                )
+
+    def search(self, namespace: str, question: str, limit: int, scope: Scope = EVERYTHING) -> list[tuple[int, float]]:
+        """Full-text search of one namespace; see `WordIndex.search`."""
+        index = self.word_index(namespace)
+        return [] if index is None else index.search(question, limit, scope)
+
+    def counts(self, namespace: str | None = None) -> Counts:
+        within, values = ("", ()) if namespace is None else ("AND n.name = ?", (namespace,))
+        of_sources = f"FROM sources s JOIN namespaces n ON n.id = s.namespace_id WHERE s.deleted_in IS NULL {within}"
+        ((sources,),) = self.read(f"SELECT count(*) {of_sources}", values)
+        from_segments = f"FROM segments g JOIN namespaces n ON n.id = g.namespace_id WHERE g.state = 'live' {within}"
+        ((segments, size),) = self.read(f"SELECT count(*), total(keys_bytes + content_bytes) {from_segments}", values)
+        live = f"{_LIVE} AND d.segment_id IN (SELECT g.id {from_segments})"
+        query = f"SELECT count(*), total(tokens), total(rows) FROM documents d WHERE {live}"
+        ((documents, tokens, chunks),) = self.read(query, values)
+        dead = f"d.deleted_in IS NOT NULL AND d.segment_id IN (SELECT g.id {from_segments})"
+        ((deleted,),) = self.read(f"SELECT count(*) FROM documents d WHERE {dead}", values)
+        return Counts(sources, documents, int(tokens), int(chunks), deleted, segments, int(size))
+
+    def _of_sources(self, columns: str, namespace: str, where: str, values: tuple[Any, ...]) -> Iterator[Any]:
+        query = f"SELECT {columns} FROM sources s JOIN namespaces n ON n.id = s.namespace_id "
+        return self.rows(f"{query} WHERE s.deleted_in IS NULL AND n.name = ? AND {where}", (namespace, *values))
+
+    def _sources(self, namespace: str, where: str, values: tuple[Any, ...]) -> Iterator[StoredSource]:
+        query = (
+            "SELECT s.id, s.external_id, t.text, s.title, s.metadata, s.date, s.added_at "
+            "FROM sources s JOIN namespaces n ON n.id = s.namespace_id JOIN texts t ON t.source_id = s.id "
+            f"WHERE s.deleted_in IS NULL AND n.name = ? AND {where}"
+        )
+        for source_id, external_id, text, title, metadata, date, added_at in self.rows(query, (namespace, *values)):
+            try:
+                document = Document(external_id, text, title, json.loads(metadata), date)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise BankError(f"source {source_id} of {self.path} is damaged ({error}); add it again") from error
+            yield StoredSource(source_id, document, added_at)
+
+    def _stored(self, namespace: str, where: str, values: tuple[Any, ...]) -> Iterator[StoredDocument]:
+        within = "AND s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+        for row in self.rows(f"{_STORED} {within} {where}", (namespace, *values)):
+            number, source_id, external_id, title, text, start, end, metadata, date, tokens, chunks = row
+            try:
+                values_of = json.loads(metadata)
+            except (ValueError, TypeError) as error:
+                raise BankError(f"the metadata of {external_id!r} is damaged ({error}); add it again") from error
             yield StoredDocument(
-                document_id, external_id, title, text, Span(start, end), json.loads(metadata), tokens, rows
+                number, source_id, external_id, title, text, Span(start, end), values_of, date, tokens, chunks
             )
-
-    def _read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        try:
-            return self._db.execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            raise BankError(f"cannot read {self.path} ({error}); {_RESTORE}") from error
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
-        except BaseException as error:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
-                raise BankError(
-                    f"cannot write {self.path}: {error}. What was committed before is safe; add again to continue"
-                ) from error
-            raise
-
-
-def _indexed(text: str) -> str:
-    """The words of a text as the index stores them."""
-    return " ".join(index_terms(text))

@@ -11,7 +11,7 @@ from memspan.config import MSAConfig
 from memspan.errors import BankError, BankMismatch
 
 # Also raised when `memspan.text.terms` cuts words differently: the full-text index must be given the words it got.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LATENT_DTYPE = torch.bfloat16
 
 
@@ -72,9 +72,10 @@ class Manifest:
         """
         version = values.get("format_version")
         if version != FORMAT_VERSION:
+            newer = isinstance(version, int) and version > FORMAT_VERSION
+            remedy = "update memspan" if newer else "build the bank again from its documents"
             raise BankError(
-                f"this bank has format version {version}, and this memspan reads {FORMAT_VERSION}; update memspan, "
-                "or build the bank again"
+                f"this bank has format version {version}, and this memspan reads {FORMAT_VERSION}; {remedy}"
             )
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != names:

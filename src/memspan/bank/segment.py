@@ -1,9 +1,12 @@
 """Immutable files of latents. A segment is a pair of safetensors files, written whole and then never changed.
 
-    NAME.keys.safetensors     per MSA layer `layer_{l}`: routing keys, [rows, W]
+    NAME.keys.safetensors     per MSA layer `layer_{l}`: routing keys, [rows, W];
+                              `documents`: [N, 3] int64, a document's id, first row and number of rows, by row;
+                              `keys_crc32` [L] and `content_crc32` [L, N]: of a layer's keys, of a document's content
     NAME.content.safetensors  per MSA layer `layer_{l}`: K and V of a row side by side, [rows, 2, G, D]
 
-Rows of a document are consecutive, so its content in one layer is one contiguous read.
+Rows of a document are consecutive, so its content in one layer is one contiguous read. What is read is checked: a
+layer's keys once per process, content every time; a damaged byte is an error, never a wrong latent.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from memspan.bank.manifest import LATENT_DTYPE, Manifest
 from memspan.errors import BankError
 from memspan.model.fingerprint import file_sha256
 from memspan.types import EncodedDocuments
@@ -26,18 +31,30 @@ from memspan.types import EncodedDocuments
 KEYS_SUFFIX = ".keys.safetensors"
 CONTENT_SUFFIX = ".content.safetensors"
 _PARTIAL_SUFFIX = ".partial"
+_DOCUMENTS, _KEYS_CRC, _CONTENT_CRC = "documents", "keys_crc32", "content_crc32"
+_REMEDY = "mend the bank with: memspan verify BANK --repair"
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentFiles:
-    """What the catalog knows of a segment: its name, rows, and the size and sha256 of both files."""
+    """What the catalog knows of a segment: its name, documents, rows, and sizes and checksums of both files.
+
+    Attributes:
+        index_crc32: over the tensors of the keys file that are no keys (documents and checksums).
+    """
 
     name: str
+    documents: int
     rows: int
+    index_crc32: int
     keys_bytes: int
     keys_sha256: str
     content_bytes: int
     content_sha256: str
+
+    @property
+    def bytes(self) -> int:
+        return self.keys_bytes + self.content_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +79,10 @@ class SegmentWriter:
 
     def __init__(self, folder: Path, layers: Sequence[int], max_bytes: int) -> None:
         self._folder, self._layers, self._max_bytes = folder, tuple(layers), max_bytes
-        self._keys: list[torch.Tensor] = []
-        self._contents: list[torch.Tensor] = []
+        self._latents: list[EncodedDocuments] = []
         self._places: list[Placed] = []
-        self._rows = 0
-        self.buffered_bytes = 0
-        self._name = _new_name()
         self._segments: list[SegmentFiles] = []
+        self._begin()
 
     def append(self, document_id: int, latents: EncodedDocuments) -> None:
         """Take the latents of one document."""
@@ -78,8 +92,7 @@ class SegmentWriter:
             self._write()
         self.buffered_bytes += nbytes
         self._places.append(Placed(document_id, self._name, self._rows, rows))
-        self._keys.append(latents.router_keys_LCW)
-        self._contents.append(latents.content_LC2GD)
+        self._latents.append(latents)
         self._rows += rows
 
     def finish(self) -> tuple[list[SegmentFiles], list[Placed]]:
@@ -90,40 +103,101 @@ class SegmentWriter:
         self._segments, self._places = [], []
         return segments, places
 
+    def _begin(self) -> None:
+        self._latents, self._rows, self.buffered_bytes, self._name = [], 0, 0, uuid.uuid4().hex
+
     def _write(self) -> None:
-        keys_LCW, content_LC2GD = torch.cat(self._keys, 1), torch.cat(self._contents, 1)
-        paths = segment_paths(self._folder, self._name)
-        sizes: list[tuple[int, str]] = []
-        for path, stacked in zip(paths, (keys_LCW, content_LC2GD), strict=True):
-            by_layer = {f"layer_{layer}": rows for layer, rows in zip(self._layers, stacked.unbind(), strict=True)}
-            sizes.append(_write_synced(path, by_layer))
-        (keys_bytes, keys_sha256), (content_bytes, content_sha256) = sizes
-        self._segments.append(
-            SegmentFiles(self._name, self._rows, keys_bytes, keys_sha256, content_bytes, content_sha256)
+        keys_LCW = torch.cat([latents.router_keys_LCW for latents in self._latents], 1)
+        content_LC2GD = torch.cat([latents.content_LC2GD for latents in self._latents], 1)
+        here = [place for place in self._places if place.segment == self._name]
+        index = {
+            _DOCUMENTS: torch.tensor([(place.document_id, place.first_row, place.rows) for place in here]),
+            _KEYS_CRC: torch.tensor([_crc32(keys_CW) for keys_CW in keys_LCW]),
+            _CONTENT_CRC: torch.tensor(
+                [
+                    [_crc32(content_C2GD[place.first_row : place.first_row + place.rows]) for place in here]
+                    for content_C2GD in content_LC2GD
+                ]
+            ),
+        }
+        names = [f"layer_{layer}" for layer in self._layers]
+        keys_path, content_path = segment_paths(self._folder, self._name)
+        keys, content = (
+            _write_synced(keys_path, {**index, **dict(zip(names, keys_LCW, strict=True))}),
+            _write_synced(content_path, dict(zip(names, content_LC2GD, strict=True))),
         )
-        self._keys, self._contents, self._rows, self.buffered_bytes, self._name = [], [], 0, 0, _new_name()
+        try:
+            for path in (keys_path, content_path):
+                _partial(path).replace(path)
+            fsync_folder(self._folder)
+        except OSError as error:
+            raise _cannot_write(keys_path, error) from error
+        self._segments.append(SegmentFiles(self._name, len(here), self._rows, _index_crc32(index), *keys, *content))
+        self._begin()
 
 
 class SegmentReader:
     """A segment's rows, mapped into memory: pages are read when they are touched.
 
+    Attributes:
+        documents_N3: id, first row and rows of every document, by row; int64.
+
     Raises:
-        BankError: a file is missing, truncated or not what the catalog says.
+        BankError: a file is missing, truncated, damaged or not what the catalog says; from every method.
     """
 
-    def __init__(self, folder: Path, files: SegmentFiles, layers: Sequence[int]) -> None:
+    def __init__(self, folder: Path, files: SegmentFiles, manifest: Manifest) -> None:
         self.files = files
-        keys_path, content_path = segment_paths(folder, files.name)
-        self._keys = _open(keys_path, files.keys_bytes, files.rows, layers)
-        self._contents = _open(content_path, files.content_bytes, files.rows, layers)
+        self._keys_path, self._content_path = segment_paths(folder, files.name)
+        self._layers = manifest.msa_layers
+        G, D, L, N = manifest.num_kv_heads, manifest.head_dim, len(self._layers), files.documents
+        names = [f"layer_{layer}" for layer in self._layers]
+        shapes = {_DOCUMENTS: (N, 3), _KEYS_CRC: (L,), _CONTENT_CRC: (L, N)}
+        tensors = _open(self._keys_path, files.keys_bytes, {**dict.fromkeys(names, (files.rows, G * D)), **shapes})
+        self._keys = [tensors.pop(name) for name in names]
+        if _index_crc32(tensors) != files.index_crc32:
+            raise _damaged(self._keys_path, "its list of documents")
+        self.documents_N3 = tensors[_DOCUMENTS]
+        self._keys_crc32, self._content_crc32 = tensors[_KEYS_CRC].tolist(), tensors[_CONTENT_CRC]
+        contents = _open(self._content_path, files.content_bytes, dict.fromkeys(names, (files.rows, 2, G, D)))
+        self._contents = [contents[name] for name in names]
+        self._checked: set[int] = set()
 
     def router_keys(self, layer: int) -> torch.Tensor:
         """Routing keys of all rows in an MSA layer, `[rows, W]`."""
-        return self._keys[layer]
+        place = self._layers.index(layer)
+        if place not in self._checked:
+            if _crc32(self._keys[place]) != self._keys_crc32[place]:
+                raise _damaged(self._keys_path, f"the routing keys of layer {layer}")
+            self._checked.add(place)
+        return self._keys[place]
 
-    def content(self, layer: int, first_row: int, rows: int) -> torch.Tensor:
-        """K and V of some rows in an MSA layer, `[rows, 2, G, D]`."""
-        return self._contents[layer][first_row : first_row + rows]
+    def content(self, layer: int, document: int) -> torch.Tensor:
+        """K and V of a document (its index in `documents_N3`) in an MSA layer, `[rows, 2, G, D]`."""
+        place = self._layers.index(layer)
+        document_id, first_row, rows = self.documents_N3[document].tolist()
+        content_C2GD = self._contents[place][first_row : first_row + rows]
+        if _crc32(content_C2GD) != int(self._content_crc32[place, document]):
+            raise _damaged(self._content_path, f"the content of document {document_id} in layer {layer}")
+        return content_C2GD
+
+    def latents(self, document: int) -> EncodedDocuments:
+        """Everything kept of a document (its index in `documents_N3`), copied."""
+        _, first_row, rows = self.documents_N3[document].tolist()
+        return EncodedDocuments(
+            torch.stack([self.router_keys(layer)[first_row : first_row + rows] for layer in self._layers]),
+            torch.stack([self.content(layer, document) for layer in self._layers]),
+            (rows,),
+        )
+
+    def check(self) -> Iterator[str]:
+        """Compare both files with their sha256; yields what differs."""
+        for path, sha256 in (
+            (self._keys_path, self.files.keys_sha256),
+            (self._content_path, self.files.content_sha256),
+        ):
+            if file_sha256(path) != sha256:
+                yield f"{path.name} has another sha256 than the catalog says"
 
 
 def segment_paths(folder: Path, name: str) -> tuple[Path, Path]:
@@ -131,13 +205,16 @@ def segment_paths(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / f"{name}{KEYS_SUFFIX}", folder / f"{name}{CONTENT_SUFFIX}"
 
 
-def sweep(folder: Path, known: set[str]) -> None:
-    """Remove the files of segments that were never committed. Only for the one writer."""
-    for path in folder.iterdir():
-        name = path.name.removesuffix(_PARTIAL_SUFFIX)
-        for suffix in (KEYS_SUFFIX, CONTENT_SUFFIX):
-            if name.endswith(suffix) and (path.name != name or name.removesuffix(suffix) not in known):
-                path.unlink(missing_ok=True)
+def segment_of(path: Path) -> str | None:
+    """The segment that a file belongs to, complete or not; None for a file of another kind."""
+    name = path.name.removesuffix(_PARTIAL_SUFFIX)
+    suffix = next((suffix for suffix in (KEYS_SUFFIX, CONTENT_SUFFIX) if name.endswith(suffix)), None)
+    return None if suffix is None else name.removesuffix(suffix)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file was never completed."""
+    return path.name.endswith(_PARTIAL_SUFFIX)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -151,48 +228,61 @@ def fsync_folder(folder: Path) -> None:
 
 
 def _write_synced(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[int, str]:
-    """Write to a temporary name, sync, rename, sync the folder; return size and sha256."""
-    partial = path.with_name(path.name + _PARTIAL_SUFFIX)
+    """Write to a temporary name beside `path` and sync; return size and sha256."""
+    partial = _partial(path)
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
         partial.chmod(0o666 & ~_umask())  # safetensors makes files private; a bank may be shared
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        sha256 = file_sha256(partial)
-        partial.replace(path)
-        fsync_folder(path.parent)
+        return partial.stat().st_size, file_sha256(partial)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise BankError(
-            f"cannot write {path}: {error}. What was committed before is safe; free some space and add again: "
-            "it continues where it stopped"
-        ) from error
-    return path.stat().st_size, sha256
+        raise _cannot_write(path, error) from error
 
 
-def _open(path: Path, size: int, rows: int, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + _PARTIAL_SUFFIX)
+
+
+def _cannot_write(path: Path, error: Exception) -> BankError:
+    return BankError(
+        f"cannot write {path}: {error}. What was committed before is safe; free some space and do it again: "
+        "adding continues where it stopped"
+    )
+
+
+def _damaged(path: Path, what: str) -> BankError:
+    return BankError(f"{what} in the bank's file {path} changed since it was written; {_REMEDY}")
+
+
+def _open(path: Path, size: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise BankError(f"the bank's file {path} is missing; restore it from a backup, or build the bank again")
+        raise BankError(f"the bank's file {path} is missing; {_REMEDY}")
     if path.stat().st_size != size:
-        raise BankError(
-            f"the bank's file {path} has {path.stat().st_size} bytes instead of {size}; "
-            "restore it from a backup, or build the bank again"
-        )
+        raise BankError(f"the bank's file {path} has {path.stat().st_size} bytes instead of {size}; {_REMEDY}")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {layer: file.get_tensor(f"layer_{layer}") for layer in layers}
+            tensors = {name: file.get_tensor(name) for name in shapes}
     except (OSError, SafetensorError) as error:
-        raise BankError(f"the bank's file {path} is damaged ({error}); restore it, or build the bank again") from error
-    if any(len(tensor) != rows for tensor in tensors.values()):
-        raise BankError(f"the bank's file {path} does not hold {rows} rows; restore it, or build the bank again")
+        raise BankError(f"the bank's file {path} is damaged ({error}); {_REMEDY}") from error
+    for name, shape in shapes.items():
+        dtype = LATENT_DTYPE if name.startswith("layer_") else torch.int64
+        if tensors[name].shape != shape or tensors[name].dtype != dtype:
+            raise _damaged(path, f"the shape of {name}")
     return tensors
+
+
+def _crc32(tensor: torch.Tensor) -> int:
+    flat = tensor.contiguous().view(-1).view(torch.uint8)
+    return zlib.crc32(flat.numpy().data)
+
+
+def _index_crc32(tensors: dict[str, torch.Tensor]) -> int:
+    return zlib.crc32(b"".join(tensors[name].numpy().tobytes() for name in (_DOCUMENTS, _KEYS_CRC, _CONTENT_CRC)))
 
 
 def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
-
-
-def _new_name() -> str:
-    return uuid.uuid4().hex

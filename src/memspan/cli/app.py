@@ -32,6 +32,17 @@ AdapterOption = Annotated[
     Path | None, typer.Option("--adapter", envvar="MEMSPAN_ADAPTER", help="Folder of weights trained for that model.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
+NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", help="Whose documents; no others are seen.")]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option("--where", help="FIELD=VALUE (or !=, <, <=, >, >=) of the metadata, or JSON; may be repeated."),
+]
+AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Only documents dated this day, or before.")]
+SelectorOption = Annotated[
+    str | None,
+    typer.Option(help="Who chooses documents: router, lexical or hybrid. Default: hybrid, lexical if untrained."),
+]
+IdOption = Annotated[list[int] | None, typer.Option("--id", help="The bank's id of a document; may be repeated.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: what is fast here.")]
 DeviceOption = Annotated[str | None, typer.Option(help="Torch device. Default: a GPU if there is one.")]
 
@@ -39,10 +50,25 @@ DeviceOption = Annotated[str | None, typer.Option(help="Torch device. Default: a
 @contextmanager
 def _commands() -> Iterator[ModuleType]:
     """The module that does the work; known errors end with their message and exit code 1, without a traceback."""
-    try:
+    with _errors_told():
         from memspan.cli import commands
 
         yield commands
+
+
+@contextmanager
+def _upkeep() -> Iterator[ModuleType]:
+    """As `_commands`, for the commands that change and check a bank."""
+    with _errors_told():
+        from memspan.cli import upkeep
+
+        yield upkeep
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    try:
+        yield
     except (MemspanError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
@@ -74,6 +100,7 @@ def add(
     bank: BankArgument,
     paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders; - reads standard input.")] = None,
     installed: InstalledOption = False,
+    namespace: NamespaceOption = "default",
     model: ModelOption = None,
     adapter: AdapterOption = None,
     dtype: DtypeOption = None,
@@ -83,7 +110,7 @@ def add(
     """Remember documents: txt, md, rst, html, pdf, csv, tsv, jsonl. Makes the bank if there is none."""
     with _commands() as commands:
         choice = commands.ModelChoice(model, adapter, dtype, device)
-        code = commands.add(bank, paths or [], installed, choice, as_json)
+        code = commands.add(bank, paths or [], installed, namespace, choice, as_json)
     raise typer.Exit(code)
 
 
@@ -93,10 +120,10 @@ def ask(
     question: Annotated[str | None, typer.Argument(help="Left out: asked for, one after the other.")] = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
-    selector: Annotated[
-        str | None,
-        typer.Option(help="Who chooses documents: router, lexical or hybrid. Default: hybrid, lexical if untrained."),
-    ] = None,
+    namespace: NamespaceOption = "default",
+    where: WhereOption = None,
+    as_of: AsOfOption = None,
+    selector: SelectorOption = None,
     max_documents: Annotated[int, typer.Option(help="Documents put before the model, at most.")] = 5,
     max_new_tokens: Annotated[int, typer.Option(help="Length of an answer, at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -111,19 +138,45 @@ def ask(
     with _commands() as commands:
         choice = commands.ModelChoice(model, adapter, dtype, device)
         sampling = commands.Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ()))
-        commands.ask(bank, question, choice, selector, max_documents, sampling, as_json)
+        scope = commands.ScopeChoice(namespace, where or [], as_of)
+        commands.ask(bank, question, choice, scope, selector, max_documents, sampling, as_json)
+
+
+@app.command()
+def search(
+    bank: BankArgument,
+    question: Annotated[str, typer.Argument(help="What to look for.")],
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    namespace: NamespaceOption = "default",
+    where: WhereOption = None,
+    as_of: AsOfOption = None,
+    selector: SelectorOption = None,
+    limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 10,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find documents for a question, without answering it."""
+    with _commands() as commands:
+        choice = commands.ModelChoice(model, adapter, dtype, device)
+        scope = commands.ScopeChoice(namespace, where or [], as_of)
+        commands.search(bank, question, choice, scope, selector, limit, as_json)
 
 
 @app.command()
 def ls(
     bank: BankArgument,
+    namespace: NamespaceOption = "default",
+    where: WhereOption = None,
+    as_of: AsOfOption = None,
     after: Annotated[int, typer.Option(help="Continue after this id.")] = 0,
     limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """List the documents of a bank, in order of their ids."""
     with _commands() as commands:
-        commands.ls(bank, after, limit, as_json)
+        commands.ls(bank, commands.ScopeChoice(namespace, where or [], as_of), after, limit, as_json)
 
 
 @app.command()
@@ -150,3 +203,113 @@ def estimate(
     with _commands() as commands:
         choice = commands.ModelChoice(model, adapter, dtype, device)
         commands.estimate(paths or [], installed, choice, as_json)
+
+
+@app.command()
+def rm(
+    bank: BankArgument,
+    external_ids: Annotated[list[str] | None, typer.Argument(help="External ids, as `ls` shows them.")] = None,
+    ids: IdOption = None,
+    namespace: NamespaceOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Forget documents: the next question does not see them. `compact` frees, `compact --secure` erases them."""
+    with _upkeep() as upkeep:
+        upkeep.rm(bank, [*(external_ids or []), *(ids or [])], namespace, as_json)
+
+
+@app.command()
+def update(
+    bank: BankArgument,
+    external_id: Annotated[str, typer.Argument(help="The document, as `ls` shows it.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="Its new text; - reads standard input. Default: unchanged.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="A new title.")] = None,
+    date: Annotated[str | None, typer.Option(help="A new date, as 2026-03-01.")] = None,
+    set_fields: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of the metadata; may be repeated.")
+    ] = None,
+    namespace: NamespaceOption = "default",
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace the text, title, date or metadata of one document."""
+    with _upkeep() as upkeep:
+        choice = upkeep.ModelChoice(model, adapter, dtype, device)
+        upkeep.update(bank, external_id, file, title, date, set_fields or [], namespace, choice, as_json)
+
+
+@app.command()
+def compact(
+    bank: BankArgument,
+    secure: Annotated[bool, typer.Option("--secure", help="Leave no deleted text or latents in any file.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for readers, with --secure.")] = 30.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Free the space of deleted documents and join small segments. Readers go on."""
+    with _upkeep() as upkeep:
+        upkeep.compact(bank, secure, timeout, as_json)
+
+
+@app.command()
+def verify(
+    bank: BankArgument,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be made again from the stored text.")] = False,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every byte of a bank. Exit code 1 if something is not what it was."""
+    with _upkeep() as upkeep:
+        choice = upkeep.ModelChoice(model, adapter, dtype, device)
+        code = upkeep.verify(bank, repair, choice, as_json)
+    raise typer.Exit(code)
+
+
+@app.command()
+def reencode(
+    bank: BankArgument,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rebuild a bank's latents for another model, from its stored text. Stopped, it continues when run again."""
+    with _upkeep() as upkeep:
+        choice = upkeep.ModelChoice(model, adapter, dtype, device)
+        code = upkeep.reencode(bank, choice, as_json)
+    raise typer.Exit(code)
+
+
+@app.command()
+def export(
+    bank: BankArgument,
+    out: Annotated[Path, typer.Argument(help="X.jsonl: documents and metadata (- prints them); else all in one file.")],
+) -> None:
+    """Write a bank's documents as JSON lines, or the whole bank as one file."""
+    with _upkeep() as upkeep:
+        upkeep.export(bank, out)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="What `export` wrote.")],
+    bank: BankArgument,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a bank of an exported one; from JSON lines, encode the documents into a new or an existing bank."""
+    with _upkeep() as upkeep:
+        choice = upkeep.ModelChoice(model, adapter, dtype, device)
+        code = upkeep.import_(file, bank, choice, as_json)
+    raise typer.Exit(code)

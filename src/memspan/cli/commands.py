@@ -13,13 +13,15 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from memspan.bank.add import AddReport
 from memspan.bank.bank import MemoryBank
-from memspan.bank.encode import AddReport
+from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.estimate import estimate as estimate_corpus
+from memspan.bank.scope import Scope, parse_expressions
 from memspan.cli import render
 from memspan.config import MSAConfig
 from memspan.errors import MemspanError
-from memspan.generate.memory import Memory
+from memspan.generate.memory import AskOptions, Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel, check_folder, load
 from memspan.model.convert import convert as convert_model
@@ -45,9 +47,34 @@ class ModelChoice:
     def load(self) -> LoadedModel:
         return load(self.path, adapter=self.adapter, dtype=self.dtype, device=self.device)
 
-    def open(self, bank: Path, create: bool = False) -> Memory:
+    def open(self, bank: Path, namespace: str = DEFAULT_NAMESPACE, create: bool = False) -> Memory:
         """The bank with this model; `create` makes an empty one where there is none."""
-        return Memory.open(bank, self.path, adapter=self.adapter, create=create, dtype=self.dtype, device=self.device)
+        return Memory.open(
+            bank,
+            self.path,
+            adapter=self.adapter,
+            namespace=namespace,
+            create=create,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScopeChoice:
+    """The documents a command looks at."""
+
+    namespace: str
+    expressions: Sequence[str]
+    as_of: str | None
+
+    @property
+    def where(self) -> dict[str, Any]:
+        return parse_expressions(self.expressions)
+
+    @property
+    def scope(self) -> Scope:
+        return Scope.parse(self.where, self.as_of)
 
 
 def convert(
@@ -71,13 +98,14 @@ def convert(
         top_k_docs=top_k,
         seed=seed,
     )
-    _show(_model_info(out, config), as_json)
+    show(_model_info(out, config), as_json)
 
 
 def add(
     bank: Path,
     paths: Sequence[Path],
     installed: bool,
+    namespace: str,
     model: ModelChoice,
     as_json: bool,
 ) -> int:
@@ -91,11 +119,11 @@ def add(
     total = None
     if not use_stdin and all(path.is_file() or path.is_dir() for path in files):  # read before, to tell what is left
         total = sum(len(document.text) for document in _corpus(read_paths(files), installed, False, []))
-    with model.open(bank, create=True) as memory, _stop_flag() as stop:
+    with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
             documents = _corpus(stream, installed, use_stdin, skipped)
             report = memory.add(documents, progress=progress, should_stop=stop.is_set)
-        _show_report(report, skipped, memory.bank, as_json)
+        show_report(report, skipped, memory.bank, as_json)
     return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
 
 
@@ -103,15 +131,19 @@ def ask(
     bank: Path,
     question: str | None,
     model: ModelChoice,
+    scope: ScopeChoice,
     selector: str | None,
     max_documents: int,
     sampling: Sampling,
     as_json: bool,
 ) -> None:
-    with model.open(bank) as memory:
+    where = scope.where  # a malformed one is an error before anything is loaded
+    with model.open(bank, scope.namespace) as memory:
         if selector is None and memory.default_selector == "lexical":
             render.err.print("note: this model's router is untrained; documents are chosen by full-text search")
-        options: dict[str, Any] = {"selector": selector, "max_documents": max_documents, "sampling": sampling}
+        options = AskOptions(
+            selector=selector, max_documents=max_documents, sampling=sampling, where=where, as_of=scope.as_of
+        )
         if question is not None:
             _answer(memory, question, options, as_json)
             return
@@ -122,14 +154,35 @@ def ask(
                 render.err.print(f"error: {error}")
 
 
-def ls(bank: Path, after: int, limit: int, as_json: bool) -> None:
+def search(
+    bank: Path,
+    question: str,
+    model: ModelChoice,
+    scope: ScopeChoice,
+    selector: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    where = scope.where
+    with model.open(bank, scope.namespace) as memory:
+        found = memory.search(question, selector=selector, limit=limit, where=where, as_of=scope.as_of)
+    if as_json:
+        render.as_json(found)
+        return
+    for place, item in enumerate(found, start=1):
+        render.out.print(render.evidence_line(place, item))
+    if not found:
+        render.err.print("nothing found")
+
+
+def ls(bank: Path, scope: ScopeChoice, after: int, limit: int, as_json: bool) -> None:
     with closing(MemoryBank.open(bank)) as opened:
-        documents = opened.catalog.page(after, limit)
+        documents = opened.catalog.page(scope.namespace, after, limit, scope.scope)
     if as_json:
         render.as_json(documents)
         return
-    rows = ((found.id, found.external_id, found.title, found.tokens, found.chunks) for found in documents)
-    render.table(("id", "external id", "title", "tokens", "chunks"), rows)
+    rows = ((found.id, found.external_id, found.title, found.date, found.tokens, found.chunks) for found in documents)
+    render.table(("id", "external id", "title", "date", "tokens", "chunks"), rows)
     if documents and len(documents) == limit:
         render.err.print(f"more with --after {documents[-1].id}")
 
@@ -138,13 +191,14 @@ def info(path: Path, as_json: bool) -> None:
     if MemoryBank.exists(path):
         with closing(MemoryBank.open(path)) as bank:
             counts, manifest = dataclasses.asdict(bank.catalog.counts()), dataclasses.asdict(bank.manifest)
-        values = {"bank": str(path), **counts, **manifest}
+            namespaces = bank.catalog.namespaces()
+        values = {"bank": str(path), "namespaces": namespaces, **counts, **manifest}
     elif (path / "config.json").is_file():
         check_folder(path)
         values = _model_info(path, MSAConfig.from_pretrained(path))
     else:
         raise MemspanError(f"{path} is neither a bank nor a checkpoint")
-    _show(values, as_json)
+    show(values, as_json)
 
 
 def estimate(
@@ -207,7 +261,7 @@ def _corpus(
 
 
 @contextmanager
-def _stop_flag() -> Iterator[threading.Event]:
+def stop_flag() -> Iterator[threading.Event]:
     """Ctrl-C asks for a clean stop; pressed again, it interrupts at once."""
     flag = threading.Event()
 
@@ -224,7 +278,7 @@ def _stop_flag() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _show_report(report: AddReport, skipped: list[Skipped], bank: MemoryBank, as_json: bool) -> None:
+def show_report(report: AddReport, skipped: list[Skipped], bank: MemoryBank, as_json: bool) -> None:
     if as_json:
         render.as_json({**dataclasses.asdict(report), "skipped": skipped, "bank": bank.catalog.counts()})
         return
@@ -250,7 +304,7 @@ def _questions() -> Iterator[str]:
             yield line.strip()
 
 
-def _answer(memory: Memory, question: str, options: dict[str, Any], as_json: bool) -> None:
+def _answer(memory: Memory, question: str, options: AskOptions, as_json: bool) -> None:
     if as_json:
         render.as_json(memory.ask(question, **options))
         return
@@ -277,7 +331,7 @@ def _model_info(path: Path, config: MSAConfig) -> dict[str, Any]:
     }
 
 
-def _show(values: dict[str, Any], as_json: bool) -> None:
+def show(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
         render.as_json(values)
     else:

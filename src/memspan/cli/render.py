@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from memspan.bank.encode import AddReport
+from memspan.bank.add import AddReport
 from memspan.types import Answer, Evidence
 
 
@@ -83,7 +83,7 @@ def evidence_line(place: int, item: Evidence) -> str:
     routed = "" if item.layers is None else f", {item.layers} MSA layers"
     title = item.title or item.text[:60].replace("\n", " ")
     where = f"{item.external_id}[{item.span.start}:{item.span.end}]"
-    return f"{place}. [{item.document_id}] {title}  ({where}, score {item.score:.2f}{routed})"
+    return f"{place}. [{item.document_id}] {title}  ({where}, {item.date[:10]}, score {item.score:.2f}{routed})"
 
 
 class AddProgress:

@@ -7,14 +7,14 @@ is by score, then by id. Documents that are not live, or filtered out, are never
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from memspan.bank.bank import Shard
 from memspan.bank.manifest import LATENT_DTYPE, Manifest
+from memspan.bank.shard import Shard
 from memspan.ops.scoring import (
     chunk_scores,
     document_scores,
@@ -42,7 +42,7 @@ class Candidates:
 
 
 class LocalMemory:
-    """Live documents of a bank, as they were when its shards were read.
+    """Documents of a bank, as a snapshot's shards hold them.
 
     Attributes:
         candidates: per MSA layer and question what the last `route` considered, for ranking over layers.
@@ -50,20 +50,21 @@ class LocalMemory:
 
     def __init__(
         self,
-        shards: Sequence[RoutedShard],
+        shards: Sequence[Shard],
         manifest: Manifest,
         top_k: int,
         *,
-        only: Collection[int] | None = None,
+        selectable_N: torch.Tensor | None = None,
         device: torch.device | None = None,
         tile: int | None = None,
     ) -> None:
         """
         Args:
-            shards: of the bank (`MemoryBank.shards`), indexed, in any order.
+            shards: of the bank (`Snapshot.shards`), in any order.
             manifest: of the bank.
-            top_k: documents attended to per MSA layer; all, where the bank holds no more.
-            only: ids of the documents that may be selected; None: every live one.
+            top_k: documents attended to per MSA layer; all, where there are no more.
+            selectable_N: for every document of the shards, in order, whether it may be selected
+                (`Snapshot.selectable_mask`). Default: every live one.
             device: where the selected content goes. Default: CPU. Keys are scored where they lie, on the CPU.
             tile: chunks scored at a time. Default: as many as bound the scratch memory to a few MiB.
         """
@@ -72,9 +73,11 @@ class LocalMemory:
         self._shards = list(shards)
         ids = [shard.ids_N for shard in self._shards]
         self._ids_N = torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64)
-        self._barred_N = None
-        if only is not None:
-            self._barred_N = ~torch.isin(self._ids_N, torch.tensor(sorted(only), dtype=torch.int64))
+        if selectable_N is None:
+            live = [shard.live_N for shard in self._shards]
+            selectable_N = torch.cat(live) if live else torch.empty(0, dtype=torch.bool)
+        self._barred_N = ~selectable_N
+        self._num_selectable = int(selectable_N.sum())
         self.candidates: dict[int, list[Candidates]] = {}
 
     def route(self, layer: int, router_query_BTHD: torch.Tensor, query_mask_BT: torch.Tensor) -> Retrieved:
@@ -93,9 +96,9 @@ class LocalMemory:
     def _coarse(self, layer: int, query_BTW: torch.Tensor) -> torch.Tensor:
         """Score of every document, `[B, N]` float32; -inf for the barred."""
         tile = self._tile or max(1, _TILE_SCORES // query_BTW.shape[:2].numel())
-        scores = [shard.coarse_scores(layer, query_BTW, tile).float() for shard in self._shards]
+        scores = [_coarse_scores(shard, layer, query_BTW, tile).float() for shard in self._shards]
         coarse_BN = torch.cat(scores, dim=1) if scores else query_BTW.new_empty(len(query_BTW), 0)
-        return coarse_BN if self._barred_N is None else coarse_BN.masked_fill(self._barred_N, float("-inf"))
+        return coarse_BN.masked_fill_(self._barred_N, float("-inf"))
 
     def _exact(self, layer: int, query_TW: torch.Tensor, coarse_N: torch.Tensor) -> Candidates:
         """Re-score the best documents of the coarse pass."""
@@ -103,7 +106,7 @@ class LocalMemory:
         ids_K, scores_K = top_documents(coarse_N, self._ids_N, num_kept)
         if not len(ids_K):
             return Candidates(ids_K, scores_K)
-        keys = [self._find(document_id).keys(layer, document_id) for document_id in ids_K.tolist()]
+        keys = [shard.reader.router_keys(layer)[shard.rows(index)] for shard, index in self._find(ids_K)]
         document_C = torch.repeat_interleave(torch.tensor([len(rows) for rows in keys]))
         scores_C = exact_chunk_scores(query_TW, torch.cat(keys))
         exact_K = document_scores(scores_C[None], document_C, len(keys))[0]
@@ -115,22 +118,27 @@ class LocalMemory:
         Limit: rounding is taken to be relative to the best scores; where many large products cancel it is larger.
         """
         least = _CANDIDATES_PER_SELECTED * self._top_k
-        if len(coarse_N) <= least:
+        if self._num_selectable <= least:
             return least
         best_k = coarse_N.topk(self._top_k).values
         kth_best = float(best_k[-1])
         margin = _COARSE_ERROR * float(best_k.abs().max())
         return min(max(least, int((coarse_N >= kth_best - margin).sum())), max(least, _MOST_CANDIDATES))
 
-    def _find(self, document_id: int) -> RoutedShard:
-        return next(shard for shard in self._shards if document_id in shard)
+    def _find(self, ids_K: torch.Tensor) -> list[tuple[Shard, int]]:
+        """The shard of every id, and its index there."""
+        found: list[tuple[Shard, int]] = [(self._shards[0], 0)] * len(ids_K)
+        for shard in self._shards:
+            for place, index in zip(*(tensor.tolist() for tensor in shard.find(ids_K)), strict=True):
+                found[place] = shard, index
+        return found
 
     def _gather(self, layer: int, candidates: Sequence[Candidates]) -> Retrieved:
         """Fetch the best documents' content, in the order of their ids (bank order), zero-padded to the longest."""
         chosen = [tuple(found.ids[: self._top_k].tolist()) for found in candidates]
         G, D = self._manifest.num_kv_heads, self._manifest.head_dim
         contents = [
-            torch.cat([self._find(id_).content(layer, id_) for id_ in sorted(ids)])
+            torch.cat([shard.reader.content(layer, index) for shard, index in self._find(torch.tensor(sorted(ids)))])
             if ids
             else torch.empty(0, 2, G, D, dtype=LATENT_DTYPE)
             for ids in chosen
@@ -147,40 +155,7 @@ class LocalMemory:
         )
 
 
-class RoutedShard:
-    """A shard with what routing needs to know of its rows, computed once."""
-
-    def __init__(self, shard: Shard) -> None:
-        self.ids_N = shard.document_ids_N
-        self._reader = shard.reader
-        self._rows = {
-            document_id: (first, rows)
-            for document_id, first, rows in zip(
-                self.ids_N.tolist(), shard.first_row_N.tolist(), shard.rows_N.tolist(), strict=True
-            )
-        }
-        # Document (its index here) of every row. Rows of deleted documents fall into a last bin that is dropped.
-        self._document_C = torch.full((shard.reader.files.rows,), len(self.ids_N), dtype=torch.int64)
-        rows_C = torch.repeat_interleave(shard.first_row_N, shard.rows_N) + _arange_within(shard.rows_N)
-        self._document_C[rows_C] = torch.repeat_interleave(shard.rows_N)
-
-    def __contains__(self, document_id: int) -> bool:
-        return document_id in self._rows
-
-    def coarse_scores(self, layer: int, query_BTW: torch.Tensor, tile: int) -> torch.Tensor:
-        """Score of every live document, `[B, N]`, in the keys' number format."""
-        score_BC = chunk_scores(query_BTW, self._reader.router_keys(layer), tile)
-        return document_scores(score_BC, self._document_C, len(self.ids_N) + 1)[:, :-1]
-
-    def keys(self, layer: int, document_id: int) -> torch.Tensor:
-        first, rows = self._rows[document_id]
-        return self._reader.router_keys(layer)[first : first + rows]
-
-    def content(self, layer: int, document_id: int) -> torch.Tensor:
-        return self._reader.content(layer, *self._rows[document_id])
-
-
-def _arange_within(rows_N: torch.Tensor) -> torch.Tensor:
-    """0, 1, ... within each document: `[3, 2]` gives `[0, 1, 2, 0, 1]`."""
-    starts_N = rows_N.cumsum(0) - rows_N
-    return torch.arange(int(rows_N.sum())) - torch.repeat_interleave(starts_N, rows_N)
+def _coarse_scores(shard: Shard, layer: int, query_BTW: torch.Tensor, tile: int) -> torch.Tensor:
+    """Score of every document of a shard, `[B, N]`, in the keys' number format."""
+    score_BC = chunk_scores(query_BTW, shard.reader.router_keys(layer), tile)
+    return document_scores(score_BC, shard.document_C, len(shard.ids_N))

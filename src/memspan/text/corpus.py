@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import TextIO
@@ -26,7 +25,7 @@ from memspan.text.readers import (
     read_json_lines,
     read_records,
 )
-from memspan.types import JSON, Document
+from memspan.types import JSON, Document, normal_date
 
 _ID_KEYS = ("external_id", "id")
 
@@ -126,29 +125,32 @@ def _read_file(path: Path, name: str) -> Iterator[Document | Skipped]:
     if not is_text([str(path), name]):
         yield Skipped(os.fsencode(path).decode(errors="backslashreplace"), "the file's name is not UTF-8")
         return
-    metadata = {"path": str(path.resolve()), **_valid_date(_DATE_NAME.match(path.name))}
+    metadata: dict[str, JSON] = {"path": str(path.resolve())}
+    date = _valid_date(_DATE_NAME.match(path.name))
     try:
         if holds_records(path):
             for record in read_records(path):
-                yield _document_of_record(record, name, str(path), metadata)
+                yield _document_of_record(record, name, str(path), metadata, date)
         else:
             content = read_content(path)
             title = content.title or _title_line(content.text) or path.stem
-            metadata |= {**_date_in(content.text), **content.metadata}
-            yield _document(name, content.text, " ".join(title.split()), metadata, str(path))
+            date = _date_in(content.text) or date
+            metadata |= content.metadata
+            yield _document(name, content.text, " ".join(title.split()), metadata, date, str(path))
     except Unreadable as error:
         yield Skipped(str(path), str(error))
 
 
 def _document_of_record(
-    record: Record | BadRecord, name: str, source: str, metadata: Mapping[str, JSON]
+    record: Record | BadRecord, name: str, source: str, metadata: Mapping[str, JSON], date: str | None = None
 ) -> Document | Skipped:
-    """Turn a record into a document: text, title and external id by their keys, all other keys are metadata.
+    """Turn a record into a document: text, title, date and external id by their keys, all other keys are metadata.
 
     Args:
         name: prefix of the external id of a record that has none, `name#line`.
         source: what a `Skipped` names.
         metadata: of every document; a record's own keys win.
+        date: of a document whose record has none.
     """
     where = f"{source}#{record.line}"
     if isinstance(record, BadRecord):
@@ -160,15 +162,19 @@ def _document_of_record(
     id_key = next((key for key in _ID_KEYS if _is_filled(values.get(key)) or type(values.get(key)) is int), None)
     title_key = "title" if isinstance(values.get("title"), str) else None
     external_id = f"{name}#{record.line}" if id_key is None else str(values[id_key])
-    others = {key: value for key, value in values.items() if key not in (text_key, id_key, title_key)}
+    own_date = _normal_date(values.get("date"))
+    date_key = "date" if own_date else None
+    others = {key: value for key, value in values.items() if key not in (text_key, id_key, title_key, date_key)}
     title = "" if title_key is None else str(values[title_key]).strip()
-    return _document(external_id, str(values[text_key]), title, {**metadata, **others}, where)
+    return _document(external_id, str(values[text_key]), title, {**metadata, **others}, own_date or date, where)
 
 
-def _document(external_id: str, text: str, title: str, metadata: Mapping[str, JSON], source: str) -> Document | Skipped:
+def _document(
+    external_id: str, text: str, title: str, metadata: Mapping[str, JSON], date: str | None, source: str
+) -> Document | Skipped:
     """A document, or why it cannot be one."""
     try:
-        return Document(external_id, text, title, metadata)
+        return Document(external_id, text, title, metadata, date)
     except ValueError as error:
         return Skipped(source, str(error))
 
@@ -184,17 +190,21 @@ def _title_line(text: str) -> str:
     return first.strip() if stands_alone and len(first) <= _LONGEST_TITLE else ""
 
 
-def _date_in(text: str) -> dict[str, JSON]:
-    """Return `{"date": ...}` where one of the first lines is `Date: YYYY-MM-DD`, otherwise nothing."""
+def _date_in(text: str) -> str | None:
+    """The date where one of the first lines is `Date: YYYY-MM-DD`."""
     first_lines = text.lstrip().split("\n", _NUM_LINES_WITH_DATE)[:_NUM_LINES_WITH_DATE]
-    return next(filter(None, (_valid_date(_DATE_LINE.match(line)) for line in first_lines)), {})
+    return next(filter(None, (_valid_date(_DATE_LINE.match(line)) for line in first_lines)), None)
 
 
-def _valid_date(match: re.Match[str] | None) -> dict[str, JSON]:
+def _valid_date(match: re.Match[str] | None) -> str | None:
+    return _normal_date(match[1]) if match else None
+
+
+def _normal_date(value: JSON) -> str | None:
     try:
-        return {"date": date.fromisoformat(match[1]).isoformat()} if match else {}
+        return normal_date(value) if isinstance(value, str) else None
     except ValueError:
-        return {}
+        return None
 
 
 def read_stream(stream: TextIO, external_id: str | None = None) -> Iterator[Document | Skipped]:
@@ -221,7 +231,7 @@ def read_stream(stream: TextIO, external_id: str | None = None) -> Iterator[Docu
         for record in read_json_lines(lines):
             yield _document_of_record(record, external_id, "stdin", {})
     else:
-        yield _document(external_id, text, _title_line(text), _date_in(text), "stdin")
+        yield _document(external_id, text, _title_line(text), {}, _date_in(text), "stdin")
 
 
 def installed_packages() -> Iterator[Document]:

@@ -37,10 +37,11 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A document's original text, put before the model."""
+    """A document's original text, put before the model, with its date where it has one."""
 
     document_id: int
     text: str
+    date: str = ""
 
 
 class PromptTemplate:
@@ -71,7 +72,7 @@ class PromptTemplate:
     def context(self, question: str, passages: Sequence[Passage] = ()) -> Context:
         """The active context of a question, with the original text of documents before it where there is any."""
         if passages:
-            written = "".join(self.spec.passage.format(id=p.document_id, text=p.text) for p in passages)
+            written = "".join(self.spec.passage.format(id=p.document_id, text=p.text, date=p.date) for p in passages)
             body = self.spec.grounded_question.format(passages=written, question=question)
         else:
             body = self.spec.plain_question.format(question=question)

@@ -1,0 +1,204 @@
+"""Taking a bank elsewhere: its documents as JSON lines, or all of it as one file.
+
+The one file is a zip archive, not compressed: `catalog.sqlite`, `segments/*.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import groupby
+from pathlib import Path
+from typing import IO
+
+from memspan.bank import edits
+from memspan.bank.add import AddReport, add_documents
+from memspan.bank.bank import CATALOG, PARTIAL_CATALOG, MemoryBank, check_empty
+from memspan.bank.catalog import Catalog
+from memspan.bank.compaction import segments_folder
+from memspan.bank.locks import writer_lock
+from memspan.bank.manifest import Manifest
+from memspan.bank.segment import SegmentFiles, fsync_folder, segment_of, segment_paths
+from memspan.errors import BankError, CorpusError
+from memspan.model.convert import LoadedModel
+from memspan.model.fingerprint import file_sha256
+from memspan.types import Document
+
+_COPY_BYTES = 2**20
+
+
+def export_documents(bank: MemoryBank, stream: IO[str]) -> int:
+    """Write every live document as a line of JSON, as of now; returns how many.
+
+    Keys: namespace, external_id, title, text, date (its own, or the time it was added), metadata.
+    """
+    count = 0
+    with bank.pinned_catalog() as catalog:
+        for namespace in catalog.namespaces():
+            for stored in catalog.sources(namespace):
+                document = stored.document
+                values = {
+                    "namespace": namespace,
+                    "external_id": document.external_id,
+                    "title": document.title,
+                    "text": document.text,
+                    "date": document.date or stored.added_at,
+                    "metadata": dict(document.metadata),
+                }
+                stream.write(json.dumps(values, ensure_ascii=False) + "\n")
+                count += 1
+    return count
+
+
+def import_documents(
+    bank: MemoryBank,
+    loaded: LoadedModel,
+    stream: IO[str],
+    *,
+    progress: Callable[[AddReport], None] = lambda report: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[AddReport]:
+    """Add what `export_documents` wrote, each document to its namespace; returns a report per run of one namespace.
+
+    Raises:
+        CorpusError: a line is not of that form (named); what came before it is in the bank.
+    """
+    reports: list[AddReport] = []
+    for namespace, group in groupby(_read_lines(stream), key=lambda item: item[0]):
+        documents = (document for _, document in group)
+        report = add_documents(bank, loaded, documents, namespace=namespace, progress=progress, should_stop=should_stop)
+        reports.append(report)
+        if report.interrupted:
+            break
+    return reports
+
+
+def export_bank(bank: MemoryBank, path: str | Path) -> None:
+    """Write the whole bank, as of now, into one file. Writers may go on meanwhile.
+
+    Raises:
+        BankError: the file exists, or cannot be written; nothing is left of it then.
+    """
+    target = Path(path).expanduser()
+    partial = target.with_name(target.name + ".partial")
+    if target.exists():
+        raise BankError(f"{target} exists; name another file")
+    try:
+        with bank.pinned_catalog() as catalog, tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            copy = Path(scratch) / CATALOG
+            _copy_catalog(catalog, copy)
+            with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                archive.write(copy, CATALOG)
+                for _, files in catalog.segments():
+                    for file in segment_paths(segments_folder(bank.folder), files.name):
+                        archive.write(file, f"segments/{file.name}")
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.replace(target)
+            fsync_folder(target.parent)
+    except (OSError, sqlite3.Error, ValueError) as error:
+        raise BankError(f"cannot write {target}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def import_bank(path: str | Path, folder: str | Path, model: Manifest | None = None) -> MemoryBank:
+    """Make a bank of what `export_bank` wrote. Every file is compared with its checksum.
+
+    Args:
+        folder: of the new bank.
+        model: the manifest of banks that your model makes (`manifest_of`), to be compared. Default: not compared now;
+            the bank is when a model opens it.
+
+    Raises:
+        BankMismatch: another model encoded the bank.
+        BankError: not such a file, damaged, or the folder holds something; no bank is left then.
+    """
+    source, target = Path(path).expanduser(), Path(folder).expanduser()
+    try:
+        if target.exists():
+            check_empty(target)
+        target.mkdir(parents=True, exist_ok=True)
+        with writer_lock(target):
+            check_empty(target)
+            segments_folder(target).mkdir(exist_ok=True)
+            try:
+                _extract(source, target)
+                _check_import(target, model)
+            except BaseException:
+                shutil.rmtree(segments_folder(target), ignore_errors=True)
+                (target / PARTIAL_CATALOG).unlink(missing_ok=True)
+                raise
+            (target / PARTIAL_CATALOG).rename(target / CATALOG)
+            fsync_folder(target)
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise BankError(f"cannot import {source} into {target}: {error}") from error
+    return MemoryBank.open(target)
+
+
+def _copy_catalog(catalog: Catalog, path: Path) -> None:
+    """A copy of what the catalog's snapshot sees, without what is on its way or retired."""
+    with closing(sqlite3.connect(path)) as copy:
+        catalog.connection.backup(copy)
+    with closing(Catalog(path)) as copied:
+        edits.forget_unfinished(copied)
+        copied.vacuum()
+
+
+def _extract(source: Path, target: Path) -> None:
+    with zipfile.ZipFile(source) as archive:
+        for entry in archive.infolist():
+            folder, _, name = entry.filename.rpartition("/")
+            if entry.filename == CATALOG:
+                path = target / PARTIAL_CATALOG
+            elif folder == "segments" and Path(name).name == name and segment_of(Path(name)):
+                path = segments_folder(target) / name
+            else:
+                raise BankError(f"{source} is not an exported bank: it holds {entry.filename!r}")
+            with archive.open(entry) as packed, path.open("wb") as file:
+                shutil.copyfileobj(packed, file, _COPY_BYTES)
+                file.flush()
+                os.fsync(file.fileno())
+    fsync_folder(segments_folder(target))
+
+
+def _check_import(target: Path, model: Manifest | None) -> None:
+    if not (target / PARTIAL_CATALOG).is_file():
+        raise BankError("it is not an exported bank: it holds no catalog")
+    with closing(Catalog(target / PARTIAL_CATALOG)) as catalog:
+        manifest = Manifest.from_json(catalog.read_manifest())
+        if model is not None:
+            manifest.check_same(model)
+        for _, files in catalog.segments():
+            _check_segment(segments_folder(target), files)
+
+
+def _check_segment(folder: Path, files: SegmentFiles) -> None:
+    for path, sha256 in zip(segment_paths(folder, files.name), (files.keys_sha256, files.content_sha256), strict=True):
+        if not path.is_file() or file_sha256(path) != sha256:
+            raise BankError(f"the exported bank is damaged: {path.name} is missing or has another sha256")
+
+
+def _read_lines(stream: IO[str]) -> Iterator[tuple[str, Document]]:
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            if not isinstance(values["metadata"], dict):
+                raise TypeError("metadata is no object")
+            document = Document(
+                values["external_id"], values["text"], values["title"], values["metadata"], values["date"]
+            )
+            yield values["namespace"], document
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorpusError(
+                f"line {number} is not of an exported bank ({type(error).__name__}: {error}); "
+                "files of your own are added with: memspan add BANK FILE"
+            ) from error

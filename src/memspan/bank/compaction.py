@@ -1,0 +1,149 @@
+"""Rewriting segments: small ones are merged as they pile up, deleted documents dropped, and, when asked, erased.
+
+Readers go on meanwhile: old files are unlinked when no snapshot can see them any more. The caller holds the writer's
+lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from memspan.bank import edits
+from memspan.bank.catalog import Catalog
+from memspan.bank.edits import Written
+from memspan.bank.locks import holders, pids
+from memspan.bank.manifest import Manifest
+from memspan.bank.segment import SegmentFiles, SegmentReader, SegmentWriter, is_partial, segment_of, segment_paths
+from memspan.errors import BankBusy
+
+# Segments are merged when so many of a like size have come together: a document is rewritten once per power of 8.
+FAN_OUT = 8
+_SMALLEST_TIER_BYTES = 2**16
+_POLL_SECONDS = 0.05
+
+Numbered = tuple[int, SegmentFiles]
+
+
+def merge_small(catalog: Catalog, folder: Path, manifest: Manifest, namespace: str, max_bytes: int) -> None:
+    """Merge segments of like size until there are fewer than FAN_OUT of each size (but for those near `max_bytes`).
+
+    Writes segments and the catalog; each merge is a transaction of its own.
+    """
+    merged = False
+    while group := _full_tier(catalog.segments(namespace), max_bytes):
+        rewrite(catalog, folder, manifest, namespace, group, max_bytes)
+        merged = True
+    if merged:
+        sweep(catalog, folder)
+
+
+def compact(catalog: Catalog, folder: Path, manifest: Manifest, max_bytes: int) -> None:
+    """Rewrite every segment that holds deleted documents, and join small neighbours, in every namespace."""
+    for namespace in catalog.namespaces():
+        group: list[Numbered] = []
+        for numbered in [*catalog.segments(namespace), None]:
+            if group and (numbered is None or sum(files.bytes for _, files in [*group, numbered]) > max_bytes):
+                if len(group) > 1 or catalog.deleted_in_segment(group[0][0]):
+                    rewrite(catalog, folder, manifest, namespace, group, max_bytes)
+                group = []
+            if numbered is not None:
+                group.append(numbered)
+    sweep(catalog, folder)
+    edits.drop_empty_namespaces(catalog)
+
+
+def erase(catalog: Catalog, folder: Path, timeout: float) -> None:
+    """After `compact`: see to it that no file of the bank holds deleted text or latents any more.
+
+    Full-text indexes are made anew, the catalog is rewritten (it needs free space of its own size) and its log emptied,
+    retired segments are gone. What a file system or a disk keeps of unlinked files is not covered.
+
+    Raises:
+        BankBusy: a reader still held a snapshot after `timeout` seconds; its pid is named. Nothing is lost; the rest of
+            the work is done by the next call.
+    """
+    deadline = time.monotonic() + timeout
+    for namespace in catalog.namespaces():
+        edits.rebuild_words(catalog, namespace)
+    while True:
+        sweep(catalog, folder)
+        readers = holders(folder)
+        if not readers:
+            try:
+                catalog.vacuum()
+                return
+            except BankBusy:
+                if time.monotonic() >= deadline:
+                    raise
+        elif time.monotonic() >= deadline:
+            raise BankBusy(
+                f"a process reads {folder} (pid {pids(readers)}) and may see what is to be erased; "
+                "end it, or try again when it is done"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def rewrite(
+    catalog: Catalog, folder: Path, manifest: Manifest, namespace: str, group: Sequence[Numbered], max_bytes: int
+) -> None:
+    """Copy the live documents of some segments into new ones, which take their place in one transaction.
+
+    Raises:
+        BankError: an old segment is damaged, or the new ones cannot be written; nothing changed then.
+    """
+    writer = SegmentWriter(segments_folder(folder), manifest.msa_layers, max_bytes)
+    for segment_id, files in group:
+        reader = SegmentReader(segments_folder(folder), files, manifest)
+        deleted = set(catalog.deleted_in_segment(segment_id))
+        for index, document_id in enumerate(reader.documents_N3[:, 0].tolist()):
+            if document_id not in deleted:
+                writer.append(document_id, reader.latents(index))
+    edits.replace_segments(catalog, namespace, [number for number, _ in group], Written(*writer.finish()))
+
+
+def sweep(catalog: Catalog, folder: Path) -> None:
+    """Remove the files of segments that were never committed, and of retired ones that no snapshot sees."""
+    states = catalog.segment_states()
+    oldest = min(holders(folder).values(), default=None)
+    gone = {
+        name
+        for name, (_, retired_in) in states.items()
+        if retired_in is not None and (oldest is None or oldest >= retired_in)
+    }
+    for path in segments_folder(folder).iterdir():
+        name = segment_of(path)
+        if name is not None and (is_partial(path) or name not in states or name in gone):
+            path.unlink(missing_ok=True)
+    unlinked = [
+        name for name in gone if not any(path.exists() for path in segment_paths(segments_folder(folder), name))
+    ]
+    edits.forget_segments(catalog, unlinked)
+
+
+def segments_folder(folder: Path) -> Path:
+    return folder / "segments"
+
+
+def _full_tier(segments: Sequence[Numbered], max_bytes: int) -> list[Numbered]:
+    """The oldest segments of the smallest size of which there are too many, as many as fit into one; or none."""
+    tiers: dict[int, list[Numbered]] = {}
+    for numbered in segments:
+        tiers.setdefault(_tier(numbered[1].bytes), []).append(numbered)
+    for _, group in sorted(tiers.items()):
+        while len(group) >= FAN_OUT:
+            chosen = group[:FAN_OUT]
+            while sum(files.bytes for _, files in chosen) > max_bytes:
+                chosen.pop()
+            if len(chosen) > 1:
+                return chosen
+            group = group[1:]
+    return []
+
+
+def _tier(size: int) -> int:
+    tier, bound = 0, _SMALLEST_TIER_BYTES
+    while size >= bound:
+        tier, bound = tier + 1, bound * FAN_OUT
+    return tier

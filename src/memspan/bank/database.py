@@ -1,0 +1,143 @@
+"""One SQLite connection: how it is opened, read, changed in transactions, and held at a snapshot. Named errors."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from memspan.errors import BankBusy, BankError
+
+_BUSY_SECONDS = 30
+_REMEDY = "run: memspan verify BANK, or restore it from a backup"
+
+
+class Database:
+    """A connection to a bank's catalog, for one thread at a time.
+
+    Attributes:
+        read_only: the file may only be read, and is taken to be unchanging: nothing is locked.
+
+    Raises:
+        BankError: the file is not a readable SQLite database.
+    """
+
+    def __init__(self, path: Path, *, schema: str | None = None) -> None:
+        """Open the file, or make it where a `schema` is given."""
+        self.path = path
+        self.read_only = False
+        self._db: sqlite3.Connection | None = None
+        try:
+            self._db = _connect(path.absolute().as_uri())
+            if schema is not None:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.executescript(f"BEGIN; {schema} COMMIT;")
+            try:
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
+            except sqlite3.OperationalError:
+                # A read-only folder, or a full disk: SQLite cannot make the file that readers of a WAL share. With
+                # an empty WAL nothing is in it that the catalog itself does not hold.
+                wal = path.with_name(f"{path.name}-wal")
+                if schema is not None or (wal.exists() and wal.stat().st_size):
+                    raise
+                self._db.close()
+                self._db = _connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
+                self._db.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
+                self.read_only = True
+        except sqlite3.Error as error:
+            self.close()
+            raise BankError(f"{path} is not a readable bank catalog ({error}); {_REMEDY}") from error
+
+    def close(self) -> None:
+        """Let go of the file. A closed connection is of no use."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        assert self._db is not None, "the bank is open while it is used"
+        return self._db
+
+    def read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        """All rows of a query.
+
+        Raises:
+            BankError: the file is damaged, or cannot be read.
+        """
+        return list(self.rows(query, values))
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+        """The rows of a query as they come; errors as in `read`."""
+        try:
+            yield from self.connection.execute(query, values)
+        except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
+            raise BankError(f"cannot read {self.path} ({error}); {_REMEDY}") from error
+
+    def value(self, query: str, values: Sequence[Any] = ()) -> Any:
+        """The first column of the first row, or None."""
+        rows = self.read(query, values)
+        return rows[0][0] if rows else None
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
+        """Change something inside a transaction; returns the id of the last row inserted."""
+        return self.connection.execute(statement, values).lastrowid or 0
+
+    def execute_many(self, statement: str, values: Iterable[Sequence[Any]]) -> None:
+        self.connection.executemany(statement, values)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is changed inside becomes visible and durable at its end, or nothing of it.
+
+        Raises:
+            BankError: the file cannot be written.
+        """
+        try:
+            self.connection.execute("BEGIN IMMEDIATE")
+            yield
+            self.connection.execute("COMMIT")
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):
+                self.connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise BankError(
+                    f"cannot write {self.path}: {error}. What was committed before is safe; free some space if the "
+                    "disk is full, and do it again"
+                ) from error
+            raise
+
+    def begin_snapshot(self) -> None:
+        """See the file as it is now until `end_snapshot`, whatever is committed meanwhile."""
+        self.read("BEGIN")
+        self.read("SELECT 1 FROM sqlite_schema LIMIT 1")  # a deferred transaction begins with its first read
+
+    def end_snapshot(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self.connection.execute("ROLLBACK")
+
+    def vacuum(self) -> None:
+        """Rewrite the file without anything that was deleted, and empty its log.
+
+        Raises:
+            BankBusy: a reader's snapshot holds the log.
+            BankError: the file cannot be written (it needs free space of its own size).
+        """
+        try:
+            self.connection.execute("VACUUM")
+            ((busy, *_),) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            raise BankError(
+                f"cannot rewrite {self.path}: {error}; it needs as much free space as it is large"
+            ) from error
+        if busy:
+            raise BankBusy(f"a reader holds {self.path}; try again when it is done")
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    db = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=_BUSY_SECONDS)
+    db.execute("PRAGMA foreign_keys = ON")
+    return db

@@ -1,0 +1,319 @@
+"""Changes of the catalog. Each function is one transaction: all of it is there afterwards, or nothing.
+
+The caller holds the writer's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from memspan.bank.catalog import STAGED_MANIFEST, Catalog
+from memspan.bank.segment import Placed, SegmentFiles
+from memspan.bank.words import WordIndex
+from memspan.text.template import encoded_text
+from memspan.types import Document, Span
+
+_SEGMENT_FIELDS = tuple(field.name for field in dataclasses.fields(SegmentFiles))
+
+
+@dataclass(frozen=True, slots=True)
+class NewDocument:
+    """A document ready to be committed: its reserved id, its part of the source, its size in tokens."""
+
+    document_id: int
+    span: Span
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewSource:
+    """A source whose documents are all encoded."""
+
+    document: Document
+    parts: tuple[NewDocument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Segment files on disk, and where each document's rows stand in them."""
+
+    segments: Sequence[SegmentFiles]
+    places: Sequence[Placed]
+
+
+@contextlib.contextmanager
+def _change(catalog: Catalog) -> Iterator[int]:
+    """A transaction; gives the number of the commit it will be."""
+    with catalog.transaction():
+        catalog.execute("UPDATE clock SET commits = commits + 1")
+        yield catalog.commits()
+
+
+def write_manifest(catalog: Catalog, values: dict[str, Any]) -> None:
+    """Store what the bank is encoded with."""
+    with _change(catalog):
+        _put_manifest(catalog, values)
+
+
+def _put_manifest(catalog: Catalog, values: dict[str, Any]) -> None:
+    rows = [(key, json.dumps(value)) for key, value in values.items()]
+    catalog.execute_many("INSERT OR REPLACE INTO manifest VALUES (?, ?)", rows)
+
+
+def add_sources(
+    catalog: Catalog,
+    namespace: str,
+    sources: Iterable[NewSource],
+    written: Written,
+    relabelled: Iterable[Document] = (),
+) -> None:
+    """Make encoded sources part of the bank. A live source of the same external id is replaced.
+
+    Args:
+        relabelled: documents whose text is there already: only their metadata and date are replaced.
+    """
+    placed = {place.document_id: place for place in written.places}
+    with _change(catalog) as commit:
+        namespace_id = _open_namespace(catalog, namespace)
+        words = WordIndex(catalog, namespace_id)
+        segment_ids = _insert_segments(catalog, namespace_id, written.segments, "live")
+        for source in sources:
+            _delete_source(catalog, namespace_id, source.document.external_id, words, commit)
+            source_id = _insert_source(catalog, namespace_id, source.document)
+            for part in source.parts:
+                place = placed[part.document_id]
+                values = (part.document_id, source_id, part.span.start, part.span.end, part.tokens)
+                place_values = (segment_ids[place.segment], place.first_row, place.rows)
+                catalog.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", (*values, *place_values))
+                words.insert(part.document_id, _searched(source.document, part.span))
+        for document in relabelled:
+            values = (json.dumps(dict(document.metadata)), document.date, document.content_hash)
+            catalog.execute(
+                "UPDATE sources SET metadata = ?, date = ?, content_hash = ? "
+                "WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?",
+                (*values, namespace_id, document.external_id),
+            )
+
+
+def delete_sources(catalog: Catalog, namespace: str, external_ids: Iterable[str]) -> None:
+    """Delete sources with all their parts. The work is that of their texts, whatever the bank's size."""
+    number = catalog.namespace_id(namespace)
+    if number is None:
+        return
+    with _change(catalog) as commit:
+        words = WordIndex(catalog, number)
+        for external_id in external_ids:
+            _delete_source(catalog, number, external_id, words, commit)
+
+
+def replace_segments(catalog: Catalog, namespace: str, old: Sequence[int], written: Written) -> None:
+    """Put rewritten segments in the place of old ones. What was deleted in those is gone from the catalog, too."""
+    with _change(catalog) as commit:
+        number = catalog.namespace_id(namespace)
+        assert number is not None, "segments belong to a namespace"
+        _move(catalog, _insert_segments(catalog, number, written.segments, "live"), written.places)
+        _retire(catalog, old, commit)
+
+
+def stage_manifest(catalog: Catalog, values: dict[str, Any] | None) -> None:
+    """Begin to collect latents of another model (or, with None, give up): what was staged before is dropped."""
+    with _change(catalog) as commit:
+        catalog.execute("DELETE FROM staged")
+        catalog.execute("UPDATE segments SET state = 'retired', retired_in = ? WHERE state = 'staged'", (commit,))
+        catalog.execute("DELETE FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
+        if values is not None:
+            _put_manifest(catalog, {STAGED_MANIFEST: values})
+
+
+def forget_unfinished(catalog: Catalog) -> None:
+    """Of a copy of a catalog: forget staged latents and retired segments, whose files were not copied."""
+    with _change(catalog):
+        catalog.execute("DELETE FROM staged")
+        catalog.execute("DELETE FROM segments WHERE state <> 'live'")
+        catalog.execute("DELETE FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
+
+
+def stage(catalog: Catalog, namespace: str, sources: Iterable[tuple[int, NewSource]], written: Written) -> None:
+    """Keep the new latents of some sources (by their numbers) until `swap`. Readers do not see them."""
+    placed = {place.document_id: place for place in written.places}
+    with _change(catalog):
+        number = catalog.namespace_id(namespace)
+        assert number is not None, "its sources are being encoded"
+        segment_ids = _insert_segments(catalog, number, written.segments, "staged")
+        for source_id, source in sources:
+            for part in source.parts:
+                place = placed[part.document_id]
+                catalog.execute(
+                    "INSERT INTO staged VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        *(part.document_id, source_id, part.span.start, part.span.end, part.tokens),
+                        *(segment_ids[place.segment], place.first_row, place.rows),
+                    ),
+                )
+
+
+def swap(catalog: Catalog, manifest: dict[str, Any]) -> None:
+    """Put everything staged in the place of what there is, and a new manifest in the place of the old."""
+    columns = "document_id, source_id, span_start, span_end, tokens, segment_id, first_row, rows"
+    with _change(catalog) as commit:
+        _put_manifest(catalog, manifest)
+        catalog.execute("DELETE FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
+        old = [number for number, _ in catalog.segments()]
+        for namespace in catalog.namespaces():
+            words = catalog.word_index(namespace)
+            assert words is not None
+            # Documents whose parts are cut differently now have new ids.
+            for stored in catalog.unstaged_documents(namespace):
+                words.remove(stored.id, stored.encoded_text)
+            added = catalog.new_staged_texts(namespace)
+            for document_id, text in added:
+                words.insert(document_id, text)
+        catalog.execute("DELETE FROM documents WHERE deleted_in IS NULL AND id NOT IN (SELECT document_id FROM staged)")
+        catalog.execute(
+            f"INSERT INTO documents SELECT {columns}, NULL FROM staged WHERE TRUE ON CONFLICT (id) DO UPDATE SET "
+            "span_start = excluded.span_start, span_end = excluded.span_end, tokens = excluded.tokens, "
+            "segment_id = excluded.segment_id, first_row = excluded.first_row, rows = excluded.rows"
+        )
+        catalog.execute("DELETE FROM staged")
+        _retire(catalog, old, commit)
+        catalog.execute("UPDATE segments SET state = 'live' WHERE state = 'staged'")
+
+
+def replace_staged(catalog: Catalog, namespace: str, old: int, written: Written) -> None:
+    """Put a rewritten staged segment in the place of one."""
+    with _change(catalog) as commit:
+        number = catalog.namespace_id(namespace)
+        assert number is not None, "segments belong to a namespace"
+        segment_ids = _insert_segments(catalog, number, written.segments, "staged")
+        catalog.execute_many(
+            "UPDATE staged SET segment_id = ?, first_row = ? WHERE document_id = ?",
+            ((segment_ids[place.segment], place.first_row, place.document_id) for place in written.places),
+        )
+        catalog.execute("UPDATE segments SET state = 'retired', retired_in = ? WHERE id = ?", (commit, old))
+
+
+def rebuild_words(catalog: Catalog, namespace: str) -> None:
+    """Make the full-text index of a namespace anew from the texts."""
+    with _change(catalog):
+        index = catalog.word_index(namespace)
+        if index is not None:
+            index.rebuild(catalog.texts(namespace))
+
+
+def drop_orphans(catalog: Catalog) -> None:
+    """Forget deleted documents whose segment the catalog no longer knows."""
+    with _change(catalog):
+        catalog.execute(
+            "DELETE FROM documents WHERE deleted_in IS NOT NULL AND segment_id NOT IN (SELECT id FROM segments)"
+        )
+
+
+def drop_empty_namespaces(catalog: Catalog) -> None:
+    """Forget the names of namespaces that hold nothing, not even deleted documents or files."""
+    unused = (
+        "SELECT id FROM namespaces n WHERE NOT EXISTS (SELECT 1 FROM sources WHERE namespace_id = n.id) "
+        "AND NOT EXISTS (SELECT 1 FROM segments WHERE namespace_id = n.id)"
+    )
+    if catalog.value(unused) is None:
+        return
+    with _change(catalog):
+        for (number,) in catalog.read(unused):
+            WordIndex(catalog, number).drop()
+            catalog.execute("DELETE FROM namespaces WHERE id = ?", (number,))
+
+
+def forget_segments(catalog: Catalog, names: Sequence[str]) -> None:
+    """Take segments whose files are gone, and that no document refers to, out of the catalog."""
+    if names:
+        with _change(catalog):
+            catalog.execute_many(
+                "DELETE FROM segments WHERE name = ? AND state = 'retired'", [(name,) for name in names]
+            )
+
+
+def _open_namespace(catalog: Catalog, namespace: str) -> int:
+    number = catalog.namespace_id(namespace)
+    if number is None:
+        number = catalog.execute("INSERT INTO namespaces (name) VALUES (?)", (namespace,))
+        WordIndex(catalog, number).create()
+    return number
+
+
+def _insert_segments(
+    catalog: Catalog, namespace_id: int, segments: Iterable[SegmentFiles], state: str
+) -> dict[str, int]:
+    columns, places = ", ".join(_SEGMENT_FIELDS), ", ".join("?" * len(_SEGMENT_FIELDS))
+    statement = f"INSERT INTO segments (namespace_id, state, {columns}) VALUES (?, ?, {places})"
+    return {
+        files.name: catalog.execute(statement, (namespace_id, state, *dataclasses.astuple(files))) for files in segments
+    }
+
+
+def _insert_source(catalog: Catalog, namespace_id: int, document: Document) -> int:
+    added_at = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="seconds")
+    values = (
+        namespace_id,
+        document.external_id,
+        document.title,
+        json.dumps(dict(document.metadata)),
+        document.date,
+        added_at,
+        document.content_hash,
+        document.text_hash,
+    )
+    source_id = catalog.execute(
+        "INSERT INTO sources (namespace_id, external_id, title, metadata, date, added_at, content_hash, text_hash) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        values,
+    )
+    catalog.execute("INSERT INTO texts VALUES (?, ?)", (source_id, document.text))
+    return source_id
+
+
+def _delete_source(catalog: Catalog, namespace_id: int, external_id: str, words: WordIndex, commit: int) -> None:
+    """Tombstone a live source and its documents, if there is one."""
+    number = catalog.value(
+        "SELECT id FROM sources WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?",
+        (namespace_id, external_id),
+    )
+    if number is None:
+        return
+    for document_id, text in catalog.texts_of(number):
+        words.remove(document_id, text)
+    catalog.execute("UPDATE documents SET deleted_in = ? WHERE source_id = ? AND deleted_in IS NULL", (commit, number))
+    catalog.execute("UPDATE sources SET deleted_in = ? WHERE id = ?", (commit, number))
+    catalog.execute("DELETE FROM staged WHERE source_id = ?", (number,))
+
+
+def _move(catalog: Catalog, segment_ids: dict[str, int], places: Iterable[Placed]) -> None:
+    catalog.execute_many(
+        "UPDATE documents SET segment_id = ?, first_row = ?, rows = ? WHERE id = ?",
+        ((segment_ids[place.segment], place.first_row, place.rows, place.document_id) for place in places),
+    )
+
+
+def _retire(catalog: Catalog, segment_ids: Sequence[int], commit: int) -> None:
+    """Take segments out of use, with the documents that were deleted in them."""
+    for segment_id in segment_ids:
+        left = catalog.value(
+            "SELECT 1 FROM documents WHERE segment_id = ? AND deleted_in IS NULL LIMIT 1", (segment_id,)
+        )
+        assert left is None, "live documents were moved before their segment goes"
+        sources = catalog.read("SELECT DISTINCT source_id FROM documents WHERE segment_id = ?", (segment_id,))
+        catalog.execute("DELETE FROM documents WHERE segment_id = ? AND deleted_in IS NOT NULL", (segment_id,))
+        for (source_id,) in sources:
+            if catalog.value("SELECT 1 FROM documents WHERE source_id = ? LIMIT 1", (source_id,)) is None:
+                catalog.execute("DELETE FROM texts WHERE source_id = ?", (source_id,))
+                catalog.execute("DELETE FROM sources WHERE id = ?", (source_id,))
+        catalog.execute("UPDATE segments SET state = 'retired', retired_in = ? WHERE id = ?", (commit, segment_id))
+
+
+def _searched(document: Document, span: Span) -> str:
+    """The text of a part as it is searched; `StoredDocument.encoded_text` once it is stored."""
+    return encoded_text(document.title, document.text[span.start : span.end])

@@ -1,0 +1,154 @@
+"""New latents from the stored text: for another model, chunk size or template, or where some were damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+from memspan.bank import edits
+from memspan.bank.add import COMMIT_SECONDS, WINDOW_BATCHES, AddReport, Progress, Run
+from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
+from memspan.bank.compaction import segments_folder, sweep
+from memspan.bank.edits import NewDocument, NewSource, Written
+from memspan.bank.encode import BATCH_TOKENS, Part, SourceParts, manifest_of, split_document, tokenise
+from memspan.bank.manifest import Manifest
+from memspan.bank.segment import SegmentReader, SegmentWriter
+from memspan.model.convert import LoadedModel
+from memspan.types import Document
+
+_PAGE = 256
+
+_Numbered = tuple[int, SourceParts]
+"""A source by its number in the catalog, in its new parts."""
+
+
+def reencode(
+    bank: MemoryBank,
+    loaded: LoadedModel,
+    *,
+    progress: Progress = lambda report: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    batch_tokens: int = BATCH_TOKENS,
+    commit_seconds: float = COMMIT_SECONDS,
+) -> AddReport:
+    """Rebuild all latents with a model that the bank does not fit, from the stored text.
+
+    The old latents serve questions (of the old model) until everything is done; then one transaction swaps them, and
+    banks that are open with the old model say so at their next question. A run that was stopped or killed continues
+    with what it has, also when documents were added or deleted in between. Documents keep their ids where the new
+    model cuts their text at the same places; the parts of other texts get new ones.
+
+    Needs the space of both sets of latents. Arguments and errors are those of `add_documents`.
+    """
+    manifest = manifest_of(loaded)
+    run = Run(loaded, progress, should_stop, batch_tokens)
+    with bank.locked():
+        if bank.manifest == manifest:
+            return run.report
+        values = dataclasses.asdict(manifest)
+        if bank.catalog.staged_manifest() != json.loads(json.dumps(values)):
+            edits.stage_manifest(bank.catalog, values)
+        staging = _Staging(bank, loaded, run, commit_seconds)
+        for namespace in bank.catalog.namespaces():
+            staging.encode(namespace, WINDOW_BATCHES * batch_tokens)
+            if run.report.interrupted:
+                return run.report
+        for namespace in bank.catalog.namespaces():
+            _drop_unwanted(bank, namespace, manifest)
+        edits.swap(bank.catalog, values)
+        sweep(bank.catalog, bank.folder)
+    bank.manifest = manifest
+    return run.report
+
+
+def restore_segments(bank: MemoryBank, loaded: LoadedModel, namespace: str, segment_ids: Sequence[int]) -> None:
+    """Encode the documents of damaged segments again, under the same ids. The caller holds the writer's lock."""
+    bank.manifest.check_same(manifest_of(loaded))
+    run = Run(loaded, lambda report: None, lambda: False, BATCH_TOKENS)
+    writer = SegmentWriter(segments_folder(bank.folder), bank.manifest.msa_layers, MAX_SEGMENT_BYTES)
+    for segment_id in segment_ids:
+        documents = bank.catalog.documents_in_segment(namespace, segment_id)
+        for start in range(0, len(documents), _PAGE):
+            window: list[Part] = []
+            for stored in documents[start : start + _PAGE]:
+                ids = loaded.template.document(stored.id, stored.encoded_text)
+                window.append(Part(NewDocument(stored.id, stored.span, len(ids)), ids))
+            run.encode(window)
+            for part in window:
+                assert part.latents is not None, "this run is not stopped"
+                writer.append(part.document.document_id, part.latents)
+    edits.replace_segments(bank.catalog, namespace, segment_ids, Written(*writer.finish()))
+
+
+class _Staging:
+    """Encodes sources and keeps their latents in the catalog's staging tables."""
+
+    def __init__(self, bank: MemoryBank, loaded: LoadedModel, run: Run, commit_seconds: float) -> None:
+        self._bank, self._loaded, self._run, self._commit_seconds = bank, loaded, run, commit_seconds
+        self._next_id = bank.catalog.next_document_id()
+        self._layers = loaded.model.config.layers
+
+    def encode(self, namespace: str, window_tokens: int) -> None:
+        """Encode what of a namespace is not staged yet, committing on the way."""
+        writer = SegmentWriter(segments_folder(self._bank.folder), self._layers, MAX_SEGMENT_BYTES)
+        done: list[tuple[int, NewSource]] = []
+        for window in self._windows(namespace, window_tokens):
+            self._run.encode([part for _, source in window for part in source.parts])
+            for number, source in window:
+                if source.is_encoded:
+                    for part, latents in zip(source.parts, source.latents, strict=True):
+                        writer.append(part.document.document_id, latents)
+                    done.append((number, source.as_new()))
+                    self._run.count(updated=1)
+            if self._run.report.interrupted:
+                break
+            if self._run.seconds_since_commit >= self._commit_seconds:
+                self._commit(namespace, done, writer)
+                done = []
+        self._commit(namespace, done, writer)
+
+    def _commit(self, namespace: str, done: list[tuple[int, NewSource]], writer: SegmentWriter) -> None:
+        if done:
+            edits.stage(self._bank.catalog, namespace, done, Written(*writer.finish()))
+        self._run.committed()
+
+    def _windows(self, namespace: str, max_tokens: int) -> Iterator[list[_Numbered]]:
+        catalog, window, tokens, after = self._bank.catalog, [], 0, 0
+        while page := catalog.source_page(namespace, after, _PAGE):
+            for stored in page:
+                after = stored.id
+                if catalog.is_staged(stored.id):
+                    continue
+                source = self._parts(namespace, stored.document)
+                window.append((stored.id, source))
+                tokens += source.tokens
+                if tokens >= max_tokens:
+                    yield window
+                    window, tokens = [], 0
+        if window:
+            yield window
+
+    def _parts(self, namespace: str, document: Document) -> SourceParts:
+        """A source cut for the new model; ids are kept where the cuts are."""
+        config, template = self._loaded.model.config, self._loaded.template
+        spans = split_document(document, template, config.max_document_tokens)
+        stored = self._bank.catalog.documents_of(namespace, document.external_id)
+        if [found.span for found in stored] == spans:
+            return tokenise(document, spans, [found.id for found in stored], template)
+        first = self._next_id
+        self._next_id += len(spans)
+        return tokenise(document, spans, range(first, self._next_id), template)
+
+
+def _drop_unwanted(bank: MemoryBank, namespace: str, manifest: Manifest) -> None:
+    """Rewrite staged segments that hold documents deleted since they were staged."""
+    for number, files, wanted in bank.catalog.staged_segments(namespace):
+        if len(wanted) == files.documents:
+            continue
+        reader = SegmentReader(segments_folder(bank.folder), files, manifest)
+        writer = SegmentWriter(segments_folder(bank.folder), manifest.msa_layers, MAX_SEGMENT_BYTES)
+        for index, document_id in enumerate(reader.documents_N3[:, 0].tolist()):
+            if document_id in wanted:
+                writer.append(document_id, reader.latents(index))
+        edits.replace_staged(bank.catalog, namespace, number, Written(*writer.finish()))

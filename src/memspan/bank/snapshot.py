@@ -1,0 +1,79 @@
+"""`Snapshot`: what one namespace of a bank held at one moment; text, full-text index and latents agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from memspan.bank.catalog import Catalog, StoredDocument
+from memspan.bank.manifest import Manifest
+from memspan.bank.scope import EVERYTHING, Scope
+from memspan.bank.shard import Shard
+
+
+class Snapshot:
+    """Made by `MemoryBank.snapshot`; a context manager. For one thread at a time.
+
+    What is committed while it is open is not seen. It keeps files that the bank no longer needs on disk, and the log
+    of the catalog from being emptied, so do not keep one for ever.
+
+    Attributes:
+        namespace: whose documents these are; no others can be reached from here.
+        commit: the number of changes the bank had seen.
+        shards: its segments, with the documents that live.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        commit: int,
+        manifest: Manifest,
+        shards: Sequence[Shard],
+        catalog: Catalog,
+        close: Callable[[], None],
+    ) -> None:
+        self.namespace, self.commit, self.manifest, self.shards = namespace, commit, manifest, tuple(shards)
+        self._catalog, self._close = catalog, close
+        self._masks: dict[Scope, torch.Tensor] = {}
+        self._open = True
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._close()
+
+    @property
+    def num_documents(self) -> int:
+        """Live documents."""
+        return sum(int(shard.live_N.sum()) for shard in self.shards)
+
+    def search(self, question: str, limit: int, scope: Scope = EVERYTHING) -> list[tuple[int, float]]:
+        """Full-text search: ids and BM25 scores, best first."""
+        return self._catalog.search(self.namespace, question, limit, scope)
+
+    def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
+        """Live documents by their ids, in the order given; others are left out."""
+        return self._catalog.documents(self.namespace, ids)
+
+    def selectable_mask(self, scope: Scope = EVERYTHING) -> torch.Tensor:
+        """For every document of the shards, one after the other, whether it lives and is in the scope, `[N]` bool.
+
+        Raises:
+            FilterError: nothing matches, and no document has a field that the filter names.
+        """
+        if scope not in self._masks:
+            masks = [shard.live_N for shard in self.shards]
+            if scope:
+                allowed = torch.tensor(self._catalog.ids_in_scope(self.namespace, scope), dtype=torch.int64)
+                masks = [
+                    live_N & shard.contains_mask(allowed) for live_N, shard in zip(masks, self.shards, strict=True)
+                ]
+            self._masks[scope] = torch.cat(masks) if masks else torch.empty(0, dtype=torch.bool)
+        return self._masks[scope]

@@ -1,0 +1,190 @@
+"""Is every byte of a bank what it was? Checksums are computed again, catalog and segments compared; faults are named.
+
+`repair` mends what can be made again from the stored text: latents, full-text indexes, parts of documents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Literal
+
+from memspan.bank import edits
+from memspan.bank.add import add_documents
+from memspan.bank.bank import MemoryBank
+from memspan.bank.catalog import Catalog
+from memspan.bank.compaction import segments_folder, sweep
+from memspan.bank.reencode import restore_segments
+from memspan.bank.segment import SegmentFiles, SegmentReader
+from memspan.errors import BankError
+from memspan.model.convert import LoadedModel
+from memspan.types import Document
+
+_MOST_REPORTED = 20
+
+Kind = Literal["catalog", "segment", "document", "index"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something in a bank that is not what it should be.
+
+    Attributes:
+        kind: "segment" (latents), "index" (full text), "document" (a source without all its parts) can be repaired
+            from the stored text; "catalog" (the text itself, or what ties it together) cannot.
+        where: the file, or the document's external id.
+        message: what is wrong, for people.
+        namespace: whose documents it concerns, if of one.
+        segment_id: the segment's number in the catalog, for "segment".
+    """
+
+    kind: Kind
+    where: str
+    message: str
+    namespace: str | None = None
+    segment_id: int | None = None
+
+    @property
+    def repairable(self) -> bool:
+        return self.kind != "catalog"
+
+
+def verify(bank: MemoryBank) -> list[Fault]:
+    """Check everything a bank holds, as of now; writers may go on. Reads every file whole.
+
+    Covers the structure of the catalog, the sha256 of every segment, where documents stand in it, every text against
+    its hash, that every live document has its latents and its words and nothing else has. Files that a killed writer
+    left are no fault (the next writer sweeps them).
+    """
+    with bank.pinned_catalog() as catalog:
+        try:
+            faults = list(_catalog_faults(catalog))
+            for namespace in catalog.namespaces():
+                for number, files in catalog.segments(namespace):
+                    faults += _segment_faults(bank, catalog, namespace, number, files)
+                faults += _source_faults(catalog, namespace)
+                index = catalog.word_index(namespace)
+                if index is not None and index.differs(catalog.texts(namespace)):
+                    message = "the full-text index is not that of the texts"
+                    faults.append(Fault("index", str(catalog.path), message, namespace))
+            return faults
+        except BankError as error:
+            return [Fault("catalog", str(catalog.path), str(error))]
+
+
+def repair(bank: MemoryBank, loaded: LoadedModel, faults: list[Fault]) -> list[Fault]:
+    """Mend what can be mended, and verify again; returns what is left.
+
+    Damaged latents are encoded again under the same ids. A source that lost parts is added anew from its text.
+
+    Raises:
+        BankMismatch: `loaded` is not the model of the bank.
+        BankBusy: another process writes.
+    """
+    segments_folder(bank.folder).mkdir(exist_ok=True)
+    broken_sources: dict[str, set[str]] = {}
+    with bank.locked():
+        for namespace in bank.catalog.namespaces():
+            of_namespace = [fault for fault in faults if fault.namespace == namespace]
+            segment_ids = sorted({fault.segment_id for fault in of_namespace if fault.segment_id is not None})
+            if segment_ids:
+                restore_segments(bank, loaded, namespace, segment_ids)
+            if any(fault.kind == "index" for fault in of_namespace):
+                edits.rebuild_words(bank.catalog, namespace)
+            broken_sources[namespace] = {fault.where for fault in of_namespace if fault.kind == "document"}
+        sweep(bank.catalog, bank.folder)
+    for namespace, names in broken_sources.items():
+        stored = [bank.catalog.source(namespace, name) for name in sorted(names)]
+        documents = [source.document for source in stored if source is not None]
+        add_documents(bank, loaded, documents, namespace=namespace, existing="renew")
+    with bank.locked():
+        edits.drop_orphans(bank.catalog)
+    return verify(bank)
+
+
+def _catalog_faults(catalog: Catalog) -> Iterator[Fault]:
+    where = str(catalog.path)
+    for (message,) in catalog.read(f"PRAGMA integrity_check({_MOST_REPORTED})"):
+        if message != "ok":
+            yield Fault("catalog", where, message)
+    broken = catalog.read("PRAGMA foreign_key_check")
+    for table, row, parent, _ in broken[:_MOST_REPORTED]:
+        yield Fault("catalog", where, f"row {row} of {table} refers to a row that {parent} does not have")
+    for (external_id,) in catalog.read(
+        "SELECT external_id FROM sources WHERE id NOT IN (SELECT source_id FROM texts) AND deleted_in IS NULL"
+    ):
+        yield Fault("catalog", where, f"the text of {external_id!r} is missing")
+    given = catalog.value("SELECT seq FROM sqlite_sequence WHERE name = 'documents'") or 0
+    if given < (catalog.value("SELECT max(id) FROM documents") or 0):
+        yield Fault("catalog", where, "the counter of document ids was set back")
+    if catalog.value("SELECT count(*) FROM clock") != 1:
+        yield Fault("catalog", where, "the counter of commits is missing")
+
+
+def _segment_faults(
+    bank: MemoryBank, catalog: Catalog, namespace: str, number: int, files: SegmentFiles
+) -> Iterator[Fault]:
+    def fault(message: str) -> Fault:
+        return Fault("segment", f"segments/{files.name}", message, namespace, number)
+
+    try:
+        reader = SegmentReader(segments_folder(bank.folder), files, bank.manifest)
+        differing = list(reader.check())
+    except (BankError, OSError) as error:
+        yield fault(str(error))
+        return
+    yield from map(fault, differing)
+    query = "SELECT id, first_row, rows FROM documents WHERE segment_id = ? ORDER BY first_row"
+    known = [tuple(row) for row in catalog.read(query, (number,))]
+    found = [tuple(row) for row in reader.documents_N3.tolist()]
+    if known != found:
+        odd = sorted({row[0] for row in set(known) ^ set(found)})[:_MOST_REPORTED]
+        yield fault(f"catalog and segment differ in where documents {', '.join(map(str, odd))} stand")
+
+
+def _source_faults(catalog: Catalog, namespace: str) -> Iterator[Fault]:
+    parts = _parts_by_source(catalog, namespace)
+    number_of_parts, current = next(parts, (None, []))
+    query = (
+        "SELECT s.id, s.external_id, s.title, s.metadata, s.date, s.content_hash, s.text_hash, t.text FROM sources s "
+        "JOIN texts t ON t.source_id = s.id WHERE s.namespace_id = ? AND s.deleted_in IS NULL ORDER BY s.id"
+    )
+    for number, name, title, metadata, date, *hashes, text in catalog.rows(query, (catalog.namespace_id(namespace),)):
+        while number_of_parts is not None and number_of_parts < number:
+            number_of_parts, current = next(parts, (None, []))
+        try:
+            document = Document(name, text, title, json.loads(metadata), date)
+            is_same = hashes == [document.content_hash, document.text_hash]
+        except (ValueError, TypeError):
+            is_same = False
+        if not is_same:
+            message = "title, text, metadata or date are not what was added; restore a backup, or update it"
+            yield Fault("catalog", str(name), message, namespace)
+            continue
+        found = current if number_of_parts == number else []
+        bounds = [0, *(bound for start, end, _ in found for bound in (start, end)), len(text)]
+        if not found or any(start != end for start, end in zip(bounds[::2], bounds[1::2], strict=True)):
+            yield Fault("document", name, "some parts of its text are missing", namespace)
+        elif not all(has_latents for _, _, has_latents in found):
+            yield Fault("document", name, "its latents are in no live segment of its namespace", namespace)
+
+
+def _parts_by_source(catalog: Catalog, namespace: str) -> Iterator[tuple[int | None, list[tuple[int, int, bool]]]]:
+    """Per source, in order of their numbers: start and end of its live parts, and whether each has its latents."""
+    query = (
+        "SELECT s.id, d.span_start, d.span_end, g.state IS 'live' AND g.namespace_id IS s.namespace_id "
+        "FROM documents d JOIN sources s ON s.id = d.source_id LEFT JOIN segments g ON g.id = d.segment_id "
+        "WHERE s.namespace_id = ? AND s.deleted_in IS NULL AND d.deleted_in IS NULL ORDER BY s.id, d.span_start"
+    )
+    rows = catalog.rows(query, (catalog.namespace_id(namespace),))
+    for number, group in groupby(rows, key=itemgetter(0)):
+        yield number, [(start, end, bool(has_latents)) for _, start, end, has_latents in group]
+
+
+def describe(fault: Fault) -> dict[str, object]:
+    """A fault as JSON."""
+    return {**dataclasses.asdict(fault), "repairable": fault.repairable}

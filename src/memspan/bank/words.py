@@ -1,0 +1,137 @@
+"""The full-text index: one FTS5 table per namespace, so that what is written in one never changes another's scores.
+
+The tables are contentless: words are made in Python (`memspan.text.terms`), the text is stored once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+
+from memspan.bank.database import Database
+from memspan.bank.scope import Scope
+from memspan.errors import BankError
+from memspan.text.terms import index_terms, query_terms
+
+# Documents that one question scores, about (1.4 us each); measured by benchmarks/bank.py.
+_MOST_SCORED = 40_000
+_OPTIONS = "words, content = '', tokenize = 'porter unicode61 remove_diacritics 2'"
+
+
+class WordIndex:
+    """The index of one namespace, by the texts of its live documents."""
+
+    def __init__(self, database: Database, namespace_id: int) -> None:
+        self._db = database
+        self._table = f"words_{namespace_id:d}"
+
+    def create(self) -> None:
+        self._db.execute(f"CREATE VIRTUAL TABLE {self._table} USING fts5 ({_OPTIONS})")
+
+    def drop(self) -> None:
+        self._db.execute(f"DROP TABLE {self._table}")
+
+    def insert(self, document_id: int, text: str) -> None:
+        self._db.execute(f"INSERT INTO {self._table} (rowid, words) VALUES (?, ?)", (document_id, _words(text)))
+
+    def remove(self, document_id: int, text: str) -> None:
+        """Take a document out. A contentless index wants the words back for it: `text` is what was inserted."""
+        self._db.execute(
+            f"INSERT INTO {self._table} ({self._table}, rowid, words) VALUES ('delete', ?, ?)",
+            (document_id, _words(text)),
+        )
+
+    def rebuild(self, texts: Iterable[tuple[int, str]]) -> None:
+        """Make the index anew, from the ids and texts of all live documents. Nothing of the old one stays in it."""
+        self.drop()
+        self.create()
+        for document_id, text in texts:
+            self.insert(document_id, text)
+
+    def search(self, question: str, limit: int, scope: Scope) -> list[tuple[int, float]]:
+        """BM25 search: ids and scores, best first; higher is better. Any text is a valid question.
+
+        Every document is scored that holds one of the rarer words of the question, by all of its words: as many words,
+        the rarest first, as keep that to about `_MOST_SCORED` documents. So in a large bank one that holds only the
+        most frequent words is passed over, unless there is no other in the scope.
+        """
+        # Quoted terms cannot be read as query syntax; OR, because hardly any document holds every word of a question.
+        terms = ['"' + term.replace('"', '""') + '"' for term in query_terms(question)]
+        rare, common = self._by_frequency(terms)
+        if not rare:
+            return []
+        any_rare = " OR ".join(rare)
+        if not common:
+            return self._best([any_rare], limit, scope)
+        any_common = " OR ".join(common)
+        both = f"({any_rare}) AND ({any_common})"
+        # `both` ranks the documents that hold both kinds of words; `any_rare` is right about the others and too low
+        # for those: the larger score is the true one.
+        found = self._best([both, any_rare], limit, scope)
+        if len(found) == limit or (found and not scope):
+            return found
+        return self._best([f"{any_rare} OR {any_common}"], limit, scope)
+
+    def _by_frequency(self, terms: list[str]) -> tuple[list[str], list[str]]:
+        """The terms that some document holds: the rarest, as many as can be scored in time, and the others.
+
+        Where even the rarest is too frequent it is scored all the same.
+        """
+        count = f"SELECT value, (SELECT count(*) FROM {self._table} WHERE {self._table} MATCH value) FROM json_each(?)"
+        held = {term: number for term, number in self._db.read(count, (json.dumps(terms),)) if number}
+        rare, common, total = [], [], 0
+        for term in sorted(held, key=held.__getitem__):
+            total += held[term]
+            (rare if not rare or total <= _MOST_SCORED else common).append(term)
+        return rare, common
+
+    def _best(self, matches: list[str], limit: int, scope: Scope) -> list[tuple[int, float]]:
+        """The best documents of some queries together, each by its highest score."""
+        table = self._table
+        within = (
+            f"AND EXISTS (SELECT 1 FROM documents d JOIN sources s ON s.id = d.source_id "
+            f"WHERE d.id = {table}.rowid AND {scope.sql})"
+            if scope
+            else ""
+        )
+        # Ordered by rowid, too: that is faster here than by rank alone.
+        best = (
+            f"SELECT * FROM (SELECT rowid AS id, -rank AS score FROM {table} WHERE {table} MATCH ? {within} "
+            "ORDER BY rank, rowid LIMIT ?)"
+        )
+        query = f"SELECT id, max(score) FROM ({' UNION ALL '.join([best] * len(matches))}) GROUP BY id "
+        values = [value for match in matches for value in (match, *scope.values, limit)]
+        return self._db.read(f"{query} ORDER BY 2 DESC, id LIMIT ?", (*values, limit))
+
+    def differs(self, texts: Iterable[tuple[int, str]]) -> bool:
+        """Whether the index is not the one that the ids and texts of all live documents give.
+
+        Builds a second index in temporary space and compares the two, entry by entry. Call it inside a snapshot.
+        """
+        execute = self._db.execute
+        execute(f"CREATE VIRTUAL TABLE temp.expected_words USING fts5 ({_OPTIONS})")
+        execute("CREATE VIRTUAL TABLE temp.expected_entries USING fts5vocab (temp, expected_words, 'instance')")
+        execute(f"CREATE VIRTUAL TABLE temp.found_entries USING fts5vocab (main, {self._table}, 'instance')")
+        try:
+            self._db.execute_many(
+                "INSERT INTO temp.expected_words (rowid, words) VALUES (?, ?)",
+                ((document_id, _words(text)) for document_id, text in texts),
+            )
+            return any(one != other for one, other in zip_longest(self._entries("found"), self._entries("expected")))
+        except BankError:  # it cannot even be read
+            return True
+        finally:
+            for name in ("expected_entries", "found_entries", "expected_words"):
+                execute(f"DROP TABLE temp.{name}")
+
+    def _entries(self, which: str) -> Iterator[tuple]:
+        """Every entry of one of the two indexes in order, then the number of words of every document."""
+        yield from self._db.rows(f"SELECT term, doc, offset FROM temp.{which}_entries")
+        sizes = f"{self._table}_docsize" if which == "found" else "temp.expected_words_docsize"
+        yield from self._db.rows(f"SELECT id, sz FROM {sizes} ORDER BY id")
+
+
+def _words(text: str) -> str:
+    """The words of a text as the index stores them."""
+    return " ".join(index_terms(text))
