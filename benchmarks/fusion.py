@@ -171,7 +171,7 @@ def main() -> None:
     routers = Routers(loaded)
     fit(routers, [states.of_question(p["question"]) for p in pairs], states.of_documents(positives), options.steps)
 
-    stored = bank.catalog.page(0, 10**6)
+    stored = bank.catalog.page("default", 0, 10**6)
     ids_N = torch.tensor([found.id for found in stored])
     document_states = states.of_documents([found.encoded_text for found in stored])
     by_text: dict[tuple[str, str], int] = {(found.title, found.text): found.id for found in stored}
@@ -185,7 +185,7 @@ def main() -> None:
             gold = {by_text.get((p["title"], p["text"])) for p in line["positives"]} - {None}
             if not gold:
                 continue
-            lexical = bank.catalog.search(line["question"], 64)
+            lexical = bank.catalog.search("default", line["question"], 64)
             routed = ranked(scores_LN, ids_N, loaded.model.config.layers, loaded.model.config.top_k_docs)
             rankings: dict[str, Ranking] = {
                 "lexical": lexical,

@@ -21,7 +21,7 @@ from memspan.bank.edits import NewSource, Written
 from memspan.bank.locks import HOLDER, LOCK, READERS, Registration, writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter, fsync_folder
-from memspan.bank.shard import Shard
+from memspan.bank.shard import Shard, join_small
 from memspan.bank.snapshot import Snapshot
 from memspan.errors import BankError, BankMismatch, UnknownDocument
 from memspan.types import Document, EncodedDocuments
@@ -34,10 +34,11 @@ _LONGEST_NAMESPACE = 200
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """The shards of a namespace as of a commit, by segment."""
+    """The shards of a namespace as of a commit: by segment, and as they are scored, the small ones joined."""
 
     commit: int
     shards: dict[int, Shard]
+    joined: list[Shard]
 
 
 class MemoryBank:
@@ -169,7 +170,7 @@ class MemoryBank:
         with self._lock:
             view = self._views.get(namespace)
             if view is not None and view.commit == commit:
-                return list(view.shards.values())
+                return view.joined
             self._check_manifest(catalog)
             known = view.shards if view is not None and view.commit < commit else {}
             deleted: dict[int, list[int]] = {}
@@ -182,9 +183,10 @@ class MemoryBank:
                 else:
                     shard = Shard.of(SegmentReader(segments_folder(self.folder), files, self.manifest))
                     shards[segment_id] = shard.without(catalog.deleted_in_segment(segment_id))
+            joined = join_small(list(shards.values()), view.joined if view else ())
             if view is None or view.commit < commit:
-                self._views[namespace] = _View(commit, shards)
-            return list(shards.values())
+                self._views[namespace] = _View(commit, shards, joined)
+            return joined
 
     @contextlib.contextmanager
     def writer(

@@ -163,6 +163,11 @@ class SegmentReader:
         self._contents = [contents[name] for name in names]
         self._checked: set[int] = set()
 
+    @property
+    def keys_bytes(self) -> int:
+        """Size of the routing keys of all layers (and of the list of documents)."""
+        return self.files.keys_bytes
+
     def router_keys(self, layer: int) -> torch.Tensor:
         """Routing keys of all rows in an MSA layer, `[rows, W]`."""
         place = self._layers.index(layer)

@@ -1,28 +1,47 @@
-"""`Shard`: the documents of one segment as routing sees them. Only which of them live ever changes."""
+"""`Shard`: the documents of a segment (or of several small ones) as routing sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Protocol
 
 import torch
 
-from memspan.bank.segment import SegmentReader
+from memspan.types import EncodedDocuments
+
+# Segments whose keys take less are scored together, from a copy in memory of at most so many bytes.
+_SMALL_KEYS_BYTES = 2**23
+_MOST_JOINED_BYTES = 2**26
+
+
+class Reader(Protocol):
+    """The rows of a segment; see `SegmentReader`."""
+
+    @property
+    def documents_N3(self) -> torch.Tensor: ...
+    @property
+    def keys_bytes(self) -> int: ...
+    def router_keys(self, layer: int) -> torch.Tensor: ...
+    def content(self, layer: int, document: int) -> torch.Tensor: ...
+    def latents(self, document: int) -> EncodedDocuments: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A segment, indexed. Immutable: `without` gives a new one that shares everything but `live_N`.
+    """Rows, indexed. Immutable: `without` gives a new one that shares everything but `live_N`.
 
     Attributes:
-        reader: the segment's rows.
+        reader: the rows.
         ids_N: document ids in order of their rows.
         document_C: index into `ids_N` of the document of every row.
         live_N: False for the deleted.
         order_N, sorted_N: what sorts `ids_N`, and the ids sorted.
     """
 
-    reader: SegmentReader
+    reader: Reader
     ids_N: torch.Tensor
     document_C: torch.Tensor
     live_N: torch.Tensor
@@ -30,7 +49,7 @@ class Shard:
     sorted_N: torch.Tensor
 
     @classmethod
-    def of(cls, reader: SegmentReader) -> Shard:
+    def of(cls, reader: Reader) -> Shard:
         ids_N, _, rows_N = reader.documents_N3.T.contiguous().unbind()
         document_C = torch.repeat_interleave(torch.arange(len(ids_N)), rows_N)
         sorted_N, order_N = torch.sort(ids_N)
@@ -57,7 +76,80 @@ class Shard:
         places_N = torch.searchsorted(sorted_ids_K, self.ids_N).clamp_(max=len(sorted_ids_K) - 1)
         return sorted_ids_K[places_N] == self.ids_N
 
-    def rows(self, document: int) -> slice:
-        """The rows of a document, by its index."""
-        _, first_row, rows = self.reader.documents_N3[document].tolist()
-        return slice(first_row, first_row + rows)
+    def rows_of(self, documents_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of some documents (by their indices), one document after the other; and whose each is (0..K-1)."""
+        _, first_K, rows_K = self.reader.documents_N3[documents_K].unbind(1)
+        owner_C = torch.repeat_interleave(torch.arange(len(documents_K)), rows_K)
+        within_C = torch.arange(len(owner_C)) - (rows_K.cumsum(0) - rows_K)[owner_C]
+        return first_K[owner_C] + within_C, owner_C
+
+
+class JoinedReader:
+    """Several small segments as one: routing keys are copied together when a layer is first read."""
+
+    def __init__(self, parts: Sequence[Reader]) -> None:
+        self.parts = tuple(parts)
+        self._first_documents = [0, *accumulate(len(part.documents_N3) for part in self.parts)]
+        tables = [part.documents_N3.clone() for part in self.parts]
+        first_row = 0
+        for table_N3 in tables:
+            rows = int(table_N3[:, 2].sum())
+            table_N3[:, 1] += first_row
+            first_row += rows
+        self._documents_N3 = torch.cat(tables)
+        self._keys: dict[int, torch.Tensor] = {}
+
+    @property
+    def documents_N3(self) -> torch.Tensor:
+        return self._documents_N3
+
+    @property
+    def keys_bytes(self) -> int:
+        return sum(part.keys_bytes for part in self.parts)
+
+    def router_keys(self, layer: int) -> torch.Tensor:
+        if layer not in self._keys:
+            self._keys[layer] = torch.cat([part.router_keys(layer) for part in self.parts])
+        return self._keys[layer]
+
+    def content(self, layer: int, document: int) -> torch.Tensor:
+        part, index = self._part(document)
+        return part.content(layer, index)
+
+    def latents(self, document: int) -> EncodedDocuments:
+        part, index = self._part(document)
+        return part.latents(index)
+
+    def _part(self, document: int) -> tuple[Reader, int]:
+        place = bisect_right(self._first_documents, document) - 1
+        return self.parts[place], document - self._first_documents[place]
+
+
+def join_small(shards: Sequence[Shard], before: Sequence[Shard] = ()) -> list[Shard]:
+    """Shards with the small ones joined: what is scored per question is few tensors, however many small adds.
+
+    Args:
+        before: what this returned last; readers of the same parts are used again.
+    """
+    large = [shard for shard in shards if shard.reader.keys_bytes >= _SMALL_KEYS_BYTES]
+    known = {shard.reader.parts: shard for shard in before if isinstance(shard.reader, JoinedReader)}
+    groups: list[list[Shard]] = []
+    room = 0
+    for shard in shards:
+        size = shard.reader.keys_bytes
+        if size >= _SMALL_KEYS_BYTES:
+            continue
+        if size > room:
+            groups.append([])
+            room = _MOST_JOINED_BYTES
+        groups[-1].append(shard)
+        room -= size
+    return large + [_join(group, known) for group in groups]
+
+
+def _join(group: Sequence[Shard], known: dict[tuple[Reader, ...], Shard]) -> Shard:
+    if len(group) == 1:
+        return group[0]
+    parts = tuple(shard.reader for shard in group)
+    joined = known.get(parts) or Shard.of(JoinedReader(parts))
+    return replace(joined, live_N=torch.cat([shard.live_N for shard in group]))

@@ -106,11 +106,20 @@ class LocalMemory:
         ids_K, scores_K = top_documents(coarse_N, self._ids_N, num_kept)
         if not len(ids_K):
             return Candidates(ids_K, scores_K)
-        keys = [shard.reader.router_keys(layer)[shard.rows(index)] for shard, index in self._find(ids_K)]
-        document_C = torch.repeat_interleave(torch.tensor([len(rows) for rows in keys]))
-        scores_C = exact_chunk_scores(query_TW, torch.cat(keys))
-        exact_K = document_scores(scores_C[None], document_C, len(keys))[0]
+        keys_CW, document_C = self._keys_of(layer, ids_K)
+        exact_K = document_scores(exact_chunk_scores(query_TW, keys_CW)[None], document_C, len(ids_K))[0]
         return Candidates(*top_documents(exact_K, ids_K, num_kept))
+
+    def _keys_of(self, layer: int, ids_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Routing keys of some documents, and which of them (0..K-1) each row belongs to."""
+        keys, owners = [], []
+        for shard in self._shards:
+            found_F, documents_F = shard.find(ids_K)
+            if len(found_F):
+                rows_C, owner_C = shard.rows_of(documents_F)
+                keys.append(shard.reader.router_keys(layer)[rows_C])
+                owners.append(found_F[owner_C])
+        return torch.cat(keys), torch.cat(owners)
 
     def _num_candidates(self, coarse_N: torch.Tensor) -> int:
         """8k documents, or as many as the coarse pass cannot tell from the k-th best, within reason.
