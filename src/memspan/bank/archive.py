@@ -19,7 +19,15 @@ from typing import IO
 
 from memspan.bank import edits
 from memspan.bank.add import AddReport, add_documents
-from memspan.bank.bank import CATALOG, PARTIAL_CATALOG, MemoryBank, check_empty
+from memspan.bank.bank import (
+    CATALOG,
+    PARTIAL_CATALOG,
+    MemoryBank,
+    check_empty,
+    make_folder,
+    publish_catalog,
+    remove_partial_catalog,
+)
 from memspan.bank.catalog import Catalog
 from memspan.bank.compaction import segments_folder
 from memspan.bank.locks import writer_lock
@@ -124,19 +132,19 @@ def import_bank(path: str | Path, folder: str | Path, model: Manifest | None = N
     try:
         if target.exists():
             check_empty(target)
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target)
         with writer_lock(target):
             check_empty(target)
-            segments_folder(target).mkdir(exist_ok=True)
+            remove_partial_catalog(target)
+            make_folder(segments_folder(target))
             try:
                 _extract(source, target)
                 _check_import(target, model)
             except BaseException:
                 shutil.rmtree(segments_folder(target), ignore_errors=True)
-                (target / PARTIAL_CATALOG).unlink(missing_ok=True)
+                remove_partial_catalog(target)
                 raise
-            (target / PARTIAL_CATALOG).rename(target / CATALOG)
-            fsync_folder(target)
+            publish_catalog(target)
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise BankError(f"cannot import {source} into {target}: {error}") from error
     return MemoryBank.open(target)

@@ -28,6 +28,7 @@ from memspan.types import Document, EncodedDocuments
 
 MAX_SEGMENT_BYTES = 256 * 2**20
 CATALOG, PARTIAL_CATALOG = "catalog.sqlite", "catalog.sqlite.partial"
+_SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 _SNAPSHOT_ATTEMPTS = 5
 _LONGEST_NAMESPACE = 200
 
@@ -67,20 +68,18 @@ class MemoryBank:
         try:
             if path.exists():
                 check_empty(path)  # before a lock is left in a folder that is not ours
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             with writer_lock(path):
                 check_empty(path)
-                segments_folder(path).mkdir(exist_ok=True)
+                make_folder(segments_folder(path))
                 # The catalog appears under its name only when it is complete: a half-made bank is no bank.
-                partial = path / PARTIAL_CATALOG
-                for suffix in ("", "-wal", "-shm", "-journal"):
-                    partial.with_name(partial.name + suffix).unlink(missing_ok=True)
-                catalog = Catalog(partial, create=True)
-                edits.write_manifest(catalog, dataclasses.asdict(manifest))
-                catalog.close()
-                partial.rename(path / CATALOG)
-                fsync_folder(path)
-                fsync_folder(path.parent)
+                remove_partial_catalog(path)
+                catalog = Catalog(path / PARTIAL_CATALOG, create=True)
+                try:
+                    edits.write_manifest(catalog, dataclasses.asdict(manifest))
+                finally:
+                    catalog.close()
+                publish_catalog(path)
         except OSError as error:
             raise BankError(f"cannot create a bank in {path}: {error}") from error
         return cls.open(path)
@@ -330,13 +329,40 @@ def check_namespace(name: str) -> None:
         raise BankError(f"a namespace needs a printable name of at most {_LONGEST_NAMESPACE} characters, not {name!r}")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder with its parents, so that it survives a loss of power."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync_folder(folder.parent)
+
+
+def publish_catalog(folder: Path) -> None:
+    """Give a complete, closed catalog its name: from now on the folder is a bank.
+
+    Raises:
+        OSError: closing it did not write everything to it (a full disk), or the folder cannot be written.
+    """
+    partial = folder / PARTIAL_CATALOG
+    if partial.with_name(f"{PARTIAL_CATALOG}-wal").exists():
+        raise OSError("the catalog could not be written completely")
+    partial.rename(folder / CATALOG)
+    fsync_folder(folder)
+
+
+def remove_partial_catalog(folder: Path) -> None:
+    """Remove what an attempt that failed left of a catalog."""
+    for suffix in _SQLITE_SUFFIXES:
+        (folder / f"{PARTIAL_CATALOG}{suffix}").unlink(missing_ok=True)
+
+
 def check_empty(folder: Path) -> None:
     """A new bank's folder holds nothing, or what an attempt that failed left behind.
 
     Raises:
         BankError: it holds something else.
     """
-    ours = {LOCK, HOLDER, READERS, *(f"{PARTIAL_CATALOG}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
+    ours = {LOCK, HOLDER, READERS, *(f"{PARTIAL_CATALOG}{suffix}" for suffix in _SQLITE_SUFFIXES)}
     if not folder.is_dir():
         raise BankError(f"{folder} is a file; name a folder for the new bank")
     others = [path for path in folder.iterdir() if path.name not in ours]

@@ -15,8 +15,8 @@ from memspan.bank.catalog import Catalog
 from memspan.bank.edits import Written
 from memspan.bank.locks import holders, pids
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentFiles, SegmentReader, SegmentWriter, is_partial, segment_of, segment_paths
-from memspan.errors import BankBusy
+from memspan.bank.segment import SegmentFiles, SegmentReader, SegmentWriter, fsync_folder, is_partial, segment_of
+from memspan.errors import BankBusy, BankError
 
 # Segments are merged when so many of a like size have come together: a document is rewritten once per power of 8.
 FAN_OUT = 8
@@ -104,7 +104,11 @@ def rewrite(
 
 
 def sweep(catalog: Catalog, folder: Path) -> None:
-    """Remove the files of segments that were never committed, and of retired ones that no snapshot sees."""
+    """Remove the files of segments that were never committed, and of retired ones that no snapshot sees.
+
+    Raises:
+        BankError: the folder or the catalog cannot be written.
+    """
     states = catalog.segment_states()
     oldest = min(holders(folder).values(), default=None)
     gone = {
@@ -112,14 +116,20 @@ def sweep(catalog: Catalog, folder: Path) -> None:
         for name, (_, retired_in) in states.items()
         if retired_in is not None and (oldest is None or oldest >= retired_in)
     }
-    for path in segments_folder(folder).iterdir():
-        name = segment_of(path)
-        if name is not None and (is_partial(path) or name not in states or name in gone):
+    try:
+        files = list(segments_folder(folder).iterdir())
+        unknown = [path for path in files if is_partial(path) or segment_of(path) not in {None, *states}]
+        if unknown:
+            # A commit that failed may still lie in the log and come back after a crash, unless another overwrites it.
+            edits.settle(catalog)
+        obsolete = [path for path in files if segment_of(path) in gone]
+        for path in (*unknown, *obsolete):
             path.unlink(missing_ok=True)
-    unlinked = [
-        name for name in gone if not any(path.exists() for path in segment_paths(segments_folder(folder), name))
-    ]
-    edits.forget_segments(catalog, unlinked)
+        if obsolete:
+            fsync_folder(segments_folder(folder))
+    except OSError as error:
+        raise BankError(f"cannot remove what {folder} no longer needs: {error}") from error
+    edits.forget_segments(catalog, sorted(gone))
 
 
 def segments_folder(folder: Path) -> Path:

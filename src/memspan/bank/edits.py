@@ -228,6 +228,12 @@ def drop_empty_namespaces(catalog: Catalog) -> None:
             catalog.execute("DELETE FROM namespaces WHERE id = ?", (number,))
 
 
+def settle(catalog: Catalog) -> None:
+    """Commit nothing, durably: what the log may hold of a commit that failed is overwritten."""
+    with _change(catalog):
+        pass
+
+
 def forget_segments(catalog: Catalog, names: Sequence[str]) -> None:
     """Take segments whose files are gone, and that no document refers to, out of the catalog."""
     if names:

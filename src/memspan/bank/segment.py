@@ -218,8 +218,8 @@ def segment_of(path: Path) -> str | None:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a file was never completed."""
-    return path.name.endswith(_PARTIAL_SUFFIX)
+    """Whether a file was never completed (safetensors writes to `.tmp...` first, then renames)."""
+    return path.name.endswith(_PARTIAL_SUFFIX) or path.name.startswith(".tmp")
 
 
 def fsync_folder(folder: Path) -> None:
