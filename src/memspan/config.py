@@ -27,10 +27,12 @@ class TemplateSpec:
         document_prefix, document_suffix: around a document when it is encoded; `{id}` is its permanent id.
         context_prefix: opens the active context. It sees no memory, is seen by everything, and does not route.
         context_suffix: closes the question and opens the answer.
-        passage: how a document's original text is put before the question; fields `{id}` and `{text}`.
+        passage: how a document's original text is put before the question; fields `{id}`, `{date}` and `{text}`.
         grounded_question: the question with original text before it; fields `{passages}` and `{question}`.
         plain_question: the question alone; field `{question}`.
         stops: markers that end an answer, beside the tokenizer's end of sequence.
+        round_end: closes the ids a retrieval round writes, and the texts put in for them (paper 3.5); empty: no rounds.
+        retrieval_end: written in the place of ids once enough has been found; empty: no rounds.
     """
 
     name: str
@@ -42,6 +44,8 @@ class TemplateSpec:
     grounded_question: str
     plain_question: str
     stops: tuple[str, ...]
+    round_end: str = ""
+    retrieval_end: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stops", tuple(self.stops))
@@ -59,6 +63,11 @@ class TemplateSpec:
 
 _GROUNDED = "{passages}\nUsing only the notes above, answer with a short phrase.\nQuestion: {question}"
 
+_RELEASED_REQUEST = (
+    "\nPlease answer the question based on the above historical document information\n\n{question}\n"
+    "Please return all documents related to the question\n"
+)
+
 TEMPLATES: dict[str, TemplateSpec] = {
     spec.name: spec
     for spec in (
@@ -68,22 +77,25 @@ TEMPLATES: dict[str, TemplateSpec] = {
             document_suffix="[{id}]<|im_end|>",
             context_prefix="<|im_start|>user\n",
             context_suffix="<|im_end|>\n<|im_start|>assistant\n",
-            passage="[{id}]. {text}\n",
+            passage="[{id}]. ({date}) {text}\n",
             grounded_question=_GROUNDED,
             plain_question="{question}",
             stops=("<|im_end|>",),
         ),
-        # The layout of the released MSA-4B (Qwen3): documents as above, the question bare.
+        # The layout of the released MSA-4B (Qwen3): documents as above; the question stands in a fixed request, all of
+        # which routes, and the model's turn opens without a role, as its documents do.
         TemplateSpec(
             name="msa",
             document_prefix="<|im_start|>[{id}]. ",
             document_suffix="[{id}]<|im_end|>",
             context_prefix="<|im_start|>user\n",
-            context_suffix="<|im_end|>\n<|im_start|>assistant\n",
+            context_suffix="<|im_end|>\n<|im_start|>",
             passage="[{id}]. {text}\n",
             grounded_question="{passages}{question}",
-            plain_question="{question}",
+            plain_question=_RELEASED_REQUEST,
             stops=("<|im_end|>", "<|endoftext|>"),
+            round_end="<|object_ref_end|>",
+            retrieval_end="<End-of-Retrieve>",
         ),
         # For base models without a chat format.
         TemplateSpec(
@@ -92,7 +104,7 @@ TEMPLATES: dict[str, TemplateSpec] = {
             document_suffix="[{id}]\n",
             context_prefix="Question and answer.\n",
             context_suffix="\nAnswer:",
-            passage="[{id}]. {text}\n",
+            passage="[{id}]. ({date}) {text}\n",
             grounded_question="{passages}\nQuestion: {question}",
             plain_question="Question: {question}",
             stops=("\n\n", "\nQuestion:"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +18,13 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from memspan.config import TEMPLATES, MSAConfig
+from memspan.config import SIMILARITIES, TEMPLATES, MSAConfig, TemplateSpec
 from memspan.errors import CheckpointError
 from memspan.model.adapter import apply_adapter
 from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, first_line, load_backbone
 from memspan.model.modeling import MSAForCausalLM
 from memspan.model.probe import probe
+from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
 from memspan.model.runtime import pick_device, pick_dtype
 from memspan.text.template import PromptTemplate, added_tokens
 
@@ -52,9 +55,13 @@ def convert(
     chunk_size: int = 64,
     top_k_docs: int = 16,
     max_document_tokens: int = 512,
+    similarity: str | None = None,
     seed: int = 0,
 ) -> MSAConfig:
     """Turn a plain decoder into an MSA checkpoint with untrained routers. The decoder's weights are not changed.
+
+    A released MSA checkpoint (`model_type: msa`, as EverMind-AI/MSA-4B) becomes one of ours with its trained routers;
+    its own settings are kept, and naming others (than these or the defaults) is refused. See `memspan.model.released`.
 
     Writes `out/`: `config.json`, `generation_config.json`, `model*.safetensors`, the tokenizer's files. The folder
     appears whole or not at all.
@@ -65,24 +72,36 @@ def convert(
         dtype: of the saved weights.
         template: name of a preset; default: chatml where the tokenizer has its markers, else plain.
         msa_layers, chunk_size, top_k_docs, max_document_tokens: see `MSAConfig`.
+        similarity: "cosine" or "dot"; default: cosine, or what the released serving code computes.
         seed: of the routers' initialisation.
 
     Raises:
         CheckpointError: `source` cannot be loaded, or `out` is not empty.
         UnsupportedBackbone: the decoder cannot be served exactly.
+        ValueError: an unknown template or similarity, or a setting that contradicts a released checkpoint's own.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not an empty folder; name another --out, or remove it")
     if template is not None and template not in TEMPLATES:
         raise ValueError(f"template must be one of {', '.join(TEMPLATES)}, not {template!r}")
+    if similarity is not None and similarity not in SIMILARITIES:
+        raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, not {similarity!r}")
+    name = source if "/" not in source or not Path(source).exists() else Path(source).name
+    folder = find_released(source)
+    if folder is not None:
+        config = released_config(folder, similarity=similarity, max_document_tokens=max_document_tokens, name=name)
+        layers = None if msa_layers is None else list(msa_layers)
+        _check_asked(config, msa_layers=layers, chunk_size=chunk_size, top_k_docs=top_k_docs, template=template)
+        return _save_released(folder, config, dtype, out)
     backbone, tokenizer = load_backbone(source, dtype)
     spec = TEMPLATES[template or _template_for(tokenizer)]
-    backbone.config.name_or_path = source if "/" not in source or not Path(source).exists() else Path(source).name
+    backbone.config.name_or_path = name
     config = MSAConfig(
         backbone_config=backbone.config,
         msa_layers=list(msa_layers) if msa_layers is not None else None,
         chunk_size=chunk_size,
         top_k_docs=top_k_docs,
+        similarity=similarity or MSAConfig.similarity,
         max_document_tokens=max_document_tokens,
         template=dataclasses.asdict(spec),
     )
@@ -97,14 +116,21 @@ def convert(
 
 def save_checkpoint(model: MSAForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Write model and tokenizer into `out/`, which appears whole or not at all."""
+    with _whole_folder(out) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+
+
+@contextlib.contextmanager
+def _whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `out/` when all is written, and vanishes when anything fails."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error}") from error
     try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        yield partial
         partial.chmod(0o755)
         if out.exists():
             out.rmdir()
@@ -113,6 +139,50 @@ def save_checkpoint(model: MSAForCausalLM, tokenizer: PreTrainedTokenizerBase, o
         raise CheckpointError(f"cannot write {out}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_released(folder: Path, config: MSAConfig, dtype: torch.dtype, out: Path) -> MSAConfig:
+    """Convert a released checkpoint's weights and copy its tokenizer into `out/`."""
+    advice = "put the released tokenizer files beside its weights"
+    # Without any file, transformers would make up an empty tokenizer.
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise CheckpointError(f"{folder} holds no tokenizer; {advice}")
+    try:
+        # The backbone's config decides where the tokenizer's own files leave its class open.
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config.text_config, local_files_only=True)
+    except Exception as error:  # whatever a damaged file makes the loader raise
+        raise CheckpointError(f"the tokenizer in {folder} is damaged ({first_line(error)}); {advice}") from error
+    _check_markers(tokenizer, config.template_spec)
+    with _whole_folder(out) as partial:
+        convert_released(folder, partial, config, dtype)
+        tokenizer.save_pretrained(partial)
+    return config
+
+
+def _check_markers(tokenizer: PreTrainedTokenizerBase, spec: TemplateSpec) -> None:
+    """See that a tokenizer has the markers that a released checkpoint reads and writes.
+
+    `retrieval_end` may be ordinary text: the released code looks for it in decoded text.
+    """
+    literals = (spec.document_prefix, spec.document_suffix, spec.context_prefix, spec.context_suffix, spec.round_end)
+    lacking = sorted(set(re.findall(r"<\|\w+\|>", "".join(literals))) - added_tokens(tokenizer))
+    if not lacking and spec.retrieval_end not in tokenizer.decode(tokenizer.encode(spec.retrieval_end)):
+        lacking = [spec.retrieval_end]
+    if lacking:
+        raise CheckpointError(
+            f"the tokenizer lacks {', '.join(lacking)}, which the checkpoint was trained to read and write; put the "
+            "released tokenizer files beside its weights"
+        )
+
+
+def _check_asked(config: MSAConfig, **asked: Any) -> None:
+    """Refuse settings that contradict those a released checkpoint was trained with. Defaults count as not asked for."""
+    own = {name: getattr(config, name) for name in asked} | {"template": config.template_spec.name}
+    for name, value in asked.items():
+        if value not in (getattr(MSAConfig, name), own[name]):
+            raise ValueError(
+                f"{name} {value} was asked for, but the checkpoint was trained with {own[name]}; leave it out"
+            )
 
 
 def load(
@@ -191,6 +261,10 @@ def check_folder(folder: Path) -> None:
         model_type = json.loads(config_file.read_text()).get("model_type")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{config_file} is damaged ({error}); run memspan convert again") from error
+    if model_type == RELEASED_TYPE:
+        raise CheckpointError(
+            f"{folder} holds a released MSA checkpoint; run: memspan convert {folder} --out NEW_FOLDER"
+        )
     if model_type != MSAConfig.model_type:
         raise CheckpointError(
             f"{folder} holds a plain {model_type} model without memory; run: memspan convert {folder} --out NEW_FOLDER"
