@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from memspan import load
+from memspan import Document, Memory, load
 from memspan.cli import app
+from memspan.text.corpus import read_paths
 
 NOTES = Path(__file__).parents[1] / "examples" / "notes"
 
@@ -31,6 +33,36 @@ def test_convert_add_ask(real_checkpoint: Path, tmp_path: Path) -> None:
     answer = json.loads(asked.stdout)
     assert answer["evidence"][0]["external_id"] == "people/owen-pritchard.md"
     assert "Mabli" in answer["text"]
+
+
+def test_a_decision_that_was_reversed_is_answered_by_the_later_document(real_checkpoint: Path, tmp_path: Path) -> None:
+    reversals = (
+        ("How many years of warranty does Brindlecomb give?", "two", "five"),
+        ("What kind of battery does the Amber scale have?", "lithium-ion", "phosphate"),
+    )
+    with Memory.open(tmp_path / "bank", real_checkpoint, create=True) as memory:
+        memory.add(found for found in read_paths([NOTES]) if isinstance(found, Document))
+        for question, before, now in reversals:
+            then, today = (memory.ask(question, max_documents=2, as_of=day) for day in ("2024-06-30", None))
+            assert before in then.text and now not in then.text
+            assert all(item.date <= "2024-06-30" for item in then.evidence)
+            assert now in today.text
+            assert any(item.date > "2024-06-30" for item in today.evidence)
+
+
+def test_an_assistant_keeps_its_answer_until_the_fact_changes(
+    real_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The example as it is; it finds the checkpoint as the default one."""
+    monkeypatch.setattr("sys.argv", ["assistant.py"])
+    runpy.run_path(str(NOTES.parent / "assistant.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    days, (as_of, of_bob) = lines[:-2], lines[-2:]
+    for line in days:
+        assert ("Lisbon" in line) == (line[:10] >= "2025-05-30"), line
+        assert ("Ghent" in line) == (line[:10] < "2025-05-30"), line
+    assert "Ghent" in as_of and "Lisbon" not in as_of
+    assert "Oslo" in of_bob and "Ghent" not in of_bob and "Lisbon" not in of_bob
 
 
 def test_a_converted_model_without_memory_is_the_backbone(real_checkpoint: Path) -> None:

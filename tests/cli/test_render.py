@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from memspan.bank.encode import AddReport
+from memspan.bank.add import AddReport
 from memspan.cli import render
 from memspan.types import Answer, Document, Evidence, Span
 
@@ -21,7 +21,8 @@ def _evidence(**changes: Any) -> Evidence:
         "span": Span(10, 35),
         "score": 1.234,
         "layers": None,
-        "metadata": {"date": "2024-01-31", "nested": {"list": [1, None]}},
+        "metadata": {"kind": "note", "nested": {"list": [1, None]}},
+        "date": "2024-01-31T08:00:00",
     }
     return Evidence(**(values | changes))
 
@@ -67,10 +68,16 @@ def test_json_holds_everything_of_nested_dataclasses(capsys: pytest.CaptureFixtu
     assert written.endswith("}\n") and written.count("\n") == 1
     assert "naïve 日本" in written, "text stays readable"
     values = json.loads(written)
-    assert values["document"] == {"external_id": "id", "text": "text", "title": "", "metadata": {"k": [1, 2]}}
+    assert values["document"] == {
+        "external_id": "id",
+        "text": "text",
+        "title": "",
+        "metadata": {"k": [1, 2]},
+        "date": None,
+    }
     (found,) = values["answers"]
     assert found["evidence"][0]["span"] == {"start": 10, "end": 35}
-    assert found["evidence"][0]["metadata"] == {"date": "2024-01-31", "nested": {"list": [1, None]}}
+    assert found["evidence"][0]["metadata"] == {"kind": "note", "nested": {"list": [1, None]}}
     assert set(found) == set(Answer.__slots__)
 
 
@@ -82,9 +89,9 @@ def test_json_has_no_number_that_json_lacks(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_an_evidence_line_names_place_id_source_score_and_layers() -> None:
-    assert render.evidence_line(2, _evidence()) == "2. [7] A title  (notes/a.txt[10:35], score 1.23)"
+    assert render.evidence_line(2, _evidence()) == "2. [7] A title  (notes/a.txt[10:35], 2024-01-31, score 1.23)"
     routed = render.evidence_line(1, _evidence(title="", layers=3))
-    assert routed == "1. [7] First line and more of it  (notes/a.txt[10:35], score 1.23, 3 MSA layers)"
+    assert routed == "1. [7] First line and more of it  (notes/a.txt[10:35], 2024-01-31, score 1.23, 3 MSA layers)"
 
 
 def test_fields_are_aligned_and_never_read_as_markup(capsys: pytest.CaptureFixture[str]) -> None:

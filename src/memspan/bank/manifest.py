@@ -105,6 +105,6 @@ class Manifest:
             raise BankMismatch(
                 f"this bank was encoded by another model (converted from {self.backbone}):\n  "
                 + "\n  ".join(differing)
-                + "\nName that model (memspan ask BANK --model DIR), or build a new bank with this one "
-                "(memspan add NEW_BANK FILES...)."
+                + "\nName that model (memspan ask BANK --model DIR), or rebuild the bank's latents with this one "
+                "(memspan reencode BANK --model DIR)."
             )

@@ -20,7 +20,7 @@ from memspan.bank.verify import Fault
 from memspan.cli import render
 from memspan.cli.commands import INTERRUPTED, ModelChoice, show, show_report, stop_flag
 from memspan.errors import MemspanError
-from memspan.text.readers import read_content
+from memspan.text.readers import Unreadable, read_content
 from memspan.types import JSON
 
 
@@ -44,7 +44,7 @@ def update(
     as_json: bool,
 ) -> None:
     fields = dict(map(_field, set_fields))
-    text = None if file is None else sys.stdin.read() if str(file) == "-" else read_content(file).text
+    text = None if file is None else _read_text(file)
     if text is None and title is None and date is None and not fields:
         raise MemspanError("nothing to update; name a FILE, --title, --date or --set KEY=VALUE")
     with closing(MemoryBank.open(bank)) as opened:
@@ -125,6 +125,15 @@ def import_(file: Path, bank: Path, model: ModelChoice, as_json: bool) -> int:
         for report in reports:
             show_report(report, [], memory.bank, as_json)
     return INTERRUPTED if any(report.interrupted for report in reports) else 0
+
+
+def _read_text(file: Path) -> str:
+    if str(file) == "-":
+        return sys.stdin.read()
+    try:
+        return read_content(file).text
+    except (OSError, Unreadable) as error:
+        raise MemspanError(f"{file} cannot be read: {error}") from error
 
 
 def _tell(faults: Sequence[Fault]) -> None:
