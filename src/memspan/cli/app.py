@@ -87,12 +87,15 @@ def convert(
     layers: Annotated[str | None, typer.Option(help="MSA layers, as 15,16,17. Default: the upper half.")] = None,
     chunk_size: Annotated[int, typer.Option(help="Tokens pooled into one row.")] = 64,
     top_k: Annotated[int, typer.Option(help="Documents an MSA layer attends to.")] = 16,
+    similarity: Annotated[
+        str | None, typer.Option(help="cosine or dot. Default: cosine, or as a released checkpoint serves.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the routers' random initialisation.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a plain decoder into an MSA checkpoint (its routers are untrained)."""
+    """Turn a plain decoder (its routers are then untrained) or a released MSA checkpoint into an MSA checkpoint."""
     with _commands() as commands:
-        commands.convert(source, out, dtype, template, layers, chunk_size, top_k, seed, as_json)
+        commands.convert(source, out, dtype, template, layers, chunk_size, top_k, similarity, seed, as_json)
 
 
 @app.command()

@@ -85,6 +85,7 @@ def convert(
     layers: str | None,
     chunk_size: int,
     top_k: int,
+    similarity: str | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -96,6 +97,7 @@ def convert(
         msa_layers=_layer_list(layers),
         chunk_size=chunk_size,
         top_k_docs=top_k,
+        similarity=similarity,
         seed=seed,
     )
     show(_model_info(out, config), as_json)

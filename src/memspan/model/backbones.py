@@ -137,30 +137,29 @@ def _load(source: str, dtype: torch.dtype, local_files_only: bool) -> tuple[PreT
 
 
 def _load_from_hub(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES")
-    online = not offline and _hub_answers()
-    try:
-        if online:
-            return _load(source, dtype, local_files_only=False)
-        with _hub_client_offline():
-            return _load(source, dtype, local_files_only=True)
-    except OSError as error:
-        if online:
-            raise
-        reason = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_HUB_TIMEOUT_SECONDS:.0f} s)"
-        raise CheckpointError(
-            f"{source} is not in the local Hugging Face cache and {reason}; "
-            f"name a local folder or .gguf file, or {DEFAULT_SOURCE}"
-        ) from error
+    with hub_access() as unreachable:
+        try:
+            return _load(source, dtype, local_files_only=unreachable is not None)
+        except OSError as error:
+            if unreachable is None:
+                raise
+            raise CheckpointError(
+                f"{source} is not in the local Hugging Face cache and {unreachable}; "
+                f"name a local folder or .gguf file, or {DEFAULT_SOURCE}"
+            ) from error
 
 
 @contextlib.contextmanager
-def _hub_client_offline() -> Iterator[None]:
-    """Keep the hub client from trying anything, as HF_HUB_OFFLINE would have."""
+def hub_access() -> Iterator[str | None]:
+    """Gives why the hub cannot be asked now, or None if it can. Inside, the hub client tries nothing in vain."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES")
+    if not offline and _hub_answers():
+        yield None
+        return
     before = hub_constants.HF_HUB_OFFLINE
     hub_constants.HF_HUB_OFFLINE = True
     try:
-        yield
+        yield "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_HUB_TIMEOUT_SECONDS:.0f} s)"
     finally:
         hub_constants.HF_HUB_OFFLINE = before
 

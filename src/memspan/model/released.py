@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from transformers import Qwen3Config
 
 from memspan.config import TEMPLATES, MSAConfig
 from memspan.errors import CheckpointError, UnsupportedBackbone
-from memspan.model.backbones import _hub_answers, _hub_client_offline, first_line
+from memspan.model.backbones import first_line, hub_access
 from memspan.model.fingerprint import fingerprint
 from memspan.model.modeling import MSAForCausalLM
 
@@ -77,17 +76,15 @@ def find_released(source: str) -> Path | None:
         return folder if _model_type(folder / "config.json") == RELEASED_TYPE else None
     if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
         return None
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES")
-    online = not offline and _hub_answers()
-    with contextlib.nullcontext() if online else _hub_client_offline():
+    with hub_access() as unreachable:
         try:
-            config_file = hf_hub_download(source, "config.json", local_files_only=not online)
+            config_file = hf_hub_download(source, "config.json", local_files_only=unreachable is not None)
         except Exception:  # whatever the hub client raises: loading it as a plain model meets it again and names it
             return None
         if _model_type(Path(config_file)) != RELEASED_TYPE:
             return None
         try:
-            return Path(snapshot_download(source, allow_patterns=_WANTED, local_files_only=not online))
+            return Path(snapshot_download(source, allow_patterns=_WANTED, local_files_only=unreachable is not None))
         except Exception as error:
             raise CheckpointError(
                 f"cannot fetch {source}: {first_line(error)}; try again, or name a local folder"
