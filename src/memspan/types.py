@@ -44,11 +44,20 @@ class Document:
         for value in (self.external_id, self.title, self.text):
             if "\0" in value or not is_unicode(value):
                 raise ValueError(f"document {self.external_id!r} holds NUL characters or lone surrogates")
+        self._check_metadata()
         if self.date is not None:
             try:
                 object.__setattr__(self, "date", normal_date(self.date))
             except ValueError as error:
                 raise ValueError(f"document {self.external_id!r}: {error}") from error
+
+    def _check_metadata(self) -> None:
+        try:
+            text = json.dumps(dict(self.metadata), ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"the metadata of document {self.external_id!r} are not JSON: {error}") from error
+        if not is_unicode(text) or "\\u0000" in text:
+            raise ValueError(f"the metadata of document {self.external_id!r} hold NUL characters or lone surrogates")
 
     @property
     def content_hash(self) -> str:

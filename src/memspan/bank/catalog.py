@@ -34,7 +34,7 @@ _PARTS = "documents d JOIN sources s ON s.id = d.source_id"
 _STORED = f"""
 SELECT d.id, d.source_id, s.external_id, s.title, substr(t.text, d.span_start + 1, d.span_end - d.span_start),
     d.span_start, d.span_end, s.metadata, {EFFECTIVE_DATE}, d.tokens, d.rows
-FROM {_PARTS} JOIN texts t ON t.source_id = d.source_id WHERE {_LIVE}
+FROM {_PARTS} JOIN texts t ON t.source_id = d.source_id WHERE {_LIVE} AND s.deleted_in IS NULL
 """
 
 
@@ -103,7 +103,7 @@ class Catalog(Database):
         try:
             rows = self.read("SELECT key, value FROM manifest WHERE key <> ?", (STAGED_MANIFEST,))
             return {key: json.loads(value) for key, value in rows}
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise BankError(f"the manifest in {self.path} is damaged ({error}); restore it from a backup") from error
 
     def commits(self) -> int:
@@ -174,6 +174,14 @@ class Catalog(Database):
             name: (state, commit) for name, state, commit in self.read("SELECT name, state, retired_in FROM segments")
         }
 
+    def unused_segments(self) -> dict[str, int]:
+        """Names of retired segments that no document refers to, with the commits that retired them."""
+        query = (
+            "SELECT name, retired_in FROM segments g WHERE state = 'retired' "
+            "AND NOT EXISTS (SELECT 1 FROM documents WHERE segment_id = g.id)"
+        )
+        return dict(self.read(query))
+
     def deleted_in_segment(self, segment_id: int) -> list[int]:
         """Ids of the deleted documents whose rows stand in a segment."""
         query = "SELECT id FROM documents WHERE segment_id = ? AND deleted_in IS NOT NULL"
@@ -199,9 +207,16 @@ class Catalog(Database):
         return list(self._stored(namespace, "AND d.segment_id = ? ORDER BY d.first_row", (segment_id,)))
 
     def page(self, namespace: str, after: int, limit: int, scope: Scope = EVERYTHING) -> list[StoredDocument]:
-        """Live documents in order of their ids, those after a given id."""
+        """Live documents in order of their ids, those after a given id.
+
+        Raises:
+            FilterError: as `ids_in_scope`.
+        """
         where = f"AND d.id > ? AND {scope.sql} ORDER BY d.id LIMIT ?"
-        return list(self._stored(namespace, where, (min(after, _MAX_INTEGER), *scope.values, limit)))
+        found = list(self._stored(namespace, where, (min(after, _MAX_INTEGER), *scope.values, limit)))
+        if not found:
+            self._check_fields(namespace, scope)
+        return found
 
     def texts(self, namespace: str) -> Iterator[tuple[int, str]]:
         """Ids and searched texts of all live documents: what the full-text index is made of."""
@@ -303,7 +318,7 @@ class Catalog(Database):
         for source_id, external_id, text, title, metadata, date, added_at in self.rows(query, (namespace, *values)):
             try:
                 document = Document(external_id, text, title, json.loads(metadata), date)
-            except (ValueError, TypeError, AttributeError) as error:
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise BankError(f"source {source_id} of {self.path} is damaged ({error}); add it again") from error
             yield StoredSource(source_id, document, added_at)
 
@@ -313,7 +328,7 @@ class Catalog(Database):
             number, source_id, external_id, title, text, start, end, metadata, date, tokens, chunks = row
             try:
                 values_of = json.loads(metadata)
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise BankError(f"the metadata of {external_id!r} is damaged ({error}); add it again") from error
             yield StoredDocument(
                 number, source_id, external_id, title, text, Span(start, end), values_of, date, tokens, chunks

@@ -30,7 +30,7 @@ class Database:
         self.read_only = False
         self._db: sqlite3.Connection | None = None
         try:
-            self._db = _connect(path.absolute().as_uri())
+            self._db = _connect(f"{path.absolute().as_uri()}?mode={'rw' if schema is None else 'rwc'}")
             if schema is not None:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.executescript(f"BEGIN; {schema} COMMIT;")
@@ -47,7 +47,7 @@ class Database:
                 self._db = _connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
                 self._db.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
                 self.read_only = True
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:
             self.close()
             raise BankError(f"{path} is not a readable bank catalog ({error}); {_REMEDY}") from error
 
@@ -74,7 +74,7 @@ class Database:
         """The rows of a query as they come; errors as in `read`."""
         try:
             yield from self.connection.execute(query, values)
-        except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
+        except (sqlite3.Error, OverflowError, UnicodeError) as error:
             raise BankError(f"cannot read {self.path} ({error}); {_REMEDY}") from error
 
     def value(self, query: str, values: Sequence[Any] = ()) -> Any:
@@ -103,7 +103,7 @@ class Database:
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 self.connection.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, sqlite3.Error | UnicodeError):
                 raise BankError(
                     f"cannot write {self.path}: {error}. What was committed before is safe; free some space if the "
                     "disk is full, and do it again"

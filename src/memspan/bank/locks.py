@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import uuid
 from collections import Counter
@@ -57,7 +58,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
 def _holder(path: Path) -> str:
     """Who holds the lock, for the message that a second writer gets."""
     try:
-        return f"pid {path.read_text().strip()}"
+        return f"pid {path.read_text(errors='replace').strip()}"
     except OSError:
         return "its pid is unknown"
 
@@ -146,17 +147,17 @@ def holders(folder: Path, besides: str | None = None) -> dict[str, int]:
         if path.name == besides:
             continue
         try:
-            descriptor = os.open(path, os.O_RDWR)
+            descriptor = os.open(path, os.O_RDONLY)
         except OSError:
             continue
         try:
             if _is_dead(descriptor):
                 path.unlink(missing_ok=True)
                 continue
-            text = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
-            if text != _IDLE:
+            text = os.pread(descriptor, 20, 0).strip()
+            if text != _IDLE.encode():
                 # Empty: a reader that is just registering.
-                found[path.name] = int(text) if text.lstrip("-").isdigit() else _EVERYTHING
+                found[path.name] = int(text) if re.fullmatch(rb"\d+", text) else _EVERYTHING
         finally:
             os.close(descriptor)
     return found

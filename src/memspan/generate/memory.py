@@ -35,7 +35,7 @@ from memspan.routing.selector import (
 )
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Context, Passage, encoded_text
-from memspan.types import JSON, Answer, Document, Evidence, Retrieved, is_unicode
+from memspan.types import JSON, Answer, Document, Evidence, Retrieved, is_unicode, normal_date
 
 MAX_DOCUMENTS = 5
 # Documents scored below this share of the best one's score are left out.
@@ -179,7 +179,7 @@ class Memory:
             session: the conversation it belongs to; kept as metadata.
             date: when, ISO 8601. Default: now.
         """
-        date = date or datetime.now(UTC).isoformat(timespec="milliseconds")
+        date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
         text = f"{speaker}: {turn}" if speaker else turn
         digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
         metadata: dict[str, JSON] = {"speaker": speaker, "session": session}

@@ -14,7 +14,7 @@ from typing import Any, NewType, cast
 from transformers import PreTrainedTokenizerBase
 
 from memspan.config import TemplateSpec
-from memspan.types import Span
+from memspan.types import Document, Span
 
 Marker = NewType("Marker", int)
 """Id of a token that the template writes as one token."""
@@ -137,6 +137,11 @@ def encoded_text(title: str, text: str) -> str:
     if not title or opening.startswith(title.lower()):
         return text
     return f"{title}\n{text}"
+
+
+def part_text(document: Document, span: Span) -> str:
+    """What of a part of a document is encoded, searched and put before the model."""
+    return encoded_text(document.title, document.text[span.start : span.end])
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
