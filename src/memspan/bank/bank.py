@@ -226,6 +226,8 @@ class MemoryBank:
             UnknownDocument: one of the ids is not there; nothing is deleted then.
             BankBusy: another process writes.
         """
+        if isinstance(ids, str):
+            raise TypeError("ids is a list of ids, not one")
         with writer_lock(self.folder):
             names = {self.resolve(document_id, namespace) for document_id in ids}
             edits.delete_sources(self.catalog, namespace, sorted(names))

@@ -7,7 +7,7 @@ lock.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from memspan.bank import edits
@@ -69,23 +69,27 @@ def erase(catalog: Catalog, folder: Path, timeout: float) -> None:
     for namespace in catalog.namespaces():
         edits.rebuild_words(catalog, namespace)
     commit = catalog.commits()
-    while True:
-        sweep(catalog, folder)
-        readers = [name for name, seen in holders(folder).items() if seen < commit]
-        if not readers:
-            edits.drop_empty_namespaces(catalog)
-            try:
-                catalog.vacuum()
-                return
-            except BankBusy:
-                if time.monotonic() >= deadline:
-                    raise
-        elif time.monotonic() >= deadline:
-            raise BankBusy(
-                f"a process reads {folder} (pid {pids(readers)}) and may see what is to be erased; "
-                "end it, or try again when it is done"
-            )
-        time.sleep(_POLL_SECONDS)
+    while readers := [name for name, seen in holders(folder).items() if seen < commit]:
+        _wait(deadline, folder, readers)
+    sweep(catalog, folder)
+    edits.drop_empty_namespaces(catalog)
+    catalog.vacuum()
+    while not catalog.empty_log():
+        _wait(deadline, folder, holders(folder))
+
+
+def _wait(deadline: float, folder: Path, readers: Iterable[str]) -> None:
+    """Wait a moment for some readers.
+
+    Raises:
+        BankBusy: the time is over; names them.
+    """
+    if time.monotonic() >= deadline:
+        raise BankBusy(
+            f"a process reads {folder} (pid {pids(readers)}) and may see what is to be erased; "
+            "end it, or try again when it is done"
+        )
+    time.sleep(_POLL_SECONDS)
 
 
 def rewrite(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from memspan.errors import BankBusy, BankError
+from memspan.errors import BankError
 
 _BUSY_SECONDS = 30
 _REMEDY = "run: memspan verify BANK, or restore it from a backup"
@@ -120,21 +120,30 @@ class Database:
             self.connection.execute("ROLLBACK")
 
     def vacuum(self) -> None:
-        """Rewrite the file without anything that was deleted, and empty its log.
+        """Rewrite the file without anything that was deleted; the old content may stay in the log until `empty_log`.
 
         Raises:
-            BankBusy: a reader's snapshot holds the log.
             BankError: the file cannot be written (it needs free space of its own size).
         """
         try:
             self.connection.execute("VACUUM")
+        except (sqlite3.Error, UnicodeError) as error:
+            raise BankError(f"cannot rewrite {self.path}: {error}; it needs free space of its own size") from error
+
+    def empty_log(self) -> bool:
+        """Write the log into the file and truncate it; False if a reader needs it now.
+
+        Raises:
+            BankError: the file cannot be written.
+        """
+        try:
+            self.connection.execute("PRAGMA busy_timeout = 0")
             ((busy, *_),) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        except sqlite3.Error as error:
-            raise BankError(
-                f"cannot rewrite {self.path}: {error}; it needs as much free space as it is large"
-            ) from error
-        if busy:
-            raise BankBusy(f"a reader holds {self.path}; try again when it is done")
+            return not busy
+        except (sqlite3.Error, UnicodeError) as error:
+            raise BankError(f"cannot write {self.path}: {error}") from error
+        finally:
+            self.connection.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_SECONDS}")
 
 
 def _connect(uri: str) -> sqlite3.Connection:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import threading
 import uuid
 from collections import Counter
@@ -40,6 +41,8 @@ def writer_lock(folder: Path) -> Iterator[None]:
         BankBusy: another process (or another part of this one) holds it; its pid is named.
         BankError: the folder cannot be written.
     """
+    if not folder.is_dir():
+        raise BankError(f"{folder} is gone")
     lock, holder = FileLock(folder / LOCK, timeout=0), folder / HOLDER
     try:
         lock.acquire()
@@ -84,7 +87,8 @@ class Registration:
     def close(self) -> None:
         with self._lock:
             if self._descriptor is not None:
-                self._path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the folder may be read-only by now; a writer clears it away
+                    self._path.unlink(missing_ok=True)
                 os.close(self._descriptor)
                 self._descriptor = None
 
@@ -147,10 +151,12 @@ def holders(folder: Path, besides: str | None = None) -> dict[str, int]:
         if path.name == besides:
             continue
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             continue
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                continue  # not ours
             if _is_dead(descriptor):
                 path.unlink(missing_ok=True)
                 continue
