@@ -83,6 +83,8 @@ def normal_date(text: str) -> str:
     Raises:
         ValueError: it is neither.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"a date is a text as 2026-03-01 or 2026-03-01T10:00:00+02:00, not {text!r}")
     try:
         if len(text) <= len("2026-03-01"):
             return date.fromisoformat(text).isoformat()

@@ -18,6 +18,7 @@ EFFECTIVE_DATE = "coalesce(s.date, s.added_at)"
 _COLUMNS = {"external_id": "s.external_id", "title": "s.title"}
 _ORDERINGS = ("<", "<=", ">", ">=")
 OPERATORS = ("==", "!=", *_ORDERINGS, "in", "not in", "contains", "exists")
+_MOST_CONDITIONS = 200
 _DAY_LENGTH = len("2026-03-01")
 _EXPRESSION = re.compile(r"^\s*(?P<field>[^=!<>]+?)\s*(?P<operator>==?|!=|<=|>=|<|>)\s*(?P<value>.*?)\s*$", re.DOTALL)
 
@@ -64,6 +65,8 @@ class Scope:
                 fields.append(field)
         if as_of is not None:
             conditions.append(_date_condition("<=", as_of))
+        if len(conditions) > _MOST_CONDITIONS:
+            raise FilterError(f"a filter has at most {_MOST_CONDITIONS} conditions, not {len(conditions)}; use in")
         return cls(tuple(conditions), tuple(fields))
 
     def __bool__(self) -> bool:
@@ -116,9 +119,13 @@ def _long_operator(operator: str) -> str:
 
 def _json(text: str, default: JSON = None) -> JSON:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return default
+
+
+def _no_constant(name: str) -> JSON:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _operators(field: str, wanted: Any) -> list[tuple[str, Any]]:

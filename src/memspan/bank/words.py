@@ -5,9 +5,10 @@ The tables are contentless: words are made in Python (`memspan.text.terms`), the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from itertools import zip_longest
 
 from memspan.bank.database import Database
@@ -129,19 +130,25 @@ class WordIndex:
                 "INSERT INTO temp.expected_words (rowid, words) VALUES (?, ?)",
                 ((document_id, _words(text)) for document_id, text in texts),
             )
-            pairs = zip_longest(self._contents("found", self._table), self._contents("expected", "expected_words"))
-            return any(one != other for one, other in pairs)
+            with (
+                contextlib.closing(self._contents("found", self._table)) as found,
+                contextlib.closing(self._contents("expected", "expected_words")) as expected,
+            ):
+                return any(one != other for one, other in zip_longest(found, expected))
         except (BankError, sqlite3.Error, ValueError):  # it cannot even be read
             return True
         finally:
             for name in reversed(made):
                 self._db.execute(f"DROP TABLE temp.{name}")
 
-    def _contents(self, which: str, table: str) -> Iterator[tuple]:
+    def _contents(self, which: str, table: str) -> Generator[tuple, None, None]:
         """All that one of the two indexes holds, in order."""
         yield from self._db.rows(f"SELECT term, doc, offset FROM temp.{which}_entries")
         yield from self._db.rows(f"SELECT id, sz FROM {table}_docsize ORDER BY id")
-        yield from self._db.rows(f"SELECT block FROM {table}_data WHERE id = 1")  # the average length, for BM25
+        # Number and total length of documents, for BM25; of an emptied index they are zeros, of a new one nothing.
+        yield from (
+            (bytes(block).rstrip(b"\0"),) for (block,) in self._db.rows(f"SELECT block FROM {table}_data WHERE id = 1")
+        )
         # Each word by the index's own directory, which reading all entries in order does not need.
         yield from self._db.rows(
             f"SELECT e.term, f.doc, f.cnt FROM temp.expected_terms e LEFT JOIN temp.{which}_terms f ON f.term = e.term"

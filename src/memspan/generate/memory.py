@@ -142,7 +142,7 @@ class Memory:
         return cls(opened, loaded, namespace=namespace, snapshot=snapshot)
 
     def in_namespace(self, namespace: str) -> Memory:
-        """Another namespace of the same bank, with the same model. Closing it leaves this one open."""
+        """Another namespace of the same bank, with the same model; not pinned. Closing it leaves this one open."""
         other = Memory(self.bank, self.loaded, namespace=namespace)
         other._owns_bank = False
         return other
@@ -178,7 +178,12 @@ class Memory:
             speaker: who said it; put before the text, and kept as metadata.
             session: the conversation it belongs to; kept as metadata.
             date: when, ISO 8601. Default: now.
+
+        Raises:
+            ValueError: the turn is empty, or the date is none.
         """
+        if not turn.strip():
+            raise ValueError("the turn is empty; there is nothing to remember")
         date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
         text = f"{speaker}: {turn}" if speaker else turn
         digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
