@@ -519,7 +519,6 @@ def test_a_changed_catalog_is_found_and_what_is_wrong_is_named(folder: Path, wha
     assert all(describe(fault)["message"] == fault.message for fault in faults)
 
 
-@pytest.mark.xfail(strict=True, reason="seals are compared of live documents of live sources only; it is routed to")
 def test_a_deleted_document_that_was_taken_for_alive_is_found(folder: Path) -> None:
     _change(
         folder, "UPDATE documents SET deleted_in = NULL WHERE id = (SELECT min(id) FROM documents WHERE deleted_in > 0)"

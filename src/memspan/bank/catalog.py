@@ -281,8 +281,10 @@ class Catalog(Database):
         for field in scope.fields:
             has_field = "EXISTS (SELECT 1 FROM json_each(s.metadata) WHERE key = ?)"
             if next(self._of_sources("1", namespace, f"{has_field} LIMIT 1", (field,)), None) is None:
-                keys = self._of_sources("s.metadata", namespace, "TRUE ORDER BY s.id DESC LIMIT 100", ())
-                known = sorted({"date", "external_id", "title"}.union(*(json.loads(keys_of) for (keys_of,) in keys)))
+                latest = self._of_sources("s.metadata", namespace, "TRUE ORDER BY s.id DESC LIMIT 100", ())
+                values = [json.loads(metadata) for (metadata,) in latest]
+                keys = (found for found in values if isinstance(found, dict))
+                known = sorted({"date", "external_id", "title"}.union(*keys))
                 raise FilterError(
                     f"no document has a field {field!r}; there are, among others: {', '.join(known[:20])}"
                 )
@@ -327,7 +329,7 @@ class Catalog(Database):
         for row in self.rows(f"{_STORED} {within} {where}", (namespace, *values)):
             number, source_id, external_id, title, text, start, end, metadata, date, tokens, chunks = row
             try:
-                values_of = json.loads(metadata)
+                values_of = dict(json.loads(metadata))
             except (ValueError, TypeError, RecursionError) as error:
                 raise BankError(f"the metadata of {external_id!r} is damaged ({error}); add it again") from error
             yield StoredDocument(

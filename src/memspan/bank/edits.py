@@ -17,6 +17,7 @@ from memspan.bank.catalog import STAGED_MANIFEST, Catalog
 from memspan.bank.schema import SEALED, seal
 from memspan.bank.segment import Placed, SegmentFiles
 from memspan.bank.words import WordIndex
+from memspan.errors import BankError
 from memspan.text.template import part_text
 from memspan.types import JSON, Document, Span
 
@@ -220,7 +221,7 @@ def rebuild_words(catalog: Catalog, namespace: str) -> None:
 
 
 def settle_documents(catalog: Catalog) -> None:
-    """See to it that no document lives whose source does not, and forget the deleted ones without a segment."""
+    """See to it that no document lives whose source does not; seal the deleted, forget those without a segment."""
     with _change(catalog) as commit:
         dead = (
             "SELECT d.id FROM documents d JOIN sources s ON s.id = d.source_id "
@@ -228,6 +229,7 @@ def settle_documents(catalog: Catalog) -> None:
         )
         for (document_id,) in catalog.read(dead):
             catalog.execute("UPDATE documents SET deleted_in = ? WHERE id = ?", (commit, document_id))
+        for (document_id,) in catalog.read("SELECT id FROM documents WHERE deleted_in IS NOT NULL"):
             _reseal(catalog, "documents", document_id)
         catalog.execute(
             "DELETE FROM documents WHERE deleted_in IS NOT NULL AND segment_id NOT IN (SELECT id FROM segments)"
@@ -338,7 +340,10 @@ def _retire(catalog: Catalog, segment_ids: Sequence[int], commit: int) -> None:
         left = catalog.value(
             "SELECT 1 FROM documents WHERE segment_id = ? AND deleted_in IS NULL LIMIT 1", (segment_id,)
         )
-        assert left is None, "live documents were moved before their segment goes"
+        if left is not None:
+            raise BankError(
+                "catalog and segments differ in which documents there are; run: memspan verify BANK --repair"
+            )
         sources = catalog.read("SELECT DISTINCT source_id FROM documents WHERE segment_id = ?", (segment_id,))
         catalog.execute("DELETE FROM documents WHERE segment_id = ? AND deleted_in IS NOT NULL", (segment_id,))
         for (source_id,) in sources:

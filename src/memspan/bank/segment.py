@@ -275,11 +275,11 @@ def _damaged(path: Path, what: str) -> BankError:
 
 
 def _open(path: Path, size: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise BankError(f"the bank's file {path} is missing; {_REMEDY}")
-    if path.stat().st_size != size:
-        raise BankError(f"the bank's file {path} has {path.stat().st_size} bytes instead of {size}; {_REMEDY}")
     try:
+        if not path.is_file():
+            raise BankError(f"the bank's file {path} is missing; {_REMEDY}")
+        if path.stat().st_size != size:
+            raise BankError(f"the bank's file {path} has {path.stat().st_size} bytes instead of {size}; {_REMEDY}")
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in shapes}
     except (OSError, SafetensorError) as error:

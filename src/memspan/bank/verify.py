@@ -132,6 +132,14 @@ def _catalog_faults(catalog: Catalog) -> Iterator[Fault]:
         given = catalog.value(query, (table,)) or 0
         if given < (catalog.value(f"SELECT max(id) FROM {table}") or 0):
             yield Fault("catalog", where, f"the counter of {table} was set back")
+    sealed = ", ".join(f"d.{column}" for column in SEALED["documents"])
+    of_the_dead = (  # those of live sources are told of with their source
+        f"SELECT s.external_id, d.seal, {sealed} FROM documents d JOIN sources s ON s.id = d.source_id "
+        "WHERE d.deleted_in IS NOT NULL OR s.deleted_in IS NOT NULL"
+    )
+    for name, number, *values in catalog.rows(of_the_dead):
+        if number != seal(*values):
+            yield Fault("document", name, f"document {values[0]} is deleted, and not what was written")
     for table in ("namespaces", "sources"):
         for number, *values in catalog.rows(f"SELECT seal, {', '.join(SEALED[table])} FROM {table}"):
             if number != seal(*values):
