@@ -385,6 +385,14 @@ def test_what_was_deleted_does_not_come_back_by_a_repair(folder: Path, loaded: L
         assert bank.catalog.search(DEFAULT_NAMESPACE, "gamma", 5) == []
 
 
+def test_a_source_taken_for_alive_does_not_come_back_by_a_repair(folder: Path, loaded: LoadedModel) -> None:
+    _change(folder, "UPDATE sources SET deleted_in = NULL WHERE external_id = 'gone'")
+    with closing(MemoryBank.open(folder)) as bank:
+        assert {fault.kind for fault in repair(bank, loaded, verify(bank))} == {"catalog"}
+        assert "gone" not in {stored.external_id for stored in bank.catalog.page(DEFAULT_NAMESPACE, 0, 99)}
+        assert bank.catalog.search(DEFAULT_NAMESPACE, "gamma", 5) == []
+
+
 # --- refused --------------------------------------------------------------------------------------------------------
 
 

@@ -424,8 +424,8 @@ CATALOG_DAMAGE = {
     ),
     "source taken for alive": (
         "UPDATE sources SET deleted_in = NULL WHERE external_id = 'gone'",
-        {"document"},
-        "gone",
+        {"catalog"},
+        "of sources is not what was written",
     ),
     "retired segment": (
         f"UPDATE segments SET state = 'retired', retired_in = 3 WHERE id = "

@@ -207,6 +207,8 @@ def _check_import(target: Path, model: Manifest | None) -> None:
     if not (target / PARTIAL_CATALOG).is_file():
         raise BankError("it is not an exported bank: it holds no catalog")
     with closing(Catalog(target / PARTIAL_CATALOG)) as catalog:
+        if catalog.value("PRAGMA integrity_check(1)") != "ok":
+            raise BankError("the exported bank is damaged: its catalog is no longer what was written")
         manifest = Manifest.from_json(catalog.read_manifest())
         if model is not None:
             manifest.check_same(model)

@@ -180,18 +180,24 @@ def _segment_faults(
 
 
 def _source_faults(catalog: Catalog, namespace: str) -> Iterator[Fault]:
+    sealed = [f"s.{column}" for column in SEALED["sources"]]
     parts = _parts_by_source(catalog, namespace)
     number_of_parts, current = next(parts, (None, []))
     query = (
-        "SELECT s.id, s.external_id, s.title, s.metadata, s.date, s.content_hash, s.text_hash, t.text FROM sources s "
-        "JOIN texts t ON t.source_id = s.id WHERE s.namespace_id = ? AND s.deleted_in IS NULL ORDER BY s.id"
+        f"SELECT t.text, s.title, s.metadata, s.date, s.content_hash, s.text_hash, s.seal, {', '.join(sealed)} "
+        "FROM sources s JOIN texts t ON t.source_id = s.id "
+        "WHERE s.namespace_id = ? AND s.deleted_in IS NULL ORDER BY s.id"
     )
-    for number, name, title, metadata, date, *hashes, text in catalog.rows(query, (catalog.namespace_id(namespace),)):
+    rows = catalog.rows(query, (catalog.namespace_id(namespace),))
+    for text, title, metadata, date, content_hash, text_hash, found_seal, *values in rows:
+        number, _, name, *_ = values
+        if found_seal != seal(*values):
+            continue  # told of with the catalog; it may have been deleted, and must not come back by a repair
         while number_of_parts is not None and number_of_parts < number:
             number_of_parts, current = next(parts, (None, []))
         try:
             document = Document(name, text, title, json.loads(metadata), date)
-            is_same = hashes == [document.content_hash, document.text_hash]
+            is_same = (content_hash, text_hash) == (document.content_hash, document.text_hash)
         except (ValueError, TypeError, AttributeError, RecursionError):
             is_same = False
         if not is_same:
