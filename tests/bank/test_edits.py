@@ -358,7 +358,7 @@ def test_a_segment_is_not_taken_from_under_live_documents(catalog: Catalog) -> N
     commit_texts(catalog, Document("a", "zebra"))
     ((number, _),) = catalog.segments()
     before = _dump(catalog.path)
-    with pytest.raises(AssertionError, match="live documents were moved"):
+    with pytest.raises(BankError, match="verify BANK --repair"):
         edits.replace_segments(catalog, DEFAULT, [number], Written([], []))
     assert _dump(catalog.path) == before
 
