@@ -142,11 +142,12 @@ class Catalog(Database):
 
     def sources(self, namespace: str, scope: Scope = EVERYTHING) -> Iterator[StoredSource]:
         """The live sources of a namespace, in the order they were added."""
-        return self._sources(namespace, f"{scope.sql} ORDER BY s.id", scope.values)
+        return self._sources(namespace, f"{scope.sql} ORDER BY s.id", scope.values, by_id=True)
 
     def source_page(self, namespace: str, after: int, limit: int) -> list[StoredSource]:
         """Live sources in the order they were added, those after a given source's id."""
-        return list(self._sources(namespace, "s.id > ? ORDER BY s.id LIMIT ?", (min(after, _MAX_INTEGER), limit)))
+        where = "s.id > ? ORDER BY s.id LIMIT ?"
+        return list(self._sources(namespace, where, (min(after, _MAX_INTEGER), limit), by_id=True))
 
     def external_id_of(self, namespace: str, document_id: int) -> str | None:
         """The name of the live source that a live document is, or is a part of."""
@@ -195,7 +196,7 @@ class Catalog(Database):
         """The given live documents, in the given order; ids that are not live in this namespace are left out."""
         # As one JSON value: SQLite takes a limited number of variables.
         where = "AND d.id IN (SELECT value FROM json_each(?))"
-        found = {stored.id: stored for stored in self._stored(namespace, where, (json.dumps(list(ids)),))}
+        found = {stored.id: stored for stored in self._stored(namespace, where, (json.dumps(list(ids)),), by_id=True)}
         return [found[document_id] for document_id in ids if document_id in found]
 
     def documents_of(self, namespace: str, external_id: str) -> list[StoredDocument]:
@@ -213,14 +214,14 @@ class Catalog(Database):
             FilterError: as `ids_in_scope`.
         """
         where = f"AND d.id > ? AND {scope.sql} ORDER BY d.id LIMIT ?"
-        found = list(self._stored(namespace, where, (min(after, _MAX_INTEGER), *scope.values, limit)))
+        found = list(self._stored(namespace, where, (min(after, _MAX_INTEGER), *scope.values, limit), by_id=True))
         if not found:
             self._check_fields(namespace, scope)
         return found
 
     def texts(self, namespace: str) -> Iterator[tuple[int, str]]:
         """Ids and searched texts of all live documents: what the full-text index is made of."""
-        return ((stored.id, stored.encoded_text) for stored in self._stored(namespace, "ORDER BY d.id", ()))
+        return ((stored.id, stored.encoded_text) for stored in self._stored(namespace, "ORDER BY d.id", (), by_id=True))
 
     def texts_of(self, source_id: int) -> list[tuple[int, str]]:
         """Ids and searched texts of the live documents of one source, by its number."""
@@ -311,11 +312,14 @@ class Catalog(Database):
         query = f"SELECT {columns} FROM sources s JOIN namespaces n ON n.id = s.namespace_id "
         return self.rows(f"{query} WHERE s.deleted_in IS NULL AND n.name = ? AND {where}", (namespace, *values))
 
-    def _sources(self, namespace: str, where: str, values: tuple[Any, ...]) -> Iterator[StoredSource]:
+    def _sources(
+        self, namespace: str, where: str, values: tuple[Any, ...], *, by_id: bool = False
+    ) -> Iterator[StoredSource]:
+        """Live sources; for `by_id` see `_stored`."""
         query = (
             "SELECT s.id, s.external_id, t.text, s.title, s.metadata, s.date, s.added_at "
-            "FROM sources s JOIN namespaces n ON n.id = s.namespace_id JOIN texts t ON t.source_id = s.id "
-            f"WHERE s.deleted_in IS NULL AND n.name = ? AND {where}"
+            "FROM sources s JOIN texts t ON t.source_id = s.id WHERE s.deleted_in IS NULL "
+            f"AND {'+' if by_id else ''}s.namespace_id = (SELECT id FROM namespaces WHERE name = ?) AND {where}"
         )
         for source_id, external_id, text, title, metadata, date, added_at in self.rows(query, (namespace, *values)):
             try:
@@ -324,8 +328,15 @@ class Catalog(Database):
                 raise BankError(f"source {source_id} of {self.path} is damaged ({error}); add it again") from error
             yield StoredSource(source_id, document, added_at)
 
-    def _stored(self, namespace: str, where: str, values: tuple[Any, ...]) -> Iterator[StoredDocument]:
-        within = "AND s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+    def _stored(
+        self, namespace: str, where: str, values: tuple[Any, ...], *, by_id: bool = False
+    ) -> Iterator[StoredDocument]:
+        """Live documents.
+
+        Args:
+            by_id: they are looked up or sorted by their ids; SQLite must not begin with the sources of the namespace.
+        """
+        within = f"AND {'+' if by_id else ''}s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
         for row in self.rows(f"{_STORED} {within} {where}", (namespace, *values)):
             number, source_id, external_id, title, text, start, end, metadata, date, tokens, chunks = row
             try:
