@@ -23,7 +23,7 @@ from memspan.types import Evidence, LayerRouting, Retrieved
 
 _SEARCH_DEPTH = 64
 _DAY_LENGTH = len("2026-03-01")
-_WORD = re.compile(r"[^\W\d_][\w'’-]*")
+_WORD = re.compile(r"(?<!\w)[^\W\d_][\w'’-]*")
 _OPENS_SENTENCE = ".!?:\n"
 
 
