@@ -381,7 +381,7 @@ def test_no_text_answers_from_the_latents(bank: Path) -> None:
 
 def test_a_model_without_round_markers_says_so(bank: Path) -> None:
     assert "has no markers for rounds" in failed("ask", bank, "otter", "--selector", "generate")
-    assert "rounds must be at least 1, not 0" in failed("ask", bank, "otter", "--rounds", 0)
+    assert "rounds must be at least 1, not 0" in failed("ask", bank, "otter", "--selector", "lexical", "--rounds", 0)
 
 
 def test_ask_samples_by_its_seed(bank: Path) -> None:
