@@ -209,6 +209,10 @@ def test_without_an_end_marker_the_system_closes_the_round(memory: Memory) -> No
     answer = _one(memory, "[3]" + "x" * 200, ENOUGH, "y", documents_per_round=1)
     assert (_chosen(answer), answer.rounds[0].malformed, answer.text) == ([[3], []], 1, "y")
     assert END not in answer.rounds[0].written
+    protocol = RoundProtocol(memory.loaded.template)
+    parts = (protocol.start("Where?"), protocol.round_end, protocol.retrieval_end, protocol.final("Where?"))
+    first = answer.rounds[0]
+    assert answer.num_prompt_tokens == sum(map(len, parts)) + first.num_written_tokens + first.num_injected_tokens
 
 
 def test_an_end_of_sequence_instead_of_ids_is_enough(memory: Memory) -> None:
