@@ -26,7 +26,9 @@ from memspan.errors import (
     QuestionError,
     UnknownDocument,
 )
-from memspan.generate.memory import MIN_SHARE, Memory
+from memspan.generate.finder import Finder
+from memspan.generate.interleave import MIN_SHARE
+from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel, convert
 from memspan.routing.local import LocalMemory
@@ -193,20 +195,20 @@ def test_an_answer_says_how_many_layers_routed_to_its_evidence_while_answering(
     memory: Memory, selector: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen: list[int] = []
-    route, select = LocalMemory.route, Memory._select
+    route, rank = LocalMemory.route, Finder.rank
 
     def recording(self: LocalMemory, layer: int, *args: Any) -> Retrieved:
         retrieved = route(self, layer, *args)
         chosen.extend(retrieved.doc_ids[0])
         return retrieved
 
-    def selecting(self: Memory, *args: Any) -> Any:
-        selected = select(self, *args)
+    def ranking(self: Finder, *args: Any) -> Any:
+        selected = rank(self, *args)
         chosen.clear()  # what the question alone was routed to
         return selected
 
     monkeypatch.setattr(LocalMemory, "route", recording)
-    monkeypatch.setattr(Memory, "_select", selecting)
+    monkeypatch.setattr(Finder, "rank", ranking)
     counts = set()
     for question in QUESTIONS:
         evidence = memory.ask(question, selector=selector, sampling=SHORT, max_documents=20).evidence
@@ -218,7 +220,7 @@ def test_an_answer_says_how_many_layers_routed_to_its_evidence_while_answering(
 
 
 def test_search_is_limited_and_generates_nothing(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memspan.generate.memory.Decoding", None)
+    monkeypatch.setattr("memspan.generate.interleave.Decoding", None)
     found = memory.search("Rome river", limit=2)
     assert [item.external_id for item in found] == ["note-0", "Rome.txt"]
     assert len(memory.search("Rome river", limit=1)) == 1
