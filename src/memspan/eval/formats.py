@@ -1,0 +1,362 @@
+"""Readers of question sets in their original formats. Every record that is none is named, never passed over silently.
+
+Each reader takes a decoded JSON record (or table row) and gives its questions. Sources: the sets' own papers and
+download pages. What a format does not carry (PopQA, NQ-open: passages) the questions lack too.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from memspan.errors import CorpusError
+from memspan.eval import conversations
+from memspan.eval.sets import Malformed, Question, QuestionSet, passage
+from memspan.text.readers import BadRecord, Unreadable, is_text, read_content, read_records
+from memspan.types import Document
+
+Record = Mapping[str, Any]
+_BAD = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+
+# The memspan form (shared JSONL) -------------------------------------------------------------------------------------
+
+
+def _own(record: Record) -> Iterator[Question]:
+    yield Question(
+        id=_text(record["id"]),
+        question=_text(record["question"]),
+        answers=_answers(record.get("answers", [])),
+        positives=_passages(record.get("positives", [])),
+        negatives=_passages(record.get("negatives", [])),
+        type=record.get("type", "single"),
+        hops=record.get("hops"),
+    )
+
+
+# Sets with paragraphs of their own ------------------------------------------------------------------------------------
+
+
+def _hotpotqa(record: Record) -> Iterator[Question]:
+    """HotpotQA and 2WikiMultiHopQA: `context` of [title, sentences], `supporting_facts` of [title, sentence]."""
+    paragraphs = {title: "".join(sentences).strip() for title, sentences in record["context"]}
+    gold = list(dict.fromkeys(title for title, _ in record.get("supporting_facts", [])))
+    yield Question(
+        id=_text(record["_id"]),
+        question=_text(record["question"]),
+        answers=_answers([record["answer"]]),
+        positives=tuple(passage(title, paragraphs[title]) for title in gold),
+        negatives=tuple(passage(title, text) for title, text in paragraphs.items() if title not in gold and text),
+        type="yesno" if record["answer"] in ("yes", "no") else "multi",
+        hops=len(gold) or None,
+    )
+
+
+def _musique(record: Record) -> Iterator[Question]:
+    """MuSiQue: positives in the order of `question_decomposition`."""
+    paragraphs = {item["idx"]: item for item in record["paragraphs"]}
+    order = [step["paragraph_support_idx"] for step in record.get("question_decomposition", [])]
+    marked = [index for index, item in paragraphs.items() if item["is_supporting"]]
+    gold = list(dict.fromkeys(index for index in (*order, *marked) if index in paragraphs and index in marked))
+    documents = {index: passage(item["title"], item["paragraph_text"]) for index, item in paragraphs.items()}
+    answerable = record.get("answerable", True)
+    yield Question(
+        id=_text(record["id"]),
+        question=_text(record["question"]),
+        answers=_answers([record["answer"], *record.get("answer_aliases", [])]) if answerable else (),
+        positives=tuple(documents[index] for index in gold),
+        negatives=tuple(document for index, document in documents.items() if index not in gold),
+        type="multi" if answerable else "unanswerable",
+        hops=len(record.get("question_decomposition", [])) or None,
+    )
+
+
+def _squad(article: Record) -> Iterator[Question]:
+    """SQuAD 1.1 and 2.0 (and sets in their form): one article of `data`."""
+    for paragraph in article["paragraphs"]:
+        document = passage(article.get("title", "").replace("_", " "), paragraph["context"])
+        for item in paragraph["qas"]:
+            impossible = item.get("is_impossible", False)
+            answers = _answers([answer["text"] for answer in item["answers"]])
+            yield Question(
+                id=_text(item["id"]),
+                question=_text(item["question"]),
+                answers=() if impossible else answers,
+                positives=() if impossible else (document,),
+                negatives=(document,) if impossible else (),
+                type="unanswerable" if impossible else "single",
+                hops=1,
+            )
+
+
+def _natural_questions(record: Record) -> Iterator[Question]:
+    """Natural Questions: its simplified form (`document_text`), its full one (`document_tokens`), and NQ-open.
+
+    Positive is the long answer of the first annotator who gave one, without HTML tags; the other top-level candidates
+    are negatives.
+    """
+    if "answer" in record:  # NQ-open: no documents
+        yield Question(record.get("id") or record["question"], record["question"], _answers(record["answer"]), ())
+        return
+    tokens = _nq_tokens(record)
+    annotated = [item for item in record["annotations"] if item["long_answer"]["start_token"] >= 0]
+    spans = [item["long_answer"] for item in annotated[:1]]
+    shorts = [short for item in record["annotations"] for short in item["short_answers"]]
+    answers = [_nq_text(tokens, span) for span in shorts]
+    answers += [item["yes_no_answer"].lower() for item in annotated if item["yes_no_answer"] not in ("NONE", "")]
+    title = record.get("document_title", "")
+    gold = [passage(title, _nq_text(tokens, span)) for span in spans]
+    others = (item for item in record["long_answer_candidates"] if item["top_level"])
+    texts = dict.fromkeys(text for item in others if (text := _nq_text(tokens, item)))
+    unanswerable = not gold or not answers
+    yield Question(
+        id=_text(record["example_id"]),
+        question=_text(record.get("question_text", "")),
+        answers=() if unanswerable else _answers(answers),
+        positives=() if unanswerable else tuple(gold),
+        negatives=tuple(passage(title, text) for text in texts if unanswerable or text != gold[0].text),
+        type="unanswerable" if unanswerable else "single",
+        hops=1,
+    )
+
+
+def _nq_tokens(record: Record) -> list[str]:
+    """Words of the page; what is a tag is empty, so that positions stay."""
+    if "document_text" in record:
+        words = record["document_text"].split(" ")
+        return ["" if word.startswith("<") and word.endswith(">") else word for word in words]
+    return ["" if item["html_token"] else item["token"] for item in record["document_tokens"]]
+
+
+def _nq_text(tokens: Sequence[str], span: Record) -> str:
+    return " ".join(filter(None, tokens[span["start_token"] : span["end_token"]]))
+
+
+def _ms_marco(record: Record) -> Iterator[Question]:
+    """MS MARCO QA (v1.1 lines, or a record rebuilt from v2.1's columns)."""
+    chosen = [item["passage_text"] for item in record["passages"] if item["is_selected"]]
+    others = [item["passage_text"] for item in record["passages"] if not item["is_selected"]]
+    answers = [] if record["answers"] == ["No Answer Present."] else record["answers"]
+    yield Question(
+        id=_text(record["query_id"]),
+        question=_text(record["query"]),
+        answers=_answers(answers),
+        positives=tuple(passage("", text) for text in chosen) if answers else (),
+        negatives=tuple(passage("", text) for text in (others if answers else chosen + others)),
+        type="single" if answers else "unanswerable",
+        hops=1,
+    )
+
+
+def _dureader(record: Record) -> Iterator[Question]:
+    """DuReader 2.0: positive is the paragraph marked most related of each page that was used (`is_selected`)."""
+    positives: list[Document] = []
+    negatives: list[Document] = []
+    for page in record["documents"]:
+        best = page.get("most_related_para", 0) if page.get("is_selected") else None
+        for number, text in enumerate(page["paragraphs"]):
+            if text.strip():
+                (positives if number == best else negatives).append(passage(page.get("title", ""), text))
+    answers = _answers(record["answers"])
+    yield Question(
+        id=_text(record["question_id"]),
+        question=_text(record["question"]),
+        answers=answers,
+        positives=tuple(positives) if answers else (),
+        negatives=tuple(negatives) if answers else (*positives, *negatives),
+        type="single" if answers else "unanswerable",
+    )
+
+
+# Sets whose text lies elsewhere ---------------------------------------------------------------------------------------
+
+
+def _popqa(row: Record) -> Iterator[Question]:
+    """PopQA's table. It carries no passages: give them as distractors, or ask without memory."""
+    yield Question(_text(row["id"]), _text(row["question"]), _answers(json.loads(row["possible_answers"])), ())
+
+
+def _triviaqa(record: Record, evidence: Path) -> Iterator[Question]:
+    """TriviaQA: evidence files stand in `evidence/wikipedia` and `evidence/web` beside the questions' folder."""
+    pages = [("wikipedia", page) for page in record.get("EntityPages", [])]
+    pages += [("web", page) for page in record.get("SearchResults", [])]
+    files = [(evidence / kind / page["Filename"], page.get("Title", "")) for kind, page in pages if "Filename" in page]
+    answer = record["Answer"]
+    yield Question(
+        id=_text(record["QuestionId"]),
+        question=_text(record["Question"]),
+        answers=_answers([answer["Value"], *answer.get("Aliases", [])]),
+        positives=tuple(passage(title, path.read_text("utf-8")) for path, title in files if path.is_file()),
+    )
+
+
+def _narrativeqa(row: Record, summaries: Mapping[str, str]) -> Iterator[Question]:
+    """NarrativeQA's qaps.csv with the summaries as documents."""
+    document = row["document_id"]
+    yield Question(
+        id=f"{document}-{row['line']}",
+        question=_text(row["question"]),
+        answers=_answers([row["answer1"], row["answer2"]]),
+        positives=(passage("", summaries[document]),),
+    )
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | int):
+        raise TypeError(f"{value!r} is not a text")
+    return str(value).strip()
+
+
+def _answers(values: Iterable[Any]) -> tuple[str, ...]:
+    if isinstance(values, str):
+        raise TypeError("answers must be a list")
+    return tuple(dict.fromkeys(filter(None, map(_text, values))))
+
+
+def _passages(values: Iterable[Any]) -> tuple[Document, ...]:
+    return tuple(passage(_text(value["title"]), value["text"]) for value in values)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(read_content(path).text)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Records of a file of JSON lines, whatever its name, or of one JSON list; each with its place."""
+    if path.suffix == ".json":
+        text = read_content(path).text
+        if text.lstrip().startswith("["):
+            yield from ((f"{path}[{index}]", item) for index, item in enumerate(json.loads(text)))
+            return
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                yield f"{path}#{number}", _maybe_json(line)
+        return
+    for record in read_records(path):
+        yield f"{path}#{record.line}", None if isinstance(record, BadRecord) else record.values
+
+
+def _maybe_json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _under(key: str) -> Callable[[Path], Iterator[tuple[str, Any]]]:
+    """Items of a list that a JSON file holds under `key`."""
+    return lambda path: ((f"{path}[{key}][{index}]", item) for index, item in enumerate(_json(path)[key]))
+
+
+def _table(delimiter: str) -> Callable[[Path], Iterator[tuple[str, Any]]]:
+    def rows(path: Path) -> Iterator[tuple[str, Any]]:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file, delimiter=delimiter), start=2):
+                yield f"{path}#{number}", {**row, "line": number}
+
+    return rows
+
+
+def _marco_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """v2.1 is one object of columns, each a mapping from row to value; v1.1 is lines."""
+    if path.suffix == ".json":
+        text = read_content(path).text
+        columns = _maybe_json(text)
+        if isinstance(columns, dict) and isinstance(columns.get("query"), dict):
+            for row in columns["query"]:
+                yield f"{path}[{row}]", {name: values.get(row) for name, values in columns.items()}
+            return
+    yield from _lines(path)
+
+
+_SIMPLE: dict[str, tuple[Callable[[Path], Iterator[tuple[str, Any]]], Callable[[Any], Iterator[Question]]]] = {
+    "jsonl": (_lines, _own),
+    "hotpotqa": (_lines, _hotpotqa),
+    "2wikimultihopqa": (_lines, _hotpotqa),
+    "musique": (_lines, _musique),
+    "nq": (_lines, _natural_questions),
+    "squad": (_under("data"), _squad),
+    "popqa": (_table("\t"), _popqa),
+    "ms_marco": (_marco_records, _ms_marco),
+    "dureader": (_lines, _dureader),
+}
+_CONVERSATIONS = {"locomo": conversations.locomo, "longmemeval": conversations.longmemeval}
+FORMATS: tuple[str, ...] = (*_SIMPLE, "triviaqa", "narrativeqa", *_CONVERSATIONS)
+
+
+def read_set(path: Path, format: str) -> QuestionSet:
+    """Read a question set. Records that are malformed, or repeat an id, are named in the result.
+
+    Args:
+        format: one of FORMATS. `jsonl` is the form of `docs/evaluation.md`; TriviaQA's evidence is looked for in
+            `../evidence`, NarrativeQA's summaries in `third_party/wikipedia/summaries.csv`, both from the file.
+
+    Raises:
+        CorpusError: the file cannot be read at all, has no question, or the format is unknown.
+    """
+    if format not in FORMATS:
+        raise CorpusError(f"no reader for {format!r}; the formats are {', '.join(FORMATS)}")
+    try:
+        found = _collect(*_reader(path, format)) if format not in _CONVERSATIONS else _talks(path, format)
+    except (OSError, Unreadable, *_BAD) as error:
+        raise CorpusError(f"{path} cannot be read as {format}: {error!r}; check the file and the format") from error
+    if not found.questions:
+        reasons = "; ".join(f"{bad.where}: {bad.reason}" for bad in found.malformed[:3])
+        raise CorpusError(f"{path} holds no question in the format {format} ({reasons or 'it is empty'})")
+    return found
+
+
+def _reader(path: Path, format: str) -> tuple[Iterable[tuple[str, Any]], Callable[[Any], Iterator[Question]]]:
+    if format == "triviaqa":
+        evidence = path.parent.parent / "evidence"
+        return _under("Data")(path), lambda record: _triviaqa(record, evidence)
+    if format == "narrativeqa":
+        table = _table(",")
+        file = path.parent / "third_party" / "wikipedia" / "summaries.csv"
+        summaries = {row["document_id"]: row["summary"] for _, row in table(file)}
+        return table(path), lambda row: _narrativeqa(row, summaries)
+    records, convert = _SIMPLE[format]
+    return records(path), convert
+
+
+def _collect(records: Iterable[tuple[str, Any]], convert: Callable[[Any], Iterator[Question]]) -> QuestionSet:
+    questions: dict[str, Question] = {}
+    malformed: list[Malformed] = []
+    for where, record in records:
+        try:
+            if record is None or not is_text(record):
+                raise ValueError("not a JSON object of valid text")
+            for question in convert(record):
+                if question.id in questions:
+                    raise ValueError(f"the id {question.id!r} was read before")
+                questions[question.id] = question
+        except _BAD as error:
+            malformed.append(Malformed(where, describe(error)))
+    return QuestionSet(tuple(questions.values()), malformed=tuple(malformed))
+
+
+def _talks(path: Path, format: str) -> QuestionSet:
+    parts: list[conversations.Talk] = []
+    malformed: list[Malformed] = []
+    for where, record in _lines(path):
+        try:
+            parts.append(_CONVERSATIONS[format](record))
+        except _BAD as error:
+            malformed.append(Malformed(where, describe(error)))
+        else:
+            malformed += [Malformed(f"{where}[{place}]", reason) for place, reason in parts[-1].malformed]
+    return QuestionSet(
+        questions=tuple(question for part in parts for question in part.questions),
+        documents={part.namespace: part.documents for part in parts},
+        malformed=tuple(malformed),
+    )
+
+
+def describe(error: Exception) -> str:
+    """Why a record is malformed, for people."""
+    return f"the key {error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
