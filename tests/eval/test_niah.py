@@ -11,7 +11,7 @@ import pytest
 from helpers import tiny_tokenizer
 
 from memspan.config import TEMPLATES
-from memspan.errors import MemspanError
+from memspan.errors import EvaluationError
 from memspan.eval import metrics
 from memspan.eval.niah import NIAH_TASKS, NOISE, TASKS, Essays, Sample, make_sample
 from memspan.text.template import PromptTemplate
@@ -101,7 +101,7 @@ def test_a_short_book_is_begun_anew() -> None:
     essays = Essays(["One two. Three!"], count_words)
     assert [text for text, _ in islice(essays, 5)] == ["One two.", "Three!", "One two.", "Three!", "One two."]
     assert [text for text, _ in islice(essays, 3)] == ["One two.", "Three!", "One two."]
-    with pytest.raises(MemspanError, match="text is empty"):
+    with pytest.raises(EvaluationError, match="text is empty"):
         list(islice(Essays([" "], count_words), 1))
 
 
@@ -154,15 +154,16 @@ def test_a_reader_scores_everything_and_a_guesser_chance() -> None:
 
 def test_questions_name_their_documents_and_a_memory_of_their_own() -> None:
     made = sample("niah_multiquery", 2000)
-    question = made.as_question()
+    question, tokens = made.as_question()
+    assert tokens == sum(item.tokens for item in made.documents())
     assert question.needs_all and question.namespace == made.id and question.answers == made.answers
     assert metrics.string_match(" ".join(d.text for d in question.positives), made.answers) == 1
 
 
 def test_what_cannot_be_made_is_named() -> None:
-    with pytest.raises(MemspanError, match="--haystack FILE"):
+    with pytest.raises(EvaluationError, match="--haystack FILE"):
         sample("niah_single_2", essays=None)
-    with pytest.raises(MemspanError, match="make it longer"):
+    with pytest.raises(EvaluationError, match="make it longer"):
         sample("vt", 10)
-    with pytest.raises(MemspanError, match="the tasks are niah_single_1"):
+    with pytest.raises(EvaluationError, match="the tasks are niah_single_1"):
         sample("niah")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import cycle, pairwise
 from typing import Literal
 
-from memspan.errors import MemspanError
+from memspan.errors import EvaluationError
 from memspan.eval.sets import UNDATED, Question
 from memspan.eval.words import ADJECTIVES, NOUNS
 from memspan.text.splitter import sentence_ends
@@ -103,14 +103,14 @@ class Essays:
         """Yield sentences with their tokens, for ever.
 
         Raises:
-            MemspanError: there is no text at all.
+            EvaluationError: there is no text at all.
         """
         yield from self._read
         for sentence in self._unread:
             self._read.append((sentence, self._count_tokens(f"{_ESSAY_SEPARATOR}{sentence}")))
             yield self._read[-1]
         if not self._read:
-            raise MemspanError("the haystack's text is empty; name a file with text: --haystack FILE")
+            raise EvaluationError("the haystack's text is empty; name a file with text: --haystack FILE")
         yield from cycle(self._read)
 
 
@@ -148,10 +148,14 @@ class Sample:
         if parts:
             yield self._document(number, self._separator.join(parts), tokens, wanted)
 
-    def as_question(self) -> Question:
-        """The question with the documents that hold what it asks for. Goes through the haystack once."""
-        gold = tuple(found.document for found in self.documents() if found.wanted)
-        return Question(self.id, self.question, self.answers, gold, type="all", hops=1, namespace=self.id)
+    def as_question(self) -> tuple[Question, int]:
+        """The question with the documents that hold what it asks for, and the haystack's tokens; read through once."""
+        gold: list[Document] = []
+        tokens = 0
+        for found in self.documents():
+            tokens += found.tokens
+            gold += [found.document] if found.wanted else []
+        return Question(self.id, self.question, self.answers, tuple(gold), type="all", namespace=self.id), tokens
 
     @property
     def _separator(self) -> str:
@@ -224,18 +228,20 @@ def make_sample(
         essays: real text, for the tasks that need it.
 
     Raises:
-        MemspanError: the task is unknown, needs essays, or does not fit into `num_tokens`.
+        EvaluationError: the task is unknown, needs essays, or does not fit into `num_tokens`.
     """
     if task not in TASKS:
-        raise MemspanError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
+        raise EvaluationError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
     if task in NIAH_TASKS and NIAH_TASKS[task].haystack == "essay" and essays is None:
-        raise MemspanError(f"{task} hides its needles in real text; name a file with some: --haystack FILE")
+        raise EvaluationError(f"{task} hides its needles in real text; name a file with some: --haystack FILE")
     name = f"{task}-{seed}-{index}"
     generator = random.Random(name)
     question, answers, needles = (_track if task == VARIABLE_TRACKING else _hide)(task, generator)
     needed = sum(count_tokens(f"{_LINE_SEPARATOR}{needle.text}") for needle in needles)
     if needed > num_tokens:
-        raise MemspanError(f"the needles of {task} have {needed} tokens and the haystack {num_tokens}; make it longer")
+        raise EvaluationError(
+            f"the needles of {task} have {needed} tokens and the haystack {num_tokens}; make it longer"
+        )
     return Sample(name, question, answers, task, needles, num_tokens, name, count_tokens, essays, document_tokens)
 
 

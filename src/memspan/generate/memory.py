@@ -319,7 +319,7 @@ class Memory:
         evidence, contexts = [], []
         for question, selected in zip(request.questions, self._select(snapshot, request), strict=True):
             found = _evidence(snapshot, keep_adaptively(selected, request.max_documents, MIN_SHARE))
-            context, used = self._context(question, found, request.sampling)
+            context, used = self.context(question, found, request.sampling)
             evidence.append(tuple(found[:used]))
             contexts.append(context)
         selected_at = time.perf_counter()
@@ -403,7 +403,7 @@ class Memory:
             for row in range(len(contexts))
         ]
 
-    def _context(self, question: str, found: Sequence[Evidence], sampling: Sampling) -> tuple[Context, int]:
+    def context(self, question: str, found: Sequence[Evidence], sampling: Sampling) -> tuple[Context, int]:
         """The context with as much of the evidence, best first, as fits; and how many documents that is.
 
         In the context the oldest document comes first: of two that disagree the later one is read last.
