@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memspan.eval.metrics import Interval
-from memspan.eval.scoring import Summary
+from memspan.eval.scoring import SHOWN, Summary
 
 _PLAIN = ("empty", "malformed")
 
@@ -40,7 +40,7 @@ def markdown(
 def _table(
     summaries: Sequence[Summary], differences: Mapping[str, tuple[Interval, float] | None], main: str
 ) -> list[str]:
-    names = list(dict.fromkeys(name for summary in summaries for name in summary.scores))
+    names = [name for name in SHOWN if any(name in summary.scores for summary in summaries)]
     hops = list(dict.fromkeys(hop for summary in summaries for hop in summary.hops))
     columns = ["arm", *names, *(f"{hop} @5" for hop in hops), "abstention P/R", "documents", "prompt", "new", "s"]
     columns.append(f"{main} over {summaries[0].arm if summaries else '-'} (p)")

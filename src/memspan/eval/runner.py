@@ -18,7 +18,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +187,15 @@ def machine(loaded: LoadedModel) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(loaded.model.device),
-        **{name: version(name) for name in ("memspan", "torch", "transformers")},
+        **{name: _version(name) for name in ("memspan", "torch", "transformers")},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "run from its source, not installed"
 
 
 # Encoding -------------------------------------------------------------------------------------------------------------

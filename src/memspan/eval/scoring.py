@@ -15,6 +15,14 @@ from memspan.eval.sets import Question
 
 DEPTHS = (1, 5, RANKED_DEPTH)
 _HOP_DEPTH = 5
+SHOWN = (
+    "string_match",
+    *metrics.ANSWER_METRICS,
+    *(f"{name}@{k}" for name in ("recall", "all_found") for k in DEPTHS),
+    "empty",
+    "malformed",
+)
+"""All scores there are, in the order they are shown in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +138,7 @@ def summarise(arm: str, rows: Sequence[Row], seed: int = 0) -> Summary:
     rows = sorted(rows, key=lambda row: row.id)
     if not rows:
         raise ValueError(f"the arm {arm} has no rows; answer at least one question")
-    names = dict.fromkeys(name for row in rows for name in row.scores)
+    names = sorted({name for row in rows for name in row.scores}, key=SHOWN.index)
     by_name = {name: [row.scores[name] for row in rows if name in row.scores] for name in names}
     return Summary(
         arm=arm,
