@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import statistics
 import tempfile
 import time
@@ -34,6 +35,7 @@ from memspan.bank.edits import NewDocument, NewSource
 from memspan.bank.manifest import FORMAT_VERSION, LATENT_DTYPE, Manifest
 from memspan.bank.scope import Scope
 from memspan.routing.local import LocalMemory
+from memspan.text.terms import STOP_WORDS
 from memspan.types import Document, EncodedDocuments, Span
 
 VOCABULARY, ZIPF_EXPONENT, NUM_WORDS = 200_000, 1.05, 60
@@ -122,13 +124,18 @@ def timed(calls: Iterator[Callable[[], object]]) -> dict[str, float]:
     return {"median": statistics.median(times), "p95": times[int(0.95 * (len(times) - 1))], "max": times[-1]}
 
 
+def is_stop_word(word: str) -> bool:
+    """Whether a made-up word is one of the most frequent, which questions leave out as they do English stop words."""
+    return re.fullmatch(r"[a-z]{2}[0-9a-f]+", word) is not None and int(word[2:], 16) < len(STOP_WORDS)
+
+
 def questions(bank: MemoryBank, rng: random.Random, number: int) -> list[str]:
-    """Six words of one document each, near each other as in a sentence."""
+    """Six words of one document each, near each other as in a sentence, stop words left out."""
     found = []
     total = bank.catalog.counts().documents
     while len(found) < number:
         documents = bank.catalog.page("default", rng.randrange(total), 1)
-        words = documents[0].text.split() if documents else []
+        words = [word for word in documents[0].text.split() if not is_stop_word(word)] if documents else []
         if len(words) >= 12:
             start = rng.randrange(len(words) - 11)
             found.append(" ".join(rng.sample(words[start : start + 12], 6)))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
+import multiprocessing
+import os
 import string
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +27,10 @@ from transformers import (
 )
 
 from memspan.bank.bank import BankWriter, MemoryBank
-from memspan.bank.catalog import DEFAULT_NAMESPACE, StoredDocument
-from memspan.bank.edits import NewDocument, NewSource
+from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog, StoredDocument
+from memspan.bank.edits import NewDocument, NewSource, Written, add_sources
 from memspan.bank.manifest import FORMAT_VERSION, Manifest
+from memspan.bank.segment import Placed, SegmentFiles
 from memspan.config import MSAConfig
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep, LayerMemory
@@ -33,6 +40,8 @@ from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.template import Context, PromptTemplate
 from memspan.types import Document, EncodedDocuments, Retrieved, Span
 
+# Forked, not spawned: a new interpreter takes seconds to import torch, and its own files may be closed to other users.
+FORK = multiprocessing.get_context("fork")
 VOCAB = 512
 ENDOFTEXT, IM_START, IM_END = 509, 510, 511
 WINDOW = 16
@@ -162,6 +171,92 @@ def add_latents(writer: BankWriter, document: Document, *latents: EncodedDocumen
     ]
     writer.add(NewSource(document, tuple(parts)), latents)
     return ids
+
+
+def fill(bank: MemoryBank, *names: str, rows: int = 3, **options: Any) -> dict[int, EncodedDocuments]:
+    """Commit one source a name, at once, with the text "text of NAME"; return their latents by id."""
+    given: dict[int, EncodedDocuments] = {}
+    with bank.writer(**options) as writer:
+        for name in names:
+            latents = random_latents(bank.manifest, rows)
+            (document_id,) = add_latents(writer, Document(name, f"text of {name}"), latents)
+            given[document_id] = latents
+        writer.commit()
+    return given
+
+
+def commit_texts(
+    catalog: Catalog,
+    *documents: Document,
+    parts: int = 1,
+    first_id: int | None = None,
+    namespace: str = DEFAULT_NAMESPACE,
+) -> list[int]:
+    """Commit sources in one transaction, each in `parts` documents of two rows, all in one new segment without files.
+
+    Returns the documents' ids.
+    """
+    next_id = first_id or catalog.next_document_id()
+    name = f"{next_id:032x}"
+    sources, places = [], []
+    for document in documents:
+        new = []
+        for start, end in itertools.pairwise(len(document.text) * part // parts for part in range(parts + 1)):
+            new.append(NewDocument(next_id, Span(start, end), tokens=end - start))
+            places.append(Placed(next_id, name, 2 * len(places), 2, 0))
+            next_id += 1
+        sources.append(NewSource(document, tuple(new)))
+    files = SegmentFiles(name, len(places), 2 * len(places), 0, 10, "a", 20, "b")
+    add_sources(catalog, namespace, sources, Written([files], places))
+    return [place.document_id for place in places]
+
+
+@contextlib.contextmanager
+def child_process(do: Callable[[Connection], None]) -> Iterator[tuple[BaseProcess, Connection]]:
+    """Run a function in a process of its own, with a pipe to this one; the process is killed if it does not end."""
+    ours, theirs = FORK.Pipe()
+
+    def run() -> None:
+        ours.close()
+        do(theirs)
+
+    process = FORK.Process(target=run)
+    process.start()
+    theirs.close()
+    try:
+        yield process, ours
+    finally:
+        ours.close()  # a child that waits for a word ends with an error
+        process.join(10)
+        process.kill()
+        process.join(60)
+
+
+@contextlib.contextmanager
+def enterable_folder() -> Iterator[Path]:
+    """A folder that any user may enter (pytest's own are private to one)."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        try:
+            yield Path(name)
+        finally:
+            for path in Path(name).rglob("*"):
+                if path.is_dir():
+                    path.chmod(0o755)
+
+
+def become_nobody() -> None:
+    """Give up root's rights, in a child process: root may write everywhere."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+def receive(pipe: Connection) -> Any:
+    """What the other process says; an error if it says nothing for a minute."""
+    assert pipe.poll(60), "the process said nothing"
+    return pipe.recv()
 
 
 def read_latents(bank: MemoryBank, namespace: str = DEFAULT_NAMESPACE) -> dict[int, EncodedDocuments]:

@@ -33,6 +33,7 @@ class TemplateSpec:
         stops: markers that end an answer, beside the tokenizer's end of sequence.
         round_end: closes the ids a retrieval round writes, and the texts put in for them (paper 3.5); empty: no rounds.
         retrieval_end: written in the place of ids once enough has been found; empty: no rounds.
+        final_question: put in behind `retrieval_end`, before the answer; field `{question}`; may be empty.
     """
 
     name: str
@@ -46,6 +47,7 @@ class TemplateSpec:
     stops: tuple[str, ...]
     round_end: str = ""
     retrieval_end: str = ""
+    final_question: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stops", tuple(self.stops))
@@ -96,6 +98,7 @@ TEMPLATES: dict[str, TemplateSpec] = {
             stops=("<|im_end|>", "<|endoftext|>"),
             round_end="<|object_ref_end|>",
             retrieval_end="<End-of-Retrieve>",
+            final_question="<|im_start|>The user's question is: {question}\n<|object_ref_end|>",
         ),
         # For base models without a chat format.
         TemplateSpec(

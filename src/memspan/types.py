@@ -44,11 +44,20 @@ class Document:
         for value in (self.external_id, self.title, self.text):
             if "\0" in value or not is_unicode(value):
                 raise ValueError(f"document {self.external_id!r} holds NUL characters or lone surrogates")
+        self._check_metadata()
         if self.date is not None:
             try:
                 object.__setattr__(self, "date", normal_date(self.date))
             except ValueError as error:
                 raise ValueError(f"document {self.external_id!r}: {error}") from error
+
+    def _check_metadata(self) -> None:
+        try:
+            text = json.dumps(dict(self.metadata), ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"the metadata of document {self.external_id!r} are not JSON: {error}") from error
+        if not is_unicode(text) or "\\u0000" in text:
+            raise ValueError(f"the metadata of document {self.external_id!r} hold NUL characters or lone surrogates")
 
     @property
     def content_hash(self) -> str:
@@ -74,6 +83,8 @@ def normal_date(text: str) -> str:
     Raises:
         ValueError: it is neither.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"a date is a text as 2026-03-01 or 2026-03-01T10:00:00+02:00, not {text!r}")
     try:
         if len(text) <= len("2026-03-01"):
             return date.fromisoformat(text).isoformat()
@@ -168,16 +179,66 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerRouting:
+    """What one MSA layer routed one question to: documents, best first, and their scores (eq. 2)."""
+
+    layer: int
+    document_ids: tuple[int, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One look into the memory (paper 3.5).
+
+    Attributes:
+        number: from 1.
+        selector: who chose: router, lexical, hybrid, or generate (the model itself).
+        query: what was searched for; for router and generate the question, with which the texts found before route.
+        routed: per MSA layer what was routed to when choosing; empty for lexical.
+        chosen: the documents whose text went in, best first (for generate: as they were named).
+        written: what the model wrote to name them; empty for the other selectors.
+        injected: the text that went in.
+        num_written_tokens, num_injected_tokens: of those two.
+        malformed: runs of characters that are no document id where ids belong.
+        unknown: ids named of which there is no document in the question's scope.
+        repeated: ids named again, in this round or after their text went in. They are passed over.
+        left_out: documents chosen for which there was no room, or that were over a limit.
+        ended: "more" (another round follows), "enough" (the model said so, or what was named is no document),
+            "nothing" (nothing new was found), "room" (no text fits any more), "limit" (of rounds, documents, tokens).
+        timings: seconds by stage: select; for generate prefill and decode. Shared by the questions of a batch.
+    """
+
+    number: int
+    selector: str
+    query: str
+    routed: tuple[LayerRouting, ...] = ()
+    chosen: tuple[Evidence, ...] = ()
+    written: str = ""
+    injected: str = ""
+    num_written_tokens: int = 0
+    num_injected_tokens: int = 0
+    malformed: int = 0
+    unknown: int = 0
+    repeated: int = 0
+    left_out: int = 0
+    ended: str = "more"
+    timings: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A generated text with its evidence.
 
     Attributes:
         text: what the model wrote, without the end marker and without white space around it.
         evidence: the documents put before it, best first.
-        selector: who chose them: router, lexical or hybrid.
+        selector: who chose them: router, lexical, hybrid or generate.
         finish_reason: "stop" (the model ended), "length" (max_new_tokens reached) or "stop_string".
         num_prompt_tokens, num_new_tokens: of the active context and of the answer.
         timings: seconds by stage: select, prefill, decode. Stages of a batch are shared by its questions.
+        rounds: what was looked up, and how, before the answer.
+        routed: per MSA layer the documents whose latents the answer was written with.
     """
 
     question: str
@@ -188,3 +249,37 @@ class Answer:
     num_prompt_tokens: int
     num_new_tokens: int
     timings: Mapping[str, float]
+    rounds: tuple[Round, ...] = ()
+    routed: tuple[LayerRouting, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStarted:
+    """An event: a round begins, with this query."""
+
+    number: int
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDone:
+    """An event: documents were chosen and their text went in."""
+
+    round: Round
+
+
+@dataclass(frozen=True, slots=True)
+class TextWritten:
+    """An event: a further piece of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An event, the last one: the whole answer."""
+
+    answer: Answer
+
+
+Event = RoundStarted | RoundDone | TextWritten | Done

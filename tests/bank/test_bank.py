@@ -1,38 +1,41 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import multiprocessing
 import os
 import resource
 import signal
+import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
-from helpers import add_latents, bits, random_latents, read_bank, read_latents, tiny_manifest
+from helpers import (
+    FORK,
+    add_latents,
+    bits,
+    child_process,
+    fill,
+    random_latents,
+    read_bank,
+    read_latents,
+    receive,
+    tiny_manifest,
+)
 
-from memspan.bank import segment
+from memspan.bank import edits, segment
 from memspan.bank.bank import MemoryBank
-from memspan.bank.catalog import Catalog
-from memspan.errors import BankError
-from memspan.types import Document, EncodedDocuments
+from memspan.bank.catalog import DEFAULT_NAMESPACE
+from memspan.bank.words import WordIndex
+from memspan.errors import BankBusy, BankError, BankMismatch, UnknownDocument
+from memspan.types import Document
 
+DEFAULT = DEFAULT_NAMESPACE
 MANIFEST = tiny_manifest()
-# Forked, not spawned: a new interpreter takes seconds to import torch.
-FORK = multiprocessing.get_context("fork")
-
-
-def _fill(bank: MemoryBank, *names: str, rows: int = 3, **options: Any) -> dict[int, EncodedDocuments]:
-    """Commit one source a name, at once; return its latents by id."""
-    given: dict[int, EncodedDocuments] = {}
-    with bank.writer(**options) as writer:
-        for name in names:
-            latents = random_latents(MANIFEST, rows)
-            (document_id,) = add_latents(writer, Document(name, f"text of {name}"), latents)
-            given[document_id] = latents
-        writer.commit()
-    return given
 
 
 @pytest.fixture
@@ -49,7 +52,9 @@ def test_a_new_bank_is_empty_and_knows_its_manifest(tmp_path: Path) -> None:
     assert MemoryBank.exists(tmp_path / "deep" / "bank")
     bank = MemoryBank.open(str(tmp_path / "deep" / "bank"))
     assert bank.manifest == MANIFEST
-    assert (read_bank(bank), bank.shards(), bank.catalog.search("text", 5)) == ([], [], [])
+    with bank.snapshot() as snapshot:
+        assert (snapshot.shards, snapshot.num_documents, snapshot.search("text", 5)) == ((), 0, [])
+    assert (read_bank(bank), bank.catalog.namespaces()) == ([], [])
 
 
 def test_an_empty_folder_becomes_a_bank_and_anything_else_is_left_alone(tmp_path: Path) -> None:
@@ -88,7 +93,7 @@ def test_opening_what_is_no_bank_says_what_to_run(tmp_path: Path, exists: bool) 
 
 def test_a_bank_half_made_is_no_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(Catalog, "write_manifest", _raise(OSError(28, "No space left on device")))
+        patched.setattr(edits, "write_manifest", _raise(OSError(28, "No space left on device")))
         with pytest.raises(BankError, match="No space left"):
             MemoryBank.create(tmp_path / "bank", MANIFEST)
     assert not MemoryBank.exists(tmp_path / "bank")
@@ -98,7 +103,7 @@ def test_a_bank_half_made_is_no_bank(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_making_a_bank_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(Catalog, "write_manifest", _raise(OSError(28, "No space left on device")))
+        patched.setattr(edits, "write_manifest", _raise(OSError(28, "No space left on device")))
         with pytest.raises(BankError):
             MemoryBank.create(tmp_path / "bank", MANIFEST)
     assert MemoryBank.create(tmp_path / "bank", MANIFEST).manifest == MANIFEST
@@ -110,7 +115,7 @@ def test_what_a_failed_attempt_left_is_as_good_as_empty(tmp_path: Path) -> None:
     for name in ("catalog.sqlite.partial", "writer.lock", "writer.pid"):
         (folder / name).write_bytes(b"half of it")
     bank = MemoryBank.create(folder, MANIFEST)
-    given = _fill(bank, "a")
+    given = fill(bank, "a")
     assert {key: bits(value) for key, value in read_latents(bank).items()} == {k: bits(v) for k, v in given.items()}
     assert not (folder / "catalog.sqlite.partial").exists()
 
@@ -128,8 +133,8 @@ def test_a_bank_without_its_segments_folder_says_so_to_a_writer(bank: MemoryBank
 def test_every_latent_is_found_again_by_this_handle_and_after_reopening(
     bank: MemoryBank, max_segment_bytes: int
 ) -> None:
-    given = _fill(bank, "a", "b", "c", max_segment_bytes=max_segment_bytes)
-    given |= _fill(bank, "d", rows=1, max_segment_bytes=max_segment_bytes)
+    given = fill(bank, "a", "b", "c", max_segment_bytes=max_segment_bytes)
+    given |= fill(bank, "d", rows=1, max_segment_bytes=max_segment_bytes)
     fresh = read_bank(bank)
     bank.close()
     reopened = MemoryBank.open(bank.folder)
@@ -143,12 +148,12 @@ def test_a_source_of_several_parts_may_lie_in_several_segments(bank: MemoryBank)
     with bank.writer(max_segment_bytes=5 * MANIFEST.row_bytes) as writer:
         ids = add_latents(writer, Document("a", "one two three"), *latents)
         writer.commit()
-    assert len(bank.shards()) == 2
+    assert len(bank.catalog.segments()) == 2
     assert [bits(read_latents(bank)[document_id]) for document_id in ids] == [bits(given) for given in latents]
 
 
 def test_nothing_is_there_before_it_is_committed_nor_without_a_commit(bank: MemoryBank) -> None:
-    _fill(bank, "a")
+    fill(bank, "a")
     before = read_bank(bank)
     with bank.writer(max_segment_bytes=1) as writer:
         for name in ("a", "b"):
@@ -156,23 +161,54 @@ def test_nothing_is_there_before_it_is_committed_nor_without_a_commit(bank: Memo
         assert read_bank(bank) == before
     assert read_bank(bank) == before
     assert len(list((bank.folder / "segments").iterdir())) > 2, "uncommitted segments are left over ..."
-    given = _fill(bank, "c")
+    given = fill(bank, "c")
     assert len(list((bank.folder / "segments").iterdir())) == 4, "... and swept by the next writer"
     assert read_bank(bank)[:1] == before
     (document_id,) = given
     assert bits(read_latents(bank)[document_id]) == bits(given[document_id])
 
 
-def test_replaced_documents_are_in_no_shard_although_their_rows_stay(bank: MemoryBank) -> None:
-    old = _fill(bank, "a", "b")
-    new = _fill(bank, "a")
-    _, b = old
+def test_replaced_documents_are_not_alive_although_their_rows_stay(bank: MemoryBank) -> None:
+    old = fill(bank, "a", "b")
+    new = fill(bank, "a")
+    a, b = old
     assert sorted(read_latents(bank)) == sorted([b, *new])
-    (first, _) = bank.shards()
-    assert (first.reader.files.rows, first.document_ids_N.tolist()) == (6, [b])
-    newest = _fill(bank, "b")
-    live = [shard.document_ids_N.tolist() for shard in bank.shards()]
-    assert live == [[*new], [*newest]], "a segment without a live document is not opened"
+    with bank.snapshot() as snapshot:
+        ids = [number for shard in snapshot.shards for number in shard.ids_N.tolist()]
+        alive = [is_live for shard in snapshot.shards for is_live in shard.live_N.tolist()]
+    assert dict(zip(ids, alive, strict=True)) == {a: False, b: True, **dict.fromkeys(new, True)}
+
+
+def test_a_source_added_twice_before_a_commit_is_there_once_as_it_was_last(bank: MemoryBank) -> None:
+    with bank.writer() as writer:
+        add_latents(writer, Document("a", "first"), random_latents(MANIFEST, 2))
+        last = random_latents(MANIFEST, 3)
+        (number,) = add_latents(writer, Document("a", "last"), last)
+        writer.commit()
+    found = read_latents(bank)
+    assert {key: bits(latents) for key, latents in found.items()} == {number: bits(last)}
+    assert [document.text for document, *_ in read_bank(bank)] == ["last"]
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_the_last_metadata_before_a_commit_counts_whether_or_not_the_text_changed(
+    bank: MemoryBank, is_new: bool
+) -> None:
+    if not is_new:
+        fill(bank, "a", "b")
+    with bank.writer() as writer:
+        add_latents(writer, Document("a", "new text", metadata={"n": 1}), random_latents(MANIFEST, 1))
+        writer.relabel(Document("a", "new text", metadata={"n": 2}))
+        if not is_new:
+            writer.relabel(Document("b", "text of b", metadata={"n": 3}))
+            assert writer.hashes("b") == (Document("b", "text of b", metadata={"n": 3}).content_hash, ANY)
+        add_latents(writer, Document("b", "new text", metadata={"n": 4}), random_latents(MANIFEST, 1))
+        assert writer.hashes("b") == (Document("b", "new text", metadata={"n": 4}).content_hash, ANY)
+        writer.commit()
+    assert [(document.text, document.metadata) for document, *_ in read_bank(bank)] == [
+        ("new text", {"n": 2}),
+        ("new text", {"n": 4}),
+    ]
 
 
 def test_reserved_ids_follow_each_other_and_are_never_those_of_a_document(bank: MemoryBank) -> None:
@@ -186,11 +222,11 @@ def test_reserved_ids_follow_each_other_and_are_never_those_of_a_document(bank: 
 
 
 def test_a_missing_segment_is_named_when_the_bank_is_read(bank: MemoryBank) -> None:
-    _fill(bank, "a")
+    fill(bank, "a")
     path = next((bank.folder / "segments").iterdir())
     path.unlink()
     with pytest.raises(BankError, match=str(path)):
-        bank.shards()
+        bank.snapshot()
 
 
 # --- one writer, many readers ---------------------------------------------------------------------------------------
@@ -198,69 +234,295 @@ def test_a_missing_segment_is_named_when_the_bank_is_read(bank: MemoryBank) -> N
 
 def test_a_second_handle_cannot_write_at_the_same_time(bank: MemoryBank) -> None:
     other = MemoryBank.open(bank.folder)
-    with bank.writer(), pytest.raises(BankError, match=rf"pid {os.getpid()}\b.*{bank.folder}"), other.writer():
+    with bank.writer(), pytest.raises(BankBusy, match=rf"pid {os.getpid()}\b.*{bank.folder}"), other.writer():
         pass
-    _fill(other, "a")
-    _fill(bank, "b")
+    with bank.writer(), pytest.raises(BankBusy, match=rf"pid {os.getpid()}\b"), bank.writer():
+        pass
+    fill(other, "a")
+    fill(bank, "b")
     assert [document.external_id for document, *_ in read_bank(bank)] == ["a", "b"]
+
+
+def test_a_second_thread_cannot_write_at_the_same_time(bank: MemoryBank) -> None:
+    with bank.writer(), ThreadPoolExecutor(1) as threads:
+        error = threads.submit(lambda: bank.delete([1])).exception()
+    assert isinstance(error, BankBusy) and f"pid {os.getpid()}" in str(error)
 
 
 def test_the_lock_is_given_back_after_an_error(bank: MemoryBank) -> None:
     with pytest.raises(RuntimeError), bank.writer():
         raise RuntimeError
-    _fill(MemoryBank.open(bank.folder), "a")
-
-
-def _write_until_told(folder: Path, ready: Any, go_on: Any) -> None:
-    with MemoryBank.open(folder).writer(max_segment_bytes=1) as writer:
-        add_latents(writer, Document("child", "uncommitted"), random_latents(MANIFEST, 2), random_latents(MANIFEST, 1))
-        ready.set()
-        go_on.wait(60)
+    fill(MemoryBank.open(bank.folder), "a")
 
 
 @pytest.mark.parametrize("ending", ["done", "killed"])
 def test_another_process_that_writes_is_named_and_its_lock_ends_with_it(bank: MemoryBank, ending: str) -> None:
-    before = _fill(bank, "a")
-    ready, go_on = FORK.Event(), FORK.Event()
-    child = FORK.Process(target=_write_until_told, args=(bank.folder, ready, go_on))
-    child.start()
-    try:
-        assert ready.wait(60)
-        with pytest.raises(BankError, match=rf"pid {child.pid}\b"), bank.writer():
-            pass
+    before = fill(bank, "a")
+
+    def write(pipe: Connection) -> None:
+        with MemoryBank.open(bank.folder).writer(max_segment_bytes=1) as writer:
+            latents = random_latents(MANIFEST, 2), random_latents(MANIFEST, 1)
+            add_latents(writer, Document("child", "uncommitted"), *latents)
+            pipe.send("ready")
+            receive(pipe)
+
+    with child_process(write) as (child, pipe):
+        assert receive(pipe) == "ready"
+        for change in (lambda: bank.writer().__enter__(), lambda: bank.delete(["a"]), bank.compact):
+            with pytest.raises(BankBusy, match=rf"pid {child.pid}\b"):
+                change()
         assert sorted(read_latents(bank)) == sorted(before), "readers are not kept waiting"
-    finally:
         if ending == "done":
-            go_on.set()
+            pipe.send("go on")
         else:
             child.kill()
         child.join(60)
-    assert child.exitcode == (0 if ending == "done" else -signal.SIGKILL)
-    after = _fill(bank, "b")
+        assert child.exitcode == (0 if ending == "done" else -signal.SIGKILL)
+    after = fill(bank, "b")
     assert sorted(read_latents(bank)) == sorted([*before, *after])
     assert len(list((bank.folder / "segments").iterdir())) == 4, "what the other left over is swept"
 
 
 def test_a_reader_sees_what_another_handle_commits_and_only_then(bank: MemoryBank) -> None:
     reader = MemoryBank.open(bank.folder)
-    version = reader.catalog.version()
+    before = reader.catalog.commits()
     with bank.writer() as writer:
         add_latents(writer, Document("a", "zebra"), random_latents(MANIFEST, 2))
-        assert (reader.catalog.version(), reader.catalog.search("zebra", 5)) == (version, [])
+        assert (reader.catalog.commits(), read_bank(reader)) == (before, [])
         writer.commit()
-        assert reader.catalog.version() != version
-        assert read_bank(reader) == read_bank(bank)
-        assert len(reader.catalog.search("zebra", 5)) == 1
+        assert reader.catalog.commits() > before
+        assert read_bank(reader) == read_bank(bank) != []
+        assert len(reader.catalog.search(DEFAULT, "zebra", 5)) == 1
 
 
-def test_shards_opened_before_an_update_stay_readable(bank: MemoryBank) -> None:
-    given = _fill(bank, "a", "b")
-    (shard,) = bank.shards()
-    _fill(bank, "a", "c")
-    places = (shard.document_ids_N.tolist(), shard.first_row_N.tolist())
-    for document_id, first in zip(*places, strict=True):
-        for row, layer in enumerate(MANIFEST.msa_layers):
-            assert shard.reader.content(layer, first, 3).equal(given[document_id].content_LC2GD[row])
+# --- deleting -------------------------------------------------------------------------------------------------------
+
+
+def _contents(bank: MemoryBank) -> dict[str, tuple[bytes, bytes]]:
+    """The bits of the latents of every live document, by external id, seen by a new snapshot."""
+    return {document.external_id: tuple(latents) for document, *latents in read_bank(bank)}  # type: ignore[misc]
+
+
+def test_a_deleted_document_is_gone_from_the_next_snapshot_of_every_handle(bank: MemoryBank) -> None:
+    fill(bank, "a", "b", "c")
+    other = MemoryBank.open(bank.folder)
+    before = {id(handle): _contents(handle) for handle in (bank, other)}
+    assert bank.delete(["b"]) == 1
+    for handle in (bank, other, MemoryBank.open(bank.folder)):
+        expected = before[id(bank)]
+        assert _contents(handle) == {name: expected[name] for name in "ac"}
+        with handle.snapshot() as snapshot:
+            assert [found.external_id for found in snapshot.documents([1, 2, 3])] == ["a", "c"]
+            assert sorted(number for number, _ in snapshot.search("text b", 9)) == [1, 3]
+            assert snapshot.selectable_mask().tolist() == [True, False, True]
+            assert snapshot.num_documents == 2
+
+
+def test_a_deleted_document_is_gone_from_the_next_snapshot_of_another_process(bank: MemoryBank) -> None:
+    fill(bank, "a", "b")
+
+    def read(pipe: Connection) -> None:
+        reader = MemoryBank.open(bank.folder)
+        while receive(pipe) == "look":
+            pipe.send(_contents(reader))
+
+    with child_process(read) as (_, pipe):
+        pipe.send("look")
+        before = receive(pipe)
+        bank.delete(["a"])
+        pipe.send("look")
+        assert receive(pipe) == {"b": before["b"]}
+        pipe.send("end")
+
+
+def test_another_process_may_delete(bank: MemoryBank) -> None:
+    fill(bank, "a", "b")
+    before = _contents(bank)
+    with child_process(lambda pipe: pipe.send(MemoryBank.open(bank.folder).delete(["a"]))) as (_, pipe):
+        assert receive(pipe) == 1
+    assert _contents(bank) == {"b": before["b"]}
+
+
+def test_after_deleting_the_scores_are_those_of_a_bank_that_never_held_it(tmp_path: Path) -> None:
+    texts = {name: f"zebra {'giraffe ' * number}gnu {name}" for number, name in enumerate("abcdef")}
+    deleted, fresh = (MemoryBank.create(tmp_path / name, MANIFEST) for name in ("deleted", "fresh"))
+    for bank in (deleted, fresh):
+        with bank.writer() as writer:
+            for name, text in texts.items():
+                ids = (
+                    add_latents(writer, Document(name, text), random_latents(MANIFEST, 1))
+                    if (bank is deleted or name in "acdf")
+                    else writer.reserve_ids(1)
+                )
+                assert len(ids) == 1
+            writer.commit()
+    deleted.delete(["b", 5])
+    for question in ("zebra", "giraffe gnu", "a gnu", "e b"):
+        with deleted.snapshot() as one, fresh.snapshot() as two:
+            assert one.search(question, 9) == two.search(question, 9)
+            assert one.search("giraffe", 9)
+
+
+@pytest.mark.parametrize("name", ["the source", 1, 2, 3])
+def test_a_part_stands_for_its_whole_source(bank: MemoryBank, name: str | int) -> None:
+    with bank.writer() as writer:
+        latents = [random_latents(MANIFEST, rows) for rows in (2, 1, 3)]
+        add_latents(writer, Document("the source", "one two three"), *latents)
+        writer.commit()
+    fill(bank, "other")
+    assert bank.delete([name]) == 1
+    assert sorted(_contents(bank)) == ["other"]
+
+
+def test_several_names_of_one_source_are_one_deletion(bank: MemoryBank) -> None:
+    with bank.writer() as writer:
+        add_latents(writer, Document("a", "one two"), random_latents(MANIFEST, 1), random_latents(MANIFEST, 1))
+        writer.commit()
+    fill(bank, "b", "c")
+    before = bank.catalog.commits()
+    assert bank.delete(["a", 1, 2, "a", 3]) == 2
+    assert sorted(_contents(bank)) == ["c"]
+    assert bank.catalog.commits() == before + 1
+
+
+@pytest.mark.parametrize("unknown", ["b", "", "1", 99, 0, -1, 2**63, 10**40, "'; DROP TABLE documents; --"])
+def test_an_unknown_id_is_named_and_nothing_is_deleted(bank: MemoryBank, unknown: str | int) -> None:
+    fill(bank, "a", "c")
+    before = read_bank(bank)
+    with pytest.raises(UnknownDocument) as raised:
+        bank.delete(["a", unknown, "c"])
+    assert repr(unknown) in str(raised.value) and f"memspan ls {bank.folder}" in str(raised.value)
+    assert read_bank(bank) == before
+
+
+def test_a_name_that_is_no_unicode_is_unknown(bank: MemoryBank) -> None:
+    fill(bank, "a")
+    with pytest.raises(UnknownDocument):
+        bank.delete(["a", "\udcff"])  # as a shell hands over a name in another encoding
+    assert sorted(_contents(bank)) == ["a"]
+
+
+def test_what_was_deleted_or_is_in_another_namespace_is_unknown(bank: MemoryBank) -> None:
+    fill(bank, "a", "b", namespace="ann")
+    bank.delete(["a"], namespace="ann")
+    for number in ("a", 1, 2, "b"):
+        with pytest.raises(UnknownDocument, match="namespace"):
+            bank.delete([number], namespace="ann" if number in ("a", 1) else "bob")
+    with pytest.raises(UnknownDocument, match="default"):
+        bank.delete(["b"])
+    assert [document.external_id for document, *_ in read_bank(bank, "ann")] == ["b"]
+
+
+def test_ids_are_not_used_again_after_deleting_compacting_and_reopening(bank: MemoryBank) -> None:
+    seen = set(fill(bank, "a", "b", "c"))
+    for secure in (False, True):
+        bank.delete(sorted(read_latents(bank)))
+        bank.compact(secure=secure)
+        assert bank.catalog.counts().deleted_documents == 0
+        bank.close()
+        bank = MemoryBank.open(bank.folder)
+        new = set(fill(bank, "a", "b"))
+        assert not new & seen
+        seen |= new
+
+
+def test_deleting_reads_and_writes_no_segment(bank: MemoryBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(bank, "a", "b")
+    files = {path: path.stat() for path in (bank.folder / "segments").iterdir()}
+    monkeypatch.setattr("memspan.bank.bank.SegmentReader", None)
+    monkeypatch.setattr("memspan.bank.compaction.SegmentReader", None)
+    bank.delete(["a"])
+    assert {path: path.stat() for path in (bank.folder / "segments").iterdir()} == files
+
+
+# --- another model --------------------------------------------------------------------------------------------------
+
+
+def test_after_the_bank_was_encoded_anew_open_handles_refuse(bank: MemoryBank) -> None:
+    fill(bank, "a")
+    with bank.snapshot():
+        pass
+    other = MemoryBank.open(bank.folder)
+    manifest = dataclasses.replace(MANIFEST, chunk_size=8)
+    edits.write_manifest(other.catalog, dataclasses.asdict(manifest))
+    for use in (bank.snapshot, lambda: bank.writer().__enter__(), bank.compact, lambda: bank.snapshot("other")):
+        with pytest.raises(BankMismatch, match="encoded anew since it was opened; open it again"):
+            use()
+    reopened = MemoryBank.open(bank.folder)
+    assert reopened.manifest == manifest
+    fill(reopened, "b")
+
+
+# --- namespaces -----------------------------------------------------------------------------------------------------
+
+
+def test_namespaces_share_nothing(bank: MemoryBank) -> None:
+    ann = fill(bank, "a", namespace="ann")
+    bob = fill(bank, "a", "b", namespace="bob")
+    assert not set(ann) & set(bob)
+    for name, given in (("ann", ann), ("bob", bob), (DEFAULT, {})):
+        with bank.snapshot(name) as snapshot:
+            assert sorted(number for shard in snapshot.shards for number in shard.ids_N.tolist()) == sorted(given)
+            assert [found.id for found in snapshot.documents([1, 2, 3])] == sorted(given)
+            assert sorted(number for number, _ in snapshot.search("text", 9)) == sorted(given)
+
+
+def test_writing_in_one_namespace_leaves_the_scores_of_another_bit_for_bit(bank: MemoryBank) -> None:
+    fill(bank, "a", "b", "c", namespace="ann")
+    with bank.snapshot("ann") as snapshot:
+        before = snapshot.search("text of a", 9)
+    fill(bank, "a", "of", "text", namespace="bob")
+    bank.delete(["of"], namespace="bob")
+    with bank.snapshot("ann") as snapshot:
+        assert snapshot.search("text of a", 9) == before != []
+
+
+@pytest.mark.parametrize("name", ["", " ", "\n", "a\nb", "\0", "\ud800", "x" * 201])
+def test_a_namespace_needs_a_name_people_can_read(bank: MemoryBank, name: str) -> None:
+    with pytest.raises(BankError, match="printable name"), bank.writer(name):
+        pass
+    assert bank.catalog.namespaces() == []
+
+
+def test_a_namespace_is_made_by_the_first_commit_only(bank: MemoryBank) -> None:
+    with bank.writer("ann") as writer:
+        add_latents(writer, Document("a", "text"), random_latents(MANIFEST, 1))
+        assert bank.catalog.namespaces() == []
+    assert bank.catalog.namespaces() == []
+    fill(bank, "a", namespace="ann")
+    assert bank.catalog.namespaces() == ["ann"]
+
+
+# --- handles --------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_vanished_is_not_made_anew_by_a_reader(bank: MemoryBank) -> None:
+    fill(bank, "a")
+    other = MemoryBank.open(bank.folder)
+    bank.close()
+    for path in bank.folder.glob("catalog.sqlite*"):
+        path.unlink()
+    with pytest.raises(BankError, match=r"catalog\.sqlite"):
+        other.snapshot()
+    assert not MemoryBank.exists(bank.folder)
+
+
+def test_closing_twice_is_closing_once(bank: MemoryBank) -> None:
+    fill(bank, "a")
+    bank.snapshot().close()
+    bank.close()
+    bank.close()
+    assert list((bank.folder / "readers").iterdir()) == []
+
+
+def test_a_catalog_without_its_clock_is_named(bank: MemoryBank) -> None:
+    fill(bank, "a")
+    bank.close()
+    db = sqlite3.connect(bank.folder / "catalog.sqlite", isolation_level=None)
+    db.execute("DELETE FROM clock")
+    db.close()
+    with pytest.raises(BankError, match="counter of commits"):
+        MemoryBank.open(bank.folder).snapshot()
 
 
 # --- failures at any step -------------------------------------------------------------------------------------------
@@ -273,15 +535,15 @@ def _raise(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
-_STEPS = [
+_STEPS: list[tuple[Any, str]] = [
     (segment, "save_file"),
     (segment.os, "fsync"),
     (segment, "file_sha256"),
     (Path, "replace"),
-    (Catalog, "_insert_segment"),
-    (Catalog, "_insert_source"),
-    (Catalog, "_insert_document"),
-    (Catalog, "_retire"),
+    (edits, "_insert_segments"),
+    (edits, "_insert_source"),
+    (edits, "_delete_source"),
+    (WordIndex, "insert"),
 ]
 
 
@@ -305,11 +567,11 @@ def _patch_steps(patch: pytest.MonkeyPatch, at: int, fail: Callable[[], None]) -
 def _write_and_die(folder: Path, at: int) -> None:
     with pytest.MonkeyPatch.context() as patched:
         _patch_steps(patched, at, lambda: os._exit(9))
-        _fill(MemoryBank.open(folder), "a", "b", max_segment_bytes=1)
+        fill(MemoryBank.open(folder), "a", "b", max_segment_bytes=1)
 
 
 def test_a_process_killed_at_any_step_of_a_write_loses_nothing_committed(bank: MemoryBank) -> None:
-    _fill(bank, "a", "z")
+    fill(bank, "a", "z")
     before = read_bank(bank)
     for step in itertools.count():
         assert step < 100
@@ -324,14 +586,14 @@ def test_a_process_killed_at_any_step_of_a_write_loses_nothing_committed(bank: M
     after = read_bank(bank)
     assert [document.external_id for document, *_ in after] == ["z", "a", "b"]
     assert after[0] == before[1]
-    _fill(bank, "c")
+    fill(bank, "c")
     assert len(list((bank.folder / "segments").iterdir())) == 2 * 4, "leftovers of the killed are swept"
 
 
 def test_a_disk_that_fills_up_at_any_segment_leaves_the_bank_as_it_was(
     bank: MemoryBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _fill(bank, "a", "z")
+    fill(bank, "a", "z")
     before = read_bank(bank)
     for call in range(4):
         calls, real = itertools.count(), segment.save_file
@@ -344,18 +606,18 @@ def test_a_disk_that_fills_up_at_any_segment_leaves_the_bank_as_it_was(
         with monkeypatch.context() as patched:
             patched.setattr(segment, "save_file", save)
             with pytest.raises(BankError, match=r"No space left.*committed before is safe"):
-                _fill(bank, "a", "b", max_segment_bytes=1)
+                fill(bank, "a", "b", max_segment_bytes=1)
         for handle in (bank, MemoryBank.open(bank.folder)):
             assert read_bank(handle) == before
-            assert handle.catalog.search("b", 5) == []
-    _fill(bank, "a", "b")
+            assert handle.catalog.search(DEFAULT, "b", 5) == []
+    fill(bank, "a", "b")
     assert [document.external_id for document, *_ in read_bank(bank)] == ["z", "a", "b"]
 
 
 @pytest.mark.parametrize("room", [2_000, 200_000])
 def test_a_file_that_really_cannot_grow_is_a_named_error(bank: MemoryBank, room: int) -> None:
     # The small limit is reached by the segment, the large one by the catalog's write-ahead log.
-    _fill(bank, "a")
+    fill(bank, "a")
     before = read_bank(bank)
     texts = [f"{number} " * 2000 for number in range(30)]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -370,5 +632,5 @@ def test_a_file_that_really_cannot_grow_is_a_named_error(bank: MemoryBank, room:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert read_bank(bank) == before
     assert read_bank(MemoryBank.open(bank.folder)) == before
-    _fill(bank, *map(str, range(30)))
+    fill(bank, *map(str, range(30)))
     assert len(read_bank(bank)) == 31

@@ -10,8 +10,9 @@ import torch
 from helpers import tiny_loaded
 
 from memspan.bank import estimate as module
+from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
-from memspan.bank.encode import add_documents, manifest_of
+from memspan.bank.encode import manifest_of
 from memspan.bank.estimate import estimate
 from memspan.bank.segment import segment_paths
 from memspan.model.convert import LoadedModel
@@ -29,12 +30,12 @@ def _corpus() -> list[Document]:
     return [Document(str(number), text, title="A title" * (number % 2)) for number, text in enumerate(texts)]
 
 
-def _tensor_bytes(path: Path) -> int:
-    """Size of a safetensors file without its header."""
+def _latent_bytes(path: Path) -> int:
+    """Size of the latents in a safetensors file, without its header and its index."""
     with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-        assert json.loads(file.read(header))
-    return path.stat().st_size - 8 - header
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    offsets = [tensor["data_offsets"] for name, tensor in header.items() if name.startswith("layer_")]
+    return sum(end - start for start, end in offsets)
 
 
 def test_an_estimate_counts_what_adding_to_a_new_bank_then_reports(tmp_path: Path, loaded: LoadedModel) -> None:
@@ -45,10 +46,10 @@ def test_an_estimate_counts_what_adding_to_a_new_bank_then_reports(tmp_path: Pat
     assert expected.documents == report.documents > 12
     assert (expected.tokens, expected.chunks) == (report.tokens, report.chunks)
     keys = content = 0
-    for files in bank.catalog.segments():
+    for _, files in bank.catalog.segments():
         keys_path, content_path = segment_paths(bank.folder / "segments", files.name)
-        keys += _tensor_bytes(keys_path)
-        content += _tensor_bytes(content_path)
+        keys += _latent_bytes(keys_path)
+        content += _latent_bytes(content_path)
     assert (expected.latent_bytes, expected.routing_key_bytes) == (keys + content, keys)
 
 

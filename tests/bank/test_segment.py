@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import bits, random_latents, tiny_manifest
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from memspan.bank import segment
-from memspan.bank.segment import Placed, SegmentFiles, SegmentReader, SegmentWriter, segment_paths, sweep
+from memspan.bank.segment import Placed, SegmentFiles, SegmentReader, SegmentWriter, segment_paths
 from memspan.errors import BankError
 from memspan.types import EncodedDocuments
 
@@ -27,18 +30,16 @@ ROWS = [3, 1, 7, 2, 2, 5, 1, 1, 4]
 def _write(folder: Path, documents: list[EncodedDocuments], max_rows: float) -> tuple[list[SegmentFiles], list[Placed]]:
     writer = SegmentWriter(folder, LAYERS, int(max_rows * ROW))
     for document_id, latents in enumerate(documents):
-        writer.append(document_id, latents)
+        writer.append(document_id, 100 + document_id, latents)
     return writer.finish()
 
 
 def _read(folder: Path, segments: list[SegmentFiles], places: list[Placed]) -> list[EncodedDocuments]:
-    readers = {files.name: SegmentReader(folder, files, LAYERS) for files in segments}
+    readers = {files.name: SegmentReader(folder, files, MANIFEST) for files in segments}
     documents = []
     for place in places:
-        reader, stop = readers[place.segment], place.first_row + place.rows
-        keys = torch.stack([reader.router_keys(layer)[place.first_row : stop] for layer in LAYERS])
-        content = torch.stack([reader.content(layer, place.first_row, place.rows) for layer in LAYERS])
-        documents.append(EncodedDocuments(keys, content, (place.rows,)))
+        reader = readers[place.segment]
+        documents.append(reader.latents(reader.documents_N4[:, 0].tolist().index(place.document_id)))
     return documents
 
 
@@ -81,18 +82,43 @@ def test_what_the_catalog_is_told_of_a_segment_is_what_is_on_disk(tmp_path: Path
             expected.add(path)
             assert path.stat().st_size == size
             assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+        assert list(SegmentReader(tmp_path, files, MANIFEST).check()) == []
     assert set(tmp_path.iterdir()) == expected, "no file beside them"
+
+
+def test_a_segment_lists_its_documents_by_row(tmp_path: Path) -> None:
+    segments, places = _write(tmp_path, [random_latents(MANIFEST, rows) for rows in ROWS], 8)
+    for files in segments:
+        expected = [
+            [place.document_id, place.first_row, place.rows, 100 + place.document_id]
+            for place in places
+            if place.segment == files.name
+        ]
+        reader = SegmentReader(tmp_path, files, MANIFEST)
+        assert reader.documents_N4.tolist() == expected
+        assert (files.documents, files.rows) == (len(expected), sum(rows for _, _, rows, _ in expected))
+
+
+def test_one_layer_of_one_document_can_be_read_alone(tmp_path: Path) -> None:
+    documents = [random_latents(MANIFEST, rows) for rows in ROWS]
+    (files,), places = _write(tmp_path, documents, 1000)
+    reader = SegmentReader(tmp_path, files, MANIFEST)
+    for row, layer in enumerate(LAYERS):
+        assert reader.router_keys(layer).equal(torch.cat([latents.router_keys_LCW[row] for latents in documents]))
+        for place in places:
+            expected = documents[place.document_id].content_LC2GD[row]
+            assert reader.content(layer, place.document_id).equal(expected)
 
 
 def test_finish_reports_every_segment_once(tmp_path: Path) -> None:
     writer = SegmentWriter(tmp_path, LAYERS, 4 * ROW)
     documents = [random_latents(MANIFEST, rows) for rows in (3, 3, 2)]
-    writer.append(1, documents[0])
-    writer.append(2, documents[1])  # the first segment is written here
+    writer.append(1, 0, documents[0])
+    writer.append(2, 0, documents[1])  # the first segment is written here
     first = writer.finish()
     assert [len(part) for part in first] == [2, 2]
     assert writer.finish() == ([], [])
-    writer.append(3, documents[2])
+    writer.append(3, 0, documents[2])
     second = writer.finish()
     assert [place.document_id for place in second[1]] == [3]
     assert not {files.name for files in first[0]} & {files.name for files in second[0]}
@@ -103,7 +129,7 @@ def test_finish_reports_every_segment_once(tmp_path: Path) -> None:
 def test_the_buffer_never_holds_more_than_a_segment(tmp_path: Path) -> None:
     writer = SegmentWriter(tmp_path, LAYERS, 8 * ROW)
     for document_id, rows in enumerate(ROWS):
-        writer.append(document_id, random_latents(MANIFEST, rows))
+        writer.append(document_id, 0, random_latents(MANIFEST, rows))
         assert rows * ROW <= writer.buffered_bytes <= 8 * ROW
     writer.finish()
     assert writer.buffered_bytes == 0
@@ -152,19 +178,114 @@ def test_a_damaged_file_is_named(tmp_path: Path, which: int, damage: str) -> Non
     path = segment_paths(tmp_path, files.name)[which]
     DAMAGES[damage](path)
     with pytest.raises(BankError) as raised:
-        SegmentReader(tmp_path, files, LAYERS)
+        SegmentReader(tmp_path, files, MANIFEST)
     assert str(path) in str(raised.value)
+    assert ("bytes instead of" in str(raised.value)) is (damage in ("empty", "truncated", "longer"))
 
 
-def test_a_file_that_lacks_a_layer_or_has_other_rows_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"msa_layers": (*LAYERS, 7)}, {"num_kv_heads": 4}, {"head_dim": 4}, {"num_kv_heads": 1, "head_dim": 16}]
+)
+def test_a_file_of_another_shape_than_the_manifest_says_is_named(tmp_path: Path, changes: dict[str, Any]) -> None:
     (files,), _ = _write(tmp_path, [random_latents(MANIFEST, 5)], 8)
-    with pytest.raises(BankError, match=str(segment_paths(tmp_path, files.name)[0])):
-        SegmentReader(tmp_path, files, (*LAYERS, 7))
-    (other,), _ = _write(tmp_path, [random_latents(MANIFEST, 6)], 8)
-    mixed = SegmentFiles(files.name, 5, files.keys_bytes, "", other.content_bytes, "")
-    shutil.copy(segment_paths(tmp_path, other.name)[1], segment_paths(tmp_path, files.name)[1])
-    with pytest.raises(BankError, match=f"{segment_paths(tmp_path, files.name)[1]}.* 5 rows"):
-        SegmentReader(tmp_path, mixed, LAYERS)
+    with pytest.raises(BankError, match=rf"{files.name}\..*memspan verify BANK --repair"):
+        SegmentReader(tmp_path, files, tiny_manifest(**changes))
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["keys", "content"])
+@pytest.mark.parametrize("other", ["rows", "documents", "order"])
+def test_a_file_that_is_another_segments_is_named(tmp_path: Path, which: int, other: str) -> None:
+    documents = [random_latents(MANIFEST, 5), random_latents(MANIFEST, 5)]
+    (files,), _ = _write(tmp_path, documents, 20)
+    others = {"rows": [random_latents(MANIFEST, 6)] * 2, "documents": documents[:1], "order": documents[::-1]}[other]
+    (wrong,), _ = _write(tmp_path, others, 20)
+    path = segment_paths(tmp_path, files.name)[which]
+    shutil.copy(segment_paths(tmp_path, wrong.name)[which], path)
+    sizes = {"keys_bytes": wrong.keys_bytes} if which == 0 else {"content_bytes": wrong.content_bytes}
+    with pytest.raises(BankError, match=str(path)):  # even if the size were that of the catalog
+        SegmentReader(tmp_path, dataclasses.replace(files, **sizes), MANIFEST).latents(0)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["keys", "content"])
+def test_a_file_of_another_number_format_is_named(tmp_path: Path, which: int) -> None:
+    (files,), _ = _write(tmp_path, [random_latents(MANIFEST, 5)], 8)
+    path = segment_paths(tmp_path, files.name)[which]
+    tensors = load_file(path)
+    save_file({name: t.view(torch.float16) if name == "layer_1" else t for name, t in tensors.items()}, path)
+    size = path.stat().st_size
+    sizes = {"keys_bytes": size} if which == 0 else {"content_bytes": size}
+    with pytest.raises(BankError, match=rf"layer_1 in the bank's file {path}"):
+        SegmentReader(tmp_path, dataclasses.replace(files, **sizes), MANIFEST)
+
+
+def _read_all(folder: Path, files: SegmentFiles) -> list[tuple[bytes, bytes]]:
+    reader = SegmentReader(folder, files, MANIFEST)
+    return [bits(reader.latents(index)) for index in range(files.documents)]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["keys", "content"])
+def test_no_changed_byte_gives_wrong_latents(tmp_path: Path, which: int) -> None:
+    (files,), _ = _write(tmp_path, [random_latents(MANIFEST, rows) for rows in (2, 1)], 8)
+    expected = _read_all(tmp_path, files)
+    path = segment_paths(tmp_path, files.name)[which]
+    whole = path.read_bytes()
+    data = 8 + int.from_bytes(whole[:8], "little")
+    generator, harmless = random.Random(which), 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= generator.choice([1, 0x20, 0x80, generator.randrange(1, 256)])
+        path.write_bytes(damaged)
+        try:
+            found = _read_all(tmp_path, files)
+        except BankError as error:
+            assert str(path) in str(error)
+            continue
+        assert found == expected, f"byte {place}"
+        assert place < data, "only what pads the header may change unseen"
+        harmless += 1
+    assert harmless < 50
+
+
+def test_swapped_names_in_a_header_do_not_swap_layers(tmp_path: Path) -> None:
+    (files,), _ = _write(tmp_path, [random_latents(MANIFEST, 3)], 8)
+    for path in segment_paths(tmp_path, files.name):
+        whole = path.read_bytes()
+        swapped = whole.replace(b"layer_1", b"layer_x").replace(b"layer_3", b"layer_1").replace(b"layer_x", b"layer_3")
+        path.write_bytes(swapped)
+        with pytest.raises(BankError, match=f"layer 1 in the bank's file {path}|in layer 1 in the bank's file {path}"):
+            _read_all(tmp_path, files)
+        path.write_bytes(whole)
+    assert _read_all(tmp_path, files)
+
+
+def test_damage_in_one_document_or_layer_leaves_the_others_readable(tmp_path: Path) -> None:
+    documents = [random_latents(MANIFEST, rows) for rows in (2, 3)]
+    (files,), _ = _write(tmp_path, documents, 8)
+    path = segment_paths(tmp_path, files.name)[1]
+    whole = path.read_bytes()
+    needle = bits(documents[1])[1][: MANIFEST.row_bytes // 3]  # layer 1 of the second document
+    assert whole.count(needle) == 1
+    damaged = bytearray(whole)
+    damaged[whole.index(needle)] ^= 1
+    path.write_bytes(damaged)
+    reader = SegmentReader(tmp_path, files, MANIFEST)
+    assert bits(reader.latents(0)) == bits(documents[0])
+    assert reader.content(3, 1).equal(documents[1].content_LC2GD[1])
+    with pytest.raises(BankError, match=r"content of document 1 in layer 1"):
+        reader.content(1, 1)
+    assert list(reader.check()) == [f"{path.name} has another sha256 than the catalog says"]
+
+
+def test_content_damaged_after_it_was_read_once_is_found(tmp_path: Path) -> None:
+    (files,), _ = _write(tmp_path, [random_latents(MANIFEST, 3)], 8)
+    path = segment_paths(tmp_path, files.name)[1]
+    reader = SegmentReader(tmp_path, files, MANIFEST)
+    reader.content(1, 0)
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([path.read_bytes()[-1] ^ 1]))
+    with pytest.raises(BankError, match="content of document 0 in layer 3"):
+        reader.content(3, 0)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error")])
@@ -182,27 +303,8 @@ def test_a_full_disk_is_a_named_error_and_leaves_no_partial_file(
 
     monkeypatch.setattr(segment, "save_file", save_half)
     writer = SegmentWriter(tmp_path, LAYERS, 8 * ROW)
-    writer.append(1, random_latents(MANIFEST, 3))
+    writer.append(1, 0, random_latents(MANIFEST, 3))
     with pytest.raises(BankError, match=r"cannot write .*(No space left|I/O error)") as raised:
         writer.finish()
     assert str(tmp_path) in str(raised.value)
     assert len(list(tmp_path.iterdir())) == which, "whole files only; the next writer sweeps them"
-
-
-def test_sweeping_removes_what_was_never_committed_and_nothing_else(tmp_path: Path) -> None:
-    documents = [random_latents(MANIFEST, 5) for _ in range(2)]
-    (kept, lost), _ = _write(tmp_path, documents, 5)
-    keys, content = segment_paths(tmp_path, kept.name)
-    leftovers = [
-        *segment_paths(tmp_path, lost.name),
-        keys.with_name(keys.name + ".partial"),
-        content.with_name(f"unknown{segment.CONTENT_SUFFIX}.partial"),
-    ]
-    for path in leftovers[2:]:
-        path.write_bytes(b"torn")
-    others = [tmp_path / name for name in ("notes.txt", "model.safetensors", "notes.partial", f"{lost.name}.txt")]
-    for path in others:
-        path.write_text("not ours")
-    sweep(tmp_path, {kept.name})
-    assert set(tmp_path.iterdir()) == {keys, content, *others}
-    SegmentReader(tmp_path, kept, LAYERS)

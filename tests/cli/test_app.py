@@ -353,6 +353,37 @@ def test_ask_as_json_holds_every_field_of_an_answer(bank: Path) -> None:
     assert isinstance(found["layers"], int)
 
 
+def test_a_trace_tells_every_round(bank: Path) -> None:
+    question = "Who fishes where the heron lives?"
+    options = ("--selector", "hybrid", "--rounds", 2, "--documents-per-round", 1, "--max-new-tokens", 4)
+    expected = memspan("ask", bank, question, *options, "--json").json
+    first, second = expected["rounds"]
+    assert [found["external_id"] for found in first["chosen"]] == ["notes/heron.md"]
+    assert second["query"] == question + " Oslo"
+    assert [layer["layer"] for layer in first["routed"]] == [2, 3]
+    assert all(len(layer["document_ids"]) == len(layer["scores"]) == 2 for layer in second["routed"])
+    lines = memspan("ask", bank, question, *options, "--trace").out.splitlines()
+    start = lines.index(f"  round 1, by hybrid: {question}")
+    assert lines[start + 3].startswith("    read 1. [") and "notes/heron.md" in lines[start + 3]
+    assert re.fullmatch(r"    looks further; 0 tokens written, \d+ put in; select \d+ ms", lines[start + 4])
+    assert lines[start + 5] == f"  round 2, by hybrid: {question} Oslo"
+    ids = ", ".join(rf"\[{number}\] -?\d\.\d{{3}}" for number in second["routed"][0]["document_ids"])
+    assert re.fullmatch(f"    layer 2: {ids}", lines[start + 6])
+    assert lines[-3] == "  answered with the latents of"
+    assert not any(line.startswith("  round") for line in memspan("ask", bank, question, *options).out.splitlines())
+
+
+def test_no_text_answers_from_the_latents(bank: Path) -> None:
+    answer = memspan("ask", bank, "otter", "--no-text", "--max-new-tokens", 4, "--json").json
+    assert (answer["evidence"], answer["rounds"][0]["injected"]) == ([], "")
+    assert answer["routed"][0]["document_ids"]
+
+
+def test_a_model_without_round_markers_says_so(bank: Path) -> None:
+    assert "has no markers for rounds" in failed("ask", bank, "otter", "--selector", "generate")
+    assert "rounds must be at least 1, not 0" in failed("ask", bank, "otter", "--selector", "lexical", "--rounds", 0)
+
+
 def test_ask_samples_by_its_seed(bank: Path) -> None:
     def text(seed: int) -> str:
         options = ("--temperature", 1.5, "--top-p", 0.95, "--seed", seed, "--max-new-tokens", 8, "--json")

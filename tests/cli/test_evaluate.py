@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ def test_what_does_not_go_together_is_named_before_a_model_is_loaded(
     assert "write one of none" in failed("eval", "vt", "--arms", "rag", "--out", out)
     assert "name each arm once" in failed("eval", "vt", "--arms", "bm25,bm25@5", "--out", out)
     assert "at least 1" in failed("eval", "vt", "--questions", 0, "--out", out)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as where it is not installed
     assert "pip install" in failed("eval", "vt", "--arms", "dense", "--out", out)
     assert not out.exists()
 

@@ -14,9 +14,9 @@ from memspan.bank.encode import manifest_of
 from memspan.errors import EvaluationError
 from memspan.eval.arms import Arm, answer, parse_arm, rank, whole_memory
 from memspan.eval.dense import SentenceRetriever
-from memspan.eval.sets import Question, passage
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
+from memspan.text.questions import Question, passage
 
 TEXTS = ("the otter of Rome", "the heron of Oslo", "the lynx of Quito")
 DOCUMENTS = tuple(passage("", text) for text in TEXTS)

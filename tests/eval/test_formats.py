@@ -10,7 +10,7 @@ import pytest
 
 from memspan.errors import CorpusError
 from memspan.eval.formats import FORMATS, read_set
-from memspan.eval.sets import Question, passage
+from memspan.text.questions import Question
 
 
 def written(path: Path, value: Any) -> Path:
@@ -33,52 +33,6 @@ def only(path: Path, format: str) -> Question:
 
 def shown(question: Question) -> tuple[list[str], list[str]]:
     return [document.text for document in question.positives], [document.text for document in question.negatives]
-
-
-OWN = {
-    "id": "s-1",
-    "source": "s",
-    "question": "Who?",
-    "answers": ["Ann", "Anna"],
-    "positives": [{"title": "A", "text": "Ann did."}, {"title": "", "text": "She did."}],
-    "negatives": [{"title": "B", "text": "Bob did not."}],
-    "type": "multi",
-    "hops": 2,
-}
-
-
-def test_the_own_form_and_what_is_malformed_in_it(tmp_path: Path) -> None:
-    bad = [
-        "not json",
-        '["a list"]',
-        {**OWN, "id": "s-2", "question": " "},
-        {**OWN, "id": "s-3", "answers": []},
-        {**OWN, "id": "s-4", "positives": [{"title": "A"}]},
-        {**OWN, "id": "s-5", "answers": "Ann"},
-        OWN,
-    ]
-    pair = {**OWN, "id": "s-9", "type": "pair", "answers": []}
-    found = read_set(written(tmp_path / "x.jsonl", lines(OWN, *bad, pair)), "jsonl")
-    first, second = found.questions
-    assert first == Question(
-        id="s-1",
-        question="Who?",
-        answers=("Ann", "Anna"),
-        positives=(passage("A", "Ann did."), passage("", "She did.")),
-        negatives=(passage("B", "Bob did not."),),
-        type="multi",
-        hops=2,
-    )
-    assert first.needs_all and second.id == "s-9"
-    assert [int(bad.where.rpartition("#")[2]) for bad in found.malformed] == [2, 3, 4, 5, 6, 7, 8]
-    reasons = [bad.reason for bad in found.malformed]
-    assert reasons[2:] == [
-        "the question is empty",
-        "no answer",
-        "the key 'text' is missing",
-        "answers must be a list",
-        "the id 's-1' was read before",
-    ]
 
 
 def test_hotpotqa_and_2wiki(tmp_path: Path) -> None:

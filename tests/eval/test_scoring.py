@@ -9,7 +9,7 @@ import pytest
 from memspan.eval.arms import Answered, Ranking, parse_arm
 from memspan.eval.metrics import Abstention
 from memspan.eval.scoring import Row, as_json, compare, main_score, score, summarise
-from memspan.eval.sets import Question, passage
+from memspan.text.questions import Question, passage
 from memspan.types import Document, Evidence, Span
 
 A, B, C = passage("A", "one"), passage("B", "two"), passage("C", "three")

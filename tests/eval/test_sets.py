@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pytest
-
-from memspan.eval.sets import UNDATED, Question, QuestionSet, build_memory, passage
+from memspan.eval.sets import build_memory
+from memspan.text.questions import UNDATED, Question, QuestionSet, passage
 from memspan.types import Document
 
 
@@ -57,12 +56,3 @@ def test_namespaces_stay_apart() -> None:
     found = QuestionSet((first, second), {"x": (C,)})
     memories = build_memory(found, [Document("d", "far away")], count_words)
     assert {name: memory.documents for name, memory in memories.items()} == {"x": (C, A), "y": (B,)}
-
-
-def test_a_question_needs_words_and_an_answer_unless_its_kind_has_none() -> None:
-    with pytest.raises(ValueError, match="no answer"):
-        Question("q", "What?", (), (A,))
-    with pytest.raises(ValueError, match="empty"):
-        Question("q", " ", ("x",), (A,))
-    for kind in ("pair", "unanswerable"):
-        assert not Question("q", "What?", (), (A,), type=kind).needs_all

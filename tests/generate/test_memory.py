@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +14,27 @@ import pytest
 import torch
 from helpers import save_backbone, tiny_loaded
 
+from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
-from memspan.bank.encode import add_documents, manifest_of
-from memspan.errors import BankError, BankMismatch, EmptyBank, MemspanError, QuestionError
-from memspan.generate.memory import MIN_SHARE, Memory
+from memspan.bank.encode import manifest_of
+from memspan.errors import (
+    BankBusy,
+    BankError,
+    BankMismatch,
+    EmptyBank,
+    MemspanError,
+    QuestionError,
+    UnknownDocument,
+)
+from memspan.generate.finder import Finder
+from memspan.generate.interleave import MIN_SHARE
+from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel, convert
 from memspan.routing.local import LocalMemory
 from memspan.routing.selector import SELECTORS
 from memspan.text.template import Context, Passage, encoded_text
-from memspan.types import Answer, Document, Retrieved, Span
+from memspan.types import Answer, Document, Evidence, Retrieved, Span
 
 SHORT = Sampling(max_new_tokens=8)
 SAMPLED = Sampling(max_new_tokens=8, temperature=1.0, top_p=0.9, seed=3)
@@ -74,6 +90,12 @@ def empty(tmp_path: Path, loaded: LoadedModel) -> Iterator[Memory]:
         yield memory
 
 
+def _passages(found: Sequence[Evidence]) -> list[Passage]:
+    """What is put before the model of some evidence: the oldest first."""
+    dated = sorted(found, key=lambda item: (item.date, item.document_id))
+    return [Passage(item.document_id, encoded_text(item.title, item.text), item.date[:10]) for item in dated]
+
+
 def _without_timings(answer: Answer) -> tuple[Any, ...]:
     return tuple(getattr(answer, name) for name in Answer.__slots__ if name != "timings")
 
@@ -112,8 +134,7 @@ def test_streamed_pieces_join_to_the_answer(memory: Memory, selector: str, sampl
 
 def test_an_answer_counts_its_tokens_and_times_its_stages(memory: Memory, loaded: LoadedModel) -> None:
     answer = memory.ask(QUESTIONS[0], sampling=SHORT)
-    passages = [Passage(item.document_id, encoded_text(item.title, item.text)) for item in answer.evidence]
-    assert answer.num_prompt_tokens == len(loaded.template.context(QUESTIONS[0], passages).ids)
+    assert answer.num_prompt_tokens == len(loaded.template.context(QUESTIONS[0], _passages(answer.evidence)).ids)
     assert (answer.num_new_tokens, answer.finish_reason) == (8, "length")
     assert list(answer.timings) == ["select", "prefill", "decode"]
     assert all(seconds > 0 for seconds in answer.timings.values())
@@ -174,20 +195,20 @@ def test_an_answer_says_how_many_layers_routed_to_its_evidence_while_answering(
     memory: Memory, selector: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen: list[int] = []
-    route, select = LocalMemory.route, Memory._select
+    route, rank = LocalMemory.route, Finder.rank
 
     def recording(self: LocalMemory, layer: int, *args: Any) -> Retrieved:
         retrieved = route(self, layer, *args)
         chosen.extend(retrieved.doc_ids[0])
         return retrieved
 
-    def selecting(self: Memory, *args: Any) -> Any:
-        selected = select(self, *args)
+    def ranking(self: Finder, *args: Any) -> Any:
+        selected = rank(self, *args)
         chosen.clear()  # what the question alone was routed to
         return selected
 
     monkeypatch.setattr(LocalMemory, "route", recording)
-    monkeypatch.setattr(Memory, "_select", selecting)
+    monkeypatch.setattr(Finder, "rank", ranking)
     counts = set()
     for question in QUESTIONS:
         evidence = memory.ask(question, selector=selector, sampling=SHORT, max_documents=20).evidence
@@ -199,7 +220,7 @@ def test_an_answer_says_how_many_layers_routed_to_its_evidence_while_answering(
 
 
 def test_search_is_limited_and_generates_nothing(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memspan.generate.memory.Decoding", None)
+    monkeypatch.setattr("memspan.generate.interleave.Decoding", None)
     found = memory.search("Rome river", limit=2)
     assert [item.external_id for item in found] == ["note-0", "Rome.txt"]
     assert len(memory.search("Rome river", limit=1)) == 1
@@ -242,10 +263,8 @@ def test_passages_that_do_not_fit_are_dropped_from_the_worst_up_and_are_no_evide
     question = "Rome Oslo Lima Bern Cairo river"
     everything = memory.ask(question, sampling=SHORT).evidence
     assert len(everything) == 5
-    needed = []
-    for count in range(6):
-        passages = [Passage(item.document_id, encoded_text(item.title, item.text)) for item in everything[:count]]
-        needed.append(len(loaded.template.context(question, passages).ids))
+    passages = [_passages(everything[:count]) for count in range(6)]
+    needed = [len(loaded.template.context(question, of_count).ids) for of_count in passages]
     assert needed == sorted(set(needed))
     made = _contexts(monkeypatch, loaded)
     for count in range(6):  # room for exactly so many, and for one token less than one more
@@ -255,7 +274,7 @@ def test_passages_that_do_not_fit_are_dropped_from_the_worst_up_and_are_no_evide
             sampling = Sampling(max_new_tokens=max_new_tokens, stop=tuple(map(chr, range(32, 127))))
             answer = memory.ask(question, sampling=sampling)
             assert answer.evidence == everything[:count]
-            assert [passage.document_id for passage in made[-1]] == [item.document_id for item in everything[:count]]
+            assert made[-1] == passages[count]
             assert answer.num_prompt_tokens == needed[count]
 
 
@@ -363,6 +382,314 @@ def test_a_bank_of_another_model_is_refused(filled: Path) -> None:
         Memory(MemoryBank.open(filled), tiny_loaded(seed=1))
     with pytest.raises(BankMismatch, match="chunk_size: bank 4, model 8"):
         Memory(MemoryBank.open(filled), tiny_loaded(chunk_size=8))
+
+
+# --- a pinned memory ------------------------------------------------------------------------------------------------
+
+
+def _known(memory: Memory, selector: str) -> set[str]:
+    return {item.external_id for item in memory.search("otter", selector=selector, limit=50)}
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_a_pinned_memory_sees_what_it_saw_until_it_is_refreshed(
+    empty: Memory, loaded: LoadedModel, selector: str
+) -> None:
+    empty.add([Document("a", "The otter of Rome."), Document("b", "The otter of Oslo.")])
+    pinned = Memory(MemoryBank.open(empty.bank.folder), loaded, snapshot=True)
+    changes: list[Callable[[], object]] = [
+        lambda: empty.add([Document("c", "The otter of Lima.")]),
+        lambda: empty.update("a", text="The badger of Rome."),
+        lambda: empty.delete(["b"]),
+        lambda: pinned.add([Document("d", "Its own otter.")]),
+        empty.bank.compact,
+    ]
+    before = (pinned.search("otter", selector=selector), pinned.ask("otter", selector=selector, sampling=SHORT))
+    for change in changes:
+        change()
+        assert pinned.search("otter", selector=selector) == before[0]
+        assert _without_timings(pinned.ask("otter", selector=selector, sampling=SHORT)) == _without_timings(before[1])
+    live = _known(empty, selector)
+    assert live == ({"c", "d"} if selector == "lexical" else {"a", "c", "d"})
+    assert _known(pinned, selector) == {"a", "b"}
+    pinned.refresh()
+    assert _known(pinned, selector) == live
+    empty.delete(["c"])
+    assert _known(pinned, selector) == live != _known(empty, selector)
+    pinned.close()
+
+
+def test_an_unpinned_memory_sees_every_change_with_the_next_question(empty: Memory, loaded: LoadedModel) -> None:
+    with Memory(MemoryBank.open(empty.bank.folder), loaded) as reader:
+        for number in range(10):  # so many that segments are merged on the way
+            empty.add([Document(f"{number}", f"The otter number {number}.")])
+            for selector in SELECTORS:
+                assert _known(reader, selector) == {str(n) for n in range(number // 3, number + 1)}
+            if number % 3 == 2:
+                empty.delete([str(number // 3)])
+        reader.refresh()  # of no effect
+
+
+def test_a_pinned_memory_holds_up_what_erases_until_it_is_refreshed_or_closed(
+    empty: Memory, loaded: LoadedModel
+) -> None:
+    empty.add(DOCUMENTS[:3])
+    pinned = Memory(MemoryBank.open(empty.bank.folder), loaded, snapshot=True)
+    empty.delete(["Rome.txt"])
+    with pytest.raises(BankBusy, match=rf"pid {os.getpid()}"):
+        empty.bank.compact(secure=True, timeout=0)
+    assert pinned.search("otter")[0].external_id == "Rome.txt"
+    pinned.close()
+    empty.bank.compact(secure=True, timeout=0)
+    assert empty.search("otter") == []
+
+
+# --- streams left alone ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leave", ["closed", "dropped", "failed", "read to its end"])
+def test_a_stream_holds_its_snapshot_until_it_ends_or_is_left(empty: Memory, leave: str) -> None:
+    empty.add(DOCUMENTS[:3])
+    stream = empty.stream("otter", sampling=Sampling(max_new_tokens=40))
+    empty.bank.compact(secure=True, timeout=0)  # nothing is held before it is read from
+    next(stream)
+    empty.delete(["Rome.txt"])
+    with pytest.raises(BankBusy, match="may see what is to be erased"):
+        empty.bank.compact(secure=True, timeout=0)
+    if leave == "closed":
+        stream.close()  # type: ignore[attr-defined]
+    elif leave == "dropped":
+        del stream
+    elif leave == "failed":
+        with pytest.raises(KeyError):
+            stream.throw(KeyError)  # type: ignore[attr-defined]
+    else:
+        assert list(stream)
+    empty.bank.compact(secure=True, timeout=0)
+    assert empty.search("otter") == []
+
+
+def test_questions_that_fail_release_their_snapshots(empty: Memory) -> None:
+    empty.add(DOCUMENTS[:3])
+    failing: list[Callable[[], object]] = [
+        lambda: empty.ask("x " * 2000),
+        lambda: empty.ask("x", where={"no-field": 1}),
+        lambda: empty.search("x", where={"place": "none"}) or empty.ask("x", where={"place": "none"}),
+        lambda: empty.ask("x", sampling=Sampling(max_new_tokens=4000)),
+        lambda: empty.in_namespace("other").ask("x"),
+    ]
+    kept: list[object] = []  # with the frames of the failed questions, which nothing else is to clear away
+    for fail in failing:
+        with pytest.raises(MemspanError) as failed:
+            fail()
+        kept.append(failed)
+        empty.bank.compact(secure=True, timeout=0)
+
+
+# --- remember -------------------------------------------------------------------------------------------------------
+
+
+def test_a_turn_told_twice_is_remembered_once(empty: Memory) -> None:
+    turn: dict[str, Any] = {"speaker": "Ann", "session": "s1", "date": "2026-03-01T10:00:00"}
+    assert empty.remember("I like tea.", **turn).added == 1
+    report = empty.remember("I like tea.", **turn)
+    assert (report.added, report.updated, report.unchanged) == (0, 0, 1)
+    others: list[dict[str, Any]] = [
+        {"date": "2026-03-02T10:00:00"},
+        {"speaker": "Ben"},
+        {"session": "s2"},
+        {"speaker": ""},
+    ]
+    for other in others:
+        assert empty.remember("I like tea.", **(turn | other)).added == 1, other
+    assert empty.remember("I like tea", **turn).added == 1
+    assert empty.bank.catalog.counts().sources == 6
+
+
+def test_a_turn_told_twice_is_remembered_once_however_its_date_is_written(empty: Memory) -> None:
+    for date in ("2026-03-01T10:00:00+02:00", "2026-03-01T08:00:00", "2026-03-01T08:00Z"):
+        empty.remember("I like tea.", date=date)
+    assert empty.bank.catalog.counts().sources == 1
+
+
+def test_a_turn_is_kept_with_who_said_it_where_and_when(empty: Memory) -> None:
+    empty.remember("I like tea.", speaker="Ann", session="s1", date="2026-03-01T10:00+02:00")
+    (found,) = empty.search("tea")
+    assert (found.text, found.metadata) == ("Ann: I like tea.", {"speaker": "Ann", "session": "s1"})
+    assert found.date == "2026-03-01T08:00:00"
+    assert found.external_id.startswith("s1/")
+    empty.remember("Tea is hot.", date="2026-03-02")
+    assert [item.text for item in empty.search("hot")] == ["Tea is hot."]
+    assert empty.search("tea", where={"speaker": "Ann"}) == empty.search("tea", as_of="2026-03-01")
+    before = datetime.now(UTC).replace(tzinfo=None)
+    empty.remember("Now it is cold.")
+    (found,) = empty.search("cold")
+    assert before <= datetime.fromisoformat(found.date) + timedelta(milliseconds=1)
+    assert datetime.fromisoformat(found.date) <= datetime.now(UTC).replace(tzinfo=None)
+
+
+@pytest.mark.parametrize(("turn", "date"), [("", None), (" \n", None), ("tea", "yesterday"), ("a\0b", None)])
+def test_what_can_be_no_turn_is_refused(empty: Memory, turn: str, date: str | None) -> None:
+    with pytest.raises(ValueError, match=r"turn is empty|is not a date|holds NUL"):
+        empty.remember(turn, date=date)
+    assert empty.bank.catalog.counts().sources == 0
+
+
+def test_every_persona_remembers_its_own(empty: Memory) -> None:
+    ann, ben = empty.in_namespace("Ann"), empty.in_namespace("Ben")
+    for person, drink in ((ann, "tea"), (ben, "coffee")):
+        for _ in range(2):
+            person.remember(f"I drink {drink}.", speaker="guest", session="s", date="2026-03-01")
+    for selector in SELECTORS:
+        for person, drink in ((ann, "tea"), (ben, "coffee")):
+            assert [item.text for item in person.search("drink", selector=selector)] == [f"guest: I drink {drink}."]
+    with pytest.raises(EmptyBank):
+        empty.search("drink")
+
+
+# --- get, update, delete --------------------------------------------------------------------------------------------
+
+
+def test_a_document_is_read_back_as_it_was_given_by_either_id(tmp_path: Path) -> None:
+    loaded = tiny_loaded(max_document_tokens=48)
+    long = Document(
+        "long", " ".join(f"Item {n} is kept here." for n in range(20)), "Title", {"p": [1, {"q": None}]}, "2026-03-01"
+    )
+    with Memory(MemoryBank.create(tmp_path / "bank", manifest_of(loaded)), loaded) as memory:
+        memory.add([Document("short", "x"), long])
+        parts = memory.bank.catalog.documents_of("default", "long")
+        assert len(parts) > 3
+        for key in ("long", *(part.id for part in parts)):
+            assert memory.get(key) == long
+        assert memory.get("short") == memory.get(1) == Document("short", "x")
+        assert memory.delete([parts[2].id]) == 1, "a part stands for the whole"
+        for key in ("long", *(part.id for part in parts)):
+            with pytest.raises(UnknownDocument, match=f"there is no document {key!r} in namespace 'default'"):
+                memory.get(key)
+        assert memory.bank.catalog.counts().documents == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "encoded"),
+    [
+        ({"text": "The walrus of Lima."}, 1),
+        ({"title": "Walrus"}, 1),
+        ({"metadata": {"place": "new"}}, 0),
+        ({"date": "2020-01-01"}, 0),
+        ({"metadata": {}}, 0),
+        ({"title": ""}, 1),
+        ({"text": "The walrus.", "title": "A", "metadata": {"a": 1}, "date": "2020-01-01"}, 1),
+        ({}, None),
+    ],
+)
+def test_an_update_replaces_what_is_given_and_keeps_the_rest(
+    empty: Memory, change: dict[str, Any], encoded: int | None
+) -> None:
+    empty.add([dataclasses.replace(document, date="2026-03-01") for document in DOCUMENTS[:4]])
+    before = empty.get("Lima.txt")
+    report = empty.update(3, **change)
+    assert (report.updated, report.unchanged, report.documents) == (int(bool(change)), int(not change), encoded or 0)
+    assert empty.get("Lima.txt") == dataclasses.replace(before, **change)
+    (stored,) = empty.bank.catalog.documents_of("default", "Lima.txt")
+    assert stored.id == (5 if encoded else 3), "what is encoded anew has a new id"
+    if encoded:
+        with pytest.raises(UnknownDocument):
+            empty.get(3)
+    question = change.get("text", before.text)
+    for selector in SELECTORS:
+        found = {item.external_id: item for item in empty.search(question, selector=selector, limit=50)}
+        item, now = found["Lima.txt"], empty.get("Lima.txt")
+        assert (item.text, item.title, item.metadata, item.date) == (now.text, now.title, now.metadata, now.date)
+
+
+@pytest.mark.parametrize("unknown", ["nothing", "", "rome.txt", 0, -1, 99, 2**63, 10**30, "1", "x" * 5000])
+def test_an_unknown_id_is_named_with_where_to_look_and_nothing_is_done(empty: Memory, unknown: int | str) -> None:
+    empty.add(DOCUMENTS[:3])
+    calls: list[Callable[[], object]] = [
+        lambda: empty.get(unknown),
+        lambda: empty.update(unknown, text="x"),
+        lambda: empty.delete([unknown]),
+        lambda: empty.delete(["Rome.txt", 2, unknown]),
+    ]
+    for call in calls:
+        with pytest.raises(UnknownDocument) as refused:
+            call()
+        assert f"there is no document {unknown!r} in namespace 'default'" in str(refused.value)
+        assert f"see: memspan ls {empty.bank.folder}" in str(refused.value)
+    assert empty.bank.catalog.counts().sources == 3
+
+
+def test_an_id_that_is_no_unicode_is_an_unknown_one(empty: Memory) -> None:
+    with pytest.raises(UnknownDocument):
+        empty.get("caf\udce9.txt")  # a file's name, as the command line passes it
+
+
+def test_documents_are_deleted_by_either_id_and_counted_once(empty: Memory) -> None:
+    empty.add(DOCUMENTS[:5])
+    assert empty.delete(["Rome.txt", 1, 2, "Lima.txt"]) == 3
+    assert empty.delete([]) == 0
+    with pytest.raises(UnknownDocument):
+        empty.delete(["Rome.txt"])
+    for selector in SELECTORS:
+        found = empty.search("Where does the otter or heron or newt live?", selector=selector, limit=50)
+        assert {item.external_id for item in found} <= {"Bern.txt", "Cairo.txt"} and found
+    assert empty.add(DOCUMENTS[:1]).added == 1, "it may come back"
+    assert empty.bank.catalog.documents_of("default", "Rome.txt")[0].id == 6, "under an id that was never used"
+    assert empty.delete(["Rome.txt", "Bern.txt", "Cairo.txt"]) == 3
+    with pytest.raises(EmptyBank):
+        empty.ask("otter")
+
+
+# --- threads --------------------------------------------------------------------------------------------------------
+
+
+def test_threads_with_a_memory_each_get_the_answers_each_would_alone(filled: Path, loaded: LoadedModel) -> None:
+    asked = [*itertools.product(QUESTIONS, SELECTORS)]
+    with Memory(MemoryBank.open(filled), loaded) as memory:
+        alone = [_without_timings(memory.ask(question, selector=name, sampling=SHORT)) for question, name in asked]
+
+        def answers(first: int) -> list[Any]:
+            """Begins with another question than the other threads."""
+            own, found = memory.in_namespace("default"), {}
+            for question, name in asked[first:] + asked[:first]:
+                found[question, name] = _without_timings(own.ask(question, selector=name, sampling=SHORT))
+            own.close()
+            return [found[key] for key in asked]
+
+        with ThreadPoolExecutor(4) as pool:
+            for found in pool.map(answers, (0, 3, 6, 9)):
+                assert found == alone
+        memory.bank.compact(secure=True, timeout=0)  # no snapshot was left
+
+
+def test_a_question_sees_all_of_a_change_or_nothing_of_it(empty: Memory) -> None:
+    names = ("a", "b", "c")
+
+    def generation(number: int) -> list[Document]:
+        return [Document(name, f"The otter {name} of generation number{number}.") for name in names]
+
+    empty.add(generation(0))
+    done = threading.Event()
+
+    def look(_: int) -> set[str]:
+        reader, seen = empty.in_namespace("default"), set()
+        while not done.is_set() or not seen:
+            for selector in SELECTORS:
+                found = reader.search("otter", selector=selector, limit=9)
+                assert sorted(item.external_id for item in found) == [*names]
+                (told,) = {item.text.split()[-1] for item in found}  # of one generation
+                seen.add(told)
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        looking = [pool.submit(look, number) for number in range(2)]
+        try:
+            for number in range(1, 7):
+                empty.add(generation(number))
+        finally:
+            done.set()
+        for future in looking:
+            assert future.result() <= {f"number{number}." for number in range(7)}
 
 
 # --- open -----------------------------------------------------------------------------------------------------------

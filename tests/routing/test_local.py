@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ from helpers import (
     tiny_manifest,
 )
 
+from memspan.bank import shard
+from memspan.bank.add import add_documents
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
-from memspan.bank.encode import add_documents, manifest_of
+from memspan.bank.encode import manifest_of
 from memspan.bank.manifest import Manifest
+from memspan.bank.scope import Scope
+from memspan.bank.shard import Shard
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
 from memspan.ops import naive
-from memspan.routing.local import LocalMemory, RoutedShard
+from memspan.routing.local import LocalMemory
 from memspan.routing.ranking import rank_documents
 from memspan.text.packing import length_batches
 from memspan.types import Document, EncodedDocuments, Retrieved
@@ -56,14 +60,33 @@ def _bank(
 def _add(
     bank: MemoryBank, documents: Mapping[int, EncodedDocuments], max_segment_bytes: int = MAX_SEGMENT_BYTES
 ) -> None:
-    with bank.writer(max_segment_bytes) as writer:
+    with bank.writer(max_segment_bytes=max_segment_bytes) as writer:
         for name, latents in documents.items():
             add_latents(writer, Document(str(name), f"text {name}"), latents)
         writer.commit()
 
 
-def _shards(bank: MemoryBank) -> list[RoutedShard]:
-    return [RoutedShard(shard) for shard in bank.shards()]
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small segments are not joined: every one is a shard."""
+    monkeypatch.setattr(shard, "_SMALL_KEYS_BYTES", 0)
+
+
+def _shards(bank: MemoryBank) -> list[Shard]:
+    with bank.snapshot() as snapshot:
+        return list(snapshot.shards)
+
+
+def _only(shards: Sequence[Shard], allowed: Collection[int]) -> torch.Tensor:
+    """Which documents of some shards live and are allowed."""
+    return torch.tensor(
+        [
+            live and number in allowed
+            for shard in shards
+            for number, live in zip(shard.ids_N.tolist(), shard.live_N.tolist(), strict=True)
+        ],
+        dtype=torch.bool,
+    )
 
 
 def _questions(*lengths: int, manifest: Manifest = MANIFEST) -> tuple[torch.Tensor, torch.Tensor]:
@@ -191,6 +214,7 @@ def test_rows_of_the_shorter_selection_are_padded_with_zeros(tmp_path: Path) -> 
     assert retrieved.values_BGMD[0].all() and not retrieved.values_BGMD[1, :, 1:].any()
 
 
+@pytest.mark.usefixtures("apart")
 def test_equal_scores_are_ordered_by_id_over_segments(tmp_path: Path) -> None:
     twin, better = random_latents(MANIFEST, 2), random_latents(MANIFEST, 2)
     documents = [twin, better, twin, better, twin, twin]
@@ -226,16 +250,19 @@ def test_a_question_gets_bit_for_bit_the_same_alone_and_in_a_batch(tmp_path: Pat
         assert torch.equal(alone.values_BGMD[0], together.values_BGMD[row, :, :rows])
 
 
-def test_neither_order_nor_number_of_segments_nor_tiles_matter(tmp_path: Path) -> None:
+def test_neither_order_nor_number_of_segments_nor_tiles_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = _ragged(70)
     whole, cut = (
         _bank(tmp_path / str(size), documents, max_segment_bytes=size * MANIFEST.row_bytes) for size in (10_000, 17)
     )
-    shards = _shards(cut)
-    assert (len(_shards(whole)), len(shards)) == (1, len(cut.catalog.segments()))
-    assert len(shards) > 8
     questions = _questions(4, 2, 6)
     expected = LocalMemory(_shards(whole), MANIFEST, 2).route(LAYERS[0], *questions)
+    (joined,) = _shards(cut)
+    _assert_same(LocalMemory([joined], MANIFEST, 2).route(LAYERS[0], *questions), expected)
+    monkeypatch.setattr(shard, "_SMALL_KEYS_BYTES", 0)
+    shards = _shards(MemoryBank.open(cut.folder))
+    assert (len(_shards(whole)), len(shards)) == (1, len(cut.catalog.segments()))
+    assert len(shards) > 8
     shuffled = random.Random(0).sample(shards, len(shards))
     for order in (shards, shards[::-1], shuffled):
         for tile in (1, 3, 16, 17, 10_000):
@@ -302,6 +329,7 @@ def test_a_bank_of_which_most_was_replaced_routes_like_one_that_never_held_it(tm
         _check(retrieved, latents, LAYERS[1], questions, k)
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("allowed", [[3], [2, 9, 40], list(range(1, 41, 2)), [7, 7, 99, -1]])
 @pytest.mark.parametrize("max_rows", [20, 10_000])
 def test_a_filter_is_applied_before_the_best_are_taken(tmp_path: Path, allowed: list[int], max_rows: int) -> None:
@@ -309,22 +337,97 @@ def test_a_filter_is_applied_before_the_best_are_taken(tmp_path: Path, allowed: 
     bank = _bank(tmp_path / "bank", documents, max_segment_bytes=max_rows * MANIFEST.row_bytes)
     latents = {number: found for number, found in enumerate(documents, start=1) if number in allowed}
     questions = _questions(3, 2)
+    shards = _shards(bank)
     for k in (1, 3, 50):
-        memory = LocalMemory(_shards(bank), MANIFEST, k, only=allowed)
+        memory = LocalMemory(shards, MANIFEST, k, selectable_N=_only(shards, allowed))
         _check(memory.route(LAYERS[0], *questions), latents, LAYERS[0], questions, k)
 
 
 def test_a_filter_does_not_bring_replaced_documents_back(tmp_path: Path) -> None:
     bank = _bank(tmp_path / "bank", _ragged(3))
     _add(bank, {0: random_latents(MANIFEST, 2)})
-    memory = LocalMemory(_shards(bank), MANIFEST, 5, only={1, 2})
+    shards = _shards(bank)
+    memory = LocalMemory(shards, MANIFEST, 5, selectable_N=_only(shards, {1, 2}))
     assert memory.route(LAYERS[0], *_questions(2)).doc_ids == ((2,),)
+
+
+@pytest.mark.parametrize("max_rows", [12, 40, 10_000])
+@pytest.mark.parametrize("joined_bytes", [0, 6000, 2**26], ids=["apart", "in groups", "joined"])
+def test_what_is_deleted_or_out_of_scope_counts_as_if_it_never_was(
+    tmp_path: Path, max_rows: int, joined_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "_SMALL_KEYS_BYTES", joined_bytes)
+    monkeypatch.setattr(shard, "_MOST_JOINED_BYTES", joined_bytes)
+    drawn = random.Random(max_rows)
+    documents = _ragged(50, seed=max_rows)
+    bank = MemoryBank.create(tmp_path / "bank", MANIFEST)
+    with bank.writer(max_segment_bytes=max_rows * MANIFEST.row_bytes) as writer:
+        for number, latents in enumerate(documents, start=1):
+            add_latents(writer, Document(str(number), "text", metadata={"group": number % 3}), latents)
+        writer.commit()
+    opened_before = _shards(bank)
+    deleted = drawn.sample(range(1, 51), 20)
+    bank.delete(deleted[:10])
+    bank.delete([str(number) for number in deleted[10:]])
+    everything = dict(enumerate(documents, start=1))
+    questions = _questions(3, 1, 5)
+    for groups in ([1], [0, 2]):
+        with bank.snapshot() as snapshot:
+            shards = snapshot.shards
+            selectable_N = snapshot.selectable_mask(Scope.parse({"group": {"in": groups}}))
+        live = {n: found for n, found in everything.items() if n % 3 in groups and n not in deleted}
+        num_segments = len(bank.catalog.segments())
+        assert (num_segments > 1) == (max_rows < 10_000)
+        assert max_rows > 12 or num_segments > len(shards) > 1 or joined_bytes != 6000
+        assert len(shards) == {0: num_segments, 2**26: 1}.get(joined_bytes, len(shards))
+        masks = dict(enumerate(selectable_N.split([len(shard.ids_N) for shard in shards])))
+        order = drawn.sample(range(len(shards)), len(shards))
+        for k in (1, 3, len(live)):
+            memory = LocalMemory(shards, MANIFEST, k, selectable_N=selectable_N)
+            retrieved = memory.route(LAYERS[1], *questions)
+            _check(retrieved, live, LAYERS[1], questions, k)
+            for found in memory.candidates[LAYERS[1]]:
+                assert set(found.ids.tolist()) <= live.keys(), "nothing else is considered either"
+            shuffled = LocalMemory(
+                [shards[place] for place in order],
+                MANIFEST,
+                k,
+                selectable_N=torch.cat([masks[place] for place in order]),
+            )
+            _assert_same(shuffled.route(LAYERS[1], *questions), retrieved)
+    # Without a mask every live one may be selected; and what was read before stays as it was.
+    whole = {n: found for n, found in everything.items() if n not in deleted}
+    _check(LocalMemory(shards, MANIFEST, 4).route(LAYERS[0], *questions), whole, LAYERS[0], questions, 4)
+    _check(LocalMemory(opened_before, MANIFEST, 4).route(LAYERS[0], *questions), everything, LAYERS[0], questions, 4)
+    bank.compact()
+    _check(LocalMemory(_shards(bank), MANIFEST, 4).route(LAYERS[0], *questions), whole, LAYERS[0], questions, 4)
+
+
+@pytest.mark.usefixtures("apart")
+@pytest.mark.parametrize("max_rows", [6, 10_000])
+def test_a_deleted_document_is_never_selected_even_where_it_would_win(tmp_path: Path, max_rows: int) -> None:
+    query_BTHD, mask_BT = torch.randn(1, 1, H, MANIFEST.head_dim), torch.ones(1, 1, dtype=torch.bool)
+    documents = _ragged(20)
+    documents[4] = documents[19] = _winners(MANIFEST, 3, query_BTHD[0])
+    bank = _bank(tmp_path / "bank", documents, max_segment_bytes=max_rows * MANIFEST.row_bytes)
+    assert LocalMemory(_shards(bank), MANIFEST, 1).route(LAYERS[0], query_BTHD, mask_BT).doc_ids == ((5,),)
+    bank.delete([5])
+    assert LocalMemory(_shards(bank), MANIFEST, 1).route(LAYERS[0], query_BTHD, mask_BT).doc_ids == ((20,),)
+    bank.delete(["19"])  # names count from 0, ids from 1
+    latents = {number: found for number, found in enumerate(documents, start=1) if number not in (5, 20)}
+    for k in (1, 3, 18, 40):
+        memory = LocalMemory(_shards(bank), MANIFEST, k)
+        for layer in LAYERS:
+            _check(memory.route(layer, query_BTHD, mask_BT), latents, layer, (query_BTHD, mask_BT), k)
+    bank.delete(list(latents))
+    assert LocalMemory(_shards(bank), MANIFEST, 3).route(LAYERS[0], query_BTHD, mask_BT).doc_ids == ((),)
 
 
 @pytest.mark.parametrize(("count", "only"), [(0, None), (5, []), (40, []), (40, [99])])
 def test_without_documents_there_are_no_rows(tmp_path: Path, count: int, only: list[int] | None) -> None:
     bank = _bank(tmp_path / "bank", _ragged(count))
-    memory = LocalMemory(_shards(bank), MANIFEST, 4, only=only)
+    shards = _shards(bank)
+    memory = LocalMemory(shards, MANIFEST, 4, selectable_N=None if only is None else _only(shards, only))
     retrieved = memory.route(LAYERS[0], *_questions(2, 3))
     G, D = MANIFEST.num_kv_heads, MANIFEST.head_dim
     assert retrieved.keys_BGMD.shape == retrieved.values_BGMD.shape == (2, G, 0, D)
@@ -451,7 +554,8 @@ def test_a_model_answers_from_a_bank_as_from_the_documents_in_memory(
     for found, wanted in zip(ask(model, contexts, local), in_memory, strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
     # It could fail: other documents give other logits.
-    others = LocalMemory(_shards(bank), bank.manifest, k, only=[4])
+    shards = _shards(bank)
+    others = LocalMemory(shards, bank.manifest, k, selectable_N=_only(shards, [4]))
     if k < 6:
         assert not torch.allclose(ask(model, contexts, others)[1], in_memory[1], atol=1e-2)
 
@@ -502,7 +606,7 @@ def test_an_update_is_seen_by_the_next_question_and_equals_a_bank_made_that_way(
     fresh = MemoryBank.create(tmp_path / "fresh", manifest_of(loaded))
     with fresh.writer() as writer:
         latents = read_latents(updated)
-        for stored in updated.catalog.page(0, 99):
+        for stored in updated.catalog.page("default", 0, 99):
             writer.reserve_ids(stored.id - writer._next_id)
             add_latents(writer, Document(stored.external_id, stored.text), latents[stored.id])
         writer.commit()

@@ -119,7 +119,7 @@ def test_titles(tmp_path: Path, name: str, text: str, title: str) -> None:
     ],
 )
 def test_dates(tmp_path: Path, name: str, text: str, date: str | None) -> None:
-    assert read_document(write(tmp_path / name, text)).metadata.get("date") == date
+    assert read_document(write(tmp_path / name, text)).date == date
 
 
 @pytest.mark.parametrize(
@@ -222,12 +222,40 @@ def test_json_lines(tmp_path: Path, suffix: str) -> None:
     ]
     pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(suffix[-3:].lower(), bytes)
     path = write(tmp_path / f"2024-01-02{suffix}", pack("\r\n".join(lines).encode()))
-    known = {"path": str(path), "date": "2024-01-02"}
+    known, date = {"path": str(path)}, "2024-01-02"
     assert read(path) == [
-        Document("x", "A", "T", {**known, "id": 7, "tags": ["a"]}),
-        Document("0", "B", "", {**known, "text": ""}),
-        Document(f"{path.as_posix()}#4", "C", "", {**known, "title": None, "id": ""}),
+        Document("x", "A", "T", {**known, "id": 7, "tags": ["a"]}, date),
+        Document("0", "B", "", {**known, "text": ""}, date),
+        Document(f"{path.as_posix()}#4", "C", "", {**known, "title": None, "id": ""}, date),
     ]
+
+
+def test_a_records_own_date_comes_before_the_files_and_one_that_is_none_stays_metadata(tmp_path: Path) -> None:
+    dates = ['"2025-06-07"', '"2025-06-07T23:30-01:00"', '"20250607"', '"soon"', "2025", "null", '"2025-02-30"', '""']
+    lines = "\n".join(f'{{"id": "{number}", "text": "A", "date": {date}}}' for number, date in enumerate(dates))
+    own = ["2025-06-07", "2025-06-08T00:30:00", "2025-06-07", None, None, None, None, None]
+    path = write(tmp_path / "2024-01-02-log.jsonl", lines)
+    for found, date_of_file in ((documents(path), "2024-01-02"), (list(read_stream(io.StringIO(lines))), None)):
+        assert [document.date for document in found if isinstance(document, Document)] == [
+            date or date_of_file for date in own
+        ]
+        for document, date, written in zip(found, own, dates, strict=True):
+            assert isinstance(document, Document)
+            kept = {"date": json.loads(written)} if date is None else {}
+            assert {key: value for key, value in document.metadata.items() if key != "path"} == kept
+    table = write(tmp_path / "a.csv", "text,date\nA,2025-06-07\nB,\nC,soon\n")
+    assert [(document.date, document.metadata.get("date")) for document in documents(table)] == [
+        ("2025-06-07", None),
+        (None, ""),
+        (None, "soon"),
+    ]
+
+
+def test_a_text_without_a_date_has_none_and_packages_have_none(tmp_path: Path) -> None:
+    assert read_document(write(tmp_path / "a.txt", "Text")).date is None
+    assert read_document(write(tmp_path / "x-2024-01-02.txt", "Text")).date is None, "the name begins otherwise"
+    assert read_document(write(tmp_path / "2024-01-023.txt", "Date: 2024-01-023")).date is None
+    assert next(installed_packages()).date is None
 
 
 @pytest.mark.parametrize(
@@ -421,8 +449,8 @@ def test_a_stream_is_one_document() -> None:
     text = "\ufeffNotes\n\nDate: 2024-01-02\n{}\n"
     kept = text.removeprefix("\ufeff")
     name = f"stdin:{hashlib.sha256(kept.encode()).hexdigest()[:12]}"
-    assert list(read_stream(io.StringIO(text))) == [Document(name, kept, "Notes", {"date": "2024-01-02"})]
-    assert list(read_stream(io.StringIO(text), "mine")) == [Document("mine", kept, "Notes", {"date": "2024-01-02"})]
+    for given, wanted in ((None, name), ("mine", "mine")):
+        assert list(read_stream(io.StringIO(text), given)) == [Document(wanted, kept, "Notes", {}, "2024-01-02")]
 
 
 def test_a_stream_of_json_objects_is_many() -> None:

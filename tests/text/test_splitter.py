@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memspan.text.splitter import sentence_ends, split_text
@@ -64,6 +64,7 @@ def test_parts_cover_the_text_and_hold_the_limit(counter: Counter, text: str, ma
 
 
 @given(text=TEXTS, max_tokens=st.integers(1, 40))
+@example(text="\r0 \u0300\u0300\u200d\x800", max_tokens=1)
 def test_no_part_is_blank_where_whitespace_costs_nothing(text: str, max_tokens: int) -> None:
     assert all(part.strip() for part in parts(text, count_words, max_tokens))
 

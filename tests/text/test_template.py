@@ -58,11 +58,12 @@ def test_a_question_is_prefix_body_and_suffix_each_tokenised_by_itself(template:
 
 
 def test_passages_stand_before_the_question_and_route_with_it(chatml: PromptTemplate) -> None:
-    passages = [Passage(3, "rain {text}"), Passage(12, "snow {id}")]
+    passages = [Passage(3, "rain {text}", "2024-01-02"), Passage(12, "snow {id}", "{date}")]
     context = chatml.context("where? {question} {passages}", passages)
     body = context.ids[context.routes.start : context.routes.end]
     assert chatml.text(body) == (
-        "[3]. rain {text}\n[12]. snow {id}\n\nUsing only the notes above, answer with a short phrase.\n"
+        "[3]. (2024-01-02) rain {text}\n[12]. ({date}) snow {id}\n\n"
+        "Using only the notes above, answer with a short phrase.\n"
         "Question: where? {question} {passages}"
     )
 

@@ -186,16 +186,21 @@ def _windows(
     for an external id counts.
     """
     window = _Window()
-    for document in documents:
+    failure: Exception | None = None
+    stream = iter(documents)
+    while failure is None:
         try:
-            _place(document, window, loaded, writer, existing)
-        except DuplicateDocument:
-            yield window  # what came before it is kept
-            raise
-        if window.is_full(max_tokens):
+            _place(next(stream), window, loaded, writer, existing)
+        except StopIteration:
+            break
+        except Exception as error:  # of the corpus, whatever it is: what came before is kept
+            failure = error
+        if failure is None and window.is_full(max_tokens):
             yield window
             window = _Window()
     yield window
+    if failure is not None:
+        raise failure
 
 
 def _place(document: Document, window: _Window, loaded: LoadedModel, writer: BankWriter, existing: Existing) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sqlite3
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -39,6 +40,8 @@ from memspan.model.fingerprint import file_sha256
 from memspan.types import Document
 
 _COPY_BYTES = 2**20
+# What zipfile raises for damaged archives.
+_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
 
 
 def export_documents(bank: MemoryBank, stream: IO[str]) -> int:
@@ -90,6 +93,8 @@ def import_documents(
 def export_bank(bank: MemoryBank, path: str | Path) -> None:
     """Write the whole bank, as of now, into one file. Writers may go on meanwhile.
 
+    Nothing that was deleted is in it. Takes the space of the bank twice while it works, beside `path`.
+
     Raises:
         BankError: the file exists, or cannot be written; nothing is left of it then.
     """
@@ -98,14 +103,13 @@ def export_bank(bank: MemoryBank, path: str | Path) -> None:
     if target.exists():
         raise BankError(f"{target} exists; name another file")
     try:
-        with bank.pinned_catalog() as catalog, tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            copy = Path(scratch) / CATALOG
-            _copy_catalog(catalog, copy)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            copy = Path(scratch)
+            _copy(bank, copy)
             with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-                archive.write(copy, CATALOG)
-                for _, files in catalog.segments():
-                    for file in segment_paths(segments_folder(bank.folder), files.name):
-                        archive.write(file, f"segments/{file.name}")
+                archive.write(copy / CATALOG, CATALOG)
+                for file in sorted(segments_folder(copy).iterdir()):
+                    archive.write(file, f"segments/{file.name}")
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             partial.replace(target)
@@ -145,23 +149,46 @@ def import_bank(path: str | Path, folder: str | Path, model: Manifest | None = N
                 remove_partial_catalog(target)
                 raise
             publish_catalog(target)
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise BankError(f"cannot import {source} into {target}: {error}") from error
     return MemoryBank.open(target)
 
 
-def _copy_catalog(catalog: Catalog, path: Path) -> None:
-    """A copy of what the catalog's snapshot sees, without what is on its way or retired."""
-    with closing(sqlite3.connect(path)) as copy:
-        catalog.connection.backup(copy)
-    with closing(Catalog(path)) as copied:
+def _copy(bank: MemoryBank, folder: Path) -> None:
+    """Copy what a bank holds now into a folder, without what is deleted, staged or retired."""
+    segments_folder(folder).mkdir()
+    with bank.pinned_catalog() as catalog:
+        with closing(sqlite3.connect(folder / CATALOG)) as copy:
+            catalog.connection.backup(copy)
+        for _, files in catalog.segments():
+            for file in segment_paths(segments_folder(bank.folder), files.name):
+                _link(file, segments_folder(folder) / file.name)
+    with closing(Catalog(folder / CATALOG)) as copied:
         edits.forget_unfinished(copied)
-        copied.vacuum()
+    with closing(MemoryBank.open(folder)) as copied_bank:
+        copied_bank.compact(secure=True)
+
+
+def _link(file: Path, target: Path) -> None:
+    try:
+        os.link(file, target)
+    except OSError:  # another file system
+        shutil.copyfile(file, target)
 
 
 def _extract(source: Path, target: Path) -> None:
     with zipfile.ZipFile(source) as archive:
         for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > source.stat().st_size:
+                raise BankError(f"{source} is not an exported bank: {entry.filename!r} is compressed")
             folder, _, name = entry.filename.rpartition("/")
             if entry.filename == CATALOG:
                 path = target / PARTIAL_CATALOG
@@ -180,6 +207,8 @@ def _check_import(target: Path, model: Manifest | None) -> None:
     if not (target / PARTIAL_CATALOG).is_file():
         raise BankError("it is not an exported bank: it holds no catalog")
     with closing(Catalog(target / PARTIAL_CATALOG)) as catalog:
+        if catalog.value("PRAGMA integrity_check(1)") != "ok":
+            raise BankError("the exported bank is damaged: its catalog is no longer what was written")
         manifest = Manifest.from_json(catalog.read_manifest())
         if model is not None:
             manifest.check_same(model)
@@ -194,19 +223,26 @@ def _check_segment(folder: Path, files: SegmentFiles) -> None:
 
 
 def _read_lines(stream: IO[str]) -> Iterator[tuple[str, Document]]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
+    lines, number = iter(stream), 0
+    while True:
+        number += 1
         try:
-            values = json.loads(line)
-            if not isinstance(values["metadata"], dict):
-                raise TypeError("metadata is no object")
-            document = Document(
-                values["external_id"], values["text"], values["title"], values["metadata"], values["date"]
-            )
-            yield values["namespace"], document
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            line = next(lines, None)
+            if line is None:
+                return
+            read = _read_line(line) if line.strip() else None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorpusError(
                 f"line {number} is not of an exported bank ({type(error).__name__}: {error}); "
                 "files of your own are added with: memspan add BANK FILE"
             ) from error
+        if read is not None:
+            yield read
+
+
+def _read_line(line: str) -> tuple[str, Document]:
+    values = json.loads(line)
+    namespace, metadata = values["namespace"], values["metadata"]
+    if not isinstance(namespace, str) or not isinstance(metadata, dict):
+        raise TypeError("the namespace is no text, or the metadata are no object")
+    return namespace, Document(values["external_id"], values["text"], values["title"], metadata, values["date"])

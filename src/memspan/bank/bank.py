@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,16 +21,18 @@ from memspan.bank.compaction import segments_folder
 from memspan.bank.edits import NewSource, Written
 from memspan.bank.locks import HOLDER, LOCK, READERS, Registration, writer_lock
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentReader, SegmentWriter, fsync_folder
+from memspan.bank.segment import SegmentReader, SegmentWriter, fsync_folder, text_crc32
 from memspan.bank.shard import Shard, join_small
 from memspan.bank.snapshot import Snapshot
 from memspan.errors import BankError, BankMismatch, UnknownDocument
-from memspan.types import Document, EncodedDocuments
+from memspan.text.template import part_text
+from memspan.types import Document, EncodedDocuments, is_unicode
+
+_log = logging.getLogger(__name__)
 
 MAX_SEGMENT_BYTES = 256 * 2**20
 CATALOG, PARTIAL_CATALOG = "catalog.sqlite", "catalog.sqlite.partial"
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
-_SNAPSHOT_ATTEMPTS = 5
 _LONGEST_NAMESPACE = 200
 
 
@@ -121,27 +124,21 @@ class MemoryBank:
             BankMismatch: the bank was encoded anew by another model since it was opened.
             BankError: a file is missing or damaged.
         """
-        for attempt in range(_SNAPSHOT_ATTEMPTS):
-            seen = self.catalog.commits()
+        seen = -1
+        while True:
+            held = contextlib.ExitStack()
+            catalog = held.enter_context(self.pinned_catalog())
+            commit = catalog.commits()
             try:
-                return self._snapshot(namespace)
-            except BankError:
+                shards = self._shards(catalog, namespace, commit)
+                return Snapshot(namespace, commit, self.manifest, shards, catalog, held.close)
+            except BaseException as error:
+                held.close()
                 # A reader that cannot be registered (a read-only folder) may find a file compacted away under it: it
                 # looks again. If nothing was committed meanwhile, the file is missing for good.
-                if attempt == _SNAPSHOT_ATTEMPTS - 1 or self.catalog.commits() == seen:
+                if not isinstance(error, BankError) or commit == seen:
                     raise
-        raise AssertionError("the last attempt returns or raises")
-
-    def _snapshot(self, namespace: str) -> Snapshot:
-        held = contextlib.ExitStack()
-        catalog = held.enter_context(self.pinned_catalog())
-        try:
-            commit = catalog.commits()
-            shards = self._shards(catalog, namespace, commit)
-        except BaseException:
-            held.close()
-            raise
-        return Snapshot(namespace, commit, self.manifest, shards, catalog, held.close)
+                seen = commit
 
     @contextlib.contextmanager
     def pinned_catalog(self) -> Iterator[Catalog]:
@@ -229,6 +226,8 @@ class MemoryBank:
             UnknownDocument: one of the ids is not there; nothing is deleted then.
             BankBusy: another process writes.
         """
+        if isinstance(ids, str):
+            raise TypeError("ids is a list of ids, not one")
         with writer_lock(self.folder):
             names = {self.resolve(document_id, namespace) for document_id in ids}
             edits.delete_sources(self.catalog, namespace, sorted(names))
@@ -240,7 +239,9 @@ class MemoryBank:
         Raises:
             UnknownDocument: there is none.
         """
-        if isinstance(document_id, int):
+        if isinstance(document_id, str) and not is_unicode(document_id):
+            name = None  # as a shell hands over a file's name of another encoding
+        elif isinstance(document_id, int):
             name = self.catalog.external_id_of(namespace, document_id)
         else:
             name = document_id if self.catalog.hashes(namespace, document_id) else None
@@ -285,11 +286,17 @@ class BankWriter:
         return range(first, self._next_id)
 
     def add(self, source: NewSource, latents: Sequence[EncodedDocuments]) -> None:
-        """Take a source with the latents of each of its parts. It exists after the next `commit`."""
+        """Take a source with the latents of each of its parts. It exists after the next `commit`.
+
+        One of a name that waits for that commit already is replaced: the first is committed now.
+        """
+        document = source.document
+        if document.external_id in self._pending:
+            self.commit()
         for part, encoded in zip(source.parts, latents, strict=True):
-            self._segments.append(part.document_id, encoded)
-        self._pending[source.document.external_id] = source
-        self._relabelled.pop(source.document.external_id, None)
+            self._segments.append(part.document_id, text_crc32(part_text(document, part.span)), encoded)
+        self._pending[document.external_id] = source
+        self._relabelled.pop(document.external_id, None)
 
     def relabel(self, document: Document) -> None:
         """Take new metadata and date for a source whose text is there already."""
@@ -317,7 +324,10 @@ class BankWriter:
         catalog, written = self._bank.catalog, Written(*self._segments.finish())
         edits.add_sources(catalog, self._namespace, self._pending.values(), written, self._relabelled.values())
         self._pending, self._relabelled = {}, {}
-        compaction.merge_small(catalog, self._bank.folder, self._bank.manifest, self._namespace, self._max_bytes)
+        try:
+            compaction.merge_small(catalog, self._bank.folder, self._bank.manifest, self._namespace, self._max_bytes)
+        except BankError as error:  # what was added is in the bank; a damaged old segment must not stop adding
+            _log.warning("small segments of %s were not merged: %s", self._bank.folder, error)
 
 
 def check_namespace(name: str) -> None:

@@ -34,7 +34,7 @@ _PARTS = "documents d JOIN sources s ON s.id = d.source_id"
 _STORED = f"""
 SELECT d.id, d.source_id, s.external_id, s.title, substr(t.text, d.span_start + 1, d.span_end - d.span_start),
     d.span_start, d.span_end, s.metadata, {EFFECTIVE_DATE}, d.tokens, d.rows
-FROM {_PARTS} JOIN texts t ON t.source_id = d.source_id WHERE {_LIVE}
+FROM {_PARTS} JOIN texts t ON t.source_id = d.source_id WHERE {_LIVE} AND s.deleted_in IS NULL
 """
 
 
@@ -103,7 +103,7 @@ class Catalog(Database):
         try:
             rows = self.read("SELECT key, value FROM manifest WHERE key <> ?", (STAGED_MANIFEST,))
             return {key: json.loads(value) for key, value in rows}
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise BankError(f"the manifest in {self.path} is damaged ({error}); restore it from a backup") from error
 
     def commits(self) -> int:
@@ -142,11 +142,12 @@ class Catalog(Database):
 
     def sources(self, namespace: str, scope: Scope = EVERYTHING) -> Iterator[StoredSource]:
         """The live sources of a namespace, in the order they were added."""
-        return self._sources(namespace, f"{scope.sql} ORDER BY s.id", scope.values)
+        return self._sources(namespace, f"{scope.sql} ORDER BY s.id", scope.values, by_id=True)
 
     def source_page(self, namespace: str, after: int, limit: int) -> list[StoredSource]:
         """Live sources in the order they were added, those after a given source's id."""
-        return list(self._sources(namespace, "s.id > ? ORDER BY s.id LIMIT ?", (min(after, _MAX_INTEGER), limit)))
+        where = "s.id > ? ORDER BY s.id LIMIT ?"
+        return list(self._sources(namespace, where, (min(after, _MAX_INTEGER), limit), by_id=True))
 
     def external_id_of(self, namespace: str, document_id: int) -> str | None:
         """The name of the live source that a live document is, or is a part of."""
@@ -174,6 +175,14 @@ class Catalog(Database):
             name: (state, commit) for name, state, commit in self.read("SELECT name, state, retired_in FROM segments")
         }
 
+    def unused_segments(self) -> dict[str, int]:
+        """Names of retired segments that no document refers to, with the commits that retired them."""
+        query = (
+            "SELECT name, retired_in FROM segments g WHERE state = 'retired' "
+            "AND NOT EXISTS (SELECT 1 FROM documents WHERE segment_id = g.id)"
+        )
+        return dict(self.read(query))
+
     def deleted_in_segment(self, segment_id: int) -> list[int]:
         """Ids of the deleted documents whose rows stand in a segment."""
         query = "SELECT id FROM documents WHERE segment_id = ? AND deleted_in IS NOT NULL"
@@ -187,7 +196,7 @@ class Catalog(Database):
         """The given live documents, in the given order; ids that are not live in this namespace are left out."""
         # As one JSON value: SQLite takes a limited number of variables.
         where = "AND d.id IN (SELECT value FROM json_each(?))"
-        found = {stored.id: stored for stored in self._stored(namespace, where, (json.dumps(list(ids)),))}
+        found = {stored.id: stored for stored in self._stored(namespace, where, (json.dumps(list(ids)),), by_id=True)}
         return [found[document_id] for document_id in ids if document_id in found]
 
     def documents_of(self, namespace: str, external_id: str) -> list[StoredDocument]:
@@ -199,13 +208,20 @@ class Catalog(Database):
         return list(self._stored(namespace, "AND d.segment_id = ? ORDER BY d.first_row", (segment_id,)))
 
     def page(self, namespace: str, after: int, limit: int, scope: Scope = EVERYTHING) -> list[StoredDocument]:
-        """Live documents in order of their ids, those after a given id."""
+        """Live documents in order of their ids, those after a given id.
+
+        Raises:
+            FilterError: as `ids_in_scope`.
+        """
         where = f"AND d.id > ? AND {scope.sql} ORDER BY d.id LIMIT ?"
-        return list(self._stored(namespace, where, (min(after, _MAX_INTEGER), *scope.values, limit)))
+        found = list(self._stored(namespace, where, (min(after, _MAX_INTEGER), *scope.values, limit), by_id=True))
+        if not found:
+            self._check_fields(namespace, scope)
+        return found
 
     def texts(self, namespace: str) -> Iterator[tuple[int, str]]:
         """Ids and searched texts of all live documents: what the full-text index is made of."""
-        return ((stored.id, stored.encoded_text) for stored in self._stored(namespace, "ORDER BY d.id", ()))
+        return ((stored.id, stored.encoded_text) for stored in self._stored(namespace, "ORDER BY d.id", (), by_id=True))
 
     def texts_of(self, source_id: int) -> list[tuple[int, str]]:
         """Ids and searched texts of the live documents of one source, by its number."""
@@ -266,8 +282,10 @@ class Catalog(Database):
         for field in scope.fields:
             has_field = "EXISTS (SELECT 1 FROM json_each(s.metadata) WHERE key = ?)"
             if next(self._of_sources("1", namespace, f"{has_field} LIMIT 1", (field,)), None) is None:
-                keys = self._of_sources("s.metadata", namespace, "TRUE ORDER BY s.id DESC LIMIT 100", ())
-                known = sorted({"date", "external_id", "title"}.union(*(json.loads(keys_of) for (keys_of,) in keys)))
+                latest = self._of_sources("s.metadata", namespace, "TRUE ORDER BY s.id DESC LIMIT 100", ())
+                values = [json.loads(metadata) for (metadata,) in latest]
+                keys = (found for found in values if isinstance(found, dict))
+                known = sorted({"date", "external_id", "title"}.union(*keys))
                 raise FilterError(
                     f"no document has a field {field!r}; there are, among others: {', '.join(known[:20])}"
                 )
@@ -294,26 +312,36 @@ class Catalog(Database):
         query = f"SELECT {columns} FROM sources s JOIN namespaces n ON n.id = s.namespace_id "
         return self.rows(f"{query} WHERE s.deleted_in IS NULL AND n.name = ? AND {where}", (namespace, *values))
 
-    def _sources(self, namespace: str, where: str, values: tuple[Any, ...]) -> Iterator[StoredSource]:
+    def _sources(
+        self, namespace: str, where: str, values: tuple[Any, ...], *, by_id: bool = False
+    ) -> Iterator[StoredSource]:
+        """Live sources; for `by_id` see `_stored`."""
         query = (
             "SELECT s.id, s.external_id, t.text, s.title, s.metadata, s.date, s.added_at "
-            "FROM sources s JOIN namespaces n ON n.id = s.namespace_id JOIN texts t ON t.source_id = s.id "
-            f"WHERE s.deleted_in IS NULL AND n.name = ? AND {where}"
+            "FROM sources s JOIN texts t ON t.source_id = s.id WHERE s.deleted_in IS NULL "
+            f"AND {'+' if by_id else ''}s.namespace_id = (SELECT id FROM namespaces WHERE name = ?) AND {where}"
         )
         for source_id, external_id, text, title, metadata, date, added_at in self.rows(query, (namespace, *values)):
             try:
                 document = Document(external_id, text, title, json.loads(metadata), date)
-            except (ValueError, TypeError, AttributeError) as error:
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise BankError(f"source {source_id} of {self.path} is damaged ({error}); add it again") from error
             yield StoredSource(source_id, document, added_at)
 
-    def _stored(self, namespace: str, where: str, values: tuple[Any, ...]) -> Iterator[StoredDocument]:
-        within = "AND s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+    def _stored(
+        self, namespace: str, where: str, values: tuple[Any, ...], *, by_id: bool = False
+    ) -> Iterator[StoredDocument]:
+        """Live documents.
+
+        Args:
+            by_id: they are looked up or sorted by their ids; SQLite must not begin with the sources of the namespace.
+        """
+        within = f"AND {'+' if by_id else ''}s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
         for row in self.rows(f"{_STORED} {within} {where}", (namespace, *values)):
             number, source_id, external_id, title, text, start, end, metadata, date, tokens, chunks = row
             try:
-                values_of = json.loads(metadata)
-            except (ValueError, TypeError) as error:
+                values_of = dict(json.loads(metadata))
+            except (ValueError, TypeError, RecursionError) as error:
                 raise BankError(f"the metadata of {external_id!r} is damaged ({error}); add it again") from error
             yield StoredDocument(
                 number, source_id, external_id, title, text, Span(start, end), values_of, date, tokens, chunks

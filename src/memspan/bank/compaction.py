@@ -7,7 +7,7 @@ lock.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from memspan.bank import edits
@@ -50,6 +50,7 @@ def compact(catalog: Catalog, folder: Path, manifest: Manifest, max_bytes: int) 
                 group = []
             if numbered is not None:
                 group.append(numbered)
+    drop_unwanted_staged(catalog, folder)
     sweep(catalog, folder)
     edits.drop_empty_namespaces(catalog)
 
@@ -67,22 +68,28 @@ def erase(catalog: Catalog, folder: Path, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     for namespace in catalog.namespaces():
         edits.rebuild_words(catalog, namespace)
-    while True:
-        sweep(catalog, folder)
-        readers = holders(folder)
-        if not readers:
-            try:
-                catalog.vacuum()
-                return
-            except BankBusy:
-                if time.monotonic() >= deadline:
-                    raise
-        elif time.monotonic() >= deadline:
-            raise BankBusy(
-                f"a process reads {folder} (pid {pids(readers)}) and may see what is to be erased; "
-                "end it, or try again when it is done"
-            )
-        time.sleep(_POLL_SECONDS)
+    commit = catalog.commits()
+    while readers := [name for name, seen in holders(folder).items() if seen < commit]:
+        _wait(deadline, folder, readers)
+    sweep(catalog, folder)
+    edits.drop_empty_namespaces(catalog)
+    catalog.vacuum()
+    while not catalog.empty_log():
+        _wait(deadline, folder, holders(folder))
+
+
+def _wait(deadline: float, folder: Path, readers: Iterable[str]) -> None:
+    """Wait a moment for some readers.
+
+    Raises:
+        BankBusy: the time is over; names them.
+    """
+    if time.monotonic() >= deadline:
+        raise BankBusy(
+            f"a process reads {folder} (pid {pids(readers)}) and may see what is to be erased; "
+            "end it, or try again when it is done"
+        )
+    time.sleep(_POLL_SECONDS)
 
 
 def rewrite(
@@ -97,10 +104,30 @@ def rewrite(
     for segment_id, files in group:
         reader = SegmentReader(segments_folder(folder), files, manifest)
         deleted = set(catalog.deleted_in_segment(segment_id))
-        for index, document_id in enumerate(reader.documents_N3[:, 0].tolist()):
-            if document_id not in deleted:
-                writer.append(document_id, reader.latents(index))
+        copy_documents(reader, writer, lambda document_id, deleted=deleted: document_id not in deleted)
     edits.replace_segments(catalog, namespace, [number for number, _ in group], Written(*writer.finish()))
+
+
+def copy_documents(reader: SegmentReader, writer: SegmentWriter, keep: Callable[[int], bool]) -> None:
+    """Copy the latents of those documents whose id is to be kept."""
+    for index, (document_id, _, _, crc32) in enumerate(reader.documents_N4.tolist()):
+        if keep(document_id):
+            writer.append(document_id, crc32, reader.latents(index))
+
+
+def drop_unwanted_staged(catalog: Catalog, folder: Path) -> None:
+    """Rewrite staged segments that hold documents deleted since they were staged."""
+    values = catalog.staged_manifest()
+    if values is None:
+        return
+    manifest = Manifest.from_json(values)
+    for namespace in catalog.namespaces():
+        for number, files, wanted in catalog.staged_segments(namespace):
+            if len(wanted) < files.documents:
+                reader = SegmentReader(segments_folder(folder), files, manifest)
+                writer = SegmentWriter(segments_folder(folder), manifest.msa_layers, files.bytes)
+                copy_documents(reader, writer, wanted.__contains__)
+                edits.replace_staged(catalog, namespace, number, Written(*writer.finish()))
 
 
 def sweep(catalog: Catalog, folder: Path) -> None:
@@ -111,11 +138,8 @@ def sweep(catalog: Catalog, folder: Path) -> None:
     """
     states = catalog.segment_states()
     oldest = min(holders(folder).values(), default=None)
-    gone = {
-        name
-        for name, (_, retired_in) in states.items()
-        if retired_in is not None and (oldest is None or oldest >= retired_in)
-    }
+    unused = catalog.unused_segments()
+    gone = {name for name, retired_in in unused.items() if oldest is None or oldest >= retired_in}
     try:
         files = list(segments_folder(folder).iterdir())
         unknown = [path for path in files if is_partial(path) or segment_of(path) not in {None, *states}]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from memspan.errors import BankBusy, BankError
+from memspan.errors import BankError
 
 _BUSY_SECONDS = 30
 _REMEDY = "run: memspan verify BANK, or restore it from a backup"
@@ -30,7 +30,7 @@ class Database:
         self.read_only = False
         self._db: sqlite3.Connection | None = None
         try:
-            self._db = _connect(path.absolute().as_uri())
+            self._db = _connect(f"{path.absolute().as_uri()}?mode={'rw' if schema is None else 'rwc'}")
             if schema is not None:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.executescript(f"BEGIN; {schema} COMMIT;")
@@ -47,7 +47,7 @@ class Database:
                 self._db = _connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
                 self._db.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
                 self.read_only = True
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:
             self.close()
             raise BankError(f"{path} is not a readable bank catalog ({error}); {_REMEDY}") from error
 
@@ -74,7 +74,7 @@ class Database:
         """The rows of a query as they come; errors as in `read`."""
         try:
             yield from self.connection.execute(query, values)
-        except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
+        except (sqlite3.Error, OverflowError, UnicodeError) as error:
             raise BankError(f"cannot read {self.path} ({error}); {_REMEDY}") from error
 
     def value(self, query: str, values: Sequence[Any] = ()) -> Any:
@@ -103,7 +103,7 @@ class Database:
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 self.connection.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, sqlite3.Error | UnicodeError):
                 raise BankError(
                     f"cannot write {self.path}: {error}. What was committed before is safe; free some space if the "
                     "disk is full, and do it again"
@@ -120,21 +120,30 @@ class Database:
             self.connection.execute("ROLLBACK")
 
     def vacuum(self) -> None:
-        """Rewrite the file without anything that was deleted, and empty its log.
+        """Rewrite the file without anything that was deleted; the old content may stay in the log until `empty_log`.
 
         Raises:
-            BankBusy: a reader's snapshot holds the log.
             BankError: the file cannot be written (it needs free space of its own size).
         """
         try:
             self.connection.execute("VACUUM")
+        except (sqlite3.Error, UnicodeError) as error:
+            raise BankError(f"cannot rewrite {self.path}: {error}; it needs free space of its own size") from error
+
+    def empty_log(self) -> bool:
+        """Write the log into the file and truncate it; False if a reader needs it now.
+
+        Raises:
+            BankError: the file cannot be written.
+        """
+        try:
+            self.connection.execute("PRAGMA busy_timeout = 0")
             ((busy, *_),) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        except sqlite3.Error as error:
-            raise BankError(
-                f"cannot rewrite {self.path}: {error}; it needs as much free space as it is large"
-            ) from error
-        if busy:
-            raise BankBusy(f"a reader holds {self.path}; try again when it is done")
+            return not busy
+        except (sqlite3.Error, UnicodeError) as error:
+            raise BankError(f"cannot write {self.path}: {error}") from error
+        finally:
+            self.connection.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_SECONDS}")
 
 
 def _connect(uri: str) -> sqlite3.Connection:

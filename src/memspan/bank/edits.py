@@ -8,16 +8,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from memspan.bank.catalog import STAGED_MANIFEST, Catalog
+from memspan.bank.schema import SEALED, seal
 from memspan.bank.segment import Placed, SegmentFiles
 from memspan.bank.words import WordIndex
-from memspan.text.template import encoded_text
-from memspan.types import Document, Span
+from memspan.errors import BankError
+from memspan.text.template import part_text
+from memspan.types import JSON, Document, Span
 
 _SEGMENT_FIELDS = tuple(field.name for field in dataclasses.fields(SegmentFiles))
 
@@ -89,11 +91,13 @@ def add_sources(
             for part in source.parts:
                 place = placed[part.document_id]
                 values = (part.document_id, source_id, part.span.start, part.span.end, part.tokens)
-                place_values = (segment_ids[place.segment], place.first_row, place.rows)
-                catalog.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", (*values, *place_values))
-                words.insert(part.document_id, _searched(source.document, part.span))
+                catalog.execute(
+                    "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
+                    (*values, segment_ids[place.segment], place.first_row, place.rows, seal(*values, None)),
+                )
+                words.insert(part.document_id, part_text(source.document, part.span))
         for document in relabelled:
-            values = (json.dumps(dict(document.metadata)), document.date, document.content_hash)
+            values = (_json(document.metadata), document.date, document.content_hash)
             catalog.execute(
                 "UPDATE sources SET metadata = ?, date = ?, content_hash = ? "
                 "WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?",
@@ -112,12 +116,20 @@ def delete_sources(catalog: Catalog, namespace: str, external_ids: Iterable[str]
             _delete_source(catalog, number, external_id, words, commit)
 
 
-def replace_segments(catalog: Catalog, namespace: str, old: Sequence[int], written: Written) -> None:
-    """Put rewritten segments in the place of old ones. What was deleted in those is gone from the catalog, too."""
+def replace_segments(
+    catalog: Catalog, namespace: str, old: Sequence[int], written: Written, *, losing: bool = False
+) -> None:
+    """Put rewritten segments in the place of old ones. What was deleted in those is gone from the catalog, too.
+
+    Args:
+        losing: whether live documents that the new segments do not hold are given up; otherwise there must be none.
+    """
     with _change(catalog) as commit:
         number = catalog.namespace_id(namespace)
         assert number is not None, "segments belong to a namespace"
         _move(catalog, _insert_segments(catalog, number, written.segments, "live"), written.places)
+        if losing:
+            catalog.execute_many("DELETE FROM documents WHERE segment_id = ?", [(segment_id,) for segment_id in old])
         _retire(catalog, old, commit)
 
 
@@ -176,10 +188,12 @@ def swap(catalog: Catalog, manifest: dict[str, Any]) -> None:
                 words.insert(document_id, text)
         catalog.execute("DELETE FROM documents WHERE deleted_in IS NULL AND id NOT IN (SELECT document_id FROM staged)")
         catalog.execute(
-            f"INSERT INTO documents SELECT {columns}, NULL FROM staged WHERE TRUE ON CONFLICT (id) DO UPDATE SET "
+            f"INSERT INTO documents SELECT {columns}, NULL, 0 FROM staged WHERE TRUE ON CONFLICT (id) DO UPDATE SET "
             "span_start = excluded.span_start, span_end = excluded.span_end, tokens = excluded.tokens, "
             "segment_id = excluded.segment_id, first_row = excluded.first_row, rows = excluded.rows"
         )
+        for (document_id,) in catalog.read("SELECT document_id FROM staged"):
+            _reseal(catalog, "documents", document_id)
         catalog.execute("DELETE FROM staged")
         _retire(catalog, old, commit)
         catalog.execute("UPDATE segments SET state = 'live' WHERE state = 'staged'")
@@ -206,9 +220,17 @@ def rebuild_words(catalog: Catalog, namespace: str) -> None:
             index.rebuild(catalog.texts(namespace))
 
 
-def drop_orphans(catalog: Catalog) -> None:
-    """Forget deleted documents whose segment the catalog no longer knows."""
-    with _change(catalog):
+def settle_documents(catalog: Catalog) -> None:
+    """See to it that no document lives whose source does not; seal the deleted, forget those without a segment."""
+    with _change(catalog) as commit:
+        dead = (
+            "SELECT d.id FROM documents d JOIN sources s ON s.id = d.source_id "
+            "WHERE d.deleted_in IS NULL AND s.deleted_in IS NOT NULL"
+        )
+        for (document_id,) in catalog.read(dead):
+            catalog.execute("UPDATE documents SET deleted_in = ? WHERE id = ?", (commit, document_id))
+        for (document_id,) in catalog.read("SELECT id FROM documents WHERE deleted_in IS NOT NULL"):
+            _reseal(catalog, "documents", document_id)
         catalog.execute(
             "DELETE FROM documents WHERE deleted_in IS NOT NULL AND segment_id NOT IN (SELECT id FROM segments)"
         )
@@ -246,7 +268,8 @@ def forget_segments(catalog: Catalog, names: Sequence[str]) -> None:
 def _open_namespace(catalog: Catalog, namespace: str) -> int:
     number = catalog.namespace_id(namespace)
     if number is None:
-        number = catalog.execute("INSERT INTO namespaces (name) VALUES (?)", (namespace,))
+        number = catalog.execute("INSERT INTO namespaces (name, seal) VALUES (?, 0)", (namespace,))
+        catalog.execute("UPDATE namespaces SET seal = ? WHERE id = ?", (seal(number, namespace), number))
         WordIndex(catalog, number).create()
     return number
 
@@ -267,17 +290,19 @@ def _insert_source(catalog: Catalog, namespace_id: int, document: Document) -> i
         namespace_id,
         document.external_id,
         document.title,
-        json.dumps(dict(document.metadata)),
+        _json(document.metadata),
         document.date,
         added_at,
         document.content_hash,
         document.text_hash,
     )
     source_id = catalog.execute(
-        "INSERT INTO sources (namespace_id, external_id, title, metadata, date, added_at, content_hash, text_hash) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO sources "
+        "(namespace_id, external_id, title, metadata, date, added_at, content_hash, text_hash, seal) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
         values,
     )
+    _reseal(catalog, "sources", source_id)
     catalog.execute("INSERT INTO texts VALUES (?, ?)", (source_id, document.text))
     return source_id
 
@@ -292,8 +317,13 @@ def _delete_source(catalog: Catalog, namespace_id: int, external_id: str, words:
         return
     for document_id, text in catalog.texts_of(number):
         words.remove(document_id, text)
-    catalog.execute("UPDATE documents SET deleted_in = ? WHERE source_id = ? AND deleted_in IS NULL", (commit, number))
+    for (document_id,) in catalog.read(
+        "SELECT id FROM documents WHERE source_id = ? AND deleted_in IS NULL", (number,)
+    ):
+        catalog.execute("UPDATE documents SET deleted_in = ? WHERE id = ?", (commit, document_id))
+        _reseal(catalog, "documents", document_id)
     catalog.execute("UPDATE sources SET deleted_in = ? WHERE id = ?", (commit, number))
+    _reseal(catalog, "sources", number)
     catalog.execute("DELETE FROM staged WHERE source_id = ?", (number,))
 
 
@@ -310,7 +340,10 @@ def _retire(catalog: Catalog, segment_ids: Sequence[int], commit: int) -> None:
         left = catalog.value(
             "SELECT 1 FROM documents WHERE segment_id = ? AND deleted_in IS NULL LIMIT 1", (segment_id,)
         )
-        assert left is None, "live documents were moved before their segment goes"
+        if left is not None:
+            raise BankError(
+                "catalog and segments differ in which documents there are; run: memspan verify BANK --repair"
+            )
         sources = catalog.read("SELECT DISTINCT source_id FROM documents WHERE segment_id = ?", (segment_id,))
         catalog.execute("DELETE FROM documents WHERE segment_id = ? AND deleted_in IS NOT NULL", (segment_id,))
         for (source_id,) in sources:
@@ -320,6 +353,12 @@ def _retire(catalog: Catalog, segment_ids: Sequence[int], commit: int) -> None:
         catalog.execute("UPDATE segments SET state = 'retired', retired_in = ? WHERE id = ?", (commit, segment_id))
 
 
-def _searched(document: Document, span: Span) -> str:
-    """The text of a part as it is searched; `StoredDocument.encoded_text` once it is stored."""
-    return encoded_text(document.title, document.text[span.start : span.end])
+def _reseal(catalog: Catalog, table: str, number: int) -> None:
+    """Bring a row's seal up to date."""
+    ((*values,),) = catalog.read(f"SELECT {', '.join(SEALED[table])} FROM {table} WHERE id = ?", (number,))
+    catalog.execute(f"UPDATE {table} SET seal = ? WHERE id = ?", (seal(*values), number))
+
+
+def _json(metadata: Mapping[str, JSON]) -> str:
+    """As text that SQLite finds keys in: without escapes where there need be none."""
+    return json.dumps(dict(metadata), ensure_ascii=False)

@@ -12,7 +12,7 @@ from memspan.bank.manifest import LATENT_DTYPE, Manifest
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import length_batches
 from memspan.text.splitter import split_text
-from memspan.text.template import PromptTemplate, encoded_text
+from memspan.text.template import PromptTemplate, part_text
 from memspan.types import Document, EncodedDocuments, Span
 
 BATCH_TOKENS = 2048
@@ -73,7 +73,7 @@ def tokenise(document: Document, spans: Sequence[Span], ids: Iterable[int], temp
     """Give the parts of a source their ids, in tokens."""
     source = SourceParts(document)
     for document_id, span in zip(ids, spans, strict=True):
-        tokens = template.document(document_id, encoded_text(document.title, document.text[span.start : span.end]))
+        tokens = template.document(document_id, part_text(document, span))
         source.parts.append(Part(NewDocument(document_id, span, len(tokens)), tokens))
     return source
 

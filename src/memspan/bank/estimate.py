@@ -12,7 +12,7 @@ from memspan.bank.encode import BATCH_TOKENS, manifest_of, split_document
 from memspan.model.convert import LoadedModel
 from memspan.ops.pooling import num_chunks
 from memspan.text.packing import length_batches
-from memspan.text.template import encoded_text
+from memspan.text.template import part_text
 from memspan.types import Document
 
 _SAMPLE_TOKENS = 4 * BATCH_TOKENS
@@ -53,7 +53,7 @@ def estimate(loaded: LoadedModel, documents: Iterable[Document]) -> Estimate:
         text_bytes += len(document.text.encode())
         for span in split_document(document, template, config.max_document_tokens):
             parts += 1  # also the id it would get in a new bank
-            ids = template.document(parts, encoded_text(document.title, document.text[span.start : span.end]))
+            ids = template.document(parts, part_text(document, span))
             tokens += len(ids)
             chunks += num_chunks(len(ids), config.chunk_size)
             if sum(map(len, sample)) < _SAMPLE_TOKENS:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import stat
 import threading
 import uuid
 from collections import Counter
@@ -39,6 +41,8 @@ def writer_lock(folder: Path) -> Iterator[None]:
         BankBusy: another process (or another part of this one) holds it; its pid is named.
         BankError: the folder cannot be written.
     """
+    if not folder.is_dir():
+        raise BankError(f"{folder} is gone")
     lock, holder = FileLock(folder / LOCK, timeout=0), folder / HOLDER
     try:
         lock.acquire()
@@ -57,7 +61,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
 def _holder(path: Path) -> str:
     """Who holds the lock, for the message that a second writer gets."""
     try:
-        return f"pid {path.read_text().strip()}"
+        return f"pid {path.read_text(errors='replace').strip()}"
     except OSError:
         return "its pid is unknown"
 
@@ -83,7 +87,8 @@ class Registration:
     def close(self) -> None:
         with self._lock:
             if self._descriptor is not None:
-                self._path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the folder may be read-only by now; a writer clears it away
+                    self._path.unlink(missing_ok=True)
                 os.close(self._descriptor)
                 self._descriptor = None
 
@@ -146,17 +151,19 @@ def holders(folder: Path, besides: str | None = None) -> dict[str, int]:
         if path.name == besides:
             continue
         try:
-            descriptor = os.open(path, os.O_RDWR)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             continue
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                continue  # not ours
             if _is_dead(descriptor):
                 path.unlink(missing_ok=True)
                 continue
-            text = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
-            if text != _IDLE:
+            text = os.pread(descriptor, 20, 0).strip()
+            if text != _IDLE.encode():
                 # Empty: a reader that is just registering.
-                found[path.name] = int(text) if text.lstrip("-").isdigit() else _EVERYTHING
+                found[path.name] = int(text) if re.fullmatch(rb"\d+", text) else _EVERYTHING
         finally:
             os.close(descriptor)
     return found

@@ -79,11 +79,15 @@ class Manifest:
             )
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != names:
-            raise BankError(f"this bank's manifest is damaged: {sorted(names ^ set(values))} are missing or unknown")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise BankError(f"this bank's manifest is damaged: msa_layers is {values['msa_layers']!r}") from error
+            odd = sorted(map(str, names ^ set(values)))
+            raise BankError(f"this bank's manifest is damaged: {odd} are missing or unknown")
+        for field in dataclasses.fields(cls):
+            value = values[field.name]
+            is_whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            is_layers = isinstance(value, list | tuple) and all(type(layer) is int and layer >= 0 for layer in value)
+            if not {"int": is_whole, "str": isinstance(value, str)}.get(str(field.type), is_layers):
+                raise BankError(f"this bank's manifest is damaged: {field.name} is {str(value)[:80]!r}")
+        return cls(**values)
 
     @property
     def row_bytes(self) -> int:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from memspan.bank import edits
 from memspan.bank.add import COMMIT_SECONDS, WINDOW_BATCHES, AddReport, Progress, Run
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
-from memspan.bank.compaction import segments_folder, sweep
+from memspan.bank.compaction import drop_unwanted_staged, segments_folder, sweep
 from memspan.bank.edits import NewDocument, NewSource, Written
 from memspan.bank.encode import BATCH_TOKENS, Part, SourceParts, manifest_of, split_document, tokenise
-from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentReader, SegmentWriter
+from memspan.bank.segment import SegmentWriter, text_crc32
 from memspan.model.convert import LoadedModel
+from memspan.text.template import part_text
 from memspan.types import Document
 
 _PAGE = 256
@@ -45,17 +45,20 @@ def reencode(
     run = Run(loaded, progress, should_stop, batch_tokens)
     with bank.locked():
         if bank.manifest == manifest:
+            if bank.catalog.staged_manifest() is not None:
+                edits.stage_manifest(bank.catalog, None)
+                sweep(bank.catalog, bank.folder)
             return run.report
         values = dataclasses.asdict(manifest)
         if bank.catalog.staged_manifest() != json.loads(json.dumps(values)):
             edits.stage_manifest(bank.catalog, values)
+            sweep(bank.catalog, bank.folder)
         staging = _Staging(bank, loaded, run, commit_seconds)
         for namespace in bank.catalog.namespaces():
             staging.encode(namespace, WINDOW_BATCHES * batch_tokens)
             if run.report.interrupted:
                 return run.report
-        for namespace in bank.catalog.namespaces():
-            _drop_unwanted(bank, namespace, manifest)
+        drop_unwanted_staged(bank.catalog, bank.folder)
         edits.swap(bank.catalog, values)
         sweep(bank.catalog, bank.folder)
     bank.manifest = manifest
@@ -63,22 +66,25 @@ def reencode(
 
 
 def restore_segments(bank: MemoryBank, loaded: LoadedModel, namespace: str, segment_ids: Sequence[int]) -> None:
-    """Encode the documents of damaged segments again, under the same ids. The caller holds the writer's lock."""
-    bank.manifest.check_same(manifest_of(loaded))
+    """Encode the documents of damaged segments again, under the same ids. The caller holds the writer's lock.
+
+    A document whose text is lost cannot be encoded, and is no document any more.
+    """
     run = Run(loaded, lambda report: None, lambda: False, BATCH_TOKENS)
     writer = SegmentWriter(segments_folder(bank.folder), bank.manifest.msa_layers, MAX_SEGMENT_BYTES)
     for segment_id in segment_ids:
         documents = bank.catalog.documents_in_segment(namespace, segment_id)
         for start in range(0, len(documents), _PAGE):
             window: list[Part] = []
-            for stored in documents[start : start + _PAGE]:
+            page = documents[start : start + _PAGE]
+            for stored in page:
                 ids = loaded.template.document(stored.id, stored.encoded_text)
                 window.append(Part(NewDocument(stored.id, stored.span, len(ids)), ids))
             run.encode(window)
-            for part in window:
+            for stored, part in zip(page, window, strict=True):
                 assert part.latents is not None, "this run is not stopped"
-                writer.append(part.document.document_id, part.latents)
-    edits.replace_segments(bank.catalog, namespace, segment_ids, Written(*writer.finish()))
+                writer.append(stored.id, text_crc32(stored.encoded_text), part.latents)
+    edits.replace_segments(bank.catalog, namespace, segment_ids, Written(*writer.finish()), losing=True)
 
 
 class _Staging:
@@ -98,7 +104,8 @@ class _Staging:
             for number, source in window:
                 if source.is_encoded:
                     for part, latents in zip(source.parts, source.latents, strict=True):
-                        writer.append(part.document.document_id, latents)
+                        crc32 = text_crc32(part_text(source.document, part.document.span))
+                        writer.append(part.document.document_id, crc32, latents)
                     done.append((number, source.as_new()))
                     self._run.count(updated=1)
             if self._run.report.interrupted:
@@ -139,16 +146,3 @@ class _Staging:
         first = self._next_id
         self._next_id += len(spans)
         return tokenise(document, spans, range(first, self._next_id), template)
-
-
-def _drop_unwanted(bank: MemoryBank, namespace: str, manifest: Manifest) -> None:
-    """Rewrite staged segments that hold documents deleted since they were staged."""
-    for number, files, wanted in bank.catalog.staged_segments(namespace):
-        if len(wanted) == files.documents:
-            continue
-        reader = SegmentReader(segments_folder(bank.folder), files, manifest)
-        writer = SegmentWriter(segments_folder(bank.folder), manifest.msa_layers, MAX_SEGMENT_BYTES)
-        for index, document_id in enumerate(reader.documents_N3[:, 0].tolist()):
-            if document_id in wanted:
-                writer.append(document_id, reader.latents(index))
-        edits.replace_staged(bank.catalog, namespace, number, Written(*writer.finish()))

@@ -18,6 +18,7 @@ EFFECTIVE_DATE = "coalesce(s.date, s.added_at)"
 _COLUMNS = {"external_id": "s.external_id", "title": "s.title"}
 _ORDERINGS = ("<", "<=", ">", ">=")
 OPERATORS = ("==", "!=", *_ORDERINGS, "in", "not in", "contains", "exists")
+_MOST_CONDITIONS = 200
 _DAY_LENGTH = len("2026-03-01")
 _EXPRESSION = re.compile(r"^\s*(?P<field>[^=!<>]+?)\s*(?P<operator>==?|!=|<=|>=|<|>)\s*(?P<value>.*?)\s*$", re.DOTALL)
 
@@ -64,6 +65,8 @@ class Scope:
                 fields.append(field)
         if as_of is not None:
             conditions.append(_date_condition("<=", as_of))
+        if len(conditions) > _MOST_CONDITIONS:
+            raise FilterError(f"a filter has at most {_MOST_CONDITIONS} conditions, not {len(conditions)}; use in")
         return cls(tuple(conditions), tuple(fields))
 
     def __bool__(self) -> bool:
@@ -116,14 +119,18 @@ def _long_operator(operator: str) -> str:
 
 def _json(text: str, default: JSON = None) -> JSON:
     try:
-        return json.loads(text)
-    except ValueError:
+        return json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
         return default
 
 
+def _no_constant(name: str) -> JSON:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _operators(field: str, wanted: Any) -> list[tuple[str, Any]]:
-    if not isinstance(field, str) or not field or '"' in field or "\0" in field:
-        raise FilterError(f"a filter's field must be a name without double quotes, not {field!r}")
+    if not isinstance(field, str) or not field or not is_unicode(field):
+        raise FilterError(f"a filter's field must be a name, not {field!r}")
     if not isinstance(wanted, Mapping):
         return [("==", wanted)]
     if not wanted:
@@ -148,12 +155,10 @@ def _condition(field: str, operator: str, value: Any) -> Condition:
     if isinstance(value, str) and not is_unicode(value):
         raise FilterError(f"the filter on {field!r} is not valid Unicode")
     if operator in ("in", "not in"):
-        if isinstance(value, str) or not isinstance(value, Sequence):
+        if isinstance(value, str | bytes | bytearray) or not isinstance(value, Sequence):
             raise FilterError(f"the filter {field!r} {operator} needs a list of values, not {value!r}")
-        parts = [_condition(field, "==", item) for item in value]
-        any_of = " OR ".join(f"({sql})" for sql, _ in parts) or "FALSE"
-        values = tuple(item for _, found in parts for item in found)
-        return (any_of, values) if operator == "in" else _negated(field, any_of, values)
+        any_of = _any_of(field, value)
+        return any_of if operator == "in" else _negated(field, *any_of)
     if operator == "exists":
         if not isinstance(value, bool):
             raise FilterError(f"the filter {field!r} exists needs true or false, not {value!r}")
@@ -168,6 +173,23 @@ def _condition(field: str, operator: str, value: Any) -> Condition:
     return _metadata_condition(field, operator, value)
 
 
+def _any_of(field: str, values: Sequence[Any]) -> Condition:
+    """True where the field equals one of some values. Many of them are one JSON value for SQLite."""
+    by_sql: dict[str, list[tuple[Any, ...]]] = {}
+    for sql, found in (_condition(field, "==", value) for value in values):
+        by_sql.setdefault(sql, []).append(found)
+    parts: list[str] = []
+    given: list[Any] = []
+    for sql, group in by_sql.items():
+        if sql.endswith("== ?"):
+            parts.append(f"({sql.removesuffix('== ?')} IN (SELECT value FROM json_each(?)))")
+            given += (*group[0][:-1], json.dumps([found[-1] for found in group], ensure_ascii=False))
+        else:  # true, false and null are in the SQL itself
+            parts.append(f"({sql})")
+            given += group[0]
+    return " OR ".join(parts) or "FALSE", tuple(given)
+
+
 def _negated(field: str, sql: str, values: tuple[Any, ...]) -> Condition:
     presence, more = _presence(field)
     return f"{presence} AND NOT ({sql})", (*more, *values)
@@ -176,11 +198,27 @@ def _negated(field: str, sql: str, values: tuple[Any, ...]) -> Condition:
 def _presence(field: str) -> Condition:
     if field == "date" or field in _COLUMNS:
         return "TRUE", ()
-    return "json_type(s.metadata, ?) IS NOT NULL", (_path(field),)
+    access = _Access.of(field)
+    return f"{access.kind} IS NOT NULL", (access.key,)
 
 
-def _path(field: str) -> str:
-    return f'$."{field}"'
+@dataclass(frozen=True, slots=True)
+class _Access:
+    """SQL for a metadata value's type, the value, and an array's items; each takes `key` as its one value."""
+
+    kind: str
+    value: str
+    items: str
+    key: str
+
+    @classmethod
+    def of(cls, field: str) -> _Access:
+        if field.isprintable() and not {'"', "\\"} & set(field):
+            items = "json_each(s.metadata, ?)"
+            return cls("json_type(s.metadata, ?)", "json_extract(s.metadata, ?)", items, f'$."{field}"')
+        # A path cannot name such a key: SQLite compares it with the key as it is escaped in the text.
+        one = "(SELECT {} FROM json_each(s.metadata) WHERE key = ?)"
+        return cls(one.format("type"), one.format("atom"), f"json_each({one.format('value')})", field)
 
 
 def _date_condition(operator: str, value: Any) -> Condition:
@@ -204,31 +242,33 @@ def _text_condition(field: str, column: str, operator: str, value: Any) -> Condi
 
 
 def _metadata_condition(field: str, operator: str, value: Any) -> Condition:
-    path = _path(field)
-    kind, extract = "json_type(s.metadata, ?)", "json_extract(s.metadata, ?)"
+    access = _Access.of(field)
+    key = access.key
     if operator == "contains":
-        is_member = (
-            f"EXISTS (SELECT 1 FROM json_each(s.metadata, ?) AS item WHERE {_same('item.type', 'item.atom', value)})"
-        )
-        member: Condition = (f"{kind} = 'array' AND {is_member}", (path, path, *_atoms(value)))
+        item = _same("item.type", "item.atom", value)
+        is_member = f"EXISTS (SELECT 1 FROM {access.items} AS item WHERE {item})"
+        member: Condition = (f"{access.kind} = 'array' AND {is_member}", (key, key, *_atoms(value)))
         if not isinstance(value, str):
             return member
-        return f"({member[0]}) OR ({kind} = 'text' AND instr({extract}, ?) > 0)", (*member[1], path, path, value)
+        return (
+            f"({member[0]}) OR ({access.kind} = 'text' AND instr({access.value}, ?) > 0)",
+            (*member[1], key, key, value),
+        )
     if operator == "==":
         atoms = _atoms(value)
-        return _same(kind, extract, value), (path, *((path, *atoms) if atoms else ()))
+        return _same(access.kind, access.value, value), (key, *((key, *atoms) if atoms else ()))
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise FilterError(f"the filter {field!r} {operator} needs a number or a text, not {value!r}")
-    return f"{_of_kind(kind, value)} AND {extract} {operator} ?", (path, path, value)
+    return f"{_of_kind(access.kind, value)} AND {access.value} {operator} ?", (key, key, value)
 
 
-def _same(kind: str, extract: str, value: Any) -> str:
+def _same(kind: str, value_sql: str, value: Any) -> str:
     """SQL that is true where a JSON value equals `value`, in type too: 1 is not true, "1" is not 1."""
     if value is None or isinstance(value, bool):
         return f"{kind} = '{'null' if value is None else str(value).lower()}'"
     if not isinstance(value, str | int | float):
         raise FilterError(f"a filter compares with a text, a number, true, false or null, not {value!r}")
-    return f"{_of_kind(kind, value)} AND {extract} = ?"
+    return f"{_of_kind(kind, value)} AND {value_sql} == ?"
 
 
 def _of_kind(kind: str, value: str | int | float) -> str:

@@ -1,7 +1,8 @@
 """Immutable files of latents. A segment is a pair of safetensors files, written whole and then never changed.
 
     NAME.keys.safetensors     per MSA layer `layer_{l}`: routing keys, [rows, W];
-                              `documents`: [N, 3] int64, a document's id, first row and number of rows, by row;
+                              `documents`: [N, 4] int64, by row: a document's id, first row, number of rows, and the
+                              CRC-32 of the text that was encoded;
                               `keys_crc32` [L] and `content_crc32` [L, N]: of a layer's keys, of a document's content
     NAME.content.safetensors  per MSA layer `layer_{l}`: K and V of a row side by side, [rows, 2, G, D]
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
@@ -59,12 +61,13 @@ class SegmentFiles:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where a document's rows stand: in a segment (by its name), from `first_row`, `rows` of them."""
+    """Where a document's rows stand: in a segment (by its name), from `first_row`, `rows` of them; of which text."""
 
     document_id: int
     segment: str
     first_row: int
     rows: int
+    text_crc32: int
 
 
 class SegmentWriter:
@@ -84,14 +87,14 @@ class SegmentWriter:
         self._segments: list[SegmentFiles] = []
         self._begin()
 
-    def append(self, document_id: int, latents: EncodedDocuments) -> None:
-        """Take the latents of one document."""
+    def append(self, document_id: int, text_crc32: int, latents: EncodedDocuments) -> None:
+        """Take the latents of one document, with the CRC-32 of its text (`text_crc32`)."""
         (rows,) = latents.num_chunks
         nbytes = latents.router_keys_LCW.nbytes + latents.content_LC2GD.nbytes
         if self._rows and self.buffered_bytes + nbytes > self._max_bytes:
             self._write()
         self.buffered_bytes += nbytes
-        self._places.append(Placed(document_id, self._name, self._rows, rows))
+        self._places.append(Placed(document_id, self._name, self._rows, rows, text_crc32))
         self._latents.append(latents)
         self._rows += rows
 
@@ -111,7 +114,9 @@ class SegmentWriter:
         content_LC2GD = torch.cat([latents.content_LC2GD for latents in self._latents], 1)
         here = [place for place in self._places if place.segment == self._name]
         index = {
-            _DOCUMENTS: torch.tensor([(place.document_id, place.first_row, place.rows) for place in here]),
+            _DOCUMENTS: torch.tensor(
+                [(place.document_id, place.first_row, place.rows, place.text_crc32) for place in here]
+            ),
             _KEYS_CRC: torch.tensor([_crc32(keys_CW) for keys_CW in keys_LCW]),
             _CONTENT_CRC: torch.tensor(
                 [
@@ -140,7 +145,7 @@ class SegmentReader:
     """A segment's rows, mapped into memory: pages are read when they are touched.
 
     Attributes:
-        documents_N3: id, first row and rows of every document, by row; int64.
+        documents_N4: id, first row, rows and CRC-32 of the text of every document, by row; int64.
 
     Raises:
         BankError: a file is missing, truncated, damaged or not what the catalog says; from every method.
@@ -152,12 +157,12 @@ class SegmentReader:
         self._layers = manifest.msa_layers
         G, D, L, N = manifest.num_kv_heads, manifest.head_dim, len(self._layers), files.documents
         names = [f"layer_{layer}" for layer in self._layers]
-        shapes = {_DOCUMENTS: (N, 3), _KEYS_CRC: (L,), _CONTENT_CRC: (L, N)}
+        shapes = {_DOCUMENTS: (N, 4), _KEYS_CRC: (L,), _CONTENT_CRC: (L, N)}
         tensors = _open(self._keys_path, files.keys_bytes, {**dict.fromkeys(names, (files.rows, G * D)), **shapes})
         self._keys = [tensors.pop(name) for name in names]
         if _index_crc32(tensors) != files.index_crc32:
             raise _damaged(self._keys_path, "its list of documents")
-        self.documents_N3 = tensors[_DOCUMENTS]
+        self.documents_N4 = tensors[_DOCUMENTS]
         self._keys_crc32, self._content_crc32 = tensors[_KEYS_CRC].tolist(), tensors[_CONTENT_CRC]
         contents = _open(self._content_path, files.content_bytes, dict.fromkeys(names, (files.rows, 2, G, D)))
         self._contents = [contents[name] for name in names]
@@ -178,17 +183,17 @@ class SegmentReader:
         return self._keys[place]
 
     def content(self, layer: int, document: int) -> torch.Tensor:
-        """K and V of a document (its index in `documents_N3`) in an MSA layer, `[rows, 2, G, D]`."""
+        """K and V of a document (its index in `documents_N4`) in an MSA layer, `[rows, 2, G, D]`."""
         place = self._layers.index(layer)
-        document_id, first_row, rows = self.documents_N3[document].tolist()
+        document_id, first_row, rows, _ = self.documents_N4[document].tolist()
         content_C2GD = self._contents[place][first_row : first_row + rows]
         if _crc32(content_C2GD) != int(self._content_crc32[place, document]):
             raise _damaged(self._content_path, f"the content of document {document_id} in layer {layer}")
         return content_C2GD
 
     def latents(self, document: int) -> EncodedDocuments:
-        """Everything kept of a document (its index in `documents_N3`), copied."""
-        _, first_row, rows = self.documents_N3[document].tolist()
+        """Everything kept of a document (its index in `documents_N4`), copied."""
+        _, first_row, rows, _ = self.documents_N4[document].tolist()
         return EncodedDocuments(
             torch.stack([self.router_keys(layer)[first_row : first_row + rows] for layer in self._layers]),
             torch.stack([self.content(layer, document) for layer in self._layers]),
@@ -212,14 +217,22 @@ def segment_paths(folder: Path, name: str) -> tuple[Path, Path]:
 
 def segment_of(path: Path) -> str | None:
     """The segment that a file belongs to, complete or not; None for a file of another kind."""
-    name = path.name.removesuffix(_PARTIAL_SUFFIX)
-    suffix = next((suffix for suffix in (KEYS_SUFFIX, CONTENT_SUFFIX) if name.endswith(suffix)), None)
-    return None if suffix is None else name.removesuffix(suffix)
+    found = re.fullmatch(
+        rf"([0-9a-f]{{32}})({re.escape(KEYS_SUFFIX)}|{re.escape(CONTENT_SUFFIX)})({re.escape(_PARTIAL_SUFFIX)})?",
+        path.name,
+    )
+    return found[1] if found else None
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a file was never completed (safetensors writes to `.tmp...` first, then renames)."""
-    return path.name.endswith(_PARTIAL_SUFFIX) or path.name.startswith(".tmp")
+    """Whether a file is a segment's that was never completed (safetensors writes to `.tmp...` first, then renames)."""
+    is_ours = path.name.endswith(_PARTIAL_SUFFIX) and segment_of(path) is not None
+    return is_ours or re.fullmatch(r"\.tmp\w{6}", path.name) is not None
+
+
+def text_crc32(text: str) -> int:
+    """What binds latents to the text they were made of (title and part, see `encoded_text`)."""
+    return zlib.crc32(text.encode())
 
 
 def fsync_folder(folder: Path) -> None:
@@ -262,11 +275,11 @@ def _damaged(path: Path, what: str) -> BankError:
 
 
 def _open(path: Path, size: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise BankError(f"the bank's file {path} is missing; {_REMEDY}")
-    if path.stat().st_size != size:
-        raise BankError(f"the bank's file {path} has {path.stat().st_size} bytes instead of {size}; {_REMEDY}")
     try:
+        if not path.is_file():
+            raise BankError(f"the bank's file {path} is missing; {_REMEDY}")
+        if path.stat().st_size != size:
+            raise BankError(f"the bank's file {path} has {path.stat().st_size} bytes instead of {size}; {_REMEDY}")
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in shapes}
     except (OSError, SafetensorError) as error:

@@ -21,7 +21,7 @@ class Reader(Protocol):
     """The rows of a segment; see `SegmentReader`."""
 
     @property
-    def documents_N3(self) -> torch.Tensor: ...
+    def documents_N4(self) -> torch.Tensor: ...
     @property
     def keys_bytes(self) -> int: ...
     def router_keys(self, layer: int) -> torch.Tensor: ...
@@ -50,7 +50,7 @@ class Shard:
 
     @classmethod
     def of(cls, reader: Reader) -> Shard:
-        ids_N, _, rows_N = reader.documents_N3.T.contiguous().unbind()
+        ids_N, _, rows_N, _ = reader.documents_N4.T.contiguous().unbind()
         document_C = torch.repeat_interleave(torch.arange(len(ids_N)), rows_N)
         sorted_N, order_N = torch.sort(ids_N)
         return cls(reader, ids_N, document_C, torch.ones(len(ids_N), dtype=torch.bool), order_N, sorted_N)
@@ -78,7 +78,7 @@ class Shard:
 
     def rows_of(self, documents_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows of some documents (by their indices), one document after the other; and whose each is (0..K-1)."""
-        _, first_K, rows_K = self.reader.documents_N3[documents_K].unbind(1)
+        _, first_K, rows_K, _ = self.reader.documents_N4[documents_K].unbind(1)
         owner_C = torch.repeat_interleave(torch.arange(len(documents_K)), rows_K)
         within_C = torch.arange(len(owner_C)) - (rows_K.cumsum(0) - rows_K)[owner_C]
         return first_K[owner_C] + within_C, owner_C
@@ -89,19 +89,19 @@ class JoinedReader:
 
     def __init__(self, parts: Sequence[Reader]) -> None:
         self.parts = tuple(parts)
-        self._first_documents = [0, *accumulate(len(part.documents_N3) for part in self.parts)]
-        tables = [part.documents_N3.clone() for part in self.parts]
+        self._first_documents = [0, *accumulate(len(part.documents_N4) for part in self.parts)]
+        tables = [part.documents_N4.clone() for part in self.parts]
         first_row = 0
-        for table_N3 in tables:
-            rows = int(table_N3[:, 2].sum())
-            table_N3[:, 1] += first_row
+        for table_N4 in tables:
+            rows = int(table_N4[:, 2].sum())
+            table_N4[:, 1] += first_row
             first_row += rows
-        self._documents_N3 = torch.cat(tables)
+        self._documents_N4 = torch.cat(tables)
         self._keys: dict[int, torch.Tensor] = {}
 
     @property
-    def documents_N3(self) -> torch.Tensor:
-        return self._documents_N3
+    def documents_N4(self) -> torch.Tensor:
+        return self._documents_N4
 
     @property
     def keys_bytes(self) -> int:

@@ -56,10 +56,12 @@ class Snapshot:
 
     def search(self, question: str, limit: int, scope: Scope = EVERYTHING) -> list[tuple[int, float]]:
         """Full-text search: ids and BM25 scores, best first."""
+        assert self._open, "a closed snapshot shows nothing"
         return self._catalog.search(self.namespace, question, limit, scope)
 
     def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
         """Live documents by their ids, in the order given; others are left out."""
+        assert self._open, "a closed snapshot shows nothing"
         return self._catalog.documents(self.namespace, ids)
 
     def selectable_mask(self, scope: Scope = EVERYTHING) -> torch.Tensor:

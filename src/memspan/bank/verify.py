@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,8 +19,10 @@ from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
 from memspan.bank.compaction import segments_folder, sweep
+from memspan.bank.encode import manifest_of
 from memspan.bank.reencode import restore_segments
-from memspan.bank.segment import SegmentFiles, SegmentReader
+from memspan.bank.schema import SEALED, seal
+from memspan.bank.segment import SegmentFiles, SegmentReader, text_crc32
 from memspan.errors import BankError
 from memspan.model.convert import LoadedModel
 from memspan.types import Document
@@ -56,24 +59,26 @@ class Fault:
 def verify(bank: MemoryBank) -> list[Fault]:
     """Check everything a bank holds, as of now; writers may go on. Reads every file whole.
 
-    Covers the structure of the catalog, the sha256 of every segment, where documents stand in it, every text against
-    its hash, that every live document has its latents and its words and nothing else has. Files that a killed writer
-    left are no fault (the next writer sweeps them).
+    Covers the structure of the catalog, the sha256 of every segment, where documents stand in it and of which text,
+    every text against its hash and every row against its seal, that every live document has its latents and its words
+    and nothing else has. Files that a killed writer left are no fault (the next writer sweeps them).
     """
     with bank.pinned_catalog() as catalog:
         try:
             faults = list(_catalog_faults(catalog))
             for namespace in catalog.namespaces():
+                of_sources = list(_source_faults(catalog, namespace))
+                faults += of_sources
+                damaged = {fault.where for fault in of_sources}
                 for number, files in catalog.segments(namespace):
-                    faults += _segment_faults(bank, catalog, namespace, number, files)
-                faults += _source_faults(catalog, namespace)
+                    faults += _segment_faults(bank, catalog, namespace, number, files, damaged)
                 index = catalog.word_index(namespace)
                 if index is not None and index.differs(catalog.texts(namespace)):
                     message = "the full-text index is not that of the texts"
                     faults.append(Fault("index", str(catalog.path), message, namespace))
             return faults
-        except BankError as error:
-            return [Fault("catalog", str(catalog.path), str(error))]
+        except (BankError, sqlite3.Error, ValueError, TypeError) as error:
+            return [Fault("catalog", str(catalog.path), f"it cannot be read: {error}")]
 
 
 def repair(bank: MemoryBank, loaded: LoadedModel, faults: list[Fault]) -> list[Fault]:
@@ -84,16 +89,20 @@ def repair(bank: MemoryBank, loaded: LoadedModel, faults: list[Fault]) -> list[F
     Raises:
         BankMismatch: `loaded` is not the model of the bank.
         BankBusy: another process writes.
+        BankError: the catalog is too damaged to be written.
     """
+    bank.manifest.check_same(manifest_of(loaded))
     segments_folder(bank.folder).mkdir(exist_ok=True)
     broken_sources: dict[str, set[str]] = {}
     with bank.locked():
+        edits.settle_documents(bank.catalog)
         for namespace in bank.catalog.namespaces():
             of_namespace = [fault for fault in faults if fault.namespace == namespace]
-            segment_ids = sorted({fault.segment_id for fault in of_namespace if fault.segment_id is not None})
+            live = {number for number, _ in bank.catalog.segments(namespace)}
+            segment_ids = sorted(live & {fault.segment_id for fault in of_namespace if fault.segment_id is not None})
             if segment_ids:
                 restore_segments(bank, loaded, namespace, segment_ids)
-            if any(fault.kind == "index" for fault in of_namespace):
+            if of_namespace:
                 edits.rebuild_words(bank.catalog, namespace)
             broken_sources[namespace] = {fault.where for fault in of_namespace if fault.kind == "document"}
         sweep(bank.catalog, bank.folder)
@@ -102,7 +111,7 @@ def repair(bank: MemoryBank, loaded: LoadedModel, faults: list[Fault]) -> list[F
         documents = [source.document for source in stored if source is not None]
         add_documents(bank, loaded, documents, namespace=namespace, existing="renew")
     with bank.locked():
-        edits.drop_orphans(bank.catalog)
+        edits.settle_documents(bank.catalog)
     return verify(bank)
 
 
@@ -118,16 +127,35 @@ def _catalog_faults(catalog: Catalog) -> Iterator[Fault]:
         "SELECT external_id FROM sources WHERE id NOT IN (SELECT source_id FROM texts) AND deleted_in IS NULL"
     ):
         yield Fault("catalog", where, f"the text of {external_id!r} is missing")
-    given = catalog.value("SELECT seq FROM sqlite_sequence WHERE name = 'documents'") or 0
-    if given < (catalog.value("SELECT max(id) FROM documents") or 0):
-        yield Fault("catalog", where, "the counter of document ids was set back")
+    for table in ("documents", "sources", "segments", "namespaces"):
+        query = "SELECT seq FROM sqlite_sequence WHERE name = ? AND typeof(seq) = 'integer'"
+        given = catalog.value(query, (table,)) or 0
+        if given < (catalog.value(f"SELECT max(id) FROM {table}") or 0):
+            yield Fault("catalog", where, f"the counter of {table} was set back")
+    sealed = ", ".join(f"d.{column}" for column in SEALED["documents"])
+    of_the_dead = (  # those of live sources are told of with their source
+        f"SELECT s.external_id, d.seal, {sealed} FROM documents d JOIN sources s ON s.id = d.source_id "
+        "WHERE d.deleted_in IS NOT NULL OR s.deleted_in IS NOT NULL"
+    )
+    for name, number, *values in catalog.rows(of_the_dead):
+        if number != seal(*values):
+            yield Fault("document", name, f"document {values[0]} is deleted, and not what was written")
+    for table in ("namespaces", "sources"):
+        for number, *values in catalog.rows(f"SELECT seal, {', '.join(SEALED[table])} FROM {table}"):
+            if number != seal(*values):
+                yield Fault("catalog", where, f"row {values[0]} of {table} is not what was written")
     if catalog.value("SELECT count(*) FROM clock") != 1:
         yield Fault("catalog", where, "the counter of commits is missing")
 
 
 def _segment_faults(
-    bank: MemoryBank, catalog: Catalog, namespace: str, number: int, files: SegmentFiles
+    bank: MemoryBank, catalog: Catalog, namespace: str, number: int, files: SegmentFiles, damaged: set[str]
 ) -> Iterator[Fault]:
+    """
+    Args:
+        damaged: external ids of sources whose text is not to be relied on.
+    """
+
     def fault(message: str) -> Fault:
         return Fault("segment", f"segments/{files.name}", message, namespace, number)
 
@@ -140,49 +168,77 @@ def _segment_faults(
     yield from map(fault, differing)
     query = "SELECT id, first_row, rows FROM documents WHERE segment_id = ? ORDER BY first_row"
     known = [tuple(row) for row in catalog.read(query, (number,))]
-    found = [tuple(row) for row in reader.documents_N3.tolist()]
+    found = [tuple(row) for row in reader.documents_N4[:, :3].tolist()]
     if known != found:
         odd = sorted({row[0] for row in set(known) ^ set(found)})[:_MOST_REPORTED]
         yield fault(f"catalog and segment differ in where documents {', '.join(map(str, odd))} stand")
+    crc32_by_id = dict(reader.documents_N4[:, [0, 3]].tolist())
+    for stored in catalog.documents_in_segment(namespace, number):
+        is_other = crc32_by_id.get(stored.id) != text_crc32(stored.encoded_text)
+        if is_other and stored.external_id not in damaged:
+            yield fault(f"the latents of document {stored.id} are those of another text")
 
 
 def _source_faults(catalog: Catalog, namespace: str) -> Iterator[Fault]:
+    sealed = [f"s.{column}" for column in SEALED["sources"]]
     parts = _parts_by_source(catalog, namespace)
     number_of_parts, current = next(parts, (None, []))
     query = (
-        "SELECT s.id, s.external_id, s.title, s.metadata, s.date, s.content_hash, s.text_hash, t.text FROM sources s "
-        "JOIN texts t ON t.source_id = s.id WHERE s.namespace_id = ? AND s.deleted_in IS NULL ORDER BY s.id"
+        f"SELECT t.text, s.title, s.metadata, s.date, s.content_hash, s.text_hash, s.seal, {', '.join(sealed)} "
+        "FROM sources s JOIN texts t ON t.source_id = s.id "
+        "WHERE s.namespace_id = ? AND s.deleted_in IS NULL ORDER BY s.id"
     )
-    for number, name, title, metadata, date, *hashes, text in catalog.rows(query, (catalog.namespace_id(namespace),)):
+    rows = catalog.rows(query, (catalog.namespace_id(namespace),))
+    for text, title, metadata, date, content_hash, text_hash, found_seal, *values in rows:
+        number, _, name, *_ = values
+        if found_seal != seal(*values):
+            continue  # told of with the catalog; it may have been deleted, and must not come back by a repair
         while number_of_parts is not None and number_of_parts < number:
             number_of_parts, current = next(parts, (None, []))
         try:
             document = Document(name, text, title, json.loads(metadata), date)
-            is_same = hashes == [document.content_hash, document.text_hash]
-        except (ValueError, TypeError):
+            is_same = (content_hash, text_hash) == (document.content_hash, document.text_hash)
+        except (ValueError, TypeError, AttributeError, RecursionError):
             is_same = False
         if not is_same:
             message = "title, text, metadata or date are not what was added; restore a backup, or update it"
             yield Fault("catalog", str(name), message, namespace)
             continue
         found = current if number_of_parts == number else []
-        bounds = [0, *(bound for start, end, _ in found for bound in (start, end)), len(text)]
+        bounds = [0, *(bound for part in found for bound in (part.start, part.end)), len(text)]
         if not found or any(start != end for start, end in zip(bounds[::2], bounds[1::2], strict=True)):
             yield Fault("document", name, "some parts of its text are missing", namespace)
-        elif not all(has_latents for _, _, has_latents in found):
+        elif not all(part.is_sealed for part in found):
+            yield Fault("document", name, "what is known of its parts is not what was written", namespace)
+        elif not all(part.has_latents for part in found):
             yield Fault("document", name, "its latents are in no live segment of its namespace", namespace)
 
 
-def _parts_by_source(catalog: Catalog, namespace: str) -> Iterator[tuple[int | None, list[tuple[int, int, bool]]]]:
-    """Per source, in order of their numbers: start and end of its live parts, and whether each has its latents."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    start: int
+    end: int
+    has_latents: bool
+    is_sealed: bool
+
+
+def _parts_by_source(catalog: Catalog, namespace: str) -> Iterator[tuple[int | None, list[_Part]]]:
+    """Per source, in order of their numbers: its live parts in order."""
+    sealed = ", ".join(f"d.{column}" for column in SEALED["documents"])
     query = (
-        "SELECT s.id, d.span_start, d.span_end, g.state IS 'live' AND g.namespace_id IS s.namespace_id "
-        "FROM documents d JOIN sources s ON s.id = d.source_id LEFT JOIN segments g ON g.id = d.segment_id "
+        "SELECT s.id, d.span_start, d.span_end, g.state IS 'live' AND g.namespace_id IS s.namespace_id, d.seal, "
+        f"{sealed} FROM documents d JOIN sources s ON s.id = d.source_id LEFT JOIN segments g ON g.id = d.segment_id "
         "WHERE s.namespace_id = ? AND s.deleted_in IS NULL AND d.deleted_in IS NULL ORDER BY s.id, d.span_start"
     )
     rows = catalog.rows(query, (catalog.namespace_id(namespace),))
     for number, group in groupby(rows, key=itemgetter(0)):
-        yield number, [(start, end, bool(has_latents)) for _, start, end, has_latents in group]
+        yield (
+            number,
+            [
+                _Part(start, end, bool(has_latents), found_seal == seal(*values))
+                for _, start, end, has_latents, found_seal, *values in group
+            ],
+        )
 
 
 def describe(fault: Fault) -> dict[str, object]:

@@ -5,8 +5,10 @@ The tables are contentless: words are made in Python (`memspan.text.terms`), the
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator
+import sqlite3
+from collections.abc import Generator, Iterable
 from itertools import zip_longest
 
 from memspan.bank.database import Database
@@ -30,7 +32,12 @@ class WordIndex:
         self._db.execute(f"CREATE VIRTUAL TABLE {self._table} USING fts5 ({_OPTIONS})")
 
     def drop(self) -> None:
-        self._db.execute(f"DROP TABLE {self._table}")
+        if self._db.value("SELECT 1 FROM sqlite_schema WHERE name = ?", (f"{self._table}_config",)):
+            # Without its version a table cannot even be dropped.
+            self._db.execute(f"INSERT OR REPLACE INTO {self._table}_config VALUES ('version', 4)")
+        self._db.execute(f"DROP TABLE IF EXISTS {self._table}")
+        for part in ("data", "idx", "docsize", "config"):  # what is left of one that lost its head
+            self._db.execute(f"DROP TABLE IF EXISTS {self._table}_{part}")
 
     def insert(self, document_id: int, text: str) -> None:
         self._db.execute(f"INSERT INTO {self._table} (rowid, words) VALUES (?, ?)", (document_id, _words(text)))
@@ -69,9 +76,7 @@ class WordIndex:
         # `both` ranks the documents that hold both kinds of words; `any_rare` is right about the others and too low
         # for those: the larger score is the true one.
         found = self._best([both, any_rare], limit, scope)
-        if len(found) == limit or (found and not scope):
-            return found
-        return self._best([f"{any_rare} OR {any_common}"], limit, scope)
+        return found or self._best([f"{any_rare} OR {any_common}"], limit, scope)
 
     def _by_frequency(self, terms: list[str]) -> tuple[list[str], list[str]]:
         """The terms that some document holds: the rarest, as many as can be scored in time, and the others.
@@ -107,29 +112,47 @@ class WordIndex:
     def differs(self, texts: Iterable[tuple[int, str]]) -> bool:
         """Whether the index is not the one that the ids and texts of all live documents give.
 
-        Builds a second index in temporary space and compares the two, entry by entry. Call it inside a snapshot.
+        Builds a second index in temporary space and compares the two: every entry, every word looked up, the lengths of
+        documents and their average. Call it inside a snapshot.
         """
-        execute = self._db.execute
-        execute(f"CREATE VIRTUAL TABLE temp.expected_words USING fts5 ({_OPTIONS})")
-        execute("CREATE VIRTUAL TABLE temp.expected_entries USING fts5vocab (temp, expected_words, 'instance')")
-        execute(f"CREATE VIRTUAL TABLE temp.found_entries USING fts5vocab (main, {self._table}, 'instance')")
+        made: list[str] = []
         try:
+            for name, module in (
+                ("expected_words", f"fts5 ({_OPTIONS})"),
+                ("expected_entries", "fts5vocab (temp, expected_words, 'instance')"),
+                ("expected_terms", "fts5vocab (temp, expected_words, 'row')"),
+                ("found_entries", f"fts5vocab (main, {self._table}, 'instance')"),
+                ("found_terms", f"fts5vocab (main, {self._table}, 'row')"),
+            ):
+                self._db.execute(f"CREATE VIRTUAL TABLE temp.{name} USING {module}")
+                made.append(name)
             self._db.execute_many(
                 "INSERT INTO temp.expected_words (rowid, words) VALUES (?, ?)",
                 ((document_id, _words(text)) for document_id, text in texts),
             )
-            return any(one != other for one, other in zip_longest(self._entries("found"), self._entries("expected")))
-        except BankError:  # it cannot even be read
+            with (
+                contextlib.closing(self._contents("found", self._table)) as found,
+                contextlib.closing(self._contents("expected", "expected_words")) as expected,
+            ):
+                return any(one != other for one, other in zip_longest(found, expected))
+        except (BankError, sqlite3.Error, ValueError):  # it cannot even be read
             return True
         finally:
-            for name in ("expected_entries", "found_entries", "expected_words"):
-                execute(f"DROP TABLE temp.{name}")
+            for name in reversed(made):
+                self._db.execute(f"DROP TABLE temp.{name}")
 
-    def _entries(self, which: str) -> Iterator[tuple]:
-        """Every entry of one of the two indexes in order, then the number of words of every document."""
+    def _contents(self, which: str, table: str) -> Generator[tuple, None, None]:
+        """All that one of the two indexes holds, in order."""
         yield from self._db.rows(f"SELECT term, doc, offset FROM temp.{which}_entries")
-        sizes = f"{self._table}_docsize" if which == "found" else "temp.expected_words_docsize"
-        yield from self._db.rows(f"SELECT id, sz FROM {sizes} ORDER BY id")
+        yield from self._db.rows(f"SELECT id, sz FROM {table}_docsize ORDER BY id")
+        # Number and total length of documents, for BM25; of an emptied index they are zeros, of a new one nothing.
+        yield from (
+            (bytes(block).rstrip(b"\0"),) for (block,) in self._db.rows(f"SELECT block FROM {table}_data WHERE id = 1")
+        )
+        # Each word by the index's own directory, which reading all entries in order does not need.
+        yield from self._db.rows(
+            f"SELECT e.term, f.doc, f.cnt FROM temp.expected_terms e LEFT JOIN temp.{which}_terms f ON f.term = e.term"
+        )
 
 
 def _words(text: str) -> str:

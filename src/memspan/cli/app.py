@@ -42,6 +42,14 @@ SelectorOption = Annotated[
     str | None,
     typer.Option(help="Who chooses documents: router, lexical or hybrid. Default: hybrid, lexical if untrained."),
 ]
+AskSelectorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--selector",
+        help="Who chooses documents: router, lexical, hybrid, or generate (the model names them). "
+        "Default: hybrid, lexical if untrained.",
+    ),
+]
 IdOption = Annotated[list[int] | None, typer.Option("--id", help="The bank's id of a document; may be repeated.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: what is fast here.")]
 DeviceOption = Annotated[str | None, typer.Option(help="Torch device. Default: a GPU if there is one.")]
@@ -126,8 +134,16 @@ def ask(
     namespace: NamespaceOption = "default",
     where: WhereOption = None,
     as_of: AsOfOption = None,
-    selector: SelectorOption = None,
+    selector: AskSelectorOption = None,
     max_documents: Annotated[int, typer.Option(help="Documents put before the model, at most.")] = 5,
+    rounds: Annotated[
+        int | None, typer.Option(help="Looks into the memory, at most. Default: 1; 4 with generate.")
+    ] = None,
+    documents_per_round: Annotated[
+        int | None, typer.Option(help="At most. Default: 2 where there are several rounds.")
+    ] = None,
+    no_text: Annotated[bool, typer.Option("--no-text", help="Answer from the compressed memory alone.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Show every round: what was routed, chosen and read.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of an answer, at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
@@ -142,7 +158,14 @@ def ask(
         choice = commands.ModelChoice(model, adapter, dtype, device)
         sampling = commands.Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ()))
         scope = commands.ScopeChoice(namespace, where or [], as_of)
-        commands.ask(bank, question, choice, scope, selector, max_documents, sampling, as_json)
+        options = commands.AskOptions(
+            selector=selector,
+            max_documents=0 if no_text else max_documents,
+            rounds=rounds,
+            documents_per_round=documents_per_round,
+            sampling=sampling,
+        )
+        commands.ask(bank, question, choice, scope, options, trace, as_json)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from memspan.cli import render
 from memspan.config import MSAConfig
 from memspan.errors import MemspanError
 from memspan.generate.memory import AskOptions, Memory
-from memspan.generate.sampling import Sampling
+from memspan.generate.sampling import Sampling as Sampling  # the options of the command are made of it
 from memspan.model.convert import LoadedModel, check_folder, load
 from memspan.model.convert import convert as convert_model
 from memspan.model.runtime import pick_device, pick_dtype
@@ -134,24 +134,20 @@ def ask(
     question: str | None,
     model: ModelChoice,
     scope: ScopeChoice,
-    selector: str | None,
-    max_documents: int,
-    sampling: Sampling,
+    options: AskOptions,
+    trace: bool,
     as_json: bool,
 ) -> None:
-    where = scope.where  # a malformed one is an error before anything is loaded
+    options["where"], options["as_of"] = scope.where, scope.as_of  # a malformed filter fails before anything is loaded
     with model.open(bank, scope.namespace) as memory:
-        if selector is None and memory.default_selector == "lexical":
+        if options.get("selector") is None and memory.default_selector == "lexical":
             render.err.print("note: this model's router is untrained; documents are chosen by full-text search")
-        options = AskOptions(
-            selector=selector, max_documents=max_documents, sampling=sampling, where=where, as_of=scope.as_of
-        )
         if question is not None:
-            _answer(memory, question, options, as_json)
+            _answer(memory, question, options, trace, as_json)
             return
         for line in _questions():
             try:
-                _answer(memory, line, options, as_json)
+                _answer(memory, line, options, trace, as_json)
             except MemspanError as error:
                 render.err.print(f"error: {error}")
 
@@ -306,7 +302,7 @@ def _questions() -> Iterator[str]:
             yield line.strip()
 
 
-def _answer(memory: Memory, question: str, options: AskOptions, as_json: bool) -> None:
+def _answer(memory: Memory, question: str, options: AskOptions, trace: bool, as_json: bool) -> None:
     if as_json:
         render.as_json(memory.ask(question, **options))
         return
@@ -315,6 +311,8 @@ def _answer(memory: Memory, question: str, options: AskOptions, as_json: bool) -
         render.out.print(text, end="")
     render.out.print()
     render.answer_footer(answers[0])
+    if trace:
+        render.trace(answers[0])
 
 
 def _model_info(path: Path, config: MSAConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from memspan.bank.add import AddReport
-from memspan.types import Answer, Evidence
+from memspan.types import Answer, Evidence, LayerRouting, Round
 
 
 class _PlainConsole(Console):
@@ -76,6 +76,42 @@ def answer_footer(answer: Answer) -> None:
         out.print(f"  {evidence_line(place, item)}")
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in answer.timings.items())
     out.print(f"  selector {answer.selector}; {answer.num_prompt_tokens} + {answer.num_new_tokens} tokens; {seconds}")
+
+
+def trace(answer: Answer) -> None:
+    """What was looked up before an answer, round by round, and the latents it was written with."""
+    for found in answer.rounds:
+        out.print(f"  round {found.number}, by {found.selector}: {found.query}")
+        _routing(found.routed)
+        if found.written:
+            out.print(f"    the model wrote {found.written}")
+        for place, item in enumerate(found.chosen, start=1):
+            out.print(f"    read {evidence_line(place, item)}")
+        out.print(f"    {_round_counts(found)}")
+    out.print("  answered with the latents of")
+    _routing(answer.routed)
+
+
+def _routing(layers: Iterable[LayerRouting]) -> None:
+    for found in layers:
+        pairs = zip(found.document_ids, found.scores, strict=True)
+        out.print(f"    layer {found.layer}: " + ", ".join(f"[{number}] {score:.3f}" for number, score in pairs))
+
+
+def _round_counts(found: Round) -> str:
+    """The last line of a round: why it is over, tokens, what went wrong, milliseconds."""
+    reasons = {
+        "more": "looks further",
+        "enough": "enough was read",
+        "nothing": "nothing new was found",
+        "room": "there is no room for more",
+        "limit": "a limit was reached",
+    }
+    counts = {name: getattr(found, name) for name in ("malformed", "unknown", "repeated", "left_out")}
+    wrong = "".join(f"; {number} {name.replace('_', ' ')}" for name, number in counts.items() if number)
+    stages = ", ".join(f"{stage} {1000 * value:.0f} ms" for stage, value in found.timings.items())
+    tokens = f"{found.num_written_tokens} tokens written, {found.num_injected_tokens} put in"
+    return f"{reasons[found.ended]}; {tokens}{wrong}; {stages}"
 
 
 def evidence_line(place: int, item: Evidence) -> str:

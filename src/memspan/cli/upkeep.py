@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from memspan.bank import archive
 from memspan.bank import verify as verification
@@ -120,7 +120,7 @@ def import_(file: Path, bank: Path, model: ModelChoice, as_json: bool) -> int:
         with closing(archive.import_bank(file, bank, manifest)) as imported:
             show({"bank": str(bank), **dataclasses.asdict(imported.catalog.counts())}, as_json)
         return 0
-    with model.open(bank, create=True) as memory, stop_flag() as stop, file.open(encoding="utf-8") as stream:
+    with model.open(bank, create=True) as memory, stop_flag() as stop, _lines(file) as stream:
         reports = archive.import_documents(memory.bank, memory.loaded, stream, should_stop=stop.is_set)
         for report in reports:
             show_report(report, [], memory.bank, as_json)
@@ -134,6 +134,11 @@ def _read_text(file: Path) -> str:
         return read_content(file).text
     except (OSError, Unreadable) as error:
         raise MemspanError(f"{file} cannot be read: {error}") from error
+
+
+def _lines(file: Path) -> TextIO:
+    """A file to be read line by line; what is not UTF-8 is found in its own line."""
+    return file.open(encoding="utf-8", errors="surrogateescape")
 
 
 def _tell(faults: Sequence[Fault]) -> None:

@@ -22,12 +22,12 @@ from typing import Literal, Protocol, get_args
 
 from memspan.bank.catalog import StoredDocument
 from memspan.errors import EvaluationError
-from memspan.eval.sets import Question
+from memspan.generate.context import fitted_context
 from memspan.generate.decode import Decoding, context_room
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.routing.local import LocalMemory
-from memspan.text.template import Context
+from memspan.text.questions import Question
 from memspan.types import Evidence
 
 Retriever = Literal["none", "oracle", "context", "bm25", "dense", "router", "hybrid"]
@@ -164,15 +164,16 @@ def answer(
         documents: per question, best first; what does not fit is left out from the end.
         prompt_tokens: of the whole prompt, at most. None: as many as the model has room for.
     """
+    room = _room(memory, sampling, prompt_tokens)
     fitted = [
-        _fit(memory, question, found[: arm.documents], sampling, prompt_tokens)
+        fitted_context(memory.loaded, question, found[: arm.documents], room)
         for question, found in zip(questions, documents, strict=True)
     ]
     started = time.perf_counter()
     with memory.bank.snapshot(memory.namespace) as snapshot:
         model = memory.loaded.model
         layers = LocalMemory(snapshot.shards, snapshot.manifest, model.config.top_k_docs, device=model.device)
-        contexts = [context for context, _ in fitted]
+        contexts = [one.context for one in fitted]
         decoding = Decoding(memory.loaded, contexts, layers if arm.latents else None, sampling)
         steps = decoding.run()
         next(steps)
@@ -183,26 +184,15 @@ def answer(
     return [
         Answered(
             text=row.text.strip(),
-            used=tuple(item.external_id for item in used),
+            used=tuple(item.external_id for item in found[: one.used]),
             finish_reason=row.finish_reason or "length",
-            num_prompt_tokens=len(context.ids),
+            num_prompt_tokens=len(one.context.ids),
             num_new_tokens=len(row.ids),
             prefill=(prefilled - started) / len(questions),
             decode=(ended - prefilled) / len(questions),
         )
-        for row, (context, used) in zip(decoding.rows, fitted, strict=True)
+        for row, one, found in zip(decoding.rows, fitted, documents, strict=True)
     ]
-
-
-def _fit(
-    memory: Memory, question: str, found: Sequence[Evidence], sampling: Sampling, prompt_tokens: int | None
-) -> tuple[Context, Sequence[Evidence]]:
-    """The prompt with as many of the documents, best first, as the budget has room for; and which those are."""
-    room = _room(memory, sampling, prompt_tokens)
-    context, used = memory.context(question, found, sampling)
-    while len(context.ids) > room and used:
-        context, used = memory.context(question, found[: used - 1], sampling)
-    return context, found[:used]
 
 
 def _room(memory: Memory, sampling: Sampling, prompt_tokens: int | None) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from memspan.eval.sets import UNDATED, Question
+from memspan.text.questions import UNDATED, Question
 from memspan.types import Document, normal_date
 
 # LoCoMo's categories (Maharana et al. 2024): 1 multi-hop, 2 temporal, 3 open-domain, 4 single-hop, 5 adversarial.

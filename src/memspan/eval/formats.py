@@ -14,27 +14,24 @@ from typing import Any
 
 from memspan.errors import CorpusError
 from memspan.eval import conversations
-from memspan.eval.sets import Malformed, Question, QuestionSet, passage
-from memspan.text.readers import BadRecord, Unreadable, is_text, read_content, read_records
+from memspan.text.questions import (
+    BAD_RECORD,
+    Malformed,
+    Question,
+    QuestionSet,
+    Record,
+    checked_answers,
+    checked_text,
+    collect,
+    describe,
+    json_records,
+    maybe_json,
+    passage,
+    questions_of,
+    reading,
+)
+from memspan.text.readers import read_content
 from memspan.types import Document
-
-Record = Mapping[str, Any]
-_BAD = (KeyError, TypeError, ValueError, IndexError, AttributeError)
-
-# The memspan form (shared JSONL) -------------------------------------------------------------------------------------
-
-
-def _own(record: Record) -> Iterator[Question]:
-    yield Question(
-        id=_text(record["id"]),
-        question=_text(record["question"]),
-        answers=_answers(record.get("answers", [])),
-        positives=_passages(record.get("positives", [])),
-        negatives=_passages(record.get("negatives", [])),
-        type=record.get("type", "single"),
-        hops=record.get("hops"),
-    )
-
 
 # Sets with paragraphs of their own ------------------------------------------------------------------------------------
 
@@ -44,9 +41,9 @@ def _hotpotqa(record: Record) -> Iterator[Question]:
     paragraphs = {title: "".join(sentences).strip() for title, sentences in record["context"]}
     gold = list(dict.fromkeys(title for title, _ in record.get("supporting_facts", [])))
     yield Question(
-        id=_text(record["_id"]),
-        question=_text(record["question"]),
-        answers=_answers([record["answer"]]),
+        id=checked_text(record["_id"]),
+        question=checked_text(record["question"]),
+        answers=checked_answers([record["answer"]]),
         positives=tuple(passage(title, paragraphs[title]) for title in gold),
         negatives=tuple(passage(title, text) for title, text in paragraphs.items() if title not in gold and text),
         type="yesno" if record["answer"] in ("yes", "no") else "multi",
@@ -63,9 +60,9 @@ def _musique(record: Record) -> Iterator[Question]:
     documents = {index: passage(item["title"], item["paragraph_text"]) for index, item in paragraphs.items()}
     answerable = record.get("answerable", True)
     yield Question(
-        id=_text(record["id"]),
-        question=_text(record["question"]),
-        answers=_answers([record["answer"], *record.get("answer_aliases", [])]) if answerable else (),
+        id=checked_text(record["id"]),
+        question=checked_text(record["question"]),
+        answers=checked_answers([record["answer"], *record.get("answer_aliases", [])]) if answerable else (),
         positives=tuple(documents[index] for index in gold),
         negatives=tuple(document for index, document in documents.items() if index not in gold),
         type="multi" if answerable else "unanswerable",
@@ -79,10 +76,10 @@ def _squad(article: Record) -> Iterator[Question]:
         document = passage(article.get("title", "").replace("_", " "), paragraph["context"])
         for item in paragraph["qas"]:
             impossible = item.get("is_impossible", False)
-            answers = _answers([answer["text"] for answer in item["answers"]])
+            answers = checked_answers([answer["text"] for answer in item["answers"]])
             yield Question(
-                id=_text(item["id"]),
-                question=_text(item["question"]),
+                id=checked_text(item["id"]),
+                question=checked_text(item["question"]),
                 answers=() if impossible else answers,
                 positives=() if impossible else (document,),
                 negatives=(document,) if impossible else (),
@@ -98,7 +95,9 @@ def _natural_questions(record: Record) -> Iterator[Question]:
     are negatives.
     """
     if "answer" in record:  # NQ-open: no documents
-        yield Question(record.get("id") or record["question"], record["question"], _answers(record["answer"]), ())
+        yield Question(
+            record.get("id") or record["question"], record["question"], checked_answers(record["answer"]), ()
+        )
         return
     tokens = _nq_tokens(record)
     annotated = [item for item in record["annotations"] if item["long_answer"]["start_token"] >= 0]
@@ -112,9 +111,9 @@ def _natural_questions(record: Record) -> Iterator[Question]:
     texts = dict.fromkeys(text for item in others if (text := _nq_text(tokens, item)))
     unanswerable = not gold or not answers
     yield Question(
-        id=_text(record["example_id"]),
-        question=_text(record.get("question_text", "")),
-        answers=() if unanswerable else _answers(answers),
+        id=checked_text(record["example_id"]),
+        question=checked_text(record.get("question_text", "")),
+        answers=() if unanswerable else checked_answers(answers),
         positives=() if unanswerable else tuple(gold),
         negatives=tuple(passage(title, text) for text in texts if unanswerable or text != gold[0].text),
         type="unanswerable" if unanswerable else "single",
@@ -140,9 +139,9 @@ def _ms_marco(record: Record) -> Iterator[Question]:
     others = [item["passage_text"] for item in record["passages"] if not item["is_selected"]]
     answers = [] if record["answers"] == ["No Answer Present."] else record["answers"]
     yield Question(
-        id=_text(record["query_id"]),
-        question=_text(record["query"]),
-        answers=_answers(answers),
+        id=checked_text(record["query_id"]),
+        question=checked_text(record["query"]),
+        answers=checked_answers(answers),
         positives=tuple(passage("", text) for text in chosen) if answers else (),
         negatives=tuple(passage("", text) for text in (others if answers else chosen + others)),
         type="single" if answers else "unanswerable",
@@ -159,10 +158,10 @@ def _dureader(record: Record) -> Iterator[Question]:
         for number, text in enumerate(page["paragraphs"]):
             if text.strip():
                 (positives if number == best else negatives).append(passage(page.get("title", ""), text))
-    answers = _answers(record["answers"])
+    answers = checked_answers(record["answers"])
     yield Question(
-        id=_text(record["question_id"]),
-        question=_text(record["question"]),
+        id=checked_text(record["question_id"]),
+        question=checked_text(record["question"]),
         answers=answers,
         positives=tuple(positives) if answers else (),
         negatives=tuple(negatives) if answers else (*positives, *negatives),
@@ -175,7 +174,9 @@ def _dureader(record: Record) -> Iterator[Question]:
 
 def _popqa(row: Record) -> Iterator[Question]:
     """PopQA's table. It carries no passages: give them as distractors, or ask without memory."""
-    yield Question(_text(row["id"]), _text(row["question"]), _answers(json.loads(row["possible_answers"])), ())
+    yield Question(
+        checked_text(row["id"]), checked_text(row["question"]), checked_answers(json.loads(row["possible_answers"])), ()
+    )
 
 
 def _triviaqa(record: Record, evidence: Path) -> Iterator[Question]:
@@ -185,9 +186,9 @@ def _triviaqa(record: Record, evidence: Path) -> Iterator[Question]:
     files = [(evidence / kind / page["Filename"], page.get("Title", "")) for kind, page in pages if "Filename" in page]
     answer = record["Answer"]
     yield Question(
-        id=_text(record["QuestionId"]),
-        question=_text(record["Question"]),
-        answers=_answers([answer["Value"], *answer.get("Aliases", [])]),
+        id=checked_text(record["QuestionId"]),
+        question=checked_text(record["Question"]),
+        answers=checked_answers([answer["Value"], *answer.get("Aliases", [])]),
         positives=tuple(passage(title, path.read_text("utf-8")) for path, title in files if path.is_file()),
     )
 
@@ -197,8 +198,8 @@ def _narrativeqa(row: Record, summaries: Mapping[str, str]) -> Iterator[Question
     document = row["document_id"]
     yield Question(
         id=f"{document}-{row['line']}",
-        question=_text(row["question"]),
-        answers=_answers([row["answer1"], row["answer2"]]),
+        question=checked_text(row["question"]),
+        answers=checked_answers([row["answer1"], row["answer2"]]),
         positives=(passage("", summaries[document]),),
     )
 
@@ -206,46 +207,8 @@ def _narrativeqa(row: Record, summaries: Mapping[str, str]) -> Iterator[Question
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str | int):
-        raise TypeError(f"{value!r} is not a text")
-    return str(value).strip()
-
-
-def _answers(values: Iterable[Any]) -> tuple[str, ...]:
-    if isinstance(values, str):
-        raise TypeError("answers must be a list")
-    return tuple(dict.fromkeys(filter(None, map(_text, values))))
-
-
-def _passages(values: Iterable[Any]) -> tuple[Document, ...]:
-    return tuple(passage(_text(value["title"]), value["text"]) for value in values)
-
-
 def _json(path: Path) -> Any:
     return json.loads(read_content(path).text)
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Records of a file of JSON lines, whatever its name, or of one JSON list; each with its place."""
-    if path.suffix == ".json":
-        text = read_content(path).text
-        if text.lstrip().startswith("["):
-            yield from ((f"{path}[{index}]", item) for index, item in enumerate(json.loads(text)))
-            return
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                yield f"{path}#{number}", _maybe_json(line)
-        return
-    for record in read_records(path):
-        yield f"{path}#{record.line}", None if isinstance(record, BadRecord) else record.values
-
-
-def _maybe_json(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
 
 
 def _under(key: str) -> Callable[[Path], Iterator[tuple[str, Any]]]:
@@ -266,24 +229,24 @@ def _marco_records(path: Path) -> Iterator[tuple[str, Any]]:
     """v2.1 is one object of columns, each a mapping from row to value; v1.1 is lines."""
     if path.suffix == ".json":
         text = read_content(path).text
-        columns = _maybe_json(text)
+        columns = maybe_json(text)
         if isinstance(columns, dict) and isinstance(columns.get("query"), dict):
             for row in columns["query"]:
                 yield f"{path}[{row}]", {name: values.get(row) for name, values in columns.items()}
             return
-    yield from _lines(path)
+    yield from json_records(path)
 
 
 _SIMPLE: dict[str, tuple[Callable[[Path], Iterator[tuple[str, Any]]], Callable[[Any], Iterator[Question]]]] = {
-    "jsonl": (_lines, _own),
-    "hotpotqa": (_lines, _hotpotqa),
-    "2wikimultihopqa": (_lines, _hotpotqa),
-    "musique": (_lines, _musique),
-    "nq": (_lines, _natural_questions),
+    "jsonl": (json_records, questions_of),
+    "hotpotqa": (json_records, _hotpotqa),
+    "2wikimultihopqa": (json_records, _hotpotqa),
+    "musique": (json_records, _musique),
+    "nq": (json_records, _natural_questions),
     "squad": (_under("data"), _squad),
     "popqa": (_table("\t"), _popqa),
     "ms_marco": (_marco_records, _ms_marco),
-    "dureader": (_lines, _dureader),
+    "dureader": (json_records, _dureader),
 }
 _CONVERSATIONS = {"locomo": conversations.locomo, "longmemeval": conversations.longmemeval}
 FORMATS: tuple[str, ...] = (*_SIMPLE, "triviaqa", "narrativeqa", *_CONVERSATIONS)
@@ -301,14 +264,9 @@ def read_set(path: Path, format: str) -> QuestionSet:
     """
     if format not in FORMATS:
         raise CorpusError(f"no reader for {format!r}; the formats are {', '.join(FORMATS)}")
-    try:
-        found = _collect(*_reader(path, format)) if format not in _CONVERSATIONS else _talks(path, format)
-    except (OSError, Unreadable, *_BAD) as error:
-        raise CorpusError(f"{path} cannot be read as {format}: {error!r}; check the file and the format") from error
-    if not found.questions:
-        reasons = "; ".join(f"{bad.where}: {bad.reason}" for bad in found.malformed[:3])
-        raise CorpusError(f"{path} holds no question in the format {format} ({reasons or 'it is empty'})")
-    return found
+    if format in _CONVERSATIONS:
+        return reading(path, format, lambda: _talks(path, format))
+    return reading(path, format, lambda: collect(*_reader(path, format)))
 
 
 def _reader(path: Path, format: str) -> tuple[Iterable[tuple[str, Any]], Callable[[Any], Iterator[Question]]]:
@@ -324,29 +282,13 @@ def _reader(path: Path, format: str) -> tuple[Iterable[tuple[str, Any]], Callabl
     return records(path), convert
 
 
-def _collect(records: Iterable[tuple[str, Any]], convert: Callable[[Any], Iterator[Question]]) -> QuestionSet:
-    questions: dict[str, Question] = {}
-    malformed: list[Malformed] = []
-    for where, record in records:
-        try:
-            if record is None or not is_text(record):
-                raise ValueError("not a JSON object of valid text")
-            for question in convert(record):
-                if question.id in questions:
-                    raise ValueError(f"the id {question.id!r} was read before")
-                questions[question.id] = question
-        except _BAD as error:
-            malformed.append(Malformed(where, describe(error)))
-    return QuestionSet(tuple(questions.values()), malformed=tuple(malformed))
-
-
 def _talks(path: Path, format: str) -> QuestionSet:
     parts: list[conversations.Talk] = []
     malformed: list[Malformed] = []
-    for where, record in _lines(path):
+    for where, record in json_records(path):
         try:
             parts.append(_CONVERSATIONS[format](record))
-        except _BAD as error:
+        except BAD_RECORD as error:
             malformed.append(Malformed(where, describe(error)))
         else:
             malformed += [Malformed(f"{where}[{place}]", reason) for place, reason in parts[-1].malformed]
@@ -355,8 +297,3 @@ def _talks(path: Path, format: str) -> QuestionSet:
         documents={part.namespace: part.documents for part in parts},
         malformed=tuple(malformed),
     )
-
-
-def describe(error: Exception) -> str:
-    """Why a record is malformed, for people."""
-    return f"the key {error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__

@@ -17,8 +17,8 @@ from itertools import cycle, pairwise
 from typing import Literal
 
 from memspan.errors import EvaluationError
-from memspan.eval.sets import UNDATED, Question
 from memspan.eval.words import ADJECTIVES, NOUNS
+from memspan.text.questions import UNDATED, Question
 from memspan.text.splitter import sentence_ends
 from memspan.types import Document
 

@@ -31,11 +31,11 @@ from memspan.eval import arms as arms_
 from memspan.eval import report
 from memspan.eval.arms import Arm, DenseRetriever, Ranking, parse_arm
 from memspan.eval.scoring import Row, as_json, compare, main_score, score, summarise
-from memspan.eval.sets import Question
 from memspan.eval.tasks import Task, TaskSettings, build_task
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
+from memspan.text.questions import Question
 
 CONFIG, ENCODING, ROWS, RESULT, TABLE = "config.json", "encoding.jsonl", "rows.jsonl", "result.json", "table.md"
 BANK = "bank"

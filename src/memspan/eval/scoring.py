@@ -11,7 +11,7 @@ from typing import Any
 from memspan.eval import metrics
 from memspan.eval.arms import RANKED_DEPTH, Answered, Arm, Ranking
 from memspan.eval.metrics import Interval
-from memspan.eval.sets import Question
+from memspan.text.questions import Question
 
 DEPTHS = (1, 5, RANKED_DEPTH)
 _HOP_DEPTH = 5

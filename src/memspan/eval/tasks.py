@@ -9,8 +9,9 @@ from pathlib import Path
 from memspan.errors import EvaluationError
 from memspan.eval import niah
 from memspan.eval.formats import FORMATS, read_set
-from memspan.eval.sets import Malformed, MemoryOf, Question, build_memory
+from memspan.eval.sets import MemoryOf, build_memory
 from memspan.text.corpus import Skipped, read_paths
+from memspan.text.questions import Malformed, Question
 from memspan.types import Document
 
 CountTokens = Callable[[str], int]

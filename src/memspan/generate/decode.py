@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from memspan.errors import QuestionError
+from memspan.generate.constrain import Guide
 from memspan.generate.sampling import Sampling, StopStrings, pick_token
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep, LayerMemory
@@ -32,6 +33,9 @@ class Generated:
 class Decoding:
     """A batch of contexts on its way to answers: one prefill, which routes, then a token per step, which does not.
 
+    Args:
+        guides: per context what may be written, and when it is complete; None: the model decides both.
+
     Attributes:
         rows: the answers, in the order of the contexts.
         retrieved: per MSA layer what the prefill routed to.
@@ -41,13 +45,19 @@ class Decoding:
     """
 
     def __init__(
-        self, loaded: LoadedModel, contexts: Sequence[Context], memory: LayerMemory | None, sampling: Sampling
+        self,
+        loaded: LoadedModel,
+        contexts: Sequence[Context],
+        memory: LayerMemory | None,
+        sampling: Sampling,
+        guides: Sequence[Guide] | None = None,
     ) -> None:
         for context in contexts:
             check_fits(loaded, len(context.ids), sampling.max_new_tokens)
         self.rows = [Generated() for _ in contexts]
         self.retrieved: dict[int, Retrieved] = {}
         self._model, self._template, self._sampling, self._memory = loaded.model, loaded.template, sampling, memory
+        self._guides: Sequence[Guide | None] = guides or [None] * len(contexts)
         self._stops = StopStrings((*loaded.template.stop_strings, *sampling.stop))
         self._packed = pack_contexts(contexts, loaded.model.config.offset).to(loaded.model.device)
         self._cache = DynamicCache(config=loaded.model.config.text_config)
@@ -84,15 +94,19 @@ class Decoding:
     def _advance(self, logits_BV: torch.Tensor) -> list[int]:
         """Pick every unfinished row's next token; finished rows go on with a token nobody reads."""
         ids = []
-        for row, logits_V, generator in zip(self.rows, logits_BV, self._generators, strict=True):
+        states = zip(self.rows, logits_BV, self._generators, self._guides, strict=True)
+        for row, logits_V, generator, guide in states:
             if row.finish_reason is None:
-                self._accept(row, pick_token(logits_V, self._sampling, generator))
+                logits_V = guide.mask(logits_V, row.ids) if guide else logits_V
+                self._accept(row, pick_token(logits_V, self._sampling, generator), guide)
             ids.append(row.ids[-1] if row.ids else 0)
         return ids
 
-    def _accept(self, row: Generated, token: int) -> None:
+    def _accept(self, row: Generated, token: int, guide: Guide | None) -> None:
         row.ids.append(token)
-        if token in self._stop_ids:
+        if guide and guide.finished(row.ids):
+            row.finish_reason = "complete"
+        elif token in self._stop_ids:
             row.finish_reason = "stop"
         elif len(row.ids) == self._sampling.max_new_tokens:
             row.finish_reason = "length"

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
-
-from transformers import DynamicCache
 
 from memspan.bank.add import AddReport, add_documents
 from memspan.bank.bank import MemoryBank, check_namespace
@@ -20,37 +17,31 @@ from memspan.bank.encode import manifest_of
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.errors import BankMismatch, EmptyBank, QuestionError, UnknownDocument
-from memspan.generate.decode import Decoding, check_fits, context_room, prefill
+from memspan.generate.finder import Finder, Look
+from memspan.generate.interleave import Interleave, Plan, RoundState, SearchedReading
+from memspan.generate.named import NamedReading
 from memspan.generate.sampling import GREEDY, Sampling
 from memspan.model.convert import LoadedModel, load
-from memspan.routing.local import LocalMemory
-from memspan.routing.ranking import Ranked, rank_documents
-from memspan.routing.selector import (
-    Selected,
-    Selector,
-    check_selector,
-    default_selector,
-    keep_adaptively,
-    select,
-)
-from memspan.text.packing import pack_contexts
-from memspan.text.template import Context, Passage, encoded_text
-from memspan.types import JSON, Answer, Document, Evidence, Retrieved, is_unicode
+from memspan.routing.selector import check_selector, default_selector
+from memspan.text.rounds import RoundProtocol, RouteTokens
+from memspan.types import JSON, Answer, Document, Done, Event, Evidence, TextWritten, is_unicode, normal_date
 
 MAX_DOCUMENTS = 5
-# Documents scored below this share of the best one's score are left out.
-MIN_SHARE = 0.5
-_SEARCH_DEPTH = 64
-_DAY_LENGTH = len("2026-03-01")
+# Rounds of a model that says itself when it has read enough.
+MAX_ROUNDS = 4
 
 
 class AskOptions(TypedDict, total=False):
     """How to ask.
 
     Keys:
-        selector: router, lexical or hybrid; default: lexical while the router is untrained, hybrid after.
+        selector: router, lexical, hybrid, or generate (the model names documents itself; its template needs markers
+            of rounds); default: lexical while the router is untrained, hybrid after.
         max_documents: documents whose original text is put before the model, at most (fewer where fewer matter, none
-            for 0).
+            for 0: the model answers from its compressed memory alone).
+        rounds: looks into the memory, at most. Default: 1; 4 for generate.
+        documents_per_round, max_injected_tokens, route_tokens, constrain_ids: see `Plan`
+            (`memspan.generate.interleave`; `max_injected_tokens` is its `injected_tokens`).
         sampling: how to decode.
         where: only documents whose metadata match; see `memspan.bank.scope.Scope.parse`.
         as_of: only documents dated this day or moment, or before: what was known then.
@@ -58,6 +49,11 @@ class AskOptions(TypedDict, total=False):
 
     selector: str | None
     max_documents: int
+    rounds: int | None
+    documents_per_round: int | None
+    max_injected_tokens: int | None
+    route_tokens: RouteTokens
+    constrain_ids: bool
     sampling: Sampling
     where: Mapping[str, Any] | None
     as_of: str | None
@@ -68,8 +64,7 @@ class _Request:
     """Questions asked together, checked."""
 
     questions: Sequence[str]
-    selector: Selector
-    max_documents: int
+    plan: Plan
     sampling: Sampling
     scope: Scope
 
@@ -142,7 +137,7 @@ class Memory:
         return cls(opened, loaded, namespace=namespace, snapshot=snapshot)
 
     def in_namespace(self, namespace: str) -> Memory:
-        """Another namespace of the same bank, with the same model. Closing it leaves this one open."""
+        """Another namespace of the same bank, with the same model; not pinned. Closing it leaves this one open."""
         other = Memory(self.bank, self.loaded, namespace=namespace)
         other._owns_bank = False
         return other
@@ -178,8 +173,13 @@ class Memory:
             speaker: who said it; put before the text, and kept as metadata.
             session: the conversation it belongs to; kept as metadata.
             date: when, ISO 8601. Default: now.
+
+        Raises:
+            ValueError: the turn is empty, or the date is none.
         """
-        date = date or datetime.now(UTC).isoformat(timespec="milliseconds")
+        if not turn.strip():
+            raise ValueError("the turn is empty; there is nothing to remember")
+        date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
         text = f"{speaker}: {turn}" if speaker else turn
         digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
         metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
@@ -236,12 +236,11 @@ class Memory:
             FilterError: `where` or `as_of` is malformed, or names a field that no document has.
             EmptyBank: there is nothing to ask.
         """
-        stream = self._answering(self._request(questions, **options))
-        while True:
-            try:
-                next(stream)
-            except StopIteration as finished:
-                return finished.value
+        answers: dict[int, Answer] = {}
+        for place, event in self._answering(self._request(questions, **options)):
+            if isinstance(event, Done):
+                answers[place] = event.answer
+        return [answers[place] for place in range(len(questions))]
 
     def stream(
         self,
@@ -255,17 +254,19 @@ class Memory:
         Args:
             on_answer: called with the whole answer when it is done. For the rest see `ask_batch`.
         """
-        shown = 0
-        stream = self._answering(self._request([question], **options))
-        while True:
-            try:
-                (text,) = next(stream)
-            except StopIteration as finished:
-                on_answer(finished.value[0])
-                return
-            if len(text) > shown:
-                yield text[shown:]
-                shown = len(text)
+        for event in self.events(question, **options):
+            if isinstance(event, TextWritten):
+                yield event.text
+            elif isinstance(event, Done):
+                on_answer(event.answer)
+
+    def events(self, question: str, **options: Unpack[AskOptions]) -> Iterator[Event]:
+        """Yield what happens as it happens: rounds, the documents they choose, the answer's text, and it all at last.
+
+        `RoundStarted` and `RoundDone` for every round, `TextWritten` for every piece of text, one `Done`.
+        """
+        for _, event in self._answering(self._request([question], **options)):
+            yield event
 
     def search(
         self,
@@ -277,20 +278,27 @@ class Memory:
         as_of: str | None = None,
     ) -> list[Evidence]:
         """The documents a selector finds for a question, best first, without generating anything."""
-        request = self._request([question], selector=selector, max_documents=limit, where=where, as_of=as_of)
+        chosen = check_selector(selector or self.default_selector)
+        request = self._request([question], selector=chosen, max_documents=limit, where=where, as_of=as_of)
         with self._snapshot() as snapshot:
             self._check_not_empty(snapshot)
             if not snapshot.selectable_mask(request.scope).any():
                 return []
-            (selected,) = self._select(snapshot, request)
-            return _evidence(snapshot, selected[:limit])
+            finder = Finder(self.loaded, snapshot, request.scope)
+            context = None if chosen == "lexical" else self.loaded.template.context(question)
+            (found,) = finder.rank(chosen, [Look(question, context)], limit)
+            return finder.evidence(found.selected[:limit])
 
     def _request(self, questions: Sequence[str], **options: Unpack[AskOptions]) -> _Request:
         """
         Raises:
             QuestionError: a question is empty, or not text.
             FilterError: the scope is malformed.
+            MemspanError: there is no such selector, or the model's template has no rounds for it.
         """
+        selector = options.get("selector") or self.default_selector
+        if selector == "generate":
+            RoundProtocol(self.loaded.template)
         max_documents = options.get("max_documents", MAX_DOCUMENTS)
         if max_documents < 0:
             raise QuestionError(f"max_documents must not be negative, not {max_documents}")
@@ -298,58 +306,36 @@ class Memory:
             raise QuestionError("the question is empty; write one")
         if not all(is_unicode(question) for question in questions):
             raise QuestionError("the question is not valid Unicode; check the encoding it is read in")
+        rounds = options.get("rounds")
+        plan = Plan(
+            "generate" if selector == "generate" else check_selector(selector),
+            (MAX_ROUNDS if selector == "generate" else 1) if rounds is None else rounds,
+            max_documents,
+            options.get("documents_per_round"),
+            options.get("max_injected_tokens"),
+            options.get("route_tokens", "all"),
+            options.get("constrain_ids", True),
+        )
         return _Request(
             questions,
-            check_selector(options.get("selector") or self.default_selector),
-            max_documents,
+            plan,
             options.get("sampling", GREEDY),
             Scope.parse(options.get("where"), options.get("as_of")),
         )
 
-    def _answering(self, request: _Request) -> Iterator[list[str]]:
-        """Yield the texts so far after every token; return the answers."""
+    def _answering(self, request: _Request) -> Iterator[tuple[int, Event]]:
+        """Yield what happens, with the place of the question it happens to."""
         with self._snapshot() as snapshot:
             self._check_not_empty(snapshot)
             if not snapshot.selectable_mask(request.scope).any():
                 raise EmptyBank(f"no document of {self.bank.folder} is in the scope of the filter; widen it")
-            return (yield from self._answer(snapshot, request))
-
-    def _answer(self, snapshot: Snapshot, request: _Request) -> Iterator[list[str]]:
-        started = time.perf_counter()
-        evidence, contexts = [], []
-        for question, selected in zip(request.questions, self._select(snapshot, request), strict=True):
-            found = _evidence(snapshot, keep_adaptively(selected, request.max_documents, MIN_SHARE))
-            context, used = self.context(question, found, request.sampling)
-            evidence.append(tuple(found[:used]))
-            contexts.append(context)
-        selected_at = time.perf_counter()
-        memory = self._layer_memory(snapshot, request.scope)
-        decoding = Decoding(self.loaded, contexts, memory, request.sampling)
-        prefilled_at = selected_at
-        for step, _ in enumerate(decoding.run()):
-            if step == 0:
-                prefilled_at = time.perf_counter()
-            yield [row.text for row in decoding.rows]
-        timings = {
-            "select": selected_at - started,
-            "prefill": prefilled_at - selected_at,
-            "decode": time.perf_counter() - prefilled_at,
-        }
-        return [
-            Answer(
-                question=question,
-                text=row.text.strip(),
-                evidence=tuple(_with_layers(item, decoding.retrieved.values(), number) for item in found),
-                selector=request.selector,
-                finish_reason=row.finish_reason or "length",
-                num_prompt_tokens=len(context.ids),
-                num_new_tokens=len(row.ids),
-                timings=timings,
+            finder, state = Finder(self.loaded, snapshot, request.scope), RoundState(self.loaded)
+            reading = (
+                NamedReading(state, finder, request.plan, request.sampling)
+                if request.plan.selector == "generate"
+                else SearchedReading(self.loaded, finder, request.plan, request.sampling)
             )
-            for number, (question, context, found, row) in enumerate(
-                zip(request.questions, contexts, evidence, decoding.rows, strict=True)
-            )
-        ]
+            yield from Interleave(state, finder, reading, request.plan, request.sampling).run(request.questions)
 
     @contextlib.contextmanager
     def _snapshot(self) -> Iterator[Snapshot]:
@@ -371,78 +357,3 @@ class Memory:
             where = str(folder) if name == DEFAULT_NAMESPACE else f"namespace {name!r} of {folder}"
             option = "" if name == DEFAULT_NAMESPACE else f" --namespace {name}"
             raise EmptyBank(f"{where} holds no documents; add some with: memspan add {folder} FILES...{option}")
-
-    def _layer_memory(self, snapshot: Snapshot, scope: Scope) -> LocalMemory:
-        config, device = self.loaded.model.config, self.loaded.model.device
-        selectable_N = snapshot.selectable_mask(scope)
-        return LocalMemory(
-            snapshot.shards, snapshot.manifest, config.top_k_docs, selectable_N=selectable_N, device=device
-        )
-
-    def _select(self, snapshot: Snapshot, request: _Request) -> list[list[Selected]]:
-        """Rank documents for every question, by full-text search at least `max_documents` (where so many match)."""
-        depth = max(request.max_documents, _SEARCH_DEPTH)
-        routed: list[list[Ranked]] = [[] for _ in request.questions]
-        lexical: list[list[tuple[int, float]]] = [[] for _ in request.questions]
-        if request.selector != "lexical":
-            routed = self._route(snapshot, request)
-        if request.selector != "router":
-            lexical = [snapshot.search(question, depth, request.scope) for question in request.questions]
-        return [select(request.selector, *found) for found in zip(lexical, routed, strict=True)]
-
-    def _route(self, snapshot: Snapshot, request: _Request) -> list[list[Ranked]]:
-        """Route the bare questions and rank what the MSA layers considered."""
-        contexts = [self.loaded.template.context(question) for question in request.questions]
-        for context in contexts:
-            check_fits(self.loaded, len(context.ids), 0)
-        model, memory = self.loaded.model, self._layer_memory(snapshot, request.scope)
-        packed = pack_contexts(contexts, model.config.offset).to(model.device)
-        prefill(model, packed, memory, {}, DynamicCache(config=model.config.text_config))
-        return [
-            rank_documents({layer: found[row] for layer, found in memory.candidates.items()}, model.config.top_k_docs)
-            for row in range(len(contexts))
-        ]
-
-    def context(self, question: str, found: Sequence[Evidence], sampling: Sampling) -> tuple[Context, int]:
-        """The context with as much of the evidence, best first, as fits; and how many documents that is.
-
-        In the context the oldest document comes first: of two that disagree the later one is read last.
-        """
-        template = self.loaded.template
-        room = context_room(self.loaded, sampling.max_new_tokens)
-        used = len(found)
-        while True:
-            dated = sorted(found[:used], key=lambda item: (item.date, item.document_id))
-            passages = [
-                Passage(item.document_id, encoded_text(item.title, item.text), item.date[:_DAY_LENGTH])
-                for item in dated
-            ]
-            context = template.context(question, passages)
-            if len(context.ids) <= room or not used:  # a question that is too long by itself is refused later
-                return context, used
-            used -= 1
-
-
-def _evidence(snapshot: Snapshot, selected: Sequence[Selected]) -> list[Evidence]:
-    stored = snapshot.documents([found.document_id for found in selected])
-    by_id = {document.id: document for document in stored}
-    return [
-        Evidence(
-            document_id=document.id,
-            external_id=document.external_id,
-            title=document.title,
-            text=document.text,
-            span=document.span,
-            score=found.score,
-            layers=found.layers,
-            metadata=document.metadata,
-            date=document.date,
-        )
-        for found in selected
-        if (document := by_id.get(found.document_id)) is not None
-    ]
-
-
-def _with_layers(item: Evidence, retrieved: Iterable[Retrieved], row: int) -> Evidence:
-    """Evidence with the number of MSA layers that attended to its document while answering."""
-    return replace(item, layers=sum(item.document_id in found.doc_ids[row] for found in retrieved))

@@ -59,6 +59,8 @@ def pack_contexts(contexts: Sequence[Context], position_offset: int) -> PackedCo
         valid[row, pad:] = True
         sees_memory[row, pad + prefix :] = True
         routes[row, pad + prefix : pad + context.routes.end] = True
+        for span in context.silent:
+            routes[row, pad + span.start : pad + span.end] = False
     return PackedContexts(ids, positions, valid, sees_memory, routes)
 
 

@@ -194,7 +194,9 @@ def _middle_cut(text: str) -> tuple[_Border, list[int]]:
         return _Border.CHARACTER, []
     middle = len(text) // 2
     outwards = chain(range(middle, 0, -1), range(middle + 1, len(text)))
-    clean = (cut for cut in outwards if not text[cut].isspace() and not _continues_character(text, cut))
+    clean = (
+        cut for cut in outwards if not (text[cut].isspace() or text[:cut].isspace() or _continues_character(text, cut))
+    )
     cut = next(clean, None)
     return (_Border.TORN, [middle]) if cut is None else (_Border.CHARACTER, [cut])
 

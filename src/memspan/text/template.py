@@ -7,14 +7,14 @@ characters are tokenised as plain text, so neither a document nor a question can
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NewType, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from memspan.config import TemplateSpec
-from memspan.types import Span
+from memspan.types import Document, Span
 
 Marker = NewType("Marker", int)
 """Id of a token that the template writes as one token."""
@@ -29,10 +29,12 @@ class Context:
     Attributes:
         ids: all tokens.
         routes: the tokens that route, `ids[routes.start:routes.end]`; the prefix stands before, the tail behind.
+        silent: spans within `routes` that do not route all the same: what the model wrote, texts read before.
     """
 
     ids: tuple[int, ...]
     routes: Span
+    silent: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,16 @@ class PromptTemplate:
     def __init__(self, spec: TemplateSpec, tokenizer: PreTrainedTokenizerBase) -> None:
         self.spec = spec
         self.tokenizer = tokenizer
+        rounds = tuple(filter(None, (spec.round_end, spec.retrieval_end)))
         literals = (spec.document_prefix, spec.document_suffix, spec.context_prefix, spec.context_suffix, *spec.stops)
+        literals += (*rounds, spec.final_question)
         tokens = sorted(self._single_tokens(literals), key=len, reverse=True)
         self._markers: dict[str, Marker] = {token: Marker(_token_id(tokenizer, token)) for token in tokens}
         self._split_at = re.compile("|".join(map(re.escape, tokens))) if tokens else None
-        # Markers the tokenizer would read as one token even in user text; those are broken up there.
+        # Markers the tokenizer would read as one token even in user text; those are broken up there. So are markers
+        # of rounds that are several tokens, which user text would be read as otherwise.
         self._stubborn = [token for token, marker in self._markers.items() if marker in self._plain_ids(token)]
+        self._stubborn += [marker for marker in rounds if marker not in self._markers]
         self._bos = _first_token(tokenizer)
         self.prefix_ids = tuple(self._with_bos(self._tokenize([*self._pieces(spec.context_prefix)])))
         self.suffix_ids = tuple(self._tokenize([*self._pieces(spec.context_suffix)]))
@@ -69,17 +75,44 @@ class PromptTemplate:
         suffix = self.spec.document_suffix.format(id=document_id)
         return self._with_bos(self._tokenize([*self._pieces(prefix), self._escape(text), *self._pieces(suffix)]))
 
-    def context(self, question: str, passages: Sequence[Passage] = ()) -> Context:
-        """The active context of a question, with the original text of documents before it where there is any."""
+    def context(self, question: str, passages: Sequence[Passage] = (), read: Collection[int] = ()) -> Context:
+        """The active context of a question, with the original text of documents before it where there is any.
+
+        Args:
+            read: documents of `passages` that do not route.
+        """
         if passages:
-            written = "".join(self.spec.passage.format(id=p.document_id, text=p.text, date=p.date) for p in passages)
+            written = self.passages(passages)
             body = self.spec.grounded_question.format(passages=written, question=question)
         else:
             body = self.spec.plain_question.format(question=question)
         body_ids = self._plain_ids(self._escape(body))
         start = len(self.prefix_ids)
         ids = (*self.prefix_ids, *body_ids, *self.suffix_ids)
-        return Context(ids, Span(start, start + len(body_ids)))
+        silent = tuple(self._spans_of(passages, read, start)) if read else ()
+        return Context(ids, Span(start, start + len(body_ids)), silent)
+
+    def passages(self, passages: Sequence[Passage]) -> str:
+        """Original texts as they are put before the model."""
+        return "".join(self.spec.passage.format(id=p.document_id, text=p.text, date=p.date) for p in passages)
+
+    def tokens(self, literal: str, **fields: str) -> list[int]:
+        """A literal of the template, its markers as markers, with user text in its fields."""
+        escaped = {name: self._escape(value) for name, value in fields.items()}
+        return self._tokenize([x.format(**escaped) if isinstance(x, str) else x for x in self._pieces(literal)])
+
+    def answer(self, text: str) -> list[int]:
+        """An answer as the model is to write it: the text and the marker (or string) that ends it."""
+        return self.tokens(f"{{answer}}{self.spec.stops[0] if self.spec.stops else ''}", answer=text)
+
+    def _spans_of(self, passages: Sequence[Passage], wanted: Collection[int], start: int) -> Iterable[Span]:
+        """Where some passages of a context stand. A token over the border of two passages counts to the later one."""
+        written, _, _ = self.spec.grounded_question.partition("{passages}")
+        for passage in passages:
+            begin = start + self.count_tokens(written)
+            written += self.passages([passage])
+            if passage.document_id in wanted:
+                yield Span(begin, start + self.count_tokens(written))
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a plain text, without any template."""
@@ -137,6 +170,11 @@ def encoded_text(title: str, text: str) -> str:
     if not title or opening.startswith(title.lower()):
         return text
     return f"{title}\n{text}"
+
+
+def part_text(document: Document, span: Span) -> str:
+    """What of a part of a document is encoded, searched and put before the model."""
+    return encoded_text(document.title, document.text[span.start : span.end])
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:

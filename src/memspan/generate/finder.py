@@ -1,0 +1,157 @@
+"""`Finder`: which documents of a snapshot match, by full-text search, by the router, or by both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import DynamicCache
+
+from memspan.bank.scope import Scope
+from memspan.bank.snapshot import Snapshot
+from memspan.generate.decode import check_fits, prefill
+from memspan.model.convert import LoadedModel
+from memspan.routing.local import LocalMemory
+from memspan.routing.ranking import Ranked, rank_documents
+from memspan.routing.selector import Selected, Selector, select
+from memspan.text.packing import pack_contexts
+from memspan.text.template import Context, Passage, encoded_text
+from memspan.text.terms import query_terms
+from memspan.types import Evidence, LayerRouting, Retrieved
+
+_SEARCH_DEPTH = 64
+_DAY_LENGTH = len("2026-03-01")
+_WORD = re.compile(r"(?<!\w)[^\W\d_][\w'’-]*")
+_OPENS_SENTENCE = ".!?:\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A ranking of documents for one question, best first, with the routing behind it (none for lexical)."""
+
+    selected: Sequence[Selected]
+    routed: tuple[LayerRouting, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is looked up: by its words (`query`), by routing a `context` (left out where nothing routes)."""
+
+    query: str
+    context: Context | None
+
+
+class Finder:
+    """Finds documents of one snapshot, within a scope."""
+
+    def __init__(self, loaded: LoadedModel, snapshot: Snapshot, scope: Scope) -> None:
+        self._loaded, self._snapshot, self._scope = loaded, snapshot, scope
+
+    def layer_memory(self) -> LocalMemory:
+        """What the MSA layers route over."""
+        config, device = self._loaded.model.config, self._loaded.model.device
+        selectable_N = self._snapshot.selectable_mask(self._scope)
+        shards, manifest = self._snapshot.shards, self._snapshot.manifest
+        return LocalMemory(shards, manifest, config.top_k_docs, selectable_N=selectable_N, device=device)
+
+    def rank(self, selector: Selector, looks: Sequence[Look], depth: int) -> list[Found]:
+        """Rank documents for every look, by full-text search at least `depth` (where so many match)."""
+        depth = max(depth, _SEARCH_DEPTH)
+        routed: list[tuple[list[Ranked], tuple[LayerRouting, ...]]] = [([], ()) for _ in looks]
+        lexical: list[list[tuple[int, float]]] = [[] for _ in looks]
+        if selector != "lexical":
+            contexts = [look.context for look in looks if look.context is not None]
+            assert len(contexts) == len(looks), "a routed look has a context"
+            routed = self._route(contexts)
+        if selector != "router":
+            lexical = [self._snapshot.search(look.query, depth, self._scope) for look in looks]
+        return [
+            Found(select(selector, words, ranked), layers)
+            for words, (ranked, layers) in zip(lexical, routed, strict=True)
+        ]
+
+    def _route(self, contexts: Sequence[Context]) -> list[tuple[list[Ranked], tuple[LayerRouting, ...]]]:
+        """Route contexts, and rank what the MSA layers considered."""
+        for context in contexts:
+            check_fits(self._loaded, len(context.ids), 0)
+        model, memory = self._loaded.model, self.layer_memory()
+        packed = pack_contexts(contexts, model.config.offset).to(model.device)
+        retrieved: dict[int, Retrieved] = {}
+        prefill(model, packed, memory, retrieved, DynamicCache(config=model.config.text_config))
+        return [(self.ranking(memory, row), routing_of(retrieved, row)) for row in range(len(contexts))]
+
+    def ranking(self, memory: LocalMemory, row: int) -> list[Ranked]:
+        """The ranking over all MSA layers of what a memory considered for one question."""
+        considered = {layer: found[row] for layer, found in memory.candidates.items()}
+        return rank_documents(considered, self._loaded.model.config.top_k_docs)
+
+    def in_scope(self, document_ids: Sequence[int]) -> list[int]:
+        """Those of the ids that are of live documents in the scope, in order."""
+        shards = self._snapshot.shards
+        if not shards:
+            return []
+        ids_N = torch.cat([shard.ids_N for shard in shards])
+        selectable = set(ids_N[self._snapshot.selectable_mask(self._scope)].tolist()) if document_ids else set()
+        return [document_id for document_id in document_ids if document_id in selectable]
+
+    def evidence(self, selected: Sequence[Selected]) -> list[Evidence]:
+        """The stored documents that were chosen, in order."""
+        stored = self._snapshot.documents([found.document_id for found in selected])
+        by_id = {document.id: document for document in stored}
+        return [
+            Evidence(
+                document_id=document.id,
+                external_id=document.external_id,
+                title=document.title,
+                text=document.text,
+                span=document.span,
+                score=found.score,
+                layers=found.layers,
+                metadata=document.metadata,
+                date=document.date,
+            )
+            for found in selected
+            if (document := by_id.get(found.document_id)) is not None
+        ]
+
+
+def routing_of(retrieved: Mapping[int, Retrieved], row: int) -> tuple[LayerRouting, ...]:
+    """What every MSA layer routed one question of a batch to."""
+    return tuple(
+        LayerRouting(layer, found.doc_ids[row], found.scores[row]) for layer, found in sorted(retrieved.items())
+    )
+
+
+def with_layers(items: Iterable[Evidence], routed: Sequence[LayerRouting]) -> tuple[Evidence, ...]:
+    """Evidence with the number of MSA layers that attended to its document while answering."""
+    return tuple(replace(x, layers=sum(x.document_id in layer.document_ids for layer in routed)) for x in items)
+
+
+def passages_of(items: Iterable[Evidence]) -> list[Passage]:
+    """Documents as they are put before the model."""
+    return [Passage(x.document_id, encoded_text(x.title, x.text), x.date[:_DAY_LENGTH]) for x in items]
+
+
+def next_query(question: str, newest: Iterable[Evidence]) -> str:
+    """What a further round searches for: the question, and the names in the texts found last.
+
+    Names, not whole texts: the words of a text drown the name that leads on to the next document (measured on the
+    two-hop questions of `examples/`, see docs/LOG.md). A text without names, or in a script without capitals, leaves
+    the question; what it found before is passed over.
+    """
+    known = set(query_terms(question))
+    found = (name for item in newest for name in names_in(encoded_text(item.title, item.text)))
+    names = [name for name in dict.fromkeys(found) if not known.issuperset(query_terms(name))]
+    return " ".join([question, *names])
+
+
+def names_in(text: str) -> list[str]:
+    """The capitalised words inside sentences, each once. A word that opens a sentence says nothing by its capital."""
+    names = []
+    for word in _WORD.finditer(text):
+        before = text[: word.start()].rstrip(" \t\"'“(*_#-")
+        if word[0][0].isupper() and before and before[-1] not in _OPENS_SENTENCE:
+            names.append(word[0])
+    return list(dict.fromkeys(names))

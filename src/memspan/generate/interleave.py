@@ -1,0 +1,234 @@
+"""The round loop (paper 3.5, Memory Interleave): look into the memory, read, look again, answer.
+
+Who chooses what is read: `router`, `lexical` or `hybrid` search, whose texts stand before the question; or, with
+`generate`, the model itself, which names documents by their ids (`memspan.text.rounds`).
+
+Every round runs the whole active context from scratch: new text in it changes every state of the MSA layers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+from memspan.errors import MemspanError
+from memspan.generate.constrain import Guide
+from memspan.generate.context import fitted_context
+from memspan.generate.decode import Decoding, context_room
+from memspan.generate.finder import Finder, Found, Look, next_query, passages_of, routing_of, with_layers
+from memspan.generate.sampling import Sampling
+from memspan.model.convert import LoadedModel
+from memspan.model.memory_api import LayerMemory
+from memspan.routing.selector import Selector, keep_adaptively
+from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
+from memspan.text.template import Context
+from memspan.types import Answer, Done, Event, Evidence, Round, RoundDone, RoundStarted, TextWritten
+
+# Documents scored below this share of the best one's score are left out.
+MIN_SHARE = 0.5
+DOCUMENTS_PER_ROUND = 2  # where there are several rounds; measured, see docs/LOG.md
+
+Ended = Literal["more", "enough", "nothing", "room", "limit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to look things up; checked when built.
+
+    Attributes:
+        selector: who chooses documents; "generate" is the model itself.
+        rounds: looks into the memory, at most.
+        documents: texts put before the model in all rounds, at most; 0: it answers from the latents alone.
+        documents_per_round: at most; None: `documents` in a single round, 2 in each of several.
+        injected_tokens: of all texts put in, at most; None: what the model has room for.
+        route_tokens: what routes beside the question in later rounds: "all" texts found so far (as in the paper), or
+            the "newest" (as in the released code).
+        constrain_ids: the model can name only what was routed to; False: whatever it writes is parsed.
+    """
+
+    selector: Selector | Literal["generate"]
+    rounds: int
+    documents: int
+    documents_per_round: int | None = None
+    injected_tokens: int | None = None
+    route_tokens: RouteTokens = "all"
+    constrain_ids: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 1), ("documents", 0), ("documents_per_round", 1), ("injected_tokens", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise MemspanError(f"{name} must be at least {least}, not {value}")
+        if self.route_tokens not in ROUTE_TOKENS:
+            raise MemspanError(f"route_tokens must be one of {', '.join(ROUTE_TOKENS)}, not {self.route_tokens!r}")
+
+    @property
+    def per_round(self) -> int:
+        if self.documents_per_round is not None:
+            return self.documents_per_round
+        return self.documents if self.rounds == 1 else min(self.documents, DOCUMENTS_PER_ROUND)
+
+
+@dataclass(slots=True)
+class Asked:
+    """One question on its way: what was found for it so far. `ended` is "more" while another round may follow."""
+
+    question: str
+    evidence: list[Evidence] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+    injected_tokens: int = 0
+    ended: Ended = "more"
+
+    @property
+    def newest(self) -> tuple[Evidence, ...]:
+        return self.rounds[-1].chosen if self.rounds else ()
+
+    def room_for(self, plan: Plan) -> int:
+        """Documents that may still be put in, in the next round."""
+        return min(plan.per_round, plan.documents - len(self.evidence))
+
+    def close_round(self, plan: Plan, done: Round, ended: Ended, tokens: int) -> Round:
+        """Take a round, and say how it goes on."""
+        self.evidence += done.chosen
+        self.injected_tokens += tokens
+        if ended == "more" and (len(self.rounds) + 1 == plan.rounds or len(self.evidence) == plan.documents):
+            ended = "limit"
+        self.ended = ended
+        self.rounds.append(replace(done, ended=ended, num_injected_tokens=tokens))
+        return self.rounds[-1]
+
+
+class Reading(Protocol):
+    """How documents get read: one round for some questions at a time, then the contexts to answer in."""
+
+    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event]]:
+        """Look once for every question; each closes a round of it."""
+        ...
+
+    def context(self, asked: Asked) -> Context:
+        """The context to answer in."""
+        ...
+
+
+class RoundState:
+    """The seam between rounds and the model: runs contexts, and may keep what they have in common.
+
+    Now it keeps nothing: every run is from scratch. Kept could be, per question, the KV of the layers below the first
+    MSA layer and the hidden states that enter it, which later text does not change (attention is causal); the layers
+    above change with what is routed.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+
+    def decode(
+        self,
+        contexts: Sequence[Context],
+        memory: LayerMemory,
+        sampling: Sampling,
+        guides: Sequence[Guide] | None = None,
+    ) -> Decoding:
+        """A decoding of whole contexts, which routes them."""
+        return Decoding(self.loaded, contexts, memory, sampling, guides)
+
+
+class SearchedReading:
+    """Documents found by search, put before the question: the oldest first, so that of two that disagree the later is
+    read last. Whatever of them does not fit is left out, the worst first."""
+
+    def __init__(self, loaded: LoadedModel, finder: Finder, plan: Plan, sampling: Sampling) -> None:
+        assert plan.selector != "generate", "see NamedReading"
+        self._loaded, self._finder, self._plan = loaded, finder, plan
+        self._selector: Selector = plan.selector
+        self._room = context_room(loaded, sampling.max_new_tokens)
+        self._contexts: dict[int, Context] = {}
+
+    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event]]:
+        started = time.perf_counter()
+        looks = [self._look(one) for one in asked]
+        for one, look in zip(asked, looks, strict=True):
+            yield one, RoundStarted(number, look.query)
+        found = self._finder.rank(self._selector, looks, self._plan.documents)
+        seconds = {"select": time.perf_counter() - started}
+        for one, look, ranked in zip(asked, looks, found, strict=True):
+            done = Round(number, self._selector, look.query, ranked.routed, timings=seconds)
+            yield one, RoundDone(self._read(one, ranked, done))
+
+    def context(self, asked: Asked) -> Context:
+        return self._contexts.get(id(asked)) or self._loaded.template.context(asked.question)
+
+    def _look(self, one: Asked) -> Look:
+        context = None
+        if self._selector != "lexical":
+            context = self._contexts[id(one)] if one.evidence else self._loaded.template.context(one.question)
+        words = next_query(one.question, one.newest) if one.rounds and self._selector != "router" else one.question
+        return Look(words, context)
+
+    def _read(self, one: Asked, found: Found, done: Round) -> Round:
+        """Put in the documents that matter and fit."""
+        read = {item.document_id for item in one.evidence}
+        new = [item for item in found.selected if item.document_id not in read]
+        chosen = self._finder.evidence(keep_adaptively(new, max(0, one.room_for(self._plan)), MIN_SHARE))
+        read_ids = [item.document_id for item in one.evidence] if self._plan.route_tokens == "newest" else ()
+        limit = None if self._plan.injected_tokens is None else self._plan.injected_tokens - one.injected_tokens
+        context, used, tokens = fitted_context(
+            self._loaded, one.question, chosen, self._room, before=one.evidence, silent=read_ids, injected_tokens=limit
+        )
+        self._contexts[id(one)] = context
+        text = self._loaded.template.passages(passages_of(chosen[:used]))
+        done = replace(done, chosen=tuple(chosen[:used]), injected=text, left_out=len(chosen) - used)
+        ended: Ended = "more" if used else "room" if chosen else "nothing" if one.room_for(self._plan) else "limit"
+        return one.close_round(self._plan, done, ended, tokens)
+
+
+class Interleave:
+    """A batch of questions, from looking things up to their answers."""
+
+    def __init__(self, state: RoundState, finder: Finder, reading: Reading, plan: Plan, sampling: Sampling) -> None:
+        self._state, self._finder, self._reading, self._plan, self._sampling = state, finder, reading, plan, sampling
+
+    def run(self, questions: Sequence[str]) -> Iterator[tuple[int, Event]]:
+        """Yield events, each with the place of its question; the last of each question holds its answer."""
+        started = time.perf_counter()
+        asked = [Asked(question) for question in questions]
+        places = {id(one): place for place, one in enumerate(asked)}
+        for number in range(1, self._plan.rounds + 1):
+            for one, event in self._reading.round([one for one in asked if one.ended == "more"], number):
+                yield places[id(one)], event
+            if all(one.ended != "more" for one in asked):
+                break
+        contexts = [self._reading.context(one) for one in asked]
+        selected_at = time.perf_counter()
+        decoding = self._state.decode(contexts, self._finder.layer_memory(), self._sampling)
+        prefilled_at, shown = selected_at, [0] * len(asked)
+        for step, _ in enumerate(decoding.run()):
+            if step == 0:
+                prefilled_at = time.perf_counter()
+            for place, row in enumerate(decoding.rows):
+                if len(row.text) > shown[place]:
+                    yield place, TextWritten(row.text[shown[place] :])
+                    shown[place] = len(row.text)
+        timings = {
+            "select": selected_at - started,
+            "prefill": prefilled_at - selected_at,
+            "decode": time.perf_counter() - prefilled_at,
+        }
+        for place, one in enumerate(asked):
+            yield place, Done(self._answer(one, contexts[place], decoding, place, timings))
+
+    def _answer(self, one: Asked, context: Context, decoding: Decoding, place: int, timings: dict) -> Answer:
+        row, routed = decoding.rows[place], routing_of(decoding.retrieved, place)
+        return Answer(
+            question=one.question,
+            text=row.text.strip(),
+            evidence=with_layers(one.evidence, routed),
+            selector=self._plan.selector,
+            finish_reason=row.finish_reason or "length",
+            num_prompt_tokens=len(context.ids),
+            num_new_tokens=len(row.ids),
+            timings=timings,
+            rounds=tuple(one.rounds),
+            routed=routed,
+        )
