@@ -49,3 +49,7 @@ class CorpusError(MemspanError):
 
 class QuestionError(MemspanError):
     """A question is empty, or does not fit into the model's context."""
+
+
+class EvaluationError(MemspanError):
+    """A measurement cannot be made, or not be continued, as asked."""
