@@ -18,9 +18,10 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.errors import BankMismatch, EmptyBank, QuestionError, UnknownDocument
 from memspan.generate.finder import Finder, Look
-from memspan.generate.interleave import Interleave, Plan, RoundState, SearchedReading
+from memspan.generate.interleave import Interleave, Plan, SearchedReading
 from memspan.generate.named import NamedReading
 from memspan.generate.sampling import GREEDY, Sampling
+from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
 from memspan.routing.selector import check_selector, default_selector
