@@ -47,5 +47,9 @@ class CorpusError(MemspanError):
     """A source cannot be read as documents at all (as opposed to one file of it, which is skipped and named)."""
 
 
+class DataError(MemspanError):
+    """Training data are malformed, empty, or not what a step needs; the message names the file and the line."""
+
+
 class QuestionError(MemspanError):
     """A question is empty, or does not fit into the model's context."""
