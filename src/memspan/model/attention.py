@@ -100,9 +100,9 @@ def _pool_heads(step: EncodeStep, x_BGTD: torch.Tensor) -> torch.Tensor:
     return pooled_BCF.view(B, -1, G, D)
 
 
-def record_router_key(step: EncodeStep, layer: int, router_key_BCGD: torch.Tensor) -> None:
+def record_router_key(step: EncodeStep, layer: int, hidden_BCF: torch.Tensor, router_key_BCGD: torch.Tensor) -> None:
     """Open an MSA layer's entry in an encoding step; the attention function adds K and V to it."""
-    step.recorded[layer] = PooledLayer(router_key_BCGD=router_key_BCGD)
+    step.recorded[layer] = PooledLayer(hidden_BCF, router_key_BCGD)
 
 
 AttentionInterface.register(ATTENTION_NAME, memspan_attention)

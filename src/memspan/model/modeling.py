@@ -128,6 +128,10 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         Returns:
             Latents of the documents' chunks, in order. Gradients flow where they are enabled.
         """
+        return self._gather(self.record(documents))
+
+    def record(self, documents: Sequence[Sequence[int]]) -> EncodeStep:
+        """The forward of `encode`: what every MSA layer pooled, padded to the longest document."""
         device = self.device
         lengths = [len(ids) for ids in documents]
         if not lengths or min(lengths) == 0:
@@ -139,7 +143,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         # The decoder without its language-model head: nothing but the recorded rows is wanted.
         decoder = cast(PreTrainedModel, self.backbone.base_model)
         decoder(input_ids=ids_BT.to(device), memory=step, use_cache=False)
-        return self._gather(step)
+        return step
 
     def _gather(self, step: EncodeStep) -> EncodedDocuments:
         """Drop the padding rows of every layer's pooled values and stack the layers."""

@@ -39,15 +39,24 @@ class RoutedAttention(nn.Module):
         return super().forward(*args, **kwargs)
 
     def _prepare(self, hidden_BTF: torch.Tensor, step: EncodeStep | AskStep) -> None:
-        num_heads, num_kv_heads, head_dim = self.router_heads
+        num_heads, _, head_dim = self.router_heads
         if isinstance(step, EncodeStep):
             # Mean-pooling commutes with a linear map: pool first, project 1/P of the rows.
             pooled_BCF = pool_chunks(hidden_BTF, step.lengths_B, step.chunk_size)
-            key_BCGD = self.router_k_proj(pooled_BCF).unflatten(-1, (num_kv_heads, head_dim))
-            record_router_key(step, self.layer_idx, key_BCGD)
+            record_router_key(step, self.layer_idx, pooled_BCF, self.router_key(pooled_BCF))
         elif step.memory is not None and step.routes_BT is not None:
-            query_BTHD = self.router_q_proj(hidden_BTF).unflatten(-1, (num_heads, head_dim))
+            query_BTHD = project(self.router_q_proj, hidden_BTF).unflatten(-1, (num_heads, head_dim))
             step.retrieved[self.layer_idx] = step.memory.route(self.layer_idx, query_BTHD, step.routes_BT)
+
+    def router_key(self, pooled_CF: torch.Tensor) -> torch.Tensor:
+        """Routing keys `[..., G, D]` of pooled layer inputs `[..., F]`."""
+        _, num_kv_heads, head_dim = self.router_heads
+        return project(self.router_k_proj, pooled_CF).unflatten(-1, (num_kv_heads, head_dim))
+
+
+def project(linear: nn.Linear, hidden_BTF: torch.Tensor) -> torch.Tensor:
+    """A router projection, computed in its own number format: it may be trained in float32 on a bfloat16 backbone."""
+    return linear(hidden_BTF.to(linear.weight.dtype))
 
 
 @cache
