@@ -1,0 +1,388 @@
+"""What a training run is made of, as typed values: the fields of a recipe. Checked when built, never changed.
+
+`memspan.train.recipe` reads them from YAML; only `memspan.train.setup` turns them into models, data and optimisers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from memspan.train.batch import BatchSettings
+from memspan.train.forward import LossWeights, Objective
+from memspan.train.schedule import SCHEDULES, Schedule
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """The model a run begins with.
+
+    Attributes:
+        checkpoint: folder of an MSA checkpoint. Empty: `source` is converted, or the default backbone taken.
+        source: plain decoder (folder, .gguf file or hub id) that the run converts first.
+        adapter: folder of trained weights to begin with.
+        msa_layers, chunk_size, top_k_docs, template, similarity: of the conversion of `source`; empty or 0: defaults
+            (see `MSAConfig`).
+        compute: number format of the forward and backward passes: bfloat16 (mixed precision) or float32. Trained
+            weights are kept in float32 either way.
+        frozen_dtype: number format in which weights that are not trained are kept.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+    """
+
+    checkpoint: str = ""
+    source: str = ""
+    adapter: str = ""
+    msa_layers: tuple[int, ...] = ()
+    chunk_size: int = 0
+    top_k_docs: int = 0
+    template: str = ""
+    similarity: str = ""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        _check(not (self.checkpoint and self.source), "name a checkpoint or a source to convert, not both")
+        converted = (self.msa_layers, self.chunk_size, self.top_k_docs, self.template, self.similarity)
+        _check(
+            bool(self.source) or not any(converted),
+            "msa_layers, chunk_size, top_k_docs, template and similarity belong to the conversion of a source; "
+            "a checkpoint has its own",
+        )
+        _check(min(self.chunk_size, self.top_k_docs) >= 0, "chunk_size and top_k_docs must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSettings:
+    """A file of questions and its share of the batches.
+
+    Attributes:
+        path: JSON lines in the project's form, plain, .gz or .xz.
+        name: for messages and metrics; default: the file's name.
+        weight: relative to the other sources' weights.
+        cap: questions taken from it, at most; 0: all (the paper's Table 5 caps at 500,000).
+    """
+
+    path: str
+    name: str = ""
+    weight: float = 1.0
+    cap: int = 0
+
+    def __post_init__(self) -> None:
+        _check(bool(self.path), "a source needs a path")
+        _check(self.weight > 0, f"the weight of {self.path} must be above 0, not {self.weight}")
+        _check(self.cap >= 0, f"the cap of {self.path} must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """What is learned from, and what is held out of it.
+
+    Attributes:
+        sources: files of questions. May be empty where the recipe names a `corpus`.
+        one_source_per_batch: whether a batch is drawn from one source (its negatives are then of its own kind).
+        holdout_questions: per source, kept out of training and used by metrics, gates and early stopping.
+        holdout_documents: size of the fixed bank those are routed over; filled up with other documents of the sources.
+        max_malformed: share of malformed records above which a source is refused.
+    """
+
+    sources: tuple[SourceSettings, ...] = ()
+    one_source_per_batch: bool = True
+    holdout_questions: int = 50
+    holdout_documents: int = 2000
+    max_malformed: float = 0.01
+
+    def __post_init__(self) -> None:
+        names = [source_name(source) for source in self.sources]
+        _check(len(set(names)) == len(names), f"two sources have one name: {', '.join(sorted(names))}")
+        _check(self.holdout_questions >= 1, "holdout_questions must be at least 1: gates need a hold-out")
+        _check(self.holdout_documents >= 20, "holdout_documents must be at least 20")
+        _check(0 <= self.max_malformed < 1, "max_malformed must be in [0, 1)")
+
+
+def source_name(source: SourceSettings) -> str:
+    """What a source is called in messages and metrics."""
+    return source.name or source.path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSettings:
+    """Parameters that train together.
+
+    Attributes:
+        name: for messages and metrics.
+        match: regular expression, searched in a parameter's name; the first group that matches takes it.
+        lr_factor: times the phase's learning rate.
+        weight_decay: of AdamW.
+    """
+
+    name: str
+    match: str
+    lr_factor: float = 1.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_pattern(self.match)
+        _check(self.lr_factor > 0, f"the lr_factor of group {self.name!r} must be above 0")
+        _check(self.weight_decay >= 0, f"the weight_decay of group {self.name!r} must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Low-rank adapters on linear modules.
+
+    Attributes:
+        match: regular expression, searched in a module's name.
+        rank, alpha: of the two matrices; what they add is scaled by alpha / rank.
+        sides: which forwards they take part in: documents being encoded, the question, or both.
+        lr_factor, weight_decay: see `GroupSettings`.
+    """
+
+    match: str
+    rank: int = 16
+    alpha: float = 32.0
+    sides: tuple[Literal["document", "query"], ...] = ("document", "query")
+    lr_factor: float = 1.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_pattern(self.match)
+        _check(self.rank >= 1, f"the rank of LoRA must be at least 1, not {self.rank}")
+        _check(bool(self.sides) and len(set(self.sides)) == len(self.sides), "sides of LoRA: document, query, or both")
+        _check(self.lr_factor > 0, "the lr_factor of LoRA must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class UntilSettings:
+    """A recall that a phase must reach by its last step; it ends as soon as an evaluation shows it.
+
+    Attributes:
+        metric: as `metrics.jsonl` calls it.
+        value: reached at or above.
+        min_steps: the phase does not end before.
+    """
+
+    value: float
+    metric: str = "fused/recall@16"
+    min_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSettings:
+    """A stretch of a run with its own loss and learning rate.
+
+    Attributes:
+        steps: optimiser steps, at most.
+        lr: highest learning rate; groups multiply it by their factor.
+        schedule: shape of the learning rate over the phase.
+        warmup_steps: over which it rises from 0.
+        final_lr: share of `lr` that the schedule ends at.
+        loss: weights of the parts of the loss; without it, routing alone.
+        batch: what the samples have the model write, over how many documents. A recipe's own `batch` is what is not
+            said here.
+        until: recall that the phase must reach: the gate of a curriculum's step.
+    """
+
+    name: str
+    steps: int
+    lr: float
+    schedule: Schedule = "cosine"
+    warmup_steps: int = 0
+    final_lr: float = 0.0
+    loss: LossWeights = LossWeights(lm=0.0, routing=1.0)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    until: UntilSettings | None = None
+
+    def __post_init__(self) -> None:
+        where = f"phase {self.name!r}: "
+        _check(self.steps >= 1, f"{where}steps must be at least 1")
+        _check(self.lr > 0, f"{where}lr must be above 0")
+        _check(self.schedule in SCHEDULES, f"{where}schedule must be one of {', '.join(SCHEDULES)}")
+        _check(0 <= self.warmup_steps <= self.steps, f"{where}warmup_steps must be in 0..{self.steps}")
+        _check(0 <= self.final_lr <= 1, f"{where}final_lr must be in 0..1")
+        weights, shares = self.loss, self.batch
+        _check(max(weights.lm, weights.routing, weights.fused, weights.teacher) > 0, f"{where}all weights are 0")
+        _check(
+            (shares.answer + shares.latent + shares.generate > 0) == (weights.lm > 0),
+            f"{where}loss.lm and the batch's shares of answer, latent, generate go together: above 0, or 0",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepSettings:
+    """What an optimiser step reads.
+
+    Attributes:
+        questions: in a micro-batch. Its documents are the memory of all of them (in-batch negatives).
+        micro_batches: in a step, over all processes together; their number must divide it.
+    """
+
+    questions: int = 16
+    micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        _check(min(self.questions, self.micro_batches) >= 1, "questions and micro_batches must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """AdamW. `clip`: largest norm of all gradients together; 0: not clipped."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must be in [0, 1)")
+        _check(self.eps > 0 and self.clip >= 0, "eps must be above 0 and clip not negative")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """What is measured during a run, on the hold-out.
+
+    Attributes:
+        every: optimiser steps between evaluations.
+        batch: questions run at once.
+        generations: questions for which the model also writes, where the phase trains it to; 0: none.
+        max_new_tokens: of those.
+    """
+
+    every: int = 100
+    batch: int = 16
+    generations: int = 0
+    max_new_tokens: int = 48
+
+    def __post_init__(self) -> None:
+        _check(min(self.every, self.batch, self.max_new_tokens) >= 1, "evaluation: counts must be at least 1")
+        _check(self.generations >= 0, "evaluation.generations must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    """A condition that stops a run which does not learn. It is looked at in evaluations from step `after` on.
+
+    Attributes:
+        kind: "floor": `metric` must be at least `value`. "untrained": it must exceed the untrained router's by
+            `value`. "falling": the training loss `metric` must be below `value` times what it was at first, both over
+            `window` steps.
+        after: the first step at which the gate may stop the run.
+    """
+
+    kind: Literal["floor", "untrained", "falling"]
+    after: int
+    metric: str = ""
+    value: float = 0.0
+    window: int = 20
+
+    def __post_init__(self) -> None:
+        _check(self.after >= 1, "a gate's `after` must be at least 1")
+        if self.kind == "floor":
+            _check(self.value > 0, "a gate of kind floor needs a value above 0")
+        if self.kind == "falling":
+            _check(0 < self.value <= 1, "a gate of kind falling needs a value in (0, 1]")
+            _check(self.after >= 2 * self.window >= 2, "a falling gate's `after` must span its window twice")
+
+
+@dataclass(frozen=True, slots=True)
+class StoppingSettings:
+    """Early stopping: the run ends after `patience` evaluations in which `metric` did not rise by `min_delta`.
+
+    patience 0: the run goes on to its end. The best evaluation is remembered either way.
+    """
+
+    metric: str = "fused/recall@16"
+    patience: int = 0
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.patience >= 0 and self.min_delta >= 0, "patience and min_delta must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSettings:
+    """`every`: optimiser steps between checkpoints. `keep`: of the newest; the best one is kept beside them."""
+
+    every: int = 200
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        _check(self.every >= 1 and self.keep >= 1, "checkpoints: every and keep must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSettings:
+    """Who scores documents for the routers to learn from: "bm25", or a sentence-transformers model.
+    """
+
+    name: str = "bm25"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A whole run.
+
+    Attributes:
+        train: groups of parameters that train; the others are frozen.
+        frozen_memory: keep documents' pooled hidden states instead of encoding them in every step: for runs in which
+            nothing trains that shapes them (routers, query side).
+        product: what the run leaves behind: an adapter (trained weights alone) or a whole checkpoint.
+        trackers: beside metrics.jsonl: tensorboard, wandb, trackio.
+        corpus: files or a folder of plain text: questions are made from it, beside those of `data.sources`.
+        threads: CPU threads of torch; 0: torch's choice.
+    """
+
+    name: str
+    phases: tuple[PhaseSettings, ...]
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    train: tuple[GroupSettings, ...] = ()
+    lora: LoraSettings | None = None
+    step: StepSettings = field(default_factory=StepSettings)
+    objective: Objective = field(default_factory=Objective)
+    frozen_memory: bool = False
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    gates: tuple[GateSettings, ...] = ()
+    early_stopping: StoppingSettings = field(default_factory=StoppingSettings)
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+    teacher: TeacherSettings | None = None
+    trackers: tuple[str, ...] = ()
+    product: Literal["adapter", "checkpoint"] = "adapter"
+    corpus: str = ""
+    seed: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _check(bool(self.name), "a recipe needs a name")
+        _check(bool(self.phases), "a recipe needs at least one phase")
+        names = [phase.name for phase in self.phases]
+        _check(len(set(names)) == len(names), f"two phases have one name: {', '.join(names)}")
+        _check(bool(self.train or self.lora), "nothing trains: name groups under `train`, or `lora`")
+        groups = [group.name for group in self.train]
+        _check(len(set(groups)) == len(groups), f"two groups have one name: {', '.join(groups)}")
+        _check(bool(self.data.sources or self.corpus), "nothing to learn from: name data.sources, or a corpus")
+        teaches = any(phase.loss.teacher > 0 for phase in self.phases)
+        _check(teaches == (self.teacher is not None), "loss.teacher and `teacher` go together")
+        if self.frozen_memory:
+            sides = self.lora.sides if self.lora else ()
+            _check("document" not in sides, "frozen_memory: LoRA must not train the document side")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
