@@ -53,3 +53,7 @@ class DataError(MemspanError):
 
 class QuestionError(MemspanError):
     """A question is empty, or does not fit into the model's context."""
+
+
+class EvaluationError(MemspanError):
+    """A measurement cannot be made, or not be continued, as asked."""

@@ -339,3 +339,40 @@ def import_(
         choice = upkeep.ModelChoice(model, adapter, dtype, device)
         code = upkeep.import_(file, bank, choice, as_json)
     raise typer.Exit(code)
+
+
+@app.command("eval")
+def evaluate(
+    task: Annotated[str, typer.Argument(help="A format of question sets or a needle task; see docs/evaluation.md.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; an unfinished one is continued.")] = ...,  # type: ignore[assignment]
+    data: Annotated[Path | None, typer.Option("--data", help="File of the question set.")] = None,
+    arms: Annotated[str, typer.Option(help="As none,bm25@5,router@0.")] = "none,bm25,oracle,router,hybrid",
+    questions: Annotated[int | None, typer.Option(help="The first so many. Default: all; 10 haystacks.")] = None,
+    memory_tokens: Annotated[
+        int | None, typer.Option(help="Size of a memory. Default: all distractors; 32,768 for haystacks.")
+    ] = None,
+    texts: Annotated[
+        list[Path] | None,
+        typer.Option("--distractors", "--haystack", help="Files of distractors, or of a haystack's text."),
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Length of an answer. Default: by the task.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="Length of a prompt, at most.")] = None,
+    batch: Annotated[int, typer.Option(help="Questions answered together.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of needles and intervals.")] = 0,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure: the same questions answered in several ways, with retrieval and answer metrics and their intervals."""
+    with _errors_told():
+        from memspan.cli import evaluate as evaluation
+
+        choice = evaluation.ModelChoice(model, adapter, dtype, device)
+        files = tuple(map(str, texts or ()))
+        wanted = evaluation.TaskSettings(task, str(data) if data else None, questions, memory_tokens, files, seed)
+        names = tuple(name.strip() for name in arms.split(",") if name.strip())
+        settings = evaluation.RunSettings(wanted, names, max_new_tokens, prompt_tokens, batch, seed)
+        code = evaluation.evaluate(settings, choice, out, as_json)
+    raise typer.Exit(code)

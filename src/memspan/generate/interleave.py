@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from memspan.errors import MemspanError
 from memspan.generate.constrain import Guide
+from memspan.generate.context import fitted_context
 from memspan.generate.decode import Decoding, context_room
 from memspan.generate.finder import Finder, Found, Look, next_query, passages_of, routing_of, with_layers
 from memspan.generate.sampling import Sampling
@@ -156,7 +157,7 @@ class SearchedReading:
             yield one, RoundDone(self._read(one, ranked, done))
 
     def context(self, asked: Asked) -> Context:
-        return self._contexts.get(id(asked)) or self._with(asked, [], ())[0]
+        return self._contexts.get(id(asked)) or self._loaded.template.context(asked.question)
 
     def _look(self, one: Asked) -> Look:
         context = None
@@ -170,32 +171,16 @@ class SearchedReading:
         read = {item.document_id for item in one.evidence}
         new = [item for item in found.selected if item.document_id not in read]
         chosen = self._finder.evidence(keep_adaptively(new, max(0, one.room_for(self._plan)), MIN_SHARE))
-        context, tokens, used = self._fit(one, chosen)
+        read_ids = [item.document_id for item in one.evidence] if self._plan.route_tokens == "newest" else ()
+        limit = None if self._plan.injected_tokens is None else self._plan.injected_tokens - one.injected_tokens
+        context, used, tokens = fitted_context(
+            self._loaded, one.question, chosen, self._room, before=one.evidence, silent=read_ids, injected_tokens=limit
+        )
         self._contexts[id(one)] = context
         text = self._loaded.template.passages(passages_of(chosen[:used]))
         done = replace(done, chosen=tuple(chosen[:used]), injected=text, left_out=len(chosen) - used)
         ended: Ended = "more" if used else "room" if chosen else "nothing" if one.room_for(self._plan) else "limit"
         return one.close_round(self._plan, done, ended, tokens)
-
-    def _fit(self, one: Asked, chosen: Sequence[Evidence]) -> tuple[Context, int, int]:
-        """The context with as many of the chosen, best first, as fit; the tokens they take; how many they are."""
-        used = len(chosen)
-        while True:
-            read = [item.document_id for item in one.evidence] if self._plan.route_tokens == "newest" else ()
-            context, tokens = self._with(one, chosen[:used], read)
-            limit = self._plan.injected_tokens
-            if not used or (
-                len(context.ids) <= self._room and (limit is None or one.injected_tokens + tokens <= limit)
-            ):
-                return context, tokens, used  # a question that is too long by itself is refused later
-            used -= 1
-
-    def _with(self, one: Asked, new: Sequence[Evidence], read: Sequence[int]) -> tuple[Context, int]:
-        dated = sorted([*one.evidence, *new], key=lambda item: (item.date, item.document_id))
-        template = self._loaded.template
-        tokens = template.count_tokens(template.passages(passages_of(new))) if new else 0
-        options = {"read": read} if read else {}
-        return template.context(one.question, passages_of(dated), **options), tokens
 
 
 class Interleave:

@@ -1,0 +1,190 @@
+"""Rows and summaries: what is computed for a question in an arm, and over all questions of an arm."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+from typing import Any
+
+from memspan.eval import metrics
+from memspan.eval.arms import RANKED_DEPTH, Answered, Arm, Ranking
+from memspan.eval.metrics import Interval
+from memspan.text.questions import Question
+
+DEPTHS = (1, 5, RANKED_DEPTH)
+_HOP_DEPTH = 5
+SHOWN = (
+    "string_match",
+    *metrics.ANSWER_METRICS,
+    *(f"{name}@{k}" for name in ("recall", "all_found") for k in DEPTHS),
+    "empty",
+    "malformed",
+)
+"""All scores there are, in the order they are shown in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question in one arm.
+
+    Attributes:
+        ranked: external ids as the retriever ranked them, to the depth of `RANKED_DEPTH`.
+        gold_ranks: per positive, in hop order, its place in the ranking from 1; None where it is not in it.
+        scores: what can be averaged, by name; which ones depends on the question's type.
+        unanswerable, abstained: see `metrics.abstention`.
+        seconds: by stage: select, prefill, decode.
+    """
+
+    arm: str
+    id: str
+    type: str
+    question: str
+    answers: tuple[str, ...]
+    text: str
+    ranked: tuple[str, ...]
+    gold_ranks: tuple[int | None, ...]
+    used: tuple[str, ...]
+    scores: Mapping[str, float]
+    unanswerable: bool
+    abstained: bool
+    finish_reason: str
+    num_prompt_tokens: int
+    num_new_tokens: int
+    seconds: Mapping[str, float]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Row:
+        """The row that was written as JSON; lists become tuples again."""
+        tuples: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **tuples})
+
+
+def score(question: Question, arm: Arm, ranking: Ranking, answered: Answered) -> Row:
+    """The row of one answered question."""
+    ranked = tuple(item.external_id for item in ranking.documents[:RANKED_DEPTH]) if arm.ranks else ()
+    names = [document.external_id for document in question.positives]
+    places = tuple(ranked.index(name) + 1 if name in ranked else None for name in names)
+    scores = _answer_scores(question, answered.text)
+    if arm.ranks and names:
+        scores |= _retrieval_scores(question, ranked)
+    scores |= {"empty": float(not answered.text.strip()), "malformed": float(metrics.is_malformed(answered.text))}
+    return Row(
+        arm=arm.name,
+        id=question.id,
+        type=question.type,
+        question=question.question,
+        answers=question.answers,
+        text=answered.text,
+        ranked=ranked,
+        gold_ranks=places if arm.ranks else (),
+        used=answered.used,
+        scores=scores,
+        unanswerable=question.type == "unanswerable",
+        abstained=metrics.is_abstention(answered.text),
+        finish_reason=answered.finish_reason,
+        num_prompt_tokens=answered.num_prompt_tokens,
+        num_new_tokens=answered.num_new_tokens,
+        seconds={"select": ranking.seconds, "prefill": answered.prefill, "decode": answered.decode},
+    )
+
+
+def _answer_scores(question: Question, text: str) -> dict[str, float]:
+    if question.type == "all":
+        return {"string_match": metrics.string_match(text, question.answers)}
+    if not question.answers:
+        return {}
+    return {name: measure(text, question.answers) for name, measure in metrics.ANSWER_METRICS.items()}
+
+
+def _retrieval_scores(question: Question, ranked: Sequence[str]) -> dict[str, float]:
+    """Recall and all-found; where any one positive does, both say whether one is there."""
+    gold = {document.external_id for document in question.positives}
+    any_found: Callable[..., float] = metrics.any_found_at
+    recall, complete = (metrics.recall_at, metrics.all_found_at) if question.needs_all else (any_found, any_found)
+    found = {f"recall@{k}": recall(ranked, gold, k) for k in DEPTHS}
+    return found | {f"all_found@{k}": complete(ranked, gold, k) for k in DEPTHS}
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """An arm over all its questions.
+
+    Attributes:
+        scores: means with intervals, by the names of `Row.scores`; each over the questions that have it.
+        hops: of questions that need every positive, by hop: the share whose positive was among the first five.
+        abstention: precision and recall, None where there is nothing to take a share of.
+        documents, prompt_tokens, new_tokens: means. seconds: medians, by stage.
+    """
+
+    arm: str
+    questions: int
+    scores: Mapping[str, Interval]
+    hops: Mapping[str, Interval]
+    abstention: metrics.Abstention
+    documents: float
+    prompt_tokens: float
+    new_tokens: float
+    seconds: Mapping[str, float]
+
+
+def summarise(arm: str, rows: Sequence[Row], seed: int = 0) -> Summary:
+    """Average an arm's rows; the order of the rows does not matter.
+
+    Raises:
+        ValueError: there are none.
+    """
+    rows = sorted(rows, key=lambda row: row.id)
+    if not rows:
+        raise ValueError(f"the arm {arm} has no rows; answer at least one question")
+    names = sorted({name for row in rows for name in row.scores}, key=SHOWN.index)
+    by_name = {name: [row.scores[name] for row in rows if name in row.scores] for name in names}
+    return Summary(
+        arm=arm,
+        questions=len(rows),
+        scores={name: metrics.bootstrap(values, seed=seed) for name, values in by_name.items()},
+        hops=_hops(rows, seed),
+        abstention=metrics.abstention([row.abstained for row in rows], [row.unanswerable for row in rows]),
+        documents=mean(len(row.used) for row in rows),
+        prompt_tokens=mean(row.num_prompt_tokens for row in rows),
+        new_tokens=mean(row.num_new_tokens for row in rows),
+        seconds={stage: median(row.seconds[stage] for row in rows) for stage in rows[0].seconds},
+    )
+
+
+def _hops(rows: Iterable[Row], seed: int) -> dict[str, Interval]:
+    by_hop: dict[int, list[float]] = {}
+    for row in rows:
+        if row.type == "multi":
+            for hop, place in enumerate(row.gold_ranks, start=1):
+                by_hop.setdefault(hop, []).append(float(place is not None and place <= _HOP_DEPTH))
+    return {f"hop {hop}": metrics.bootstrap(values, seed=seed) for hop, values in sorted(by_hop.items())}
+
+
+def main_score(rows: Iterable[Row]) -> str:
+    """The score an arm is compared by: RULER's match, F1, or for pairs recall@5."""
+    present = {name for row in rows for name in row.scores}
+    return next((name for name in ("string_match", "f1", "recall@5") if name in present), "empty")
+
+
+def compare(first: Sequence[Row], second: Sequence[Row], name: str, seed: int = 0) -> tuple[Interval, float] | None:
+    """The difference of two arms in a score, first - second, on the questions both have; None if there are none."""
+    others = {row.id: row.scores[name] for row in second if name in row.scores}
+    pairs = sorted(
+        (row.id, row.scores[name], others[row.id]) for row in first if name in row.scores and row.id in others
+    )
+    if not pairs:
+        return None
+    return metrics.paired_bootstrap([a for _, a, _ in pairs], [b for _, _, b in pairs], seed=seed)
+
+
+def as_json(value: Any) -> Any:
+    """A dataclass (or mapping or sequence of some) as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return value

@@ -1,0 +1,82 @@
+"""The memory that the questions of a set are asked of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from memspan.text.questions import UNDATED, QuestionSet
+from memspan.text.template import encoded_text
+from memspan.types import Document
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryOf:
+    """The documents of one namespace, and how many tokens they have.
+
+    Attributes:
+        own: tokens of the questions' own documents; distractors make up the rest.
+    """
+
+    documents: tuple[Document, ...]
+    tokens: int
+    own: int
+
+
+def build_memory(
+    found: QuestionSet,
+    distractors: Iterable[Document],
+    count_tokens: Callable[[str], int],
+    max_tokens: int | None = None,
+) -> dict[str, MemoryOf]:
+    """All documents of the questions, by namespace, and distractors up to `max_tokens`.
+
+    The questions' own documents are always in, also where they have more tokens than that. A distractor whose title
+    and text a document has already is passed over. Distractors go into the memory of a set with one namespace only;
+    they are read no further than needed. Without `max_tokens` all are taken.
+
+    Args:
+        count_tokens: of the model that will read them.
+    """
+    own = _own_documents(found)
+    memories: dict[str, MemoryOf] = {}
+    for namespace, documents in own.items():
+        tokens = sum(count_tokens(encoded_text(document.title, document.text)) for document in documents)
+        more = list(_fill(documents, distractors, count_tokens, tokens, max_tokens)) if len(own) == 1 else []
+        taken = [document for document, _ in more]
+        memories[namespace] = MemoryOf((*documents, *taken), tokens + sum(count for _, count in more), tokens)
+    return memories
+
+
+def _own_documents(found: QuestionSet) -> dict[str, list[Document]]:
+    """The documents of the questions and their set, each once, by namespace."""
+    by_name: dict[str, dict[str, Document]] = {}
+    for namespace, documents in found.documents.items():
+        by_name[namespace] = {document.external_id: document for document in documents}
+    for question in found.questions:
+        known = by_name.setdefault(question.namespace, {})
+        for document in (*question.positives, *question.negatives):
+            known.setdefault(document.external_id, document)
+    return {namespace: list(documents.values()) for namespace, documents in by_name.items()}
+
+
+def _fill(
+    own: Sequence[Document],
+    distractors: Iterable[Document],
+    count_tokens: Callable[[str], int],
+    tokens: int,
+    max_tokens: int | None,
+) -> Iterator[tuple[Document, int]]:
+    """Distractors with their tokens, until the next one would not fit."""
+    seen = {document.text_hash for document in own}
+    names = {document.external_id for document in own}
+    for document in distractors:
+        if document.text_hash in seen or document.external_id in names:
+            continue
+        count = count_tokens(encoded_text(document.title, document.text))
+        if max_tokens is not None and tokens + count > max_tokens:
+            return
+        seen.add(document.text_hash)
+        names.add(document.external_id)
+        tokens += count
+        yield (document if document.date else replace(document, date=UNDATED)), count

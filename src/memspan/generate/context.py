@@ -1,0 +1,54 @@
+"""The context to answer in: the question with as much of the evidence before it as there is room for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from memspan.generate.finder import passages_of
+from memspan.model.convert import LoadedModel
+from memspan.text.template import Context
+from memspan.types import Evidence
+
+
+class FittedContext(NamedTuple):
+    """A context, how many of the documents that were found are in it, and the tokens those take."""
+
+    context: Context
+    used: int
+    tokens: int
+
+
+def fitted_context(
+    loaded: LoadedModel,
+    question: str,
+    found: Sequence[Evidence],
+    room: int,
+    *,
+    before: Sequence[Evidence] = (),
+    silent: Collection[int] = (),
+    injected_tokens: int | None = None,
+) -> FittedContext:
+    """Put documents before a question, the oldest first, so that of two that disagree the later is read last.
+
+    Whatever of `found` does not fit is left out, the worst first. A question that is too long by itself is not refused
+    here.
+
+    Args:
+        found: documents to put in, best first.
+        room: tokens of the whole context, at most.
+        before: documents that were put in before; they stay in.
+        silent: ids of documents of `before` that do not route.
+        injected_tokens: of the texts of `found`, at most; None: only `room` bounds them.
+    """
+    template = loaded.template
+    options = {"read": silent} if silent else {}
+    used = len(found)
+    while True:
+        new = found[:used]
+        dated = sorted([*before, *new], key=lambda item: (item.date, item.document_id))
+        context = template.context(question, passages_of(dated), **options)
+        tokens = template.count_tokens(template.passages(passages_of(new))) if new else 0
+        if not used or (len(context.ids) <= room and (injected_tokens is None or tokens <= injected_tokens)):
+            return FittedContext(context, used, tokens)
+        used -= 1

@@ -1,0 +1,194 @@
+"""`memspan eval` on a tiny model: every file it writes, figures worked out by hand, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import failed, memspan
+
+from memspan.bank.add import add_documents
+from memspan.eval import arms, runner
+from memspan.eval.tasks import TaskSettings
+
+ANIMALS = ("otter Rome", "heron Oslo", "lynx Quito", "mole Lima")
+
+
+def question(number: int, **changes: Any) -> dict[str, Any]:
+    animal, city = ANIMALS[number].split()
+    return {
+        "id": f"q{number}",
+        "question": f"In which city is the {animal}?",
+        "answers": [city],
+        "positives": [{"title": animal, "text": f"The {animal} lives in {city}."}],
+        "negatives": [],
+        "type": "single",
+        "hops": 1,
+        **changes,
+    }
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "set.jsonl"
+    records = [*map(question, range(4)), question(0, id="none", answers=[], positives=[], type="unanswerable")]
+    path.write_text("\n".join([*map(json.dumps, records), "broken"]) + "\n")
+    return path
+
+
+def evaluate(out: Path, *more: object) -> Any:
+    done = memspan("eval", *more, "--out", out, "--max-new-tokens", 4)
+    assert done.code == 0, done.err
+    return json.loads((out / "result.json").read_text("utf-8")) | {"shown": done.out}
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, reply: Any) -> None:
+    """Answer by a rule instead of the tiny model: `reply(question, texts of the documents)`."""
+    real = arms.answer
+
+    def answer(memory: Any, arm: Any, questions: Any, documents: Any, *rest: Any) -> Any:
+        from dataclasses import replace
+
+        found = real(memory, arm, questions, documents, *rest)
+        texts = [[item.text for item in items if item.external_id in one.used] for items, one in zip(documents, found)]  # noqa: B905
+        return [replace(one, text=reply(q, t)) for one, q, t in zip(found, questions, texts)]  # noqa: B905
+
+    monkeypatch.setattr(arms, "answer", answer)
+
+
+def read_aloud(asked: str, texts: list[str]) -> str:
+    """A perfect reader: the city of the animal asked for, if a document before it tells."""
+    animal = asked.rstrip("?").split()[-1]
+    return next((text.rstrip(".").split()[-1] for text in texts if f"The {animal} " in text), "unknown")
+
+
+def test_a_perfect_reader_scores_what_its_documents_allow(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, read_aloud)
+    out = tmp_path / "run"
+    result = evaluate(out, "jsonl", "--data", data, "--arms", "none,oracle,bm25@1,router@0,context", "--batch", 3)
+    summaries = {summary["arm"]: summary for summary in result["summaries"]}
+    em = {name: summary["scores"]["em"]["mean"] for name, summary in summaries.items()}
+    assert em == {"none": 0, "oracle": 1, "bm25@1": 1, "router@0": 0, "context": 1}
+    assert summaries["bm25@1"]["scores"]["recall@1"]["mean"] == 1
+    assert summaries["none"]["abstention"] == {"precision": 1 / 5, "recall": 1}
+    assert summaries["oracle"]["abstention"] == {"precision": 1, "recall": 1}
+    assert (summaries["oracle"]["documents"], summaries["context"]["documents"]) == (4 / 5, 4)
+    assert result["differences"]["arms"]["oracle"][0]["mean"] == 1 and result["differences"]["from"] == "none"
+    assert [bad["where"].rpartition("#")[2] for bad in result["malformed"]] == ["6"]
+    assert len(result["rows"]) == 25 and result["refused"] == {}
+    (memory,) = result["memories"]
+    assert memory["sources"] == 4 and memory["memory_tokens"] > 0 and memory["complete"]
+    assert result["config"]["sampling"]["max_new_tokens"] == 4 and result["machine"]["cores"]
+    table = (out / "table.md").read_text("utf-8")
+    assert "| `oracle` | 100.0 (100.0–100.0) |" in table and "1 malformed" in table
+    assert table.strip() in result["shown"]
+
+
+def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("jsonl", "--data", data, "--arms", "none,bm25@2,router@2", "--batch", 2)
+    whole = evaluate(tmp_path / "whole", *command)
+    asked: list[int] = []
+    real = arms.answer
+
+    def dies(*arguments: Any) -> Any:
+        asked.append(len(arguments[2]))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(arms, "answer", dies)
+    out = tmp_path / "broken"
+    assert memspan("eval", *command, "--out", out, "--max-new-tokens", 4).code == 130
+    assert not (out / "result.json").exists()
+    with (out / "rows.jsonl").open("a") as file:
+        file.write('{"arm": "bm25@2", "id": "q0", "torn')
+    encoded: list[object] = []
+    monkeypatch.setattr(
+        "memspan.generate.memory.add_documents", lambda *a, **k: encoded.append(a) or add_documents(*a, **k)
+    )
+    result = evaluate(out, *command)
+    assert not encoded, "the bank is reused"
+    assert sum(asked) - asked[3] == 15, "what was answered is not asked again"
+
+    def told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(({**row, "seconds": 0} for row in rows), key=lambda row: (row["arm"], row["id"]))
+
+    assert told(result["rows"]) == told(whole["rows"])
+    means = [[s["scores"] for s in found["summaries"]] for found in (result, whole)]
+    assert means[0] == means[1]
+    again = evaluate(out, *command)
+    assert told(again["rows"]) == told(whole["rows"]) and len(asked) == 10
+
+
+def test_needles_of_a_perfect_reader_and_of_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, lambda asked, texts: " ".join(texts))
+    options = ("--questions", 3, "--arms", "none,oracle,bm25@1,context")
+    for task, tokens in (("niah_single_1", 2000), ("vt", 400)):  # the tiny model has 512 positions
+        result = evaluate(tmp_path / task, task, *options, "--memory-tokens", tokens)
+        scores = {s["arm"]: s["scores"]["string_match"]["mean"] for s in result["summaries"]}
+        assert (scores["none"], scores["oracle"]) == (0, 1), task
+        assert len(result["memories"]) == 3, "every haystack is a memory of its own"
+        assert all(0.9 * tokens < memory["memory_tokens"] <= tokens for memory in result["memories"])
+        if task == "niah_single_1":
+            assert scores["bm25@1"] == 1, "the key is a rare word"
+            assert "room for" in result["refused"]["context"] and "context" not in scores
+            assert "`context` was not run" in result["shown"]
+
+
+def test_the_tiny_model_itself_answers_in_every_arm(data: Path, tmp_path: Path) -> None:
+    result = evaluate(
+        tmp_path / "run", "jsonl", "--data", data, "--questions", 2, "--arms", "hybrid@1,hybrid@1-latents"
+    )
+    assert all(0 < row["num_new_tokens"] <= 4 for row in result["rows"]) and len(result["rows"]) == 4
+
+
+def test_what_does_not_go_together_is_named_before_a_model_is_loaded(
+    data: Path, tmp_path: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    assert "the tasks are jsonl" in failed("eval", "hotpot", "--out", out)
+    assert "--data FILE" in failed("eval", "squad", "--out", out)
+    assert "leave out --data" in failed("eval", "vt", "--data", data, "--out", out)
+    assert "write one of none" in failed("eval", "vt", "--arms", "rag", "--out", out)
+    assert "name each arm once" in failed("eval", "vt", "--arms", "bm25,bm25@5", "--out", out)
+    assert "at least 1" in failed("eval", "vt", "--questions", 0, "--out", out)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as where it is not installed
+    assert "pip install" in failed("eval", "vt", "--arms", "dense", "--out", out)
+    assert not out.exists()
+
+
+def test_a_run_is_not_mixed_with_another(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    evaluate(out, "jsonl", "--data", data, "--arms", "none", "--questions", 1)
+    message = failed("eval", "jsonl", "--data", data, "--arms", "none", "--questions", 2, "--out", out)
+    assert "settings.task.questions" in message and "name another folder" in message
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    assert "not a run of this command" in failed("eval", "jsonl", "--data", data, "--out", other)
+
+
+def test_distractors_fill_the_memory(data: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text("\n".join(json.dumps({"id": f"d{n}", "text": f"Filler number {n}."}) for n in range(50)))
+    options = ("jsonl", "--data", data, "--arms", "bm25@1", "--distractors", more)
+    full = evaluate(tmp_path / "full", *options)["memories"][0]
+    assert full["sources"] == 54
+    some = evaluate(tmp_path / "some", *options, "--memory-tokens", full["memory_tokens"] // 2)["memories"][0]
+    assert 4 < some["sources"] < 54 and some["memory_tokens"] <= full["memory_tokens"] // 2
+    more.write_text("broken\n")
+    assert "mend it" in failed("eval", *options, "--out", tmp_path / "bad")
+
+
+def test_answers_are_as_long_as_the_task_wants() -> None:
+    lengths = {name: TaskSettings(name).max_new_tokens for name in ("niah_single_1", "vt")}
+    assert lengths == {"niah_single_1": 128, "vt": 30}
+    assert TaskSettings("squad", "x").max_new_tokens == 32
+    assert runner.RunSettings(TaskSettings("vt"), ("none",)).sampling.temperature == 0
