@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from memspan.train.gates import History, NotLearning, check_gates, check_phase, out_of_patience, phase_reached
+from memspan.errors import NotLearning
+from memspan.train.gates import History, check_gates, check_phase, out_of_patience, phase_reached
 from memspan.train.settings import GateSettings, PhaseSettings, StoppingSettings, UntilSettings
 
 RECALL = "fused/recall@16"

@@ -9,15 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from memspan.errors import MemspanError
+from memspan.errors import NotLearning
 from memspan.train.settings import GateSettings, PhaseSettings, StoppingSettings
 
 UNTRAINED = "untrained/"
 """Prefix of the figures of the same backbone with freshly initialised routers."""
-
-
-class NotLearning(MemspanError):
-    """A gate stopped the run; the message says which, with its figures."""
 
 
 @dataclass

@@ -10,15 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from memspan.errors import MemspanError
+import yaml
+
+from memspan.errors import RecipeError
 from memspan.train.batch import BatchSettings
 from memspan.train.settings import Recipe
 
 _BATCH = "batch"
-
-
-class RecipeError(MemspanError):
-    """A recipe is missing, is no YAML, or holds a key or value that does not belong there."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -77,7 +75,6 @@ def _spread_batch(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    yaml = _yaml()
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -89,14 +86,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _yaml() -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise RecipeError("recipes need PyYAML; run: pip install 'memspan[train]'") from error
-    return yaml
-
-
 def _override(values: dict[str, Any], text: str) -> None:
     """Put one `dotted.key=value` into a recipe's values, in place."""
     key, equals, value = text.partition("=")
@@ -106,7 +95,7 @@ def _override(values: dict[str, Any], text: str) -> None:
     holder: Any = values
     for depth, part in enumerate(parents):
         holder = _descend(holder, part, ".".join(parents[: depth + 1]))
-    parsed = _yaml().safe_load(value) if value.strip() else ""
+    parsed = yaml.safe_load(value) if value.strip() else ""
     if isinstance(holder, list):
         holder[_place(holder, last, key)] = parsed
     else:

@@ -40,6 +40,7 @@ class ModelSettings:
             weights are kept in float32 either way.
         frozen_dtype: number format in which weights that are not trained are kept.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        sharding: with several processes: none (DDP) or fsdp2, which also shares out weights and optimiser state.
     """
 
     checkpoint: str = ""
@@ -53,6 +54,7 @@ class ModelSettings:
     compute: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "fsdp2"] = "none"
 
     def __post_init__(self) -> None:
         _check(not (self.checkpoint and self.source), "name a checkpoint or a source to convert, not both")
@@ -63,28 +65,10 @@ class ModelSettings:
             "a checkpoint has its own",
         )
         _check(min(self.chunk_size, self.top_k_docs) >= 0, "chunk_size and top_k_docs must not be negative")
-
-
-@dataclass(frozen=True, slots=True)
-class SourceSettings:
-    """A file of questions and its share of the batches.
-
-    Attributes:
-        path: JSON lines in the project's form, plain, .gz or .xz.
-        name: for messages and metrics; default: the file's name.
-        weight: relative to the other sources' weights.
-        cap: questions taken from it, at most; 0: all (the paper's Table 5 caps at 500,000).
-    """
-
-    path: str
-    name: str = ""
-    weight: float = 1.0
-    cap: int = 0
-
-    def __post_init__(self) -> None:
-        _check(bool(self.path), "a source needs a path")
-        _check(self.weight > 0, f"the weight of {self.path} must be above 0, not {self.weight}")
-        _check(self.cap >= 0, f"the cap of {self.path} must not be negative")
+        _check(
+            self.frozen_dtype == "float32" or self.compute == "bfloat16",
+            "frozen_dtype bfloat16 needs compute bfloat16: the two cannot be multiplied otherwise",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,30 +76,19 @@ class DataSettings:
     """What is learned from, and what is held out of it.
 
     Attributes:
-        sources: files of questions. May be empty where the recipe names a `corpus`.
+        mixture: folder that `memspan data mix` wrote: questions to train on, a hold-out with its bank, weights.
         one_source_per_batch: whether a batch is drawn from one source (its negatives are then of its own kind).
-        holdout_questions: per source, kept out of training and used by metrics, gates and early stopping.
-        holdout_documents: size of the fixed bank those are routed over; filled up with other documents of the sources.
-        max_malformed: share of malformed records above which a source is refused.
+        holdout_questions: of every source's hold-out, at most; 0: all.
+        holdout_documents: of the hold-out's bank, at most, the questions' own first; 0: all.
     """
 
-    sources: tuple[SourceSettings, ...] = ()
+    mixture: str = ""
     one_source_per_batch: bool = True
-    holdout_questions: int = 50
-    holdout_documents: int = 2000
-    max_malformed: float = 0.01
+    holdout_questions: int = 0
+    holdout_documents: int = 0
 
     def __post_init__(self) -> None:
-        names = [source_name(source) for source in self.sources]
-        _check(len(set(names)) == len(names), f"two sources have one name: {', '.join(sorted(names))}")
-        _check(self.holdout_questions >= 1, "holdout_questions must be at least 1: gates need a hold-out")
-        _check(self.holdout_documents >= 20, "holdout_documents must be at least 20")
-        _check(0 <= self.max_malformed < 1, "max_malformed must be in [0, 1)")
-
-
-def source_name(source: SourceSettings) -> str:
-    """What a source is called in messages and metrics."""
-    return source.name or source.path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
+        _check(min(self.holdout_questions, self.holdout_documents) >= 0, "data: counts must not be negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +175,7 @@ class PhaseSettings:
     schedule: Schedule = "cosine"
     warmup_steps: int = 0
     final_lr: float = 0.0
-    loss: LossWeights = LossWeights(lm=0.0, routing=1.0)
+    loss: LossWeights = field(default_factory=lambda: LossWeights(lm=0.0, routing=1.0))
     batch: BatchSettings = field(default_factory=BatchSettings)
     until: UntilSettings | None = None
 
@@ -326,8 +299,7 @@ class CheckpointSettings:
 
 @dataclass(frozen=True, slots=True)
 class TeacherSettings:
-    """Who scores documents for the routers to learn from: "bm25", or a sentence-transformers model.
-    """
+    """Who scores documents for the routers to learn from: "bm25", or a sentence-transformers model."""
 
     name: str = "bm25"
 
@@ -342,7 +314,7 @@ class Recipe:
             nothing trains that shapes them (routers, query side).
         product: what the run leaves behind: an adapter (trained weights alone) or a whole checkpoint.
         trackers: beside metrics.jsonl: tensorboard, wandb, trackio.
-        corpus: files or a folder of plain text: questions are made from it, beside those of `data.sources`.
+        corpus: files or a folder of plain text: questions are made from it, in the place of `data.mixture`.
         threads: CPU threads of torch; 0: torch's choice.
     """
 
@@ -375,7 +347,7 @@ class Recipe:
         _check(bool(self.train or self.lora), "nothing trains: name groups under `train`, or `lora`")
         groups = [group.name for group in self.train]
         _check(len(set(groups)) == len(groups), f"two groups have one name: {', '.join(groups)}")
-        _check(bool(self.data.sources or self.corpus), "nothing to learn from: name data.sources, or a corpus")
+        _check(bool(self.data.mixture or self.corpus), "nothing to learn from: name data.mixture, or a corpus")
         teaches = any(phase.loss.teacher > 0 for phase in self.phases)
         _check(teaches == (self.teacher is not None), "loss.teacher and `teacher` go together")
         if self.frozen_memory:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memspan.errors import MemspanError
+from memspan.errors import TrainingError
 
 PACKAGES = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
 """Trackers by name, with the package that each needs."""
@@ -42,10 +42,10 @@ def check_trackers(names: Sequence[str]) -> None:
     """See that trackers are known and their packages installed, before a run begins.
 
     Raises:
-        MemspanError: one is not.
+        TrainingError: one is not.
     """
     for name in names:
         if name not in PACKAGES:
-            raise MemspanError(f"unknown tracker {name!r}; known are {', '.join(PACKAGES)}")
+            raise TrainingError(f"unknown tracker {name!r}; known are {', '.join(PACKAGES)}")
         if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise MemspanError(f"the tracker {name} is not installed; run: pip install {PACKAGES[name]}")
+            raise TrainingError(f"the tracker {name} is not installed; run: pip install {PACKAGES[name]}")
