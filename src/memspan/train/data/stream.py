@@ -78,11 +78,8 @@ class ExampleStream:
 
     def __next__(self) -> list[Question]:
         """This rank's next batch."""
-        for turn in range(self.world):
-            drawn = self._draw()
-            if turn == self.rank:
-                batch = drawn
-        return [self._questions[name][place] for name, place in batch]
+        drawn = [self._draw() for _ in range(self.world)]
+        return [self._questions[name][place] for name, place in drawn[self.rank]]
 
     def _draw(self) -> list[tuple[str, int]]:
         """The next batch of all ranks' sequence, as (source, place)."""
