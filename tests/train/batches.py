@@ -29,6 +29,7 @@ def random_batch(
     torch.manual_seed(seed)
     N, B, prefix, tail = len(document_lengths), len(bodies), 3, 2
     documents = random_ids(*document_lengths)
+    drawn = (torch.randperm(3 * N)[:N] + 1).tolist()
     contexts, learned = [], []
     for index, (body, response) in enumerate(zip(bodies, responses, strict=True)):
         torch.manual_seed(1000 * seed + index)
@@ -46,7 +47,9 @@ def random_batch(
     return TrainBatch(
         documents=tuple(map(tuple, documents)),
         document_names=tuple(f"d{index}" for index in range(N)),
-        document_ids=tuple(document_ids or [7 * (index * 3 % N) + 1 for index in range(N)]),
+        document_ids=tuple(
+            document_ids or (torch.randperm(3 * N, generator=torch.Generator().manual_seed(seed))[:N] + 1).tolist()
+        ),
         document_texts=tuple(f"text {index}" for index in range(N)),
         questions=tuple(f"question {index}" for index in range(B)),
         contexts=packed,

@@ -203,7 +203,9 @@ def _language_loss(
     logits_BTV = model(contexts.ids, logits_to_keep=columns_T, **inputs).logits
     next_BT = next_BT[:, columns_T]
     learned_BT = next_BT != IGNORED
-    return F.cross_entropy(logits_BTV[learned_BT].float(), next_BT[learned_BT], reduction="sum")
+    logits_XV = logits_BTV[learned_BT]
+    wide = torch.promote_types(logits_XV.dtype, torch.float32)
+    return F.cross_entropy(logits_XV.to(wide), next_BT[learned_BT], reduction="sum")
 
 
 def _refuse_reentrant(model: MSAForCausalLM) -> None:
