@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -67,8 +66,8 @@ class SourceReport:
 
     read: int = 0
     kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter[str])
-    mended: Counter[str] = field(default_factory=Counter[str])
+    dropped: dict[str, int] = field(default_factory=dict[str, int])
+    mended: dict[str, int] = field(default_factory=dict[str, int])
     examples: dict[str, list[Dropped]] = field(default_factory=dict[str, list[Dropped]])
 
 
@@ -113,7 +112,7 @@ class Cleaner:
             report.kept += 1
             self._remember(mended)
             return mended
-        report.dropped[reason] += 1
+        _count(report.dropped, reason, 1)
         examples = report.examples.setdefault(reason, [])
         if len(examples) < self._NUM_EXAMPLES:
             examples.append(Dropped(question.id, question.question[:200]))
@@ -124,13 +123,15 @@ class Cleaner:
         positives = self._distinct(question.positives, report)
         gold = {passage_hash(document) for document in positives}
         others = [document for document in question.negatives if passage_hash(document) not in gold]
-        report.mended[NEGATIVE_IS_POSITIVE] += len(question.negatives) - len(others)
+        _count(report.mended, NEGATIVE_IS_POSITIVE, len(question.negatives) - len(others))
         return replace(question, positives=positives, negatives=self._distinct(others, report))
 
     def _distinct(self, documents: Sequence[Document], report: SourceReport) -> tuple[Document, ...]:
-        kept = {passage_hash(document): document for document in reversed(documents)}  # the first of equals stays
-        report.mended[REPEATED_PASSAGE] += len(documents) - len(kept)
-        return tuple(reversed(kept.values())) if len(kept) < len(documents) else tuple(documents)
+        kept: dict[str, Document] = {}
+        for document in documents:
+            kept.setdefault(passage_hash(document), document)
+        _count(report.mended, REPEATED_PASSAGE, len(documents) - len(kept))
+        return tuple(kept.values())
 
     def _reason(self, question: Question) -> str | None:
         """Why a question is dropped, by the order of `REASONS`; None: it is kept."""
@@ -172,6 +173,11 @@ class Cleaner:
     def _length(self, document: Document) -> int:
         found = self._lengths.get(document.external_id)
         return found or self._lengths.setdefault(document.external_id, self._count(document.text))
+
+
+def _count(counts: dict[str, int], name: str, number: int) -> None:
+    if number:
+        counts[name] = counts.get(name, 0) + number
 
 
 def count_words(text: str) -> int:

@@ -67,7 +67,7 @@ def from_pairs(paths: Iterable[Path], source: str, columns: Columns | None = Non
     malformed: list[Malformed] = []
     for path in paths:
         good, bad = 0, list[Malformed]()
-        for where, record in _records(path):
+        for where, record in records_of(path):
             try:
                 if not isinstance(record, Mapping):
                     raise ValueError("no record")
@@ -106,7 +106,7 @@ def question_id(source: str, query: str, document: str) -> str:
     return f"{source}-{digest[:_ID_DIGITS]}"
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
+def records_of(path: Path) -> Iterator[tuple[str, Any]]:
     """Records of a file, each with its place.
 
     Raises:
