@@ -27,6 +27,8 @@ from memspan.types import Document
 Task = Literal["cloze", "title"]
 TASKS: tuple[Task, ...] = ("cloze", "title")
 
+_HEADING_MARKS = "#=-~ \t\r\n"
+
 
 @dataclass(frozen=True, slots=True)
 class TextSettings:
@@ -124,10 +126,16 @@ def _parts(document: Document, settings: TextSettings) -> list[_Part]:
     parts = [_part(document.title, text, settings) for text in texts if num_words(text)]
     by_title = "title" in settings.tasks and 0 < num_words(document.title) <= settings.max_words
     if by_title and parts:
-        first = parts[0].document.text.removeprefix(document.title).strip()
+        first = _without_heading(parts[0].document.text, document.title)
         if num_words(first) >= settings.min_passage_words:  # found by its title, it must not have it
             parts[0] = _Part(passage("", first), (document.title, *parts[0].queries))
     return parts
+
+
+def _without_heading(text: str, title: str) -> str:
+    """A text without the title it opens with, the marks of a heading around it included."""
+    opening = text.lstrip(_HEADING_MARKS)
+    return opening.removeprefix(title).lstrip(_HEADING_MARKS) if opening.startswith(title) else text
 
 
 def _part(title: str, text: str, settings: TextSettings) -> _Part:
