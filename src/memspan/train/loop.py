@@ -159,7 +159,7 @@ class Trainer:
     def _prepare(self) -> None:
         model = self.parts.model
         if self.recipe.model.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         model.train()
         self.runner: torch.nn.Module = self.accelerator.prepare(Runner(model))
         # Sharding puts others in their place, so parameters are looked up afterwards.

@@ -84,8 +84,8 @@ def accumulate(
     Raises:
         TrainingError: a loss is not finite; the message names the questions of the batch.
     """
-    counts = _counts(batches, teacher is not None)
-    tokens, questions, taught = (max(1, round(count)) for count in summed(accelerator, counts))
+    found = [round(count) for count in summed(accelerator, _counts(batches, teacher is not None))]
+    tokens, questions, taught = (max(1, count) for count in found)
     sums: dict[str, float] = {}
     bad: list[str] = []
     for place, micro in enumerate(batches):
@@ -104,8 +104,13 @@ def accumulate(
     refuse_bad(accelerator, bad)
     names = sorted(sums)
     *totals, stop = summed(accelerator, [*(sums[name] for name in names), float(should_stop())])
-    by_count = {"loss/lm": tokens, "loss/teacher": taught}
-    values = {name: total / by_count.get(name, questions) for name, total in zip(names, totals, strict=True)}
+    # Of a step in which nothing routes (or is written) there is no mean, rather than one of 0.
+    count_of = {"loss/lm": found[0], "loss/teacher": found[2]}
+    values = {
+        name: total / count
+        for name, total in zip(names, totals, strict=True)
+        if (count := count_of.get(name, found[1]))
+    }
     return StepLosses(values, stop > 0)
 
 
