@@ -188,11 +188,14 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
             if not is_router(name) and not is_lora(name):
                 yield name.removeprefix(_PREFIX), parameter
 
-    def encoder_fingerprint(self) -> str:
+    def encoder_fingerprint(self, router_keys: bool = True) -> str:
         """sha256 of everything that shapes a document's latents: banks record it and are refused by another encoder.
 
         Query-side changes (router query projections, score bias, an untied language-model head, LoRA of the query
         side only) keep it, and so a bank, valid.
+
+        Args:
+            router_keys: False: leave out the router key projections, which only make keys of pooled hidden states.
         """
         config = self.config
         spec = config.template_spec
@@ -200,10 +203,14 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         computed = {key: value for key, value in config.text_config.to_diff_dict().items() if key not in _INCIDENTAL}
         settings = (config.chunk_size, config.layers, config.similarity, spec.document_prefix, spec.document_suffix)
         settings = json.dumps([settings, computed], sort_keys=True, default=str)
-        weights = ((name, parameter) for name, parameter in self.named_parameters() if not self._is_query_side(name))
+        weights = (
+            (name, parameter)
+            for name, parameter in self.named_parameters()
+            if not self.is_query_side(name) and (router_keys or not is_router(name))
+        )
         return fingerprint(weights, settings=settings)
 
-    def _is_query_side(self, name: str) -> bool:
+    def is_query_side(self, name: str) -> bool:
         """Whether a parameter has no part in encoding documents."""
         if name.endswith(("router_q_proj.weight", SCORE_BIAS)) or name == f"{_PREFIX}lm_head.weight":
             return True
