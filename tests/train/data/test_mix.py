@@ -79,6 +79,23 @@ def test_weights_are_given_for_all_or_for_none(root: Path) -> None:
     assert made(root, values).weights == {"one": 0.75, "two": 0.25}
 
 
+def test_a_passage_held_out_of_one_source_is_trained_on_in_none(tmp_path: Path) -> None:
+    same = [question(number, id=f"b-{number}", question=f"Who lives in city {number}?") for number in range(40)]
+    written(tmp_path / "a.jsonl", questions(40))
+    written(tmp_path / "b.jsonl", same)
+    sources = {name: {"files": f"{name}.jsonl"} for name in ("a", "b")}
+    mixture = made(tmp_path, {"sources": sources, "holdout": {"questions": 4, "bank": 0}})
+    evidence = {document.external_id for found in mixture.holdout for document in found.positives}
+    assert len(mixture.holdout) == 8
+    assert not evidence & {document.external_id for found in mixture.train for document in found.positives}
+    report: Any = mixture.report
+    assert (
+        report["a"]["shares_passage_with_holdout"] + report["b"]["shares_passage_with_holdout"]
+        == 2 * len(evidence) - 8
+        > 0
+    )
+
+
 def test_lines_of_some_sources_only(root: Path) -> None:
     written(
         root / "mixed.jsonl", [question(1, source="good"), *questions(30, 2, source="good"), question(50, source="no")]

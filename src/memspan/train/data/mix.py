@@ -17,8 +17,9 @@ from memspan.text.readers import BadRecord, Record, Unreadable, read_records
 from memspan.train.data.caps import CAP, capped
 from memspan.train.data.clean import Cleaner, CleanSettings, CountTokens
 from memspan.train.data.files import Read, bank_record, read_training, write_json, write_lines, write_questions
-from memspan.train.data.holdout import BankPassage, HoldoutSettings, holdout_bank, split_holdout
+from memspan.train.data.holdout import BankPassage, HoldoutSettings, Split, holdout_bank, split_holdout
 from memspan.train.data.leakage import Held
+from memspan.train.data.matching import passage_hash
 from memspan.train.data.mine import Miner, MineSettings, passages_of
 from memspan.types import JSON, Document
 
@@ -184,29 +185,17 @@ def mix(
     held = Held(evaluation)
     abstractive = (*spec.clean.abstractive, *(name for name, source in spec.sources.items() if source.abstractive))
     cleaner = Cleaner(replace(spec.clean, abstractive=abstractive), count_tokens, held.leaks)
-    train: dict[str, list[Question]] = {}
-    holdout: list[Question] = []
+    splits: dict[str, Split] = {}
     report: dict[str, Any] = {}
     for name, source in spec.sources.items():
         tell(f"reading {name}")
         read = _read_source(name, source, root)
-        kept = cleaner.clean(read.questions)
         count = spec.holdout.questions if source.holdout is None else source.holdout
-        split = split_holdout(kept, count, spec.seed, spec.holdout.max_share)
-        if not split.train:
-            raise DataError(
-                f"nothing of the source {name} is left to train on; see what cleaning drops, or leave it out"
-            )
-        train[name] = capped(split.train, spec.cap if source.cap is None else source.cap, f"{spec.seed}:{name}")
-        holdout += split.holdout
-        report[name] = {
-            **asdict(cleaner.report[name]),
-            "malformed": [asdict(bad) for bad in read.malformed],
-            "held_out": len(split.holdout),
-            "shares_passage_with_holdout": split.left_out,
-            "above_cap": len(split.train) - len(train[name]),
-            "train": len(train[name]),
-        }
+        kept = cleaner.clean(read.questions)
+        splits[name] = split_holdout(kept, count, spec.seed, spec.holdout.max_share)
+        report[name] = {**asdict(cleaner.report[name]), "malformed": [asdict(bad) for bad in read.malformed]}
+    holdout = [question for split in splits.values() for question in split.holdout]
+    train = _train(spec, splits, holdout, report)
     bank = holdout_bank(holdout, train, spec.holdout.bank, spec.seed)
     for name, source in spec.sources.items():
         report[name]["mined"] = _mine(name, source, spec, train, tell)
@@ -214,6 +203,29 @@ def mix(
     random.Random(f"{spec.seed}:order").shuffle(mixed)
     weights = _weights(spec, train)
     return Mixture(tuple(mixed), tuple(holdout), tuple(bank), weights, report)
+
+
+def _train(
+    spec: MixtureSpec, splits: Mapping[str, Split], holdout: Iterable[Question], report: dict[str, Any]
+) -> dict[str, list[Question]]:
+    """What is trained on, by source: nothing that shares a positive with the hold-out of any source; capped."""
+    passages = {passage_hash(document) for question in holdout for document in question.positives}
+    train: dict[str, list[Question]] = {}
+    for name, source in spec.sources.items():
+        split = splits[name]
+        apart = [q for q in split.train if not any(passage_hash(document) in passages for document in q.positives)]
+        if not apart:
+            raise DataError(
+                f"nothing of the source {name} is left to train on; see: memspan data clean, or leave it out"
+            )
+        train[name] = capped(apart, spec.cap if source.cap is None else source.cap, f"{spec.seed}:{name}")
+        report[name] |= {
+            "held_out": len(split.holdout),
+            "shares_passage_with_holdout": len(split.train) + split.left_out - len(apart),
+            "above_cap": len(apart) - len(train[name]),
+            "train": len(train[name]),
+        }
+    return train
 
 
 def _read_source(name: str, source: SourceSpec, root: Path) -> Read:
