@@ -1,4 +1,4 @@
-"""A small world to learn: documents that give a key's value, questions that name a key, a model of four random layers."""
+"""A small world to learn: documents that give a key's value, questions that name a key, a model of random layers."""
 
 from __future__ import annotations
 
@@ -44,8 +44,6 @@ SPEC = TemplateSpec(
 )
 
 
-
-
 def symbol_tokenizer() -> PreTrainedTokenizerFast:
     """Symbols, digits and punctuation, a token each; white space separates and is lost."""
     words = [*_MARKERS, *_LITERALS, *SYMBOLS]
@@ -79,7 +77,7 @@ def key_value_world(num_train: int, num_holdout: int, seed: int = 0) -> World:
     return World(tuple(questions[:num_train]), HoldOut(held, tuple(q.positives[0] for q in held)))
 
 
-def random_model(seed: int, hidden: int = 64, layers: int = 4, **msa: Any) -> MSAForCausalLM:
+def random_model(seed: int, hidden: int = 64, layers: int = 4, std: float = 0.02, **msa: Any) -> MSAForCausalLM:
     """A decoder of random layers, the upper half of which route."""
     torch.manual_seed(seed)
     tokenizer = symbol_tokenizer()
@@ -87,7 +85,7 @@ def random_model(seed: int, hidden: int = 64, layers: int = 4, **msa: Any) -> MS
     config = AutoConfig.for_model(
         "llama", vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads // 2, head_dim=16, max_position_embeddings=256,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True, initializer_range=std,
     )  # fmt: skip
     backbone = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     settings = {"chunk_size": 16, "top_k_docs": 4, "template": asdict(SPEC), **msa}

@@ -90,15 +90,19 @@ def test_a_resumed_run_drops_out_the_same(tmp_path: Path) -> None:
 
 def test_a_run_resumed_from_an_older_checkpoint_rewrites_what_came_after(tmp_path: Path) -> None:
     """As after a crash: metrics of steps that are done again stand there once."""
-    recipe = small_recipe(checkpoints={"every": 3, "keep": 5}, early_stopping={"metric": "loss"}, evaluation={"every": 99})
-    trainer = Trainer(recipe, parts_of(recipe, random_model(0, hidden=32, layers=2), WORLD, evaluate=False), tmp_path, cpu=True)
-    trainer.run()
+    recipe = small_recipe(checkpoints={"every": 3, "keep": 5})
+
+    def run(resume: bool) -> None:
+        parts = parts_of(recipe, random_model(0, hidden=32, layers=2), WORLD, evaluate=False)
+        Trainer(recipe, parts, tmp_path, cpu=True).run(resume)
+
+    run(resume=False)
     before = metrics(tmp_path), saved(tmp_path)
     store = CheckpointStore(tmp_path / "checkpoints", 1)
     assert store.steps() == [3, 6, 8]
     store.path(8).rename(tmp_path / "gone")
     (tmp_path / "metrics.jsonl").open("a").write('{"step": 9, "torn')
-    Trainer(recipe, parts_of(recipe, random_model(0, hidden=32, layers=2), WORLD, evaluate=False), tmp_path, cpu=True).run(resume=True)
+    run(resume=True)
     assert (metrics(tmp_path), saved(tmp_path)) == before
 
 
@@ -147,7 +151,7 @@ def test_a_loss_that_is_not_a_number_names_its_questions_and_keeps_the_checkpoin
 def test_a_full_disk_ends_the_run_with_its_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from memspan.train import checkpoint
 
-    real = checkpoint.save_file
+    recipe, real = small_recipe(checkpoints={"every": 2}, evaluation={"every": 99}), checkpoint.save_file
 
     def full(tensors: Any, path: Path) -> None:
         if "00000004" in str(path):
@@ -155,10 +159,10 @@ def test_a_full_disk_ends_the_run_with_its_checkpoint_before(tmp_path: Path, mon
         real(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(CheckpointError, match="No space left on device.*the one of step 2 stays"):
-        trainer_of(small_recipe(checkpoints={"every": 2}, evaluation={"every": 99}), tmp_path, WORLD).run()
+    with pytest.raises(CheckpointError, match=r"No space left on device.*the one of step 2 stays"):
+        trainer_of(recipe, tmp_path, WORLD).run()
     monkeypatch.undo()
-    assert trainer_of(small_recipe(checkpoints={"every": 2}, evaluation={"every": 99}), tmp_path, WORLD).run(True).steps == 8
+    assert trainer_of(recipe, tmp_path, WORLD).run(resume=True).steps == 8
 
 
 def test_a_gate_stops_a_run_and_leaves_its_checkpoint(tmp_path: Path) -> None:
@@ -177,7 +181,8 @@ def test_a_phase_ends_at_its_recall_or_stops_the_run(tmp_path: Path) -> None:
 
     easy = trainer_of(small_recipe(phases=phases(0.01)), tmp_path / "easy", WORLD).run()
     assert easy.steps == 4 + 4
-    assert [line["phase"] for line in metrics(tmp_path / "easy") if line["kind"] == "train"] == ["one"] * 4 + ["two"] * 4
+    phases_run = [line["phase"] for line in metrics(tmp_path / "easy") if line["kind"] == "train"]
+    assert phases_run == ["one"] * 4 + ["two"] * 4
     with pytest.raises(NotLearning, match="phase 'one' has used its 8 steps"):
         trainer_of(small_recipe(phases=phases(1.0)), tmp_path / "hard", WORLD).run()
 
@@ -227,7 +232,7 @@ def test_only_what_is_named_trains_at_its_own_rate(tmp_path: Path) -> None:
     trainer.run()
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == set(trainer.trained) == set(CheckpointStore(tmp_path / "checkpoints", 1).load().trained)
-    assert len(moved) == 2 + 3
+    assert len(moved) == 1 + 3
     rates = [line for line in metrics(tmp_path) if line["kind"] == "train"][3]
     assert rates["lr/top"] == pytest.approx(0.5 * rates["lr/routers"]) and rates["lr/top"] > 0
 

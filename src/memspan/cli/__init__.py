@@ -2,7 +2,9 @@
 
 from memspan.cli.app import app
 from memspan.cli.data import data
+from memspan.cli.train import train
 
 app.add_typer(data, name="data")
+app.command()(train)
 
 __all__ = ["app"]

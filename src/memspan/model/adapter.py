@@ -111,7 +111,7 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
     if layers != config.layers:
         raise CheckpointError(f"the adapter in {folder} routes in layers {layers}, the model in {config.layers}")
     if score_bias and config.score_bias is None:
-        _add_score_bias(model)
+        add_score_bias(model)
     _check_weights(model, folder, weights, lora)
     for name, module in linear_modules(model).items():
         if name in lora:
@@ -131,6 +131,18 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
     mark_sides(model)
     config.router_trained = True
     config.encoder_fingerprint = model.encoder_fingerprint()
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of an adapter as they are stored, LoRA apart: for training that goes on from it.
+
+    Raises:
+        CheckpointError: there is no readable adapter.
+    """
+    try:
+        return load_file(folder / _WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} holds no readable adapter ({error}); name another, or leave it out") from error
 
 
 def _read_lora(values: Mapping[str, Mapping[str, Any]]) -> dict[str, _Lora]:
@@ -170,8 +182,9 @@ def _check_weights(
         raise CheckpointError(f"the adapter in {folder} lacks {len(lacking)} of its weights, as {lacking[0]}")
 
 
-def _add_score_bias(model: MSAForCausalLM) -> None:
-    model.config.score_bias = 0.0
+def add_score_bias(model: MSAForCausalLM, value: float = 0.0) -> None:
+    """Give a model without one a score bias (see `MSAConfig.score_bias`), of this value in every MSA layer."""
+    model.config.score_bias = value
     for attention in routed_modules(model):
         like = attention.router_q_proj.weight
-        setattr(attention, SCORE_BIAS, torch.nn.Parameter(torch.zeros(1, device=like.device)))
+        setattr(attention, SCORE_BIAS, torch.nn.Parameter(torch.full((1,), value, device=like.device)))

@@ -35,7 +35,17 @@ from memspan.train.trackers import MetricsFile
 
 RECIPE_FILE, METRICS_FILE, CHECKPOINTS = "recipe.json", "metrics.jsonl", "checkpoints"
 # What may differ when a run is resumed: how it is watched, and what is still to come.
-_CHANGEABLE = {"checkpoints", "evaluation", "gates", "early_stopping", "trackers", "threads", "phases", "product"}
+_CHANGEABLE = {
+    "checkpoints",
+    "evaluation",
+    "gates",
+    "early_stopping",
+    "trackers",
+    "threads",
+    "phases",
+    "product",
+    "product_dtype",
+}
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 Ended = Literal["done", "stopped early", "interrupted"]

@@ -1,4 +1,4 @@
-"""What of a model trains: parameters chosen by patterns, in groups with their own learning rate."""
+"""Parameters in groups, each with its own learning rate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from memspan.model.modeling import MSAForCausalLM
+from memspan.model.modeling import MSAForCausalLM, is_lora
+from memspan.train.lora import Trainable, make_trainable, trained_parameters
 from memspan.train.settings import GroupSettings, LoraSettings
 
 LORA_GROUP = "lora"
@@ -28,25 +29,24 @@ def choose_parameters(
     model: MSAForCausalLM,
     groups: Sequence[GroupSettings],
     lora: LoraSettings | None = None,
-    frozen_dtype: torch.dtype = torch.float32,
+    *,
+    seed: int = 0,
+    frozen_dtype: torch.dtype | None = None,
 ) -> tuple[ParameterGroup, ...]:
-    """Decide what trains: it is kept in float32 and requires gradients; the rest does not, in `frozen_dtype`.
+    """Decide what of a model trains, in place (see `make_trainable`), and group it.
 
     A parameter belongs to the first group whose pattern is found in its name; those of LoRA to a group of their own.
     One that is tied to another (an LM head to the embedding) trains with it.
 
     Raises:
-        ValueError: a group matches nothing.
+        ValueError: a group matches nothing, or nothing that an earlier one has not.
     """
-    chosen: dict[str, list[str]] = {group.name: [] for group in groups}
-    if lora:
-        chosen[LORA_GROUP] = []
-    for name, parameter in model.named_parameters():
-        owner = LORA_GROUP if lora and "lora_" in name else _first_match(name, groups)
-        if owner is not None:
-            chosen[owner].append(name)
-        parameter.requires_grad_(owner is not None)
-        parameter.data = parameter.data.to(torch.float32 if owner is not None else frozen_dtype)
+    patterns = tuple(group.match for group in groups)
+    make_trainable(model, Trainable(patterns, lora), seed=seed, frozen_dtype=frozen_dtype)
+    chosen: dict[str, list[str]] = {group.name: [] for group in groups} | ({LORA_GROUP: []} if lora else {})
+    for name in trained_parameters(model):
+        owner = LORA_GROUP if is_lora(name) else next(g.name for g in groups if re.search(g.match, name))
+        chosen[owner].append(name)
     empty = [name for name, found in chosen.items() if not found]
     if empty:
         raise ValueError(f"group {empty[0]!r} matches no parameter that an earlier group has not; see its pattern")
@@ -54,7 +54,3 @@ def choose_parameters(
     if lora:
         settings[LORA_GROUP] = (lora.lr_factor, lora.weight_decay)
     return tuple(ParameterGroup(name, tuple(found), *settings[name]) for name, found in chosen.items())
-
-
-def _first_match(name: str, groups: Sequence[GroupSettings]) -> str | None:
-    return next((group.name for group in groups if re.search(group.match, name)), None)

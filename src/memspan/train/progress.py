@@ -16,6 +16,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from memspan.text.questions import Question
 from memspan.text.template import PromptTemplate, encoded_text
 from memspan.train.batch import BatchSettings, Collator
 from memspan.train.bm25 import Bm25
+from memspan.train.frozen import FrozenMemory
 from memspan.train.memory import BatchMemory, encode_documents
 from memspan.train.parallel import assign, whole
 from memspan.train.settings import EvaluationSettings, PhaseSettings
@@ -82,11 +84,14 @@ class RouterProgress:
         *,
         encode_tokens: int = 8192,
         seed: int = 0,
+        frozen_in: Path | None = None,
     ) -> None:
         """
         Args:
             batch: of training: how documents are cut, and up to what their ids are drawn.
             seed: of the documents' ids, and of freshly initialised routers.
+            frozen_in: folder to keep the bank's documents in, encoded once (see `FrozenMemory`): for runs in which
+                nothing trains that shapes them.
         """
         self.holdout, self._template, self._settings = holdout, template, settings
         self._seed, self._encode_tokens = seed, encode_tokens
@@ -96,6 +101,13 @@ class RouterProgress:
         most = max(batch.max_id, len(documents))
         self._ids = random.Random(f"{seed}:holdout").sample(range(1, most + 1), len(documents))
         self._documents = [template.document(*pair) for pair in zip(self._ids, self._texts, strict=True)]
+        self._frozen = None
+        if frozen_in is not None:
+            kept = (documents, collator.part, frozen_in)
+            self._frozen = FrozenMemory.build(
+                model, template, *kept, seed=seed, max_id=most, encode_tokens=encode_tokens
+            )
+            self._ids = [self._frozen.ids[document.external_id] for document in documents]
         places = {document.external_id: place for place, document in enumerate(documents)}
         self._gold = [[places[d.external_id] for d in question.positives] for question in holdout.questions]
         self._writing = WritingProgress(holdout.questions, documents, template, model.config, settings, seed)
@@ -124,7 +136,10 @@ class RouterProgress:
     @torch.no_grad()
     def scores(self, model: MSAForCausalLM) -> Tensor:
         """Routing scores of every hold-out question for every document of the bank, `[L, Q, N]` float32 on the CPU."""
-        memory = encode_documents(model, self._documents, self._encode_tokens)
+        if self._frozen is None:
+            memory = encode_documents(model, self._documents, self._encode_tokens)
+        else:
+            memory = self._frozen.encoded(model, [document.external_id for document in self.holdout.documents])
         size, questions, parts = self._settings.batch, self.holdout.questions, []
         for start in range(0, len(questions), size):
             contexts = [self._template.context(question.question) for question in questions[start : start + size]]

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from memspan.model.lora import LoraSpec
 from memspan.train.batch import BatchSettings
 from memspan.train.forward import LossWeights, Objective
 from memspan.train.schedule import SCHEDULES, Schedule
@@ -36,6 +37,8 @@ class ModelSettings:
         adapter: folder of trained weights to begin with.
         msa_layers, chunk_size, top_k_docs, template, similarity: of the conversion of `source`; empty or 0: defaults
             (see `MSAConfig`).
+        score_bias: first value of the learned multiple of a document's routing score that is added to the attention
+            logits of its chunks (see `MSAConfig`). Without: none is added. It trains where a group matches it.
         compute: number format of the forward and backward passes: bfloat16 (mixed precision) or float32. Trained
             weights are kept in float32 either way.
         frozen_dtype: number format in which weights that are not trained are kept.
@@ -51,6 +54,7 @@ class ModelSettings:
     top_k_docs: int = 0
     template: str = ""
     similarity: str = ""
+    score_bias: float | None = None
     compute: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
@@ -113,29 +117,16 @@ class GroupSettings:
         _check(self.weight_decay >= 0, f"the weight_decay of group {self.name!r} must not be negative")
 
 
-@dataclass(frozen=True, slots=True)
-class LoraSettings:
-    """Low-rank adapters on linear modules.
+@dataclass(frozen=True)
+class LoraSettings(LoraSpec):
+    """Low-rank changes that train. `lr_factor`, `weight_decay`: see `GroupSettings`."""
 
-    Attributes:
-        match: regular expression, searched in a module's name.
-        rank, alpha: of the two matrices; what they add is scaled by alpha / rank.
-        sides: which forwards they take part in: documents being encoded, the question, or both.
-        lr_factor, weight_decay: see `GroupSettings`.
-    """
-
-    match: str
-    rank: int = 16
-    alpha: float = 32.0
-    sides: tuple[Literal["document", "query"], ...] = ("document", "query")
     lr_factor: float = 1.0
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_pattern(self.match)
-        _check(self.rank >= 1, f"the rank of LoRA must be at least 1, not {self.rank}")
-        _check(bool(self.sides) and len(set(self.sides)) == len(self.sides), "sides of LoRA: document, query, or both")
-        _check(self.lr_factor > 0, "the lr_factor of LoRA must be above 0")
+        LoraSpec.__post_init__(self)
+        _check(self.lr_factor > 0 and self.weight_decay >= 0, "lr_factor of LoRA is above 0, weight_decay not below")
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,9 +301,11 @@ class Recipe:
 
     Attributes:
         train: groups of parameters that train; the others are frozen.
-        frozen_memory: keep documents' pooled hidden states instead of encoding them in every step: for runs in which
-            nothing trains that shapes them (routers, query side).
+        frozen_memory: keep documents' pooled hidden states instead of encoding them in every step, for runs in which
+            nothing trains that shapes them (routers, query side). "batch": a batch has its own documents; "all": every
+            question is asked of all of the training data.
         product: what the run leaves behind: an adapter (trained weights alone) or a whole checkpoint.
+        product_dtype: number format of its weights.
         trackers: beside metrics.jsonl: tensorboard, wandb, trackio.
         corpus: files or a folder of plain text: questions are made from it, in the place of `data.mixture`.
         threads: CPU threads of torch; 0: torch's choice.
@@ -326,7 +319,7 @@ class Recipe:
     lora: LoraSettings | None = None
     step: StepSettings = field(default_factory=StepSettings)
     objective: Objective = field(default_factory=Objective)
-    frozen_memory: bool = False
+    frozen_memory: Literal["", "batch", "all"] = ""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     gates: tuple[GateSettings, ...] = ()
@@ -335,6 +328,7 @@ class Recipe:
     teacher: TeacherSettings | None = None
     trackers: tuple[str, ...] = ()
     product: Literal["adapter", "checkpoint"] = "adapter"
+    product_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     corpus: str = ""
     seed: int = 0
     threads: int = 0
