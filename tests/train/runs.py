@@ -77,7 +77,7 @@ def key_value_world(num_train: int, num_holdout: int, seed: int = 0) -> World:
     return World(tuple(questions[:num_train]), HoldOut(held, tuple(q.positives[0] for q in held)))
 
 
-def random_model(seed: int, hidden: int = 64, layers: int = 4, std: float = 0.02, **msa: Any) -> MSAForCausalLM:
+def random_model(seed: int, hidden: int = 64, layers: int = 4, std: float = 0.02, theta: float = 1e4, **msa: Any) -> MSAForCausalLM:
     """A decoder of random layers, the upper half of which route."""
     torch.manual_seed(seed)
     tokenizer = symbol_tokenizer()
@@ -86,6 +86,7 @@ def random_model(seed: int, hidden: int = 64, layers: int = 4, std: float = 0.02
         "llama", vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads // 2, head_dim=16, max_position_embeddings=256,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True, initializer_range=std,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
     )  # fmt: skip
     backbone = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     settings = {"chunk_size": 16, "top_k_docs": 4, "template": asdict(SPEC), **msa}
