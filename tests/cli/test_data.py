@@ -13,7 +13,6 @@ import pytest
 from command import failed, memspan
 from made import pair, question, questions, written
 
-
 PAGE = (Path(__file__).parents[2] / "docs" / "training-data.md").read_text(encoding="utf-8")
 
 
