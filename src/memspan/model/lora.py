@@ -78,8 +78,10 @@ class LoraLinear(nn.Linear):
         out = super().forward(input)
         if not self._applies():
             return out
-        change = F.linear(F.linear(input, self.lora_a.to(input.dtype)), self.lora_b.to(input.dtype))
-        return out + self.lora_scale * change
+        low = F.linear(input, self.lora_a.to(out.dtype))
+        b_RO = (self.lora_scale * self.lora_b).to(out.dtype).T
+        # One fused product and sum: the scale is in the small matrix, and no second output is written.
+        return torch.addmm(out.flatten(0, -2), low.flatten(0, -2), b_RO).view_as(out)
 
     def _applies(self) -> bool:
         if _off.get():
@@ -181,7 +183,8 @@ def merge_lora(model: MSAForCausalLM) -> int:
     (to 1/256 of itself at most).
     """
     merged = 0
-    for module in lora_modules(model).values():
+    modules: dict[str, Any] = {**lora_modules(model)}
+    for module in modules.values():
         if len(module.lora_sides) == len(SIDES):
             module.weight.data.copy_(module.merged_weight())
             del module.lora_a, module.lora_b, module.lora_scale, module.lora_sides
