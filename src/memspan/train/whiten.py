@@ -1,4 +1,4 @@
-"""Routers that find documents before anything was learned: both projections whiten what the layer sees (not in the paper).
+"""Routers that find documents before anything is learned: both projections whiten a layer's states (not in the paper).
 
 The states of a layer share a few directions of large variance that say nothing about what a text is about; cosines of
 random projections see little else. Here the two router projections become one map, which leaves out the means of
