@@ -127,6 +127,18 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message:
         load_recipe(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_one(path: Path) -> None:
-    assert isinstance(load_recipe(path, ["corpus=docs/"]), Recipe)
+    recipe = load_recipe(path, ["corpus=docs/"] if path.stem == "distill" else [])
+    assert recipe.name == path.stem
+    documents = [phase.batch.num_documents for phase in recipe.phases]
+    assert documents == sorted(documents), "a curriculum grows"
+    assert recipe.gates or all(phase.until for phase in recipe.phases[:-1]), "nothing would stop a run that is lost"
+
+
+def test_the_recipes_of_the_paper_have_its_values() -> None:
+    warmup, cpt, sft = (load_recipe(ROOT / "recipes" / f"{name}.yaml") for name in ("warmup", "cpt", "sft-64k"))
+    assert (warmup.phases[0].lr, warmup.phases[0].loss.lm, warmup.phases[0].loss.routing) == (1e-4, 0.1, 1.0)
+    assert (cpt.phases[0].lr, cpt.phases[0].loss.lm, cpt.phases[0].loss.routing) == (6e-6, 1.0, 0.1)
+    assert [phase.batch.num_documents for phase in sft.phases] == [64, 128, 256, 512]
+    assert all(phase.until for phase in sft.phases[:-1])
