@@ -52,6 +52,8 @@ class Document:
                 raise ValueError(f"document {self.external_id!r}: {error}") from error
 
     def _check_metadata(self) -> None:
+        if self.metadata == {}:
+            return
         try:
             text = json.dumps(dict(self.metadata), ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
