@@ -24,8 +24,7 @@ from memspan.train.progress import HoldOut, RouterProgress
 from memspan.train.recipe import recipe_of
 from memspan.train.settings import Recipe
 
-NUM_SYMBOLS = 64
-SYMBOLS = [f"s{number}" for number in range(NUM_SYMBOLS)]
+KEYS, VALUES = [f"k{number}" for number in range(64)], [f"v{number}" for number in range(8)]
 _MARKERS = ["<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _LITERALS = ["[", "]", ".", "is", "what", "?", "\n", *"0123456789"]
 
@@ -46,9 +45,9 @@ SPEC = TemplateSpec(
 
 def symbol_tokenizer() -> PreTrainedTokenizerFast:
     """Symbols, digits and punctuation, a token each; white space separates and is lost."""
-    words = [*_MARKERS, *_LITERALS, *SYMBOLS]
+    words = [*_MARKERS, *_LITERALS, *KEYS, *VALUES]
     tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
-    pieces = pre_tokenizers.Split(Regex(r"s\d+|what|is|\d|[\[\].?]"), "isolated")
+    pieces = pre_tokenizers.Split(Regex(r"[kv]\d+|what|is|\d|[\[\].?]"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pieces])
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(_MARKERS[1:])
@@ -59,7 +58,7 @@ def symbol_tokenizer() -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class World:
-    """Keys are pairs of symbols, a value is one more; documents of the hold-out are about keys of its own."""
+    """Documents that give a key's value; a key is two symbols, and the hold-out's are other keys."""
 
     train: tuple[Question, ...]
     holdout: HoldOut
@@ -67,17 +66,19 @@ class World:
 
 def key_value_world(num_train: int, num_holdout: int, seed: int = 0) -> World:
     rng = random.Random(seed)
-    keys = rng.sample([(a, b) for a in SYMBOLS for b in SYMBOLS if a != b], num_train + num_holdout)
+    keys = rng.sample([(a, b) for a in KEYS for b in KEYS if a != b], num_train + num_holdout)
     questions = []
     for number, (a, b) in enumerate(keys):
-        value = rng.choice(SYMBOLS)
+        value = rng.choice(VALUES)
         document = passage("", f"{a} {b} is {value}")
         questions.append(Question(f"q{number}", f"{a} {b} ?", (value,), (document,), source="keys"))
     held = tuple(questions[num_train:])
     return World(tuple(questions[:num_train]), HoldOut(held, tuple(q.positives[0] for q in held)))
 
 
-def random_model(seed: int, hidden: int = 64, layers: int = 4, std: float = 0.02, theta: float = 1e4, **msa: Any) -> MSAForCausalLM:
+def random_model(
+    seed: int, hidden: int = 64, layers: int = 4, std: float = 0.02, theta: float = 1e4, **msa: Any
+) -> MSAForCausalLM:
     """A decoder of random layers, the upper half of which route."""
     torch.manual_seed(seed)
     tokenizer = symbol_tokenizer()

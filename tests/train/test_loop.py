@@ -17,6 +17,7 @@ from memspan.errors import CheckpointError, NotLearning, TrainingError
 from memspan.train.checkpoint import CheckpointStore
 from memspan.train.loop import Progress, RunResult, Trainer
 from memspan.train.settings import Recipe
+from memspan.train.trackers import check_trackers
 
 WORLD = key_value_world(60, 24)
 
@@ -261,3 +262,21 @@ def test_bfloat16_computes_with_float32_masters(tmp_path: Path) -> None:
     losses = [[line.get("loss/lm") for line in metrics(out)] for out in (tmp_path, tmp_path / "exact")]
     assert losses[0] != losses[1] and result.steps == exact.steps
     assert all(a is None or a == pytest.approx(b, rel=0.03) for a, b in zip(*losses, strict=True))
+
+
+def test_figures_go_to_a_tracker_by_name(tmp_path: Path) -> None:
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trainer_of(small_recipe(trackers=["tensorboard"]), tmp_path, WORLD).run()
+    found = reading.EventAccumulator(str(tmp_path / "small"))
+    found.Reload()
+    assert [event.step for event in found.Scalars("loss/lm")] == [
+        line["step"] for line in metrics(tmp_path) if "loss/lm" in line
+    ]
+    assert [event.step for event in found.Scalars("fused/recall@16")] == [4, 8]
+
+
+@pytest.mark.parametrize(("name", "message"), [("excel", "unknown tracker 'excel'"), ("trackio", "not installed")])
+def test_a_tracker_that_is_not_there_is_named(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(TrainingError, match=message):
+        check_trackers([name])

@@ -11,7 +11,6 @@ import pytest
 
 from memspan.errors import RecipeError
 from memspan.train.recipe import load_recipe, plain, recipe_of
-from memspan.train.settings import Recipe
 
 pytest.importorskip("yaml")
 ROOT = Path(__file__).parents[2]
