@@ -12,14 +12,16 @@ from helpers import save_backbone
 from typer.testing import CliRunner
 
 from memspan.cli import app
-from memspan.errors import TrainingError
+from memspan.errors import RecipeError, TrainingError
 from memspan.model.convert import load
+from memspan.model.modeling import routed_modules
 from memspan.train.checkpoint import CheckpointStore
 from memspan.train.recipe import recipe_of
 from memspan.train.setup import build_run, load_model
 
 ROOT = Path(__file__).parents[2]
 NOTES = ROOT / "examples" / "notes"
+ROUTER_KEY = "backbone.model.layers.2.self_attn.router_k_proj.weight"
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,24 @@ def lora_recipe(distilled: Path, **changes: Any) -> Any:
         "phases": [{"name": "one", "steps": 2, "lr": 1e-3}],
     }
     return recipe_of({**values, **changes})
+
+
+def test_routers_begin_whitened(backbone: Path, tmp_path: Path) -> None:
+    values = {
+        "name": "white",
+        "model": {"source": str(backbone), "initial_routers": "whitened"},
+        "corpus": str(NOTES),
+        "train": [{"name": "routers", "match": "router_"}],
+        "phases": [{"name": "one", "steps": 2, "lr": 1e-3}],
+    }
+    run = build_run(recipe_of(values), tmp_path, tell=lambda _: None)
+    for attention in routed_modules(run.loaded.model):
+        query = attention.router_q_proj.weight.view(2, 2, -1)  # H=4, G=2: both heads of a group have one map
+        assert torch.equal(query[:, 0], query[:, 1])
+    plain, _ = load_model(recipe_of(values), tmp_path)
+    assert not torch.equal(plain.model.get_parameter(ROUTER_KEY), run.loaded.model.get_parameter(ROUTER_KEY))
+    with pytest.raises(RecipeError, match="would throw away the routers"):
+        recipe_of({**values, "model": {"adapter": "somewhere", "initial_routers": "whitened"}})
 
 
 def test_a_run_goes_on_from_an_adapter(distilled: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

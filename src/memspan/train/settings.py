@@ -37,6 +37,8 @@ class ModelSettings:
         adapter: folder of trained weights to begin with.
         msa_layers, chunk_size, top_k_docs, template, similarity: of the conversion of `source`; empty or 0: defaults
             (see `MSAConfig`).
+        initial_routers: what routers begin as where no adapter gives them: the checkpoint's (random, if it was just
+            converted), or whitened, from the states of some training texts (see `memspan.train.whiten`).
         score_bias: first value of the learned multiple of a document's routing score that is added to the attention
             logits of its chunks (see `MSAConfig`). Without: none is added. It trains where a group matches it.
         compute: number format of the forward and backward passes: bfloat16 (mixed precision) or float32. Trained
@@ -54,6 +56,7 @@ class ModelSettings:
     top_k_docs: int = 0
     template: str = ""
     similarity: str = ""
+    initial_routers: Literal["checkpoint", "whitened"] = "checkpoint"
     score_bias: float | None = None
     compute: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -62,6 +65,10 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         _check(not (self.checkpoint and self.source), "name a checkpoint or a source to convert, not both")
+        _check(
+            self.initial_routers == "checkpoint" or not self.adapter,
+            "initial_routers: whitened would throw away the routers of the adapter",
+        )
         converted = (self.msa_layers, self.chunk_size, self.top_k_docs, self.template, self.similarity)
         _check(
             bool(self.source) or not any(converted),

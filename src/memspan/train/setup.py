@@ -38,10 +38,13 @@ from memspan.train.progress import HoldOut, RouterProgress
 from memspan.train.settings import PhaseSettings, Recipe
 from memspan.train.step import Collate, Teacher
 from memspan.train.teacher import load_teacher
+from memspan.train.whiten import whiten_routers
 from memspan.types import Document
 
 CORPUS = "corpus"
 _CORPUS_HOLDOUT, _CORPUS_BANK = 128, 2500
+# Documents and questions whose states whiten the routers.
+_WHITENED = 1024
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,9 @@ def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell:
     loaded, groups = load_model(recipe, out)
     if torch.cuda.is_available() and recipe.model.sharding == "none":
         torch.nn.Module.to(loaded.model, f"cuda:{rank % torch.cuda.device_count()}")
+    if recipe.model.initial_routers == "whitened":
+        tell("whitening the routers")
+        _whiten(recipe, loaded, data)
     frozen = _freeze(recipe, loaded, data, out, tell)
     objective = replace(recipe.objective, frozen=frozen)
     sources = by_source(data.train)
@@ -198,6 +204,18 @@ def _corpus(recipe: Recipe) -> RunData:
 
 def _distinct(documents: Iterable[Document]) -> tuple[Document, ...]:
     return tuple({document.external_id: document for document in documents}.values())
+
+
+def _whiten(recipe: Recipe, loaded: LoadedModel, data: RunData) -> None:
+    """Set the routers from the states of some of the training data; the same in every process."""
+    rng = Random(f"{recipe.seed}:whiten")
+    batch, template = recipe.phases[0].batch, loaded.template
+    collator = Collator(template, loaded.model.config, batch)
+    documents = rng.sample(data.fillers, min(_WHITENED, len(data.fillers)))
+    questions = rng.sample(data.train, min(_WHITENED, len(data.train)))
+    tokens = [template.document(rng.randint(1, batch.max_id), collator.part(document)) for document in documents]
+    contexts = [template.context(question.question) for question in questions]
+    whiten_routers(loaded.model, tokens, contexts, seed=recipe.seed, batch_tokens=recipe.objective.encode_tokens)
 
 
 def _freeze(
