@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -58,10 +59,11 @@ def test_an_adapter_is_refused_on_another_backbone(adapter: Path, tmp_path: Path
         load(tmp_path / "other-msa", adapter=adapter)
 
 
-def test_an_adapter_for_other_layers_is_refused(adapter: Path, tmp_path: Path) -> None:
-    convert(str(tmp_path / "plain"), tmp_path / "one-layer", dtype=torch.float32, msa_layers=[3])
-    with pytest.raises(CheckpointError, match="layers"):
-        load(tmp_path / "one-layer", adapter=adapter)
+def test_an_adapter_for_layers_that_are_not_there_is_refused(checkpoint: Path, adapter: Path) -> None:
+    values = json.loads((adapter / "adapter.json").read_text())
+    (adapter / "adapter.json").write_text(json.dumps({**values, "msa_layers": [2, 9]}))
+    with pytest.raises(CheckpointError, match=r"belongs to another backbone: .*9"):
+        load(checkpoint, adapter=adapter)
 
 
 @pytest.mark.parametrize("damage", ["no folder", "no json", "cut weights"])
@@ -86,3 +88,29 @@ def test_the_commands_take_an_adapter(checkpoint: Path, adapter: Path, tmp_path:
     assert asked.exit_code == 0 and '"selector": "hybrid"' in asked.stdout
     without = CliRunner().invoke(app, ["ask", bank, "otter", "--model", str(checkpoint)])
     assert without.exit_code == 1 and "encoder_fingerprint" in without.stderr
+
+
+def test_an_adapter_says_which_layers_route(adapter: Path, tmp_path: Path) -> None:
+    """The checkpoint was converted with other layers; loaded with the adapter it is the model of the adapter's."""
+    convert(str(tmp_path / "plain"), tmp_path / "other", dtype=torch.float32, msa_layers=[1, 2])
+    wanted = load(tmp_path / "msa", adapter=adapter, dtype="float32").model
+    found = load(tmp_path / "other", adapter=adapter, dtype="float32").model
+    assert found.config.layers == wanted.config.layers == (2, 3)
+    assert found.config.encoder_fingerprint == wanted.config.encoder_fingerprint
+    ids = torch.randint(3, 500, (1, 12), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found(ids).logits, wanted(ids).logits)
+    documents = [ids[0, :9].tolist(), ids[0, 2:].tolist()]
+    assert torch.equal(found.encode(documents).router_keys_LCW, wanted.encode(documents).router_keys_LCW)
+
+
+def test_an_adapter_is_refused_with_settings_it_was_not_trained_with(adapter: Path, tmp_path: Path) -> None:
+    for number, settings in enumerate(({"chunk_size": 16}, {"top_k_docs": 4}, {"template": "plain"})):
+        folder = tmp_path / f"settings{number}"
+        convert(str(tmp_path / "plain"), folder, dtype=torch.float32, **settings)
+        with pytest.raises(CheckpointError, match=r"was trained with (chunk_size 64|position_offset 16|template)"):
+            load(folder, adapter=adapter, dtype="float32")
+
+
+def test_a_folder_without_an_adapter_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no readable adapter"):
+        load(checkpoint, adapter=tmp_path / "nothing", dtype="float32")

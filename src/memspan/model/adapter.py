@@ -1,12 +1,14 @@
 """Adapters: trained weights that belong to one backbone, kept apart from it.
 
-adapter.json          fingerprint of the backbone, the MSA layers, what LoRA there is, whether there is a score bias
+adapter.json          fingerprint of the backbone, the MSA layers, settings it was trained with, what LoRA there is,
+                      whether there is a score bias
 adapter.safetensors   the weights, by the backbone's own parameter names (routers, and whatever else was trained);
                       LoRA as NAME.lora_a and NAME.lora_b
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from memspan.config import MSAConfig
 from memspan.errors import CheckpointError
 from memspan.model.fingerprint import fingerprint
 from memspan.model.lora import SIDES, Side, install, linear_modules, lora_modules, mark_sides, merge_lora
@@ -79,6 +82,7 @@ def save_adapter(
     values = {
         "backbone_fingerprint": backbone_fingerprint,
         "msa_layers": list(model.config.layers),
+        "settings": _settings(model.config),
         "score_bias": model.config.score_bias is not None,
         "lora": lora,
     }
@@ -98,6 +102,7 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
         values = json.loads((folder / _CONFIG).read_text())
         weights = load_file(folder / _WEIGHTS)
         belongs_to, layers = values["backbone_fingerprint"], tuple(values["msa_layers"])
+        settings = dict(values.get("settings", {}))
         score_bias, lora = bool(values.get("score_bias")), _read_lora(values.get("lora", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no readable adapter ({error}); name another, or leave it out") from error
@@ -110,6 +115,13 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
         )
     if layers != config.layers:
         raise CheckpointError(f"the adapter in {folder} routes in layers {layers}, the model in {config.layers}")
+    own_settings = _settings(config)
+    other = [name for name, value in settings.items() if own_settings.get(name) != value]
+    if other:
+        raise CheckpointError(
+            f"the adapter in {folder} was trained with {other[0]} {settings[other[0]]!r}, and this model has "
+            f"{own_settings.get(other[0])!r}; convert the backbone with the former"
+        )
     if score_bias and config.score_bias is None:
         add_score_bias(model)
     _check_weights(model, folder, weights, lora)
@@ -131,6 +143,31 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
     mark_sides(model)
     config.router_trained = True
     config.encoder_fingerprint = model.encoder_fingerprint()
+
+
+def adapter_layers(folder: Path) -> tuple[int, ...]:
+    """The layers that an adapter routes in.
+
+    Raises:
+        CheckpointError: there is no readable adapter.
+    """
+    try:
+        return tuple(json.loads((folder / _CONFIG).read_text())["msa_layers"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} holds no readable adapter ({error}); name another, or leave it out") from error
+
+
+def _settings(config: MSAConfig) -> dict[str, Any]:
+    """What a model was trained with, beside its weights, and must be served with. `top_k_docs` may be another."""
+    template = dataclasses.asdict(config.template_spec)
+    names = ("document_prefix", "document_suffix", "context_prefix", "context_suffix", "plain_question")
+    names += ("passage", "grounded_question", "round_end", "retrieval_end")
+    return {
+        "chunk_size": config.chunk_size,
+        "position_offset": config.offset,
+        "similarity": config.similarity,
+        **{f"template.{name}": template[name] for name in names},
+    }
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -17,12 +17,13 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from memspan.config import SIMILARITIES, TEMPLATES, MSAConfig, TemplateSpec
 from memspan.errors import CheckpointError
-from memspan.model.adapter import apply_adapter
+from memspan.model.adapter import adapter_layers, apply_adapter
 from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, first_line, load_backbone
-from memspan.model.modeling import MSAForCausalLM
+from memspan.model.modeling import MSAForCausalLM, is_router
 from memspan.model.probe import probe
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
 from memspan.model.runtime import pick_device, pick_dtype
@@ -196,7 +197,8 @@ def load(
 
     Args:
         path: a checkpoint folder; None: the embedded default backbone, converted once into the user's cache.
-        adapter: a folder with trained weights for this backbone (see `memspan.model.adapter`).
+        adapter: a folder with trained weights for this backbone (see `memspan.model.adapter`). It says which layers
+            route, whatever the checkpoint's own are.
         dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
 
@@ -206,25 +208,61 @@ def load(
     folder = default_checkpoint() if path is None else Path(path).expanduser()
     check_folder(folder)
     target = pick_device(device)
+    adapter = None if adapter is None else Path(adapter).expanduser()
+    layers = None if adapter is None else adapter_layers(adapter)
     try:
-        # Without the loading report, weights that a truncated checkpoint lacks would quietly be random.
-        loaded: Any = MSAForCausalLM.from_pretrained(
-            folder, dtype=pick_dtype(dtype, target), local_files_only=True, output_loading_info=True
-        )
+        config = MSAConfig.from_pretrained(folder, local_files_only=True)
+        if adapter is not None and layers is not None:
+            config = _routing_in(config, layers, adapter)
+        with _loading_quietly():
+            # Without the loading report, weights that a truncated checkpoint lacks would quietly be random.
+            loaded: Any = MSAForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=pick_dtype(dtype, target),
+                local_files_only=True,
+                output_loading_info=True,
+            )
         model, info = cast(tuple[MSAForCausalLM, dict[str, Any]], loaded)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is damaged ({first_line(error)}); run memspan convert again") from error
-    lacking = sorted(set(info["missing_keys"])) + sorted(str(key) for key in info["mismatched_keys"])
+    missing = (key for key in set(info["missing_keys"]) if adapter is None or not is_router(key))  # it brings its own
+    lacking = sorted(missing) + sorted(str(key) for key in info["mismatched_keys"])
     if lacking:
         raise CheckpointError(
             f"{folder} lacks {len(lacking)} weights of its model (first: {lacking[0]}); run memspan convert again"
         )
     if adapter is not None:
-        apply_adapter(model, Path(adapter).expanduser())
+        apply_adapter(model, adapter)
     template = PromptTemplate(model.config.template_spec, tokenizer)
     torch.nn.Module.to(model, target)
     return LoadedModel(model.eval(), template, folder)
+
+
+def _routing_in(config: MSAConfig, layers: tuple[int, ...], adapter: Path) -> MSAConfig:
+    """A checkpoint's config with the layers of an adapter.
+
+    Raises:
+        CheckpointError: the backbone has not these layers.
+    """
+    if layers == config.layers:
+        return config
+    try:
+        return MSAConfig.from_dict({**config.to_dict(), "msa_layers": list(layers)})
+    except ValueError as error:
+        raise CheckpointError(f"the adapter in {adapter} belongs to another backbone: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _loading_quietly() -> Iterator[None]:
+    """Keep transformers from telling of missing weights: `load` reads its report, and says what matters."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def default_checkpoint() -> Path:
