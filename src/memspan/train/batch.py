@@ -46,6 +46,7 @@ class TrainBatch:
             predicted from the position before), `IGNORED` elsewhere.
         positives_BN: the documents a question needs and has not read yet; none: it does not count as one that routes.
         candidates_BN: False where a document is neither positive nor negative for a question. Covers `positives_BN`.
+        anchors: token ids of plain texts, on which the model is to stay what its backbone is (`memspan.train.anchor`).
     """
 
     documents: tuple[tuple[int, ...], ...]
@@ -57,6 +58,7 @@ class TrainBatch:
     labels_BT: torch.Tensor
     positives_BN: torch.Tensor
     candidates_BN: torch.Tensor
+    anchors: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         B, N = len(self.questions), len(self.documents)
@@ -72,6 +74,10 @@ class TrainBatch:
     def num_label_tokens(self) -> int:
         """Tokens that are learned."""
         return int((self.labels_BT != IGNORED).sum())
+
+    @property
+    def num_anchor_tokens(self) -> int:
+        return sum(map(len, self.anchors))
 
     @cached_property
     def num_routed_questions(self) -> int:
@@ -102,6 +108,8 @@ class BatchSettings:
         max_id: ids are drawn below a bound that is itself drawn, up to this: small memories have small ids.
         drop_answering: a document that holds one of a question's answers, but is none of its positives, is no negative.
         no_answer: what is answered where there is none.
+        anchors: documents of the batch whose plain text anchors the model, at most; see `memspan.train.anchor`.
+        anchor_tokens: of each, from its beginning.
     """
 
     answer: float = 0.0
@@ -115,12 +123,21 @@ class BatchSettings:
     max_id: int = 1_000_000
     drop_answering: bool = True
     no_answer: str = "The notes do not say."
+    anchors: int = 0
+    anchor_tokens: int = 96
 
     def __post_init__(self) -> None:
         shares = (self.answer, self.latent, self.generate)
         if min(shares) < 0 or sum(shares) > 1 + 1e-9:
             raise ValueError(f"answer, latent and generate are shares that sum to at most 1, not {shares}")
-        for name, least in (("negatives", 0), ("num_documents", 0), ("injected_documents", 1), ("max_id", 1)):
+        for name, least in (
+            ("negatives", 0),
+            ("num_documents", 0),
+            ("injected_documents", 1),
+            ("max_id", 1),
+            ("anchors", 0),
+            ("anchor_tokens", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.max_document_tokens is not None and self.max_document_tokens < 1:
@@ -197,7 +214,13 @@ class Collator:
             labels_BT=_labels(packed, samples),
             positives_BN=positives_BN,
             candidates_BN=candidates_BN,
+            anchors=self._anchors(list(texts.values()), rng),
         )
+
+    def _anchors(self, texts: Sequence[str], rng: random.Random) -> tuple[tuple[int, ...], ...]:
+        settings = self._settings
+        drawn = rng.sample(texts, min(settings.anchors, len(texts)))
+        return tuple(tuple(self._template.tokens("{text}", text=text)[: settings.anchor_tokens]) for text in drawn)
 
     def part(self, document: Document) -> str:
         """What of a document is encoded: its first part, where it is too long for one."""

@@ -12,6 +12,7 @@ from memspan.model.memory_api import AskStep
 from memspan.model.modeling import MSAForCausalLM
 from memspan.ops.losses import distillation_loss, routing_loss
 from memspan.text.packing import PackedContexts
+from memspan.train.anchor import anchor_loss
 from memspan.train.batch import IGNORED, TrainBatch
 from memspan.train.memory import BatchMemory, encode_documents
 
@@ -28,15 +29,17 @@ class LossWeights:
         routing: eq. 5, averaged over MSA layers.
         fused: eq. 5 on the mean of a document's scores over all MSA layers, by which documents are ranked.
         teacher: divergence of the scores from a teacher's, averaged over MSA layers.
+        anchor: divergence from the backbone on plain text (`memspan.train.anchor`); needs `BatchSettings.anchors`.
     """
 
     lm: float = 1.0
     routing: float = 0.1
     fused: float = 0.0
     teacher: float = 0.0
+    anchor: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.lm, self.routing, self.fused, self.teacher) < 0:
+        if min(self.lm, self.routing, self.fused, self.teacher, self.anchor) < 0:
             raise ValueError(f"loss weights must not be negative: {self}")
 
 
@@ -83,6 +86,8 @@ class LossTerms:
         fused_sum: over those questions; eq. 5 on fused scores.
         teacher_sum: over all questions of the batch. 0 without a teacher.
         num_taught: how many questions had a teacher.
+        anchor_sum: over the tokens of the anchors. 0 without any.
+        num_anchored: how many those are.
         scores_LBN: routing scores of the documents, detached, for metrics.
     """
 
@@ -94,6 +99,8 @@ class LossTerms:
     fused_sum: torch.Tensor
     teacher_sum: torch.Tensor
     num_taught: int
+    anchor_sum: torch.Tensor
+    num_anchored: int
     scores_LBN: torch.Tensor
 
     def total(
@@ -102,19 +109,22 @@ class LossTerms:
         num_tokens: int | None = None,
         num_questions: int | None = None,
         num_taught: int | None = None,
+        num_anchored: int | None = None,
     ) -> torch.Tensor:
         """The weighted loss, a scalar. A loss of weight 0 has no part in it, not even as NaN.
 
         Args:
-            num_tokens, num_questions, num_taught: counts to divide by, over all steps and ranks that share an update
-                (for DDP, which averages gradients, divided by the number of ranks). Default: this step's own.
+            num_tokens, num_questions, num_taught, num_anchored: counts to divide by, over all steps and ranks that
+                share an update (for DDP, which averages gradients, divided by the number of ranks). Default: this
+                step's own.
         """
-        tokens, questions, taught = (
+        tokens, questions, taught, anchored = (
             max(1, own) if given is None else given
             for own, given in (
                 (self.num_tokens, num_tokens),
                 (self.num_questions, num_questions),
                 (self.num_taught, num_taught),
+                (self.num_anchored, num_anchored),
             )
         )
         parts = (
@@ -122,6 +132,7 @@ class LossTerms:
             (weights.routing, self.routing_sum, questions),
             (weights.fused, self.fused_sum, questions),
             (weights.teacher, self.teacher_sum, taught),
+            (weights.anchor, self.anchor_sum, anchored),
         )
         terms = [weight * loss / count for weight, loss, count in parts if weight]
         return torch.stack(terms).sum() if terms else self.lm_sum * 0
@@ -177,6 +188,8 @@ def training_forward(
         fused_sum=losses(scores_LBN.mean(0), objective.fused_temperature).sum(),
         teacher_sum=teacher_sum,
         num_taught=num_taught,
+        anchor_sum=anchor_loss(model, batch.anchors) if batch.anchors else lm_sum.new_zeros(()),
+        num_anchored=batch.num_anchor_tokens,
         scores_LBN=scores_LBN.detach(),
     )
 

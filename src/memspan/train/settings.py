@@ -351,6 +351,10 @@ class Recipe:
         _check(bool(self.data.mixture or self.corpus), "nothing to learn from: name data.mixture, or a corpus")
         teaches = any(phase.loss.teacher > 0 for phase in self.phases)
         _check(teaches == (self.teacher is not None), "loss.teacher and `teacher` go together")
+        for phase in self.phases:
+            anchored, where = phase.loss.anchor > 0, f"phase {phase.name!r}: "
+            _check(anchored == (phase.batch.anchors > 0), f"{where}loss.anchor and batch.anchors go together")
+            _check(not anchored or self.lora is not None, "loss.anchor compares with the backbone: it needs `lora`")
         if self.frozen_memory:
             sides = self.lora.sides if self.lora else ()
             _check("document" not in sides, "frozen_memory: LoRA must not train the document side")

@@ -85,7 +85,7 @@ def accumulate(
         TrainingError: a loss is not finite; the message names the questions of the batch.
     """
     found = [round(count) for count in summed(accelerator, _counts(batches, teacher is not None))]
-    tokens, questions, taught = (max(1, count) for count in found)
+    counts = tuple(max(1, count) for count in found)
     sums: dict[str, float] = {}
     bad: list[str] = []
     for place, micro in enumerate(batches):
@@ -93,7 +93,7 @@ def accumulate(
         torch.manual_seed(micro.seed)
         with contextlib.nullcontext() if last else accelerator.no_sync(runner):
             taught_by = teacher(micro.batch).to(accelerator.device) if teacher and weights.teacher else None
-            arguments = (micro.batch.to(accelerator.device), objective, weights, (tokens, questions, taught), taught_by)
+            arguments = (micro.batch.to(accelerator.device), objective, weights, counts, taught_by)
             loss, shown = runner(_losses, *arguments)
             # DDP and FSDP average over processes; a sum over their micro-batches is wanted.
             accelerator.backward(loss * accelerator.num_processes)
@@ -105,7 +105,7 @@ def accumulate(
     names = sorted(sums)
     *totals, stop = summed(accelerator, [*(sums[name] for name in names), float(should_stop())])
     # Of a step in which nothing routes (or is written) there is no mean, rather than one of 0.
-    count_of = {"loss/lm": found[0], "loss/teacher": found[2]}
+    count_of = {"loss/lm": found[0], "loss/teacher": found[2], "loss/anchor": found[3]}
     values = {
         name: total / count
         for name, total in zip(names, totals, strict=True)
@@ -131,7 +131,8 @@ def refuse_bad(accelerator: Accelerator, bad: Sequence[str]) -> None:
 def _counts(batches: Sequence[MicroBatch], taught: bool) -> list[float]:
     tokens = sum(micro.batch.num_label_tokens for micro in batches)
     routed = sum(micro.batch.num_routed_questions for micro in batches)
-    return [tokens, routed, sum(len(micro.batch.questions) for micro in batches) if taught else 0]
+    questions = sum(len(micro.batch.questions) for micro in batches) if taught else 0
+    return [tokens, routed, questions, sum(micro.batch.num_anchor_tokens for micro in batches)]
 
 
 def _losses(
@@ -139,7 +140,7 @@ def _losses(
     batch: TrainBatch,
     objective: Objective,
     weights: LossWeights,
-    counts: tuple[int, int, int],
+    counts: tuple[int, ...],
     teacher_scores_BN: torch.Tensor | None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """A micro-batch's part of the step's loss, and the sums that are shown."""
@@ -151,5 +152,6 @@ def _shown(terms: LossTerms, weights: LossWeights) -> dict[str, float]:
     sums: dict[str, Any] = {"loss/routing": terms.routing_sum, "loss/fused": terms.fused_sum}
     sums |= {"loss/lm": terms.lm_sum} if weights.lm else {}
     sums |= {"loss/teacher": terms.teacher_sum} if weights.teacher else {}
+    sums |= {"loss/anchor": terms.anchor_sum} if weights.anchor else {}
     sums |= {f"loss/routing/{layer}": mean * terms.num_questions for layer, mean in terms.routing_by_layer.items()}
     return {name: float(value.detach()) for name, value in sums.items()}

@@ -1,0 +1,105 @@
+"""The anchor: how far a model with LoRA is from its backbone on plain text."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from batches import random_batch
+from helpers import random_ids, tiny_loaded, tiny_model
+
+from memspan.errors import RecipeError
+from memspan.model.lora import LoraSpec, lora_modules, lora_off
+from memspan.model.modeling import MSAForCausalLM
+from memspan.text.questions import Question, passage
+from memspan.train.anchor import anchor_loss
+from memspan.train.batch import BatchSettings, Collator
+from memspan.train.forward import LossWeights, Objective, training_forward
+from memspan.train.lora import ROUTERS, Trainable, make_trainable
+from memspan.train.recipe import recipe_of
+
+TEXTS = random_ids(7, 3, 12)
+
+
+def _model(changed: bool = True) -> MSAForCausalLM:
+    model = tiny_model()
+    make_trainable(model, Trainable((ROUTERS,), LoraSpec(r"layers\.3\..*_proj$", rank=2)), seed=0)
+    if changed:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for module in lora_modules(model).values():
+                module.lora_b.normal_(0, 0.3)
+    return model
+
+
+def test_it_is_the_divergence_text_by_text() -> None:
+    model = _model()
+    expected = 0.0
+    with torch.no_grad():
+        for text in TEXTS:
+            ids = torch.tensor([text])
+            with lora_off():
+                wanted = model(ids).logits.double().softmax(-1)
+            expected += float((wanted * (wanted.log() - model(ids).logits.double().log_softmax(-1))).sum())
+    assert expected > 0.01
+    assert float(anchor_loss(model, TEXTS).detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_model_that_is_its_backbone_has_none_and_one_that_is_not_is_pulled_back() -> None:
+    assert float(anchor_loss(_model(changed=False), TEXTS).detach()) == pytest.approx(0, abs=1e-5)
+    model = _model()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-2)
+    before = float(anchor_loss(model, TEXTS).detach())
+    for _ in range(40):
+        loss = anchor_loss(model, TEXTS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(anchor_loss(model, TEXTS).detach()) < 0.5 * before
+
+
+def test_it_is_a_term_of_the_loss() -> None:
+    model = _model()
+    batch = replace(random_batch(), anchors=tuple(map(tuple, TEXTS)))
+    terms = training_forward(model, batch, Objective())
+    assert terms.num_anchored == batch.num_anchor_tokens == 22
+    torch.testing.assert_close(terms.anchor_sum, anchor_loss(model, TEXTS))
+    weights = LossWeights(lm=0, routing=0, anchor=2.0)
+    torch.testing.assert_close(terms.total(weights), 2 * terms.anchor_sum / 22)
+    torch.testing.assert_close(terms.total(weights, num_anchored=44), 2 * terms.anchor_sum / 44)
+    assert float(training_forward(model, random_batch(), Objective()).anchor_sum) == 0
+
+
+def test_without_lora_there_is_nothing_to_compare_with() -> None:
+    with pytest.raises(ValueError, match="train LoRA"):
+        anchor_loss(tiny_model(), TEXTS)
+
+
+def test_batches_draw_plain_texts() -> None:
+    loaded = tiny_loaded()
+    questions = [
+        Question(f"q{n}", f"Where is number {n}?", ("there",), (passage("", f"Number {n} is there, says note {n}."),))
+        for n in range(6)
+    ]
+    settings = BatchSettings(anchors=3, anchor_tokens=10, max_document_tokens=64)
+    batch = Collator(loaded.template, loaded.model.config, settings)(questions, random.Random(0))
+    assert len(batch.anchors) == 3 and all(len(ids) == 10 for ids in batch.anchors)
+    texts = [loaded.template.tokens("{text}", text=text)[:10] for text in batch.document_texts]
+    assert all(list(ids) in texts for ids in batch.anchors)
+    assert not Collator(loaded.template, loaded.model.config, BatchSettings())(questions, random.Random(0)).anchors
+
+
+def test_a_recipe_names_weight_and_texts_together() -> None:
+    values = {
+        "name": "a",
+        "corpus": "docs",
+        "lora": {"targets": "q_proj$", "rank": 2},
+        "phases": [{"name": "one", "steps": 2, "lr": 1e-3, "loss": {"lm": 0, "routing": 1, "anchor": 5}}],
+    }
+    with pytest.raises(RecipeError, match="go together"):
+        recipe_of(values)
+    assert recipe_of({**values, "batch": {"anchors": 4}}).phases[0].batch.anchors == 4
+    with pytest.raises(RecipeError, match="needs `lora`"):
+        recipe_of({**values, "lora": None, "train": [{"name": "r", "match": "router_"}], "batch": {"anchors": 4}})
