@@ -53,10 +53,12 @@ def test_recall_counts_gold_documents_once() -> None:
 
 def test_abstention_by_hand() -> None:
     found = metrics.abstention([True, True, False, False, True], [True, False, True, False, True])
-    assert (found.precision, found.recall) == (2 / 3, 2 / 3)
+    assert found.precision and found.recall and (found.precision.mean, found.recall.mean) == (2 / 3, 2 / 3)
+    assert found.precision.low < 2 / 3 < found.precision.high and found.recall.count == 3
     assert metrics.abstention([False], [False]) == metrics.Abstention(None, None)
-    assert metrics.abstention([True, False], [False, False]) == metrics.Abstention(0, None)
-    assert metrics.abstention([False, False], [True, False]) == metrics.Abstention(None, 0)
+    never, missed = metrics.abstention([True, False], [False, False]), metrics.abstention([False, False], [True, False])
+    assert never.precision and never.precision.mean == 0 and never.recall is None
+    assert missed.recall and missed.recall.mean == 0 and missed.precision is None
 
 
 @pytest.mark.parametrize(

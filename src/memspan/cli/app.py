@@ -357,8 +357,10 @@ def evaluate(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Length of an answer. Default: by the task.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(help="Length of a prompt, at most.")] = None,
-    batch: Annotated[int, typer.Option(help="Questions answered together.")] = 8,
+    batch: Annotated[int, typer.Option(help="Questions answered together.")] = 16,
     seed: Annotated[int, typer.Option(help="Of needles and intervals.")] = 0,
+    rerank_depth: Annotated[int, typer.Option(help="Documents that +rerank and +cross rank anew.")] = 100,
+    cross_encoder: Annotated[str | None, typer.Option(help="Model of +cross: a folder or a name.")] = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
     dtype: DtypeOption = None,
@@ -373,6 +375,8 @@ def evaluate(
         files = tuple(map(str, texts or ()))
         wanted = evaluation.TaskSettings(task, str(data) if data else None, questions, memory_tokens, files, seed)
         names = tuple(name.strip() for name in arms.split(",") if name.strip())
-        settings = evaluation.RunSettings(wanted, names, max_new_tokens, prompt_tokens, batch, seed)
+        settings = evaluation.RunSettings(
+            wanted, names, max_new_tokens, prompt_tokens, batch, seed, rerank_depth, cross_encoder
+        )
         code = evaluation.evaluate(settings, choice, out, as_json)
     raise typer.Exit(code)

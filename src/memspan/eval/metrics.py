@@ -51,8 +51,8 @@ class Abstention:
         recall: of the questions without an answer, the share it abstained from; None if there were none.
     """
 
-    precision: float | None
-    recall: float | None
+    precision: Interval | None
+    recall: Interval | None
 
 
 def normalise(text: str) -> str:
@@ -109,16 +109,18 @@ def is_malformed(text: str) -> bool:
     return not any(char.isalnum() for char in text) or bool(_MARKER.search(text)) or any(loops)
 
 
-def abstention(said_none: Sequence[bool], has_none: Sequence[bool]) -> Abstention:
+def abstention(said_none: Sequence[bool], has_none: Sequence[bool], *, seed: int = 0) -> Abstention:
     """Precision and recall of abstaining.
 
     Args:
         said_none: per question, whether the system abstained.
         has_none: per question, whether it has no answer.
     """
-    right = sum(said and has for said, has in zip(said_none, has_none, strict=True))
+    pairs = list(zip(said_none, has_none, strict=True))
+    said = [float(has) for said, has in pairs if said]
+    unanswerable = [float(said) for said, has in pairs if has]
     return Abstention(
-        right / sum(said_none) if any(said_none) else None, right / sum(has_none) if any(has_none) else None
+        bootstrap(said, seed=seed) if said else None, bootstrap(unanswerable, seed=seed) if unanswerable else None
     )
 
 

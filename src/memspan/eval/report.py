@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,26 @@ def markdown(
     config, settings = result["config"], result["config"]["settings"]
     memories = [line for line in result["memories"] if line["complete"]]
     tokens = sum(line["memory_tokens"] for line in memories)
-    seconds = sum(line["seconds"] for line in result["memories"])
+    encoding, asking = _cost(result["memories"]), _cost(result["asked"].values())
     model = config["model"]
     lines = [
         f"# {settings['task']['name']}",
         "",
         f"{summaries[0].questions if summaries else 0} questions; {len(memories)} memories with {tokens:,} tokens "
-        f"(encoded in {seconds:,.0f} s); {model['backbone']} of {model['parameters'] / 1e6:,.0f}M parameters, router "
-        f"{'trained' if model['router_trained'] else 'untrained'}; at most {config['sampling']['max_new_tokens']} new "
-        f"tokens; {len(result['malformed'])} malformed records left out.",
+        f"(encoded in {encoding}, asked in {asking}); {model['backbone']} of {model['parameters'] / 1e6:,.0f}M "
+        f"parameters, router {'trained' if model['router_trained'] else 'untrained'}; at most "
+        f"{config['sampling']['max_new_tokens']} new tokens; {len(result['malformed'])} malformed records left out.",
         "",
         *_table(summaries, differences, result["main_score"]),
     ]
     lines += [f"\n`{arm}` was not run: {reason}." for arm, reason in result["refused"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _cost(lines: Iterable[Mapping[str, Any]]) -> str:
+    """What something took. The machine's load counts into the seconds, not into those of the CPU."""
+    taken = [(line["seconds"], line["cpu_seconds"]) for line in lines]
+    return f"{sum(s for s, _ in taken):,.0f} s ({sum(cpu for _, cpu in taken):,.0f} s of CPU)"
 
 
 def _table(
@@ -57,8 +63,8 @@ def _cells(
     return [
         f"`{summary.arm}`",
         *shares,
-        " / ".join("–" if value is None else f"{100 * value:.0f}" for value in known),
-        f"{summary.documents:.1f}",
+        " / ".join("–" if value is None else f"{100 * value.mean:.0f}" for value in known),
+        f"{summary.documents.mean:.1f}",
         f"{summary.prompt_tokens:.0f}",
         f"{summary.new_tokens:.0f}",
         f"{sum(summary.seconds.values()):.2f}",
