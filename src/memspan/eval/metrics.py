@@ -172,6 +172,36 @@ def paired_bootstrap(
     return interval, (float(extreme) + 1) / (resamples + 1)
 
 
+def degradation(
+    smallest: Sequence[float], larger: Sequence[float], *, resamples: int = 2000, seed: int = 0
+) -> Interval | None:
+    """How much of a score is lost on the way to a larger memory: (mean smallest - mean larger) / mean smallest.
+
+    Its interval resamples questions, which both scores share. None where the smallest memory's score is 0.
+
+    Raises:
+        ValueError: the two differ in length, or are empty.
+    """
+    if len(smallest) != len(larger):
+        raise ValueError(f"paired values needed, not {len(smallest)} and {len(larger)}; score the same questions")
+    first = _resampled_means(np.asarray(smallest, dtype=float), resamples, seed)
+    second = _resampled_means(np.asarray(larger, dtype=float), resamples, seed)
+    if not any(smallest):
+        return None
+    some = first != 0
+    low, high = np.percentile((first[some] - second[some]) / first[some], (2.5, 97.5))
+    base, now = float(np.mean(smallest)), float(np.mean(larger))
+    return Interval((base - now) / base, float(low), float(high), len(smallest))
+
+
+def mean_of(intervals: Sequence[Interval]) -> Interval:
+    """The mean of several independent means; half-widths add up as independent errors do, in squares."""
+    average = float(np.mean([one.mean for one in intervals]))
+    below = float(np.sqrt(np.sum([(one.mean - one.low) ** 2 for one in intervals]))) / len(intervals)
+    above = float(np.sqrt(np.sum([(one.high - one.mean) ** 2 for one in intervals]))) / len(intervals)
+    return Interval(average, average - below, average + above, sum(one.count for one in intervals))
+
+
 def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     if not len(values):
         raise ValueError("nothing to average; score at least one question")

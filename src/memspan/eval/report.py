@@ -51,14 +51,14 @@ def _table(
     columns = ["arm", *names, *(f"{hop} @5" for hop in hops), "abstention P/R", "documents", "prompt", "new", "s"]
     columns.append(f"{main} over {summaries[0].arm if summaries else '-'} (p)")
     rows = [_cells(summary, names, hops, differences.get(summary.arm)) for summary in summaries]
-    return ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)]
+    return [line(cells) for cells in (columns, ["---"] * len(columns), *rows)]
 
 
 def _cells(
     summary: Summary, names: Sequence[str], hops: Sequence[str], difference: tuple[Interval, float] | None
 ) -> list[str]:
-    shares = [_share(summary.scores.get(name), plain=name in _PLAIN) for name in names]
-    shares += [_share(summary.hops.get(hop), plain=True) for hop in hops]
+    shares = [share(summary.scores.get(name), plain=name in _PLAIN) for name in names]
+    shares += [share(summary.hops.get(hop), plain=True) for hop in hops]
     known = (summary.abstention.precision, summary.abstention.recall)
     return [
         f"`{summary.arm}`",
@@ -72,7 +72,8 @@ def _cells(
     ]
 
 
-def _share(interval: Interval | None, *, plain: bool) -> str:
+def share(interval: Interval | None, *, plain: bool) -> str:
+    """A share in percent, unless `plain` with its interval."""
     if interval is None:
         return "–"
     mean = f"{100 * interval.mean:.1f}"
@@ -94,5 +95,72 @@ def plot(path: Path, summaries: Sequence[Summary], name: str) -> bool:
     axes.set_ylabel(name)
     axes.set_ylim(0, 1)
     axes.tick_params(axis="x", rotation=30)
+    figure.savefig(path, dpi=150)
+    return True
+
+
+# The scale curve ------------------------------------------------------------------------------------------------------
+
+
+def curve_markdown(scale: Mapping[str, Any]) -> str:
+    """The scores of a scale run by arm and size; in square brackets what is lost since the smallest size."""
+    sizes = sorted({point["size"] for points in scale["curve"].values() for point in points})
+    names = [scale["main_score"], *(name for name in ("recall@5", "recall@16") if name != scale["main_score"])]
+    lines = ["# Scale curve", "", "Percent with 95% intervals; in square brackets the degradation from the first size."]
+    for name in names:
+        arms = {arm: points for arm, points in scale["curve"].items() if name in points[0]["scores"]}
+        if not arms:
+            continue
+        lines += ["", f"## {name}", "", line(["arm", *map(size_name, sizes)]), line(["---"] * (len(sizes) + 1))]
+        for arm, points in arms.items():
+            cells = {point["size"]: _point(point, name, lost=name == scale["main_score"]) for point in points}
+            lines.append(line([f"`{arm}`", *(cells.get(size, "–") for size in sizes)]))
+    return "\n".join(lines) + "\n"
+
+
+def _point(point: Mapping[str, Any], name: str, *, lost: bool) -> str:
+    shown = share(Interval(**point["scores"][name]), plain=False)
+    return shown + (f" [{100 * point['degradation']['mean']:.0f}]" if lost and point["degradation"] else "")
+
+
+def line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def size_name(tokens: int) -> str:
+    """A number of tokens as it is said: 16K, 1M."""
+    for unit, value in (("M", 2**20), ("K", 2**10)):
+        if tokens >= value:
+            return f"{tokens / value:.4g}{unit}"
+    return str(tokens)
+
+
+def plot_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> bool:
+    """Draw a score over the memory's size, a line with its intervals per curve; False without matplotlib.
+
+    Args:
+        curves: points with `size` and `scores`, by what the line is called.
+    """
+    try:
+        from matplotlib.figure import Figure  # type: ignore[import-not-found]
+    except ImportError:
+        return False
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, points in curves.items():
+        shown = [(point["size"], Interval(**point["scores"][name])) for point in points if name in point["scores"]]
+        if not shown:
+            continue
+        sizes, means = [size for size, _ in shown], [interval.mean for _, interval in shown]
+        errors = [[i.mean - i.low for _, i in shown], [i.high - i.mean for _, i in shown]]
+        axes.errorbar(sizes, means, yerr=errors, marker="o", capsize=3, label=label)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({point["size"] for points in curves.values() for point in points})
+    axes.set_xticks(ticks, [size_name(size) for size in ticks])
+    axes.set_xlabel("tokens of memory")
+    axes.set_ylabel(name)
+    axes.set_ylim(0, 1)
+    axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)
     return True
