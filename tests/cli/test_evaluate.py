@@ -12,7 +12,7 @@ import pytest
 from command import failed, memspan
 
 from memspan.bank.add import add_documents
-from memspan.eval import answering, runner
+from memspan.eval import answering, niah, runner
 from memspan.eval.tasks import TaskSettings
 
 ANIMALS = ("otter Rome", "heron Oslo", "lynx Quito", "mole Lima")
@@ -89,6 +89,10 @@ def test_a_perfect_reader_scores_what_its_documents_allow(
     table = (out / "table.md").read_text("utf-8")
     assert "| `oracle` | 100.0 (100.0–100.0) |" in table and "1 malformed" in table
     assert table.strip() in result["shown"]
+    routed = [row for row in result["rows"] if row["arm"] == "router@0"]
+    assert all(set(row["layers"]) == {"2", "3"} for row in routed if row["answers"]), "of the evidence, by MSA layer"
+    assert "each MSA layer routed to" in table and "| arm | 2 | 3 |" in table
+    assert result["asked"]["bm25@1"]["questions"] == 5 and result["asked"]["bm25@1"]["cpu_seconds"] > 0
 
 
 def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(
@@ -142,6 +146,19 @@ def test_needles_of_a_perfect_reader_and_of_none(tmp_path: Path, monkeypatch: py
             assert scores["bm25@1"] == 1, "the key is a rare word"
             assert "room for" in result["refused"]["context"] and "context" not in scores
             assert "`context` was not run" in result["shown"]
+
+
+@pytest.mark.parametrize("task", niah.TASKS)
+def test_every_needle_task_from_the_command_to_its_score(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, lambda asked, texts: " ".join(texts))
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(f"The ship sailed on for day {day} under a grey sky." for day in range(200)))
+    options = ("--questions", 2, "--arms", "none,oracle", "--memory-tokens", 700, "--haystack", book)
+    result = evaluate(tmp_path / "run", task, *options)
+    assert [s["scores"]["string_match"]["mean"] for s in result["summaries"]] == [0, 1], result["refused"]
+    assert "asked in" in result["shown"] and result["main_score"] == "string_match"
 
 
 def test_the_tiny_model_itself_answers_in_every_arm(data: Path, tmp_path: Path) -> None:

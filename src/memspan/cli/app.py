@@ -410,9 +410,10 @@ def judge(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of `memspan eval`.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("report"),
+    as_json: JsonOption = False,
 ) -> None:
     """Put runs side by side, in the layout of the paper's tables and figures: Markdown, and plots."""
     with _errors_told():
         from memspan.cli import evaluate as evaluation
 
-        evaluation.side_by_side(runs, out)
+        evaluation.side_by_side(runs, out, as_json)

@@ -52,6 +52,10 @@ def grade(folder: Path, endpoint: Endpoint, parallel: int, as_json: bool) -> int
     return 0 if finished else INTERRUPTED
 
 
-def side_by_side(runs: Sequence[Path], out: Path) -> None:
-    """Write the report and print it."""
-    render.out.print(write_report(runs, out).read_text("utf-8"))
+def side_by_side(runs: Sequence[Path], out: Path, as_json: bool) -> None:
+    """Write the report, and print it or, for JSON, where it is."""
+    written = write_report(runs, out)
+    if as_json:
+        render.as_json({"report": str(written)})
+    else:
+        render.out.print(written.read_text("utf-8"))

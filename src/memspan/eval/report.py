@@ -10,6 +10,7 @@ from memspan.eval.metrics import Interval
 from memspan.eval.scoring import SHOWN, Summary
 
 _PLAIN = ("empty", "malformed")
+_MARGIN = 0.03  # of a plot, so that points at its ends are seen whole
 
 
 def markdown(
@@ -32,6 +33,7 @@ def markdown(
         f"{config['sampling']['max_new_tokens']} new tokens; {len(result['malformed'])} malformed records left out.",
         "",
         *_table(summaries, differences, result["main_score"]),
+        *_layers_table(summaries, config["model"]["top_k_docs"]),
     ]
     lines += [f"\n`{arm}` was not run: {reason}." for arm, reason in result["refused"].items()]
     return "\n".join(lines) + "\n"
@@ -54,6 +56,24 @@ def _table(
     return [line(cells) for cells in (columns, ["---"] * len(columns), *rows)]
 
 
+def _layers_table(summaries: Sequence[Summary], top_k: int) -> list[str]:
+    """What each MSA layer found by itself, for the arms that route."""
+    layers = list(dict.fromkeys(layer for summary in summaries for layer in summary.layers))
+    if not layers:
+        return []
+    rows = [
+        [f"`{summary.arm}`", *(share(summary.layers.get(layer), plain=True) for layer in layers)]
+        for summary in summaries
+        if summary.layers
+    ]
+    return [
+        "",
+        f"Recall of the {top_k} documents that each MSA layer routed to, by the layer's index:",
+        "",
+        *(line(cells) for cells in (["arm", *layers], ["---"] * (len(layers) + 1), *rows)),
+    ]
+
+
 def _cells(
     summary: Summary, names: Sequence[str], hops: Sequence[str], difference: tuple[Interval, float] | None
 ) -> list[str]:
@@ -64,12 +84,18 @@ def _cells(
         f"`{summary.arm}`",
         *shares,
         " / ".join("–" if value is None else f"{100 * value.mean:.0f}" for value in known),
-        f"{summary.documents.mean:.1f}",
+        _number(summary.documents),
         f"{summary.prompt_tokens:.0f}",
         f"{summary.new_tokens:.0f}",
         f"{sum(summary.seconds.values()):.2f}",
         "–" if difference is None else f"{100 * difference[0].mean:+.1f} ({difference[1]:.3f})",
     ]
+
+
+def _number(interval: Interval) -> str:
+    """A mean number, with its interval where it is not the same for all questions."""
+    mean = f"{interval.mean:.1f}"
+    return mean if interval.low == interval.high else f"{mean} ({interval.low:.1f}–{interval.high:.1f})"
 
 
 def share(interval: Interval | None, *, plain: bool) -> str:
@@ -160,7 +186,7 @@ def plot_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], n
     axes.set_xticks(ticks, [size_name(size) for size in ticks])
     axes.set_xlabel("tokens of memory")
     axes.set_ylabel(name)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(-_MARGIN, 1 + _MARGIN)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)
     return True

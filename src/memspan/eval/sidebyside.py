@@ -219,12 +219,16 @@ def _scale(scales: Sequence[tuple[str, Mapping[str, Any]]], out: Path) -> list[s
 
 def _curve_table(curves: Mapping[str, Sequence[Mapping[str, Any]]], score: str) -> list[str]:
     sizes = sorted({point["size"] for points in curves.values() for point in points})
-    lines = [line([score, *map(size_name, sizes), "degradation"]), line(["---"] * (len(sizes) + 2))]
+    lost = any(points[-1]["degradation"] for points in curves.values())
+    head = [score, *map(size_name, sizes), *(["degradation"] if lost else [])]
+    lines = [line(head), line(["---"] * len(head))]
     for name, points in curves.items():
         cells = {point["size"]: share(Interval(**point["scores"][score]), plain=False) for point in points}
-        last = points[-1].get("degradation")
-        lost = f"{_PERCENT * last['mean']:.1f}" if last else "–"
-        lines.append(line([f"`{name}`", *(cells.get(size, "–") for size in sizes), lost]))
+        row = [f"`{name}`", *(cells.get(size, "–") for size in sizes)]
+        if lost:
+            last = points[-1]["degradation"]
+            row.append(share(Interval(**last) if last else None, plain=False))
+        lines.append(line(row))
     return lines
 
 
