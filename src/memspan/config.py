@@ -34,6 +34,7 @@ class TemplateSpec:
         round_end: closes the ids a retrieval round writes, and the texts put in for them (paper 3.5); empty: no rounds.
         retrieval_end: written in the place of ids once enough has been found; empty: no rounds.
         final_question: put in behind `retrieval_end`, before the answer; field `{question}`; may be empty.
+        summary_request: asks for a summary of texts; fields `{passages}` and `{about}` (" about SOMETHING", or empty).
     """
 
     name: str
@@ -48,6 +49,7 @@ class TemplateSpec:
     round_end: str = ""
     retrieval_end: str = ""
     final_question: str = ""
+    summary_request: str = "Notes:\n{passages}\nList the key facts of these notes{about}, one per line."
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stops", tuple(self.stops))
@@ -56,6 +58,7 @@ class TemplateSpec:
             "passage": ("{text}",),
             "grounded_question": ("{passages}", "{question}"),
             "plain_question": ("{question}",),
+            "summary_request": ("{passages}", "{about}"),
         }
         for name, needed in fields.items():
             missing = [place for place in needed if place not in getattr(self, name)]

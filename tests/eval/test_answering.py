@@ -80,7 +80,7 @@ def seen(memory: Memory, name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[st
             prompts.append(loaded.template.tokenizer.decode(list(contexts[0].ids)))
 
     monkeypatch.setattr(answering, "Decoding", Watched)
-    monkeypatch.setattr("memspan.generate.interleave.Decoding", Watched)
+    monkeypatch.setattr("memspan.generate.state.Decoding", Watched)
     answered(memory, name, [QUESTION.question])
     return prompts[-1], any(found.doc_ids[0] for found in decodings[-1].retrieved.values())
 

@@ -191,6 +191,30 @@ def search(
 
 
 @app.command()
+def summarize(
+    bank: BankArgument,
+    about: Annotated[str, typer.Option(help="What is wanted of the documents. Default: everything.")] = "",
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    namespace: NamespaceOption = "default",
+    where: WhereOption = None,
+    as_of: AsOfOption = None,
+    max_statements: Annotated[int, typer.Option(help="Of the summary.")] = 10,
+    batch_tokens: Annotated[int, typer.Option(help="Of the texts that are read together, at most.")] = 512,
+    max_new_tokens: Annotated[int, typer.Option(help="Written about the texts of one batch, at most.")] = 96,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Sum up all documents of a scope; every statement names the documents that hold its words."""
+    with _commands() as commands:
+        choice = commands.ModelChoice(model, adapter, dtype, device)
+        scope = commands.ScopeChoice(namespace, where or [], as_of)
+        plan = commands.SummaryPlan(about, max_statements, batch_tokens, commands.Sampling(max_new_tokens))
+        commands.summarize(bank, choice, scope, plan, as_json)
+
+
+@app.command()
 def ls(
     bank: BankArgument,
     namespace: NamespaceOption = "default",

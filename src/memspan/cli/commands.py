@@ -22,7 +22,8 @@ from memspan.cli import render
 from memspan.config import MSAConfig
 from memspan.errors import MemspanError
 from memspan.generate.memory import AskOptions, Memory
-from memspan.generate.sampling import Sampling as Sampling  # the options of the command are made of it
+from memspan.generate.sampling import Sampling as Sampling  # the options of the commands are made of these
+from memspan.generate.summarize import SummaryPlan as SummaryPlan
 from memspan.model.convert import LoadedModel, check_folder, load
 from memspan.model.convert import convert as convert_model
 from memspan.model.runtime import pick_device, pick_dtype
@@ -171,6 +172,16 @@ def search(
         render.out.print(render.evidence_line(place, item))
     if not found:
         render.err.print("nothing found")
+
+
+def summarize(bank: Path, model: ModelChoice, scope: ScopeChoice, plan: SummaryPlan, as_json: bool) -> None:
+    where = scope.where
+    with model.open(bank, scope.namespace) as memory, render.CountProgress("documents read") as progress:
+        summary = memory.summarize(plan, where=where, as_of=scope.as_of, progress=progress)
+    if as_json:
+        render.as_json(summary)
+    else:
+        render.summary(summary)
 
 
 def ls(bank: Path, scope: ScopeChoice, after: int, limit: int, as_json: bool) -> None:

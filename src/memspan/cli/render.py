@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from memspan.bank.add import AddReport
+from memspan.generate.summarize import Summary
 from memspan.types import Answer, Evidence, LayerRouting, Round
 
 
@@ -114,6 +115,18 @@ def _round_counts(found: Round) -> str:
     return f"{reasons[found.ended]}; {tokens}{wrong}; {stages}"
 
 
+def summary(found: Summary) -> None:
+    """Statements with their documents, and what was read."""
+    for one in found.statements:
+        out.print(one.text)
+        sources = "; ".join(f"[{source.document_id}] {source.title or source.external_id}" for source in one.sources)
+        out.print(f"  {sources}  ({one.support:.0%} of its words)")
+    out.print(
+        f"{found.num_documents} documents read in {found.num_batches} batches, {found.num_cited} of them cited; "
+        f"{found.num_unsupported} statements left out that no document supports"
+    )
+
+
 def evidence_line(place: int, item: Evidence) -> str:
     """One document of the evidence: place, permanent id, title, where it is from, score."""
     routed = "" if item.layers is None else f", {item.layers} MSA layers"
@@ -156,6 +169,25 @@ class AddProgress:
         if not self._total or not report.characters:
             return None
         return report.seconds * (self._total - report.characters) / report.characters
+
+
+class CountProgress:
+    """How many of how many are done: a bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, what: str) -> None:
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=err, disable=not err.is_terminal)
+        self._task = self._bar.add_task(what, total=None)
+
+    def __enter__(self) -> CountProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=total)
 
 
 def size(num_bytes: float) -> str:

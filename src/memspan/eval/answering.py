@@ -13,10 +13,11 @@ from memspan.eval.ranking import Ranking, check_not_empty, evidence_of, layers_f
 from memspan.generate.context import fitted_context
 from memspan.generate.decode import Decoding
 from memspan.generate.finder import Finder
-from memspan.generate.interleave import Interleave, Plan, RoundState, SearchedReading
+from memspan.generate.interleave import Interleave, Plan, SearchedReading
 from memspan.generate.memory import Memory
 from memspan.generate.named import NamedReading
 from memspan.generate.sampling import Sampling
+from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import LayerMemory
 from memspan.text.questions import Question
@@ -104,8 +105,8 @@ def answer(
 class _TextOnly(RoundState):
     """Rounds in which the MSA layers attend to no memory: only the texts that were put in are read."""
 
-    def decode(self, contexts, memory, sampling, guides=None) -> Decoding:  # type: ignore[no-untyped-def]
-        return Decoding(self.loaded, contexts, None, sampling, guides)
+    def decode(self, contexts, memory, sampling, guides=None, questions=None) -> Decoding:  # type: ignore[no-untyped-def]
+        return super().decode(contexts, None, sampling, guides, questions)  # type: ignore[arg-type]
 
 
 def answer_in_rounds(

@@ -12,6 +12,7 @@ from memspan.errors import QuestionError
 from memspan.generate.constrain import Guide
 from memspan.generate.sampling import Sampling, StopStrings, pick_token
 from memspan.model.convert import LoadedModel
+from memspan.model.lower import LowerStates
 from memspan.model.memory_api import AskStep, LayerMemory
 from memspan.model.modeling import MSAForCausalLM
 from memspan.text.packing import PackedContexts, pack_contexts
@@ -35,10 +36,12 @@ class Decoding:
 
     Args:
         guides: per context what may be written, and when it is complete; None: the model decides both.
+        cache, lower: what the layers below the first MSA layer need not compute again; None: nothing is known.
 
     Attributes:
         rows: the answers, in the order of the contexts.
         retrieved: per MSA layer what the prefill routed to.
+        cache, lower: as given, filled by the prefill.
 
     Raises:
         QuestionError: a context with its answer does not fit into the model's positions.
@@ -51,6 +54,8 @@ class Decoding:
         memory: LayerMemory | None,
         sampling: Sampling,
         guides: Sequence[Guide] | None = None,
+        cache: DynamicCache | None = None,
+        lower: LowerStates | None = None,
     ) -> None:
         for context in contexts:
             check_fits(loaded, len(context.ids), sampling.max_new_tokens)
@@ -60,13 +65,14 @@ class Decoding:
         self._guides: Sequence[Guide | None] = guides or [None] * len(contexts)
         self._stops = StopStrings((*loaded.template.stop_strings, *sampling.stop))
         self._packed = pack_contexts(contexts, loaded.model.config.offset).to(loaded.model.device)
-        self._cache = DynamicCache(config=loaded.model.config.text_config)
+        self.cache = cache if cache is not None else DynamicCache(config=loaded.model.config.text_config)
+        self.lower = lower
         self._stop_ids = loaded.template.stop_ids | _end_ids(loaded.model)
         self._generators = [torch.Generator().manual_seed(sampling.seed) for _ in contexts]
 
     def run(self) -> Iterator[None]:
         """Yield after the prefill's and after every further token, until every row has finished."""
-        logits_BV = prefill(self._model, self._packed, self._memory, self.retrieved, self._cache)
+        logits_BV = prefill(self._model, self._packed, self._memory, self.retrieved, self.cache, self.lower)
         positions_B1 = self._packed.positions[:, -1:]
         valid_BS = self._packed.padding_mask
         while True:
@@ -85,7 +91,7 @@ class Decoding:
         out = self._model(
             input_ids=torch.tensor(ids_B, device=positions_B1.device)[:, None],
             position_ids=positions_B1,
-            past_key_values=self._cache,
+            past_key_values=self.cache,
             use_cache=True,
             memory=step,
         )
@@ -127,6 +133,7 @@ def prefill(
     memory: LayerMemory | None,
     retrieved: dict[int, Retrieved],
     cache: DynamicCache,
+    lower: LowerStates | None = None,
 ) -> torch.Tensor:
     """Run whole contexts; MSA layers route into `retrieved`. Returns the logits after the last token, `[B, V]`."""
     step = AskStep(
@@ -135,6 +142,7 @@ def prefill(
         routes_BT=packed.routes,
         memory=memory,
         retrieved=retrieved,
+        lower=lower,
     )
     out = model(
         input_ids=packed.ids,

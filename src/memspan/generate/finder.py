@@ -87,14 +87,22 @@ class Finder:
         considered = {layer: found[row] for layer, found in memory.candidates.items()}
         return rank_documents(considered, self._loaded.model.config.top_k_docs)
 
+    def ids(self) -> list[int]:
+        """The live documents in the scope, in the order they were added."""
+        shards = self._snapshot.shards
+        ids_N = torch.cat([shard.ids_N for shard in shards]) if shards else torch.empty(0, dtype=torch.int64)
+        return ids_N[self._snapshot.selectable_mask(self._scope)].sort().values.tolist()
+
     def in_scope(self, document_ids: Sequence[int]) -> list[int]:
         """Those of the ids that are of live documents in the scope, in order."""
         shards = self._snapshot.shards
-        if not shards:
+        if not (shards and document_ids):
             return []
+        wanted = torch.tensor(sorted(document_ids))
+        masks = [shard.contains_mask(wanted) for shard in shards]
         ids_N = torch.cat([shard.ids_N for shard in shards])
-        selectable = set(ids_N[self._snapshot.selectable_mask(self._scope)].tolist()) if document_ids else set()
-        return [document_id for document_id in document_ids if document_id in selectable]
+        there = set(ids_N[torch.cat(masks) & self._snapshot.selectable_mask(self._scope)].tolist())
+        return [document_id for document_id in document_ids if document_id in there]
 
     def evidence(self, selected: Sequence[Selected]) -> list[Evidence]:
         """The stored documents that were chosen, in order."""

@@ -3,7 +3,8 @@
 Who chooses what is read: `router`, `lexical` or `hybrid` search, whose texts stand before the question; or, with
 `generate`, the model itself, which names documents by their ids (`memspan.text.rounds`).
 
-Every round runs the whole active context from scratch: new text in it changes every state of the MSA layers.
+New text changes every state of the MSA layers, so they run for the whole active context in every round; the layers
+below them run for its new tokens alone, where it grew at its end (`memspan.generate.state`).
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from memspan.errors import MemspanError
-from memspan.generate.constrain import Guide
 from memspan.generate.context import fitted_context, room_for
 from memspan.generate.decode import Decoding
 from memspan.generate.finder import Finder, Found, Look, next_query, passages_of, routing_of, with_layers
 from memspan.generate.sampling import Sampling
+from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
-from memspan.model.memory_api import LayerMemory
 from memspan.routing.selector import Selector, keep_adaptively
 from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
 from memspan.text.template import Context
@@ -115,28 +115,6 @@ class Reading(Protocol):
         ...
 
 
-class RoundState:
-    """The seam between rounds and the model: runs contexts, and may keep what they have in common.
-
-    Now it keeps nothing: every run is from scratch. Kept could be, per question, the KV of the layers below the first
-    MSA layer and the hidden states that enter it, which later text does not change (attention is causal); the layers
-    above change with what is routed.
-    """
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded = loaded
-
-    def decode(
-        self,
-        contexts: Sequence[Context],
-        memory: LayerMemory,
-        sampling: Sampling,
-        guides: Sequence[Guide] | None = None,
-    ) -> Decoding:
-        """A decoding of whole contexts, which routes them."""
-        return Decoding(self.loaded, contexts, memory, sampling, guides)
-
-
 class SearchedReading:
     """Documents found by search, put before the question: the oldest first, so that of two that disagree the later is
     read last. Whatever of them does not fit is left out, the worst first."""
@@ -204,7 +182,8 @@ class Interleave:
                 break
         contexts = [self._reading.context(one) for one in asked]
         selected_at = time.perf_counter()
-        decoding = self._state.decode(contexts, self._finder.layer_memory(), self._sampling)
+        memory, keys = self._finder.layer_memory(), [id(one) for one in asked]
+        decoding = self._state.decode(contexts, memory, self._sampling, questions=keys)
         prefilled_at, shown = selected_at, [0] * len(asked)
         for step, _ in enumerate(decoding.run()):
             if step == 0:

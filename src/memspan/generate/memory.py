@@ -18,9 +18,11 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.errors import BankMismatch, EmptyBank, QuestionError, UnknownDocument
 from memspan.generate.finder import Finder, Look
-from memspan.generate.interleave import Interleave, Plan, RoundState, SearchedReading
+from memspan.generate.interleave import Interleave, Plan, SearchedReading
 from memspan.generate.named import NamedReading
 from memspan.generate.sampling import GREEDY, Sampling
+from memspan.generate.state import RoundState
+from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
 from memspan.routing.selector import check_selector, default_selector
 from memspan.text.rounds import RoundProtocol, RouteTokens
@@ -289,6 +291,28 @@ class Memory:
             (found,) = finder.rank(chosen, [Look(question, context)], limit)
             return finder.evidence(found.selected[:limit])
 
+    def summarize(
+        self,
+        plan: SummaryPlan | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
+        as_of: str | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Summary:
+        """Sum up every document of a scope; each statement names the documents it rests on.
+
+        Args:
+            plan: how; default: everything, in ten statements.
+            progress: told the documents read so far, and how many there are.
+
+        Raises:
+            QuestionError: the plan leaves the model no room to read.
+            FilterError, EmptyBank: as for `ask_batch`.
+        """
+        with self._snapshot() as snapshot:
+            finder = self._finder(snapshot, Scope.parse(where, as_of))
+            return Summarizer(self.loaded, snapshot, finder, plan or SummaryPlan(), progress).run()
+
     def _request(self, questions: Sequence[str], **options: Unpack[AskOptions]) -> _Request:
         """
         Raises:
@@ -326,16 +350,23 @@ class Memory:
     def _answering(self, request: _Request) -> Iterator[tuple[int, Event]]:
         """Yield what happens, with the place of the question it happens to."""
         with self._snapshot() as snapshot:
-            self._check_not_empty(snapshot)
-            if not snapshot.selectable_mask(request.scope).any():
-                raise EmptyBank(f"no document of {self.bank.folder} is in the scope of the filter; widen it")
-            finder, state = Finder(self.loaded, snapshot, request.scope), RoundState(self.loaded)
+            finder, state = self._finder(snapshot, request.scope), RoundState(self.loaded)
             reading = (
                 NamedReading(state, finder, request.plan, request.sampling)
                 if request.plan.selector == "generate"
                 else SearchedReading(self.loaded, finder, request.plan, request.sampling)
             )
             yield from Interleave(state, finder, reading, request.plan, request.sampling).run(request.questions)
+
+    def _finder(self, snapshot: Snapshot, scope: Scope) -> Finder:
+        """
+        Raises:
+            EmptyBank: there is nothing to find.
+        """
+        self._check_not_empty(snapshot)
+        if not snapshot.selectable_mask(scope).any():
+            raise EmptyBank(f"no document of {self.bank.folder} is in the scope of the filter; widen it")
+        return Finder(self.loaded, snapshot, scope)
 
     @contextlib.contextmanager
     def _snapshot(self) -> Iterator[Snapshot]:

@@ -10,8 +10,9 @@ from memspan.generate.constrain import FreeIds, Guide, RoutedIds
 from memspan.generate.context import room_for
 from memspan.generate.decode import Decoding, Generated, check_fits
 from memspan.generate.finder import Finder, passages_of, routing_of
-from memspan.generate.interleave import Asked, Ended, Plan, RoundState
+from memspan.generate.interleave import Asked, Ended, Plan
 from memspan.generate.sampling import Sampling
+from memspan.generate.state import RoundState
 from memspan.routing.local import LocalMemory
 from memspan.routing.selector import Selected
 from memspan.text.rounds import Named, RoundProtocol, Transcript
@@ -54,7 +55,7 @@ class NamedReading:
         contexts = [self._transcripts[id(one)].context(self._plan.route_tokens) for one in asked]
         memory = self._finder.layer_memory()
         guides = [self._guide(one, row, lambda: decoding) for row, one in enumerate(asked)]
-        decoding = self._state.decode(contexts, memory, self._sampling, guides)
+        decoding = self._state.decode(contexts, memory, self._sampling, guides, [id(one) for one in asked])
         seconds: dict[str, float] = {}
         for _ in decoding.run():
             seconds.setdefault("prefill", time.perf_counter() - started)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from memspan.model.lower import LowerStates
 from memspan.types import Retrieved
 
 
@@ -66,6 +67,7 @@ class AskStep:
         memory: asked by every MSA layer in a step that routes (again when gradient checkpointing recomputes the
             layer, so asking must have no other effect); None: there is no memory.
         retrieved: per MSA layer what was selected; shared by all steps of a round, so decoding never re-routes.
+        lower: what the layers below the first MSA layer need not compute again; None: they run for every new token.
     """
 
     valid_BS: torch.Tensor | None = None
@@ -73,6 +75,7 @@ class AskStep:
     routes_BT: torch.Tensor | None = None
     memory: LayerMemory | None = None
     retrieved: dict[int, Retrieved] = field(default_factory=dict)
+    lower: LowerStates | None = None
 
 
 Step = EncodeStep | AskStep

@@ -16,6 +16,7 @@ from memspan.config import MSAConfig
 from memspan.errors import UnsupportedBackbone
 from memspan.model.attention import ATTENTION_NAME
 from memspan.model.fingerprint import fingerprint
+from memspan.model.lower import keep_lower
 from memspan.model.memory_api import AskStep, EncodeStep, Step
 from memspan.model.router import RoutedAttention, add_router
 from memspan.ops.pooling import num_chunks, valid_chunks
@@ -46,6 +47,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         except KeyError as error:
             family = config.text_config.model_type
             raise UnsupportedBackbone(f"{family} has no exchangeable attention function ({error})") from error
+        keep_lower(decoder_layers(self.backbone, range(config.layers[0])))
         for attention in attention_modules(self.backbone, config.layers):
             add_router(
                 attention, config.text_config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
@@ -218,6 +220,13 @@ def attention_modules(backbone: nn.Module, layers: Iterable[int]) -> list[nn.Mod
             raise UnsupportedBackbone(f"layer {layer} of {type(backbone).__name__} {reason}; memory cannot be added")
         found.append(candidates[0])
     return found
+
+
+def decoder_layers(backbone: nn.Module, layers: Iterable[int]) -> list[nn.Module]:
+    """The decoder layers of the given indices, in order: what holds their `attention_modules`."""
+    names = {id(module): name for name, module in backbone.named_modules()}
+    found = attention_modules(backbone, layers)
+    return [backbone.get_submodule(names[id(attention)].rpartition(".")[0]) for attention in found]
 
 
 def routed_modules(model: MSAForCausalLM) -> list[RoutedAttention]:

@@ -86,11 +86,18 @@ class PromptTemplate:
             body = self.spec.grounded_question.format(passages=written, question=question)
         else:
             body = self.spec.plain_question.format(question=question)
+        silent = tuple(self._spans_of(passages, read, len(self.prefix_ids))) if read else ()
+        return self._context_of(body, silent)
+
+    def summary_request(self, passages: Sequence[Passage], about: str = "") -> Context:
+        """The active context in which a summary of texts is written, of what they say `about` something or of all."""
+        wanted = f" about {about}" if about else ""
+        return self._context_of(self.spec.summary_request.format(passages=self.passages(passages), about=wanted))
+
+    def _context_of(self, body: str, silent: tuple[Span, ...] = ()) -> Context:
         body_ids = self._plain_ids(self._escape(body))
         start = len(self.prefix_ids)
-        ids = (*self.prefix_ids, *body_ids, *self.suffix_ids)
-        silent = tuple(self._spans_of(passages, read, start)) if read else ()
-        return Context(ids, Span(start, start + len(body_ids)), silent)
+        return Context((*self.prefix_ids, *body_ids, *self.suffix_ids), Span(start, start + len(body_ids)), silent)
 
     def passages(self, passages: Sequence[Passage]) -> str:
         """Original texts as they are put before the model."""
