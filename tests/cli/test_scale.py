@@ -65,6 +65,10 @@ def test_the_same_questions_while_the_memory_grows(
         size: (tmp_path / "run" / "points" / size / "rows.jsonl").read_text().count("\n") for size in ("128", "1024")
     }
     assert rows == {"128": 16, "1024": 12}
+    points = [json.loads((tmp_path / "run" / "points" / size / "result.json").read_text()) for size in ("128", "1024")]
+    (small,), (large,) = (point["memories"] for point in points)
+    assert (small["memory_tokens"], large["memory_tokens"]) == (first["tokens"], second["tokens"])
+    assert large["sources"] == len(encoded) > small["sources"]
     assert re.search(r"tokens to encode at [\d,]+ a second: about 0\.0 hours", found["told"])
     assert "| `bm25@1` |" in found["shown"] and "| 128 |" in found["shown"] and "1K" in found["shown"]
 

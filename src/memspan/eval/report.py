@@ -88,8 +88,12 @@ def _cells(
         f"{summary.prompt_tokens:.0f}",
         f"{summary.new_tokens:.0f}",
         f"{sum(summary.seconds.values()):.2f}",
-        "–" if difference is None else f"{100 * difference[0].mean:+.1f} ({difference[1]:.3f})",
+        "–" if difference is None else f"{100 * difference[0].mean:+.1f} ({_p_value(difference[1])})",
     ]
+
+
+def _p_value(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _number(interval: Interval) -> str:

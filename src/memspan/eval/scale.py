@@ -121,7 +121,7 @@ def run_scale(
             if not asking.run(settings.parsed_arms(), should_stop):
                 return Outcome(True, refused, len(found.malformed))
             refused |= asking.refused
-            memories = [line for line in read_lines(out / ENCODING) if line["size"] <= step.size]
+            memories = [_encoded(read_lines(out / ENCODING), step.size)]
             results[step.size] = write_results(folder, config, found.malformed, memories, asking, machine(loaded))
     _write_curve(out, config, steps, results)
     return Outcome(False, refused, len(found.malformed))
@@ -184,6 +184,13 @@ def _grow(memory: Memory, step: Step, log: Path, tell: Tell, should_stop: Should
     line = encode(memory, memory.namespace, MemoryPlan(lambda: step.documents, step.tokens), tell, should_stop)
     append_lines(log, [{"size": step.size, **line}])
     return line["complete"]
+
+
+def _encoded(log: Sequence[Mapping[str, Any]], size: int) -> dict[str, Any]:
+    """The memory at a size, with what encoding it took from the first size on."""
+    lines = [line for line in log if line["size"] <= size]
+    summed = ("sources", "documents", "encoded_tokens", "seconds", "cpu_seconds")
+    return {**lines[-1], **{name: sum(line[name] for line in lines) for name in summed}}
 
 
 def _write_curve(
