@@ -132,6 +132,8 @@ class MSAConfig(PretrainedConfig):
         similarity: "cosine" (paper) or "dot" (scaled dot product, as some released checkpoints serve).
         template: literals of documents and prompts.
         max_document_tokens: longer texts are split into several documents.
+        score_bias: every MSA layer adds a learned multiple of a document's routing score to the attention logits of its
+            chunks, so that the language loss teaches the routers; this is what the multiple starts from. None: off.
         router_trained: False while the router projections are random; then routing means nothing yet.
         backbone_fingerprint, encoder_fingerprint: sha256 of the backbone's weights and of everything that shapes
             a document's latents; written by `save_pretrained`.
@@ -148,6 +150,7 @@ class MSAConfig(PretrainedConfig):
     similarity: str = "cosine"
     template: dict[str, Any] | None = None
     max_document_tokens: int = 512
+    score_bias: float | None = None
     router_trained: bool = False
     backbone_fingerprint: str | None = None
     encoder_fingerprint: str | None = None

@@ -47,6 +47,22 @@ class CorpusError(MemspanError):
     """A source cannot be read as documents at all (as opposed to one file of it, which is skipped and named)."""
 
 
+class DataError(MemspanError):
+    """Training data are malformed, empty, or not what a step needs; the message names the file and the line."""
+
+
+class RecipeError(MemspanError):
+    """A recipe is missing, is no YAML, or holds a key or value that does not belong there."""
+
+
+class TrainingError(MemspanError):
+    """A training run cannot begin, resume or go on; the message says what to change."""
+
+
+class NotLearning(TrainingError):
+    """A gate stopped a training run; the message says which, with its figures."""
+
+
 class QuestionError(MemspanError):
     """A question is empty, or does not fit into the model's context."""
 

@@ -8,8 +8,9 @@ import pytest
 from helpers import bits, tiny_loaded
 
 from memspan.bank.edits import NewDocument
-from memspan.bank.encode import Part, batches, encode_batch, manifest_of, split_document, tokenise
+from memspan.bank.encode import Part, batches, encode_batch, manifest_of, tokenise
 from memspan.model.convert import LoadedModel
+from memspan.text.parts import split_document
 from memspan.text.template import encoded_text
 from memspan.types import Document, Span
 

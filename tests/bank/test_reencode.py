@@ -19,13 +19,14 @@ from memspan.bank.add import AddReport, add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE, StoredDocument
 from memspan.bank.edits import NewDocument
-from memspan.bank.encode import Part, encode_batch, manifest_of, split_document
+from memspan.bank.encode import Part, encode_batch, manifest_of
 from memspan.bank.reencode import reencode
 from memspan.bank.verify import verify
 from memspan.config import TEMPLATES
 from memspan.errors import BankBusy, BankError, BankMismatch
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
+from memspan.text.parts import split_document
 from memspan.types import Document, EncodedDocuments
 
 OTHER = "other"

@@ -16,11 +16,11 @@ from memspan.bank.encode import (
     batches,
     encode_batch,
     manifest_of,
-    split_document,
     tokenise,
 )
 from memspan.errors import BankError, DuplicateDocument
 from memspan.model.convert import LoadedModel
+from memspan.text.parts import split_document
 from memspan.types import Document
 
 # Documents are sorted by length within a window of so many batches; it bounds what waits in memory, too.

@@ -11,13 +11,10 @@ from memspan.bank.edits import NewDocument, NewSource
 from memspan.bank.manifest import LATENT_DTYPE, Manifest
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import length_batches
-from memspan.text.splitter import split_text
 from memspan.text.template import PromptTemplate, part_text
 from memspan.types import Document, EncodedDocuments, Span
 
 BATCH_TOKENS = 2048
-# The longest id that document splitting leaves room for, in its template and on both sides of the text.
-_WIDEST_ID = 10**12
 
 
 @dataclass(slots=True)
@@ -57,16 +54,6 @@ def manifest_of(loaded: LoadedModel) -> Manifest:
     """The manifest of a bank that a model makes."""
     model = loaded.model
     return Manifest.of_model(model.config, model.config.encoder_fingerprint or model.encoder_fingerprint())
-
-
-def split_document(document: Document, template: PromptTemplate, max_document_tokens: int) -> list[Span]:
-    """The parts a text is encoded in: each, with title, id and template, at most `max_document_tokens` long.
-
-    At least half of that is left to the text, so a title longer than the other half makes longer documents.
-    """
-    overhead = len(template.document(_WIDEST_ID, f"{document.title}\n"))
-    limit = max(max_document_tokens - overhead, max_document_tokens // 2, 1)
-    return split_text(document.text, template.count_tokens, limit)
 
 
 def tokenise(document: Document, spans: Sequence[Span], ids: Iterable[int], template: PromptTemplate) -> SourceParts:

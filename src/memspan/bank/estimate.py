@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from memspan.bank.encode import BATCH_TOKENS, manifest_of, split_document
+from memspan.bank.encode import BATCH_TOKENS, manifest_of
 from memspan.model.convert import LoadedModel
 from memspan.ops.pooling import num_chunks
 from memspan.text.packing import length_batches
+from memspan.text.parts import split_document
 from memspan.text.template import part_text
 from memspan.types import Document
 

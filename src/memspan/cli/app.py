@@ -58,7 +58,7 @@ DeviceOption = Annotated[str | None, typer.Option(help="Torch device. Default: a
 @contextmanager
 def _commands() -> Iterator[ModuleType]:
     """The module that does the work; known errors end with their message and exit code 1, without a traceback."""
-    with _errors_told():
+    with errors_told():
         from memspan.cli import commands
 
         yield commands
@@ -67,14 +67,15 @@ def _commands() -> Iterator[ModuleType]:
 @contextmanager
 def _upkeep() -> Iterator[ModuleType]:
     """As `_commands`, for the commands that change and check a bank."""
-    with _errors_told():
+    with errors_told():
         from memspan.cli import upkeep
 
         yield upkeep
 
 
 @contextmanager
-def _errors_told() -> Iterator[None]:
+def errors_told() -> Iterator[None]:
+    """Known errors end with their message and exit code 1, without a traceback."""
     try:
         yield
     except (MemspanError, ValueError) as error:
@@ -396,7 +397,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure: the same questions answered in several ways, with retrieval and answer metrics and their intervals."""
-    with _errors_told():
+    with errors_told():
         from memspan.cli import evaluate as evaluation
 
         choice = evaluation.ModelChoice(model, adapter, dtype, device)
@@ -423,7 +424,7 @@ def judge(
     as_json: JsonOption = False,
 ) -> None:
     """Let a language model grade a run's answers from 0 to 5. Grades are kept; failed calls are asked again."""
-    with _errors_told():
+    with errors_told():
         from memspan.cli import evaluate as evaluation
 
         code = evaluation.grade(run, evaluation.Endpoint(endpoint, model, key), parallel, as_json)
@@ -437,7 +438,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Put runs side by side, in the layout of the paper's tables and figures: Markdown, and plots."""
-    with _errors_told():
+    with errors_told():
         from memspan.cli import evaluate as evaluation
 
         evaluation.side_by_side(runs, out, as_json)

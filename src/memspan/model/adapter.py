@@ -1,14 +1,17 @@
 """Adapters: trained weights that belong to one backbone, kept apart from it.
 
-adapter.json          fingerprint of the backbone, the MSA layers, what the weights are called
-adapter.safetensors   the weights, by the backbone's own parameter names (routers, and whatever else was trained)
+adapter.json          fingerprint of the backbone, the MSA layers, what LoRA there is, whether there is a score bias
+adapter.safetensors   the weights, by the backbone's own parameter names (routers, and whatever else was trained);
+                      LoRA as NAME.lora_a and NAME.lora_b
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,33 +19,77 @@ from safetensors.torch import load_file, save_file
 
 from memspan.errors import CheckpointError
 from memspan.model.fingerprint import fingerprint
-from memspan.model.modeling import MSAForCausalLM, is_router
+from memspan.model.lora import SIDES, Side, install, linear_modules, lora_modules, mark_sides, merge_lora
+from memspan.model.modeling import MSAForCausalLM, is_lora, is_router, routed_modules
+from memspan.model.router import SCORE_BIAS
 
 _CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
 
 
-def save_adapter(model: MSAForCausalLM, folder: Path, backbone_fingerprint: str, names: Iterable[str] = ()) -> None:
-    """Write a model's routers, and other trained parameters, as an adapter.
+@dataclass(frozen=True)
+class _Lora:
+    """How the LoRA of one module is scaled, and where it holds."""
+
+    rank: int
+    scale: float
+    sides: tuple[Side, ...]
+
+
+def adapter_weights(
+    model: MSAForCausalLM, names: Iterable[str] = (), dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
+    """The weights of an adapter: routers, LoRA, and other trained parameters.
+
+    Args:
+        names: further parameters, as `named_parameters` of the model calls them.
+        dtype: what they are stored in; None: their own.
+    """
+    kept = {name: p for name, p in model.named_parameters() if is_router(name) or is_lora(name)}
+    kept |= {name: model.get_parameter(name) for name in names}
+    return {name: p.detach().to("cpu", dtype or p.dtype).contiguous() for name, p in kept.items()}
+
+
+def adapter_bytes(model: MSAForCausalLM, names: Iterable[str] = (), dtype: torch.dtype | None = None) -> int:
+    """The size of an adapter's weights in bytes; its file is a few kilobytes larger."""
+    return sum(weight.nbytes for weight in adapter_weights(model, names, dtype).values())
+
+
+def save_adapter(
+    model: MSAForCausalLM,
+    folder: Path,
+    backbone_fingerprint: str,
+    names: Iterable[str] = (),
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a model's routers, LoRA, and other trained parameters, as an adapter.
 
     Writes `folder/adapter.json` and `folder/adapter.safetensors`.
 
     Args:
         backbone_fingerprint: of the backbone the adapter was trained from (`config.backbone_fingerprint` of its
             checkpoint, before training).
-        names: further parameters to keep, as `named_parameters` of the model calls them.
+        names, dtype: see `adapter_weights`.
     """
-    kept = {name: p for name, p in model.named_parameters() if is_router(name)}
-    kept |= {name: model.get_parameter(name) for name in names}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: p.detach().cpu().contiguous() for name, p in kept.items()}, folder / _WEIGHTS)
-    values = {"backbone_fingerprint": backbone_fingerprint, "msa_layers": list(model.config.layers)}
+    save_file(adapter_weights(model, names, dtype), folder / _WEIGHTS)
+    lora = {
+        name: {"rank": len(module.lora_a), "scale": module.lora_scale, "sides": module.lora_sides}
+        for name, module in lora_modules(model).items()
+    }
+    values = {
+        "backbone_fingerprint": backbone_fingerprint,
+        "msa_layers": list(model.config.layers),
+        "score_bias": model.config.score_bias is not None,
+        "lora": lora,
+    }
     (folder / _CONFIG).write_text(json.dumps(values, indent=2) + "\n")
 
 
 def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
     """Put an adapter's weights into a model, whose router then counts as trained.
 
-    The model's encoder fingerprint is computed anew: banks made without the adapter do not fit it any more.
+    LoRA that holds on both sides is merged into the weights, in float32, and rounded once; LoRA of one side stays
+    beside them. The encoder fingerprint is computed anew: banks made without the adapter do not fit it any more.
 
     Raises:
         CheckpointError: no adapter there, a damaged one, or one that belongs to another backbone or other layers.
@@ -51,7 +98,8 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
         values = json.loads((folder / _CONFIG).read_text())
         weights = load_file(folder / _WEIGHTS)
         belongs_to, layers = values["backbone_fingerprint"], tuple(values["msa_layers"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        score_bias, lora = bool(values.get("score_bias")), _read_lora(values.get("lora", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no readable adapter ({error}); name another, or leave it out") from error
     config = model.config
     own = config.backbone_fingerprint or fingerprint(model.named_backbone_weights())
@@ -62,12 +110,81 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
         )
     if layers != config.layers:
         raise CheckpointError(f"the adapter in {folder} routes in layers {layers}, the model in {config.layers}")
+    if score_bias and config.score_bias is None:
+        add_score_bias(model)
+    _check_weights(model, folder, weights, lora)
+    for name, module in linear_modules(model).items():
+        if name in lora:
+            a_RI, b_OR = (
+                weights.pop(f"backbone.{name}.{part}").to(module.weight.device) for part in ("lora_a", "lora_b")
+            )
+            install(module, a_RI, b_OR, lora[name].scale, lora[name].sides)
     parameters = dict(model.named_parameters())
-    wrong = [n for n, w in weights.items() if n not in parameters or parameters[n].shape != w.shape]
-    if wrong:
-        raise CheckpointError(f"the adapter in {folder} holds weights this model has not, as {wrong[0]}")
     with torch.no_grad():
         for name, weight in weights.items():
             parameters[name].copy_(weight)
+    merge_lora(model)
+    for module in lora_modules(model).values():
+        module.lora_a.data, module.lora_b.data = (
+            x.data.to(module.weight.dtype) for x in (module.lora_a, module.lora_b)
+        )
+    mark_sides(model)
     config.router_trained = True
     config.encoder_fingerprint = model.encoder_fingerprint()
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of an adapter as they are stored, LoRA apart: for training that goes on from it.
+
+    Raises:
+        CheckpointError: there is no readable adapter.
+    """
+    try:
+        return load_file(folder / _WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} holds no readable adapter ({error}); name another, or leave it out") from error
+
+
+def _read_lora(values: Mapping[str, Mapping[str, Any]]) -> dict[str, _Lora]:
+    found = {}
+    for name, item in values.items():
+        sides: tuple[Side, ...] = tuple(item["sides"])
+        if not sides or set(sides) - set(SIDES):
+            raise ValueError(f"LoRA of {name} holds on unknown sides {sides}")
+        found[name] = _Lora(int(item["rank"]), float(item["scale"]), sides)
+    return found
+
+
+def _check_weights(
+    model: MSAForCausalLM, folder: Path, weights: Mapping[str, torch.Tensor], lora: Mapping[str, _Lora]
+) -> None:
+    """See that every weight has its place in the model, and every place for LoRA its weights.
+
+    Raises:
+        CheckpointError: one has not; the message names the first.
+    """
+    shapes: dict[str, tuple[int, ...]] = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    linear = linear_modules(model)
+    for name, item in lora.items():
+        if name not in linear:
+            raise CheckpointError(f"the adapter in {folder} changes {name}, which this model has not")
+        shapes[f"backbone.{name}.lora_a"] = (item.rank, linear[name].in_features)
+        shapes[f"backbone.{name}.lora_b"] = (linear[name].out_features, item.rank)
+    wrong = [name for name, weight in weights.items() if shapes.get(name) != tuple(weight.shape)]
+    if wrong:
+        raise CheckpointError(
+            f"the adapter in {folder} holds weights this model has not, as {wrong[0]} of shape "
+            f"{tuple(weights[wrong[0]].shape)}"
+        )
+    needed = {name for name, _ in model.named_parameters() if is_router(name)} | {n for n in shapes if is_lora(n)}
+    lacking = sorted(needed - set(weights))
+    if lacking:
+        raise CheckpointError(f"the adapter in {folder} lacks {len(lacking)} of its weights, as {lacking[0]}")
+
+
+def add_score_bias(model: MSAForCausalLM, value: float = 0.0) -> None:
+    """Give a model without one a score bias (see `MSAConfig.score_bias`), of this value in every MSA layer."""
+    model.config.score_bias = value
+    for attention in routed_modules(model):
+        like = attention.router_q_proj.weight
+        setattr(attention, SCORE_BIAS, torch.nn.Parameter(torch.full((1,), value, device=like.device)))

@@ -9,7 +9,7 @@ from transformers import AttentionInterface
 
 from memspan.errors import UnsupportedBackbone
 from memspan.model.memory_api import AskStep, EncodeStep, PooledLayer, Step
-from memspan.ops.attention import attend, local_mask, memory_mask
+from memspan.ops.attention import attend, local_mask, memory_mask, with_row_bias
 from memspan.ops.pooling import pool_chunks
 
 ATTENTION_NAME = "memspan"
@@ -71,6 +71,10 @@ def memspan_attention(
     retrieved = memory.retrieved.get(getattr(module, "layer_idx", -1)) if memory else None
     if memory is not None and retrieved is not None and retrieved.mask_BM.shape[1]:
         mask = _join_masks(mask, memory, retrieved.mask_BM, T, S)
+        score_bias = getattr(module, "router_score_bias", None)
+        if score_bias is not None:
+            assert retrieved.row_scores_BM is not None, "a layer with a score bias needs a memory that tells row scores"
+            mask = with_row_bias(mask, (score_bias * retrieved.row_scores_BM).to(query_BHTD.dtype))
         key_BGSD = torch.cat([retrieved.keys_BGMD.to(key_BGSD.dtype), key_BGSD], dim=2)
         value_BGSD = torch.cat([retrieved.values_BGMD.to(value_BGSD.dtype), value_BGSD], dim=2)
     return attend(query_BHTD, key_BGSD, value_BGSD, mask, scaling, dropout), None
@@ -100,9 +104,9 @@ def _pool_heads(step: EncodeStep, x_BGTD: torch.Tensor) -> torch.Tensor:
     return pooled_BCF.view(B, -1, G, D)
 
 
-def record_router_key(step: EncodeStep, layer: int, router_key_BCGD: torch.Tensor) -> None:
+def record_router_key(step: EncodeStep, layer: int, hidden_BCF: torch.Tensor, router_key_BCGD: torch.Tensor) -> None:
     """Open an MSA layer's entry in an encoding step; the attention function adds K and V to it."""
-    step.recorded[layer] = PooledLayer(router_key_BCGD=router_key_BCGD)
+    step.recorded[layer] = PooledLayer(hidden_BCF, router_key_BCGD)
 
 
 AttentionInterface.register(ATTENTION_NAME, memspan_attention)

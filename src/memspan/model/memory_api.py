@@ -49,8 +49,12 @@ class PooledLayer:
     """What one MSA layer keeps of a batch of documents, padded to the longest: `[B, C, G, D]` each.
 
     The routing key is left unscaled here; `fold_keys` makes it ready for scoring.
+
+    Attributes:
+        hidden_BCF: pooled input of the router key projection, from which training makes the key anew.
     """
 
+    hidden_BCF: torch.Tensor | None = None
     router_key_BCGD: torch.Tensor | None = None
     key_BCGD: torch.Tensor | None = None
     value_BCGD: torch.Tensor | None = None

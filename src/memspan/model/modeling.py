@@ -18,7 +18,7 @@ from memspan.model.attention import ATTENTION_NAME
 from memspan.model.fingerprint import fingerprint
 from memspan.model.lower import keep_lower
 from memspan.model.memory_api import AskStep, EncodeStep, Step
-from memspan.model.router import RoutedAttention, add_router
+from memspan.model.router import SCORE_BIAS, RoutedAttention, add_router
 from memspan.ops.pooling import num_chunks, valid_chunks
 from memspan.ops.scoring import fold_keys
 from memspan.types import EncodedDocuments
@@ -49,9 +49,8 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
             raise UnsupportedBackbone(f"{family} has no exchangeable attention function ({error})") from error
         keep_lower(decoder_layers(self.backbone, range(config.layers[0])))
         for attention in attention_modules(self.backbone, config.layers):
-            add_router(
-                attention, config.text_config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
-            )
+            heads = config.num_heads, config.num_kv_heads, config.head_dim
+            add_router(attention, config.text_config.hidden_size, *heads, score_bias=config.score_bias)
         self.post_init()
 
     @classmethod
@@ -71,7 +70,11 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         like = next(backbone.parameters())
         for name, parameter in model.named_parameters():
             if is_router(name):
-                value = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
+                value = torch.empty(parameter.shape)
+                if name.endswith(SCORE_BIAS):
+                    value.fill_(cast(float, config.score_bias))
+                else:
+                    value.normal_(0.0, std, generator=generator)
                 weights[name] = nn.Parameter(value.to(dtype=like.dtype, device=like.device))
         model.load_state_dict(weights, assign=True)
         for name, buffer in backbone.named_buffers():
@@ -130,6 +133,10 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         Returns:
             Latents of the documents' chunks, in order. Gradients flow where they are enabled.
         """
+        return self._gather(self.record(documents))
+
+    def record(self, documents: Sequence[Sequence[int]]) -> EncodeStep:
+        """The forward of `encode`: what every MSA layer pooled, padded to the longest document."""
         device = self.device
         lengths = [len(ids) for ids in documents]
         if not lengths or min(lengths) == 0:
@@ -141,7 +148,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         # The decoder without its language-model head: nothing but the recorded rows is wanted.
         decoder = cast(PreTrainedModel, self.backbone.base_model)
         decoder(input_ids=ids_BT.to(device), memory=step, use_cache=False)
-        return self._gather(step)
+        return step
 
     def _gather(self, step: EncodeStep) -> EncodedDocuments:
         """Drop the padding rows of every layer's pooled values and stack the layers."""
@@ -161,7 +168,13 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
-        """Write a checkpoint folder: `config.json` (with fresh fingerprints), safetensors by the backbone's names."""
+        """Write a checkpoint folder: `config.json` (with fresh fingerprints), safetensors by the backbone's names.
+
+        Raises:
+            ValueError: the model has LoRA, which a checkpoint has no place for.
+        """
+        if any(is_lora(name) for name, _ in self.named_parameters()):
+            raise ValueError("a checkpoint holds no LoRA: save it with save_adapter, or merge it first (merge_lora)")
         if kwargs.get("state_dict") is None:
             tied = set(self.all_tied_weights_keys)
             kwargs["state_dict"] = {
@@ -172,15 +185,19 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         super().save_pretrained(save_directory, **kwargs)
 
     def named_backbone_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The backbone's parameters under its own names, routers left out."""
+        """The backbone's parameters under its own names, routers and LoRA left out."""
         for name, parameter in self.named_parameters():
-            if not is_router(name):
+            if not is_router(name) and not is_lora(name):
                 yield name.removeprefix(_PREFIX), parameter
 
-    def encoder_fingerprint(self) -> str:
+    def encoder_fingerprint(self, router_keys: bool = True) -> str:
         """sha256 of everything that shapes a document's latents: banks record it and are refused by another encoder.
 
-        Query-side changes (router query projections, an untied language-model head) keep it, and so a bank, valid.
+        Query-side changes (router query projections, score bias, an untied language-model head, LoRA of the query
+        side only) keep it, and so a bank, valid.
+
+        Args:
+            router_keys: False: leave out the router key projections, which only make keys of pooled hidden states.
         """
         config = self.config
         spec = config.template_spec
@@ -191,14 +208,25 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         weights = (
             (name, parameter)
             for name, parameter in self.named_parameters()
-            if not name.endswith("router_q_proj.weight") and name != f"{_PREFIX}lm_head.weight"
+            if not self.is_query_side(name) and (router_keys or not is_router(name))
         )
         return fingerprint(weights, settings=settings)
 
+    def is_query_side(self, name: str) -> bool:
+        """Whether a parameter has no part in encoding documents."""
+        if name.endswith(("router_q_proj.weight", SCORE_BIAS)) or name == f"{_PREFIX}lm_head.weight":
+            return True
+        return is_lora(name) and getattr(self.get_submodule(name.rpartition(".")[0]), "lora_sides", ()) == ("query",)
+
 
 def is_router(parameter_name: str) -> bool:
-    """Whether a parameter is one of the projections that MSA adds to the backbone."""
-    return "router_q_proj" in parameter_name or "router_k_proj" in parameter_name
+    """Whether a parameter is one that MSA adds to the backbone: router projections, score bias."""
+    return "router_q_proj" in parameter_name or "router_k_proj" in parameter_name or parameter_name.endswith(SCORE_BIAS)
+
+
+def is_lora(parameter_name: str) -> bool:
+    """Whether a parameter is part of a low-rank change (`memspan.model.lora`)."""
+    return parameter_name.endswith((".lora_a", ".lora_b"))
 
 
 def attention_modules(backbone: nn.Module, layers: Iterable[int]) -> list[nn.Module]:

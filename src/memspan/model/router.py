@@ -18,6 +18,8 @@ from memspan.model.attention import record_router_key
 from memspan.model.memory_api import AskStep, EncodeStep
 from memspan.ops.pooling import pool_chunks
 
+SCORE_BIAS = "router_score_bias"
+
 
 class RoutedAttention(nn.Module):
     """Mixin of an MSA layer's attention. Subclasses are made by `add_router`, never by hand.
@@ -25,12 +27,15 @@ class RoutedAttention(nn.Module):
     Attributes:
         router_q_proj: hidden -> H*D, no bias, neither normalised nor rotated.
         router_k_proj: hidden -> G*D, likewise.
+        router_score_bias: learned multiple of a document's routing score that is added to the attention logits of its
+            chunks, one number; None: nothing is added.
     """
 
     layer_idx: int
     router_heads: tuple[int, int, int]
     router_q_proj: nn.Linear
     router_k_proj: nn.Linear
+    router_score_bias: nn.Parameter | None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         step = kwargs.get("memory")
@@ -39,15 +44,24 @@ class RoutedAttention(nn.Module):
         return super().forward(*args, **kwargs)
 
     def _prepare(self, hidden_BTF: torch.Tensor, step: EncodeStep | AskStep) -> None:
-        num_heads, num_kv_heads, head_dim = self.router_heads
+        num_heads, _, head_dim = self.router_heads
         if isinstance(step, EncodeStep):
             # Mean-pooling commutes with a linear map: pool first, project 1/P of the rows.
             pooled_BCF = pool_chunks(hidden_BTF, step.lengths_B, step.chunk_size)
-            key_BCGD = self.router_k_proj(pooled_BCF).unflatten(-1, (num_kv_heads, head_dim))
-            record_router_key(step, self.layer_idx, key_BCGD)
+            record_router_key(step, self.layer_idx, pooled_BCF, self.router_key(pooled_BCF))
         elif step.memory is not None and step.routes_BT is not None:
-            query_BTHD = self.router_q_proj(hidden_BTF).unflatten(-1, (num_heads, head_dim))
+            query_BTHD = project(self.router_q_proj, hidden_BTF).unflatten(-1, (num_heads, head_dim))
             step.retrieved[self.layer_idx] = step.memory.route(self.layer_idx, query_BTHD, step.routes_BT)
+
+    def router_key(self, pooled_CF: torch.Tensor) -> torch.Tensor:
+        """Routing keys `[..., G, D]` of pooled layer inputs `[..., F]`."""
+        _, num_kv_heads, head_dim = self.router_heads
+        return project(self.router_k_proj, pooled_CF).unflatten(-1, (num_kv_heads, head_dim))
+
+
+def project(linear: nn.Linear, hidden_BTF: torch.Tensor) -> torch.Tensor:
+    """A router projection, computed in its own number format: it may be trained in float32 on a bfloat16 backbone."""
+    return linear(hidden_BTF.to(linear.weight.dtype))
 
 
 @cache
@@ -56,7 +70,12 @@ def _routed_class(attention_class: type[nn.Module]) -> type[nn.Module]:
 
 
 def add_router(
-    attention: nn.Module, hidden_size: int, num_heads: int, num_kv_heads: int, head_dim: int
+    attention: nn.Module,
+    hidden_size: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    score_bias: float | None = None,
 ) -> RoutedAttention:
     """Turn an attention module into an MSA layer's, in place. The projections are of `attention`'s dtype and device.
 
@@ -64,6 +83,7 @@ def add_router(
         attention: the module called `self_attn` in a decoder layer; must know its `layer_idx`.
         hidden_size: size of the layer's input.
         num_heads, num_kv_heads, head_dim: H, G and D.
+        score_bias: `MSAConfig.score_bias`.
     """
     like = next(attention.parameters())
     attention.__class__ = _routed_class(type(attention))
@@ -72,4 +92,6 @@ def add_router(
     for name, heads in (("router_q_proj", num_heads), ("router_k_proj", num_kv_heads)):
         projection = nn.Linear(hidden_size, heads * head_dim, bias=False, device=like.device, dtype=like.dtype)
         setattr(attention, name, projection)
+    bias = None if score_bias is None else nn.Parameter(torch.full((1,), score_bias, device=like.device))
+    attention.register_parameter(SCORE_BIAS, bias)
     return attention

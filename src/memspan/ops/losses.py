@@ -50,3 +50,26 @@ def routing_loss(
     # -log(e^s / (e^s + e^r)) = softplus(r - s), which is r - s to the last bit of float64 from 40 on.
     loss_BN = F.softplus(rival_sum_B1 - logits_BN, threshold=40) if decoupled else rival_sum_B1 - logits_BN
     return loss_BN.masked_fill(~positives_BN, 0).sum(1) / positives_BN.sum(1).clamp(min=1)
+
+
+def distillation_loss(
+    scores_BN: Tensor, teacher_BN: Tensor, temperature: float, teacher_temperature: float, valid_BN: Tensor
+) -> Tensor:
+    """Kullback-Leibler divergence of the scores' softmax from a teacher's, over a question's documents, `[B]`.
+
+    Args:
+        teacher_BN: a teacher's scores in its own unit; -inf for documents it does not know, which are left out.
+        temperature, teacher_temperature: what either is divided by.
+        valid_BN: False for documents to leave out. A question with fewer than two documents left gets 0.
+    """
+    present_BN = valid_BN & (teacher_BN != float("-inf"))
+    dtype = torch.promote_types(scores_BN.dtype, torch.float32)
+
+    def log_shares(values_BN: Tensor, tau: float) -> Tensor:
+        # A large finite number, not -inf: 0 * inf would be NaN, here and in the gradient.
+        logits_BN = (values_BN.masked_fill(~present_BN, 0).to(dtype) / tau).masked_fill(~present_BN, -1e30)
+        return F.log_softmax(logits_BN, dim=1)
+
+    wanted_BN = log_shares(teacher_BN, teacher_temperature)
+    difference_BN = wanted_BN - log_shares(scores_BN, temperature)
+    return (wanted_BN.exp() * difference_BN).masked_fill(~present_BN, 0).sum(1)

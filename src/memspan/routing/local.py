@@ -146,12 +146,14 @@ class LocalMemory:
         """Fetch the best documents' content, in the order of their ids (bank order), zero-padded to the longest."""
         chosen = [tuple(found.ids[: self._top_k].tolist()) for found in candidates]
         G, D = self._manifest.num_kv_heads, self._manifest.head_dim
-        contents = [
-            torch.cat([shard.reader.content(layer, index) for shard, index in self._find(torch.tensor(sorted(ids)))])
-            if ids
-            else torch.empty(0, 2, G, D, dtype=LATENT_DTYPE)
-            for ids in chosen
-        ]
+        contents, row_scores = [], []
+        for found, ids in zip(candidates, chosen, strict=True):
+            score_of = dict(zip(ids, found.scores.tolist(), strict=False))
+            places = self._find(torch.tensor(sorted(ids))) if ids else []
+            parts = [shard.reader.content(layer, index) for shard, index in places]
+            contents.append(torch.cat(parts) if parts else torch.empty(0, 2, G, D, dtype=LATENT_DTYPE))
+            of_documents = [torch.full((len(rows),), score_of[i]) for i, rows in zip(sorted(ids), parts, strict=True)]
+            row_scores.append(torch.cat(of_documents) if parts else torch.empty(0))
         content_BM2GD = pad_sequence(contents, batch_first=True).to(self._device)
         rows_B1 = torch.tensor([[len(content)] for content in contents])
         key_BMGD, value_BMGD = content_BM2GD.unbind(2)
@@ -161,6 +163,7 @@ class LocalMemory:
             mask_BM=(torch.arange(content_BM2GD.shape[1]) < rows_B1).to(self._device),
             doc_ids=tuple(chosen),
             scores=tuple(tuple(found.scores[: self._top_k].tolist()) for found in candidates),
+            row_scores_BM=pad_sequence(row_scores, batch_first=True).to(self._device),
         )
 
 

@@ -107,6 +107,16 @@ def read_records(path: Path) -> Iterator[Record | BadRecord]:
         yield from records
 
 
+def read_rows(path: Path) -> Iterator[Record | BadRecord]:
+    """Yield the rows of a table (.csv, .tsv), whatever its columns are called; `read_records` wants one of text.
+
+    Raises:
+        Unreadable: the file is damaged or binary, or may not be read.
+    """
+    with _named_failures(), _open_lines(path) as lines:
+        yield from _read_table(lines, "\t" if _extension(path) == ".tsv" else ",", needs_text=False)
+
+
 def is_text(value: JSON) -> bool:
     """Whether all strings in a JSON value can be written as UTF-8 (a lone surrogate can not)."""
     return is_unicode(json.dumps(value, ensure_ascii=False))
@@ -289,12 +299,12 @@ def _read_tab_table(lines: Iterable[str]) -> Iterator[Record | BadRecord]:
     return _read_table(lines, "\t")
 
 
-def _read_table(lines: Iterable[str], delimiter: str) -> Iterator[Record | BadRecord]:
+def _read_table(lines: Iterable[str], delimiter: str, needs_text: bool = True) -> Iterator[Record | BadRecord]:
     rows = _numbered_rows(lines, delimiter)
     _, columns = next(rows, (0, []))
     if not is_text([*columns]):
         raise Unreadable(_NOT_TEXT)
-    if columns and not set(TEXT_KEYS) & set(columns):
+    if needs_text and columns and not set(TEXT_KEYS) & set(columns):
         raise Unreadable(f"no column {' or '.join(TEXT_KEYS)}; the columns are {', '.join(columns)}")
     for line, row in rows:
         if len(row) > len(columns):

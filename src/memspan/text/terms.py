@@ -37,6 +37,11 @@ def query_terms(question: str) -> list[str]:
     return [term for term in terms if term not in STOP_WORDS] or terms
 
 
+def is_unspaced(text: str) -> bool:
+    """Whether a text holds Chinese, Japanese or Korean, whose terms are pairs of characters and no words."""
+    return _CJK_RUN.search(text) is not None
+
+
 def _simple(word: str) -> str:
     """Lower case, possessive dropped."""
     return word.lower().replace("’", "'").removesuffix("'s").replace("'", "")

@@ -1,0 +1,1 @@
+"""Training: questions -> batches -> losses -> checkpoint. Knows nothing of banks, routing, generation, evaluation."""

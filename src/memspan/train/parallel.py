@@ -1,0 +1,115 @@
+"""One process or many: Accelerate's wrapping, sums over processes, sharded parameters as whole tensors.
+
+Collectives of training are called here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, ProjectConfiguration
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from memspan.model.modeling import MSAForCausalLM
+from memspan.train.settings import ModelSettings
+
+
+class Runner(nn.Module):
+    """The module that is wrapped: everything that runs the model in training is called through it.
+
+    DDP and FSDP do their work around the forward of what they wrap; a step of ours is several forwards of the model,
+    and so is an evaluation.
+    """
+
+    def __init__(self, model: MSAForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, do: Callable[..., Any], *args: Any) -> Any:
+        """`do(model, *args)`."""
+        return do(self.model, *args)
+
+
+def make_accelerator(
+    settings: ModelSettings, layer_class: str, trackers: Sequence[str] = (), out: Path | None = None, cpu: bool = False
+) -> Accelerator:
+    """The processes of this run, as the launcher (`torchrun`, `accelerate launch`) has set them up; alone, one.
+
+    Args:
+        layer_class: name of the decoder layers' class, the unit that FSDP2 shards.
+        cpu: use no GPU though there is one.
+    """
+    plugin = None
+    if settings.sharding == "fsdp2":
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=[layer_class],
+            reshard_after_forward=True,
+            cpu_ram_efficient_loading=False,
+        )
+    AcceleratorState._reset_state()  # an earlier run of this process may have used another number format
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision="bf16" if settings.compute == "bfloat16" else "no",
+        log_with=list(trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(out)) if out else None,
+        # A batch that only routes does not reach the language-model head.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        fsdp_plugin=plugin,
+    )
+
+
+def layer_class_of(model: MSAForCausalLM) -> str:
+    """Name of the class of the decoder's layers: of the modules that hold an attention."""
+    names = [name.rpartition(".")[0] for name, module in model.named_modules() if hasattr(module, "router_q_proj")]
+    return type(model.get_submodule(names[0])).__name__
+
+
+def summed(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
+    """Numbers added up over all processes, in float64."""
+    total = torch.tensor(list(values), dtype=torch.float64, device=accelerator.device)
+    if accelerator.num_processes > 1:
+        dist.all_reduce(total)
+    return total.tolist()
+
+
+def gathered(accelerator: Accelerator, value: Any) -> list[Any]:
+    """A value of every process, in order."""
+    if accelerator.num_processes == 1:
+        return [value]
+    values: list[Any] = [None] * accelerator.num_processes
+    dist.all_gather_object(values, value)
+    return values
+
+
+def agreed(accelerator: Accelerator, value: Any) -> Any:
+    """The first process's value: what decisions are made by must be the same in all."""
+    return gathered(accelerator, value)[0]
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A parameter, gradient or optimiser state as a plain tensor; gathered, where it is sharded."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def assign(target: torch.Tensor, value: torch.Tensor) -> None:
+    """Put a whole tensor into a parameter, sharded or not."""
+    with torch.no_grad():
+        target.copy_(like(target, value))
+
+
+def like(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A whole tensor on the device of a parameter, sharded as it is."""
+    value = value.to(target.device)
+    if isinstance(target, DTensor):
+        return distribute_tensor(value, target.device_mesh, target.placements)
+    return value

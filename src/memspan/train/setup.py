@@ -1,0 +1,308 @@
+"""A recipe becomes a run: the model, what of it trains, the data, the hold-out, the teacher. And its product.
+
+OUT/model/        the checkpoint that `model.source` was converted into
+OUT/frozen/       documents encoded once (`frozen_memory`)
+OUT/teacher/      a teacher's embeddings
+OUT/adapter/, or OUT/checkpoint/     what the run leaves behind
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+import torch
+from filelock import FileLock
+
+from memspan.errors import DataError, TrainingError
+from memspan.model.adapter import add_score_bias, apply_adapter, read_weights, save_adapter
+from memspan.model.convert import LoadedModel, convert, load, save_checkpoint
+from memspan.model.fingerprint import fingerprint
+from memspan.model.lora import merge_lora
+from memspan.model.modeling import is_lora, is_router
+from memspan.model.runtime import DTYPES
+from memspan.text.questions import Question
+from memspan.train.batch import Collator, TrainBatch
+from memspan.train.checkpoint import CheckpointStore
+from memspan.train.data.holdout import holdout_bank, split_holdout
+from memspan.train.data.mix import read_mixture
+from memspan.train.data.stream import ExampleStream, by_source
+from memspan.train.data.texts import TextSettings, from_texts
+from memspan.train.frozen import FrozenMemory
+from memspan.train.loop import CHECKPOINTS, RunParts
+from memspan.train.parallel import assign
+from memspan.train.parameters import ParameterGroup, choose_parameters
+from memspan.train.progress import HoldOut, RouterProgress
+from memspan.train.settings import PhaseSettings, Recipe
+from memspan.train.step import Collate, Teacher
+from memspan.train.teacher import load_teacher
+from memspan.train.whiten import whiten_routers
+from memspan.types import Document
+
+CORPUS = "corpus"
+_CORPUS_HOLDOUT, _CORPUS_BANK = 128, 2500
+# Documents and questions whose states whiten the routers.
+_WHITENED = 1024
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from.
+
+    Attributes:
+        fillers: documents to fill memories up with: all of the training data.
+        weights: of drawing, by source; None: by their numbers of questions.
+    """
+
+    train: tuple[Question, ...]
+    holdout: HoldOut
+    fillers: tuple[Document, ...]
+    weights: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, ready to begin."""
+
+    parts: RunParts
+    loaded: LoadedModel
+    data: RunData
+
+
+def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell: Callable[[str], None] = print) -> Run:
+    """Load and make everything that a recipe names.
+
+    Writes `out/model`, `out/frozen` and `out/teacher`, where the recipe asks for what is in them.
+
+    Args:
+        rank, world: this process, of so many.
+        tell: hears what is being done.
+
+    Raises:
+        MemspanError, ValueError: something is missing, or does not fit together.
+    """
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    data = load_data(recipe)
+    tell(f"{len(data.train):,} questions to train on, {len(data.holdout.questions)} held out")
+    loaded, groups = load_model(recipe, out)
+    if torch.cuda.is_available() and recipe.model.sharding == "none":
+        torch.nn.Module.to(loaded.model, f"cuda:{rank % torch.cuda.device_count()}")
+    if recipe.model.initial_routers == "whitened":
+        tell("whitening the routers")
+        _whiten(recipe, loaded, data)
+    frozen = _freeze(recipe, loaded, data, out, tell)
+    objective = replace(recipe.objective, frozen=frozen)
+    sources = by_source(data.train)
+    stream = ExampleStream(
+        sources,
+        recipe.step.questions,
+        weights=data.weights,
+        one_source_per_batch=recipe.data.one_source_per_batch,
+        seed=recipe.seed,
+        rank=rank,
+        world=world,
+    )
+    collate = tuple(_collate(recipe, phase, loaded, data, frozen) for phase in recipe.phases)
+    progress = RouterProgress(
+        data.holdout,
+        loaded.template,
+        loaded.model,
+        recipe.evaluation,
+        recipe.phases[0].batch,
+        encode_tokens=objective.encode_tokens,
+        seed=recipe.seed,
+        frozen_in=out / "frozen" if frozen else None,
+    )
+    teacher = _teacher(recipe, data, out)
+    return Run(RunParts(loaded.model, groups, collate, stream, objective, progress, teacher), loaded, data)
+
+
+def load_model(recipe: Recipe, out: Path) -> tuple[LoadedModel, tuple[ParameterGroup, ...]]:
+    """The model that a run begins with, its trained parameters chosen."""
+    settings = recipe.model
+    path = settings.checkpoint or (_converted(recipe, out) if settings.source else None)
+    adapter = Path(settings.adapter).expanduser() if settings.adapter else None
+    weights = read_weights(adapter) if adapter else {}
+    with_lora = any(map(is_lora, weights))
+    # LoRA that goes on training must stay apart; loading it as serving does would merge it.
+    loaded = load(path, adapter=None if with_lora else adapter, dtype="float32", device="cpu")
+    model = loaded.model
+    if model.config.backbone_fingerprint is None:
+        model.config.backbone_fingerprint = fingerprint(model.named_backbone_weights())
+    if settings.score_bias is not None and model.config.score_bias is None:
+        add_score_bias(model, settings.score_bias)
+    frozen_dtype = DTYPES[settings.frozen_dtype]
+    if with_lora and recipe.lora is None:
+        if recipe.product == "adapter":
+            raise TrainingError(f"the adapter {adapter} has LoRA; name `lora` in the recipe, or product: checkpoint")
+        assert adapter is not None, "weights are an adapter's"
+        apply_adapter(model, adapter)
+    groups = choose_parameters(model, recipe.train, recipe.lora, seed=recipe.seed, frozen_dtype=frozen_dtype)
+    if with_lora and recipe.lora is not None:
+        _take_up(loaded, weights, str(adapter))
+    return loaded, groups
+
+
+def _converted(recipe: Recipe, out: Path) -> Path:
+    """The checkpoint that the recipe's source is converted into, once."""
+    settings, folder = recipe.model, out / "model"
+    named = {name: value for name in ("chunk_size", "top_k_docs") if (value := getattr(settings, name))}
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / "model.lock"):
+        if not (folder / "config.json").is_file():
+            convert(
+                settings.source,
+                folder,
+                template=settings.template or None,
+                msa_layers=settings.msa_layers or None,
+                similarity=settings.similarity or None,
+                seed=recipe.seed,
+                **named,
+            )
+    return folder
+
+
+def _take_up(loaded: LoadedModel, weights: dict[str, torch.Tensor], adapter: str) -> None:
+    """Go on with the weights of an adapter, LoRA and all."""
+    parameters = dict(loaded.model.named_parameters())
+    wrong = [n for n, w in weights.items() if n not in parameters or parameters[n].shape != w.shape]
+    wrong += [name for name in parameters if is_lora(name) and name not in weights]
+    if wrong:
+        raise TrainingError(f"the adapter {adapter} does not fit the recipe's lora and model, as {wrong[0]} shows")
+    for name, weight in weights.items():
+        assign(parameters[name], weight)
+    loaded.model.config.router_trained = True
+
+
+def load_data(recipe: Recipe) -> RunData:
+    """The questions of a recipe's mixture, or made of its corpus, and their hold-out."""
+    data = _corpus(recipe) if recipe.corpus else _mixture(recipe)
+    cut = data.holdout.cut(recipe.data.holdout_questions, recipe.data.holdout_documents)
+    return replace(data, holdout=cut)
+
+
+def _mixture(recipe: Recipe) -> RunData:
+    mixed = read_mixture(Path(recipe.data.mixture).expanduser())
+    fillers = _distinct(document for q in mixed.train for document in (*q.positives, *q.negatives))
+    return RunData(mixed.train, HoldOut(mixed.holdout, mixed.bank), fillers, dict(mixed.weights))
+
+
+def _corpus(recipe: Recipe) -> RunData:
+    made = from_texts([Path(recipe.corpus).expanduser()], CORPUS, TextSettings(seed=recipe.seed))
+    split = split_holdout(made.questions, _CORPUS_HOLDOUT, recipe.seed)
+    if not split.train or not split.holdout:
+        raise DataError(
+            f"{recipe.corpus} gave {len(made.questions)} questions, too few to hold some out: give more text"
+        )
+    bank = holdout_bank(split.holdout, {CORPUS: split.train}, _CORPUS_BANK, recipe.seed)
+    holdout = HoldOut(split.holdout, tuple(item.document for item in bank))
+    return RunData(split.train, holdout, _distinct(made.passages))
+
+
+def _distinct(documents: Iterable[Document]) -> tuple[Document, ...]:
+    return tuple({document.external_id: document for document in documents}.values())
+
+
+def _whiten(recipe: Recipe, loaded: LoadedModel, data: RunData) -> None:
+    """Set the routers from the states of some of the training data; the same in every process."""
+    rng = Random(f"{recipe.seed}:whiten")
+    batch, template = recipe.phases[0].batch, loaded.template
+    collator = Collator(template, loaded.model.config, batch)
+    documents = rng.sample(data.fillers, min(_WHITENED, len(data.fillers)))
+    questions = rng.sample(data.train, min(_WHITENED, len(data.train)))
+    tokens = [template.document(rng.randint(1, batch.max_id), collator.part(document)) for document in documents]
+    contexts = [template.context(question.question) for question in questions]
+    whiten_routers(loaded.model, tokens, contexts, seed=recipe.seed, batch_tokens=recipe.objective.encode_tokens)
+
+
+def _freeze(
+    recipe: Recipe, loaded: LoadedModel, data: RunData, out: Path, tell: Callable[[str], None]
+) -> FrozenMemory | None:
+    """All documents of the training data, encoded once."""
+    if not recipe.frozen_memory:
+        return None
+    used = (document for q in data.train for document in (*q.positives, *q.negatives))
+    documents = _distinct((*used, *data.fillers))
+    tell(f"encoding {len(documents):,} documents once, into {out / 'frozen'}")
+    batch = recipe.phases[0].batch
+    collator = Collator(loaded.template, loaded.model.config, batch)
+    return FrozenMemory.build(
+        loaded.model,
+        loaded.template,
+        documents,
+        collator.part,
+        out / "frozen",
+        seed=recipe.seed,
+        max_id=max(batch.max_id, len(documents)),
+        encode_tokens=recipe.objective.encode_tokens,
+        on_progress=_every(2000, tell),
+    )
+
+
+def _every(documents: int, tell: Callable[[str], None]) -> Callable[[int, int], None]:
+    told = [0]
+
+    def progress(done: int, total: int) -> None:
+        if done >= told[0] + documents:
+            told[0] = done
+            tell(f"{done:,} of {total:,} documents")
+
+    return progress
+
+
+def _collate(
+    recipe: Recipe, phase: PhaseSettings, loaded: LoadedModel, data: RunData, frozen: FrozenMemory | None
+) -> Collate:
+    ids = frozen.ids if frozen else None
+    collator = Collator(loaded.template, loaded.model.config, phase.batch, fillers=data.fillers, document_ids=ids)
+    if frozen is None or recipe.frozen_memory != "all":
+        return collator
+
+    def over_all(questions: Sequence[Question], rng: Random) -> TrainBatch:
+        return frozen.whole(collator(questions, rng))
+
+    return over_all
+
+
+def _teacher(recipe: Recipe, data: RunData, out: Path) -> Teacher | None:
+    if recipe.teacher is None:
+        return None
+    texts = [document.text for document in data.fillers]
+    teacher = load_teacher(recipe.teacher.name, texts, out / "teacher")
+    return lambda batch: teacher.scores(batch.questions, batch.document_texts)
+
+
+def write_product(recipe: Recipe, out: Path, step: int) -> Path:
+    """Make what a run leaves behind of the checkpoint of a step: an adapter, or a whole checkpoint.
+
+    Writes `out/adapter/` or `out/checkpoint/`. The model is loaded anew, so that this does not depend on how many
+    processes have trained.
+    """
+    trained = CheckpointStore(out / CHECKPOINTS, recipe.checkpoints.keep).load(step).trained
+    loaded, groups = load_model(recipe, out)
+    model = loaded.model
+    for name, value in trained.items():
+        assign(model.get_parameter(name), value)
+    model.config.router_trained = True
+    dtype = DTYPES[recipe.product_dtype]
+    if recipe.product == "checkpoint":
+        merge_lora(model)
+        torch.nn.Module.to(model, dtype)
+        save_checkpoint(model, loaded.template.tokenizer, out / "checkpoint")
+        return out / "checkpoint"
+    names = {name for group in groups for name in group.parameters}
+    names |= set(read_weights(Path(recipe.model.adapter).expanduser())) if recipe.model.adapter else set()
+    further = sorted(name for name in names if not is_router(name) and not is_lora(name))
+    belongs_to = model.config.backbone_fingerprint
+    assert belongs_to is not None, "set when the model was loaded"
+    save_adapter(model, out / "adapter", belongs_to, further, dtype)
+    return out / "adapter"
+
+
+def first_batch(recipe: Recipe, run: Run) -> TrainBatch:
+    """A batch of the first phase, for a look before the run begins."""
+    questions = next(ExampleStream(by_source(run.data.train), recipe.step.questions, seed=recipe.seed))
+    return run.parts.collate[0](questions, Random(f"{recipe.seed}:look"))

@@ -1,0 +1,155 @@
+"""One optimiser step: micro-batches of all processes, one loss over their global counts (paper 3.3).
+
+The LM loss is divided by the learned tokens of the whole step, the routing losses by its questions, over all
+micro-batches and processes: how a step is cut into micro-batches and ranks does not change its gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from memspan.errors import TrainingError
+from memspan.model.modeling import MSAForCausalLM
+from memspan.text.questions import Question
+from memspan.train.batch import TrainBatch
+from memspan.train.forward import LossTerms, LossWeights, Objective, training_forward
+from memspan.train.parallel import gathered, summed
+
+Collate = Callable[[Sequence[Question], Random], TrainBatch]
+Teacher = Callable[[TrainBatch], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """A batch with the questions it was made of, for messages, and the seed of its forward."""
+
+    questions: tuple[str, ...]
+    batch: TrainBatch
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepLosses:
+    """Means over a whole step, all processes together; `stop`: whether one of them was asked to stop."""
+
+    values: Mapping[str, float]
+    stop: bool
+
+
+def micro_batches(
+    draw: Callable[[], Sequence[Question]], collate: Collate, seed: int, step: int, count: int, rank: int, world: int
+) -> list[MicroBatch]:
+    """This process's micro-batches of a step.
+
+    What is random in the one numbered n (of all processes) comes from the run's seed, the step and n, so that a
+    resumed run, and one of another number of processes, makes the same.
+
+    Args:
+        draw: this process's next questions.
+        count: micro-batches of the step, over all processes.
+    """
+    found = []
+    for number in range(rank, count, world):
+        questions, key = draw(), f"{seed}:{step}:{number}"
+        batch = collate(questions, Random(key))
+        names = tuple(question.id for question in questions)
+        found.append(MicroBatch(names, batch, int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")))
+    return found
+
+
+def accumulate(
+    accelerator: Accelerator,
+    runner: torch.nn.Module,
+    batches: Sequence[MicroBatch],
+    objective: Objective,
+    weights: LossWeights,
+    teacher: Teacher | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> StepLosses:
+    """Compute a step's gradients, summed over processes, without clipping them or changing a parameter.
+
+    Args:
+        runner: the prepared `Runner`.
+        batches: of this process; every process has as many.
+
+    Raises:
+        TrainingError: a loss is not finite; the message names the questions of the batch.
+    """
+    found = [round(count) for count in summed(accelerator, _counts(batches, teacher is not None))]
+    tokens, questions, taught = (max(1, count) for count in found)
+    sums: dict[str, float] = {}
+    bad: list[str] = []
+    for place, micro in enumerate(batches):
+        last = place == len(batches) - 1
+        torch.manual_seed(micro.seed)
+        with contextlib.nullcontext() if last else accelerator.no_sync(runner):
+            taught_by = teacher(micro.batch).to(accelerator.device) if teacher and weights.teacher else None
+            arguments = (micro.batch.to(accelerator.device), objective, weights, (tokens, questions, taught), taught_by)
+            loss, shown = runner(_losses, *arguments)
+            # DDP and FSDP average over processes; a sum over their micro-batches is wanted.
+            accelerator.backward(loss * accelerator.num_processes)
+        for name, value in shown.items():
+            sums[name] = sums.get(name, 0.0) + value
+        if not all(map(math.isfinite, (*shown.values(), float(loss.detach())))):
+            bad.append(", ".join(micro.questions))
+    refuse_bad(accelerator, bad)
+    names = sorted(sums)
+    *totals, stop = summed(accelerator, [*(sums[name] for name in names), float(should_stop())])
+    # Of a step in which nothing routes (or is written) there is no mean, rather than one of 0.
+    count_of = {"loss/lm": found[0], "loss/teacher": found[2]}
+    values = {
+        name: total / count
+        for name, total in zip(names, totals, strict=True)
+        if (count := count_of.get(name, found[1]))
+    }
+    return StepLosses(values, stop > 0)
+
+
+def refuse_bad(accelerator: Accelerator, bad: Sequence[str]) -> None:
+    """Stop all processes where one of them has met a number that is not finite.
+
+    Args:
+        bad: question ids of this process's batches that gave one.
+    """
+    found = [questions for process in gathered(accelerator, list(bad)) for questions in process]
+    if found:
+        raise TrainingError(
+            f"the loss or its gradient is not a finite number, in the batch of these questions: {'; '.join(found)}. "
+            "The last checkpoint is from before that; lower the learning rate, or leave the questions out, and resume"
+        )
+
+
+def _counts(batches: Sequence[MicroBatch], taught: bool) -> list[float]:
+    tokens = sum(micro.batch.num_label_tokens for micro in batches)
+    routed = sum(micro.batch.num_routed_questions for micro in batches)
+    return [tokens, routed, sum(len(micro.batch.questions) for micro in batches) if taught else 0]
+
+
+def _losses(
+    model: MSAForCausalLM,
+    batch: TrainBatch,
+    objective: Objective,
+    weights: LossWeights,
+    counts: tuple[int, int, int],
+    teacher_scores_BN: torch.Tensor | None,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """A micro-batch's part of the step's loss, and the sums that are shown."""
+    terms = training_forward(model, batch, objective, teacher_scores_BN)
+    return terms.total(weights, *counts), _shown(terms, weights)
+
+
+def _shown(terms: LossTerms, weights: LossWeights) -> dict[str, float]:
+    sums: dict[str, Any] = {"loss/routing": terms.routing_sum, "loss/fused": terms.fused_sum}
+    sums |= {"loss/lm": terms.lm_sum} if weights.lm else {}
+    sums |= {"loss/teacher": terms.teacher_sum} if weights.teacher else {}
+    sums |= {f"loss/routing/{layer}": mean * terms.num_questions for layer, mean in terms.routing_by_layer.items()}
+    return {name: float(value.detach()) for name, value in sums.items()}

@@ -1,0 +1,143 @@
+"""Recipes: typed, checked when built, unknown keys refused by name, overridden by dotted keys."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memspan.errors import RecipeError
+from memspan.train.recipe import load_recipe, plain, recipe_of
+
+pytest.importorskip("yaml")
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "data": {"mixture": "mixed"},
+    "train": [{"name": "routers", "match": "router", "lr_factor": 20}],
+    "batch": {"negatives": 3, "num_documents": 40},
+    "phases": [
+        {"name": "warm", "steps": 10, "lr": 1e-4, "loss": {"lm": 0}},
+        {"name": "main", "steps": 5, "lr": 1e-5, "loss": {"lm": 1}, "batch": {"answer": 0.5, "num_documents": 80}},
+    ],
+}
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(SMALL), **changes}
+
+
+def test_the_batch_of_a_recipe_is_what_its_phases_do_not_say() -> None:
+    first, second = recipe_of(SMALL).phases
+    assert (first.batch.negatives, first.batch.num_documents, first.batch.answer) == (3, 40, 0)
+    assert (second.batch.negatives, second.batch.num_documents, second.batch.answer) == (3, 80, 0.5)
+
+
+def test_a_recipe_written_as_json_is_read_back_the_same() -> None:
+    recipe = recipe_of(SMALL)
+    assert recipe_of(json.loads(json.dumps(plain(recipe)))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (changed(sed=3), "unknown key 'sed'; did you mean 'seed'"),
+        (changed(train=[{"name": "r", "mach": "x"}]), r"unknown key 'train.0.mach'; did you mean 'match'"),
+        (changed(batch={"negative": 3}), "unknown key 'batch.negative'; did you mean 'negatives'"),
+        (changed(objective={"frozen": True}), "unknown key 'objective.frozen'"),
+        (changed(seed="three"), "seed must be a whole number, not 'three'"),
+        (changed(seed=True), "seed must be a whole number"),
+        (changed(seed=1.5), "seed must be a whole number"),
+        (changed(product="zip"), "product must be one of adapter, checkpoint"),
+        (changed(trackers="wandb"), "trackers must be a list"),
+        (changed(model="x"), "model must hold keys and values"),
+        (changed(model={"checkpoint": "a", "source": "b"}), "model: name a checkpoint or a source"),
+        (changed(model={"checkpoint": "a", "chunk_size": 8}), "belong to the conversion"),
+        (changed(train=[]), "nothing trains"),
+        (changed(train=[{"name": "r", "match": "("}]), "no regular expression"),
+        (changed(data={}), "nothing to learn from"),
+        (changed(model={"frozen_dtype": "bfloat16"}), "needs compute bfloat16"),
+        (changed(phases=[]), "at least one phase"),
+        (changed(phases=[{"name": "a", "steps": 1}]), "phases.0.lr is missing"),
+        (changed(phases=[{"name": "a", "steps": 1, "lr": 1, "loss": {"lm": 1}}]), "go together"),
+        (changed(phases=[{"name": "a", "steps": 1, "lr": 1, "loss": {"lm": 0, "routing": 0}}]), "all weights are 0"),
+        (changed(teacher={}), "loss.teacher and `teacher` go together"),
+        (changed(gates=[{"kind": "floor", "after": 3}]), "needs a value above 0"),
+        (changed(gates=[{"kind": "falling", "after": 3, "value": 0.5}]), "must span its window twice"),
+        (changed(frozen_memory="batch", lora={"targets": "q"}), "must not train the document side"),
+        (changed(batch={"answer": 2.0}), "batch"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipe_of(values)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+YAML = """
+name: small
+data: {mixture: mixed}
+train: [{name: routers, match: router}]
+phases:
+  - {name: warm, steps: 10, lr: 1e-4, loss: {lm: 0}}
+  - {name: main, steps: 10, lr: 1e-4, loss: {lm: 0}}
+"""
+
+
+def test_overrides_reach_every_depth(tmp_path: Path) -> None:
+    changes = "phases.warm.lr=2e-3 phases.1.steps=7 batch.negatives=5 data.mixture=z corpus=docs/"
+    recipe = load_recipe(write(tmp_path, YAML), changes.split())
+    assert [phase.lr for phase in recipe.phases] == [2e-3, 1e-4]  # YAML 1.1 reads 1e-4 as a text
+    assert recipe.phases[1].steps == 7
+    assert recipe.phases[0].batch.negatives == 5
+    assert recipe.data.mixture == "z"
+    assert recipe.corpus == "docs/"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "is no override"),
+        ("phases.cold.lr=1", "no item 'cold'; there are warm, main"),
+        ("name.x=1", "name is a value"),
+        ("model.gradient_checkpoint=true", "did you mean 'gradient_checkpointing'"),
+    ],
+)
+def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(tmp_path, YAML), [override])
+
+
+@pytest.mark.parametrize(("text", "message"), [("- a", "must hold keys"), ("a: [", "is not YAML")])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(tmp_path, text))
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_one(path: Path) -> None:
+    recipe = load_recipe(path, ["corpus=docs/"] if path.stem == "distill" else [])
+    assert recipe.name == path.stem
+    documents = [phase.batch.num_documents for phase in recipe.phases]
+    assert documents == sorted(documents), "a curriculum grows"
+    assert recipe.gates or all(phase.until for phase in recipe.phases[:-1]), "nothing would stop a run that is lost"
+
+
+def test_the_recipes_of_the_paper_have_its_values() -> None:
+    warmup, cpt, sft = (load_recipe(ROOT / "recipes" / f"{name}.yaml") for name in ("warmup", "cpt", "sft-64k"))
+    assert (warmup.phases[0].lr, warmup.phases[0].loss.lm, warmup.phases[0].loss.routing) == (1e-4, 0.1, 1.0)
+    assert (cpt.phases[0].lr, cpt.phases[0].loss.lm, cpt.phases[0].loss.routing) == (6e-6, 1.0, 0.1)
+    assert [phase.batch.num_documents for phase in sft.phases] == [64, 128, 256, 512]
+    assert all(phase.until for phase in sft.phases[:-1])

@@ -1,0 +1,102 @@
+"""Teachers: scores of texts, and embeddings that are computed once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from memspan.errors import DataError
+from memspan.train.bm25 import Bm25
+from memspan.train.teacher import Bm25Teacher, EmbeddingCache, SentenceTeacher, load_teacher
+
+CORPUS = ["The otter swims in the river.", "The heron fishes at dawn.", "Stones lie in the river."]
+
+
+class Letters:
+    """An embedding of letter counts, which remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        self.asked += texts
+        counts = torch.tensor([[text.count(letter) for letter in "aeiou"] for text in texts], dtype=torch.float32)
+        return torch.nn.functional.normalize(counts + 0.1, dim=-1)
+
+
+def test_bm25_scores_are_those_of_the_index_whatever_the_batch() -> None:
+    queries = ["river otter", "dawn", "nothing"]
+    scores_BN = Bm25Teacher(CORPUS).scores(queries, CORPUS)
+    index = Bm25(CORPUS)
+    assert torch.allclose(scores_BN, torch.tensor([index.scores(query).tolist() for query in queries]))
+    turned = Bm25Teacher(CORPUS).scores(queries[::-1], CORPUS[::-1])
+    assert torch.equal(turned.flip(0, 1), scores_BN)
+    assert Bm25Teacher(CORPUS).scores(["river"], ["A walrus in a river."])[0, 0] > 0
+    assert Bm25Teacher(CORPUS).scores([], CORPUS).shape == (0, 3)
+
+
+def test_sentence_scores_are_cosines_of_prompted_texts() -> None:
+    embed = Letters()
+    teacher = SentenceTeacher(embed, query_prompt="q: ", document_prompt="d: ")
+    scores_BN = teacher.scores(["otter", "moon"], CORPUS)
+    assert scores_BN.shape == (2, 3)
+    alone = Letters()
+    assert torch.allclose(scores_BN[1, 2], alone(["q: moon"])[0] @ alone(["d: " + CORPUS[2]])[0])
+    assert teacher.scores(["otter"], []).shape == (1, 0)
+
+
+def test_what_was_embedded_once_is_read_from_disk(tmp_path: Path) -> None:
+    first, second = Letters(), Letters()
+    wanted = SentenceTeacher(first, EmbeddingCache(tmp_path / "x" / "a.sqlite")).scores(["otter"], CORPUS)
+    assert sorted(first.asked) == sorted(["otter", *CORPUS])
+    again = SentenceTeacher(second, EmbeddingCache(tmp_path / "x" / "a.sqlite"))
+    assert torch.equal(again.scores(["otter"], CORPUS), wanted)
+    assert second.asked == []
+    again.scores(["otter", "moon", "moon"], [*CORPUS, "new"])
+    assert second.asked == ["moon", "new"], "only what is new, and once"
+
+
+def test_many_texts_go_through_the_cache(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path / "a.sqlite")
+    rows = {f"text {number}": torch.full((3,), float(number)) for number in range(1201)}
+    cache.put(rows)
+    found = cache.get([*rows, "absent"])
+    assert found.keys() == rows.keys()
+    assert all(torch.equal(found[text], row) for text, row in rows.items())
+
+
+def test_a_cache_that_is_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.sqlite").write_text("not a database, but long enough to be taken for a damaged one" * 20)
+    with pytest.raises(DataError, match=r"a\.sqlite.*delete the file"):
+        EmbeddingCache(tmp_path / "a.sqlite")
+
+
+def test_a_teacher_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(load_teacher("bm25", CORPUS), Bm25Teacher)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(DataError, match=r"pip install 'memspan\[train\]'"):
+        load_teacher("some/model", CORPUS)
+
+
+def test_a_sentence_transformers_model_by_folder(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    from helpers import tiny_backbone, tiny_tokenizer
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    tiny_backbone("llama").model.save_pretrained(tmp_path / "plain")
+    tiny_tokenizer().save_pretrained(tmp_path / "plain")
+    words = Transformer(str(tmp_path / "plain"), max_seq_length=32)
+    SentenceTransformer(modules=[words, Pooling(64)]).save(str(tmp_path / "model"))
+    teacher = load_teacher(str(tmp_path / "model"), CORPUS, tmp_path / "cache")
+    scores = teacher.scores([CORPUS[0], "dawn"], CORPUS)
+    assert scores[0, 0] == pytest.approx(1, abs=1e-4) and scores.dtype == torch.float32
+    assert len(list((tmp_path / "cache").glob("*.sqlite"))) == 1
+    again = load_teacher(str(tmp_path / "model"), CORPUS, tmp_path / "cache")
+    assert torch.allclose(again.scores(["dawn"], CORPUS)[0], scores[1])
+    with pytest.raises(DataError, match="is no model"):
+        load_teacher(str(tmp_path / "absent"), CORPUS)
