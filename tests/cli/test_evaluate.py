@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from command import failed, memspan
 
 from memspan.bank.add import add_documents
-from memspan.eval import arms, runner
+from memspan.eval import answering, niah, runner
 from memspan.eval.tasks import TaskSettings
 
 ANIMALS = ("otter Rome", "heron Oslo", "lynx Quito", "mole Lima")
@@ -47,16 +48,14 @@ def evaluate(out: Path, *more: object) -> Any:
 
 def scripted(monkeypatch: pytest.MonkeyPatch, reply: Any) -> None:
     """Answer by a rule instead of the tiny model: `reply(question, texts of the documents)`."""
-    real = arms.answer
+    real = answering.answer
 
-    def answer(memory: Any, arm: Any, questions: Any, documents: Any, *rest: Any) -> Any:
-        from dataclasses import replace
+    def answer(loaded: Any, prompts: Any, *rest: Any) -> Any:
+        texts = [[item.text for item in prompt.documents] for prompt in prompts]
+        said = [reply(prompt.question, found) for prompt, found in zip(prompts, texts, strict=True)]
+        return [replace(one, text=text) for one, text in zip(real(loaded, prompts, *rest), said, strict=True)]
 
-        found = real(memory, arm, questions, documents, *rest)
-        texts = [[item.text for item in items if item.external_id in one.used] for items, one in zip(documents, found)]  # noqa: B905
-        return [replace(one, text=reply(q, t)) for one, q, t in zip(found, questions, texts)]  # noqa: B905
-
-    monkeypatch.setattr(arms, "answer", answer)
+    monkeypatch.setattr(answering, "answer", answer)
 
 
 def read_aloud(asked: str, texts: list[str]) -> str:
@@ -75,9 +74,12 @@ def test_a_perfect_reader_scores_what_its_documents_allow(
     em = {name: summary["scores"]["em"]["mean"] for name, summary in summaries.items()}
     assert em == {"none": 0, "oracle": 1, "bm25@1": 1, "router@0": 0, "context": 1}
     assert summaries["bm25@1"]["scores"]["recall@1"]["mean"] == 1
-    assert summaries["none"]["abstention"] == {"precision": 1 / 5, "recall": 1}
-    assert summaries["oracle"]["abstention"] == {"precision": 1, "recall": 1}
-    assert (summaries["oracle"]["documents"], summaries["context"]["documents"]) == (4 / 5, 4)
+    said = {name: s["abstention"] for name, s in summaries.items()}
+    abstention = {name: {k: said[name][k]["mean"] for k in said[name]} for name in ("none", "oracle")}
+    assert abstention["none"] == {"precision": 1 / 5, "recall": 1}
+    assert abstention["oracle"] == {"precision": 1, "recall": 1}
+    documents = {name: summary["documents"]["mean"] for name, summary in summaries.items()}
+    assert (documents["oracle"], documents["context"]) == (4 / 5, 4)
     assert result["differences"]["arms"]["oracle"][0]["mean"] == 1 and result["differences"]["from"] == "none"
     assert [bad["where"].rpartition("#")[2] for bad in result["malformed"]] == ["6"]
     assert len(result["rows"]) == 25 and result["refused"] == {}
@@ -87,6 +89,10 @@ def test_a_perfect_reader_scores_what_its_documents_allow(
     table = (out / "table.md").read_text("utf-8")
     assert "| `oracle` | 100.0 (100.0–100.0) |" in table and "1 malformed" in table
     assert table.strip() in result["shown"]
+    routed = [row for row in result["rows"] if row["arm"] == "router@0"]
+    assert all(set(row["layers"]) == {"2", "3"} for row in routed if row["answers"]), "of the evidence, by MSA layer"
+    assert "each MSA layer routed to" in table and "| arm | 2 | 3 |" in table
+    assert result["asked"]["bm25@1"]["questions"] == 5 and result["asked"]["bm25@1"]["cpu_seconds"] > 0
 
 
 def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(
@@ -95,15 +101,15 @@ def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(
     command = ("jsonl", "--data", data, "--arms", "none,bm25@2,router@2", "--batch", 2)
     whole = evaluate(tmp_path / "whole", *command)
     asked: list[int] = []
-    real = arms.answer
+    real = answering.answer
 
     def dies(*arguments: Any) -> Any:
-        asked.append(len(arguments[2]))
+        asked.append(len(arguments[1]))
         if len(asked) == 4:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(arms, "answer", dies)
+    monkeypatch.setattr(answering, "answer", dies)
     out = tmp_path / "broken"
     assert memspan("eval", *command, "--out", out, "--max-new-tokens", 4).code == 130
     assert not (out / "result.json").exists()
@@ -140,6 +146,21 @@ def test_needles_of_a_perfect_reader_and_of_none(tmp_path: Path, monkeypatch: py
             assert scores["bm25@1"] == 1, "the key is a rare word"
             assert "room for" in result["refused"]["context"] and "context" not in scores
             assert "`context` was not run" in result["shown"]
+
+
+@pytest.mark.parametrize("task", niah.TASKS)
+def test_every_needle_task_from_the_command_to_its_score(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, lambda asked, texts: " ".join(texts))
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(f"The ship sailed on for day {day} under a grey sky." for day in range(200)))
+    # Where the whole haystack is evidence, it must fit into the tiny model's 512 positions.
+    tokens = 270 if task in ("niah_multivalue", "niah_multiquery", "vt") else 700
+    options = ("--questions", 2, "--arms", "none,oracle", "--memory-tokens", tokens, "--haystack", book)
+    result = evaluate(tmp_path / "run", task, *options)
+    assert [s["scores"]["string_match"]["mean"] for s in result["summaries"]] == [0, 1], result["refused"]
+    assert "asked in" in result["shown"] and result["main_score"] == "string_match"
 
 
 def test_the_tiny_model_itself_answers_in_every_arm(data: Path, tmp_path: Path) -> None:

@@ -53,10 +53,12 @@ def test_recall_counts_gold_documents_once() -> None:
 
 def test_abstention_by_hand() -> None:
     found = metrics.abstention([True, True, False, False, True], [True, False, True, False, True])
-    assert (found.precision, found.recall) == (2 / 3, 2 / 3)
+    assert found.precision and found.recall and (found.precision.mean, found.recall.mean) == (2 / 3, 2 / 3)
+    assert found.precision.low < 2 / 3 < found.precision.high and found.recall.count == 3
     assert metrics.abstention([False], [False]) == metrics.Abstention(None, None)
-    assert metrics.abstention([True, False], [False, False]) == metrics.Abstention(0, None)
-    assert metrics.abstention([False, False], [True, False]) == metrics.Abstention(None, 0)
+    never, missed = metrics.abstention([True, False], [False, False]), metrics.abstention([False, False], [True, False])
+    assert never.precision and never.precision.mean == 0 and never.recall is None
+    assert missed.recall and missed.recall.mean == 0 and missed.precision is None
 
 
 @pytest.mark.parametrize(
@@ -140,3 +142,20 @@ def test_nothing_to_average_is_named() -> None:
         metrics.bootstrap([])
     with pytest.raises(ValueError, match="same questions"):
         metrics.paired_bootstrap([1.0], [])
+
+
+def test_degradation_by_hand() -> None:
+    found = metrics.degradation([1, 1, 0, 1], [1, 0, 0, 1])
+    assert found and found.mean == pytest.approx((0.75 - 0.5) / 0.75) and found.low <= found.mean <= found.high
+    same, better = metrics.degradation([1, 0], [1, 0]), metrics.degradation([1, 0], [1, 1])
+    assert same and (same.mean, same.low, same.high) == (0, 0, 0), "questions are resampled for both scores alike"
+    assert better and better.mean == -1
+    assert metrics.degradation([0, 0], [1, 0]) is None
+    with pytest.raises(ValueError, match="same questions"):
+        metrics.degradation([1], [1, 0])
+
+
+def test_the_mean_of_independent_means_by_hand() -> None:
+    found = metrics.mean_of([metrics.Interval(0.2, 0.1, 0.6, 10), metrics.Interval(0.6, 0.6, 0.9, 5)])
+    assert (found.mean, found.low, found.high) == pytest.approx((0.4, 0.4 - 0.05, 0.4 + 0.25))
+    assert found.count == 15

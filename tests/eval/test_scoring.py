@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 
 import pytest
 
-from memspan.eval.arms import Answered, Ranking, parse_arm
-from memspan.eval.metrics import Abstention
+from memspan.eval.answering import Answered
+from memspan.eval.arms import parse_arm
+from memspan.eval.metrics import Interval
+from memspan.eval.ranking import Ranking
 from memspan.eval.scoring import Row, as_json, compare, main_score, score, summarise
 from memspan.text.questions import Question, passage
 from memspan.types import Document, Evidence, Span
@@ -68,6 +72,19 @@ def test_what_is_not_known_is_not_scored() -> None:
     assert needle.scores["string_match"] == 0.5 and "f1" not in needle.scores
 
 
+def test_the_recall_of_each_layer_by_itself() -> None:
+    def routed(kind: str, layers: dict[int, frozenset[str]]) -> Row:
+        question = Question("q", "Who?", ("Ann",), (A, B), type=kind)  # type: ignore[arg-type]
+        return score(question, parse_arm("router"), replace(ranking(C), layers=layers), answered("Ann"))
+
+    both, one, none = frozenset({A.external_id, B.external_id}), frozenset({B.external_id}), frozenset[str]()
+    rows = [routed("multi", {2: both, 10: one}), routed("multi", {2: none, 10: one})]
+    assert rows[0].layers == {"2": 1, "10": 0.5} and routed("single", {2: one, 10: none}).layers == {"2": 1, "10": 0}
+    summary = summarise("router@5", [replace(row, id=str(place)) for place, row in enumerate(rows)])
+    assert [(layer, found.mean) for layer, found in summary.layers.items()] == [("2", 0.5), ("10", 0.5)]
+    assert Row.from_json(json.loads(json.dumps(as_json(rows[0])))) == rows[0]
+
+
 def test_rows_come_back_from_json_as_they_were() -> None:
     row = score(Question("q", "Who?", ("Ann",), (A,), type="multi"), BM25, ranking(C), answered("Bob", C))
     assert row.gold_ranks == (None,)
@@ -92,8 +109,9 @@ def test_a_summary_averages_what_there_is() -> None:
     assert means["all_found@5"] == 0.25
     assert (summary.scores["em"].count, summary.scores["empty"].count) == (4, 5)
     assert [(hop, interval.mean) for hop, interval in summary.hops.items()] == [("hop 1", 0.75), ("hop 2", 0.25)]
-    assert summary.abstention == Abstention(1.0, 1.0)
-    assert (summary.questions, summary.documents, summary.prompt_tokens) == (5, 1.2, 10)
+    said = summary.abstention
+    assert said.precision and said.recall and (said.precision.mean, said.recall.mean, said.recall.count) == (1, 1, 1)
+    assert (summary.questions, summary.documents.mean, summary.prompt_tokens) == (5, 1.2, 10)
     assert summary == summarise("bm25@5", rows()[::-1]), "the order of the rows does not matter"
     with pytest.raises(ValueError, match="no rows"):
         summarise("x", [])
@@ -109,3 +127,30 @@ def test_arms_are_compared_on_the_questions_both_answered() -> None:
     assert difference is not None and (difference[0].mean, difference[0].count) == (1, 1)
     assert compare(first, [], "em") is None
     assert main_score(first) == "f1"
+
+
+def test_a_perfect_reader_scores_everything_and_a_guesser_chance() -> None:
+    """On every type of question; needle tasks have their own such test."""
+    generator = random.Random(0)
+    memory = [passage("", f"text {number}") for number in range(40)]
+    kinds = {"single": 1, "multi": 2, "yesno": 2, "all": 2}
+    for kind, count in kinds.items():
+        perfect, guessed = [], []
+        for number in range(400):
+            answers = (generator.choice(("yes", "no")),) if kind == "yesno" else (f"Ann {number}",)
+            gold = tuple(generator.sample(memory, count))
+            question = Question(str(number), "Who?", answers, gold, type=kind)  # type: ignore[arg-type]
+            perfect.append(score(question, BM25, ranking(*gold), answered(" ".join(answers))))
+            guess = generator.choice(("yes", "no")) if kind == "yesno" else f"Ann {generator.randrange(400)}"
+            guessed.append(score(question, BM25, ranking(*generator.sample(memory, 16)), answered(guess)))
+        best, chance = summarise("bm25@5", perfect).scores, summarise("bm25@5", guessed).scores
+        named = {"string_match"} if kind == "all" else {"em", "f1", "substring"}
+        assert all(best[name].mean == 1 for name in {*named, "recall@5", "all_found@16"}), kind
+        assert all(best[name].mean == 0 for name in ("empty", "malformed"))
+        assert near(chance["recall@5"], 5 / 40) and near(chance["recall@16"], 16 / 40), kind
+        assert near(chance["all_found@16"], 16 / 40 if count == 1 else 16 / 40 * 15 / 39), kind
+        assert near(chance["string_match" if kind == "all" else "em"], 0.5 if kind == "yesno" else 1 / 400), kind
+
+
+def near(found: Interval, expected: float) -> bool:
+    return found.low - 0.02 <= expected <= found.high + 0.02

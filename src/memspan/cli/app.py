@@ -368,7 +368,9 @@ def import_(
 
 @app.command("eval")
 def evaluate(
-    task: Annotated[str, typer.Argument(help="A format of question sets or a needle task; see docs/evaluation.md.")],
+    task: Annotated[
+        str, typer.Argument(help="A format of question sets, a needle task, or scale; see docs/evaluation.md.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; an unfinished one is continued.")] = ...,  # type: ignore[assignment]
     data: Annotated[Path | None, typer.Option("--data", help="File of the question set.")] = None,
     arms: Annotated[str, typer.Option(help="As none,bm25@5,router@0.")] = "none,bm25,oracle,router,hybrid",
@@ -380,10 +382,14 @@ def evaluate(
         list[Path] | None,
         typer.Option("--distractors", "--haystack", help="Files of distractors, or of a haystack's text."),
     ] = None,
+    format: Annotated[str, typer.Option(help="Of the question set that scale asks.")] = "jsonl",
+    sizes: Annotated[str, typer.Option(help="Of scale: tokens of the memory.")] = "16K,64K,256K,1M,10M",
     max_new_tokens: Annotated[int | None, typer.Option(help="Length of an answer. Default: by the task.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(help="Length of a prompt, at most.")] = None,
-    batch: Annotated[int, typer.Option(help="Questions answered together.")] = 8,
+    batch: Annotated[int, typer.Option(help="Questions answered together.")] = 16,
     seed: Annotated[int, typer.Option(help="Of needles and intervals.")] = 0,
+    rerank_depth: Annotated[int, typer.Option(help="Documents that +rerank and +cross rank anew.")] = 100,
+    cross_encoder: Annotated[str | None, typer.Option(help="Model of +cross: a folder or a name.")] = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
     dtype: DtypeOption = None,
@@ -396,8 +402,43 @@ def evaluate(
 
         choice = evaluation.ModelChoice(model, adapter, dtype, device)
         files = tuple(map(str, texts or ()))
-        wanted = evaluation.TaskSettings(task, str(data) if data else None, questions, memory_tokens, files, seed)
+        grown = evaluation.parse_sizes(sizes) if task == evaluation.SCALE_TASK else None
+        wanted = evaluation.TaskSettings(
+            format if grown else task, str(data) if data else None, questions, memory_tokens, files, seed
+        )
         names = tuple(name.strip() for name in arms.split(",") if name.strip())
-        settings = evaluation.RunSettings(wanted, names, max_new_tokens, prompt_tokens, batch, seed)
-        code = evaluation.evaluate(settings, choice, out, as_json)
+        settings = evaluation.RunSettings(
+            wanted, names, max_new_tokens, prompt_tokens, batch, seed, rerank_depth, cross_encoder
+        )
+        code = evaluation.evaluate(settings, choice, out, as_json, grown)
     raise typer.Exit(code)
+
+
+@app.command()
+def judge(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run of `memspan eval`.")],
+    endpoint: Annotated[str, typer.Option(help="OpenAI-compatible, as http://localhost:8000/v1.")] = ...,  # type: ignore[assignment]
+    model: Annotated[str, typer.Option(help="Name of the judge at the endpoint.")] = ...,  # type: ignore[assignment]
+    key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="Of the endpoint.")] = "",
+    parallel: Annotated[int, typer.Option(help="Calls under way at the same time.")] = 4,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a language model grade a run's answers from 0 to 5. Grades are kept; failed calls are asked again."""
+    with errors_told():
+        from memspan.cli import evaluate as evaluation
+
+        code = evaluation.grade(run, evaluation.Endpoint(endpoint, model, key), parallel, as_json)
+    raise typer.Exit(code)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of `memspan eval`.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("report"),
+    as_json: JsonOption = False,
+) -> None:
+    """Put runs side by side, in the layout of the paper's tables and figures: Markdown, and plots."""
+    with errors_told():
+        from memspan.cli import evaluate as evaluation
+
+        evaluation.side_by_side(runs, out, as_json)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from memspan.errors import EvaluationError
-from memspan.eval.arms import evidence_of
+from memspan.eval.ranking import evidence_of
 from memspan.generate.memory import Memory
 from memspan.types import Evidence
 
@@ -25,7 +25,10 @@ _PAGE = 1024
 
 
 class SentenceRetriever:
-    """Ranks all documents of a memory by cosine similarity; embeddings are kept in this process, per namespace."""
+    """Ranks all documents of a memory by cosine similarity; embeddings are kept in this process, per namespace.
+
+    Documents that are added later are embedded with the next search. Not covered: documents deleted meanwhile.
+    """
 
     def __init__(self, embed: Embed) -> None:
         self._embed = embed
@@ -49,9 +52,7 @@ class SentenceRetriever:
 
     def search(self, memory: Memory, question: str, limit: int) -> list[Evidence]:
         """See `arms.DenseRetriever`."""
-        if memory.namespace not in self._memories:
-            self._memories[memory.namespace] = self._index(memory)
-        ids, embedded_NF = self._memories[memory.namespace]
+        ids, embedded_NF = self._memories[memory.namespace] = self._index(memory)
         score_N = embedded_NF @ self._embed([question])[0]
         best = sorted(range(len(ids)), key=lambda place: (-float(score_N[place]), ids[place]))[:limit]
         stored = memory.bank.catalog.documents(memory.namespace, [ids[place] for place in best])
@@ -59,8 +60,9 @@ class SentenceRetriever:
 
     def _index(self, memory: Memory) -> tuple[list[int], torch.Tensor]:
         """Ids and embeddings of all documents of a memory."""
-        ids: list[int] = []
-        embedded: list[torch.Tensor] = []
+        known = self._memories.get(memory.namespace)
+        ids: list[int] = [*known[0]] if known else []
+        embedded = [known[1]] if known else []
         while page := memory.bank.catalog.page(memory.namespace, ids[-1] if ids else 0, _PAGE):
             ids += [stored.id for stored in page]
             embedded.append(self._embed([stored.encoded_text for stored in page]))

@@ -51,8 +51,8 @@ class Abstention:
         recall: of the questions without an answer, the share it abstained from; None if there were none.
     """
 
-    precision: float | None
-    recall: float | None
+    precision: Interval | None
+    recall: Interval | None
 
 
 def normalise(text: str) -> str:
@@ -109,16 +109,18 @@ def is_malformed(text: str) -> bool:
     return not any(char.isalnum() for char in text) or bool(_MARKER.search(text)) or any(loops)
 
 
-def abstention(said_none: Sequence[bool], has_none: Sequence[bool]) -> Abstention:
+def abstention(said_none: Sequence[bool], has_none: Sequence[bool], *, seed: int = 0) -> Abstention:
     """Precision and recall of abstaining.
 
     Args:
         said_none: per question, whether the system abstained.
         has_none: per question, whether it has no answer.
     """
-    right = sum(said and has for said, has in zip(said_none, has_none, strict=True))
+    pairs = list(zip(said_none, has_none, strict=True))
+    said = [float(has) for said, has in pairs if said]
+    unanswerable = [float(said) for said, has in pairs if has]
     return Abstention(
-        right / sum(said_none) if any(said_none) else None, right / sum(has_none) if any(has_none) else None
+        bootstrap(said, seed=seed) if said else None, bootstrap(unanswerable, seed=seed) if unanswerable else None
     )
 
 
@@ -168,6 +170,36 @@ def paired_bootstrap(
     centred = _resampled_means(differences, resamples, seed) - interval.mean
     extreme = np.count_nonzero(np.abs(centred) >= abs(interval.mean) - 1e-12)
     return interval, (float(extreme) + 1) / (resamples + 1)
+
+
+def degradation(
+    smallest: Sequence[float], larger: Sequence[float], *, resamples: int = 2000, seed: int = 0
+) -> Interval | None:
+    """How much of a score is lost on the way to a larger memory: (mean smallest - mean larger) / mean smallest.
+
+    Its interval resamples questions, which both scores share. None where the smallest memory's score is 0.
+
+    Raises:
+        ValueError: the two differ in length, or are empty.
+    """
+    if len(smallest) != len(larger):
+        raise ValueError(f"paired values needed, not {len(smallest)} and {len(larger)}; score the same questions")
+    first = _resampled_means(np.asarray(smallest, dtype=float), resamples, seed)
+    second = _resampled_means(np.asarray(larger, dtype=float), resamples, seed)
+    if not any(smallest):
+        return None
+    some = first != 0
+    low, high = np.percentile((first[some] - second[some]) / first[some], (2.5, 97.5))
+    base, now = float(np.mean(smallest)), float(np.mean(larger))
+    return Interval((base - now) / base, float(low), float(high), len(smallest))
+
+
+def mean_of(intervals: Sequence[Interval]) -> Interval:
+    """The mean of several independent means; half-widths add up as independent errors do, in squares."""
+    average = float(np.mean([one.mean for one in intervals]))
+    below = float(np.sqrt(np.sum([(one.mean - one.low) ** 2 for one in intervals]))) / len(intervals)
+    above = float(np.sqrt(np.sum([(one.high - one.mean) ** 2 for one in intervals]))) / len(intervals)
+    return Interval(average, average - below, average + above, sum(one.count for one in intervals))
 
 
 def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean, median
 from typing import Any
 
 from memspan.eval import metrics
-from memspan.eval.arms import RANKED_DEPTH, Answered, Arm, Ranking
+from memspan.eval.answering import Answered
+from memspan.eval.arms import Arm
 from memspan.eval.metrics import Interval
+from memspan.eval.ranking import RANKED_DEPTH, Ranking
 from memspan.text.questions import Question
 
 DEPTHS = (1, 5, RANKED_DEPTH)
@@ -33,6 +35,7 @@ class Row:
         ranked: external ids as the retriever ranked them, to the depth of `RANKED_DEPTH`.
         gold_ranks: per positive, in hop order, its place in the ranking from 1; None where it is not in it.
         scores: what can be averaged, by name; which ones depends on the question's type.
+        layers: per MSA layer, by its index, the recall of the documents it routed to; empty where nothing was routed.
         unanswerable, abstained: see `metrics.abstention`.
         seconds: by stage: select, prefill, decode.
     """
@@ -53,6 +56,7 @@ class Row:
     num_prompt_tokens: int
     num_new_tokens: int
     seconds: Mapping[str, float]
+    layers: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Row:
@@ -67,8 +71,11 @@ def score(question: Question, arm: Arm, ranking: Ranking, answered: Answered) ->
     names = [document.external_id for document in question.positives]
     places = tuple(ranked.index(name) + 1 if name in ranked else None for name in names)
     scores = _answer_scores(question, answered.text)
+    layers: dict[str, float] = {}
     if arm.ranks and names:
         scores |= _retrieval_scores(question, ranked)
+        recall = _recall_of(question)
+        layers = {str(layer): recall(sorted(found), set(names), len(found)) for layer, found in ranking.layers.items()}
     scores |= {"empty": float(not answered.text.strip()), "malformed": float(metrics.is_malformed(answered.text))}
     return Row(
         arm=arm.name,
@@ -87,6 +94,7 @@ def score(question: Question, arm: Arm, ranking: Ranking, answered: Answered) ->
         num_prompt_tokens=answered.num_prompt_tokens,
         num_new_tokens=answered.num_new_tokens,
         seconds={"select": ranking.seconds, "prefill": answered.prefill, "decode": answered.decode},
+        layers=layers,
     )
 
 
@@ -99,12 +107,15 @@ def _answer_scores(question: Question, text: str) -> dict[str, float]:
 
 
 def _retrieval_scores(question: Question, ranked: Sequence[str]) -> dict[str, float]:
-    """Recall and all-found; where any one positive does, both say whether one is there."""
-    gold = {document.external_id for document in question.positives}
-    any_found: Callable[..., float] = metrics.any_found_at
-    recall, complete = (metrics.recall_at, metrics.all_found_at) if question.needs_all else (any_found, any_found)
+    gold, recall = {document.external_id for document in question.positives}, _recall_of(question)
+    complete = metrics.all_found_at if question.needs_all else metrics.any_found_at
     found = {f"recall@{k}": recall(ranked, gold, k) for k in DEPTHS}
     return found | {f"all_found@{k}": complete(ranked, gold, k) for k in DEPTHS}
+
+
+def _recall_of(question: Question) -> Callable[[Sequence[str], set[str], int], float]:
+    """Recall; where any one positive does, whether one is there."""
+    return metrics.recall_at if question.needs_all else metrics.any_found_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +126,18 @@ class Summary:
         scores: means with intervals, by the names of `Row.scores`; each over the questions that have it.
         hops: of questions that need every positive, by hop: the share whose positive was among the first five.
         abstention: precision and recall, None where there is nothing to take a share of.
-        documents, prompt_tokens, new_tokens: means. seconds: medians, by stage.
+        layers: recall of the documents that each MSA layer routed to, by the layer's index.
+        documents: number put before the question.
+        prompt_tokens, new_tokens: means. seconds: medians, by stage.
     """
 
     arm: str
     questions: int
     scores: Mapping[str, Interval]
     hops: Mapping[str, Interval]
+    layers: Mapping[str, Interval]
     abstention: metrics.Abstention
-    documents: float
+    documents: Interval
     prompt_tokens: float
     new_tokens: float
     seconds: Mapping[str, float]
@@ -145,8 +159,9 @@ def summarise(arm: str, rows: Sequence[Row], seed: int = 0) -> Summary:
         questions=len(rows),
         scores={name: metrics.bootstrap(values, seed=seed) for name, values in by_name.items()},
         hops=_hops(rows, seed),
-        abstention=metrics.abstention([row.abstained for row in rows], [row.unanswerable for row in rows]),
-        documents=mean(len(row.used) for row in rows),
+        layers=_layers(rows, seed),
+        abstention=metrics.abstention([row.abstained for row in rows], [row.unanswerable for row in rows], seed=seed),
+        documents=metrics.bootstrap([len(row.used) for row in rows], seed=seed),
         prompt_tokens=mean(row.num_prompt_tokens for row in rows),
         new_tokens=mean(row.num_new_tokens for row in rows),
         seconds={stage: median(row.seconds[stage] for row in rows) for stage in rows[0].seconds},
@@ -160,6 +175,14 @@ def _hops(rows: Iterable[Row], seed: int) -> dict[str, Interval]:
             for hop, place in enumerate(row.gold_ranks, start=1):
                 by_hop.setdefault(hop, []).append(float(place is not None and place <= _HOP_DEPTH))
     return {f"hop {hop}": metrics.bootstrap(values, seed=seed) for hop, values in sorted(by_hop.items())}
+
+
+def _layers(rows: Iterable[Row], seed: int) -> dict[str, Interval]:
+    by_layer: dict[str, list[float]] = {}
+    for row in rows:
+        for layer, recall in row.layers.items():
+            by_layer.setdefault(layer, []).append(recall)
+    return {layer: metrics.bootstrap(by_layer[layer], seed=seed) for layer in sorted(by_layer, key=int)}
 
 
 def main_score(rows: Iterable[Row]) -> str:

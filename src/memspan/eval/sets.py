@@ -68,15 +68,20 @@ def _fill(
     max_tokens: int | None,
 ) -> Iterator[tuple[Document, int]]:
     """Distractors with their tokens, until the next one would not fit."""
-    seen = {document.text_hash for document in own}
-    names = {document.external_id for document in own}
-    for document in distractors:
-        if document.text_hash in seen or document.external_id in names:
-            continue
-        count = count_tokens(encoded_text(document.title, document.text))
-        if max_tokens is not None and tokens + count > max_tokens:
-            return
-        seen.add(document.text_hash)
-        names.add(document.external_id)
+    for document, count in each_once(distractors, count_tokens, own):
         tokens += count
-        yield (document if document.date else replace(document, date=UNDATED)), count
+        if max_tokens is not None and tokens > max_tokens:
+            return
+        yield document, count
+
+
+def each_once(
+    documents: Iterable[Document], count_tokens: Callable[[str], int], known: Iterable[Document] = ()
+) -> Iterator[tuple[Document, int]]:
+    """Documents with their tokens, without those whose name, or title and text, came before or are `known`."""
+    seen = {mark for document in known for mark in (document.text_hash, document.external_id)}
+    for document in documents:
+        if document.text_hash not in seen and document.external_id not in seen:
+            seen |= {document.text_hash, document.external_id}
+            count = count_tokens(encoded_text(document.title, document.text))
+            yield (document if document.date else replace(document, date=UNDATED)), count

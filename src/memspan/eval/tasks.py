@@ -11,7 +11,7 @@ from memspan.eval import niah
 from memspan.eval.formats import FORMATS, read_set
 from memspan.eval.sets import MemoryOf, build_memory
 from memspan.text.corpus import Skipped, read_paths
-from memspan.text.questions import Malformed, Question
+from memspan.text.questions import Malformed, Question, QuestionSet
 from memspan.types import Document
 
 CountTokens = Callable[[str], int]
@@ -100,10 +100,19 @@ def build_task(settings: TaskSettings, count_tokens: CountTokens) -> Task:
     return (_needles if settings.is_needle else _question_set)(settings, count_tokens)
 
 
-def _question_set(settings: TaskSettings, count_tokens: CountTokens) -> Task:
+def question_set(settings: TaskSettings) -> QuestionSet:
+    """The questions of a task that is a question set.
+
+    Raises:
+        CorpusError: the file cannot be read.
+    """
     assert settings.data is not None, "checked when the settings were made"
-    found = read_set(Path(settings.data), settings.name).first(settings.questions)
-    memories = build_memory(found, _texts(settings.texts), count_tokens, settings.memory_tokens)
+    return read_set(Path(settings.data), settings.name).first(settings.questions)
+
+
+def _question_set(settings: TaskSettings, count_tokens: CountTokens) -> Task:
+    found = question_set(settings)
+    memories = build_memory(found, texts_of(settings.texts), count_tokens, settings.memory_tokens)
     return Task(found.questions, {name: _fixed(memory) for name, memory in memories.items()}, found.malformed)
 
 
@@ -112,7 +121,7 @@ def _fixed(memory: MemoryOf) -> MemoryPlan:
 
 
 def _needles(settings: TaskSettings, count_tokens: CountTokens) -> Task:
-    texts = (document.text for document in _texts(settings.texts))
+    texts = (document.text for document in texts_of(settings.texts))
     essays = niah.Essays(texts, count_tokens) if settings.texts else None
     questions: list[Question] = []
     memories: dict[str, MemoryPlan] = {}
@@ -135,7 +144,7 @@ def _streamed(sample: niah.Sample) -> Callable[[], Iterator[Document]]:
     return lambda: (found.document for found in sample.documents())
 
 
-def _texts(paths: Sequence[str]) -> Iterator[Document]:
+def texts_of(paths: Sequence[str]) -> Iterator[Document]:
     """The documents of files and folders; what cannot be read is an error, for it would change what is measured.
 
     Raises:

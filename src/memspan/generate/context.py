@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from memspan.generate.decode import context_room
 from memspan.generate.finder import passages_of
 from memspan.model.convert import LoadedModel
 from memspan.text.template import Context
@@ -17,6 +18,12 @@ class FittedContext(NamedTuple):
     context: Context
     used: int
     tokens: int
+
+
+def room_for(loaded: LoadedModel, max_new_tokens: int, context_tokens: int | None) -> int:
+    """Tokens a context may have: as many as the model has room for beside an answer, or fewer where that is wished."""
+    room = context_room(loaded, max_new_tokens)
+    return room if context_tokens is None else min(room, context_tokens)
 
 
 def fitted_context(

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from memspan.errors import MemspanError
-from memspan.generate.context import fitted_context
-from memspan.generate.decode import Decoding, context_room
+from memspan.generate.context import fitted_context, room_for
+from memspan.generate.decode import Decoding
 from memspan.generate.finder import Finder, Found, Look, next_query, passages_of, routing_of, with_layers
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
@@ -46,6 +46,7 @@ class Plan:
         route_tokens: what routes beside the question in later rounds: "all" texts found so far (as in the paper), or
             the "newest" (as in the released code).
         constrain_ids: the model can name only what was routed to; False: whatever it writes is parsed.
+        context_tokens: of a whole context, at most; None: what the model has room for.
     """
 
     selector: Selector | Literal["generate"]
@@ -55,9 +56,11 @@ class Plan:
     injected_tokens: int | None = None
     route_tokens: RouteTokens = "all"
     constrain_ids: bool = True
+    context_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("documents", 0), ("documents_per_round", 1), ("injected_tokens", 0)):
+        leasts = {"rounds": 1, "documents": 0, "documents_per_round": 1, "injected_tokens": 0, "context_tokens": 1}
+        for name, least in leasts.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise MemspanError(f"{name} must be at least {least}, not {value}")
@@ -120,7 +123,7 @@ class SearchedReading:
         assert plan.selector != "generate", "see NamedReading"
         self._loaded, self._finder, self._plan = loaded, finder, plan
         self._selector: Selector = plan.selector
-        self._room = context_room(loaded, sampling.max_new_tokens)
+        self._room = room_for(loaded, sampling.max_new_tokens, plan.context_tokens)
         self._contexts: dict[int, Context] = {}
 
     def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event]]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from memspan.generate.constrain import FreeIds, Guide, RoutedIds
-from memspan.generate.decode import Decoding, Generated, check_fits, context_room
+from memspan.generate.context import room_for
+from memspan.generate.decode import Decoding, Generated, check_fits
 from memspan.generate.finder import Finder, passages_of, routing_of
 from memspan.generate.interleave import Asked, Ended, Plan
 from memspan.generate.sampling import Sampling
@@ -37,7 +38,7 @@ class NamedReading:
         limit = _TOKENS_PER_ID * max(1, plan.per_round) + len(self._protocol.round_end)
         # The answer's stop strings do not end a list of ids.
         self._sampling = replace(sampling, max_new_tokens=limit, stop=())
-        self._room = context_room(state.loaded, sampling.max_new_tokens)
+        self._room = room_for(state.loaded, sampling.max_new_tokens, plan.context_tokens)
         self._transcripts: dict[int, Transcript] = {}
 
     def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event]]:

@@ -1,0 +1,153 @@
+"""Answers of an arm: from the documents that were found for it, or in rounds that find them on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memspan.bank.scope import EVERYTHING
+from memspan.errors import EvaluationError, MemspanError
+from memspan.eval.arms import SELECTORS, Arm
+from memspan.eval.ranking import Ranking, check_not_empty, evidence_of, layers_found
+from memspan.generate.context import fitted_context
+from memspan.generate.decode import Decoding
+from memspan.generate.finder import Finder
+from memspan.generate.interleave import Interleave, Plan, SearchedReading
+from memspan.generate.memory import Memory
+from memspan.generate.named import NamedReading
+from memspan.generate.sampling import Sampling
+from memspan.generate.state import RoundState
+from memspan.model.convert import LoadedModel
+from memspan.model.memory_api import LayerMemory
+from memspan.text.questions import Question
+from memspan.text.template import Context
+from memspan.types import Answer, Done, Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question with the documents that fit before it, best first."""
+
+    question: str
+    documents: tuple[Evidence, ...]
+    context: Context
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What the generator wrote, and from what.
+
+    Attributes:
+        used: external ids of the documents whose text was before the question, best first.
+        prefill, decode: seconds; of a batch its equal share.
+    """
+
+    text: str
+    used: tuple[str, ...]
+    finish_reason: str
+    num_prompt_tokens: int
+    num_new_tokens: int
+    prefill: float
+    decode: float
+
+
+def prompt_of(loaded: LoadedModel, arm: Arm, question: str, found: Sequence[Evidence], room: int) -> Prompt:
+    """The prompt with as many of the documents as the arm wants and the room allows."""
+    wanted = found[: arm.documents]
+    fitted = fitted_context(loaded, question, wanted, room)
+    return Prompt(question, tuple(wanted[: fitted.used]), fitted.context)
+
+
+def whole_memory(memory: Memory, room: int) -> tuple[Evidence, ...]:
+    """Every document of the memory, for the arm `context`.
+
+    Raises:
+        EvaluationError: they do not fit into the prompt.
+    """
+    tokens = memory.bank.catalog.counts(memory.namespace).tokens
+    if tokens > room:
+        raise EvaluationError(f"the memory has {tokens:,} tokens and the prompt has room for {room:,}")
+    stored = memory.bank.catalog.page(memory.namespace, 0, tokens + 1)
+    return tuple(map(evidence_of, stored))
+
+
+def answer(
+    loaded: LoadedModel, prompts: Sequence[Prompt], memory: LayerMemory | None, sampling: Sampling
+) -> list[Answered]:
+    """Answer a batch of prompts.
+
+    Args:
+        memory: what the MSA layers attend to.
+    """
+    started = time.perf_counter()
+    decoding = Decoding(loaded, [prompt.context for prompt in prompts], memory, sampling)
+    steps = decoding.run()
+    next(steps)
+    prefilled = time.perf_counter()
+    for _ in steps:
+        pass
+    ended = time.perf_counter()
+    return [
+        Answered(
+            text=row.text.strip(),
+            used=tuple(item.external_id for item in prompt.documents),
+            finish_reason=row.finish_reason or "length",
+            num_prompt_tokens=len(prompt.context.ids),
+            num_new_tokens=len(row.ids),
+            prefill=(prefilled - started) / len(prompts),
+            decode=(ended - prefilled) / len(prompts),
+        )
+        for row, prompt in zip(decoding.rows, prompts, strict=True)
+    ]
+
+
+class _TextOnly(RoundState):
+    """Rounds in which the MSA layers attend to no memory: only the texts that were put in are read."""
+
+    def decode(self, contexts, memory, sampling, guides=None, questions=None) -> Decoding:  # type: ignore[no-untyped-def]
+        return super().decode(contexts, None, sampling, guides, questions)  # type: ignore[arg-type]
+
+
+def answer_in_rounds(
+    memory: Memory, arm: Arm, questions: Sequence[Question], sampling: Sampling, prompt_tokens: int | None
+) -> list[tuple[Ranking, Answered]]:
+    """Look things up in rounds and answer; the ranking is what was read, in the order it was found.
+
+    Raises:
+        EvaluationError: the memory is empty, or the model's template has no rounds.
+    """
+    check_not_empty(memory)
+    loaded = memory.loaded
+    selector = "generate" if arm.retriever == "generate" else SELECTORS[arm.retriever]
+    plan = Plan(selector, arm.rounds, arm.documents or 0, context_tokens=prompt_tokens)
+    state = RoundState(loaded) if arm.latents else _TextOnly(loaded)
+    with memory.bank.snapshot(memory.namespace) as snapshot:
+        finder = Finder(loaded, snapshot, EVERYTHING)
+        try:
+            reading = (
+                NamedReading(state, finder, plan, sampling)
+                if selector == "generate"
+                else SearchedReading(loaded, finder, plan, sampling)
+            )
+        except MemspanError as error:
+            raise EvaluationError(str(error)) from error
+        loop = Interleave(state, finder, reading, plan, sampling)
+        texts = [question.question for question in questions]
+        answers = {place: event.answer for place, event in loop.run(texts) if isinstance(event, Done)}
+    return [_read(memory, question, answers[place], len(questions)) for place, question in enumerate(questions)]
+
+
+def _read(memory: Memory, question: Question, given: Answer, batch: int) -> tuple[Ranking, Answered]:
+    first = given.rounds[0].routed if given.rounds else given.routed
+    ranking = Ranking(given.evidence, given.timings["select"] / batch, layers_found(memory, question, first))
+    answered = Answered(
+        text=given.text,
+        used=tuple(item.external_id for item in given.evidence),
+        finish_reason=given.finish_reason,
+        num_prompt_tokens=given.num_prompt_tokens,
+        num_new_tokens=given.num_new_tokens,
+        prefill=given.timings["prefill"] / batch,
+        decode=given.timings["decode"] / batch,
+    )
+    return ranking, answered

@@ -1,0 +1,171 @@
+"""Which documents an arm's retriever finds for questions, and what each MSA layer routed to on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from memspan.bank.catalog import StoredDocument
+from memspan.bank.scope import EVERYTHING
+from memspan.errors import EvaluationError
+from memspan.eval.arms import SELECTORS, Arm, Retriever
+from memspan.eval.rerank import Reranker, reranked
+from memspan.generate.finder import Finder, Look
+from memspan.generate.interleave import MIN_SHARE
+from memspan.generate.memory import Memory
+from memspan.routing.selector import Selected, keep_adaptively
+from memspan.text.questions import Question
+from memspan.types import Evidence, LayerRouting
+
+RANKED_DEPTH = 16
+"""How far rankings are kept: the deepest recall that is reported."""
+RERANK_DEPTH = 100
+"""Documents of a ranking that are ranked anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The documents found for a question, best first, and the seconds it took.
+
+    Attributes:
+        layers: per MSA layer, external ids of the question's evidence that the layer routed to; empty where nothing
+            was routed.
+    """
+
+    documents: tuple[Evidence, ...]
+    seconds: float
+    layers: Mapping[int, frozenset[str]] = field(default_factory=dict)
+
+
+class DenseRetriever(Protocol):
+    """Finds documents of one memory by the similarity of embeddings."""
+
+    def search(self, memory: Memory, question: str, limit: int) -> list[Evidence]: ...
+
+
+class Ranker:
+    """Rankings for arms. What the arms of one retriever have in common is found once.
+
+    Args:
+        arms: all that will ask.
+        dense: the retriever of the arm `dense`. rerankers: by the name of the arm's option.
+        depth: documents that are ranked anew.
+    """
+
+    def __init__(
+        self,
+        arms: Sequence[Arm],
+        dense: DenseRetriever | None,
+        rerankers: Mapping[str, Reranker],
+        depth: int = RERANK_DEPTH,
+    ) -> None:
+        self._dense, self._rerankers, self._rerank_depth = dense, rerankers, depth
+        self._depths: dict[Retriever, int] = {}
+        for arm in arms:
+            wanted = max(RANKED_DEPTH, arm.documents or 0, depth if arm.rerank else 0)
+            self._depths[arm.retriever] = max(wanted, self._depths.get(arm.retriever, 0))
+        self._known: dict[tuple[str, str], Ranking] = {}
+
+    def rank(self, memory: Memory, arm: Arm, questions: Sequence[Question]) -> list[Ranking]:
+        """What the arm finds for questions of one memory; empty for an arm that ranks nothing, or reads in rounds.
+
+        Raises:
+            EvaluationError: the memory is empty, or the arm needs a retriever or reranker that was not given.
+        """
+        if arm.retriever == "oracle":
+            return [_oracle(memory, question) for question in questions]
+        if not arm.ranks or arm.reads_in_rounds:
+            return [Ranking((), 0.0)] * len(questions)
+        new = [question for question in questions if (arm.retriever, question.id) not in self._known]
+        if new:
+            self._known |= {(arm.retriever, one.id): found for one, found in zip(new, self._first(memory, arm, new))}  # noqa: B905
+        found = [self._known[arm.retriever, question.id] for question in questions]
+        if arm.rerank:
+            return [self._anew(arm, question, one) for question, one in zip(questions, found, strict=True)]
+        return [_adaptive(one, arm.documents or 0) for one in found] if arm.adaptive else found
+
+    def _first(self, memory: Memory, arm: Arm, questions: Sequence[Question]) -> list[Ranking]:
+        """The retriever's own rankings, deep enough for all arms."""
+        check_not_empty(memory)
+        depth, started = self._depths[arm.retriever], time.perf_counter()
+        if arm.retriever == "dense":
+            if self._dense is None:
+                raise EvaluationError("the arm dense needs a retriever; install the extra: pip install 'memspan[eval]'")
+            found = [self._dense.search(memory, question.question, depth) for question in questions]
+            seconds = (time.perf_counter() - started) / len(questions)
+            return [Ranking(tuple(documents), seconds) for documents in found]
+        selector = SELECTORS[arm.retriever]
+        template = memory.loaded.template
+        looks = [
+            Look(one.question, None if selector == "lexical" else template.context(one.question)) for one in questions
+        ]
+        with memory.bank.snapshot(memory.namespace) as snapshot:
+            finder = Finder(memory.loaded, snapshot, EVERYTHING)
+            ranked = finder.rank(selector, looks, depth)
+            documents = [tuple(finder.evidence(one.selected[:depth])) for one in ranked]
+        seconds = (time.perf_counter() - started) / len(questions)
+        return [
+            Ranking(items, seconds, layers_found(memory, question, one.routed))
+            for question, items, one in zip(questions, documents, ranked, strict=True)
+        ]
+
+    def _anew(self, arm: Arm, question: Question, ranking: Ranking) -> Ranking:
+        if arm.rerank not in self._rerankers:
+            raise EvaluationError(f"the arm {arm.name} needs a reranker; name one: --cross-encoder MODEL")
+        started = time.perf_counter()
+        reranker, documents = self._rerankers[arm.rerank], ranking.documents[: self._rerank_depth]
+        return Ranking(
+            tuple(reranked(reranker, question.question, documents)),
+            ranking.seconds + time.perf_counter() - started,
+            ranking.layers,
+        )
+
+
+def _adaptive(ranking: Ranking, at_most: int) -> Ranking:
+    """The ranking without what `memspan ask` would not read either: documents scored low beside the best one."""
+    scored = [Selected(item.document_id, item.score, item.layers) for item in ranking.documents]
+    kept = len(keep_adaptively(scored, at_most, MIN_SHARE))
+    return Ranking(ranking.documents[:kept], ranking.seconds, ranking.layers)
+
+
+def _oracle(memory: Memory, question: Question) -> Ranking:
+    parts = [part for gold in question.positives for part in _parts(memory, gold.external_id)]
+    return Ranking(tuple(map(evidence_of, parts)), 0.0)
+
+
+def layers_found(memory: Memory, question: Question, routed: Sequence[LayerRouting]) -> dict[int, frozenset[str]]:
+    """Per MSA layer the evidence of a question that the layer routed to, a part of a document for all of it."""
+    if not routed:
+        return {}
+    names = {part.id: gold.external_id for gold in question.positives for part in _parts(memory, gold.external_id)}
+    return {one.layer: frozenset(names[x] for x in one.document_ids if x in names) for one in routed}
+
+
+def _parts(memory: Memory, external_id: str) -> list[StoredDocument]:
+    return memory.bank.catalog.documents_of(memory.namespace, external_id)
+
+
+def check_not_empty(memory: Memory) -> None:
+    """
+    Raises:
+        EvaluationError: the memory holds no documents.
+    """
+    if not memory.bank.catalog.counts(memory.namespace).documents:
+        raise EvaluationError(f"the memory {memory.namespace!r} holds no documents; give some: --distractors FILES")
+
+
+def evidence_of(stored: StoredDocument, score: float = 0.0) -> Evidence:
+    """A stored document as evidence that no router chose."""
+    return Evidence(
+        document_id=stored.id,
+        external_id=stored.external_id,
+        title=stored.title,
+        text=stored.text,
+        span=stored.span,
+        score=score,
+        layers=None,
+        metadata=stored.metadata,
+        date=stored.date,
+    )
