@@ -2,9 +2,13 @@
 
 from memspan.cli.app import app
 from memspan.cli.data import data
+from memspan.cli.evaluate import evaluate, judge, report
 from memspan.cli.train import train
 
 app.add_typer(data, name="data")
+app.command("eval")(evaluate)
+app.command()(judge)
+app.command()(report)
 app.command()(train)
 
 __all__ = ["app"]

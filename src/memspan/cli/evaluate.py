@@ -1,61 +1,85 @@
-"""What `memspan eval`, `judge` and `report` do. Imported when they run, as `commands` is."""
+"""The options of `memspan eval`, `judge` and `report`."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from memspan.cli import render
-from memspan.cli.commands import INTERRUPTED, ModelChoice, stop_flag
-from memspan.eval.dense import SentenceRetriever
-from memspan.eval.judge import JUDGE_TABLE, JUDGED, Endpoint, judge
-from memspan.eval.runner import RESULT, TABLE, RunSettings, run
-from memspan.eval.scale import SCALE, SCALE_TASK, parse_sizes, run_scale
-from memspan.eval.sidebyside import write_report
-from memspan.eval.tasks import TaskSettings
+import typer
 
-__all__ = ["SCALE_TASK", "Endpoint", "ModelChoice", "RunSettings", "TaskSettings", "evaluate", "parse_sizes"]
+from memspan.cli.app import AdapterOption, DeviceOption, DtypeOption, JsonOption, ModelOption, errors_told
 
 
 def evaluate(
-    settings: RunSettings, model: ModelChoice, out: Path, as_json: bool, sizes: Sequence[int] | None = None
-) -> int:
-    """Returns the exit code: 0, or INTERRUPTED.
+    task: Annotated[
+        str, typer.Argument(help="A format of question sets, a needle task, or scale; see docs/commands.md.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; an unfinished one is continued.")] = ...,  # type: ignore[assignment]
+    data: Annotated[Path | None, typer.Option("--data", help="File of the question set.")] = None,
+    arms: Annotated[str, typer.Option(help="As none,bm25@5,router@0.")] = "none,bm25,oracle,router,hybrid",
+    questions: Annotated[int | None, typer.Option(help="The first so many. Default: all; 10 haystacks.")] = None,
+    memory_tokens: Annotated[
+        int | None, typer.Option(help="Size of a memory. Default: all distractors; 32,768 for haystacks.")
+    ] = None,
+    texts: Annotated[
+        list[Path] | None,
+        typer.Option("--distractors", "--haystack", help="Files of distractors, or of a haystack's text."),
+    ] = None,
+    format: Annotated[str, typer.Option(help="Of the question set that scale asks.")] = "jsonl",
+    sizes: Annotated[str, typer.Option(help="Of scale: tokens of the memory.")] = "16K,64K,256K,1M,10M",
+    max_new_tokens: Annotated[int | None, typer.Option(help="Length of an answer. Default: by the task.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="Length of a prompt, at most.")] = None,
+    batch: Annotated[int, typer.Option(help="Questions answered together.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of needles and intervals.")] = 0,
+    rerank_depth: Annotated[int, typer.Option(help="Documents that +rerank and +cross rank anew.")] = 100,
+    cross_encoder: Annotated[str | None, typer.Option(help="Model of +cross: a folder or a name.")] = None,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure: the same questions answered in several ways, with retrieval and answer metrics and their intervals."""
+    with errors_told():
+        from memspan.cli import evaluate_commands as commands
 
-    Args:
-        sizes: of a scale curve; None: one run.
-    """
-    uses_dense = any(arm.retriever == "dense" for arm in settings.parsed_arms())
-    dense = SentenceRetriever.of_package() if uses_dense else None  # missing, it is an error before anything is loaded
-    with stop_flag() as stop:
-        loaded, how = model.load(), {"dense": dense, "tell": render.err.print, "should_stop": stop.is_set}
-        outcome = run_scale(loaded, settings, sizes, out, **how) if sizes else run(loaded, settings, out, **how)
-    if as_json:
-        written = out / (SCALE if sizes else RESULT)
-        render.as_json({**dataclasses.asdict(outcome), "result": str(written)})
-    elif outcome.interrupted:
-        render.err.print(f"stopped; run the same command again to continue {out}")
-    else:
-        render.out.print((out / TABLE).read_text("utf-8"))
-    return INTERRUPTED if outcome.interrupted else 0
+        choice = commands.ModelChoice(model, adapter, dtype, device)
+        files = tuple(map(str, texts or ()))
+        grown = commands.parse_sizes(sizes) if task == commands.SCALE_TASK else None
+        wanted = commands.TaskSettings(
+            format if grown else task, str(data) if data else None, questions, memory_tokens, files, seed
+        )
+        names = tuple(name.strip() for name in arms.split(",") if name.strip())
+        settings = commands.RunSettings(
+            wanted, names, max_new_tokens, prompt_tokens, batch, seed, rerank_depth, cross_encoder
+        )
+        code = commands.evaluate(settings, choice, out, as_json, grown)
+    raise typer.Exit(code)
 
 
-def grade(folder: Path, endpoint: Endpoint, parallel: int, as_json: bool) -> int:
-    """Returns the exit code: 0, or INTERRUPTED."""
-    with stop_flag() as stop:
-        finished = judge(folder, endpoint, parallel=parallel, tell=render.err.print, should_stop=stop.is_set)
-    if as_json:
-        render.as_json({"interrupted": not finished, "result": str(folder / JUDGED)})
-    else:
-        render.out.print((folder / JUDGE_TABLE).read_text("utf-8"))
-    return 0 if finished else INTERRUPTED
+def judge(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run of `memspan eval`.")],
+    endpoint: Annotated[str, typer.Option(help="OpenAI-compatible, as http://localhost:8000/v1.")] = ...,  # type: ignore[assignment]
+    model: Annotated[str, typer.Option(help="Name of the judge at the endpoint.")] = ...,  # type: ignore[assignment]
+    key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="Of the endpoint.")] = "",
+    parallel: Annotated[int, typer.Option(help="Calls under way at the same time.")] = 4,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a language model grade a run's answers from 0 to 5. Grades are kept; failed calls are asked again."""
+    with errors_told():
+        from memspan.cli import evaluate_commands as commands
+
+        code = commands.grade(run, commands.Endpoint(endpoint, model, key), parallel, as_json)
+    raise typer.Exit(code)
 
 
-def side_by_side(runs: Sequence[Path], out: Path, as_json: bool) -> None:
-    """Write the report, and print it or, for JSON, where it is."""
-    written = write_report(runs, out)
-    if as_json:
-        render.as_json({"report": str(written)})
-    else:
-        render.out.print(written.read_text("utf-8"))
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of `memspan eval`.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("report"),
+    as_json: JsonOption = False,
+) -> None:
+    """Put runs side by side, in the layout of the paper's tables and figures: Markdown, and plots."""
+    with errors_told():
+        from memspan.cli import evaluate_commands as commands
+
+        commands.side_by_side(runs, out, as_json)

@@ -1,0 +1,61 @@
+"""What `memspan eval`, `judge` and `report` do. Imported when they run, as `commands` is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from memspan.cli import render
+from memspan.cli.commands import INTERRUPTED, ModelChoice, stop_flag
+from memspan.eval.dense import SentenceRetriever
+from memspan.eval.judge import JUDGE_TABLE, JUDGED, Endpoint, judge
+from memspan.eval.runner import RESULT, TABLE, RunSettings, run
+from memspan.eval.scale import SCALE, SCALE_TASK, parse_sizes, run_scale
+from memspan.eval.sidebyside import write_report
+from memspan.eval.tasks import TaskSettings
+
+__all__ = ["SCALE_TASK", "Endpoint", "ModelChoice", "RunSettings", "TaskSettings", "evaluate", "parse_sizes"]
+
+
+def evaluate(
+    settings: RunSettings, model: ModelChoice, out: Path, as_json: bool, sizes: Sequence[int] | None = None
+) -> int:
+    """Returns the exit code: 0, or INTERRUPTED.
+
+    Args:
+        sizes: of a scale curve; None: one run.
+    """
+    uses_dense = any(arm.retriever == "dense" for arm in settings.parsed_arms())
+    dense = SentenceRetriever.of_package() if uses_dense else None  # missing, it is an error before anything is loaded
+    with stop_flag() as stop:
+        loaded, how = model.load(), {"dense": dense, "tell": render.err.print, "should_stop": stop.is_set}
+        outcome = run_scale(loaded, settings, sizes, out, **how) if sizes else run(loaded, settings, out, **how)
+    if as_json:
+        written = out / (SCALE if sizes else RESULT)
+        render.as_json({**dataclasses.asdict(outcome), "result": str(written)})
+    elif outcome.interrupted:
+        render.err.print(f"stopped; run the same command again to continue {out}")
+    else:
+        render.out.print((out / TABLE).read_text("utf-8"))
+    return INTERRUPTED if outcome.interrupted else 0
+
+
+def grade(folder: Path, endpoint: Endpoint, parallel: int, as_json: bool) -> int:
+    """Returns the exit code: 0, or INTERRUPTED."""
+    with stop_flag() as stop:
+        finished = judge(folder, endpoint, parallel=parallel, tell=render.err.print, should_stop=stop.is_set)
+    if as_json:
+        render.as_json({"interrupted": not finished, "result": str(folder / JUDGED)})
+    else:
+        render.out.print((folder / JUDGE_TABLE).read_text("utf-8"))
+    return 0 if finished else INTERRUPTED
+
+
+def side_by_side(runs: Sequence[Path], out: Path, as_json: bool) -> None:
+    """Write the report, and print it or, for JSON, where it is."""
+    written = write_report(runs, out)
+    if as_json:
+        render.as_json({"report": str(written)})
+    else:
+        render.out.print(written.read_text("utf-8"))
