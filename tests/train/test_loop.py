@@ -241,6 +241,18 @@ def test_only_what_is_named_trains_at_its_own_rate(tmp_path: Path) -> None:
 def test_a_group_that_matches_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'embedding_bag' fits no parameter"):
         trainer_of(small_recipe(train=[{"name": "none", "match": "embedding_bag"}]), tmp_path, WORLD)
+    twice = [{"name": "routers", "match": "router_"}, {"name": "queries", "match": "router_q"}]
+    with pytest.raises(ValueError, match="group 'queries' matches no parameter that an earlier group has not"):
+        trainer_of(small_recipe(train=twice), tmp_path, WORLD)
+
+
+def test_a_batch_that_has_nothing_to_learn_changes_nothing(tmp_path: Path) -> None:
+    """Where the LM loss alone counts, and a batch has no response."""
+    phase = {**TWO_PHASES[0], "loss": {"lm": 1.0, "routing": 0.0}}
+    result = trainer_of(small_recipe(phases=[phase], batch={"answer": 0.3, "negatives": 0}), tmp_path, WORLD).run()
+    assert result.steps == 4
+    lines = [line for line in metrics(tmp_path) if line["kind"] == "train"]
+    assert any("loss/lm" not in line and line["grad_norm"] == 0 for line in lines), "no such batch was drawn"
 
 
 def test_gradient_checkpointing_changes_no_bit(tmp_path: Path) -> None:

@@ -145,7 +145,10 @@ def _losses(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """A micro-batch's part of the step's loss, and the sums that are shown."""
     terms = training_forward(model, batch, objective, teacher_scores_BN)
-    return terms.total(weights, *counts), _shown(terms, weights)
+    loss = terms.total(weights, *counts)
+    if not loss.requires_grad:  # only the LM loss counts, and nothing is written in this batch
+        loss = loss + 0 * next(p for p in model.parameters() if p.requires_grad).sum()
+    return loss, _shown(terms, weights)
 
 
 def _shown(terms: LossTerms, weights: LossWeights) -> dict[str, float]:
