@@ -303,8 +303,8 @@ def test_the_default_selector_follows_the_router(filled: Path, loaded: LoadedMod
 
 
 def test_an_unknown_selector_is_refused_with_the_known_ones(memory: Memory) -> None:
-    for call in (memory.ask, memory.search):
-        with pytest.raises(MemspanError, match="selector must be one of router, lexical, hybrid, not 'magic'"):
+    for call, known in ((memory.ask, "hybrid, generate"), (memory.search, "hybrid")):
+        with pytest.raises(MemspanError, match=f"selector must be one of router, lexical, {known}, not 'magic'"):
             call("lynx", selector="magic")
 
 

@@ -332,7 +332,7 @@ class Memory:
             raise QuestionError("the question is not valid Unicode; check the encoding it is read in")
         rounds = options.get("rounds")
         plan = Plan(
-            "generate" if selector == "generate" else check_selector(selector),
+            "generate" if selector == "generate" else check_selector(selector, ["generate"]),
             (MAX_ROUNDS if selector == "generate" else 1) if rounds is None else rounds,
             max_documents,
             options.get("documents_per_round"),

@@ -29,14 +29,17 @@ def default_selector(router_trained: bool) -> Selector:
     return "hybrid" if router_trained else "lexical"
 
 
-def check_selector(name: str) -> Selector:
+def check_selector(name: str, others: Sequence[str] = ()) -> Selector:
     """A selector by its name.
+
+    Args:
+        others: what else could have been named, for the message.
 
     Raises:
         MemspanError: no such selector.
     """
     if name not in SELECTORS:
-        raise MemspanError(f"selector must be one of {', '.join(SELECTORS)}, not {name!r}")
+        raise MemspanError(f"selector must be one of {', '.join((*SELECTORS, *others))}, not {name!r}")
     return name  # type: ignore[return-value]
 
 
