@@ -77,7 +77,7 @@ def test_without_lora_there_is_nothing_to_compare_with() -> None:
         anchor_loss(tiny_model(), TEXTS)
 
 
-def test_batches_draw_plain_texts() -> None:
+def test_batches_draw_plain_texts_and_questions_with_one_before_them() -> None:
     loaded = tiny_loaded()
     questions = [
         Question(f"q{n}", f"Where is number {n}?", ("there",), (passage("", f"Number {n} is there, says note {n}."),))
@@ -85,9 +85,15 @@ def test_batches_draw_plain_texts() -> None:
     ]
     settings = BatchSettings(anchors=3, anchor_tokens=10, max_document_tokens=64)
     batch = Collator(loaded.template, loaded.model.config, settings)(questions, random.Random(0))
-    assert len(batch.anchors) == 3 and all(len(ids) == 10 for ids in batch.anchors)
-    texts = [loaded.template.tokens("{text}", text=text)[:10] for text in batch.document_texts]
-    assert all(list(ids) in texts for ids in batch.anchors)
+    template = loaded.template
+    plain, asked = batch.anchors[::2], batch.anchors[1::2]
+    texts = [template.tokens("{text}", text=text)[:10] for text in batch.document_texts]
+    assert len(plain) == 2 and all(list(ids) in texts for ids in plain)
+    (ids,) = asked
+    assert ids[: len(template.prefix_ids)] == template.prefix_ids
+    shown = template.text(ids)
+    assert "Where is number" in shown and any(template.text(text) in shown for text in texts)
+    assert list(ids[-len(template.answer("there")) :]) == template.answer("there")
     assert not Collator(loaded.template, loaded.model.config, BatchSettings())(questions, random.Random(0)).anchors
 
 

@@ -46,7 +46,7 @@ class TrainBatch:
             predicted from the position before), `IGNORED` elsewhere.
         positives_BN: the documents a question needs and has not read yet; none: it does not count as one that routes.
         candidates_BN: False where a document is neither positive nor negative for a question. Covers `positives_BN`.
-        anchors: token ids of plain texts, on which the model is to stay what its backbone is (`memspan.train.anchor`).
+        anchors: token ids of texts on which the model is to stay what its backbone is (`memspan.train.anchor`).
     """
 
     documents: tuple[tuple[int, ...], ...]
@@ -108,8 +108,9 @@ class BatchSettings:
         max_id: ids are drawn below a bound that is itself drawn, up to this: small memories have small ids.
         drop_answering: a document that holds one of a question's answers, but is none of its positives, is no negative.
         no_answer: what is answered where there is none.
-        anchors: documents of the batch whose plain text anchors the model, at most; see `memspan.train.anchor`.
-        anchor_tokens: of each, from its beginning.
+        anchors: texts on which the model is to stay what its backbone is, at most: plain documents of the batch, and
+            questions in the template with one before them; see `memspan.train.anchor`.
+        anchor_tokens: of each document, from its beginning.
     """
 
     answer: float = 0.0
@@ -214,13 +215,24 @@ class Collator:
             labels_BT=_labels(packed, samples),
             positives_BN=positives_BN,
             candidates_BN=candidates_BN,
-            anchors=self._anchors(list(texts.values()), rng),
+            anchors=self._anchors(questions, texts, rng),
         )
 
-    def _anchors(self, texts: Sequence[str], rng: random.Random) -> tuple[tuple[int, ...], ...]:
-        settings = self._settings
-        drawn = rng.sample(texts, min(settings.anchors, len(texts)))
-        return tuple(tuple(self._template.tokens("{text}", text=text)[: settings.anchor_tokens]) for text in drawn)
+    def _anchors(
+        self, questions: Sequence[Question], texts: Mapping[str, str], rng: random.Random
+    ) -> tuple[tuple[int, ...], ...]:
+        """Plain texts, and every other time a question asked in the template with a text before it, and answered."""
+        settings, template = self._settings, self._template
+        anchors = []
+        for place, text in enumerate(rng.sample(list(texts.values()), min(settings.anchors, len(texts)))):
+            ids = template.tokens("{text}", text=text)[: settings.anchor_tokens]
+            if place % 2:
+                question = rng.choice(questions)
+                passage = Passage(rng.randint(1, settings.max_id), template.text(ids))
+                answer = template.answer(question.answers[0] if question.answers else settings.no_answer)
+                ids = [*template.context(question.question, [passage]).ids, *answer]
+            anchors.append(tuple(ids))
+        return tuple(anchors)
 
     def part(self, document: Document) -> str:
         """What of a document is encoded: its first part, where it is too long for one."""
