@@ -64,7 +64,7 @@ class Objective:
     teacher_temperature: float = 0.1
     use_memory: bool = True
     allow_dense: bool = False
-    encode_tokens: int = 8192
+    encode_tokens: int = 2048
     frozen: FrozenMemory | None = None
 
     def __post_init__(self) -> None:

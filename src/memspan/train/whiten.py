@@ -38,7 +38,7 @@ def whiten_routers(
     contexts: Sequence[Context],
     *,
     seed: int = 0,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 2048,
 ) -> None:
     """Set the router projections of every MSA layer, from the states of some documents and questions.
 
