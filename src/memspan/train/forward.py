@@ -14,7 +14,7 @@ from memspan.ops.losses import distillation_loss, routing_loss
 from memspan.text.packing import PackedContexts
 from memspan.train.anchor import anchor_loss
 from memspan.train.batch import IGNORED, TrainBatch
-from memspan.train.memory import BatchMemory, encode_documents
+from memspan.train.memory import ENCODE_TOKENS, BatchMemory, encode_documents
 
 if TYPE_CHECKING:
     from memspan.train.frozen import FrozenMemory
@@ -64,7 +64,7 @@ class Objective:
     teacher_temperature: float = 0.1
     use_memory: bool = True
     allow_dense: bool = False
-    encode_tokens: int = 2048
+    encode_tokens: int = ENCODE_TOKENS
     frozen: FrozenMemory | None = None
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from memspan.ops.scoring import fold_keys
 from memspan.text.packing import length_batches
 from memspan.text.template import PromptTemplate
 from memspan.train.batch import TrainBatch
+from memspan.train.memory import ENCODE_TOKENS
 from memspan.types import Document, EncodedDocuments
 
 _log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class FrozenMemory:
         *,
         seed: int = 0,
         max_id: int = 1_000_000,
-        encode_tokens: int = 8192,
+        encode_tokens: int = ENCODE_TOKENS,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> FrozenMemory:
         """Encode documents, or find them encoded. All are held in memory while the file is written.

@@ -16,6 +16,9 @@ from memspan.ops.scoring import chunk_scores, document_scores, fold_queries, rou
 from memspan.text.packing import length_batches
 from memspan.types import EncodedDocuments, Retrieved
 
+# Padded tokens encoded at a time: larger activations are paged in anew at every operation (measured, docs/LOG.md).
+ENCODE_TOKENS = 2048
+
 
 class BatchMemory:
     """N encoded documents, asked by B contexts that may attend to them all.
@@ -101,7 +104,9 @@ class BatchMemory:
         )
 
 
-def encode_documents(model: MSAForCausalLM, documents: Sequence[Sequence[int]], max_tokens: int) -> EncodedDocuments:
+def encode_documents(
+    model: MSAForCausalLM, documents: Sequence[Sequence[int]], max_tokens: int = ENCODE_TOKENS
+) -> EncodedDocuments:
     """Encode documents in sub-batches of like length, at most `max_tokens` padded tokens each; latents in order."""
     batches = list(length_batches([len(ids) for ids in documents], max_tokens))
     encoded = [model.encode([documents[index] for index in batch]) for batch in batches]

@@ -25,6 +25,7 @@ from memspan.model.modeling import MSAForCausalLM, routed_modules
 from memspan.ops.pooling import valid_chunks
 from memspan.text.packing import length_batches, pack_contexts
 from memspan.text.template import Context
+from memspan.train.memory import ENCODE_TOKENS
 
 # Directions of a smaller share of the mean variance are noise, and would be blown up.
 _LEAST_SHARE = 1e-4
@@ -38,7 +39,7 @@ def whiten_routers(
     contexts: Sequence[Context],
     *,
     seed: int = 0,
-    batch_tokens: int = 2048,
+    batch_tokens: int = ENCODE_TOKENS,
 ) -> None:
     """Set the router projections of every MSA layer, from the states of some documents and questions.
 

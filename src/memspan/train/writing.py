@@ -21,7 +21,6 @@ from memspan.train.settings import EvaluationSettings
 from memspan.types import Document, Span
 
 KINDS = ("answer", "latent", "generate")
-_ENCODE_TOKENS = 8192
 
 
 class WritingProgress:
@@ -78,7 +77,7 @@ class WritingProgress:
             return iter(())
         prompts, wanted = zip(*found, strict=True)
         with torch.no_grad():
-            documents = encode_documents(model, batch.documents, _ENCODE_TOKENS)
+            documents = encode_documents(model, batch.documents)
         memory = BatchMemory(documents, batch.document_ids, self._config)
         written = decode_greedily(model, prompts, memory, self._settings.max_new_tokens, reader.ended)
         return zip(written, wanted, strict=True)
