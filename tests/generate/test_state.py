@@ -36,7 +36,7 @@ def _memory(loaded: LoadedModel) -> TensorMemory:
 def _tokens_run(loaded: LoadedModel, layer: int) -> Iterator[list[int]]:
     """The tokens (with padding) that every forward runs through the attention of a layer."""
     counts: list[int] = []
-    (module,) = decoder_layers(loaded.model.backbone, [layer])
+    (module,) = decoder_layers(loaded.model.backbone, [layer]).values()
 
     def count(_: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         counts.append(kwargs["hidden_states"].shape[1] if "hidden_states" in kwargs else args[0].shape[1])

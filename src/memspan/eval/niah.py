@@ -19,7 +19,7 @@ from typing import Literal
 from memspan.errors import EvaluationError
 from memspan.eval.words import ADJECTIVES, NOUNS
 from memspan.text.questions import UNDATED, Question
-from memspan.text.splitter import sentence_ends
+from memspan.text.splitter import sentence_bounds
 from memspan.types import Document
 
 CountTokens = Callable[[str], int]
@@ -296,6 +296,6 @@ def _distinct(draw: Callable[[], str], count: int) -> list[str]:
 def _sentences(text: str) -> Iterator[str]:
     """The sentences of a text, white space joined."""
     joined = re.sub(r"\s+", " ", text).strip()
-    for start, end in pairwise((0, *sentence_ends(joined), len(joined))):
+    for start, end in sentence_bounds(joined):
         if sentence := joined[start:end].strip():
             yield sentence

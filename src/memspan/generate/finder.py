@@ -17,12 +17,11 @@ from memspan.routing.local import LocalMemory
 from memspan.routing.ranking import Ranked, rank_documents
 from memspan.routing.selector import Selected, Selector, select
 from memspan.text.packing import pack_contexts
-from memspan.text.template import Context, Passage, encoded_text
+from memspan.text.template import Context, Passage, encoded_text, shown_passage
 from memspan.text.terms import query_terms
 from memspan.types import Evidence, LayerRouting, Retrieved
 
 _SEARCH_DEPTH = 64
-_DAY_LENGTH = len("2026-03-01")
 _WORD = re.compile(r"(?<!\w)[^\W\d_][\w'’-]*")
 _OPENS_SENTENCE = ".!?:\n"
 
@@ -139,7 +138,7 @@ def with_layers(items: Iterable[Evidence], routed: Sequence[LayerRouting]) -> tu
 
 def passages_of(items: Iterable[Evidence]) -> list[Passage]:
     """Documents as they are put before the model."""
-    return [Passage(x.document_id, encoded_text(x.title, x.text), x.date[:_DAY_LENGTH]) for x in items]
+    return [shown_passage(x.document_id, x.title, x.text, x.date) for x in items]
 
 
 def next_query(question: str, newest: Iterable[Evidence]) -> str:

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 from memspan.bank.catalog import StoredDocument
 from memspan.bank.snapshot import Snapshot
@@ -20,8 +19,8 @@ from memspan.generate.finder import Finder
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import length_batches
-from memspan.text.splitter import sentence_ends, split_text
-from memspan.text.template import Context, Passage, encoded_text
+from memspan.text.splitter import sentence_bounds, sentence_ends, split_text
+from memspan.text.template import Context, Passage, shown_passage
 from memspan.text.terms import query_terms
 
 MAX_STATEMENTS = 10
@@ -212,12 +211,9 @@ class Summarizer:
         """The statements of every batch, in order of the batches."""
         found: dict[int, list[Statement]] = {}
         read: set[int] = set()
-        contexts = [self._context(batch.passages) for batch in batches]
-        for together in length_batches([len(context.ids) for context in contexts], _DECODE_TOKENS):
-            texts = self._write([contexts[place] for place in together])
-            for place, text in zip(together, texts, strict=True):
-                found[place] = self._cited(text, batches[place].document_ids)
-                read.update(batches[place].document_ids)
+        for place, text in self._written([self._context(batch.passages) for batch in batches]):
+            found[place] = self._cited(text, batches[place].document_ids)
+            read.update(batches[place].document_ids)
             self._progress(len(read), num_documents)
         return [statement for place in range(len(batches)) for statement in found[place]]
 
@@ -226,9 +222,7 @@ class Summarizer:
         groups = self._groups(statements)
         contexts = [self._context([Passage(place, one.text) for place, one in enumerate(g, 1)]) for g in groups]
         condensed: list[Statement] = []
-        texts: dict[int, str] = {}
-        for together in length_batches([len(context.ids) for context in contexts], _DECODE_TOKENS):
-            texts |= dict(zip(together, self._write([contexts[place] for place in together]), strict=True))
+        texts = dict(self._written(contexts))
         for place, group in enumerate(groups):
             documents = tuple(_cited_documents(group))
             new = _distinct(self._cited(texts[place], documents))[: len(group) // 2]
@@ -255,6 +249,11 @@ class Summarizer:
     def _context(self, passages: Sequence[Passage]) -> Context:
         return self._loaded.template.summary_request(passages, self._plan.about)
 
+    def _written(self, contexts: Sequence[Context]) -> Iterator[tuple[int, str]]:
+        """What is written in every context, with its place; those of like length together."""
+        for together in length_batches([len(context.ids) for context in contexts], _DECODE_TOKENS):
+            yield from zip(together, self._write([contexts[place] for place in together]), strict=True)
+
     def _write(self, contexts: Sequence[Context]) -> list[str]:
         decoding = Decoding(self._loaded, contexts, None, self._plan.sampling)
         for _ in decoding.run():
@@ -266,7 +265,7 @@ class Summarizer:
     def _cited(self, text: str, document_ids: Sequence[int]) -> list[Statement]:
         """The statements of a text that the documents support, with those that do."""
         documents = list(self._stored(document_ids))
-        words = [set(query_terms(encoded_text(document.title, document.text))) for document in documents]
+        words = [set(query_terms(document.encoded_text)) for document in documents]
         statements = []
         for sentence in sentences(text):
             places, support = cite(sentence, words)
@@ -301,8 +300,7 @@ def sentences(text: str) -> list[str]:
     """The sentences of a text, each line by itself, without the marks or numbers of a list."""
     found = []
     for line in (_LIST_MARK.sub("", line) for line in text.splitlines()):
-        ends = [0, *sentence_ends(line), len(line)]
-        found += [line[start:end].strip() for start, end in pairwise(ends)]
+        found += [line[start:end].strip() for start, end in sentence_bounds(line)]
     return [sentence for sentence in found if any(character.isalnum() for character in sentence)]
 
 
@@ -337,7 +335,7 @@ def _pick(statements: Sequence[Statement], count: int) -> list[Statement]:
 
 
 def _passage(document: StoredDocument) -> Passage:
-    return Passage(document.id, encoded_text(document.title, document.text), document.date[:10])
+    return shown_passage(document.id, document.title, document.text, document.date)
 
 
 def _batch(passages: Sequence[Passage]) -> _Batch:

@@ -8,9 +8,10 @@ adapter.safetensors   the weights, by the backbone's own parameter names (router
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,14 +99,12 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
     Raises:
         CheckpointError: no adapter there, a damaged one, or one that belongs to another backbone or other layers.
     """
-    try:
+    weights = read_weights(folder)
+    with _readable(folder):
         values = json.loads((folder / _CONFIG).read_text())
-        weights = load_file(folder / _WEIGHTS)
         belongs_to, layers = values["backbone_fingerprint"], tuple(values["msa_layers"])
         settings = dict(values.get("settings", {}))
         score_bias, lora = bool(values.get("score_bias")), _read_lora(values.get("lora", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} holds no readable adapter ({error}); name another, or leave it out") from error
     config = model.config
     own = config.backbone_fingerprint or fingerprint(model.named_backbone_weights())
     if belongs_to != own:
@@ -151,10 +150,8 @@ def adapter_layers(folder: Path) -> tuple[int, ...]:
     Raises:
         CheckpointError: there is no readable adapter.
     """
-    try:
+    with _readable(folder):
         return tuple(json.loads((folder / _CONFIG).read_text())["msa_layers"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} holds no readable adapter ({error}); name another, or leave it out") from error
 
 
 def _settings(config: MSAConfig) -> dict[str, Any]:
@@ -176,9 +173,16 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: there is no readable adapter.
     """
-    try:
+    with _readable(folder):
         return load_file(folder / _WEIGHTS)
-    except (OSError, SafetensorError) as error:
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turn whatever reading an adapter's files raises into a `CheckpointError`."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no readable adapter ({error}); name another, or leave it out") from error
 
 

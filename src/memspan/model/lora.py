@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from memspan.model.memory_api import EncodeStep
-from memspan.model.modeling import MSAForCausalLM, attention_modules
+from memspan.model.modeling import MSAForCausalLM, decoder_layers
 
 Side = Literal["document", "query"]
 SIDES: tuple[Side, ...] = ("document", "query")
@@ -216,11 +216,8 @@ def _candidates(model: MSAForCausalLM) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _layers(model: MSAForCausalLM) -> dict[str, nn.Module]:
-    """The decoder layers by name: what holds an attention module."""
-    attentions = attention_modules(model.backbone, range(model.config.text_config.num_hidden_layers))
-    names = {id(module): name for name, module in model.backbone.named_modules()}
-    parents = [names[id(attention)].rpartition(".")[0] for attention in attentions]
-    return {parent: model.backbone.get_submodule(parent) for parent in parents}
+    """All decoder layers by name."""
+    return decoder_layers(model.backbone, range(model.config.text_config.num_hidden_layers))
 
 
 def _example(model: MSAForCausalLM) -> str:

@@ -47,7 +47,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         except KeyError as error:
             family = config.text_config.model_type
             raise UnsupportedBackbone(f"{family} has no exchangeable attention function ({error})") from error
-        keep_lower(decoder_layers(self.backbone, range(config.layers[0])))
+        keep_lower(list(decoder_layers(self.backbone, range(config.layers[0])).values()))
         for attention in attention_modules(self.backbone, config.layers):
             heads = config.num_heads, config.num_kv_heads, config.head_dim
             add_router(attention, config.text_config.hidden_size, *heads, score_bias=config.score_bias)
@@ -250,11 +250,11 @@ def attention_modules(backbone: nn.Module, layers: Iterable[int]) -> list[nn.Mod
     return found
 
 
-def decoder_layers(backbone: nn.Module, layers: Iterable[int]) -> list[nn.Module]:
-    """The decoder layers of the given indices, in order: what holds their `attention_modules`."""
+def decoder_layers(backbone: nn.Module, layers: Iterable[int]) -> dict[str, nn.Module]:
+    """The decoder layers of the given indices by name, in order: what holds their `attention_modules`."""
     names = {id(module): name for name, module in backbone.named_modules()}
-    found = attention_modules(backbone, layers)
-    return [backbone.get_submodule(names[id(attention)].rpartition(".")[0]) for attention in found]
+    parents = [names[id(attention)].rpartition(".")[0] for attention in attention_modules(backbone, layers)]
+    return {parent: backbone.get_submodule(parent) for parent in parents}
 
 
 def routed_modules(model: MSAForCausalLM) -> list[RoutedAttention]:

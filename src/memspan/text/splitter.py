@@ -97,6 +97,11 @@ def sentence_ends(text: str) -> Iterator[int]:
             yield match.end()
 
 
+def sentence_bounds(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where every sentence begins and ends; together they cover `text`, and the last one may be empty."""
+    return pairwise([0, *sentence_ends(text), len(text)])
+
+
 def _is_abbreviation(text: str, period: int) -> bool:
     """Whether the word before the period at `period` is one that is usually written with it."""
     match = _ABBREVIATION.search(text, max(0, period - _LONGEST_ABBREVIATION), period)

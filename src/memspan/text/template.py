@@ -19,6 +19,7 @@ from memspan.types import Document, Span
 Marker = NewType("Marker", int)
 """Id of a token that the template writes as one token."""
 
+_DAY_LENGTH = len("2026-03-01")
 _ZERO_WIDTH_SPACE = "\u200b"
 
 
@@ -177,6 +178,11 @@ def encoded_text(title: str, text: str) -> str:
     if not title or opening.startswith(title.lower()):
         return text
     return f"{title}\n{text}"
+
+
+def shown_passage(document_id: int, title: str, text: str, date: str) -> Passage:
+    """A document as it is put before the model: with its title, and the day of its date."""
+    return Passage(document_id, encoded_text(title, text), date[:_DAY_LENGTH])
 
 
 def part_text(document: Document, span: Span) -> str:

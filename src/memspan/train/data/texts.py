@@ -12,14 +12,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from memspan.errors import DataError
 from memspan.text.corpus import Skipped, read_paths
 from memspan.text.questions import Question, passage
-from memspan.text.splitter import sentence_ends, split_text
+from memspan.text.splitter import sentence_bounds, split_text
 from memspan.text.terms import index_terms
 from memspan.train.data.pairs import question_id
 from memspan.types import Document
@@ -144,7 +143,7 @@ def _part(title: str, text: str, settings: TextSettings) -> _Part:
     if "cloze" not in settings.tasks:
         return _Part(whole, ())
     rng = random.Random(f"{settings.seed}:{whole.external_id}")
-    bounds = list(pairwise([0, *sentence_ends(text), len(text)]))
+    bounds = list(sentence_bounds(text))
     able = [place for place, (start, end) in enumerate(bounds) if _fits(text[start:end], settings)]
     taken = sorted(rng.sample(able, min(len(able), settings.per_passage)))
     cut = {place for place in taken if rng.random() >= settings.keep}
