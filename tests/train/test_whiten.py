@@ -54,14 +54,16 @@ def _model_and_texts() -> tuple:
     return model, texts, [Context(tuple([7, 8, *text[3:9], 9]), Span(2, 8)) for text in texts]
 
 
-def test_query_heads_share_the_map_of_their_group_and_layers_differ() -> None:
+def test_query_heads_have_nearly_the_map_of_their_group_and_layers_differ() -> None:
     model, documents, contexts = _model_and_texts()
     whiten_routers(model, documents, contexts)
     weights = []
     for attention in routed_modules(model):
         query = attention.router_q_proj.weight.view(2, 2, 16, -1)
         key = attention.router_k_proj.weight.view(2, 16, -1)
-        assert torch.equal(query[:, 0], key) and torch.equal(query[:, 1], key)
+        for head in query.unbind(1):  # equal heads would have equal gradients for ever
+            assert torch.nn.functional.cosine_similarity(head.flatten(), key.flatten(), dim=0) > 0.95
+        assert not torch.equal(query[:, 0], query[:, 1])
         weights.append(key)
     assert not torch.equal(*weights)
     before = [p.clone() for p in model.parameters()]

@@ -54,12 +54,14 @@ class RunData:
     Attributes:
         fillers: documents to fill memories up with: all of the training data.
         weights: of drawing, by source; None: by their numbers of questions.
+        group: questions that follow each other in a source and stay together; see `ExampleStream`.
     """
 
     train: tuple[Question, ...]
     holdout: HoldOut
     fillers: tuple[Document, ...]
     weights: dict[str, float] | None = None
+    group: int = 1
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell:
         recipe.step.questions,
         weights=data.weights,
         one_source_per_batch=recipe.data.one_source_per_batch,
+        group=data.group,
         seed=recipe.seed,
         rank=rank,
         world=world,
@@ -187,7 +190,7 @@ def load_data(recipe: Recipe) -> RunData:
 def _mixture(recipe: Recipe) -> RunData:
     mixed = read_mixture(Path(recipe.data.mixture).expanduser())
     fillers = _distinct(document for q in mixed.train for document in (*q.positives, *q.negatives))
-    return RunData(mixed.train, HoldOut(mixed.holdout, mixed.bank), fillers, dict(mixed.weights))
+    return RunData(mixed.train, HoldOut(mixed.holdout, mixed.bank), fillers, dict(mixed.weights), mixed.group)
 
 
 def _corpus(recipe: Recipe) -> RunData:

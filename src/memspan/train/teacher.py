@@ -117,11 +117,11 @@ class SentenceTeacher:
             return torch.zeros(len(queries), len(documents))
         texts = [self._query_prompt + query for query in queries]
         texts += [self._document_prompt + document for document in documents]
-        embedded = self._embedded(texts)
+        embedded = self.embed(texts)
         return embedded[: len(queries)] @ embedded[len(queries) :].T
 
-    def _embedded(self, texts: Sequence[str]) -> torch.Tensor:
-        """Rows of the texts, in order; what is in the cache is taken from there."""
+    def embed(self, texts: Sequence[str]) -> torch.Tensor:
+        """Rows of unit length, in order, `[N, F]` in float32; what is in the cache is taken from there."""
         known = self._cache.get(texts) if self._cache else {}
         missing = [text for text in dict.fromkeys(texts) if text not in known]
         if missing:

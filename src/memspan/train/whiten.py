@@ -7,7 +7,7 @@ documents and of questions, keeps the directions in which both vary most, and gi
     P    takes out the means of pooled documents, of question tokens, and of the questions' last tokens
     C    (cov(P documents) + cov(P question tokens)) / 2, with eigenvectors v_i and eigenvalues e_i, the largest first
     W_k  R [v_1 / sqrt(e_1), v_2 / sqrt(e_2), ...]^T P, R a random rotation that shares the directions out to the heads
-    W_q  for every query head, W_k of its group
+    W_q  for every query head, W_k of its group and some noise, without which a group's heads would learn the same
 
 Figures beside random and trained routers are in docs/LOG.md.
 """
@@ -30,6 +30,7 @@ from memspan.train.memory import ENCODE_TOKENS
 # Directions of a smaller share of the mean variance are noise, and would be blown up.
 _LEAST_SHARE = 1e-4
 _STD = 0.04  # of the weights; cosines do not see it
+_NOISE = 0.2  # share of it, of what tells query heads apart
 
 
 @torch.no_grad()
@@ -63,7 +64,9 @@ def whiten_routers(
         weight_WF = whitening(pooled[attention.layer_idx], tokens_XF, last_BF, num_kv_heads * head_dim, generator)
         key_GDF = weight_WF.view(num_kv_heads, head_dim, -1)
         attention.router_k_proj.weight.copy_(weight_WF)
-        attention.router_q_proj.weight.copy_(key_GDF.repeat_interleave(num_heads // num_kv_heads, dim=0).flatten(0, 1))
+        query_WF = key_GDF.repeat_interleave(num_heads // num_kv_heads, dim=0).flatten(0, 1)
+        noise_WF = torch.randn(query_WF.shape, generator=generator).to(query_WF.device)
+        attention.router_q_proj.weight.copy_(query_WF + _NOISE * _STD * noise_WF)
 
 
 def whitening(

@@ -21,6 +21,8 @@ from memspan.train.data.holdout import BankPassage, HoldoutSettings, Split, hold
 from memspan.train.data.leakage import Held
 from memspan.train.data.matching import passage_hash
 from memspan.train.data.mine import Miner, MineSettings, passages_of
+from memspan.train.data.neighbours import NeighbourSettings, in_groups
+from memspan.train.teacher import SentenceTeacher
 from memspan.types import JSON, Document
 
 TRAIN, HOLDOUT, BANK, REPORT = "train.jsonl.gz", "holdout.jsonl.gz", "bank.jsonl.gz", "mixture.json"
@@ -68,6 +70,7 @@ class MixtureSpec:
         cap: of a source that has none of its own.
         seed: of hold-out, caps and order.
         mine: of mining; its `count` is 0 unless given.
+        neighbours: of grouping alike questions; none, unless a model is named.
     """
 
     sources: Mapping[str, SourceSpec]
@@ -76,6 +79,7 @@ class MixtureSpec:
     clean: CleanSettings = field(default_factory=CleanSettings)
     holdout: HoldoutSettings = field(default_factory=HoldoutSettings)
     mine: MineSettings = field(default_factory=lambda: MineSettings(count=0))
+    neighbours: NeighbourSettings = field(default_factory=NeighbourSettings)
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -91,9 +95,10 @@ class Mixture:
     """A mixture in memory.
 
     Attributes:
-        train: shuffled.
+        train: shuffled; or source by source, in groups.
         holdout: in the order of the sources.
         weights: of drawing, by source; they sum to 1.
+        group: questions of a group that follow each other in a source; 1: no groups.
         report: what was read, dropped and why, per source; JSON.
     """
 
@@ -102,6 +107,7 @@ class Mixture:
     bank: tuple[BankPassage, ...]
     weights: Mapping[str, float]
     report: Mapping[str, JSON]
+    group: int = 1
 
 
 def load_mixture(path: Path) -> MixtureSpec:
@@ -124,7 +130,12 @@ def mixture_of(values: Any) -> MixtureSpec:
     """A mixture from plain values, as YAML gives them."""
     if not isinstance(values, dict) or not isinstance(values.get("sources"), dict):
         raise DataError("a mixture is a table with the key sources, a table of names")
-    parts: dict[str, type[Any]] = {"clean": CleanSettings, "holdout": HoldoutSettings, "mine": MineSettings}
+    parts: dict[str, type[Any]] = {
+        "clean": CleanSettings,
+        "holdout": HoldoutSettings,
+        "mine": MineSettings,
+        "neighbours": NeighbourSettings,
+    }
     taken = {
         name: _checked(parts[name], value, name) if name in parts else value
         for name, value in values.items()
@@ -199,10 +210,22 @@ def mix(
     bank = holdout_bank(holdout, train, spec.holdout.bank, spec.seed)
     for name, source in spec.sources.items():
         report[name]["mined"] = _mine(name, source, spec, train, tell)
+    weights = _weights(spec, train)
+    group = spec.neighbours.size if spec.neighbours.model else 1
+    return Mixture(_ordered(spec, train, tell), tuple(holdout), tuple(bank), weights, report, group)
+
+
+def _ordered(
+    spec: MixtureSpec, train: Mapping[str, list[Question]], tell: Callable[[str], None]
+) -> tuple[Question, ...]:
+    if spec.neighbours.model:
+        tell(f"grouping alike questions by {spec.neighbours.model}")
+        embed = SentenceTeacher.load(spec.neighbours.model).embed
+        seed = f"{spec.seed}:neighbours"
+        return tuple(q for questions in train.values() for q in in_groups(questions, embed, spec.neighbours, seed))
     mixed = [question for questions in train.values() for question in questions]
     random.Random(f"{spec.seed}:order").shuffle(mixed)
-    weights = _weights(spec, train)
-    return Mixture(tuple(mixed), tuple(holdout), tuple(bank), weights, report)
+    return tuple(mixed)
 
 
 def _train(
@@ -267,7 +290,8 @@ def write_mixture(mixture: Mixture, folder: Path) -> None:
     write_questions(folder / TRAIN, mixture.train)
     write_questions(folder / HOLDOUT, mixture.holdout)
     write_lines(folder / BANK, (bank_record(item.document, item.source) for item in mixture.bank))
-    write_json(folder / REPORT, {"weights": dict(mixture.weights), "sources": dict(mixture.report)})
+    report = {"weights": dict(mixture.weights), "group": mixture.group, "sources": dict(mixture.report)}
+    write_json(folder / REPORT, report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +302,7 @@ class MixedData:
     holdout: tuple[Question, ...]
     bank: tuple[Document, ...]
     weights: Mapping[str, float]
+    group: int = 1
 
 
 def read_mixture(folder: Path) -> MixedData:
@@ -287,15 +312,15 @@ def read_mixture(folder: Path) -> MixedData:
         DataError: a file of it is missing or damaged.
     """
     try:
-        weights = json.loads((folder / REPORT).read_text(encoding="utf-8"))["weights"]
+        told = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        weights, group = told["weights"], int(told.get("group", 1))
         records = [record for record in read_records(folder / BANK)]
     except (OSError, ValueError, KeyError, Unreadable) as error:
         raise DataError(f"{folder} holds no whole mixture ({error}); make it with: memspan data mix") from error
     holdout = folder / HOLDOUT
     bank = [_bank_document(record, folder / BANK) for record in records]
-    return MixedData(
-        read_training([folder / TRAIN]).questions, read_training([holdout]).questions, tuple(bank), weights
-    )
+    train = read_training([folder / TRAIN]).questions
+    return MixedData(train, read_training([holdout]).questions, tuple(bank), weights, group)
 
 
 def _bank_document(record: Record | BadRecord, path: Path) -> Document:

@@ -26,7 +26,8 @@ class ExampleStream:
 
     A batch draws its source by weight (or, with `one_source_per_batch` off, every question draws its own). A source's
     questions come shuffled, each once before any comes again; the shuffle is another one every time. A batch that
-    reaches over the end of a source goes on with its next shuffle, and may then hold a question twice.
+    reaches over the end of a source goes on with its next shuffle, and may then hold a question twice. With `group`,
+    so many questions that follow each other stay together (see `memspan.train.data.neighbours`): groups are shuffled.
 
     With several ranks, all draw the same batches and rank r keeps number r, r + world, ...: together, in order of
     their ranks, they see what one rank that accumulates `world` batches sees. A step of all ranks ends at a multiple
@@ -44,6 +45,7 @@ class ExampleStream:
         weights: Mapping[str, float] | None = None,
         caps: Mapping[str, int] | int = CAP,
         one_source_per_batch: bool = True,
+        group: int = 1,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -53,12 +55,15 @@ class ExampleStream:
             sources: questions by source; see `by_source`.
             weights: of drawing, by source; they need not sum to 1. Default: a source's number of questions.
             caps: of a source's questions, one for all or by source; which ones stay is drawn by the seed.
+            group: questions that stay together.
         """
-        if batch_size < 1 or not 0 <= rank < world:
+        if batch_size < 1 or group < 1 or not 0 <= rank < world:
             raise DataError(
-                f"batch size {batch_size}, rank {rank} of {world}: sizes are at least 1, ranks count from 0"
+                f"batch size {batch_size}, groups of {group}, rank {rank} of {world}: sizes are at least 1, ranks count "
+                "from 0"
             )
         self.batch_size, self.rank, self.world = batch_size, rank, world
+        self._group = group
         self._one_source, self._seed = one_source_per_batch, seed
         self._questions = {
             name: capped(given, caps if isinstance(caps, int) else caps.get(name, CAP), f"{seed}:{name}")
@@ -100,9 +105,10 @@ class ExampleStream:
         """A source's order in an epoch; the epoch before last is forgotten."""
         known = self._orders.get(name)
         if known is None or known[0] != epoch:
-            order = list(range(len(self._questions[name])))
-            random.Random(f"{self._seed}:{name}:{epoch}").shuffle(order)
-            known = self._orders[name] = (epoch, order)
+            count = len(self._questions[name])
+            groups = [range(start, min(start + self._group, count)) for start in range(0, count, self._group)]
+            random.Random(f"{self._seed}:{name}:{epoch}").shuffle(groups)
+            known = self._orders[name] = (epoch, [place for group in groups for place in group])
         return known[1]
 
     def _checked_weights(self, weights: Mapping[str, float] | None) -> dict[str, float]:
@@ -151,6 +157,7 @@ class ExampleStream:
             "weights": self._weights,
             "batch_size": self.batch_size,
             "one_source_per_batch": self._one_source,
+            "group": self._group,
             "seed": self._seed,
         }
 
