@@ -159,3 +159,37 @@ def test_padding_is_seen_by_itself_alone_so_that_every_row_has_a_key(num_queries
     mask = local_mask(num_queries, 9, valid_BS, window, torch.device("cpu"))[0, 0]
     itself = torch.eye(9, dtype=torch.bool)[-num_queries:]
     assert torch.equal(mask, itself)
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "bias", "cached"])
+def test_with_gradients_it_is_the_same_attention(kind: str) -> None:
+    """On a CPU the way with gradients is another one: same values, and the gradients of the fused kernel."""
+    torch.manual_seed(3)
+    T, S = (3, 7) if kind == "cached" else (7, 7)
+    given = [torch.randn(2, heads, length, D, dtype=torch.float64) for heads, length in ((H, T), (G, S), (G, S))]
+    mask = None
+    if kind != "causal":
+        mask = torch.rand(2, 1, T, S) < 0.6
+        mask[..., 0] = True
+    if kind == "bias":
+        assert mask is not None
+        mask = torch.randn(2, 1, T, S, dtype=torch.float64).masked_fill(~mask, -math.inf)
+
+    @torch.enable_grad()
+    def run(plainly: bool) -> list[torch.Tensor]:
+        q, k, v = (x.clone().requires_grad_() for x in given)
+        if plainly:
+            out = attend(q, k, v, mask, SCALING)
+        else:
+            k_all, v_all = (x.repeat_interleave(H // G, dim=1) for x in (k, v))
+            fused = torch.nn.functional.scaled_dot_product_attention(
+                q, k_all, v_all, attn_mask=mask, is_causal=mask is None, scale=SCALING
+            )
+            out = fused.transpose(1, 2)
+        (out * torch.arange(out.numel()).view_as(out).sin()).sum().backward()
+        return [out, *(x.grad for x in (q, k, v) if x.grad is not None)]
+
+    for got, wanted in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(got, wanted)
+    with torch.no_grad():
+        torch.testing.assert_close(attend(*given, mask, SCALING), run(True)[0].detach())

