@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from memspan.cli import app
 from memspan.errors import CheckpointError
+from memspan.model import shipped
 from memspan.model.adapter import save_adapter
 from memspan.model.convert import convert, load
 
@@ -114,3 +115,20 @@ def test_an_adapter_is_refused_with_settings_it_was_not_trained_with(adapter: Pa
 def test_a_folder_without_an_adapter_is_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no readable adapter"):
         load(checkpoint, adapter=tmp_path / "nothing", dtype="float32")
+
+
+def test_a_shipped_adapter_is_found_by_its_name_and_belongs_to_the_default_model(
+    checkpoint: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shipped_folder = tmp_path / "shipped"
+    shipped_folder.mkdir()
+    adapter.rename(shipped_folder / shipped.DEFAULT_ADAPTER)
+    monkeypatch.setattr(shipped, "SHIPPED", shipped_folder)
+    monkeypatch.setattr("memspan.model.convert.default_checkpoint", lambda: checkpoint)
+    assert shipped.shipped_adapters() == (shipped.DEFAULT_ADAPTER,)
+    assert load(dtype="float32").model.config.router_trained
+    assert load(checkpoint, adapter=shipped.DEFAULT_ADAPTER, dtype="float32").model.config.router_trained
+    assert not load(adapter="none", dtype="float32").model.config.router_trained
+    assert not load(checkpoint, dtype="float32").model.config.router_trained, "another model has none of its own"
+    with pytest.raises(CheckpointError, match="nowhere"):
+        load(checkpoint, adapter="nowhere")

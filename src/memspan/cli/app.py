@@ -29,7 +29,12 @@ ModelOption = Annotated[
     typer.Option("--model", envvar="MEMSPAN_MODEL", help="MSA checkpoint folder. Default: SmolLM2-135M-Instruct."),
 ]
 AdapterOption = Annotated[
-    Path | None, typer.Option("--adapter", envvar="MEMSPAN_ADAPTER", help="Folder of weights trained for that model.")
+    str | None,
+    typer.Option(
+        "--adapter",
+        envvar="MEMSPAN_ADAPTER",
+        help="Weights trained for that model: a folder, a shipped name, or none. Default: the default model's own.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
 NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", help="Whose documents; no others are seen.")]

@@ -41,7 +41,7 @@ class ModelChoice:
     """The model a command works with; see `memspan.model.convert.load` for the fields."""
 
     path: Path | None
-    adapter: Path | None
+    adapter: str | None
     dtype: str | None
     device: str | None
 

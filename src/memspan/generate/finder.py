@@ -63,7 +63,7 @@ class Finder:
         if selector != "lexical":
             contexts = [look.context for look in looks if look.context is not None]
             assert len(contexts) == len(looks), "a routed look has a context"
-            routed = self._route(contexts)
+            routed = self.route(contexts)
         if selector != "router":
             lexical = [self._snapshot.search(look.query, depth, self._scope) for look in looks]
         return [
@@ -71,7 +71,7 @@ class Finder:
             for words, (ranked, layers) in zip(lexical, routed, strict=True)
         ]
 
-    def _route(self, contexts: Sequence[Context]) -> list[tuple[list[Ranked], tuple[LayerRouting, ...]]]:
+    def route(self, contexts: Sequence[Context]) -> list[tuple[list[Ranked], tuple[LayerRouting, ...]]]:
         """Route contexts, and rank what the MSA layers considered."""
         for context in contexts:
             check_fits(self._loaded, len(context.ids), 0)

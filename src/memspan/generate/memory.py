@@ -123,7 +123,8 @@ class Memory:
         Args:
             bank: folder of the bank.
             model: folder of the MSA checkpoint; None: the embedded default (SmolLM2-135M-Instruct).
-            adapter: folder of an adapter trained on that model's backbone; None: none.
+            adapter: folder or name of an adapter trained on that model's backbone, or "none"; None: with the default
+                model the one that comes with the package, else none.
             namespace: whose documents are asked and changed; no others can be reached.
             create: make an empty bank where there is none.
             snapshot: see the bank as it is now until `refresh` or `close`.

@@ -27,6 +27,7 @@ from memspan.model.modeling import MSAForCausalLM, is_router
 from memspan.model.probe import probe
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
 from memspan.model.runtime import pick_device, pick_dtype
+from memspan.model.shipped import find_adapter
 from memspan.text.template import PromptTemplate, added_tokens
 
 # Below this size the probe runs in float32, where an attention that is nearly right cannot pass for right.
@@ -197,8 +198,9 @@ def load(
 
     Args:
         path: a checkpoint folder; None: the embedded default backbone, converted once into the user's cache.
-        adapter: a folder with trained weights for this backbone (see `memspan.model.adapter`). It says which layers
-            route, whatever the checkpoint's own are.
+        adapter: a folder with trained weights for this backbone (see `memspan.model.adapter`), the name of one that
+            comes with the package, or "none"; default: with the default backbone the one shipped for it, else none. It
+            says which layers route, whatever the checkpoint's own are.
         dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
 
@@ -208,7 +210,7 @@ def load(
     folder = default_checkpoint() if path is None else Path(path).expanduser()
     check_folder(folder)
     target = pick_device(device)
-    adapter = None if adapter is None else Path(adapter).expanduser()
+    adapter = find_adapter(adapter, default_model=path is None)
     layers = None if adapter is None else adapter_layers(adapter)
     try:
         config = MSAConfig.from_pretrained(folder, local_files_only=True)

@@ -10,7 +10,7 @@ from memspan.errors import MemspanError
 from memspan.routing.ranking import Ranked
 
 Selector = Literal["router", "lexical", "hybrid"]
-# Share of the router's score in `hybrid`; measured by benchmarks/fusion.py, see docs/LOG.md.
+# Share of the router's score in `hybrid`; measured by benchmarks/retrieval.py on held-out questions, see docs/LOG.md.
 ROUTER_WEIGHT = 0.2
 SELECTORS: tuple[str, ...] = get_args(Selector)
 

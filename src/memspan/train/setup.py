@@ -23,6 +23,7 @@ from memspan.model.fingerprint import fingerprint
 from memspan.model.lora import merge_lora
 from memspan.model.modeling import is_lora, is_router
 from memspan.model.runtime import DTYPES
+from memspan.model.shipped import NO_ADAPTER
 from memspan.text.questions import Question
 from memspan.train.batch import Collator, TrainBatch
 from memspan.train.checkpoint import CheckpointStore
@@ -131,7 +132,7 @@ def load_model(recipe: Recipe, out: Path) -> tuple[LoadedModel, tuple[ParameterG
     weights = read_weights(adapter) if adapter else {}
     with_lora = any(map(is_lora, weights))
     # LoRA that goes on training must stay apart; loading it as serving does would merge it.
-    loaded = load(path, adapter=None if with_lora else adapter, dtype="float32", device="cpu")
+    loaded = load(path, adapter=NO_ADAPTER if with_lora else adapter or NO_ADAPTER, dtype="float32", device="cpu")
     model = loaded.model
     if model.config.backbone_fingerprint is None:
         model.config.backbone_fingerprint = fingerprint(model.named_backbone_weights())
