@@ -111,6 +111,10 @@ def test_routers_begin_whitened(backbone: Path, tmp_path: Path) -> None:
         assert bool((torch.nn.functional.cosine_similarity(query[:, 0], query[:, 1], dim=-1) > 0.9).all())
     plain, _ = load_model(recipe_of(values), tmp_path)
     assert not torch.equal(plain.model.get_parameter(ROUTER_KEY), run.loaded.model.get_parameter(ROUTER_KEY))
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    told: list[str] = []
+    build_run(recipe_of(values), tmp_path, tell=told.append)
+    assert not any("whitening" in line for line in told), "a run that goes on has its routers in its checkpoint"
     with pytest.raises(RecipeError, match="would throw away the routers"):
         recipe_of({**values, "model": {"adapter": "somewhere", "initial_routers": "whitened"}})
 

@@ -93,7 +93,8 @@ def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell:
     loaded, groups = load_model(recipe, out)
     if torch.cuda.is_available() and recipe.model.sharding == "none":
         torch.nn.Module.to(loaded.model, f"cuda:{rank % torch.cuda.device_count()}")
-    if recipe.model.initial_routers == "whitened":
+    begun = bool(CheckpointStore(out / CHECKPOINTS, recipe.checkpoints.keep).steps())  # a checkpoint has its routers
+    if recipe.model.initial_routers == "whitened" and not begun:
         tell("whitening the routers")
         _whiten(recipe, loaded, data)
     frozen = _freeze(recipe, loaded, data, out, tell)
