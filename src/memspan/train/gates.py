@@ -21,7 +21,7 @@ class History:
     """What a run has shown so far. Part of its checkpoint.
 
     Attributes:
-        evaluations: metrics of every evaluation, with their `step`, in order.
+        evaluations: metrics of every evaluation, with their `step` and the number of their `phase`, in order.
         references: figures that stay: the untrained router's, BM25's.
         losses: per training metric its values, step by step.
     """
@@ -43,9 +43,13 @@ class History:
         return cls(list(state["evaluations"]), dict(state["references"]), dict(state["losses"]))
 
     def best(self, metric: str, min_delta: float = 0.0) -> int:
-        """Place of the best evaluation: the first that no later one exceeds by more than `min_delta`."""
-        best = 0
-        for place, metrics in enumerate(self.evaluations):
+        """Place of the last phase's best evaluation: the first that no later one exceeds by more than `min_delta`.
+
+        Earlier phases do not count: a later one learns something else, which the metric need not show.
+        """
+        phases = [metrics.get("phase") for metrics in self.evaluations]
+        best = first = phases.index(phases[-1])
+        for place, metrics in enumerate(self.evaluations[first:], start=first):
             if figure(metrics, metric) > figure(self.evaluations[best], metric) + min_delta:
                 best = place
         return best

@@ -105,7 +105,7 @@ class RunResult:
 
     Attributes:
         reason: in words, where it stopped early.
-        best_step: of the best evaluation whose checkpoint is there; the last step where nothing was evaluated.
+        best_step: of the last phase's best evaluation; the last step where nothing was evaluated.
     """
 
     ended: Ended
@@ -283,7 +283,7 @@ class Trainer:
         """Measure, look at gates, keep the best. Returns why the run should stop early."""
         assert self.parts.evaluator is not None, "evaluations are due where there is an evaluator"
         values = self._measured(lambda model: self.parts.evaluator.measure(model, phase))  # type: ignore[union-attr]
-        self.history.evaluations.append({"step": float(self._at.step), **values})
+        self.history.evaluations.append({"step": float(self._at.step), "phase": float(self._at.phase), **values})
         self._report(phase, "evaluation", values)
         reached = phase_reached(phase, self._at.phase_step, self.history)
         self._at = replace(self._at, phase_done=reached)
