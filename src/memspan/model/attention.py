@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AttentionInterface
@@ -59,6 +59,10 @@ def memspan_attention(
             f"{type(module).__name__} passes {', '.join(unknown) or 'its own attention mask'} to its attention, which "
             "memory attention does not compute: its answers would be silently wrong"
         )
+    score_bias = getattr(module, "router_score_bias", None)
+    if isinstance(memory, AskStep) and memory.buffers is not None:
+        given = query_BHTD, key_BGSD, value_BGSD, scaling, sliding_window, score_bias
+        return memory.buffers.attend(cast(int, module.layer_idx), *given), None
     T, S = query_BHTD.shape[2], key_BGSD.shape[2]
     if isinstance(memory, EncodeStep):
         _record(memory, module, key_BGSD, value_BGSD)
@@ -66,18 +70,27 @@ def memspan_attention(
         mask = local_mask(T, S, None, sliding_window, key_BGSD.device)
         return attend(query_BHTD, key_BGSD, value_BGSD, mask, scaling, dropout), None
 
-    valid_BS = memory.valid_BS if memory else None
-    mask = local_mask(T, S, valid_BS, sliding_window, key_BGSD.device)
+    mask = _local_mask(memory, T, S, sliding_window, key_BGSD.device)
     retrieved = memory.retrieved.get(getattr(module, "layer_idx", -1)) if memory else None
     if memory is not None and retrieved is not None and retrieved.mask_BM.shape[1]:
         mask = _join_masks(mask, memory, retrieved.mask_BM, T, S)
-        score_bias = getattr(module, "router_score_bias", None)
         if score_bias is not None:
             assert retrieved.row_scores_BM is not None, "a layer with a score bias needs a memory that tells row scores"
             mask = with_row_bias(mask, (score_bias * retrieved.row_scores_BM).to(query_BHTD.dtype))
         key_BGSD = torch.cat([retrieved.keys_BGMD.to(key_BGSD.dtype), key_BGSD], dim=2)
         value_BGSD = torch.cat([retrieved.values_BGMD.to(value_BGSD.dtype), value_BGSD], dim=2)
     return attend(query_BHTD, key_BGSD, value_BGSD, mask, scaling, dropout), None
+
+
+def _local_mask(
+    step: AskStep | None, T: int, S: int, window: int | None, device: torch.device
+) -> torch.Tensor | None:
+    """`local_mask`, made once for all layers of a step that are alike."""
+    if step is None:
+        return local_mask(T, S, None, window, device)
+    if (T, S, window) not in step.local_masks:
+        step.local_masks[T, S, window] = local_mask(T, S, step.valid_BS, window, device)
+    return step.local_masks[T, S, window]
 
 
 def _join_masks(local: torch.Tensor | None, step: AskStep, mask_BM: torch.Tensor, T: int, S: int) -> torch.Tensor:
