@@ -17,10 +17,12 @@ from memspan.model.convert import LoadedModel
 from memspan.model.lower import LowerStates
 from memspan.model.memory_api import AskStep, LayerMemory
 from memspan.model.modeling import MSAForCausalLM
+from memspan.stages import StageClock
 from memspan.text.growing import GrowingText
 from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.template import Context
 from memspan.types import Retrieved
+
 
 @dataclass(slots=True)
 class Generated:
@@ -48,6 +50,7 @@ class Decoding:
         ids_B: every row's newest token.
         positions_B1: the newest tokens' positions.
         lookup: where one question's drafts come from; None in a batch.
+        clock: seconds of the prefill, and apart from it of routing and of fetching what was routed to.
 
     Raises:
         QuestionError: a context with its answer does not fit into the model's positions.
@@ -76,6 +79,7 @@ class Decoding:
         self._stop_ids = loaded.template.stop_ids | _end_ids(loaded.model)
         self._generators = [torch.Generator().manual_seed(sampling.seed) for _ in contexts]
         self._growing = [GrowingText(loaded.template) for _ in contexts]
+        self.clock = StageClock()
         self.ids_B: list[int] = []
         self.positions_B1 = self._packed.positions[:, -1:]
         self._valid_BS = self._packed.padding_mask
@@ -97,7 +101,9 @@ class Decoding:
 
     def begin(self) -> None:
         """Run the contexts, and pick every row's first token."""
-        self.take(prefill(self._model, self._packed, self._memory, self.retrieved, self.cache, self.lower))
+        with self.clock.stage("prefill"):
+            logits_BV = prefill(self._model, self._packed, self._memory, self.retrieved, self.cache, self.lower)
+        self.take(logits_BV)
 
     def take(self, logits_BV: torch.Tensor) -> None:
         """Pick every row's next token from the logits behind its newest one."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 # Tokens drafted at a time, at most: a forward over so many costs little more than one over one token (docs/LOG.md).
-MAX_DRAFT = 7
+MAX_DRAFT = 5
 # Tokens that must have stood before, longest first.
-_MATCHED = (3, 2)
+_MATCHED = (3, 2, 1)
 
 
 class PromptLookup:

@@ -82,9 +82,7 @@ def memspan_attention(
     return attend(query_BHTD, key_BGSD, value_BGSD, mask, scaling, dropout), None
 
 
-def _local_mask(
-    step: AskStep | None, T: int, S: int, window: int | None, device: torch.device
-) -> torch.Tensor | None:
+def _local_mask(step: AskStep | None, T: int, S: int, window: int | None, device: torch.device) -> torch.Tensor | None:
     """`local_mask`, made once for all layers of a step that are alike."""
     if step is None:
         return local_mask(T, S, None, window, device)

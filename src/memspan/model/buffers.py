@@ -66,7 +66,7 @@ class DecodeBuffers:
 
     def _mask(self, T: int, M: int, S: int, window: int | None, device: torch.device) -> Tensor | None:
         """Which of [memory ; local] each new token sees, `[1, 1, T, M+S]`; layers alike share one."""
-        if T == 1 and (window is None or S <= window):
+        if T == 1 and (window is None or window >= S):
             return None
         key = (T, M, S, window)
         if key not in self._masks:

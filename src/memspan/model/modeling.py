@@ -18,6 +18,7 @@ from memspan.model.attention import ATTENTION_NAME
 from memspan.model.fingerprint import fingerprint
 from memspan.model.lower import keep_lower
 from memspan.model.memory_api import AskStep, EncodeStep, Step
+from memspan.model.packed import reading_packed
 from memspan.model.router import SCORE_BIAS, RoutedAttention, add_router
 from memspan.ops.pooling import num_chunks, valid_chunks
 from memspan.ops.scoring import fold_keys
@@ -109,9 +110,10 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
                 memory = AskStep(valid_BS=attention_mask.bool())
         if isinstance(past_key_values, StaticCache):
             raise ValueError("memory attention reads caches that grow; use DynamicCache instead of a static cache")
-        return self.backbone(
-            input_ids=input_ids, position_ids=position_ids, past_key_values=past_key_values, memory=memory, **kwargs
-        )
+        with reading_packed(memory):
+            return self.backbone(
+                input_ids=input_ids, position_ids=position_ids, past_key_values=past_key_values, memory=memory, **kwargs
+            )
 
     def get_output_embeddings(self) -> nn.Module:
         return self.backbone.get_output_embeddings()
