@@ -8,7 +8,7 @@ import torch
 from transformers import AttentionInterface
 
 from memspan.errors import UnsupportedBackbone
-from memspan.model.memory_api import AskStep, EncodeStep, PooledLayer, Step
+from memspan.model.memory_api import AllRecorded, AskStep, EncodeStep, PooledLayer, Step
 from memspan.ops.attention import attend, local_mask, memory_mask, with_row_bias
 from memspan.ops.pooling import pool_chunks
 
@@ -50,6 +50,7 @@ def memspan_attention(
 
     Raises:
         UnsupportedBackbone: the decoder asks for something this function does not compute.
+        AllRecorded: the last layer that an encoding step keeps something of is recorded.
     """
     if kwargs.pop("is_causal", None) is False:
         raise UnsupportedBackbone(f"{type(module).__name__} asks for attention that is not causal")
@@ -66,6 +67,8 @@ def memspan_attention(
     T, S = query_BHTD.shape[2], key_BGSD.shape[2]
     if isinstance(memory, EncodeStep):
         _record(memory, module, key_BGSD, value_BGSD)
+        if getattr(module, "layer_idx", -1) == memory.last_layer and not torch.is_grad_enabled():
+            raise AllRecorded
         # Right padding needs no mask: causal attention never looks at it from a valid token.
         mask = local_mask(T, S, None, sliding_window, key_BGSD.device)
         return attend(query_BHTD, key_BGSD, value_BGSD, mask, scaling, dropout), None

@@ -37,12 +37,19 @@ class EncodeStep:
     Attributes:
         lengths_B: tokens per document.
         chunk_size: P.
+        last_layer: the last MSA layer: behind its K and V nothing is kept, so without gradients the forward ends there
+            (`AllRecorded`); None: it runs to its end.
         recorded: per MSA layer the pooled rows. Recording twice (gradient checkpointing) gives the same entry.
     """
 
     lengths_B: torch.Tensor
     chunk_size: int
+    last_layer: int | None = None
     recorded: dict[int, PooledLayer] = field(default_factory=dict)
+
+
+class AllRecorded(Exception):
+    """Ends an encoding forward: everything that is kept of the documents is recorded."""
 
 
 @dataclass(slots=True)
