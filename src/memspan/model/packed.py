@@ -94,11 +94,11 @@ def pack_weights(backbone: PreTrainedModel, packing: Packing) -> int:
             continue
         assert not isinstance(module, PackedLinear), "weights are packed once"
         fits = module.in_features % _GROUP == 0 and module.out_features % _INT4_ROWS == 0
-        layers = "int8" if module is head or not fits else packing
-        weight, scales = _int8(module.weight) if layers == "int8" else _int4(module.weight)
+        own = "int8" if module is head or not fits else packing
+        weight, scales = _int8(module.weight) if own == "int8" else _int4(module.weight)
         module.__class__ = _packed_class(type(module))
         assert isinstance(module, PackedLinear)
-        module.packing = layers
+        module.packing = own
         module.register_buffer("packed_weight", weight, persistent=False)
         module.register_buffer("packed_scales", scales.to(module.weight.dtype), persistent=False)
         num_bytes += weight.nbytes + module.packed_scales.nbytes
