@@ -26,6 +26,7 @@ docs: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/route.py
 
 clean:

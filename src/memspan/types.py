@@ -240,7 +240,8 @@ class Answer:
         selector: who chose them: router, lexical, hybrid or generate.
         finish_reason: "stop" (the model ended), "length" (max_new_tokens reached) or "stop_string".
         num_prompt_tokens, num_new_tokens: of the active context and of the answer.
-        timings: seconds by stage: select, prefill, decode. Stages of a batch are shared by its questions.
+        timings: seconds by stage: select, prefill, routing, fetch (of what was routed to), decode. Time to the first
+            token is what stands before decode. Stages of a batch are shared by its questions.
         rounds: what was looked up, and how, before the answer.
         routed: per MSA layer the documents whose latents the answer was written with.
     """

@@ -87,18 +87,26 @@ class Scripted:
             for question, turns in script.items()
         }
         self.seen: dict[int, torch.Tensor] = {}
+        self.last = 0
 
     def _turn(self, protocol: RoundProtocol, turn: str) -> tuple[int, ...]:
         return tuple(self.template.tokens(turn.replace("{", "{{").replace("}", "}}")))
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        ids, cache = options["input_ids"], options["past_key_values"]
+        ids, cache = options["input_ids"], options.get("past_key_values")
         out = self.model(*args, **options)
-        before = self.seen.get(id(cache)) if ids.shape[1] == 1 else None
-        self.seen[id(cache)] = seen = ids if before is None else torch.cat([before, ids], dim=1)
-        logits = torch.zeros(len(ids), 1, out.logits.shape[-1])
+        if cache is None:  # one question, decoded from buffers: a draft that was not taken is written over
+            first = int(options["position_ids"][0, 0]) - self.model.config.offset
+            self.seen[self.last] = seen = torch.cat([self.seen[self.last][:, :first], ids], dim=1)
+        else:
+            self.last = id(cache)
+            before = self.seen.get(id(cache)) if ids.shape[1] == 1 else None
+            self.seen[id(cache)] = seen = ids if before is None else torch.cat([before, ids], dim=1)
+        num_read = ids.shape[1] if cache is None else 1
+        logits = torch.zeros(len(ids), num_read, out.logits.shape[-1])
         for row, tokens in enumerate(seen.tolist()):
-            logits[row, 0, self._next(tokens)] = 1.0
+            for place in range(num_read):
+                logits[row, place, self._next(tokens[: len(tokens) - num_read + place + 1])] = 1.0
         return SimpleNamespace(logits=logits)
 
     def __getattr__(self, name: str) -> Any:

@@ -67,11 +67,22 @@ def test_length_batches_hold_every_index_once_within_the_limit_and_longest_first
     assert in_order == sorted(lengths, reverse=True)
 
 
-def test_length_batches_are_as_full_as_the_limit_allows() -> None:
-    lengths = torch.randint(1, 60, (83,)).tolist()
-    batches = list(length_batches(lengths, 100))
+@pytest.mark.parametrize("max_tokens", [100, 1000])
+def test_length_batches_are_as_full_as_the_limit_and_their_padding_allow(max_tokens: int) -> None:
+    lengths = torch.randint(1, 60, (300,)).tolist()
+    batches = list(length_batches(lengths, max_tokens))
     for batch, following in itertools.pairwise(batches):
-        assert (len(batch) + 1) * lengths[batch[0]] > 100, f"{following[0]} would have fitted"
+        own = sum(lengths[index] for index in batch)
+        padded = (len(batch) + 1) * lengths[batch[0]]
+        wasteful = 1 - (own + lengths[following[0]]) / padded > 0.05 and own >= max_tokens // 4
+        assert padded > max_tokens or wasteful, f"{following[0]} would have fitted"
+
+
+def test_length_batches_of_passages_waste_less_than_a_twentieth() -> None:
+    lengths = (120 * torch.empty(192).log_normal_(0.0, 0.5)).clamp(8, 512).int().tolist()
+    batches = list(length_batches(lengths, 2048))
+    assert padding_share(lengths, batches) < 0.05
+    assert len(batches) < 1.6 * sum(lengths) / 2048, "and are not many small ones"
 
 
 def test_no_sequences_make_no_batches() -> None:

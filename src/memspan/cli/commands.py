@@ -44,9 +44,10 @@ class ModelChoice:
     adapter: str | None
     dtype: str | None
     device: str | None
+    weights: str | None = None
 
     def load(self) -> LoadedModel:
-        return load(self.path, adapter=self.adapter, dtype=self.dtype, device=self.device)
+        return load(self.path, adapter=self.adapter, dtype=self.dtype, device=self.device, weights=self.weights)
 
     def open(self, bank: Path, namespace: str = DEFAULT_NAMESPACE, create: bool = False) -> Memory:
         """The bank with this model; `create` makes an empty one where there is none."""
@@ -58,6 +59,7 @@ class ModelChoice:
             create=create,
             dtype=self.dtype,
             device=self.device,
+            weights=self.weights,
         )
 
 

@@ -147,7 +147,7 @@ def _read(memory: Memory, question: Question, given: Answer, batch: int) -> tupl
         finish_reason=given.finish_reason,
         num_prompt_tokens=given.num_prompt_tokens,
         num_new_tokens=given.num_new_tokens,
-        prefill=given.timings["prefill"] / batch,
+        prefill=sum(given.timings[stage] for stage in ("prefill", "routing", "fetch")) / batch,
         decode=given.timings["decode"] / batch,
     )
     return ranking, answered

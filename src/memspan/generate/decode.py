@@ -10,16 +10,18 @@ from transformers import DynamicCache
 
 from memspan.errors import QuestionError
 from memspan.generate.constrain import Guide
+from memspan.generate.lookup import PromptLookup
 from memspan.generate.sampling import Sampling, StopStrings, pick_token
+from memspan.model.buffers import DecodeBuffers
 from memspan.model.convert import LoadedModel
 from memspan.model.lower import LowerStates
 from memspan.model.memory_api import AskStep, LayerMemory
 from memspan.model.modeling import MSAForCausalLM
+from memspan.stages import StageClock
+from memspan.text.growing import GrowingText
 from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.template import Context
 from memspan.types import Retrieved
-
-_INCOMPLETE = "\ufffd"  # what a tokenizer shows for half a character
 
 
 @dataclass(slots=True)
@@ -32,7 +34,10 @@ class Generated:
 
 
 class Decoding:
-    """A batch of contexts on its way to answers: one prefill, which routes, then a token per step, which does not.
+    """A batch of contexts on its way to answers: one prefill, which routes, then steps, which do not.
+
+    A step of several questions is a token of each. One question alone decodes from `DecodeBuffers`, and a step of it is
+    a token and what `PromptLookup` drafts behind it.
 
     Args:
         guides: per context what may be written, and when it is complete; None: the model decides both.
@@ -42,6 +47,10 @@ class Decoding:
         rows: the answers, in the order of the contexts.
         retrieved: per MSA layer what the prefill routed to.
         cache, lower: as given, filled by the prefill.
+        ids_B: every row's newest token.
+        positions_B1: the newest tokens' positions.
+        lookup: where one question's drafts come from; None in a batch.
+        clock: seconds of the prefill, and apart from it of routing and of fetching what was routed to.
 
     Raises:
         QuestionError: a context with its answer does not fit into the model's positions.
@@ -69,46 +78,97 @@ class Decoding:
         self.lower = lower
         self._stop_ids = loaded.template.stop_ids | _end_ids(loaded.model)
         self._generators = [torch.Generator().manual_seed(sampling.seed) for _ in contexts]
+        self._growing = [GrowingText(loaded.template) for _ in contexts]
+        self.clock = StageClock()
+        self.ids_B: list[int] = []
+        self.positions_B1 = self._packed.positions[:, -1:]
+        self._valid_BS = self._packed.padding_mask
+        self.lookup = PromptLookup(contexts[0].ids) if len(contexts) == 1 else None
+
+    @property
+    def finished(self) -> bool:
+        return all(row.finish_reason for row in self.rows)
 
     def run(self) -> Iterator[None]:
         """Yield after the prefill's and after every further token, until every row has finished."""
-        logits_BV = prefill(self._model, self._packed, self._memory, self.retrieved, self.cache, self.lower)
-        positions_B1 = self._packed.positions[:, -1:]
-        valid_BS = self._packed.padding_mask
-        while True:
-            ids_B = self._advance(logits_BV)
+        self.begin()
+        yield
+        if self.lookup is not None and not self.finished:
+            yield from self._run_alone(self.lookup)
+        while not self.finished:
+            self._step()
             yield
-            if all(row.finish_reason for row in self.rows):
-                return
-            positions_B1 = positions_B1 + 1
-            if valid_BS is not None:
-                valid_BS = torch.cat([valid_BS, valid_BS.new_ones(len(valid_BS), 1)], dim=1)
-            logits_BV = self._step(ids_B, positions_B1, valid_BS)
+
+    def begin(self) -> None:
+        """Run the contexts, and pick every row's first token."""
+        with self.clock.stage("prefill"):
+            logits_BV = prefill(self._model, self._packed, self._memory, self.retrieved, self.cache, self.lower)
+        self.take(logits_BV)
+
+    def take(self, logits_BV: torch.Tensor) -> None:
+        """Pick every row's next token from the logits behind its newest one."""
+        self.ids_B = self._advance(logits_BV)
+        self.positions_B1 = self.positions_B1 + 1
+
+    def _run_alone(self, lookup: PromptLookup) -> Iterator[None]:
+        """The further tokens of a single question."""
+        (row,) = self.rows
+        buffers = DecodeBuffers(self.cache, self.retrieved)
+        lookup.extend(self.ids_B)
+        while True:
+            draft = lookup.draft(self._sampling.max_new_tokens - len(row.ids) - 1)
+            num_accepted = 0
+            for logits_V in self._step_alone(draft, buffers):
+                self.take(logits_V[None])
+                lookup.extend(self.ids_B)
+                yield
+                if self.finished:
+                    return
+                if num_accepted == len(draft) or row.ids[-1] != draft[num_accepted]:
+                    break
+                num_accepted += 1
+            buffers.drop(len(draft) - num_accepted)
+            lookup.accepted(num_accepted, len(draft))
 
     @torch.inference_mode()
-    def _step(self, ids_B: list[int], positions_B1: torch.Tensor, valid_BS: torch.Tensor | None) -> torch.Tensor:
-        step = AskStep(valid_BS=valid_BS, memory=self._memory, retrieved=self.retrieved)
+    def _step_alone(self, draft: Sequence[int], buffers: DecodeBuffers) -> torch.Tensor:
+        """Run a question's newest token and a draft behind it: the logits behind each, `[T, V]`."""
+        positions_B1 = self.positions_B1
         out = self._model(
-            input_ids=torch.tensor(ids_B, device=positions_B1.device)[:, None],
-            position_ids=positions_B1,
+            input_ids=torch.tensor([[*self.ids_B, *draft]], device=positions_B1.device),
+            position_ids=positions_B1 + torch.arange(1 + len(draft), device=positions_B1.device),
+            use_cache=False,
+            memory=AskStep(buffers=buffers),
+        )
+        return out.logits[0]
+
+    @torch.inference_mode()
+    def _step(self) -> None:
+        """Run the newest tokens."""
+        valid_BS = self._valid_BS
+        if valid_BS is not None:
+            valid_BS = self._valid_BS = torch.cat([valid_BS, valid_BS.new_ones(len(valid_BS), 1)], dim=1)
+        out = self._model(
+            input_ids=torch.tensor(self.ids_B, device=self.positions_B1.device)[:, None],
+            position_ids=self.positions_B1,
             past_key_values=self.cache,
             use_cache=True,
-            memory=step,
+            memory=AskStep(valid_BS=valid_BS, memory=self._memory, retrieved=self.retrieved),
         )
-        return out.logits[:, -1]
+        self.take(out.logits[:, -1])
 
     def _advance(self, logits_BV: torch.Tensor) -> list[int]:
         """Pick every unfinished row's next token; finished rows go on with a token nobody reads."""
         ids = []
-        states = zip(self.rows, logits_BV, self._generators, self._guides, strict=True)
-        for row, logits_V, generator, guide in states:
+        states = zip(self.rows, logits_BV, self._generators, self._guides, self._growing, strict=True)
+        for row, logits_V, generator, guide, growing in states:
             if row.finish_reason is None:
                 logits_V = guide.mask(logits_V, row.ids) if guide else logits_V
-                self._accept(row, pick_token(logits_V, self._sampling, generator), guide)
+                self._accept(row, pick_token(logits_V, self._sampling, generator), guide, growing)
             ids.append(row.ids[-1] if row.ids else 0)
         return ids
 
-    def _accept(self, row: Generated, token: int, guide: Guide | None) -> None:
+    def _accept(self, row: Generated, token: int, guide: Guide | None, growing: GrowingText) -> None:
         row.ids.append(token)
         if guide and guide.finished(row.ids):
             row.finish_reason = "complete"
@@ -117,9 +177,9 @@ class Decoding:
         elif len(row.ids) == self._sampling.max_new_tokens:
             row.finish_reason = "length"
         written = row.ids[:-1] if row.finish_reason == "stop" else row.ids
-        text = self._template.text(written)
         final = row.finish_reason is not None
-        if text.endswith(_INCOMPLETE) and not final:
+        text = self._template.text(written) if final else growing.read(written)
+        if text is None:
             return
         row.text, stopped = self._stops.cut(text, final)
         if stopped:

@@ -194,7 +194,7 @@ class Interleave:
                     shown[place] = len(row.text)
         timings = {
             "select": selected_at - started,
-            "prefill": prefilled_at - selected_at,
+            **{stage: decoding.clock.seconds.get(stage, 0.0) for stage in ("prefill", "routing", "fetch")},
             "decode": time.perf_counter() - prefilled_at,
         }
         for place, one in enumerate(asked):

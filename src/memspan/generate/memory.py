@@ -117,6 +117,7 @@ class Memory:
         snapshot: bool = False,
         dtype: str | None = None,
         device: str | None = None,
+        weights: str | None = None,
     ) -> Memory:
         """Open a bank with its model.
 
@@ -128,14 +129,14 @@ class Memory:
             namespace: whose documents are asked and changed; no others can be reached.
             create: make an empty bank where there is none.
             snapshot: see the bank as it is now until `refresh` or `close`.
-            dtype, device: see `memspan.model.convert.load`.
+            dtype, device, weights: see `memspan.model.convert.load`.
         """
         check_namespace(namespace)
         if not create or MemoryBank.exists(bank):
             opened = MemoryBank.open(bank)  # before the model, which takes longer to load
-            loaded = load(model, adapter=adapter, dtype=dtype, device=device)
+            loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
         else:
-            loaded = load(model, adapter=adapter, dtype=dtype, device=device)
+            loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
             opened = MemoryBank.create(bank, manifest_of(loaded))
         return cls(opened, loaded, namespace=namespace, snapshot=snapshot)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AttentionInterface
 
 from memspan.errors import UnsupportedBackbone
-from memspan.model.memory_api import AskStep, EncodeStep, PooledLayer, Step
+from memspan.model.memory_api import AllRecorded, AskStep, EncodeStep, PooledLayer, Step
 from memspan.ops.attention import attend, local_mask, memory_mask, with_row_bias
 from memspan.ops.pooling import pool_chunks
 
@@ -50,6 +50,7 @@ def memspan_attention(
 
     Raises:
         UnsupportedBackbone: the decoder asks for something this function does not compute.
+        AllRecorded: the last layer that an encoding step keeps something of is recorded.
     """
     if kwargs.pop("is_causal", None) is False:
         raise UnsupportedBackbone(f"{type(module).__name__} asks for attention that is not causal")
@@ -59,25 +60,38 @@ def memspan_attention(
             f"{type(module).__name__} passes {', '.join(unknown) or 'its own attention mask'} to its attention, which "
             "memory attention does not compute: its answers would be silently wrong"
         )
+    score_bias = getattr(module, "router_score_bias", None)
+    if isinstance(memory, AskStep) and memory.buffers is not None:
+        given = query_BHTD, key_BGSD, value_BGSD, scaling, sliding_window, score_bias
+        return memory.buffers.attend(cast(int, module.layer_idx), *given), None
     T, S = query_BHTD.shape[2], key_BGSD.shape[2]
     if isinstance(memory, EncodeStep):
         _record(memory, module, key_BGSD, value_BGSD)
+        if getattr(module, "layer_idx", -1) == memory.last_layer and not torch.is_grad_enabled():
+            raise AllRecorded
         # Right padding needs no mask: causal attention never looks at it from a valid token.
         mask = local_mask(T, S, None, sliding_window, key_BGSD.device)
         return attend(query_BHTD, key_BGSD, value_BGSD, mask, scaling, dropout), None
 
-    valid_BS = memory.valid_BS if memory else None
-    mask = local_mask(T, S, valid_BS, sliding_window, key_BGSD.device)
+    mask = _local_mask(memory, T, S, sliding_window, key_BGSD.device)
     retrieved = memory.retrieved.get(getattr(module, "layer_idx", -1)) if memory else None
     if memory is not None and retrieved is not None and retrieved.mask_BM.shape[1]:
         mask = _join_masks(mask, memory, retrieved.mask_BM, T, S)
-        score_bias = getattr(module, "router_score_bias", None)
         if score_bias is not None:
             assert retrieved.row_scores_BM is not None, "a layer with a score bias needs a memory that tells row scores"
             mask = with_row_bias(mask, (score_bias * retrieved.row_scores_BM).to(query_BHTD.dtype))
         key_BGSD = torch.cat([retrieved.keys_BGMD.to(key_BGSD.dtype), key_BGSD], dim=2)
         value_BGSD = torch.cat([retrieved.values_BGMD.to(value_BGSD.dtype), value_BGSD], dim=2)
     return attend(query_BHTD, key_BGSD, value_BGSD, mask, scaling, dropout), None
+
+
+def _local_mask(step: AskStep | None, T: int, S: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """`local_mask`, made once for all layers of a step that are alike."""
+    if step is None:
+        return local_mask(T, S, None, window, device)
+    if (T, S, window) not in step.local_masks:
+        step.local_masks[T, S, window] = local_mask(T, S, step.valid_BS, window, device)
+    return step.local_masks[T, S, window]
 
 
 def _join_masks(local: torch.Tensor | None, step: AskStep, mask_BM: torch.Tensor, T: int, S: int) -> torch.Tensor:

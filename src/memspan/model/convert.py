@@ -24,6 +24,7 @@ from memspan.errors import CheckpointError
 from memspan.model.adapter import adapter_layers, apply_adapter
 from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, first_line, load_backbone
 from memspan.model.modeling import MSAForCausalLM, is_router
+from memspan.model.packed import check_packing, pack_weights
 from memspan.model.probe import probe
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
 from memspan.model.runtime import pick_device, pick_dtype
@@ -193,6 +194,7 @@ def load(
     adapter: str | Path | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    weights: str | None = None,
 ) -> LoadedModel:
     """Load an MSA checkpoint for use.
 
@@ -203,6 +205,7 @@ def load(
             says which layers route, whatever the checkpoint's own are.
         dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
+        weights: "int8" or "int4": decoding reads packed weights (see `memspan.model.packed`); CPU only.
 
     Raises:
         CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone.
@@ -239,6 +242,8 @@ def load(
         apply_adapter(model, adapter)
     template = PromptTemplate(model.config.template_spec, tokenizer)
     torch.nn.Module.to(model, target)
+    if weights is not None:
+        pack_weights(model.backbone, check_packing(weights))
     return LoadedModel(model.eval(), template, folder)
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from memspan.model.buffers import DecodeBuffers
 from memspan.model.lower import LowerStates
 from memspan.types import Retrieved
 
@@ -36,12 +37,19 @@ class EncodeStep:
     Attributes:
         lengths_B: tokens per document.
         chunk_size: P.
+        last_layer: the last MSA layer: behind its K and V nothing is kept, so without gradients the forward ends there
+            (`AllRecorded`); None: it runs to its end.
         recorded: per MSA layer the pooled rows. Recording twice (gradient checkpointing) gives the same entry.
     """
 
     lengths_B: torch.Tensor
     chunk_size: int
+    last_layer: int | None = None
     recorded: dict[int, PooledLayer] = field(default_factory=dict)
+
+
+class AllRecorded(Exception):
+    """Ends an encoding forward: everything that is kept of the documents is recorded."""
 
 
 @dataclass(slots=True)
@@ -72,6 +80,8 @@ class AskStep:
             layer, so asking must have no other effect); None: there is no memory.
         retrieved: per MSA layer what was selected; shared by all steps of a round, so decoding never re-routes.
         lower: what the layers below the first MSA layer need not compute again; None: they run for every new token.
+        local_masks: per (T, S, sliding window) which local tokens are seen, made by the first layer that asks.
+        buffers: K and V of one question that is decoded, in the place of a cache, of `retrieved` and of `valid_BS`.
     """
 
     valid_BS: torch.Tensor | None = None
@@ -80,6 +90,8 @@ class AskStep:
     memory: LayerMemory | None = None
     retrieved: dict[int, Retrieved] = field(default_factory=dict)
     lower: LowerStates | None = None
+    local_masks: dict[tuple[int, int, int | None], torch.Tensor | None] = field(default_factory=dict)
+    buffers: DecodeBuffers | None = None
 
 
 Step = EncodeStep | AskStep

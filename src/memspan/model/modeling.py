@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,8 @@ from memspan.errors import UnsupportedBackbone
 from memspan.model.attention import ATTENTION_NAME
 from memspan.model.fingerprint import fingerprint
 from memspan.model.lower import keep_lower
-from memspan.model.memory_api import AskStep, EncodeStep, Step
+from memspan.model.memory_api import AllRecorded, AskStep, EncodeStep, Step
+from memspan.model.packed import reading_packed
 from memspan.model.router import SCORE_BIAS, RoutedAttention, add_router
 from memspan.ops.pooling import num_chunks, valid_chunks
 from memspan.ops.scoring import fold_keys
@@ -109,9 +111,10 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
                 memory = AskStep(valid_BS=attention_mask.bool())
         if isinstance(past_key_values, StaticCache):
             raise ValueError("memory attention reads caches that grow; use DynamicCache instead of a static cache")
-        return self.backbone(
-            input_ids=input_ids, position_ids=position_ids, past_key_values=past_key_values, memory=memory, **kwargs
-        )
+        with reading_packed(memory):
+            return self.backbone(
+                input_ids=input_ids, position_ids=position_ids, past_key_values=past_key_values, memory=memory, **kwargs
+            )
 
     def get_output_embeddings(self) -> nn.Module:
         return self.backbone.get_output_embeddings()
@@ -144,10 +147,12 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         ids_BT = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
         for row, ids in zip(ids_BT, documents, strict=True):
             row[: len(ids)] = torch.as_tensor(ids)
-        step = EncodeStep(torch.tensor(lengths, device=device), self.config.chunk_size)
+        lengths_B = torch.tensor(lengths, device=device)
+        step = EncodeStep(lengths_B, self.config.chunk_size, last_layer=self.config.layers[-1])
         # The decoder without its language-model head: nothing but the recorded rows is wanted.
         decoder = cast(PreTrainedModel, self.backbone.base_model)
-        decoder(input_ids=ids_BT.to(device), memory=step, use_cache=False)
+        with contextlib.suppress(AllRecorded):
+            decoder(input_ids=ids_BT.to(device), memory=step, use_cache=False)
         return step
 
     def _gather(self, step: EncodeStep) -> EncodedDocuments:

@@ -17,6 +17,7 @@ from torch import nn
 from memspan.model.attention import record_router_key
 from memspan.model.memory_api import AskStep, EncodeStep
 from memspan.ops.pooling import pool_chunks
+from memspan.stages import stage
 
 SCORE_BIAS = "router_score_bias"
 
@@ -51,7 +52,8 @@ class RoutedAttention(nn.Module):
             record_router_key(step, self.layer_idx, pooled_BCF, self.router_key(pooled_BCF))
         elif step.memory is not None and step.routes_BT is not None:
             query_BTHD = project(self.router_q_proj, hidden_BTF).unflatten(-1, (num_heads, head_dim))
-            step.retrieved[self.layer_idx] = step.memory.route(self.layer_idx, query_BTHD, step.routes_BT)
+            with stage("routing"):
+                step.retrieved[self.layer_idx] = step.memory.route(self.layer_idx, query_BTHD, step.routes_BT)
 
     def router_key(self, pooled_CF: torch.Tensor) -> torch.Tensor:
         """Routing keys `[..., G, D]` of pooled layer inputs `[..., F]`."""

@@ -9,6 +9,8 @@ import torch
 
 from memspan.text.template import Context
 
+_MOST_PADDING = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class PackedContexts:
@@ -67,15 +69,20 @@ def pack_contexts(contexts: Sequence[Context], position_offset: int) -> PackedCo
 def length_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Indices grouped into batches of like length, longest first, at most `max_tokens` padded tokens a batch.
 
-    A sequence longer than `max_tokens` is a batch of its own.
+    A batch ends early where more than a twentieth of it would be padding, once it has a quarter of `max_tokens` of its
+    own. A sequence longer than `max_tokens` is a batch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batch: list[int] = []
+    own = 0
     for index in order:
-        if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
+        padded = (len(batch) + 1) * lengths[batch[0]] if batch else 0
+        wasteful = padded - own - lengths[index] > _MOST_PADDING * padded
+        if padded > max_tokens or (wasteful and own >= max_tokens // 4):
             yield batch
-            batch = []
+            batch, own = [], 0
         batch.append(index)
+        own += lengths[index]
     if batch:
         yield batch
 

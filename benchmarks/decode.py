@@ -1,0 +1,276 @@
+"""Decoding speed: answers over injected documents, against the backbone's own cached `generate`, in one run.
+
+    python benchmarks/decode.py [--model DIR] [--bank DIR] [--questions 8] [--tokens 64] [--json FILE]
+
+Every question of `examples/` is answered from the documents that full-text search finds in `examples/notes`, whose text
+stands before it; all rows get the same tokens (so the same local length), weights and number format, question by
+question in turn. memspan's rows also attend to the memory the prefill routed to. What is timed is the time from the
+first token to the last, by the wall and by the process's own clock; greedy, to the answer's own end.
+
+    backbone       `generate` of transformers with its standard (SDPA) attention and cache
+    plain          memspan, a token a step
+    lookup         memspan as it is: drafts copied from the context (prompt lookup), checked in one step
+    int8, int4     plain, with packed weights; +lookup: both
+    llama.cpp      where `xllamacpp` is installed and the backbone is the embedded one: its own Q4_1 file
+
+Loss: tokens of the notes, read through decoding steps: perplexity, and how often the best next token is that of the
+unpacked weights. For answers: the share that is equal, token by token, to `plain`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib.util
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.generation.streamers import BaseStreamer
+
+from memspan import Document, Memory, MemoryBank, Sampling
+from memspan.bank.encode import manifest_of
+from memspan.bank.scope import Scope
+from memspan.generate.context import fitted_context, room_for
+from memspan.generate.decode import Decoding, prefill
+from memspan.generate.finder import Finder
+from memspan.generate.lookup import PromptLookup
+from memspan.model.backbones import default_gguf
+from memspan.model.buffers import DecodeBuffers
+from memspan.model.convert import LoadedModel, load
+from memspan.model.memory_api import AskStep, LayerMemory
+from memspan.model.packed import Packing, pack_weights
+from memspan.text.corpus import read_paths
+from memspan.text.packing import pack_contexts
+from memspan.text.template import Context
+from memspan.types import Retrieved, Span
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+DOCUMENTS = 3
+# Tokens a step of the loss's measurement reads; no more than packed products take.
+STEP = 6
+
+
+@dataclass(slots=True)
+class Row:
+    """One way to decode: per question its tokens, and the seconds behind the first one (wall, process)."""
+
+    ids: list[list[int]] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    lookups: list[PromptLookup] = field(default_factory=list)
+
+    def add(self, times: Sequence[tuple[float, float]], ids: list[int]) -> None:
+        self.ids.append(ids)
+        self.wall.append(times[-1][0] - times[0][0])
+        self.cpu.append(times[-1][1] - times[0][1])
+
+    def per_second(self, seconds: Sequence[float]) -> float:
+        """Median over the questions of tokens per second."""
+        rates = [(len(ids) - 1) / s for ids, s in zip(self.ids, seconds, strict=True) if len(ids) > 1]
+        return statistics.median(rates)
+
+
+class Clock(BaseStreamer):
+    """Notes the time of every token that `generate` hands out."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[float, float]] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(now())
+
+    def end(self) -> None:
+        pass
+
+
+def now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def run_backbone(backbone: Any, context: Context, tokens: int, stops: Sequence[int], row: Row) -> None:
+    clock = Clock()
+    ids = torch.tensor([context.ids])
+    options = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": list(stops), "pad_token_id": 0}
+    out = backbone.generate(ids, attention_mask=torch.ones_like(ids), streamer=clock, **options)
+    row.add(clock.times[1:], out[0, ids.shape[1] :].tolist())  # the first is the prompt's
+
+
+def run_memspan(
+    loaded: LoadedModel, context: Context, memory: LayerMemory, tokens: int, row: Row, *, lookup: bool
+) -> None:
+    decoding = Decoding(loaded, [context], memory, Sampling(max_new_tokens=tokens))
+    if not lookup:
+        decoding.lookup = PromptLookup((), max_draft=0)
+    times = [now() for _ in decoding.run()]
+    assert decoding.lookup is not None
+    row.lookups.append(decoding.lookup)
+    row.add(times, decoding.rows[0].ids)
+
+
+def llama_runner() -> Callable[[str, int, Row], None]:
+    """Runs a prompt through llama.cpp."""
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(default_gguf())
+    parameters.n_ctx, parameters.n_parallel = 2048, 1
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = torch.get_num_threads()
+    parameters.warmup = True
+    server = xllamacpp.Server(parameters)
+
+    def run(prompt: str, tokens: int, row: Row) -> None:
+        request = {"prompt": prompt, "n_predict": tokens, "temperature": 0.0, "cache_prompt": False}
+        answer = server.handle_completions({**request, "stop": ["<|im_end|>"]})
+        timings = answer["timings"]
+        row.ids.append([0] * (timings["predicted_n"] + 1))
+        row.wall.append(timings["predicted_ms"] / 1000)
+
+    return run
+
+
+@torch.inference_mode()
+def step_logits(loaded: LoadedModel, ids: Sequence[int]) -> torch.Tensor:
+    """Logits behind every token from the `STEP`-th on, read in decoding steps of `STEP` tokens, `[T, V]` float32."""
+    packed = pack_contexts([Context(tuple(ids[:STEP]), Span(0, STEP))], 0)
+    retrieved: dict[int, Retrieved] = {}
+    cache = DynamicCache(config=loaded.model.config.text_config)
+    logits = [prefill(loaded.model, packed, None, retrieved, cache).float()]
+    buffers = DecodeBuffers(cache, retrieved)
+    for begin in range(STEP, len(ids), STEP):
+        new = torch.tensor([ids[begin : begin + STEP]])
+        places = torch.arange(begin, begin + new.shape[1])[None]
+        out = loaded.model(input_ids=new, position_ids=places, use_cache=False, memory=AskStep(buffers=buffers))
+        buffers.drop(0)
+        logits.append(out.logits[0].float())
+    return torch.cat(logits)[:-1]
+
+
+def loss(loaded: LoadedModel, texts: Sequence[list[int]], best: list[torch.Tensor] | None) -> dict[str, Any]:
+    """Perplexity of texts, and the share of places where the best next token is that of `best` (filled when empty)."""
+    total, count, same = 0.0, 0, 0
+    best = [] if best is None else best
+    filling = not best
+    for place, ids in enumerate(texts):
+        logits_TV = step_logits(loaded, ids)
+        target_T = torch.tensor(ids[STEP:])
+        total += float(torch.nn.functional.cross_entropy(logits_TV, target_T, reduction="sum"))
+        count += len(target_T)
+        if filling:
+            best.append(logits_TV.argmax(-1))
+        same += int((logits_TV.argmax(-1) == best[place]).sum())
+    return {"perplexity": round(math.exp(total / count), 3), "same_best_token": round(same / count, 4), "tokens": count}
+
+
+def equal_prefix(ids: Sequence[int], plain: Sequence[int]) -> int:
+    pairs = zip(ids, plain, strict=False)
+    return next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(ids), len(plain)))
+
+
+@contextlib.contextmanager
+def opened(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Memory]:
+    """The notes of the examples in a bank, made anew where none is given."""
+    with contextlib.ExitStack() as stack:
+        folder = options.bank or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "bank"
+        manifest = manifest_of(loaded)
+        bank = MemoryBank.open(folder) if MemoryBank.exists(folder) else MemoryBank.create(folder, manifest)
+        memory = stack.enter_context(Memory(bank, loaded))
+        memory.add(item for item in read_paths([EXAMPLES / "notes"]) if isinstance(item, Document))
+        yield memory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="MSA checkpoint; default: SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--bank", type=Path, help="bank of the notes; made where it is missing. Default: a temporary one"
+    )
+    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
+    parser.add_argument("--texts", type=int, default=4, help="notes whose tokens measure the loss")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+
+    loaded = load(options.model, device="cpu")
+    models = {"": loaded}
+    packings: tuple[Packing, ...] = ("int8", "int4")
+    for packing in packings:
+        models[packing] = load(options.model, device="cpu")
+        pack_weights(models[packing].model.backbone, packing)
+    backbone: Any = AutoModelForCausalLM.from_config(
+        copy.deepcopy(loaded.model.config.backbone_config), attn_implementation="sdpa", dtype=loaded.model.dtype
+    )
+    backbone.load_state_dict(dict(loaded.model.named_backbone_weights()), strict=False)
+    backbone.eval()
+    llama = None
+    if importlib.util.find_spec("xllamacpp") is not None and options.model is None:
+        llama = llama_runner()
+
+    rows: dict[str, Row] = {"backbone": Row()}
+    rows |= {name: Row() for name in ("plain", "lookup", "int8", "int8+lookup", "int4", "int4+lookup")}
+    rows |= {"llama.cpp": Row()} if llama else {}
+    stops = sorted(loaded.template.stop_ids)
+    with opened(options, loaded) as memory, memory.bank.snapshot(memory.namespace) as snapshot:
+        finder = Finder(loaded, snapshot, Scope.parse(None, None))
+        lines = (EXAMPLES / "questions.jsonl").read_text(encoding="utf-8").splitlines()[: options.questions]
+        for line in lines:
+            question = json.loads(line)["question"]
+            found = memory.search(question, selector="lexical", limit=DOCUMENTS)
+            context = fitted_context(loaded, question, found, room_for(loaded, options.tokens, None)).context
+            run_backbone(backbone, context, options.tokens, stops, rows["backbone"])
+            for packing, model in models.items():
+                for name, lookup in ((packing or "plain", False), (f"{packing}+lookup".lstrip("+"), True)):
+                    layer_memory = finder.layer_memory()
+                    run_memspan(model, context, layer_memory, options.tokens, rows[name], lookup=lookup)
+            if llama:
+                prompt = loaded.template.tokenizer.decode(list(context.ids))
+                llama(str(prompt), options.tokens, rows["llama.cpp"])
+        texts = [list(loaded.template.document(1, item.text))[:256] for item in notes(options.texts)]
+    best: list[torch.Tensor] = []
+    losses = {name or "unpacked": loss(model, texts, best) for name, model in models.items()}
+
+    plain, base = rows["plain"], rows["backbone"]
+    figures: dict[str, Any] = {
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "rows": {},
+        "loss": losses,
+    }
+    for name, row in rows.items():
+        rate = row.per_second(row.wall)
+        told: dict[str, Any] = {
+            "tokens_per_second": round(rate, 1),
+            "over_backbone": round(rate / base.per_second(base.wall), 2),
+            "tokens": sum(map(len, row.ids)),
+        }
+        if name != "llama.cpp":  # it tells neither its tokens nor the process's seconds behind the first one
+            cpu_rate = row.per_second(row.cpu)
+            told["tokens_per_cpu_second"] = round(cpu_rate, 1)
+            told["over_backbone_cpu"] = round(cpu_rate / base.per_second(base.cpu), 2)
+            told["answers_as_plain"] = sum(ids == other for ids, other in zip(row.ids, plain.ids, strict=True))
+            equal = sum(map(equal_prefix, row.ids, plain.ids))
+            told["equal_leading_tokens"] = round(equal / sum(map(len, plain.ids)), 3)
+        if drafted := sum(lookup.num_drafted for lookup in row.lookups):
+            told["drafts_accepted"] = round(sum(lookup.num_accepted for lookup in row.lookups) / drafted, 3)
+        figures["rows"][name] = told
+    print(json.dumps(figures, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def notes(count: int) -> list[Document]:
+    found = [item for item in read_paths([EXAMPLES / "notes"]) if isinstance(item, Document)]
+    return found[:: max(1, len(found) // count)][:count]
+
+
+if __name__ == "__main__":
+    main()
