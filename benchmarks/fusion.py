@@ -29,9 +29,9 @@ from memspan.model.memory_api import AskStep, EncodeStep
 from memspan.model.modeling import routed_modules
 from memspan.ops.pooling import pool_chunks
 from memspan.ops.scoring import chunk_scores, document_scores, fold_keys, fold_queries, routing_queries
-from memspan.routing.local import Candidates
 from memspan.routing.ranking import Ranked, rank_documents
 from memspan.routing.selector import fuse
+from memspan.routing.source import Candidates
 from memspan.text.packing import length_batches, pack_contexts
 from memspan.text.template import encoded_text
 

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from memspan.bank.manifest import LATENT_DTYPE, Manifest
 from memspan.errors import BankError
 from memspan.model.fingerprint import file_sha256
+from memspan.ops.coarse import CoarseKeys, quantize_keys
 from memspan.types import EncodedDocuments
 
 KEYS_SUFFIX = ".keys.safetensors"
@@ -167,6 +168,7 @@ class SegmentReader:
         contents = _open(self._content_path, files.content_bytes, dict.fromkeys(names, (files.rows, 2, G, D)))
         self._contents = [contents[name] for name in names]
         self._checked: set[int] = set()
+        self._coarse: dict[int, CoarseKeys] = {}
 
     @property
     def keys_bytes(self) -> int:
@@ -181,6 +183,17 @@ class SegmentReader:
                 raise _damaged(self._keys_path, f"the routing keys of layer {layer}")
             self._checked.add(place)
         return self._keys[place]
+
+    def router_rows(self, layer: int, document: int) -> torch.Tensor:
+        """Routing keys of a document (its index in `documents_N4`) in an MSA layer, `[rows, W]`."""
+        _, first_row, rows, _ = self.documents_N4[document].tolist()
+        return self.router_keys(layer)[first_row : first_row + rows]
+
+    def coarse_keys(self, layer: int) -> CoarseKeys:
+        """Routing keys of all rows in an MSA layer in 8 bits; made when a layer is first asked for."""
+        if layer not in self._coarse:
+            self._coarse[layer] = quantize_keys(self.router_keys(layer))
+        return self._coarse[layer]
 
     def content(self, layer: int, document: int) -> torch.Tensor:
         """K and V of a document (its index in `documents_N4`) in an MSA layer, `[rows, 2, G, D]`."""

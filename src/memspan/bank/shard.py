@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 
+from memspan.bank.segment import SegmentReader
+from memspan.ops.coarse import CoarseKeys, join_keys, quantize_keys
 from memspan.types import EncodedDocuments
 
 # Segments whose keys take less are scored together, from a copy in memory of at most so many bytes.
@@ -24,7 +26,8 @@ class Reader(Protocol):
     def documents_N4(self) -> torch.Tensor: ...
     @property
     def keys_bytes(self) -> int: ...
-    def router_keys(self, layer: int) -> torch.Tensor: ...
+    def coarse_keys(self, layer: int) -> CoarseKeys: ...
+    def router_rows(self, layer: int, document: int) -> torch.Tensor: ...
     def content(self, layer: int, document: int) -> torch.Tensor: ...
     def latents(self, document: int) -> EncodedDocuments: ...
 
@@ -76,18 +79,11 @@ class Shard:
         places_N = torch.searchsorted(sorted_ids_K, self.ids_N).clamp_(max=len(sorted_ids_K) - 1)
         return sorted_ids_K[places_N] == self.ids_N
 
-    def rows_of(self, documents_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows of some documents (by their indices), one document after the other; and whose each is (0..K-1)."""
-        _, first_K, rows_K, _ = self.reader.documents_N4[documents_K].unbind(1)
-        owner_C = torch.repeat_interleave(torch.arange(len(documents_K)), rows_K)
-        within_C = torch.arange(len(owner_C)) - (rows_K.cumsum(0) - rows_K)[owner_C]
-        return first_K[owner_C] + within_C, owner_C
-
 
 class JoinedReader:
-    """Several small segments as one: routing keys are copied together when a layer is first read."""
+    """Several small segments as one: routing keys are joined, in 8 bits, when a layer is first scored."""
 
-    def __init__(self, parts: Sequence[Reader]) -> None:
+    def __init__(self, parts: Sequence[SegmentReader]) -> None:
         self.parts = tuple(parts)
         self._first_documents = [0, *accumulate(len(part.documents_N4) for part in self.parts)]
         tables = [part.documents_N4.clone() for part in self.parts]
@@ -97,7 +93,7 @@ class JoinedReader:
             table_N4[:, 1] += first_row
             first_row += rows
         self._documents_N4 = torch.cat(tables)
-        self._keys: dict[int, torch.Tensor] = {}
+        self._coarse: dict[int, CoarseKeys] = {}
 
     @property
     def documents_N4(self) -> torch.Tensor:
@@ -107,10 +103,14 @@ class JoinedReader:
     def keys_bytes(self) -> int:
         return sum(part.keys_bytes for part in self.parts)
 
-    def router_keys(self, layer: int) -> torch.Tensor:
-        if layer not in self._keys:
-            self._keys[layer] = torch.cat([part.router_keys(layer) for part in self.parts])
-        return self._keys[layer]
+    def coarse_keys(self, layer: int) -> CoarseKeys:
+        if layer not in self._coarse:
+            self._coarse[layer] = join_keys([quantize_keys(part.router_keys(layer)) for part in self.parts])
+        return self._coarse[layer]
+
+    def router_rows(self, layer: int, document: int) -> torch.Tensor:
+        part, index = self._part(document)
+        return part.router_rows(layer, index)
 
     def content(self, layer: int, document: int) -> torch.Tensor:
         part, index = self._part(document)
@@ -120,7 +120,7 @@ class JoinedReader:
         part, index = self._part(document)
         return part.latents(index)
 
-    def _part(self, document: int) -> tuple[Reader, int]:
+    def _part(self, document: int) -> tuple[SegmentReader, int]:
         place = bisect_right(self._first_documents, document) - 1
         return self.parts[place], document - self._first_documents[place]
 
@@ -147,7 +147,7 @@ def join_small(shards: Sequence[Shard], before: Sequence[Shard] = ()) -> list[Sh
     return large + [_join(group, known) for group in groups]
 
 
-def _join(group: Sequence[Shard], known: dict[tuple[Reader, ...], Shard]) -> Shard:
+def _join(group: Sequence[Shard], known: dict[tuple[SegmentReader, ...], Shard]) -> Shard:
     if len(group) == 1:
         return group[0]
     parts = tuple(shard.reader for shard in group)

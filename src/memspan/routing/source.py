@@ -1,0 +1,140 @@
+"""Where documents to choose from come from: scores and content of some shards, held by this process.
+
+`Source` is what choosing needs of a bank. `LocalSource` has all of it; the ranks of Memory Parallel have a part each.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+
+from memspan.bank.shard import Shard
+from memspan.ops.coarse import coarse_scores, quantize_queries
+from memspan.ops.scoring import document_scores, documents_above, exact_chunk_scores, leading_documents
+
+# Coarse scores held at once: of so many questions that they take about 64 MiB.
+_MOST_SCORES = 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Some documents of one question in one MSA layer: their ids (int64) and scores (float32)."""
+
+    ids: torch.Tensor
+    scores: torch.Tensor
+
+    @classmethod
+    def none(cls) -> Candidates:
+        return cls(torch.empty(0, dtype=torch.int64), torch.empty(0))
+
+
+class Source(Protocol):
+    """Documents that may be selected, scored in one MSA layer at a time. All ids are those of documents."""
+
+    @property
+    def questions_at_once(self) -> int:
+        """How many questions may be scored together, so that their scores take bounded memory."""
+        ...
+
+    def leading(self, layer: int, query_BTW: torch.Tensor, count: int) -> list[Candidates]:
+        """Coarse scores of at least the best `count` documents of every question (all, where there are fewer)."""
+        ...
+
+    def above(self, bounds: Sequence[float]) -> list[Candidates]:
+        """Coarse scores of every document that scores at least its question's bound in the last call of `leading`."""
+        ...
+
+    def exact(self, layer: int, query_BTW: torch.Tensor, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Exact scores of documents that were among the leading or above a bound, for every question."""
+        ...
+
+    def content(self, layer: int, ids: Sequence[int]) -> list[torch.Tensor]:
+        """K and V of such documents, `[rows, 2, G, D]` each."""
+        ...
+
+
+class LocalSource:
+    """The selectable documents of some shards in this process."""
+
+    def __init__(
+        self, shards: Sequence[Shard], selectable_N: torch.Tensor | None = None, tile: int | None = None
+    ) -> None:
+        """
+        Args:
+            shards: in any order.
+            selectable_N: for every document of the shards, in order, whether it may be selected. Default: the live.
+            tile: chunks scored at a time. Default: see `coarse_scores`.
+        """
+        self._shards, self._tile = list(shards), tile
+        self._first_document = [0, *accumulate(len(shard.ids_N) for shard in self._shards)]
+        self._num_rows = sum(len(shard.document_C) for shard in self._shards)
+        self._ids_N = _joined([shard.ids_N for shard in self._shards], torch.int64)
+        self._document_C = _joined(
+            [shard.document_C + first for shard, first in zip(self._shards, self._first_document[:-1], strict=True)],
+            torch.int64,
+        )
+        if selectable_N is None:
+            selectable_N = _joined([shard.live_N for shard in self._shards], torch.bool)
+        self._barred_C = None if bool(selectable_N.all()) else ~selectable_N[self._document_C]
+        self._score_BC = torch.empty(0, 0)
+        # Where the documents stand that were among the leading: nothing else is asked for.
+        self._places: dict[int, int] = {}
+
+    @property
+    def questions_at_once(self) -> int:
+        return max(1, _MOST_SCORES // max(1, self._num_rows))
+
+    def leading(self, layer: int, query_BTW: torch.Tensor, count: int) -> list[Candidates]:
+        """See `Source.leading`."""
+        queries = quantize_queries(query_BTW)
+        self._score_BC = torch.empty(len(query_BTW), self._num_rows)
+        parts = self._score_BC.split([len(shard.document_C) for shard in self._shards], dim=1)
+        for shard, part_BC in zip(self._shards, parts, strict=False):
+            coarse_scores(queries, shard.reader.coarse_keys(layer), part_BC, self._tile)
+        if self._barred_C is not None:
+            self._score_BC.masked_fill_(self._barred_C, float("-inf"))
+        return [self._found(*leading_documents(score_C, self._document_C, count)) for score_C in self._score_BC]
+
+    def above(self, bounds: Sequence[float]) -> list[Candidates]:
+        """See `Source.above`."""
+        return [
+            self._found(*documents_above(score_C, self._document_C, bound))
+            for score_C, bound in zip(self._score_BC, bounds, strict=True)
+        ]
+
+    def exact(self, layer: int, query_BTW: torch.Tensor, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """See `Source.exact`."""
+        return [self._exact(layer, query_TW, ids_K) for query_TW, ids_K in zip(query_BTW, ids, strict=True)]
+
+    def content(self, layer: int, ids: Sequence[int]) -> list[torch.Tensor]:
+        """See `Source.content`."""
+        found = (self._find(document_id) for document_id in ids)
+        return [shard.reader.content(layer, index) for shard, index in found]
+
+    def _exact(self, layer: int, query_TW: torch.Tensor, ids_K: torch.Tensor) -> torch.Tensor:
+        if not len(ids_K):
+            return torch.empty(0)
+        found = [self._find(document_id) for document_id in ids_K.tolist()]
+        keys = [shard.reader.router_rows(layer, index) for shard, index in found]
+        owner_C = torch.repeat_interleave(torch.tensor([len(rows_CW) for rows_CW in keys]))
+        return document_scores(exact_chunk_scores(query_TW, torch.cat(keys))[None], owner_C, len(keys))[0]
+
+    def _found(self, places_K: torch.Tensor, scores_K: torch.Tensor) -> Candidates:
+        ids_K = self._ids_N[places_K]
+        self._places.update(zip(ids_K.tolist(), places_K.tolist(), strict=True))
+        return Candidates(ids_K, scores_K)
+
+    def _find(self, document_id: int) -> tuple[Shard, int]:
+        """The shard of a document, and its index there."""
+        place = self._places[document_id]
+        at = bisect_right(self._first_document, place) - 1
+        return self._shards[at], place - self._first_document[at]
+
+
+def _joined(parts: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    return torch.cat(parts) if parts else torch.empty(0, dtype=dtype)
