@@ -7,7 +7,8 @@
     NAME.content.safetensors  per MSA layer `layer_{l}`: K and V of a row side by side, [rows, 2, G, D]
 
 Rows of a document are consecutive, so its content in one layer is one contiguous read. What is read is checked: a
-layer's keys once per process, content every time; a damaged byte is an error, never a wrong latent.
+layer's keys once per process, content every time; a damaged byte is an error, never a wrong latent. A large segment has
+its keys in 8 bits beside (see `coarse`).
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from memspan.bank import coarse
+from memspan.bank.coarse import CoarseFile, crc32
 from memspan.bank.manifest import LATENT_DTYPE, Manifest
+from memspan.bank.mapping import give_back, open_mapped, prefetch
 from memspan.errors import BankError
 from memspan.model.fingerprint import file_sha256
 from memspan.ops.coarse import CoarseKeys, quantize_keys
@@ -33,6 +37,7 @@ from memspan.types import EncodedDocuments
 
 KEYS_SUFFIX = ".keys.safetensors"
 CONTENT_SUFFIX = ".content.safetensors"
+COARSE_SUFFIX = ".coarse.safetensors"
 _PARTIAL_SUFFIX = ".partial"
 _DOCUMENTS, _KEYS_CRC, _CONTENT_CRC = "documents", "keys_crc32", "content_crc32"
 _REMEDY = "mend the bank with: memspan verify BANK --repair"
@@ -118,26 +123,24 @@ class SegmentWriter:
             _DOCUMENTS: torch.tensor(
                 [(place.document_id, place.first_row, place.rows, place.text_crc32) for place in here]
             ),
-            _KEYS_CRC: torch.tensor([_crc32(keys_CW) for keys_CW in keys_LCW]),
+            _KEYS_CRC: torch.tensor([crc32(keys_CW) for keys_CW in keys_LCW]),
             _CONTENT_CRC: torch.tensor(
                 [
-                    [_crc32(content_C2GD[place.first_row : place.first_row + place.rows]) for place in here]
+                    [crc32(content_C2GD[place.first_row : place.first_row + place.rows]) for place in here]
                     for content_C2GD in content_LC2GD
                 ]
             ),
         }
         names = [f"layer_{layer}" for layer in self._layers]
-        keys_path, content_path = segment_paths(self._folder, self._name)
+        paths = list(segment_paths(self._folder, self._name))
         keys, content = (
-            _write_synced(keys_path, {**index, **dict(zip(names, keys_LCW, strict=True))}),
-            _write_synced(content_path, dict(zip(names, content_LC2GD, strict=True))),
+            _write_synced(paths[0], {**index, **dict(zip(names, keys_LCW, strict=True))}),
+            _write_synced(paths[1], dict(zip(names, content_LC2GD, strict=True))),
         )
-        try:
-            for path in (keys_path, content_path):
-                _partial(path).replace(path)
-            fsync_folder(self._folder)
-        except OSError as error:
-            raise _cannot_write(keys_path, error) from error
+        if keys[0] >= coarse.LEAST_KEYS_BYTES:
+            paths.append(coarse_path(self._folder, self._name))
+            _write_synced(paths[2], coarse.coarse_tensors(self._layers, list(keys_LCW), index[_DOCUMENTS], keys[1]))
+        _publish(paths)
         self._segments.append(SegmentFiles(self._name, len(here), self._rows, _index_crc32(index), *keys, *content))
         self._begin()
 
@@ -154,6 +157,7 @@ class SegmentReader:
 
     def __init__(self, folder: Path, files: SegmentFiles, manifest: Manifest) -> None:
         self.files = files
+        self._folder = folder
         self._keys_path, self._content_path = segment_paths(folder, files.name)
         self._layers = manifest.msa_layers
         G, D, L, N = manifest.num_kv_heads, manifest.head_dim, len(self._layers), files.documents
@@ -168,7 +172,9 @@ class SegmentReader:
         contents = _open(self._content_path, files.content_bytes, dict.fromkeys(names, (files.rows, 2, G, D)))
         self._contents = [contents[name] for name in names]
         self._checked: set[int] = set()
-        self._coarse: dict[int, CoarseKeys] = {}
+        self._width = G * D
+        self._coarse_file = self._open_coarse()
+        self._rounded: dict[int, CoarseKeys] = {}
 
     @property
     def keys_bytes(self) -> int:
@@ -179,30 +185,56 @@ class SegmentReader:
         """Routing keys of all rows in an MSA layer, `[rows, W]`."""
         place = self._layers.index(layer)
         if place not in self._checked:
-            if _crc32(self._keys[place]) != self._keys_crc32[place]:
+            if crc32(self._keys[place]) != self._keys_crc32[place]:
                 raise _damaged(self._keys_path, f"the routing keys of layer {layer}")
             self._checked.add(place)
         return self._keys[place]
 
     def router_rows(self, layer: int, document: int) -> torch.Tensor:
-        """Routing keys of a document (its index in `documents_N4`) in an MSA layer, `[rows, W]`."""
-        _, first_row, rows, _ = self.documents_N4[document].tolist()
-        return self.router_keys(layer)[first_row : first_row + rows]
+        """Routing keys of a document (its index in `documents_N4`) in an MSA layer, `[rows, W]`, copied."""
+        place = self._layers.index(layer)
+        document_id, first_row, rows, _ = self.documents_N4[document].tolist()
+        if self._coarse_file is None:
+            return self.router_keys(layer)[first_row : first_row + rows].clone()
+        key_CW = self._keys[place][first_row : first_row + rows]
+        if crc32(key_CW) != self._coarse_file.document_crc32(place, document):
+            raise _damaged(self._keys_path, f"the routing keys of document {document_id} in layer {layer}")
+        return _taken(key_CW)
 
     def coarse_keys(self, layer: int) -> CoarseKeys:
-        """Routing keys of all rows in an MSA layer in 8 bits; made when a layer is first asked for."""
-        if layer not in self._coarse:
-            self._coarse[layer] = quantize_keys(self.router_keys(layer))
-        return self._coarse[layer]
+        """Routing keys of all rows in an MSA layer in 8 bits: mapped, or rounded when a layer is first asked for."""
+        place = self._layers.index(layer)
+        keys = self._coarse_file.keys(place) if self._coarse_file is not None else None
+        if keys is not None:
+            return keys
+        self._coarse_file = None
+        if layer not in self._rounded:
+            self._rounded[layer] = quantize_keys(self.router_keys(layer))
+        return self._rounded[layer]
+
+    @property
+    def mapped_coarse_bytes(self) -> int:
+        """What one layer's keys in 8 bits take while they are mapped; 0 where they are in memory for good."""
+        return 0 if self._coarse_file is None else self._coarse_file.layer_bytes
+
+    def give_back_coarse(self, layer: int) -> None:
+        """Take a layer's mapped keys in 8 bits out of resident memory until they are scored again."""
+        if self._coarse_file is not None:
+            self._coarse_file.give_back(self._layers.index(layer))
+
+    def prefetch(self, layer: int, document: int) -> None:
+        """Have a document's content in an MSA layer read from disk, without waiting for it."""
+        _, first_row, rows, _ = self.documents_N4[document].tolist()
+        prefetch(self._contents[self._layers.index(layer)][first_row : first_row + rows])
 
     def content(self, layer: int, document: int) -> torch.Tensor:
-        """K and V of a document (its index in `documents_N4`) in an MSA layer, `[rows, 2, G, D]`."""
+        """K and V of a document (its index in `documents_N4`) in an MSA layer, `[rows, 2, G, D]`, copied."""
         place = self._layers.index(layer)
         document_id, first_row, rows, _ = self.documents_N4[document].tolist()
         content_C2GD = self._contents[place][first_row : first_row + rows]
-        if _crc32(content_C2GD) != int(self._content_crc32[place, document]):
+        if crc32(content_C2GD) != int(self._content_crc32[place, document]):
             raise _damaged(self._content_path, f"the content of document {document_id} in layer {layer}")
-        return content_C2GD
+        return _taken(content_C2GD)
 
     def latents(self, document: int) -> EncodedDocuments:
         """Everything kept of a document (its index in `documents_N4`), copied."""
@@ -212,6 +244,35 @@ class SegmentReader:
             torch.stack([self.content(layer, document) for layer in self._layers]),
             (rows,),
         )
+
+    @property
+    def is_large(self) -> bool:
+        """Whether there should be a file of keys in 8 bits."""
+        return self.files.keys_bytes >= coarse.LEAST_KEYS_BYTES
+
+    @property
+    def coarse_path(self) -> Path:
+        return coarse_path(self._folder, self.files.name)
+
+    def has_coarse(self) -> bool:
+        """Whether that file is there and sound; reads all of it."""
+        return self._coarse_file is not None and self._coarse_file.is_whole()
+
+    def write_coarse(self) -> None:
+        """Write that file (anew), and use it. Checks the keys that it is made of.
+
+        Raises:
+            BankError: the keys are damaged, or the disk is full.
+        """
+        keys_LCW = [self.router_keys(layer) for layer in self._layers]
+        tensors = coarse.coarse_tensors(self._layers, keys_LCW, self.documents_N4, self.files.keys_sha256)
+        _write_synced(self.coarse_path, tensors)
+        _publish([self.coarse_path])
+        self._coarse_file = self._open_coarse()
+
+    def _open_coarse(self) -> CoarseFile | None:
+        rows, documents, sha256 = self.files.rows, self.files.documents, self.files.keys_sha256
+        return coarse.open_coarse(self.coarse_path, self._layers, rows, documents, self._width, sha256)
 
     def check(self) -> Iterator[str]:
         """Compare both files with their sha256; yields what differs."""
@@ -228,12 +289,15 @@ def segment_paths(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / f"{name}{KEYS_SUFFIX}", folder / f"{name}{CONTENT_SUFFIX}"
 
 
+def coarse_path(folder: Path, name: str) -> Path:
+    """Where a segment's keys in 8 bits are, if they are there."""
+    return folder / f"{name}{COARSE_SUFFIX}"
+
+
 def segment_of(path: Path) -> str | None:
     """The segment that a file belongs to, complete or not; None for a file of another kind."""
-    found = re.fullmatch(
-        rf"([0-9a-f]{{32}})({re.escape(KEYS_SUFFIX)}|{re.escape(CONTENT_SUFFIX)})({re.escape(_PARTIAL_SUFFIX)})?",
-        path.name,
-    )
+    kinds = "|".join(map(re.escape, (KEYS_SUFFIX, CONTENT_SUFFIX, COARSE_SUFFIX)))
+    found = re.fullmatch(rf"([0-9a-f]{{32}})({kinds})({re.escape(_PARTIAL_SUFFIX)})?", path.name)
     return found[1] if found else None
 
 
@@ -272,6 +336,23 @@ def _write_synced(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[int, st
         raise _cannot_write(path, error) from error
 
 
+def _publish(paths: Sequence[Path]) -> None:
+    """Give written files their names, durably."""
+    try:
+        for path in paths:
+            _partial(path).replace(path)
+        fsync_folder(paths[0].parent)
+    except OSError as error:
+        raise _cannot_write(paths[0], error) from error
+
+
+def _taken(mapped: torch.Tensor) -> torch.Tensor:
+    """A copy of mapped rows, which are then no longer resident."""
+    copied = mapped.clone()
+    give_back(mapped)
+    return copied
+
+
 def _partial(path: Path) -> Path:
     return path.with_name(path.name + _PARTIAL_SUFFIX)
 
@@ -293,20 +374,15 @@ def _open(path: Path, size: int, shapes: dict[str, tuple[int, ...]]) -> dict[str
             raise BankError(f"the bank's file {path} is missing; {_REMEDY}")
         if path.stat().st_size != size:
             raise BankError(f"the bank's file {path} has {path.stat().st_size} bytes instead of {size}; {_REMEDY}")
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in shapes}
-    except (OSError, SafetensorError) as error:
+        mapped = open_mapped(path)
+        tensors = {name: mapped[name] for name in shapes}
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BankError(f"the bank's file {path} is damaged ({error}); {_REMEDY}") from error
     for name, shape in shapes.items():
         dtype = LATENT_DTYPE if name.startswith("layer_") else torch.int64
         if tensors[name].shape != shape or tensors[name].dtype != dtype:
             raise _damaged(path, f"the shape of {name}")
     return tensors
-
-
-def _crc32(tensor: torch.Tensor) -> int:
-    flat = tensor.contiguous().view(-1).view(torch.uint8)
-    return zlib.crc32(flat.numpy().data)
 
 
 def _index_crc32(tensors: dict[str, torch.Tensor]) -> int:

@@ -10,12 +10,13 @@ from typing import Protocol
 
 import torch
 
+from memspan.bank.coarse import LEAST_KEYS_BYTES
 from memspan.bank.segment import SegmentReader
 from memspan.ops.coarse import CoarseKeys, join_keys, quantize_keys
 from memspan.types import EncodedDocuments
 
 # Segments whose keys take less are scored together, from a copy in memory of at most so many bytes.
-_SMALL_KEYS_BYTES = 2**23
+_SMALL_KEYS_BYTES = LEAST_KEYS_BYTES
 _MOST_JOINED_BYTES = 2**26
 
 
