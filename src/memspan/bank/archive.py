@@ -31,9 +31,10 @@ from memspan.bank.bank import (
 )
 from memspan.bank.catalog import Catalog
 from memspan.bank.compaction import segments_folder
+from memspan.bank.files import fsync_folder
 from memspan.bank.locks import writer_lock
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentFiles, coarse_path, fsync_folder, segment_of, segment_paths
+from memspan.bank.segment import SegmentFiles, coarse_path, segment_of, segment_paths
 from memspan.errors import BankError, CorpusError
 from memspan.model.convert import LoadedModel
 from memspan.model.fingerprint import file_sha256

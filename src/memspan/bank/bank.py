@@ -19,9 +19,10 @@ from memspan.bank import compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.compaction import segments_folder
 from memspan.bank.edits import NewSource, Written
+from memspan.bank.files import fsync_folder
 from memspan.bank.locks import HOLDER, LOCK, READERS, Registration, writer_lock
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentReader, SegmentWriter, fsync_folder, text_crc32
+from memspan.bank.segment import SegmentReader, SegmentWriter, text_crc32
 from memspan.bank.shard import Shard, join_small
 from memspan.bank.snapshot import Snapshot
 from memspan.errors import BankError, BankMismatch, UnknownDocument

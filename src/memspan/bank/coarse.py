@@ -85,7 +85,7 @@ def coarse_tensors(
         coarse = quantize_keys(key_CW)
         tensors[f"layer_{layer}"], tensors[f"scale_{layer}"] = coarse.key_CW, coarse.scale_C
         coarse_crcs.append(_coarse_crc32(coarse))
-        keys_crcs.append([crc32(key_CW[first:last]) for first, last in bounds])
+        keys_crcs.append(rows_crc32(key_CW, bounds))
     tensors[_KEYS_CRC], tensors[_COARSE_CRC] = torch.tensor(keys_crcs), torch.tensor(coarse_crcs)
     tensors[_SEAL] = torch.tensor([_seal(tensors, keys_sha256)])
     return tensors
@@ -120,6 +120,13 @@ def open_coarse(
 def crc32(tensor: torch.Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
     return zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def rows_crc32(tensor: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> list[int]:
+    """CRC-32 of the rows of every document: from its first to before its last."""
+    flat = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    row = len(flat) // len(tensor)
+    return [zlib.crc32(flat[first * row : last * row]) for first, last in bounds]
 
 
 def _coarse_crc32(keys: CoarseKeys) -> int:

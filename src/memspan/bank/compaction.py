@@ -13,9 +13,10 @@ from pathlib import Path
 from memspan.bank import edits
 from memspan.bank.catalog import Catalog
 from memspan.bank.edits import Written
+from memspan.bank.files import fsync_folder
 from memspan.bank.locks import holders, pids
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentFiles, SegmentReader, SegmentWriter, fsync_folder, is_partial, segment_of
+from memspan.bank.segment import SegmentFiles, SegmentReader, SegmentWriter, is_partial, segment_of
 from memspan.errors import BankBusy, BankError
 
 # Segments are merged when so many of a like size have come together: a document is rewritten once per power of 8.

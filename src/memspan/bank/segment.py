@@ -13,8 +13,6 @@ its keys in 8 bits beside (see `coarse`).
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import uuid
 import zlib
@@ -23,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from memspan.bank import coarse
-from memspan.bank.coarse import CoarseFile, crc32
+from memspan.bank.coarse import CoarseFile, crc32, rows_crc32
+from memspan.bank.files import PARTIAL_SUFFIX, publish, write_synced
 from memspan.bank.manifest import LATENT_DTYPE, Manifest
 from memspan.bank.mapping import give_back, open_mapped, prefetch
 from memspan.errors import BankError
@@ -38,7 +35,6 @@ from memspan.types import EncodedDocuments
 KEYS_SUFFIX = ".keys.safetensors"
 CONTENT_SUFFIX = ".content.safetensors"
 COARSE_SUFFIX = ".coarse.safetensors"
-_PARTIAL_SUFFIX = ".partial"
 _DOCUMENTS, _KEYS_CRC, _CONTENT_CRC = "documents", "keys_crc32", "content_crc32"
 _REMEDY = "mend the bank with: memspan verify BANK --repair"
 
@@ -116,33 +112,52 @@ class SegmentWriter:
         self._latents, self._rows, self.buffered_bytes, self._name = [], 0, 0, uuid.uuid4().hex
 
     def _write(self) -> None:
+        here = [place for place in self._places if place.segment == self._name]
+        rows = [(place.document_id, place.first_row, place.rows, place.text_crc32) for place in here]
         keys_LCW = torch.cat([latents.router_keys_LCW for latents in self._latents], 1)
         content_LC2GD = torch.cat([latents.content_LC2GD for latents in self._latents], 1)
-        here = [place for place in self._places if place.segment == self._name]
-        index = {
-            _DOCUMENTS: torch.tensor(
-                [(place.document_id, place.first_row, place.rows, place.text_crc32) for place in here]
-            ),
-            _KEYS_CRC: torch.tensor([crc32(keys_CW) for keys_CW in keys_LCW]),
-            _CONTENT_CRC: torch.tensor(
-                [
-                    [crc32(content_C2GD[place.first_row : place.first_row + place.rows]) for place in here]
-                    for content_C2GD in content_LC2GD
-                ]
-            ),
-        }
+        bounds = [(first, first + count) for _, first, count, _ in rows]
+        content_crc32 = [rows_crc32(content_C2GD, bounds) for content_C2GD in content_LC2GD]
         names = [f"layer_{layer}" for layer in self._layers]
-        paths = list(segment_paths(self._folder, self._name))
-        keys, content = (
-            _write_synced(paths[0], {**index, **dict(zip(names, keys_LCW, strict=True))}),
-            _write_synced(paths[1], dict(zip(names, content_LC2GD, strict=True))),
+        path = segment_paths(self._folder, self._name)[1]
+        content = write_synced(path, dict(zip(names, content_LC2GD, strict=True)))
+        written = publish_segment(
+            self._folder, self._name, self._layers, torch.tensor(rows), keys_LCW, content, content_crc32
         )
-        if keys[0] >= coarse.LEAST_KEYS_BYTES:
-            paths.append(coarse_path(self._folder, self._name))
-            _write_synced(paths[2], coarse.coarse_tensors(self._layers, list(keys_LCW), index[_DOCUMENTS], keys[1]))
-        _publish(paths)
-        self._segments.append(SegmentFiles(self._name, len(here), self._rows, _index_crc32(index), *keys, *content))
+        self._segments.append(written)
         self._begin()
+
+
+def publish_segment(
+    folder: Path,
+    name: str,
+    layers: Sequence[int],
+    documents_N4: torch.Tensor,
+    keys_LCW: torch.Tensor,
+    content: tuple[int, str],
+    content_crc32: Sequence[Sequence[int]],
+) -> SegmentFiles:
+    """Write the routing keys of a segment whose content file is written, and give all its files their names.
+
+    Writes NAME.keys.safetensors, and NAME.coarse.safetensors where the keys are large.
+
+    Args:
+        content: size and sha256 of the content file.
+        content_crc32: per layer and document.
+    """
+    index = {
+        _DOCUMENTS: documents_N4,
+        _KEYS_CRC: torch.tensor([crc32(key_CW) for key_CW in keys_LCW]),
+        _CONTENT_CRC: torch.tensor(content_crc32),
+    }
+    named = {f"layer_{layer}": key_CW for layer, key_CW in zip(layers, keys_LCW, strict=True)}
+    paths = list(segment_paths(folder, name))
+    keys = write_synced(paths[0], {**index, **named})
+    if keys[0] >= coarse.LEAST_KEYS_BYTES:
+        paths.append(coarse_path(folder, name))
+        write_synced(paths[2], coarse.coarse_tensors(layers, list(keys_LCW), documents_N4, keys[1]))
+    publish(paths)
+    return SegmentFiles(name, len(documents_N4), keys_LCW.shape[1], _index_crc32(index), *keys, *content)
 
 
 class SegmentReader:
@@ -266,8 +281,8 @@ class SegmentReader:
         """
         keys_LCW = [self.router_keys(layer) for layer in self._layers]
         tensors = coarse.coarse_tensors(self._layers, keys_LCW, self.documents_N4, self.files.keys_sha256)
-        _write_synced(self.coarse_path, tensors)
-        _publish([self.coarse_path])
+        write_synced(self.coarse_path, tensors)
+        publish([self.coarse_path])
         self._coarse_file = self._open_coarse()
 
     def _open_coarse(self) -> CoarseFile | None:
@@ -297,13 +312,13 @@ def coarse_path(folder: Path, name: str) -> Path:
 def segment_of(path: Path) -> str | None:
     """The segment that a file belongs to, complete or not; None for a file of another kind."""
     kinds = "|".join(map(re.escape, (KEYS_SUFFIX, CONTENT_SUFFIX, COARSE_SUFFIX)))
-    found = re.fullmatch(rf"([0-9a-f]{{32}})({kinds})({re.escape(_PARTIAL_SUFFIX)})?", path.name)
+    found = re.fullmatch(rf"([0-9a-f]{{32}})({kinds})({re.escape(PARTIAL_SUFFIX)})?", path.name)
     return found[1] if found else None
 
 
 def is_partial(path: Path) -> bool:
     """Whether a file is a segment's that was never completed (safetensors writes to `.tmp...` first, then renames)."""
-    is_ours = path.name.endswith(_PARTIAL_SUFFIX) and segment_of(path) is not None
+    is_ours = path.name.endswith(PARTIAL_SUFFIX) and segment_of(path) is not None
     return is_ours or re.fullmatch(r"\.tmp\w{6}", path.name) is not None
 
 
@@ -312,56 +327,11 @@ def text_crc32(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a loss of power (where the platform can sync folders at all)."""
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _write_synced(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[int, str]:
-    """Write to a temporary name beside `path` and sync; return size and sha256."""
-    partial = _partial(path)
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        partial.chmod(0o666 & ~_umask())  # safetensors makes files private; a bank may be shared
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        return partial.stat().st_size, file_sha256(partial)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
-
-
-def _publish(paths: Sequence[Path]) -> None:
-    """Give written files their names, durably."""
-    try:
-        for path in paths:
-            _partial(path).replace(path)
-        fsync_folder(paths[0].parent)
-    except OSError as error:
-        raise _cannot_write(paths[0], error) from error
-
-
 def _taken(mapped: torch.Tensor) -> torch.Tensor:
     """A copy of mapped rows, which are then no longer resident."""
     copied = mapped.clone()
     give_back(mapped)
     return copied
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + _PARTIAL_SUFFIX)
-
-
-def _cannot_write(path: Path, error: Exception) -> BankError:
-    return BankError(
-        f"cannot write {path}: {error}. What was committed before is safe; free some space and do it again: "
-        "adding continues where it stopped"
-    )
 
 
 def _damaged(path: Path, what: str) -> BankError:
@@ -387,9 +357,3 @@ def _open(path: Path, size: int, shapes: dict[str, tuple[int, ...]]) -> dict[str
 
 def _index_crc32(tensors: dict[str, torch.Tensor]) -> int:
     return zlib.crc32(b"".join(tensors[name].numpy().tobytes() for name in (_DOCUMENTS, _KEYS_CRC, _CONTENT_CRC)))
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
