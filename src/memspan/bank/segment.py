@@ -227,6 +227,15 @@ class SegmentReader:
             self._rounded[layer] = quantize_keys(self.router_keys(layer))
         return self._rounded[layer]
 
+    def content_key(self, document: int) -> tuple[str, int]:
+        """What tells a document's content from that of all others."""
+        return self.files.name, document
+
+    def prefetch_rows(self, layer: int, document: int) -> None:
+        """As `prefetch`, a document's routing keys."""
+        _, first_row, rows, _ = self.documents_N4[document].tolist()
+        prefetch(self._keys[self._layers.index(layer)][first_row : first_row + rows])
+
     @property
     def mapped_coarse_bytes(self) -> int:
         """What one layer's keys in 8 bits take while they are mapped; 0 where they are in memory for good."""

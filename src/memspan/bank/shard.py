@@ -27,7 +27,13 @@ class Reader(Protocol):
     def documents_N4(self) -> torch.Tensor: ...
     @property
     def keys_bytes(self) -> int: ...
+    @property
+    def mapped_coarse_bytes(self) -> int: ...
     def coarse_keys(self, layer: int) -> CoarseKeys: ...
+    def give_back_coarse(self, layer: int) -> None: ...
+    def content_key(self, document: int) -> tuple[str, int]: ...
+    def prefetch(self, layer: int, document: int) -> None: ...
+    def prefetch_rows(self, layer: int, document: int) -> None: ...
     def router_rows(self, layer: int, document: int) -> torch.Tensor: ...
     def content(self, layer: int, document: int) -> torch.Tensor: ...
     def latents(self, document: int) -> EncodedDocuments: ...
@@ -108,6 +114,25 @@ class JoinedReader:
         if layer not in self._coarse:
             self._coarse[layer] = join_keys([quantize_keys(part.router_keys(layer)) for part in self.parts])
         return self._coarse[layer]
+
+    @property
+    def mapped_coarse_bytes(self) -> int:
+        return 0
+
+    def give_back_coarse(self, layer: int) -> None:
+        """Nothing is mapped: small segments stay in memory."""
+
+    def content_key(self, document: int) -> tuple[str, int]:
+        part, index = self._part(document)
+        return part.content_key(index)
+
+    def prefetch(self, layer: int, document: int) -> None:
+        part, index = self._part(document)
+        part.prefetch(layer, index)
+
+    def prefetch_rows(self, layer: int, document: int) -> None:
+        part, index = self._part(document)
+        part.prefetch_rows(layer, index)
 
     def router_rows(self, layer: int, document: int) -> torch.Tensor:
         part, index = self._part(document)

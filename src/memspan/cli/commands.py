@@ -44,6 +44,7 @@ class ModelChoice:
     adapter: Path | None
     dtype: str | None
     device: str | None
+    memory_budget: str | None = None
 
     def load(self) -> LoadedModel:
         return load(self.path, adapter=self.adapter, dtype=self.dtype, device=self.device)
@@ -58,6 +59,7 @@ class ModelChoice:
             create=create,
             dtype=self.dtype,
             device=self.device,
+            memory_budget=self.memory_budget,
         )
 
 

@@ -52,8 +52,8 @@ class Finder:
         """What the MSA layers route over."""
         config, device = self._loaded.model.config, self._loaded.model.device
         selectable_N = self._snapshot.selectable_mask(self._scope)
-        shards, manifest = self._snapshot.shards, self._snapshot.manifest
-        return LocalMemory(shards, manifest, config.top_k_docs, selectable_N=selectable_N, device=device)
+        shards, manifest, tiers = self._snapshot.shards, self._snapshot.manifest, self._snapshot.tiers
+        return LocalMemory(shards, manifest, config.top_k_docs, selectable_N=selectable_N, device=device, tiers=tiers)
 
     def rank(self, selector: Selector, looks: Sequence[Look], depth: int) -> list[Found]:
         """Rank documents for every look, by full-text search at least `depth` (where so many match)."""

@@ -16,6 +16,7 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.encode import manifest_of
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
+from memspan.bank.tiers import parse_bytes
 from memspan.errors import BankMismatch, EmptyBank, QuestionError, UnknownDocument
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import Interleave, Plan, SearchedReading
@@ -117,6 +118,7 @@ class Memory:
         snapshot: bool = False,
         dtype: str | None = None,
         device: str | None = None,
+        memory_budget: int | str | None = None,
     ) -> Memory:
         """Open a bank with its model.
 
@@ -128,14 +130,20 @@ class Memory:
             create: make an empty bank where there is none.
             snapshot: see the bank as it is now until `refresh` or `close`.
             dtype, device: see `memspan.model.convert.load`.
+            memory_budget: bytes that the process may hold, or as "6GB"; what routing keys do not fit into it are read
+                from disk at every question. Default: they are all kept.
+
+        Raises:
+            BudgetError: the budget is malformed; asking raises it where it is too small.
         """
         check_namespace(namespace)
+        budget = parse_bytes(memory_budget) if isinstance(memory_budget, str) else memory_budget
         if not create or MemoryBank.exists(bank):
-            opened = MemoryBank.open(bank)  # before the model, which takes longer to load
+            opened = MemoryBank.open(bank, budget)  # before the model, which takes longer to load
             loaded = load(model, adapter=adapter, dtype=dtype, device=device)
         else:
             loaded = load(model, adapter=adapter, dtype=dtype, device=device)
-            opened = MemoryBank.create(bank, manifest_of(loaded))
+            opened = MemoryBank.create(bank, manifest_of(loaded), budget)
         return cls(opened, loaded, namespace=namespace, snapshot=snapshot)
 
     def in_namespace(self, namespace: str) -> Memory:

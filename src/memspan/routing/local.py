@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from memspan.bank.manifest import LATENT_DTYPE, Manifest
 from memspan.bank.shard import Shard
+from memspan.bank.tiers import Tiers
 from memspan.ops.scoring import fold_queries, routing_queries, top_documents
 from memspan.routing.source import Candidates, LocalSource, Source
 from memspan.types import Retrieved
@@ -56,7 +57,9 @@ class SourceMemory:
         self.candidates[layer] = [
             found for part_BTW in query_BTW.split(at_once) for found in self._candidates(layer, part_BTW)
         ]
-        return self._gather(layer, self.candidates[layer])
+        retrieved = self._gather(layer, self.candidates[layer])
+        self._source.prefetch(layer, sorted({document_id for ids in retrieved.doc_ids for document_id in ids}))
+        return retrieved
 
     def _candidates(self, layer: int, query_BTW: torch.Tensor) -> list[Candidates]:
         """The best documents of the coarse pass, re-scored: 8k, and what it cannot tell from the k-th best of those.
@@ -129,6 +132,7 @@ class LocalMemory(SourceMemory):
         selectable_N: torch.Tensor | None = None,
         device: torch.device | None = None,
         tile: int | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         """
         Args:
@@ -137,8 +141,9 @@ class LocalMemory(SourceMemory):
             selectable_N: for every document of the shards, in order, whether it may be selected
                 (`Snapshot.selectable_mask`). Default: every live one.
             tile: chunks scored at a time. Default: as many as bound the scratch memory to less than a MiB.
+            tiers: what is kept in memory (`Snapshot.tiers`). Default: all routing keys.
         """
-        super().__init__(LocalSource(shards, selectable_N, tile), manifest, top_k, device)
+        super().__init__(LocalSource(shards, manifest.msa_layers, selectable_N, tile, tiers), manifest, top_k, device)
 
 
 def best(found: Candidates, count: int) -> Candidates:

@@ -8,12 +8,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
 import torch
 
 from memspan.bank.shard import Shard
+from memspan.bank.tiers import Tiers
 from memspan.ops.coarse import coarse_scores, quantize_queries
 from memspan.ops.scoring import document_scores, documents_above, exact_chunk_scores, leading_documents
 
@@ -57,20 +59,36 @@ class Source(Protocol):
         """K and V of such documents, `[rows, 2, G, D]` each."""
         ...
 
+    def prefetch(self, layer: int, ids: Sequence[int]) -> None:
+        """Have the content of documents selected in a layer read ahead for the next, which often selects them too."""
+        ...
+
 
 class LocalSource:
     """The selectable documents of some shards in this process."""
 
     def __init__(
-        self, shards: Sequence[Shard], selectable_N: torch.Tensor | None = None, tile: int | None = None
+        self,
+        shards: Sequence[Shard],
+        layers: Sequence[int],
+        selectable_N: torch.Tensor | None = None,
+        tile: int | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         """
         Args:
             shards: in any order.
+            layers: MSA layers of the bank.
             selectable_N: for every document of the shards, in order, whether it may be selected. Default: the live.
             tile: chunks scored at a time. Default: see `coarse_scores`.
+            tiers: what is kept in memory. Default: all routing keys.
+
+        Raises:
+            BudgetError: the budget of `tiers` has no room for a tile.
         """
-        self._shards, self._tile = list(shards), tile
+        self._shards, self._layers, self._tile = list(shards), tuple(layers), tile
+        self._tiers = tiers or Tiers()
+        self._resident = self._tiers.resident([shard.reader for shard in self._shards], len(self._layers))
         self._first_document = [0, *accumulate(len(shard.ids_N) for shard in self._shards)]
         self._num_rows = sum(len(shard.document_C) for shard in self._shards)
         self._ids_N = _joined([shard.ids_N for shard in self._shards], torch.int64)
@@ -94,8 +112,10 @@ class LocalSource:
         queries = quantize_queries(query_BTW)
         self._score_BC = torch.empty(len(query_BTW), self._num_rows)
         parts = self._score_BC.split([len(shard.document_C) for shard in self._shards], dim=1)
-        for shard, part_BC in zip(self._shards, parts, strict=False):
+        for shard, part_BC, is_resident in zip(self._shards, parts, self._resident, strict=True):
             coarse_scores(queries, shard.reader.coarse_keys(layer), part_BC, self._tile)
+            if not is_resident:
+                shard.reader.give_back_coarse(layer)
         if self._barred_C is not None:
             self._score_BC.masked_fill_(self._barred_C, float("-inf"))
         return [self._found(*leading_documents(score_C, self._document_C, count)) for score_C in self._score_BC]
@@ -113,13 +133,29 @@ class LocalSource:
 
     def content(self, layer: int, ids: Sequence[int]) -> list[torch.Tensor]:
         """See `Source.content`."""
-        found = (self._find(document_id) for document_id in ids)
-        return [shard.reader.content(layer, index) for shard, index in found]
+        found = [self._find(document_id) for document_id in ids]
+        cache, keys = self._tiers.content, [(layer, *shard.reader.content_key(index)) for shard, index in found]
+        for key, (shard, index) in zip(keys, found, strict=True):
+            if key not in cache:
+                shard.reader.prefetch(layer, index)
+        return [
+            cache.get(key, partial(shard.reader.content, layer, index))
+            for key, (shard, index) in zip(keys, found, strict=True)
+        ]
+
+    def prefetch(self, layer: int, ids: Sequence[int]) -> None:
+        """See `Source.prefetch`."""
+        for following in self._layers[self._layers.index(layer) + 1 :][:1]:
+            for shard, index in map(self._find, ids):
+                if (following, *shard.reader.content_key(index)) not in self._tiers.content:
+                    shard.reader.prefetch(following, index)
 
     def _exact(self, layer: int, query_TW: torch.Tensor, ids_K: torch.Tensor) -> torch.Tensor:
         if not len(ids_K):
             return torch.empty(0)
         found = [self._find(document_id) for document_id in ids_K.tolist()]
+        for shard, index in found:
+            shard.reader.prefetch_rows(layer, index)
         keys = [shard.reader.router_rows(layer, index) for shard, index in found]
         owner_C = torch.repeat_interleave(torch.tensor([len(rows_CW) for rows_CW in keys]))
         return document_scores(exact_chunk_scores(query_TW, torch.cat(keys))[None], owner_C, len(keys))[0]
