@@ -14,7 +14,7 @@ from memspan.bank import coarse, shard
 from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
-from memspan.bank.mapping import give_back, open_mapped, prefetch
+from memspan.bank.mapping import open_mapped
 from memspan.bank.segment import SegmentFiles, SegmentReader, SegmentWriter, coarse_path, segment_paths
 from memspan.bank.verify import repair, verify
 from memspan.errors import BankError
@@ -219,13 +219,14 @@ def test_what_is_given_back_is_no_longer_resident_and_reads_as_before(tmp_path: 
         writer.append(document_id, 0, latents)
     ((files,), _) = writer.finish()
     path = coarse_path(tmp_path, files.name)
-    keys_CW = open_mapped(path)[f"layer_{LAYERS[0]}"]
-    before = keys_CW.clone()
-    prefetch(keys_CW)
-    assert _resident(path) >= keys_CW.nbytes
-    give_back(keys_CW)
+    keys = open_mapped(path)[f"layer_{LAYERS[0]}"]
+    before = keys.tensor.clone()
+    keys.prefetch(0, 5)
+    assert _resident(path) >= keys.tensor.nbytes
+    assert torch.equal(keys.take(3, 7), before[3:7])
+    keys.give_back()
     assert _resident(path) == 0
-    assert torch.equal(keys_CW, before)
+    assert torch.equal(keys.tensor, before)
     reader = SegmentReader(tmp_path, files, tiny_manifest(head_dim=512))
     content = segment_paths(tmp_path, files.name)[1]
     reader.prefetch(LAYERS[0], 3)

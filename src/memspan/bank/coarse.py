@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from memspan.bank.mapping import give_back, open_mapped
+from memspan.bank.mapping import Mapped, open_mapped
 from memspan.ops.coarse import CoarseKeys, quantize_keys
 
 _log = logging.getLogger(__name__)
@@ -31,10 +31,12 @@ _KEYS_CRC, _COARSE_CRC, _SEAL = "keys_crc32", "coarse_crc32", "seal"
 class CoarseFile:
     """The mapped file of one segment."""
 
-    def __init__(self, path: Path, tensors: dict[str, torch.Tensor], layers: Sequence[int]) -> None:
+    def __init__(self, path: Path, mapped: dict[str, Mapped], layers: Sequence[int]) -> None:
         self.path = path
-        self._keys = [CoarseKeys(tensors[f"layer_{layer}"], tensors[f"scale_{layer}"]) for layer in layers]
-        self._keys_crc32, self._coarse_crc32 = tensors[_KEYS_CRC], tensors[_COARSE_CRC].tolist()
+        self._mapped = [(mapped[f"layer_{layer}"], mapped[f"scale_{layer}"]) for layer in layers]
+        self._keys = [CoarseKeys(keys.tensor, scale.tensor) for keys, scale in self._mapped]
+        self._keys_crc32 = mapped[_KEYS_CRC].tensor.numpy()
+        self._coarse_crc32 = mapped[_COARSE_CRC].tensor.tolist()
         self._checked: set[int] = set()
 
     @property
@@ -53,8 +55,8 @@ class CoarseFile:
 
     def give_back(self, place: int) -> None:
         """Take a layer's keys out of resident memory until they are read again."""
-        give_back(self._keys[place].key_CW)
-        give_back(self._keys[place].scale_C)
+        for mapped in self._mapped[place]:
+            mapped.give_back()
 
     def document_crc32(self, place: int, document: int) -> int:
         """CRC-32 of the routing keys (bfloat16) of a document in a layer."""
@@ -106,10 +108,11 @@ def open_coarse(
     if not path.exists():
         return None
     try:
-        tensors = open_mapped(path)
+        mapped = open_mapped(path)
+        tensors = {name: one.tensor for name, one in mapped.items()}
         found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
         if found == expected and int(tensors[_SEAL]) == _seal(tensors, keys_sha256):
-            return CoarseFile(path, tensors, layers)
+            return CoarseFile(path, mapped, layers)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         _log.warning("%s cannot be read (%s)", path, error)
         return None

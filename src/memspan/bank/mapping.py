@@ -26,15 +26,57 @@ _DTYPES = {
     "I8": torch.int8,
 }
 # The kernel maps up to so many bytes around a page that was touched (a large folio); giving back less leaves the rest.
-_FAULT_AROUND = 2**21
+_FOLIO = 2**21
 
 
-def open_mapped(path: Path) -> dict[str, torch.Tensor]:
+class Mapped:
+    """A tensor in a mapped file, by its rows (the first dimension).
+
+    Attributes:
+        tensor: all of it; reading it touches pages.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self._address, self._row_bytes = tensor.data_ptr(), tensor.nbytes // max(1, len(tensor))
+        whole = tensor.untyped_storage()
+        self._lowest, self._highest = whole.data_ptr(), whole.data_ptr() + whole.nbytes()
+        self._bytes = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+
+    def bytes(self, first: int, last: int) -> memoryview:
+        """The bytes of some rows, where they lie."""
+        return self._bytes[first * self._row_bytes : last * self._row_bytes]
+
+    def take(self, first: int, last: int) -> torch.Tensor:
+        """A copy of some rows, which are then no longer resident."""
+        flat = torch.frombuffer(bytearray(self.bytes(first, last)), dtype=self.tensor.dtype)
+        self.give_back(first, last)
+        return flat.view(-1, *self.tensor.shape[1:])
+
+    def prefetch(self, first: int, last: int) -> None:
+        """Have some rows read into the page cache, without waiting for it."""
+        self._advise(first, last, getattr(mmap, "MADV_WILLNEED", None), mmap.PAGESIZE)
+
+    def give_back(self, first: int = 0, last: int | None = None) -> None:
+        """Take rows out of the process's resident memory; they are read again when touched."""
+        self._advise(first, len(self.tensor) if last is None else last, getattr(mmap, "MADV_DONTNEED", None), _FOLIO)
+
+    def _advise(self, first: int, last: int, advice: int | None, granule: int) -> None:
+        madvise = _madvise()
+        if advice is None or madvise is None or first >= last:
+            return
+        start = (self._address + first * self._row_bytes) // granule * granule
+        end = -(-(self._address + last * self._row_bytes) // granule) * granule
+        start, end = max(start, self._lowest), min(end, self._highest)
+        madvise(start, end - start, advice)  # advice only: a failure changes nothing
+
+
+def open_mapped(path: Path) -> dict[str, Mapped]:
     """The tensors of a file, by name.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no safetensors file, or damaged in its header.
+        ValueError, KeyError, TypeError, RuntimeError: it is no safetensors file, or damaged in its header.
     """
     try:
         with safe_open(path, framework="pt") as checked:  # that the header is sound, and the file as long as it says
@@ -45,20 +87,7 @@ def open_mapped(path: Path) -> dict[str, torch.Tensor]:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-    return {name: _view(storage, 8 + length, header[name]) for name in names}
-
-
-def prefetch(mapped: torch.Tensor) -> None:
-    """Have the rows of a mapped tensor read into the page cache, without waiting for it."""
-    _advise(mapped, getattr(mmap, "MADV_WILLNEED", None), mmap.PAGESIZE)
-
-
-def give_back(mapped: torch.Tensor) -> None:
-    """Take rows of a mapped tensor out of the process's resident memory; they are read again when touched.
-
-    The tensor must be (part of) one of `open_mapped`: other memory would lose what it holds.
-    """
-    _advise(mapped, getattr(mmap, "MADV_DONTNEED", None), _FAULT_AROUND)
+    return {name: Mapped(_view(storage, 8 + length, header[name])) for name in names}
 
 
 def _view(storage: torch.UntypedStorage, data: int, entry: Mapping[str, object]) -> torch.Tensor:
@@ -72,17 +101,6 @@ def _view(storage: torch.UntypedStorage, data: int, entry: Mapping[str, object])
     if dtype is None or start % dtype.itemsize or end - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"a tensor of {entry['dtype']} {shape} stands where it cannot")
     return torch.empty(0, dtype=dtype).set_(storage, start // dtype.itemsize, shape)
-
-
-def _advise(mapped: torch.Tensor, advice: int | None, granule: int) -> None:
-    madvise = _madvise()
-    if advice is None or madvise is None or not mapped.nbytes:
-        return
-    whole = mapped.untyped_storage()
-    lowest, highest = whole.data_ptr(), whole.data_ptr() + whole.nbytes()
-    first = max(lowest, mapped.data_ptr() // granule * granule)
-    last = min(highest, -(-(mapped.data_ptr() + mapped.nbytes) // granule) * granule)
-    madvise(first, last - first, advice)  # advice only: a failure changes nothing
 
 
 @functools.cache

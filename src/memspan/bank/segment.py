@@ -26,7 +26,7 @@ from memspan.bank import coarse
 from memspan.bank.coarse import CoarseFile, crc32, rows_crc32
 from memspan.bank.files import PARTIAL_SUFFIX, publish, write_synced
 from memspan.bank.manifest import LATENT_DTYPE, Manifest
-from memspan.bank.mapping import give_back, open_mapped, prefetch
+from memspan.bank.mapping import Mapped, open_mapped
 from memspan.errors import BankError
 from memspan.model.fingerprint import file_sha256
 from memspan.ops.coarse import CoarseKeys, quantize_keys
@@ -178,14 +178,16 @@ class SegmentReader:
         G, D, L, N = manifest.num_kv_heads, manifest.head_dim, len(self._layers), files.documents
         names = [f"layer_{layer}" for layer in self._layers]
         shapes = {_DOCUMENTS: (N, 4), _KEYS_CRC: (L,), _CONTENT_CRC: (L, N)}
-        tensors = _open(self._keys_path, files.keys_bytes, {**dict.fromkeys(names, (files.rows, G * D)), **shapes})
-        self._keys = [tensors.pop(name) for name in names]
+        mapped = _open(self._keys_path, files.keys_bytes, {**dict.fromkeys(names, (files.rows, G * D)), **shapes})
+        self._keys = [mapped[name] for name in names]
+        tensors = {name: mapped[name].tensor for name in shapes}
         if _index_crc32(tensors) != files.index_crc32:
             raise _damaged(self._keys_path, "its list of documents")
         self.documents_N4 = tensors[_DOCUMENTS]
-        self._keys_crc32, self._content_crc32 = tensors[_KEYS_CRC].tolist(), tensors[_CONTENT_CRC]
+        self._keys_crc32, self._content_crc32 = tensors[_KEYS_CRC].tolist(), tensors[_CONTENT_CRC].numpy()
         contents = _open(self._content_path, files.content_bytes, dict.fromkeys(names, (files.rows, 2, G, D)))
         self._contents = [contents[name] for name in names]
+        self._rows = self.documents_N4.numpy()
         self._checked: set[int] = set()
         self._width = G * D
         self._coarse_file = self._open_coarse()
@@ -200,21 +202,25 @@ class SegmentReader:
         """Routing keys of all rows in an MSA layer, `[rows, W]`."""
         place = self._layers.index(layer)
         if place not in self._checked:
-            if crc32(self._keys[place]) != self._keys_crc32[place]:
+            if crc32(self._keys[place].tensor) != self._keys_crc32[place]:
                 raise _damaged(self._keys_path, f"the routing keys of layer {layer}")
             self._checked.add(place)
-        return self._keys[place]
+        return self._keys[place].tensor
 
     def router_rows(self, layer: int, document: int) -> torch.Tensor:
         """Routing keys of a document (its index in `documents_N4`) in an MSA layer, `[rows, W]`, copied."""
         place = self._layers.index(layer)
-        document_id, first_row, rows, _ = self.documents_N4[document].tolist()
+        first, last = self._bounds(document)
         if self._coarse_file is None:
-            return self.router_keys(layer)[first_row : first_row + rows].clone()
-        key_CW = self._keys[place][first_row : first_row + rows]
-        if crc32(key_CW) != self._coarse_file.document_crc32(place, document):
-            raise _damaged(self._keys_path, f"the routing keys of document {document_id} in layer {layer}")
-        return _taken(key_CW)
+            return self.router_keys(layer)[first:last].clone()
+        if zlib.crc32(self._keys[place].bytes(first, last)) != self._coarse_file.document_crc32(place, document):
+            raise _damaged(self._keys_path, f"the routing keys of document {self._rows[document, 0]} in layer {layer}")
+        return self._keys[place].take(first, last)
+
+    def _bounds(self, document: int) -> tuple[int, int]:
+        """A document's first row, and the one after its last."""
+        first, rows = self._rows[document, 1:3].tolist()
+        return first, first + rows
 
     def coarse_keys(self, layer: int) -> CoarseKeys:
         """Routing keys of all rows in an MSA layer in 8 bits: mapped, or rounded when a layer is first asked for."""
@@ -233,8 +239,7 @@ class SegmentReader:
 
     def prefetch_rows(self, layer: int, document: int) -> None:
         """As `prefetch`, a document's routing keys."""
-        _, first_row, rows, _ = self.documents_N4[document].tolist()
-        prefetch(self._keys[self._layers.index(layer)][first_row : first_row + rows])
+        self._keys[self._layers.index(layer)].prefetch(*self._bounds(document))
 
     @property
     def mapped_coarse_bytes(self) -> int:
@@ -248,25 +253,23 @@ class SegmentReader:
 
     def prefetch(self, layer: int, document: int) -> None:
         """Have a document's content in an MSA layer read from disk, without waiting for it."""
-        _, first_row, rows, _ = self.documents_N4[document].tolist()
-        prefetch(self._contents[self._layers.index(layer)][first_row : first_row + rows])
+        self._contents[self._layers.index(layer)].prefetch(*self._bounds(document))
 
     def content(self, layer: int, document: int) -> torch.Tensor:
         """K and V of a document (its index in `documents_N4`) in an MSA layer, `[rows, 2, G, D]`, copied."""
         place = self._layers.index(layer)
-        document_id, first_row, rows, _ = self.documents_N4[document].tolist()
-        content_C2GD = self._contents[place][first_row : first_row + rows]
-        if crc32(content_C2GD) != int(self._content_crc32[place, document]):
-            raise _damaged(self._content_path, f"the content of document {document_id} in layer {layer}")
-        return _taken(content_C2GD)
+        first, last = self._bounds(document)
+        if zlib.crc32(self._contents[place].bytes(first, last)) != self._content_crc32[place, document]:
+            raise _damaged(self._content_path, f"the content of document {self._rows[document, 0]} in layer {layer}")
+        return self._contents[place].take(first, last)
 
     def latents(self, document: int) -> EncodedDocuments:
         """Everything kept of a document (its index in `documents_N4`), copied."""
-        _, first_row, rows, _ = self.documents_N4[document].tolist()
+        first, last = self._bounds(document)
         return EncodedDocuments(
-            torch.stack([self.router_keys(layer)[first_row : first_row + rows] for layer in self._layers]),
+            torch.stack([self.router_keys(layer)[first:last] for layer in self._layers]),
             torch.stack([self.content(layer, document) for layer in self._layers]),
-            (rows,),
+            (last - first,),
         )
 
     @property
@@ -336,32 +339,25 @@ def text_crc32(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
-def _taken(mapped: torch.Tensor) -> torch.Tensor:
-    """A copy of mapped rows, which are then no longer resident."""
-    copied = mapped.clone()
-    give_back(mapped)
-    return copied
-
-
 def _damaged(path: Path, what: str) -> BankError:
     return BankError(f"{what} in the bank's file {path} changed since it was written; {_REMEDY}")
 
 
-def _open(path: Path, size: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+def _open(path: Path, size: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Mapped]:
     try:
         if not path.is_file():
             raise BankError(f"the bank's file {path} is missing; {_REMEDY}")
         if path.stat().st_size != size:
             raise BankError(f"the bank's file {path} has {path.stat().st_size} bytes instead of {size}; {_REMEDY}")
-        mapped = open_mapped(path)
-        tensors = {name: mapped[name] for name in shapes}
+        opened = open_mapped(path)
+        mapped = {name: opened[name] for name in shapes}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BankError(f"the bank's file {path} is damaged ({error}); {_REMEDY}") from error
     for name, shape in shapes.items():
         dtype = LATENT_DTYPE if name.startswith("layer_") else torch.int64
-        if tensors[name].shape != shape or tensors[name].dtype != dtype:
+        if mapped[name].tensor.shape != shape or mapped[name].tensor.dtype != dtype:
             raise _damaged(path, f"the shape of {name}")
-    return tensors
+    return mapped
 
 
 def _index_crc32(tensors: dict[str, torch.Tensor]) -> int:
