@@ -87,6 +87,28 @@ class Shard:
         return sorted_ids_K[places_N] == self.ids_N
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the rows and documents of some shards stand when the shards are put one after another.
+
+    Attributes:
+        first_document: of every shard, and the number of documents at last.
+        ids_N: document ids.
+        document_C: index into `ids_N` of the document of every row.
+    """
+
+    first_document: tuple[int, ...]
+    ids_N: torch.Tensor
+    document_C: torch.Tensor
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard]) -> Layout:
+        firsts = tuple(accumulate((len(shard.ids_N) for shard in shards), initial=0))
+        none = torch.empty(0, dtype=torch.int64)
+        documents = [shard.document_C + first for shard, first in zip(shards, firsts, strict=False)]
+        return cls(firsts, torch.cat([none, *(shard.ids_N for shard in shards)]), torch.cat([none, *documents]))
+
+
 class JoinedReader:
     """Several small segments as one: routing keys are joined, in 8 bits, when a layer is first scored."""
 

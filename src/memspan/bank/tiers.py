@@ -6,6 +6,7 @@ The other segments' keys are scored where they lie on disk, a layer at a time, a
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 import threading
@@ -16,6 +17,7 @@ from typing import Protocol
 
 import torch
 
+from memspan.bank.shard import Layout, Shard
 from memspan.errors import BudgetError
 
 # Of content, kept unless a budget says less.
@@ -85,6 +87,15 @@ class Tiers:
         self.budget = budget
         self.content = ContentCache(CACHE_BYTES)
         self._base: int | None = None
+        self._layout: tuple[list[torch.Tensor], Layout] | None = None
+
+    def layout(self, shards: Sequence[Shard]) -> Layout:
+        """The layout of some shards; the last one is kept, since the next question is over the same."""
+        documents = [shard.ids_N for shard in shards]
+        known = self._layout
+        if known is None or len(known[0]) != len(documents) or any(map(operator.is_not, known[0], documents)):
+            known = self._layout = documents, Layout.of(shards)
+        return known[1]
 
     def resident(self, keys: Sequence[Keys], num_layers: int) -> list[bool]:
         """For every shard whether its routing keys stay in memory: the first ones, as far as the budget goes.

@@ -34,9 +34,6 @@ class CoarseKeys:
     def nbytes(self) -> int:
         return self.key_CW.nbytes + self.scale_C.nbytes
 
-    def rows(self, first: int, last: int) -> CoarseKeys:
-        return CoarseKeys(self.key_CW[first:last], self.scale_C[first:last])
-
 
 @dataclass(frozen=True, slots=True)
 class CoarseQueries:
@@ -97,10 +94,10 @@ def coarse_scores(queries: CoarseQueries, keys: CoarseKeys, out_BC: Tensor, tile
     """
     B, T = len(queries.scale_B), queries.num_tokens
     tile = tile or max(_LEAST_TILE, _TILE_SUMS // (B * T))
-    for first in range(0, len(keys.scale_C), tile):
-        part = keys.rows(first, first + tile)
-        best_CB = _integer_product(part.key_CW, queries.query_WQ).view(-1, B, T).amax(-1)
-        out_BC[:, first : first + tile] = (best_CB * part.scale_C.unsqueeze(1)).T
+    if not len(keys.scale_C):
+        return
+    best = [_integer_product(part_CW, queries.query_WQ).view(-1, B, T).amax(-1) for part_CW in keys.key_CW.split(tile)]
+    torch.mul(torch.cat(best).T, keys.scale_C, out=out_BC)
     out_BC *= queries.scale_B.unsqueeze(1)
 
 

@@ -21,7 +21,7 @@ from memspan.routing.source import Candidates, LocalSource, Source
 from memspan.types import Retrieved
 
 _CANDIDATES_PER_SELECTED = 8
-_MOST_CANDIDATES = 4096
+MOST_CANDIDATES = 4096
 # What the coarse pass may be wrong by: so many times the largest error seen among the documents that were re-scored.
 _ERROR_MARGIN = 3.0
 
@@ -65,7 +65,7 @@ class SourceMemory:
         """The best documents of the coarse pass, re-scored: 8k, and what it cannot tell from the k-th best of those.
 
         Limit: its errors on documents left out are taken to be at most `_ERROR_MARGIN` times the largest seen; and no
-        more than `_MOST_CANDIDATES` are looked at.
+        more than `MOST_CANDIDATES` are looked at.
         """
         count = _CANDIDATES_PER_SELECTED * self._top_k
         leading = [best(found, count) for found in self._source.leading(layer, query_BTW, count)]
@@ -76,7 +76,7 @@ class SourceMemory:
             for found, bound in zip(leading, bounds, strict=True)
         ):
             return [best(found, count) for found in exact]
-        most = max(count, _MOST_CANDIDATES)
+        most = max(count, MOST_CANDIDATES)
         wider = [
             best(found, most) if len(found.ids) > len(first.ids) else first
             for found, first in zip(self._source.above(bounds), leading, strict=True)

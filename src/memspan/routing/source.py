@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -89,28 +88,22 @@ class LocalSource:
         self._shards, self._layers, self._tile = list(shards), tuple(layers), tile
         self._tiers = tiers or Tiers()
         self._resident = self._tiers.resident([shard.reader for shard in self._shards], len(self._layers))
-        self._first_document = [0, *accumulate(len(shard.ids_N) for shard in self._shards)]
-        self._num_rows = sum(len(shard.document_C) for shard in self._shards)
-        self._ids_N = _joined([shard.ids_N for shard in self._shards], torch.int64)
-        self._document_C = _joined(
-            [shard.document_C + first for shard, first in zip(self._shards, self._first_document[:-1], strict=True)],
-            torch.int64,
-        )
+        self._layout = self._tiers.layout(self._shards)
         if selectable_N is None:
-            selectable_N = _joined([shard.live_N for shard in self._shards], torch.bool)
-        self._barred_C = None if bool(selectable_N.all()) else ~selectable_N[self._document_C]
+            selectable_N = torch.cat([torch.empty(0, dtype=torch.bool), *(shard.live_N for shard in self._shards)])
+        self._barred_C = None if bool(selectable_N.all()) else ~selectable_N[self._layout.document_C]
         self._score_BC = torch.empty(0, 0)
         # Where the documents stand that were among the leading: nothing else is asked for.
         self._places: dict[int, int] = {}
 
     @property
     def questions_at_once(self) -> int:
-        return max(1, _MOST_SCORES // max(1, self._num_rows))
+        return max(1, _MOST_SCORES // max(1, len(self._layout.document_C)))
 
     def leading(self, layer: int, query_BTW: torch.Tensor, count: int) -> list[Candidates]:
         """See `Source.leading`."""
         queries = quantize_queries(query_BTW)
-        self._score_BC = torch.empty(len(query_BTW), self._num_rows)
+        self._score_BC = torch.empty(len(query_BTW), len(self._layout.document_C))
         parts = self._score_BC.split([len(shard.document_C) for shard in self._shards], dim=1)
         for shard, part_BC, is_resident in zip(self._shards, parts, self._resident, strict=True):
             coarse_scores(queries, shard.reader.coarse_keys(layer), part_BC, self._tile)
@@ -118,12 +111,12 @@ class LocalSource:
                 shard.reader.give_back_coarse(layer)
         if self._barred_C is not None:
             self._score_BC.masked_fill_(self._barred_C, float("-inf"))
-        return [self._found(*leading_documents(score_C, self._document_C, count)) for score_C in self._score_BC]
+        return [self._found(*leading_documents(score_C, self._layout.document_C, count)) for score_C in self._score_BC]
 
     def above(self, bounds: Sequence[float]) -> list[Candidates]:
         """See `Source.above`."""
         return [
-            self._found(*documents_above(score_C, self._document_C, bound))
+            self._found(*documents_above(score_C, self._layout.document_C, bound))
             for score_C, bound in zip(self._score_BC, bounds, strict=True)
         ]
 
@@ -161,16 +154,12 @@ class LocalSource:
         return document_scores(exact_chunk_scores(query_TW, torch.cat(keys))[None], owner_C, len(keys))[0]
 
     def _found(self, places_K: torch.Tensor, scores_K: torch.Tensor) -> Candidates:
-        ids_K = self._ids_N[places_K]
+        ids_K = self._layout.ids_N[places_K]
         self._places.update(zip(ids_K.tolist(), places_K.tolist(), strict=True))
         return Candidates(ids_K, scores_K)
 
     def _find(self, document_id: int) -> tuple[Shard, int]:
         """The shard of a document, and its index there."""
         place = self._places[document_id]
-        at = bisect_right(self._first_document, place) - 1
-        return self._shards[at], place - self._first_document[at]
-
-
-def _joined(parts: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    return torch.cat(parts) if parts else torch.empty(0, dtype=dtype)
+        at = bisect_right(self._layout.first_document, place) - 1
+        return self._shards[at], place - self._layout.first_document[at]
