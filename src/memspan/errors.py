@@ -27,6 +27,14 @@ class BankBusy(BankError):
     """Another process writes the bank, or reads what is to be erased; the message names its pid."""
 
 
+class BudgetError(MemspanError):
+    """A memory budget is malformed, or too small for what it is asked to hold."""
+
+
+class RankError(MemspanError):
+    """A process of several that share a bank was lost, or they do not fit together."""
+
+
 class EmptyBank(BankError):
     """A question was asked of a bank, a namespace or a scope that holds no documents."""
 

@@ -27,7 +27,7 @@ from helpers import (
     tiny_manifest,
 )
 
-from memspan.bank import edits, segment
+from memspan.bank import edits, files
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.words import WordIndex
@@ -536,9 +536,9 @@ def _raise(error: BaseException) -> Callable[..., Any]:
 
 
 _STEPS: list[tuple[Any, str]] = [
-    (segment, "save_file"),
-    (segment.os, "fsync"),
-    (segment, "file_sha256"),
+    (files, "save_file"),
+    (files.os, "fsync"),
+    (files, "file_sha256"),
     (Path, "replace"),
     (edits, "_insert_segments"),
     (edits, "_insert_source"),
@@ -596,7 +596,7 @@ def test_a_disk_that_fills_up_at_any_segment_leaves_the_bank_as_it_was(
     fill(bank, "a", "z")
     before = read_bank(bank)
     for call in range(4):
-        calls, real = itertools.count(), segment.save_file
+        calls, real = itertools.count(), files.save_file
 
         def save(*arguments: Any, calls: Any = calls, real: Any = real, call: int = call) -> None:
             real(*arguments)
@@ -604,7 +604,7 @@ def test_a_disk_that_fills_up_at_any_segment_leaves_the_bank_as_it_was(
                 raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patched:
-            patched.setattr(segment, "save_file", save)
+            patched.setattr(files, "save_file", save)
             with pytest.raises(BankError, match=r"No space left.*committed before is safe"):
                 fill(bank, "a", "b", max_segment_bytes=1)
         for handle in (bank, MemoryBank.open(bank.folder)):

@@ -24,12 +24,13 @@ from helpers import (
     tiny_manifest,
 )
 
-from memspan.bank import compaction, edits
+from memspan.bank import coarse, compaction, edits
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.edits import NewDocument, NewSource, Written
 from memspan.bank.segment import CONTENT_SUFFIX, SegmentWriter, segment_paths
 from memspan.errors import BankBusy
+from memspan.ops.coarse import quantize_keys
 from memspan.types import Document, EncodedDocuments
 
 DEFAULT = DEFAULT_NAMESPACE
@@ -420,6 +421,7 @@ def _needles(document: Document, *latents: EncodedDocuments) -> list[bytes]:
         keys_LCW, content_LC2GD = encoded.router_keys_LCW, encoded.content_LC2GD
         for tensor in (*keys_LCW.flatten(0, 1), *content_LC2GD.flatten(0, 2)):
             needles.append(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        needles += [row.numpy().tobytes() for row in quantize_keys(keys_LCW.flatten(0, 1)).key_CW]
     return needles
 
 
@@ -435,8 +437,12 @@ def _update(bank: MemoryBank, document: Document) -> None:
 @pytest.mark.parametrize("reopened", [False, True])
 @pytest.mark.parametrize("remove", [_delete, _update])
 def test_nothing_of_what_was_removed_is_left_in_any_file(
-    bank: MemoryBank, remove: Callable[[MemoryBank, Document], None], reopened: bool
+    bank: MemoryBank,
+    remove: Callable[[MemoryBank, Document], None],
+    reopened: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(coarse, "LEAST_KEYS_BYTES", 0)  # keys in 8 bits are kept, too
     generator = random.Random(0)
     kept = [_secret(generator, f"kept-{name}") for name in _words(generator, 6)]
     gone = [_secret(generator, f"gone-{name}") for name in _words(generator, 3)]
@@ -451,7 +457,7 @@ def test_nothing_of_what_was_removed_is_left_in_any_file(
     needles = [needle for document in gone for needle in _needles(document, *latents[document.external_id])]
     if remove is _update:
         needles = [needle for needle in needles if not needle.startswith(b"gone-")]
-    assert all(_holds(bank.folder, needle) for needle in needles if len(needle) == 32)
+    assert all(_holds(bank.folder, needle) for needle in needles if len(needle) in (16, 32))
     for document in gone:
         remove(bank, document)
     before = read_bank(bank)

@@ -16,7 +16,6 @@ from helpers import bits, random_latents, tiny_manifest
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from memspan.bank import segment
 from memspan.bank.segment import Placed, SegmentFiles, SegmentReader, SegmentWriter, segment_paths
 from memspan.errors import BankError
 from memspan.types import EncodedDocuments
@@ -289,7 +288,7 @@ def test_content_damaged_after_it_was_read_once_is_found(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error")])
-@pytest.mark.parametrize("which", [0, 1], ids=["keys", "content"])
+@pytest.mark.parametrize("which", [0, 1], ids=["content", "keys"])
 def test_a_full_disk_is_a_named_error_and_leaves_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int, error: Exception
 ) -> None:
@@ -301,7 +300,7 @@ def test_a_full_disk_is_a_named_error_and_leaves_no_partial_file(
             os.truncate(path, path.stat().st_size // 2)
             raise error
 
-    monkeypatch.setattr(segment, "save_file", save_half)
+    monkeypatch.setattr("memspan.bank.files.save_file", save_half)
     writer = SegmentWriter(tmp_path, LAYERS, 8 * ROW)
     writer.append(1, 0, random_latents(MANIFEST, 3))
     with pytest.raises(BankError, match=r"cannot write .*(No space left|I/O error)") as raised:

@@ -79,19 +79,6 @@ def test_without_gives_a_new_shard_and_leaves_the_old_as_it_was(tmp_path: Path) 
     assert fewer.without([100]).live_N.equal(fewer.live_N), "ids of other segments do not matter"
 
 
-def test_rows_of_documents_follow_one_another_in_the_order_asked_for(tmp_path: Path) -> None:
-    reader, latents = _segment(tmp_path, [5, 2, 9, 4], [3, 1, 2, 4])
-    shard = Shard.of(reader)
-    for asked in ([0, 1, 2, 3], [3, 0], [2], [1, 1], []):
-        rows_C, owner_C = shard.rows_of(torch.tensor(asked, dtype=torch.int64))
-        assert owner_C.tolist() == [place for place, n in enumerate(asked) for _ in range(latents[n].num_chunks[0])]
-        for row, layer in enumerate(LAYERS):
-            empty = reader.router_keys(layer)[:0]
-            assert reader.router_keys(layer)[rows_C].equal(
-                torch.cat([empty, *(latents[n].router_keys_LCW[row] for n in asked)])
-            )
-
-
 # --- several as one -------------------------------------------------------------------------------------------------
 
 
@@ -109,8 +96,10 @@ def test_joined_segments_read_as_the_one_that_holds_all_their_documents(
         assert getattr(joined, name).equal(getattr(whole, name)), name
     assert joined.reader.documents_N4.equal(whole.reader.documents_N4)
     for layer in LAYERS:
-        assert joined.reader.router_keys(layer).equal(whole.reader.router_keys(layer))
+        coarse, expected = joined.reader.coarse_keys(layer), whole.reader.coarse_keys(layer)
+        assert coarse.key_CW.equal(expected.key_CW) and coarse.scale_C.equal(expected.scale_C)
         for index in range(7):
+            assert joined.reader.router_rows(layer, index).equal(whole.reader.router_rows(layer, index))
             assert joined.reader.content(layer, index).equal(whole.reader.content(layer, index))
     assert [bits(joined.reader.latents(n)) for n in range(7)] == [bits(encoded) for encoded in latents]
 
@@ -118,7 +107,7 @@ def test_joined_segments_read_as_the_one_that_holds_all_their_documents(
 def test_joining_leaves_the_parts_as_they_were(parts: list[tuple[SegmentReader, list[EncodedDocuments]]]) -> None:
     readers = [reader for reader, _ in parts]
     before = [reader.documents_N4.clone() for reader in readers]
-    JoinedReader(readers).router_keys(LAYERS[0])
+    JoinedReader(readers).coarse_keys(LAYERS[0])
     assert all(reader.documents_N4.equal(table) for reader, table in zip(readers, before, strict=True))
 
 

@@ -26,7 +26,7 @@ from shim import Mode, Shim
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.segment import segment_paths
+from memspan.bank.segment import coarse_path, segment_paths
 from memspan.bank.verify import verify
 from memspan.errors import BankError
 
@@ -206,7 +206,9 @@ def _check_search(bank: MemoryBank, others: Iterable[Entry] = ()) -> None:
 
 def _check_files(bank: MemoryBank) -> None:
     """Every file belongs to the bank: to it as such, to a segment that the catalog knows, or to this reader of it."""
-    known = {path.name for name in bank.catalog.segment_states() for path in segment_paths(bank.folder, name)}
+    names = bank.catalog.segment_states()
+    known = {path.name for name in names for path in segment_paths(bank.folder, name)}
+    known |= {coarse_path(bank.folder, name).name for name in names}
     orphans = {path.name for path in bank.folder.iterdir()} - _FILES
     orphans |= {path.name for path in (bank.folder / "segments").iterdir()} - known
     orphans |= {path.name for path in (bank.folder / "readers").iterdir() if f"{os.getpid()}-" not in path.name}

@@ -33,6 +33,7 @@ from helpers import add_latents, random_latents, tiny_manifest
 
 import memspan.bank.add
 import memspan.bank.reencode
+from memspan.bank import coarse
 from memspan.bank.bank import MemoryBank
 from memspan.bank.compaction import FAN_OUT
 from memspan.bank.encode import Part
@@ -143,6 +144,13 @@ def _add_one(folder: Path, done: Done) -> None:
     bank = MemoryBank.open(folder)
     put(bank, [B], done=done)
     bank.close()
+
+
+def _add_large(folder: Path, done: Done) -> None:
+    """As `_add_one`, with a file of keys in 8 bits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coarse, "LEAST_KEYS_BYTES", 0)
+        _add_one(folder, done)
 
 
 def _update(folder: Path, done: Done) -> None:
@@ -256,6 +264,7 @@ SCENARIOS: dict[str, Scenario] = {
     "create": Scenario(_nothing, _create, (None, {})),
     "create in new folders": Scenario(_nothing, _create, (None, {}), bank=f"new/folders/{BANK}"),
     "add": Scenario(holding(A), _add, (state(A), state(A, B), state(A, B, C, D, E))),
+    "add a large segment": Scenario(holding(A), _add_large, (state(A), state(A, B))),
     "update": Scenario(holding(A, B), _update, (state(A, B), state(A2, B, C), state(A2, B2, C))),
     "add around checkpoints": Scenario(holding(A), _add_around_checkpoints, (state(A), state(A, B), state(A, B, C))),
     "add the one too many small segments": Scenario(holding(*SMALL), _add_one, (state(*SMALL), state(*SMALL, B))),

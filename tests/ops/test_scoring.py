@@ -7,9 +7,11 @@ from memspan.ops import naive
 from memspan.ops.scoring import (
     chunk_scores,
     document_scores,
+    documents_above,
     exact_chunk_scores,
     fold_keys,
     fold_queries,
+    leading_documents,
     routing_queries,
     top_documents,
 )
@@ -44,22 +46,6 @@ def test_gradients_equal_those_of_the_literal_formula(H: int, G: int, similarity
     expected = torch.autograd.grad((slow * weights).sum(), (query_BTHD, key_CGD))
     for found, wanted in zip(gradients, expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("tile", [1, 2, 3, C - 1, C, C + 1])
-def test_tiles_of_any_size_give_the_untiled_scores_and_gradients(tile: int) -> None:
-    query_BTHD, key_CGD = _random(4, 2)
-    query_BTW = fold_queries(query_BTHD, 2, "cosine").requires_grad_()
-    key_CW = fold_keys(key_CGD, "cosine").requires_grad_()
-    whole, tiled = chunk_scores(query_BTW, key_CW), chunk_scores(query_BTW, key_CW, tile)
-    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-12)
-    weights = torch.randn(B, C, dtype=torch.float64)
-    for found, wanted in zip(
-        torch.autograd.grad((tiled * weights).sum(), (query_BTW, key_CW)),
-        torch.autograd.grad((whole * weights).sum(), (query_BTW, key_CW)),
-        strict=True,
-    ):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
 def test_low_precision_router_outputs_are_folded_in_float32() -> None:
@@ -126,6 +112,38 @@ def test_documents_that_are_masked_or_have_no_chunks_are_never_selected() -> Non
     ids, scores = top_documents(score_BN[0], torch.arange(10, 15), 5)
     assert ids.tolist() == [10, 13]
     torch.testing.assert_close(scores, torch.tensor([0.3, 0.1]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("values", ["distinct", "ties", "barred", "one document"])
+@pytest.mark.parametrize("num_chunks", [0, 1, 7, 128, 1000, 5000])
+def test_the_leading_documents_hold_the_best_whatever_the_tie_break(num_chunks: int, values: str) -> None:
+    score_C = torch.randn(num_chunks)
+    document_C = torch.randint(0, 2, (num_chunks,)).cumsum(0)
+    if values == "ties":
+        score_C = score_C.round()
+    elif values == "barred":
+        score_C[torch.rand(num_chunks) < 0.9] = float("-inf")
+    elif values == "one document":  # the best chunks are all of one long document
+        document_C[num_chunks // 5 :] = document_C[num_chunks // 5 : num_chunks // 5 + 1]
+        score_C[num_chunks // 5 :] += 10
+    num_documents = int(document_C[-1]) + 1 if num_chunks else 0
+    score_N = document_scores(score_C[None], document_C, num_documents)[0]
+    for count in (1, 3, 40):
+        documents, scores = leading_documents(score_C, document_C, count)
+        assert torch.equal(scores, score_N[documents]) and scores.isfinite().all()
+        assert documents.tolist() == sorted(set(documents.tolist()))
+        rest_N = score_N.clone()
+        rest_N[documents] = float("-inf")
+        assert len(documents) >= min(count, int(score_N.isfinite().sum()))
+        assert not len(documents) or not len(rest_N) or rest_N.max() < scores.min()
+        assert num_chunks < 5000 or values != "distinct" or len(documents) < 1000, "little is looked at"
+
+
+def test_documents_above_a_bound_are_all_that_reach_it() -> None:
+    score_C, document_C = torch.tensor([0.5, 0.1, 0.4, 0.5, float("-inf")]), torch.tensor([0, 0, 2, 3, 3])
+    assert [x.tolist() for x in documents_above(score_C, document_C, 0.5)] == [[0, 3], [0.5, 0.5]]
+    assert documents_above(score_C, document_C, float("-inf"))[0].tolist() == [0, 2, 3]
+    assert documents_above(score_C, document_C, float("inf"))[0].tolist() == []
 
 
 def test_exact_scores_of_a_chunk_are_bitwise_the_same_alone_and_in_any_company() -> None:

@@ -29,6 +29,7 @@ from memspan.bank.shard import Shard
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
 from memspan.ops import naive
+from memspan.ops.scoring import fold_queries
 from memspan.routing.local import LocalMemory
 from memspan.routing.ranking import rank_documents
 from memspan.text.packing import length_batches
@@ -615,3 +616,29 @@ def test_an_update_is_seen_by_the_next_question_and_equals_a_bank_made_that_way(
         logits = [ask(model, contexts, LocalMemory(_shards(bank), bank.manifest, k)) for bank in (updated, fresh)]
         for found, wanted in zip(*logits, strict=True):
             assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("similarity", MANIFESTS)
+@pytest.mark.parametrize("kind", ["random", "anisotropic", "of many scales"])
+def test_the_true_top_16_of_many_documents_are_found(tmp_path: Path, similarity: str, kind: str) -> None:
+    manifest = tiny_manifest(similarity=similarity, num_kv_heads=3, head_dim=64, msa_layers=(1,))
+    documents = []
+    common_W = torch.randn(192)
+    for _ in range(3000):
+        key_CW = torch.randn(1, 192) + (3 * common_W if kind == "anisotropic" else 0)
+        if kind == "of many scales" and similarity == "dot":
+            key_CW = key_CW * torch.rand(1).exp()
+        elif similarity == "cosine":
+            key_CW = torch.nn.functional.normalize(key_CW.view(1, 3, 64), dim=-1).flatten(1)
+        content = torch.zeros(1, 1, 2, 3, 64, dtype=torch.bfloat16)
+        documents.append(EncodedDocuments(key_CW[None].bfloat16(), content, (1,)))
+    bank = _bank(tmp_path / "bank", documents, manifest)
+    query_BTHD = torch.randn(20, 8, 9, 64) + (common_W.view(3, 1, 64).repeat(1, 3, 1).view(9, 64))
+    retrieved = LocalMemory(_shards(bank), manifest, 16).route(1, query_BTHD, torch.ones(20, 8).bool())
+    query_BTW = fold_queries(query_BTHD, 3, similarity)
+    keys_CW = torch.cat([latents.router_keys_LCW[0] for latents in documents]).float()
+    found = 0
+    for row, query_TW in enumerate(query_BTW):
+        true = (keys_CW @ query_TW.T).amax(1).topk(16).indices + 1
+        found += len(set(true.tolist()) & set(retrieved.doc_ids[row]))
+    assert found >= 0.99 * 16 * 20

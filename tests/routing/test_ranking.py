@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memspan.routing.local import Candidates
 from memspan.routing.ranking import Ranked, rank_documents
+from memspan.routing.source import Candidates
 
 
 def _candidates(**scores: float) -> Candidates:

@@ -31,9 +31,10 @@ from memspan.bank.bank import (
 )
 from memspan.bank.catalog import Catalog
 from memspan.bank.compaction import segments_folder
+from memspan.bank.files import fsync_folder
 from memspan.bank.locks import writer_lock
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentFiles, fsync_folder, segment_of, segment_paths
+from memspan.bank.segment import SegmentFiles, coarse_path, segment_of, segment_paths
 from memspan.errors import BankError, CorpusError
 from memspan.model.convert import LoadedModel
 from memspan.model.fingerprint import file_sha256
@@ -169,7 +170,9 @@ def _copy(bank: MemoryBank, folder: Path) -> None:
         with closing(sqlite3.connect(folder / CATALOG)) as copy:
             catalog.connection.backup(copy)
         for _, files in catalog.segments():
-            for file in segment_paths(segments_folder(bank.folder), files.name):
+            source = segments_folder(bank.folder)
+            derived = coarse_path(source, files.name)
+            for file in (*segment_paths(source, files.name), *([derived] if derived.exists() else [])):
                 _link(file, segments_folder(folder) / file.name)
     with closing(Catalog(folder / CATALOG)) as copied:
         edits.forget_unfinished(copied)

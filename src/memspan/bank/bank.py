@@ -19,11 +19,13 @@ from memspan.bank import compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.compaction import segments_folder
 from memspan.bank.edits import NewSource, Written
+from memspan.bank.files import fsync_folder
 from memspan.bank.locks import HOLDER, LOCK, READERS, Registration, writer_lock
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentReader, SegmentWriter, fsync_folder, text_crc32
+from memspan.bank.segment import SegmentReader, SegmentWriter, text_crc32
 from memspan.bank.shard import Shard, join_small
 from memspan.bank.snapshot import Snapshot
+from memspan.bank.tiers import Tiers
 from memspan.errors import BankError, BankMismatch, UnknownDocument
 from memspan.text.template import part_text
 from memspan.types import Document, EncodedDocuments, is_unicode
@@ -51,8 +53,9 @@ class MemoryBank:
     `snapshot`, `delete` and `compact` may be called from any thread; the rest belongs to one thread at a time.
     """
 
-    def __init__(self, folder: Path, catalog: Catalog, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, catalog: Catalog, manifest: Manifest, memory_budget: int | None = None) -> None:
         self.folder = folder
+        self.tiers = Tiers(memory_budget)
         self.catalog = catalog
         self.manifest = manifest
         self._registration = Registration(folder)
@@ -61,8 +64,8 @@ class MemoryBank:
         self._idle: list[Catalog] = []
 
     @classmethod
-    def create(cls, folder: str | Path, manifest: Manifest) -> MemoryBank:
-        """Make an empty bank.
+    def create(cls, folder: str | Path, manifest: Manifest, memory_budget: int | None = None) -> MemoryBank:
+        """Make an empty bank. For `memory_budget` see `open`.
 
         Raises:
             BankError: the folder holds something already, or cannot be written.
@@ -85,11 +88,14 @@ class MemoryBank:
                 publish_catalog(path)
         except OSError as error:
             raise BankError(f"cannot create a bank in {path}: {error}") from error
-        return cls.open(path)
+        return cls.open(path, memory_budget)
 
     @classmethod
-    def open(cls, folder: str | Path) -> MemoryBank:
+    def open(cls, folder: str | Path, memory_budget: int | None = None) -> MemoryBank:
         """Open an existing bank.
+
+        Args:
+            memory_budget: bytes that the process may hold, what it holds already included; see `Tiers`.
 
         Raises:
             BankError: there is none, or it is damaged or of a newer format.
@@ -99,7 +105,7 @@ class MemoryBank:
             raise BankError(f"there is no bank in {path}; make one with: memspan add {path} FILES...")
         catalog = Catalog(path / CATALOG)
         try:
-            return cls(path, catalog, Manifest.from_json(catalog.read_manifest()))
+            return cls(path, catalog, Manifest.from_json(catalog.read_manifest()), memory_budget)
         except BaseException:
             catalog.close()
             raise
@@ -131,7 +137,7 @@ class MemoryBank:
             commit = catalog.commits()
             try:
                 shards = self._shards(catalog, namespace, commit)
-                return Snapshot(namespace, commit, self.manifest, shards, catalog, held.close)
+                return Snapshot(namespace, commit, self.manifest, shards, catalog, held.close, self.tiers)
             except BaseException as error:
                 held.close()
                 # A reader that cannot be registered (a read-only folder) may find a file compacted away under it: it

@@ -13,9 +13,10 @@ from pathlib import Path
 from memspan.bank import edits
 from memspan.bank.catalog import Catalog
 from memspan.bank.edits import Written
+from memspan.bank.files import fsync_folder
 from memspan.bank.locks import holders, pids
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentFiles, SegmentReader, SegmentWriter, fsync_folder, is_partial, segment_of
+from memspan.bank.segment import SegmentFiles, SegmentReader, SegmentWriter, is_partial, segment_of
 from memspan.errors import BankBusy, BankError
 
 # Segments are merged when so many of a like size have come together: a document is rewritten once per power of 8.
@@ -40,7 +41,10 @@ def merge_small(catalog: Catalog, folder: Path, manifest: Manifest, namespace: s
 
 
 def compact(catalog: Catalog, folder: Path, manifest: Manifest, max_bytes: int) -> None:
-    """Rewrite every segment that holds deleted documents, and join small neighbours, in every namespace."""
+    """Rewrite every segment that holds deleted documents, and join small neighbours, in every namespace.
+
+    A large segment that has no file of keys in 8 bits is given one.
+    """
     for namespace in catalog.namespaces():
         group: list[Numbered] = []
         for numbered in [*catalog.segments(namespace), None]:
@@ -50,9 +54,22 @@ def compact(catalog: Catalog, folder: Path, manifest: Manifest, max_bytes: int) 
                 group = []
             if numbered is not None:
                 group.append(numbered)
+        write_missing_coarse(catalog, folder, manifest, namespace)
     drop_unwanted_staged(catalog, folder)
     sweep(catalog, folder)
     edits.drop_empty_namespaces(catalog)
+
+
+def write_missing_coarse(catalog: Catalog, folder: Path, manifest: Manifest, namespace: str) -> None:
+    """Give every large segment that lacks a sound file of keys in 8 bits a new one.
+
+    Raises:
+        BankError: the keys of a segment are damaged, or the disk is full.
+    """
+    for _, files in catalog.segments(namespace):
+        reader = SegmentReader(segments_folder(folder), files, manifest)
+        if reader.is_large and not reader.has_coarse():
+            reader.write_coarse()
 
 
 def erase(catalog: Catalog, folder: Path, timeout: float) -> None:

@@ -13,6 +13,8 @@ from memspan.errors import BankError, BankMismatch
 # Also raised when `memspan.text.terms` cuts words differently: the full-text index must be given the words it got.
 FORMAT_VERSION = 2
 LATENT_DTYPE = torch.bfloat16
+# Encoder fingerprint of a bank of made-up latents (`memspan bench synth`).
+SYNTHETIC = "synthetic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,13 @@ class Manifest:
         """Compare the bank's manifest (self) with that of a model that wants to read it.
 
         Raises:
-            BankMismatch: names every field that differs, and what to do.
+            BankMismatch: names every field that differs, and what to do; or the bank's latents are made up.
         """
+        if self.encoder_fingerprint == SYNTHETIC:
+            raise BankMismatch(
+                "this bank holds made-up latents, to measure routing with; it cannot answer. "
+                "Make one of documents with: memspan add BANK FILES..."
+            )
         differing = [
             f"{field.name}: bank {getattr(self, field.name)!r}, model {getattr(model, field.name)!r}"
             for field in dataclasses.fields(self)

@@ -7,13 +7,12 @@
     NAME.content.safetensors  per MSA layer `layer_{l}`: K and V of a row side by side, [rows, 2, G, D]
 
 Rows of a document are consecutive, so its content in one layer is one contiguous read. What is read is checked: a
-layer's keys once per process, content every time; a damaged byte is an error, never a wrong latent.
+layer's keys once per process, content every time; a damaged byte is an error, never a wrong latent. A large segment has
+its keys in 8 bits beside (see `coarse`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import uuid
 import zlib
@@ -22,17 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from memspan.bank import coarse
+from memspan.bank.coarse import CoarseFile, crc32, rows_crc32
+from memspan.bank.files import PARTIAL_SUFFIX, publish, write_synced
 from memspan.bank.manifest import LATENT_DTYPE, Manifest
+from memspan.bank.mapping import Mapped, open_mapped
 from memspan.errors import BankError
 from memspan.model.fingerprint import file_sha256
+from memspan.ops.coarse import CoarseKeys, quantize_keys
 from memspan.types import EncodedDocuments
 
 KEYS_SUFFIX = ".keys.safetensors"
 CONTENT_SUFFIX = ".content.safetensors"
-_PARTIAL_SUFFIX = ".partial"
+COARSE_SUFFIX = ".coarse.safetensors"
 _DOCUMENTS, _KEYS_CRC, _CONTENT_CRC = "documents", "keys_crc32", "content_crc32"
 _REMEDY = "mend the bank with: memspan verify BANK --repair"
 
@@ -110,35 +112,52 @@ class SegmentWriter:
         self._latents, self._rows, self.buffered_bytes, self._name = [], 0, 0, uuid.uuid4().hex
 
     def _write(self) -> None:
+        here = [place for place in self._places if place.segment == self._name]
+        rows = [(place.document_id, place.first_row, place.rows, place.text_crc32) for place in here]
         keys_LCW = torch.cat([latents.router_keys_LCW for latents in self._latents], 1)
         content_LC2GD = torch.cat([latents.content_LC2GD for latents in self._latents], 1)
-        here = [place for place in self._places if place.segment == self._name]
-        index = {
-            _DOCUMENTS: torch.tensor(
-                [(place.document_id, place.first_row, place.rows, place.text_crc32) for place in here]
-            ),
-            _KEYS_CRC: torch.tensor([_crc32(keys_CW) for keys_CW in keys_LCW]),
-            _CONTENT_CRC: torch.tensor(
-                [
-                    [_crc32(content_C2GD[place.first_row : place.first_row + place.rows]) for place in here]
-                    for content_C2GD in content_LC2GD
-                ]
-            ),
-        }
+        bounds = [(first, first + count) for _, first, count, _ in rows]
+        content_crc32 = [rows_crc32(content_C2GD, bounds) for content_C2GD in content_LC2GD]
         names = [f"layer_{layer}" for layer in self._layers]
-        keys_path, content_path = segment_paths(self._folder, self._name)
-        keys, content = (
-            _write_synced(keys_path, {**index, **dict(zip(names, keys_LCW, strict=True))}),
-            _write_synced(content_path, dict(zip(names, content_LC2GD, strict=True))),
+        path = segment_paths(self._folder, self._name)[1]
+        content = write_synced(path, dict(zip(names, content_LC2GD, strict=True)))
+        written = publish_segment(
+            self._folder, self._name, self._layers, torch.tensor(rows), keys_LCW, content, content_crc32
         )
-        try:
-            for path in (keys_path, content_path):
-                _partial(path).replace(path)
-            fsync_folder(self._folder)
-        except OSError as error:
-            raise _cannot_write(keys_path, error) from error
-        self._segments.append(SegmentFiles(self._name, len(here), self._rows, _index_crc32(index), *keys, *content))
+        self._segments.append(written)
         self._begin()
+
+
+def publish_segment(
+    folder: Path,
+    name: str,
+    layers: Sequence[int],
+    documents_N4: torch.Tensor,
+    keys_LCW: torch.Tensor,
+    content: tuple[int, str],
+    content_crc32: Sequence[Sequence[int]],
+) -> SegmentFiles:
+    """Write the routing keys of a segment whose content file is written, and give all its files their names.
+
+    Writes NAME.keys.safetensors, and NAME.coarse.safetensors where the keys are large.
+
+    Args:
+        content: size and sha256 of the content file.
+        content_crc32: per layer and document.
+    """
+    index = {
+        _DOCUMENTS: documents_N4,
+        _KEYS_CRC: torch.tensor([crc32(key_CW) for key_CW in keys_LCW]),
+        _CONTENT_CRC: torch.tensor(content_crc32),
+    }
+    named = {f"layer_{layer}": key_CW for layer, key_CW in zip(layers, keys_LCW, strict=True)}
+    paths = list(segment_paths(folder, name))
+    keys = write_synced(paths[0], {**index, **named})
+    if keys[0] >= coarse.LEAST_KEYS_BYTES:
+        paths.append(coarse_path(folder, name))
+        write_synced(paths[2], coarse.coarse_tensors(layers, list(keys_LCW), documents_N4, keys[1]))
+    publish(paths)
+    return SegmentFiles(name, len(documents_N4), keys_LCW.shape[1], _index_crc32(index), *keys, *content)
 
 
 class SegmentReader:
@@ -153,20 +172,26 @@ class SegmentReader:
 
     def __init__(self, folder: Path, files: SegmentFiles, manifest: Manifest) -> None:
         self.files = files
+        self._folder = folder
         self._keys_path, self._content_path = segment_paths(folder, files.name)
         self._layers = manifest.msa_layers
         G, D, L, N = manifest.num_kv_heads, manifest.head_dim, len(self._layers), files.documents
         names = [f"layer_{layer}" for layer in self._layers]
         shapes = {_DOCUMENTS: (N, 4), _KEYS_CRC: (L,), _CONTENT_CRC: (L, N)}
-        tensors = _open(self._keys_path, files.keys_bytes, {**dict.fromkeys(names, (files.rows, G * D)), **shapes})
-        self._keys = [tensors.pop(name) for name in names]
+        mapped = _open(self._keys_path, files.keys_bytes, {**dict.fromkeys(names, (files.rows, G * D)), **shapes})
+        self._keys = [mapped[name] for name in names]
+        tensors = {name: mapped[name].tensor for name in shapes}
         if _index_crc32(tensors) != files.index_crc32:
             raise _damaged(self._keys_path, "its list of documents")
         self.documents_N4 = tensors[_DOCUMENTS]
-        self._keys_crc32, self._content_crc32 = tensors[_KEYS_CRC].tolist(), tensors[_CONTENT_CRC]
+        self._keys_crc32, self._content_crc32 = tensors[_KEYS_CRC].tolist(), tensors[_CONTENT_CRC].numpy()
         contents = _open(self._content_path, files.content_bytes, dict.fromkeys(names, (files.rows, 2, G, D)))
         self._contents = [contents[name] for name in names]
+        self._rows = self.documents_N4.numpy()
         self._checked: set[int] = set()
+        self._width = G * D
+        self._coarse_file = self._open_coarse()
+        self._rounded: dict[int, CoarseKeys] = {}
 
     @property
     def keys_bytes(self) -> int:
@@ -177,28 +202,104 @@ class SegmentReader:
         """Routing keys of all rows in an MSA layer, `[rows, W]`."""
         place = self._layers.index(layer)
         if place not in self._checked:
-            if _crc32(self._keys[place]) != self._keys_crc32[place]:
+            if crc32(self._keys[place].tensor) != self._keys_crc32[place]:
                 raise _damaged(self._keys_path, f"the routing keys of layer {layer}")
             self._checked.add(place)
-        return self._keys[place]
+        return self._keys[place].tensor
+
+    def router_rows(self, layer: int, document: int) -> torch.Tensor:
+        """Routing keys of a document (its index in `documents_N4`) in an MSA layer, `[rows, W]`, copied."""
+        place = self._layers.index(layer)
+        first, last = self._bounds(document)
+        if self._coarse_file is None:
+            return self.router_keys(layer)[first:last].clone()
+        if zlib.crc32(self._keys[place].bytes(first, last)) != self._coarse_file.document_crc32(place, document):
+            raise _damaged(self._keys_path, f"the routing keys of document {self._rows[document, 0]} in layer {layer}")
+        return self._keys[place].take(first, last)
+
+    def _bounds(self, document: int) -> tuple[int, int]:
+        """A document's first row, and the one after its last."""
+        first, rows = self._rows[document, 1:3].tolist()
+        return first, first + rows
+
+    def coarse_keys(self, layer: int) -> CoarseKeys:
+        """Routing keys of all rows in an MSA layer in 8 bits: mapped, or rounded when a layer is first asked for."""
+        place = self._layers.index(layer)
+        keys = self._coarse_file.keys(place) if self._coarse_file is not None else None
+        if keys is not None:
+            return keys
+        self._coarse_file = None
+        if layer not in self._rounded:
+            self._rounded[layer] = quantize_keys(self.router_keys(layer))
+        return self._rounded[layer]
+
+    def content_key(self, document: int) -> tuple[str, int]:
+        """What tells a document's content from that of all others."""
+        return self.files.name, document
+
+    def prefetch_rows(self, layer: int, document: int) -> None:
+        """As `prefetch`, a document's routing keys."""
+        self._keys[self._layers.index(layer)].prefetch(*self._bounds(document))
+
+    @property
+    def mapped_coarse_bytes(self) -> int:
+        """What one layer's keys in 8 bits take while they are mapped; 0 where they are in memory for good."""
+        return 0 if self._coarse_file is None else self._coarse_file.layer_bytes
+
+    def give_back_coarse(self, layer: int) -> None:
+        """Take a layer's mapped keys in 8 bits out of resident memory until they are scored again."""
+        if self._coarse_file is not None:
+            self._coarse_file.give_back(self._layers.index(layer))
+
+    def prefetch(self, layer: int, document: int) -> None:
+        """Have a document's content in an MSA layer read from disk, without waiting for it."""
+        self._contents[self._layers.index(layer)].prefetch(*self._bounds(document))
 
     def content(self, layer: int, document: int) -> torch.Tensor:
-        """K and V of a document (its index in `documents_N4`) in an MSA layer, `[rows, 2, G, D]`."""
+        """K and V of a document (its index in `documents_N4`) in an MSA layer, `[rows, 2, G, D]`, copied."""
         place = self._layers.index(layer)
-        document_id, first_row, rows, _ = self.documents_N4[document].tolist()
-        content_C2GD = self._contents[place][first_row : first_row + rows]
-        if _crc32(content_C2GD) != int(self._content_crc32[place, document]):
-            raise _damaged(self._content_path, f"the content of document {document_id} in layer {layer}")
-        return content_C2GD
+        first, last = self._bounds(document)
+        if zlib.crc32(self._contents[place].bytes(first, last)) != self._content_crc32[place, document]:
+            raise _damaged(self._content_path, f"the content of document {self._rows[document, 0]} in layer {layer}")
+        return self._contents[place].take(first, last)
 
     def latents(self, document: int) -> EncodedDocuments:
         """Everything kept of a document (its index in `documents_N4`), copied."""
-        _, first_row, rows, _ = self.documents_N4[document].tolist()
+        first, last = self._bounds(document)
         return EncodedDocuments(
-            torch.stack([self.router_keys(layer)[first_row : first_row + rows] for layer in self._layers]),
+            torch.stack([self.router_keys(layer)[first:last] for layer in self._layers]),
             torch.stack([self.content(layer, document) for layer in self._layers]),
-            (rows,),
+            (last - first,),
         )
+
+    @property
+    def is_large(self) -> bool:
+        """Whether there should be a file of keys in 8 bits."""
+        return self.files.keys_bytes >= coarse.LEAST_KEYS_BYTES
+
+    @property
+    def coarse_path(self) -> Path:
+        return coarse_path(self._folder, self.files.name)
+
+    def has_coarse(self) -> bool:
+        """Whether that file is there and sound; reads all of it."""
+        return self._coarse_file is not None and self._coarse_file.is_whole()
+
+    def write_coarse(self) -> None:
+        """Write that file (anew), and use it. Checks the keys that it is made of.
+
+        Raises:
+            BankError: the keys are damaged, or the disk is full.
+        """
+        keys_LCW = [self.router_keys(layer) for layer in self._layers]
+        tensors = coarse.coarse_tensors(self._layers, keys_LCW, self.documents_N4, self.files.keys_sha256)
+        write_synced(self.coarse_path, tensors)
+        publish([self.coarse_path])
+        self._coarse_file = self._open_coarse()
+
+    def _open_coarse(self) -> CoarseFile | None:
+        rows, documents, sha256 = self.files.rows, self.files.documents, self.files.keys_sha256
+        return coarse.open_coarse(self.coarse_path, self._layers, rows, documents, self._width, sha256)
 
     def check(self) -> Iterator[str]:
         """Compare both files with their sha256; yields what differs."""
@@ -215,18 +316,21 @@ def segment_paths(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / f"{name}{KEYS_SUFFIX}", folder / f"{name}{CONTENT_SUFFIX}"
 
 
+def coarse_path(folder: Path, name: str) -> Path:
+    """Where a segment's keys in 8 bits are, if they are there."""
+    return folder / f"{name}{COARSE_SUFFIX}"
+
+
 def segment_of(path: Path) -> str | None:
     """The segment that a file belongs to, complete or not; None for a file of another kind."""
-    found = re.fullmatch(
-        rf"([0-9a-f]{{32}})({re.escape(KEYS_SUFFIX)}|{re.escape(CONTENT_SUFFIX)})({re.escape(_PARTIAL_SUFFIX)})?",
-        path.name,
-    )
+    kinds = "|".join(map(re.escape, (KEYS_SUFFIX, CONTENT_SUFFIX, COARSE_SUFFIX)))
+    found = re.fullmatch(rf"([0-9a-f]{{32}})({kinds})({re.escape(PARTIAL_SUFFIX)})?", path.name)
     return found[1] if found else None
 
 
 def is_partial(path: Path) -> bool:
     """Whether a file is a segment's that was never completed (safetensors writes to `.tmp...` first, then renames)."""
-    is_ours = path.name.endswith(_PARTIAL_SUFFIX) and segment_of(path) is not None
+    is_ours = path.name.endswith(PARTIAL_SUFFIX) and segment_of(path) is not None
     return is_ours or re.fullmatch(r"\.tmp\w{6}", path.name) is not None
 
 
@@ -235,72 +339,26 @@ def text_crc32(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a loss of power (where the platform can sync folders at all)."""
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _write_synced(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[int, str]:
-    """Write to a temporary name beside `path` and sync; return size and sha256."""
-    partial = _partial(path)
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        partial.chmod(0o666 & ~_umask())  # safetensors makes files private; a bank may be shared
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        return partial.stat().st_size, file_sha256(partial)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + _PARTIAL_SUFFIX)
-
-
-def _cannot_write(path: Path, error: Exception) -> BankError:
-    return BankError(
-        f"cannot write {path}: {error}. What was committed before is safe; free some space and do it again: "
-        "adding continues where it stopped"
-    )
-
-
 def _damaged(path: Path, what: str) -> BankError:
     return BankError(f"{what} in the bank's file {path} changed since it was written; {_REMEDY}")
 
 
-def _open(path: Path, size: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+def _open(path: Path, size: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Mapped]:
     try:
         if not path.is_file():
             raise BankError(f"the bank's file {path} is missing; {_REMEDY}")
         if path.stat().st_size != size:
             raise BankError(f"the bank's file {path} has {path.stat().st_size} bytes instead of {size}; {_REMEDY}")
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in shapes}
-    except (OSError, SafetensorError) as error:
+        opened = open_mapped(path)
+        mapped = {name: opened[name] for name in shapes}
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BankError(f"the bank's file {path} is damaged ({error}); {_REMEDY}") from error
     for name, shape in shapes.items():
         dtype = LATENT_DTYPE if name.startswith("layer_") else torch.int64
-        if tensors[name].shape != shape or tensors[name].dtype != dtype:
+        if mapped[name].tensor.shape != shape or mapped[name].tensor.dtype != dtype:
             raise _damaged(path, f"the shape of {name}")
-    return tensors
-
-
-def _crc32(tensor: torch.Tensor) -> int:
-    flat = tensor.contiguous().view(-1).view(torch.uint8)
-    return zlib.crc32(flat.numpy().data)
+    return mapped
 
 
 def _index_crc32(tensors: dict[str, torch.Tensor]) -> int:
     return zlib.crc32(b"".join(tensors[name].numpy().tobytes() for name in (_DOCUMENTS, _KEYS_CRC, _CONTENT_CRC)))
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

@@ -10,10 +10,13 @@ from typing import Protocol
 
 import torch
 
+from memspan.bank.coarse import LEAST_KEYS_BYTES
+from memspan.bank.segment import SegmentReader
+from memspan.ops.coarse import CoarseKeys, join_keys, quantize_keys
 from memspan.types import EncodedDocuments
 
 # Segments whose keys take less are scored together, from a copy in memory of at most so many bytes.
-_SMALL_KEYS_BYTES = 2**23
+_SMALL_KEYS_BYTES = LEAST_KEYS_BYTES
 _MOST_JOINED_BYTES = 2**26
 
 
@@ -24,7 +27,14 @@ class Reader(Protocol):
     def documents_N4(self) -> torch.Tensor: ...
     @property
     def keys_bytes(self) -> int: ...
-    def router_keys(self, layer: int) -> torch.Tensor: ...
+    @property
+    def mapped_coarse_bytes(self) -> int: ...
+    def coarse_keys(self, layer: int) -> CoarseKeys: ...
+    def give_back_coarse(self, layer: int) -> None: ...
+    def content_key(self, document: int) -> tuple[str, int]: ...
+    def prefetch(self, layer: int, document: int) -> None: ...
+    def prefetch_rows(self, layer: int, document: int) -> None: ...
+    def router_rows(self, layer: int, document: int) -> torch.Tensor: ...
     def content(self, layer: int, document: int) -> torch.Tensor: ...
     def latents(self, document: int) -> EncodedDocuments: ...
 
@@ -76,18 +86,33 @@ class Shard:
         places_N = torch.searchsorted(sorted_ids_K, self.ids_N).clamp_(max=len(sorted_ids_K) - 1)
         return sorted_ids_K[places_N] == self.ids_N
 
-    def rows_of(self, documents_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows of some documents (by their indices), one document after the other; and whose each is (0..K-1)."""
-        _, first_K, rows_K, _ = self.reader.documents_N4[documents_K].unbind(1)
-        owner_C = torch.repeat_interleave(torch.arange(len(documents_K)), rows_K)
-        within_C = torch.arange(len(owner_C)) - (rows_K.cumsum(0) - rows_K)[owner_C]
-        return first_K[owner_C] + within_C, owner_C
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the rows and documents of some shards stand when the shards are put one after another.
+
+    Attributes:
+        first_document: of every shard, and the number of documents at last.
+        ids_N: document ids.
+        document_C: index into `ids_N` of the document of every row.
+    """
+
+    first_document: tuple[int, ...]
+    ids_N: torch.Tensor
+    document_C: torch.Tensor
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard]) -> Layout:
+        firsts = tuple(accumulate((len(shard.ids_N) for shard in shards), initial=0))
+        none = torch.empty(0, dtype=torch.int64)
+        documents = [shard.document_C + first for shard, first in zip(shards, firsts, strict=False)]
+        return cls(firsts, torch.cat([none, *(shard.ids_N for shard in shards)]), torch.cat([none, *documents]))
 
 
 class JoinedReader:
-    """Several small segments as one: routing keys are copied together when a layer is first read."""
+    """Several small segments as one: routing keys are joined, in 8 bits, when a layer is first scored."""
 
-    def __init__(self, parts: Sequence[Reader]) -> None:
+    def __init__(self, parts: Sequence[SegmentReader]) -> None:
         self.parts = tuple(parts)
         self._first_documents = [0, *accumulate(len(part.documents_N4) for part in self.parts)]
         tables = [part.documents_N4.clone() for part in self.parts]
@@ -97,7 +122,7 @@ class JoinedReader:
             table_N4[:, 1] += first_row
             first_row += rows
         self._documents_N4 = torch.cat(tables)
-        self._keys: dict[int, torch.Tensor] = {}
+        self._coarse: dict[int, CoarseKeys] = {}
 
     @property
     def documents_N4(self) -> torch.Tensor:
@@ -107,10 +132,33 @@ class JoinedReader:
     def keys_bytes(self) -> int:
         return sum(part.keys_bytes for part in self.parts)
 
-    def router_keys(self, layer: int) -> torch.Tensor:
-        if layer not in self._keys:
-            self._keys[layer] = torch.cat([part.router_keys(layer) for part in self.parts])
-        return self._keys[layer]
+    def coarse_keys(self, layer: int) -> CoarseKeys:
+        if layer not in self._coarse:
+            self._coarse[layer] = join_keys([quantize_keys(part.router_keys(layer)) for part in self.parts])
+        return self._coarse[layer]
+
+    @property
+    def mapped_coarse_bytes(self) -> int:
+        return 0
+
+    def give_back_coarse(self, layer: int) -> None:
+        """Nothing is mapped: small segments stay in memory."""
+
+    def content_key(self, document: int) -> tuple[str, int]:
+        part, index = self._part(document)
+        return part.content_key(index)
+
+    def prefetch(self, layer: int, document: int) -> None:
+        part, index = self._part(document)
+        part.prefetch(layer, index)
+
+    def prefetch_rows(self, layer: int, document: int) -> None:
+        part, index = self._part(document)
+        part.prefetch_rows(layer, index)
+
+    def router_rows(self, layer: int, document: int) -> torch.Tensor:
+        part, index = self._part(document)
+        return part.router_rows(layer, index)
 
     def content(self, layer: int, document: int) -> torch.Tensor:
         part, index = self._part(document)
@@ -120,7 +168,7 @@ class JoinedReader:
         part, index = self._part(document)
         return part.latents(index)
 
-    def _part(self, document: int) -> tuple[Reader, int]:
+    def _part(self, document: int) -> tuple[SegmentReader, int]:
         place = bisect_right(self._first_documents, document) - 1
         return self.parts[place], document - self._first_documents[place]
 
@@ -147,7 +195,7 @@ def join_small(shards: Sequence[Shard], before: Sequence[Shard] = ()) -> list[Sh
     return large + [_join(group, known) for group in groups]
 
 
-def _join(group: Sequence[Shard], known: dict[tuple[Reader, ...], Shard]) -> Shard:
+def _join(group: Sequence[Shard], known: dict[tuple[SegmentReader, ...], Shard]) -> Shard:
     if len(group) == 1:
         return group[0]
     parts = tuple(shard.reader for shard in group)

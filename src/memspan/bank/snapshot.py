@@ -10,6 +10,7 @@ from memspan.bank.catalog import Catalog, StoredDocument
 from memspan.bank.manifest import Manifest
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.shard import Shard
+from memspan.bank.tiers import Tiers
 
 
 class Snapshot:
@@ -22,6 +23,7 @@ class Snapshot:
         namespace: whose documents these are; no others can be reached from here.
         commit: the number of changes the bank had seen.
         shards: its segments, with the documents that live.
+        tiers: what of the bank is kept in memory.
     """
 
     def __init__(
@@ -32,9 +34,10 @@ class Snapshot:
         shards: Sequence[Shard],
         catalog: Catalog,
         close: Callable[[], None],
+        tiers: Tiers,
     ) -> None:
         self.namespace, self.commit, self.manifest, self.shards = namespace, commit, manifest, tuple(shards)
-        self._catalog, self._close = catalog, close
+        self._catalog, self._close, self.tiers = catalog, close, tiers
         self._masks: dict[Scope, torch.Tensor] = {}
         self._open = True
 

@@ -18,7 +18,7 @@ from memspan.bank import edits
 from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
-from memspan.bank.compaction import segments_folder, sweep
+from memspan.bank.compaction import segments_folder, sweep, write_missing_coarse
 from memspan.bank.encode import manifest_of
 from memspan.bank.reencode import restore_segments
 from memspan.bank.schema import SEALED, seal
@@ -29,7 +29,7 @@ from memspan.types import Document
 
 _MOST_REPORTED = 20
 
-Kind = Literal["catalog", "segment", "document", "index"]
+Kind = Literal["catalog", "segment", "coarse", "document", "index"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Fault:
     """Something in a bank that is not what it should be.
 
     Attributes:
-        kind: "segment" (latents), "index" (full text), "document" (a source without all its parts) can be repaired
-            from the stored text; "catalog" (the text itself, or what ties it together) cannot.
+        kind: "segment" (latents), "coarse" (keys in 8 bits), "index" (full text), "document" (a source without all its
+            parts) can be repaired from what is stored; "catalog" (the text itself, or what ties it together) cannot.
         where: the file, or the document's external id.
         message: what is wrong, for people.
         namespace: whose documents it concerns, if of one.
@@ -102,6 +102,7 @@ def repair(bank: MemoryBank, loaded: LoadedModel, faults: list[Fault]) -> list[F
             segment_ids = sorted(live & {fault.segment_id for fault in of_namespace if fault.segment_id is not None})
             if segment_ids:
                 restore_segments(bank, loaded, namespace, segment_ids)
+            write_missing_coarse(bank.catalog, bank.folder, bank.manifest, namespace)
             if of_namespace:
                 edits.rebuild_words(bank.catalog, namespace)
             broken_sources[namespace] = {fault.where for fault in of_namespace if fault.kind == "document"}
@@ -166,6 +167,9 @@ def _segment_faults(
         yield fault(str(error))
         return
     yield from map(fault, differing)
+    if reader.coarse_path.exists() and not reader.has_coarse():
+        message = f"{reader.coarse_path.name} is damaged; routing does without it, and is slower"
+        yield Fault("coarse", f"segments/{files.name}", message, namespace)
     query = "SELECT id, first_row, rows FROM documents WHERE segment_id = ? ORDER BY first_row"
     known = [tuple(row) for row in catalog.read(query, (number,))]
     found = [tuple(row) for row in reader.documents_N4[:, :3].tolist()]

@@ -57,6 +57,10 @@ AskSelectorOption = Annotated[
 ]
 IdOption = Annotated[list[int] | None, typer.Option("--id", help="The bank's id of a document; may be repeated.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: what is fast here.")]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option("--memory-budget", help="Memory of the process, as 6GB. Default: all routing keys are kept in it."),
+]
 DeviceOption = Annotated[str | None, typer.Option(help="Torch device. Default: a GPU if there is one.")]
 
 WeightsOption = Annotated[
@@ -163,11 +167,12 @@ def ask(
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     weights: WeightsOption = None,
+    memory_budget: BudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from a bank, with evidence."""
     with _commands() as commands:
-        choice = commands.ModelChoice(model, adapter, dtype, device, weights)
+        choice = commands.ModelChoice(model, adapter, dtype, device, weights, memory_budget)
         sampling = commands.Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ()))
         scope = commands.ScopeChoice(namespace, where or [], as_of)
         options = commands.AskOptions(
@@ -193,11 +198,12 @@ def search(
     limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 10,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    memory_budget: BudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find documents for a question, without answering it."""
     with _commands() as commands:
-        choice = commands.ModelChoice(model, adapter, dtype, device)
+        choice = commands.ModelChoice(model, adapter, dtype, device, memory_budget=memory_budget)
         scope = commands.ScopeChoice(namespace, where or [], as_of)
         commands.search(bank, question, choice, scope, selector, limit, as_json)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ from memspan.generate.summarize import SummaryPlan as SummaryPlan
 from memspan.model.convert import LoadedModel, check_folder, load
 from memspan.model.convert import convert as convert_model
 from memspan.model.runtime import pick_device, pick_dtype
+from memspan.routing.ranks import Ranks
 from memspan.text.corpus import Skipped, installed_packages, read_paths, read_stream
 from memspan.types import Answer, Document
 
@@ -45,6 +47,7 @@ class ModelChoice:
     dtype: str | None
     device: str | None
     weights: str | None = None
+    memory_budget: str | None = None
 
     def load(self) -> LoadedModel:
         return load(self.path, adapter=self.adapter, dtype=self.dtype, device=self.device, weights=self.weights)
@@ -60,7 +63,19 @@ class ModelChoice:
             dtype=self.dtype,
             device=self.device,
             weights=self.weights,
+            memory_budget=self.memory_budget,
+            ranks=_ranks(self.device),
         )
+
+
+def _ranks(device: str | None) -> Ranks | None:
+    """The processes that `torchrun` started, if it started several. Only the first prints."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    ranks = Ranks.join(pick_device(device))
+    if ranks.rank:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
+    return ranks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -148,6 +163,8 @@ def ask(
         if question is not None:
             _answer(memory, question, options, trace, as_json)
             return
+        if memory.ranks is not None:
+            raise MemspanError("several processes cannot read questions from one prompt; write the question")
         for line in _questions():
             try:
                 _answer(memory, line, options, trace, as_json)

@@ -13,9 +13,11 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.generate.decode import check_fits, prefill
 from memspan.model.convert import LoadedModel
-from memspan.routing.local import LocalMemory
+from memspan.routing.local import LocalMemory, SourceMemory
 from memspan.routing.ranking import Ranked, rank_documents
+from memspan.routing.ranks import Ranks
 from memspan.routing.selector import Selected, Selector, select
+from memspan.routing.sharded import ShardedMemory
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Context, Passage, encoded_text, shown_passage
 from memspan.text.terms import query_terms
@@ -45,15 +47,23 @@ class Look:
 class Finder:
     """Finds documents of one snapshot, within a scope."""
 
-    def __init__(self, loaded: LoadedModel, snapshot: Snapshot, scope: Scope) -> None:
-        self._loaded, self._snapshot, self._scope = loaded, snapshot, scope
+    def __init__(self, loaded: LoadedModel, snapshot: Snapshot, scope: Scope, ranks: Ranks | None = None) -> None:
+        """
+        Args:
+            ranks: the processes that share the bank, if there are several.
+        """
+        self._loaded, self._snapshot, self._scope, self._ranks = loaded, snapshot, scope, ranks
 
-    def layer_memory(self) -> LocalMemory:
+    def layer_memory(self) -> SourceMemory:
         """What the MSA layers route over."""
         config, device = self._loaded.model.config, self._loaded.model.device
         selectable_N = self._snapshot.selectable_mask(self._scope)
-        shards, manifest = self._snapshot.shards, self._snapshot.manifest
-        return LocalMemory(shards, manifest, config.top_k_docs, selectable_N=selectable_N, device=device)
+        if self._ranks is not None:
+            return ShardedMemory(
+                self._snapshot, config.top_k_docs, self._ranks, selectable_N=selectable_N, device=device
+            )
+        shards, manifest, tiers = self._snapshot.shards, self._snapshot.manifest, self._snapshot.tiers
+        return LocalMemory(shards, manifest, config.top_k_docs, selectable_N=selectable_N, device=device, tiers=tiers)
 
     def rank(self, selector: Selector, looks: Sequence[Look], depth: int) -> list[Found]:
         """Rank documents for every look, by full-text search at least `depth` (where so many match)."""
@@ -81,7 +91,7 @@ class Finder:
         prefill(model, packed, memory, retrieved, DynamicCache(config=model.config.text_config))
         return [(self.ranking(memory, row), routing_of(retrieved, row)) for row in range(len(contexts))]
 
-    def ranking(self, memory: LocalMemory, row: int) -> list[Ranked]:
+    def ranking(self, memory: SourceMemory, row: int) -> list[Ranked]:
         """The ranking over all MSA layers of what a memory considered for one question."""
         considered = {layer: found[row] for layer, found in memory.candidates.items()}
         return rank_documents(considered, self._loaded.model.config.top_k_docs)

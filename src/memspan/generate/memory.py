@@ -16,6 +16,7 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.encode import manifest_of
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
+from memspan.bank.tiers import parse_bytes
 from memspan.errors import BankMismatch, EmptyBank, QuestionError, UnknownDocument
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import Interleave, Plan, SearchedReading
@@ -24,6 +25,7 @@ from memspan.generate.sampling import GREEDY, Sampling
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
+from memspan.routing.ranks import Ranks
 from memspan.routing.selector import check_selector, default_selector
 from memspan.text.rounds import RoundProtocol, RouteTokens
 from memspan.types import JSON, Answer, Document, Done, Event, Evidence, TextWritten, is_unicode, normal_date
@@ -84,23 +86,29 @@ class Memory:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         snapshot: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         """Put a model before a bank.
 
         Args:
             namespace: whose documents are asked and changed; no others can be reached.
             snapshot: see the bank as it is now until `refresh` or `close`, whatever is committed.
+            ranks: share the routing with other processes (Memory Parallel); all of them ask the same questions.
 
         Raises:
             BankMismatch: the bank was encoded by another model, chunk size or template.
+            RankError: the ranks have different models.
         """
         check_namespace(namespace)
+        self.ranks = ranks
         self._manifest = manifest_of(loaded)
         try:
             bank.manifest.check_same(self._manifest)
         except BankMismatch:
             bank.close()
             raise
+        if ranks is not None:
+            ranks.check_equal("their models", [loaded.model.encoder_fingerprint()])
         self.bank, self.loaded, self.namespace = bank, loaded, namespace
         self._owns_bank = True
         self._pinned = bank.snapshot(namespace) if snapshot else None
@@ -118,6 +126,8 @@ class Memory:
         dtype: str | None = None,
         device: str | None = None,
         weights: str | None = None,
+        memory_budget: int | str | None = None,
+        ranks: Ranks | None = None,
     ) -> Memory:
         """Open a bank with its model.
 
@@ -130,19 +140,26 @@ class Memory:
             create: make an empty bank where there is none.
             snapshot: see the bank as it is now until `refresh` or `close`.
             dtype, device, weights: see `memspan.model.convert.load`.
+            memory_budget: bytes that the process may hold, or as "6GB"; what routing keys do not fit into it are read
+                from disk at every question. Default: they are all kept.
+            ranks: as for `Memory`.
+
+        Raises:
+            BudgetError: the budget is malformed; asking raises it where it is too small.
         """
         check_namespace(namespace)
+        budget = parse_bytes(memory_budget) if isinstance(memory_budget, str) else memory_budget
         if not create or MemoryBank.exists(bank):
-            opened = MemoryBank.open(bank)  # before the model, which takes longer to load
+            opened = MemoryBank.open(bank, budget)  # before the model, which takes longer to load
             loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
         else:
             loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
-            opened = MemoryBank.create(bank, manifest_of(loaded))
-        return cls(opened, loaded, namespace=namespace, snapshot=snapshot)
+            opened = MemoryBank.create(bank, manifest_of(loaded), budget)
+        return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks)
 
     def in_namespace(self, namespace: str) -> Memory:
         """Another namespace of the same bank, with the same model; not pinned. Closing it leaves this one open."""
-        other = Memory(self.bank, self.loaded, namespace=namespace)
+        other = Memory(self.bank, self.loaded, namespace=namespace, ranks=self.ranks)
         other._owns_bank = False
         return other
 
@@ -288,7 +305,7 @@ class Memory:
             self._check_not_empty(snapshot)
             if not snapshot.selectable_mask(request.scope).any():
                 return []
-            finder = Finder(self.loaded, snapshot, request.scope)
+            finder = Finder(self.loaded, snapshot, request.scope, self.ranks)
             context = None if chosen == "lexical" else self.loaded.template.context(question)
             (found,) = finder.rank(chosen, [Look(question, context)], limit)
             return finder.evidence(found.selected[:limit])
@@ -368,7 +385,7 @@ class Memory:
         self._check_not_empty(snapshot)
         if not snapshot.selectable_mask(scope).any():
             raise EmptyBank(f"no document of {self.bank.folder} is in the scope of the filter; widen it")
-        return Finder(self.loaded, snapshot, scope)
+        return Finder(self.loaded, snapshot, scope, self.ranks)
 
     @contextlib.contextmanager
     def _snapshot(self) -> Iterator[Snapshot]:

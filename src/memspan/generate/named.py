@@ -13,7 +13,7 @@ from memspan.generate.finder import Finder, passages_of, routing_of
 from memspan.generate.interleave import Asked, Ended, Plan
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
-from memspan.routing.local import LocalMemory
+from memspan.routing.local import SourceMemory
 from memspan.routing.selector import Selected
 from memspan.text.rounds import Named, RoundProtocol, Transcript
 from memspan.text.template import Context
@@ -105,7 +105,7 @@ class NamedReading:
 
         return RoutedIds(self._protocol, allowed, one.room_for(self._plan))
 
-    def _scores(self, memory: LocalMemory, row: int) -> dict[int, Selected]:
+    def _scores(self, memory: SourceMemory, row: int) -> dict[int, Selected]:
         """What was routed to, with the score over all MSA layers."""
         ranked = self._finder.ranking(memory, row)
         return {found.document_id: Selected(found.document_id, found.score, found.layers) for found in ranked}

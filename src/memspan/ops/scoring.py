@@ -11,6 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Chunks of which only the best is looked at when a bound is sought.
+_BLOCK = 128
+
 
 def fold_queries(query_BTHD: Tensor, num_kv_heads: int, similarity: str) -> Tensor:
     """Router queries as the left side of the grouped dot product: `[B, T, W]`, float32 (or wider).
@@ -54,22 +57,19 @@ def routing_queries(query_BTW: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.where(mask_BT.unsqueeze(-1), query_BTW, stand_in_B1W)
 
 
-def chunk_scores(query_BTW: Tensor, key_CW: Tensor, tile: int | None = None) -> Tensor:
+def chunk_scores(query_BTW: Tensor, key_CW: Tensor) -> Tensor:
     """Score of every chunk for every question, `[B, C]`: the max over query tokens of the grouped dot product.
 
-    One pass over the keys serves the whole batch. Products are computed in the keys' dtype, so bfloat16 keys give
-    scores rounded to 8 bits (`exact_chunk_scores` re-scores the few that matter). Differentiable.
+    Computed in the keys' dtype. Differentiable; for training, and for what fits in memory at once. Serving takes the
+    two passes of `memspan.ops.coarse` and `exact_chunk_scores`.
 
     Args:
         query_BTW: folded queries in which every token routes (see `routing_queries`).
         key_CW: folded keys.
-        tile: chunks scored at a time, which bounds the scratch memory to `tile * B * T` scores. Default: all.
     """
     B, T, W = query_BTW.shape
     query_WQ = query_BTW.reshape(B * T, W).to(key_CW.dtype).T
-    tiles = key_CW.split(tile) if tile else (key_CW,)
-    scores = [(rows_CW @ query_WQ).view(-1, B, T).amax(-1) for rows_CW in tiles]
-    return (scores[0] if len(scores) == 1 else torch.cat(scores)).T
+    return (key_CW @ query_WQ).view(-1, B, T).amax(-1).T
 
 
 def exact_chunk_scores(query_TW: Tensor, key_CW: Tensor) -> Tensor:
@@ -91,6 +91,40 @@ def document_scores(score_BC: Tensor, document_C: Tensor, num_documents: int) ->
     """
     score_BN = score_BC.new_full((len(score_BC), num_documents), float("-inf"))
     return score_BN.scatter_reduce(1, document_C.expand_as(score_BC), score_BC, "amax", include_self=True)
+
+
+def leading_documents(score_C: Tensor, document_C: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Indices and scores of the documents with the best chunks for one question, in the order of their rows.
+
+    At least `count` of them where so many are there, and everything that scores as well as the last: so the best
+    `count` by any tie-break are among them. The work is a few passes over the scores; only what leads is sorted.
+
+    Args:
+        score_C: chunk scores; -inf for what must not be selected.
+        document_C: index of the document of each chunk, ascending.
+    """
+    wanted = 2 * count
+    while True:
+        bound = _bound(score_C, wanted)
+        documents_K, scores_K = documents_above(score_C, document_C, bound)
+        if len(documents_K) >= count or bound == float("-inf"):
+            return documents_K, scores_K
+        wanted *= 4
+
+
+def documents_above(score_C: Tensor, document_C: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """Indices and scores of the documents of which a chunk scores at least `bound`, as `leading_documents`."""
+    chunks = ((score_C >= bound) & (score_C > float("-inf"))).nonzero()[:, 0]
+    documents_K, owner = torch.unique_consecutive(document_C[chunks], return_inverse=True)
+    return documents_K, document_scores(score_C[chunks][None], owner, len(documents_K))[0]
+
+
+def _bound(score_C: Tensor, count: int) -> float:
+    """A score that at least `count` chunks reach, and not many more: the maxima of blocks stand for the chunks."""
+    whole = len(score_C) - len(score_C) % _BLOCK
+    if count * _BLOCK > whole:
+        return float("-inf") if count >= len(score_C) else float(score_C.topk(count).values[-1])
+    return float(score_C[:whole].view(-1, _BLOCK).amax(1).topk(count).values[-1])
 
 
 def top_documents(score_N: Tensor, ids_N: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from memspan.routing.local import Candidates
+from memspan.routing.source import Candidates
 
 
 @dataclass(frozen=True, slots=True)

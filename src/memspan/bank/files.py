@@ -1,0 +1,97 @@
+"""Writing files that are whole or not there: under another name first, synced, renamed, and the folder synced."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from memspan.errors import BankError
+from memspan.model.fingerprint import file_sha256
+
+PARTIAL_SUFFIX = ".partial"
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a loss of power (where the platform can sync folders at all)."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_synced(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[int, str]:
+    """Write tensors to a temporary name beside `path` and sync; return size and sha256.
+
+    Raises:
+        BankError: the disk is full, or the folder cannot be written; nothing is left then.
+    """
+    return _complete(
+        path, lambda partial: save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    )
+
+
+def write_zeros_synced(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, str]:
+    """As `write_synced`, bfloat16 tensors of zeros, in a file with a hole that takes no space."""
+    header, size = {}, 0
+    for name, shape in shapes.items():
+        end = size + math.prod(shape) * torch.bfloat16.itemsize
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": (size, end)}
+        size = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+
+    def write(partial: Path) -> None:
+        partial.write_bytes(len(encoded).to_bytes(8, "little") + encoded)
+        os.truncate(partial, 8 + len(encoded) + size)
+
+    return _complete(path, write)
+
+
+def _complete(path: Path, write: Callable[[Path], object]) -> tuple[int, str]:
+    partial = _partial(path)
+    try:
+        write(partial)
+        partial.chmod(0o666 & ~_umask())  # safetensors makes files private; a bank may be shared
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        return partial.stat().st_size, file_sha256(partial)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise _cannot_write(path, error) from error
+
+
+def publish(paths: Sequence[Path]) -> None:
+    """Give written files their names, durably."""
+    try:
+        for path in paths:
+            _partial(path).replace(path)
+        fsync_folder(paths[0].parent)
+    except OSError as error:
+        raise _cannot_write(paths[0], error) from error
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL_SUFFIX)
+
+
+def _cannot_write(path: Path, error: Exception) -> BankError:
+    return BankError(
+        f"cannot write {path}: {error}. What was committed before is safe; free some space and do it again: "
+        "adding continues where it stopped"
+    )
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -1,0 +1,157 @@
+"""What of a bank is kept in memory (paper 3.4.2): routing keys of every segment, or of as many as a budget allows; and
+the content of documents that were read last.
+
+The other segments' keys are scored where they lie on disk, a layer at a time, and given back after each.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from memspan.bank.shard import Layout, Shard
+from memspan.errors import BudgetError
+
+# Of content, kept unless a budget says less.
+CACHE_BYTES = 2**28
+# Of a budget's rest, what goes to content.
+_CACHE_SHARE = 8
+# For what a question takes while it is routed: coarse scores, candidates, content of the selected.
+_SCRATCH_BYTES = 2**26
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+class Keys(Protocol):
+    """The routing keys of a shard, as far as their size goes; see `SegmentReader`."""
+
+    @property
+    def mapped_coarse_bytes(self) -> int: ...
+
+
+class ContentCache:
+    """Tensors by key, those read last, of at most so many bytes. For any number of threads."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
+        self._kept: OrderedDict[Hashable, torch.Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
+    def get(self, key: Hashable, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What is kept under a key, or what `read` gives, which is then kept."""
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+                self.hits += 1
+                return found
+            self.misses += 1
+        read_now = read()
+        with self._lock:
+            if key not in self._kept and read_now.nbytes <= self.max_bytes:
+                self._kept[key] = read_now
+                self.bytes += read_now.nbytes
+            self._shrink()
+        return read_now
+
+    def resize(self, max_bytes: int) -> None:
+        with self._lock:
+            self.max_bytes = max_bytes
+            self._shrink()
+
+    def _shrink(self) -> None:
+        while self.bytes > self.max_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            self.bytes -= dropped.nbytes
+
+
+class Tiers:
+    """Divides a budget of memory: for the whole process, what it holds already included.
+
+    Attributes:
+        budget: in bytes; None: all routing keys are kept, and `CACHE_BYTES` of content.
+        content: the cache.
+    """
+
+    def __init__(self, budget: int | None = None) -> None:
+        self.budget = budget
+        self.content = ContentCache(CACHE_BYTES)
+        self._base: int | None = None
+        self._layout: tuple[list[torch.Tensor], Layout] | None = None
+
+    def layout(self, shards: Sequence[Shard]) -> Layout:
+        """The layout of some shards; the last one is kept, since the next question is over the same."""
+        documents = [shard.ids_N for shard in shards]
+        known = self._layout
+        if known is None or len(known[0]) != len(documents) or any(map(operator.is_not, known[0], documents)):
+            known = self._layout = documents, Layout.of(shards)
+        return known[1]
+
+    def resident(self, keys: Sequence[Keys], num_layers: int) -> list[bool]:
+        """For every shard whether its routing keys stay in memory: the first ones, as far as the budget goes.
+
+        Raises:
+            BudgetError: the budget has no room for one tile (a layer of the largest segment) beside what the process
+                holds already.
+        """
+        if self.budget is None:
+            return [True] * len(keys)
+        if self._base is None:
+            self._base = resident_bytes()
+        sizes = [shard.mapped_coarse_bytes for shard in keys]
+        least = self._base + _SCRATCH_BYTES + max(sizes, default=0)
+        if self.budget < least:
+            raise BudgetError(
+                f"a memory budget of {_gigabytes(self.budget)} is too small: the process takes "
+                f"{_gigabytes(self._base)} before any routing key is read, a question {_gigabytes(_SCRATCH_BYTES)} and "
+                f"one tile of keys {_gigabytes(max(sizes, default=0))}; give at least {_gigabytes(least, up=True)}"
+            )
+        rest = self.budget - least
+        cache = min(CACHE_BYTES, rest // _CACHE_SHARE)
+        self.content.resize(cache)
+        rest -= cache
+        kept = []
+        for size in sizes:
+            kept.append(size * num_layers <= rest)
+            rest -= size * num_layers if kept[-1] else 0
+        return kept
+
+
+def parse_bytes(text: str) -> int:
+    """A size as people write it: 6GB (10**9 bytes each), 512MiB (2**20 each), 100000.
+
+    Raises:
+        BudgetError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    if found is None or found[2] not in _UNITS or not float(found[1]):
+        raise BudgetError(f"a memory budget is a size as 6GB or 512MiB, not {text!r}")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now.
+
+    Raises:
+        BudgetError: the system does not say.
+    """
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError) as error:
+        raise BudgetError("a memory budget needs /proc (Linux), which says what a process holds") from error
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _gigabytes(num_bytes: int, *, up: bool = False) -> str:
+    hundredths = -(-num_bytes // 10**7) if up else round(num_bytes / 10**7)
+    return f"{hundredths / 100:.2f} GB"

@@ -1,0 +1,121 @@
+"""Routing keys in 8 bits, and their scores: the coarse pass of routing (paper 3.4.2).
+
+A row is an int8 vector with one float32 scale. Its product with a query in 8 bits is a sum of small integers that never
+exceeds 2**24, so int32 and float32 both hold it exactly, in any order of summing: a coarse score does not depend on
+device, thread, tile, batch or rank. `memspan.ops.scoring` re-scores what the coarse pass leaves.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MOST_LEVELS = 127
+_EXACT_INTEGERS = 2**24
+# Sums held at once, chunks times query tokens: 512 KiB, which stays in a core's cache until its maximum is taken.
+_TILE_SUMS = 2**17
+_LEAST_TILE = 64
+_SMALLEST_SCALE = 1e-30
+_QUANTIZED_AT_ONCE = 2**15
+
+
+@dataclass(frozen=True, slots=True)
+class CoarseKeys:
+    """Folded routing keys in 8 bits: row c is `scale_C[c] * key_CW[c]` but for rounding; int8 and float32."""
+
+    key_CW: Tensor
+    scale_C: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.key_CW.nbytes + self.scale_C.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class CoarseQueries:
+    """Folded queries in 8 bits, with one scale a question: so the max over tokens can be taken of integers.
+
+    Attributes:
+        query_WQ: int8, the tokens of one question after those of another (Q = B*T).
+        scale_B: float32.
+    """
+
+    query_WQ: Tensor
+    scale_B: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        return self.query_WQ.shape[1] // len(self.scale_B)
+
+
+def num_levels(width: int) -> int:
+    """The largest absolute value of a quantised number: 127, or less where `width` products would not sum exactly."""
+    return min(_MOST_LEVELS, math.isqrt(_EXACT_INTEGERS // width))
+
+
+def quantize_keys(key_CW: Tensor) -> CoarseKeys:
+    """Round folded keys to 8 bits, every row by its own largest value. Row by row, so parts can be joined."""
+    levels = num_levels(key_CW.shape[1])
+    quantized = torch.empty(key_CW.shape, dtype=torch.int8, device=key_CW.device)
+    scale_C = torch.empty(len(key_CW), dtype=torch.float32, device=key_CW.device)
+    for first in range(0, len(key_CW), _QUANTIZED_AT_ONCE):
+        rows = slice(first, first + _QUANTIZED_AT_ONCE)
+        exact_CW = key_CW[rows].float()
+        scale_C[rows] = exact_CW.abs().amax(1) / levels
+        quantized[rows] = (exact_CW / scale_C[rows].clamp_min(_SMALLEST_SCALE).unsqueeze(1)).round_().to(torch.int8)
+    return CoarseKeys(quantized, scale_C)
+
+
+def join_keys(parts: list[CoarseKeys]) -> CoarseKeys:
+    """The rows of several, one after the other."""
+    return CoarseKeys(torch.cat([part.key_CW for part in parts]), torch.cat([part.scale_C for part in parts]))
+
+
+def quantize_queries(query_BTW: Tensor) -> CoarseQueries:
+    """Round folded queries, in which every token routes, to 8 bits: a question by the largest value of its tokens."""
+    scale_B = query_BTW.abs().amax((1, 2)) / num_levels(query_BTW.shape[2])
+    rounded_BTW = (query_BTW / scale_B.clamp_min(_SMALLEST_SCALE)[:, None, None]).round().to(torch.int8)
+    return CoarseQueries(rounded_BTW.flatten(0, 1).T.contiguous(), scale_B.float())
+
+
+def coarse_scores(queries: CoarseQueries, keys: CoarseKeys, out_BC: Tensor, tile: int | None = None) -> None:
+    """Write the score of every chunk for every question: the max over query tokens, float32.
+
+    One pass over the keys serves the whole batch.
+
+    Args:
+        out_BC: where the scores go.
+        tile: chunks scored at a time, which bounds the scratch memory to `tile * B * T` sums. Default: as many as stay
+            in the cache.
+    """
+    B, T = len(queries.scale_B), queries.num_tokens
+    tile = tile or max(_LEAST_TILE, _TILE_SUMS // (B * T))
+    if not len(keys.scale_C):
+        return
+    best = [_integer_product(part_CW, queries.query_WQ).view(-1, B, T).amax(-1) for part_CW in keys.key_CW.split(tile)]
+    torch.mul(torch.cat(best).T, keys.scale_C, out=out_BC)
+    out_BC *= queries.scale_B.unsqueeze(1)
+
+
+def _integer_product(key_CW: Tensor, query_WQ: Tensor) -> Tensor:
+    """The exact product of int8 matrices, int32 or float32."""
+    if key_CW.device.type == "cpu" and _has_exact_int8():
+        return torch._int_mm(key_CW, query_WQ)
+    return key_CW.float() @ query_WQ.float()
+
+
+@functools.cache
+def _has_exact_int8() -> bool:
+    """Whether this CPU multiplies int8 matrices exactly: without VNNI, sums of two products saturate at 16 bits."""
+    for rows, tokens in ((1, 1), (64, 32)):
+        key_CW = torch.full((rows, 192), _MOST_LEVELS, dtype=torch.int8)
+        key_CW[::2] *= -1
+        query_WQ = torch.full((192, tokens), _MOST_LEVELS, dtype=torch.int8)
+        query_WQ[:, ::3] *= -1
+        if not torch.equal(torch._int_mm(key_CW, query_WQ).float(), key_CW.float() @ query_WQ.float()):
+            return False
+    return True

@@ -1,0 +1,110 @@
+"""`Ranks`: the processes of Memory Parallel, and every collective they take part in.
+
+All ranks call the same functions in the same order. What a rank receives is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from memspan.errors import RankError
+
+DEFAULT_TIMEOUT = 60.0
+
+
+class Ranks:
+    """A group of processes, one of which is this.
+
+    Attributes:
+        rank, size: this one's number, and how many there are.
+        received_bytes: payload that other ranks sent to this one, so far.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, timeout: float, device: torch.device | None = None) -> None:
+        """
+        Args:
+            group: None: the default group, which must have been made with this timeout.
+            timeout: seconds after which a rank that does not answer is lost.
+            device: where tensors of collectives must lie: the CPU for gloo, this rank's GPU for nccl.
+        """
+        self._group, self._timeout, self._device = group, timeout, device or torch.device("cpu")
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.received_bytes = 0
+
+    @classmethod
+    def join(cls, device: torch.device, timeout: float = DEFAULT_TIMEOUT) -> Ranks:
+        """Meet the other processes that `torchrun` started: over nccl where each has a GPU, else over gloo.
+
+        Raises:
+            RankError: they did not all come.
+        """
+        on_gpu = device.type == "cuda" and dist.is_nccl_available()
+        with _told(timeout):
+            if on_gpu:
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
+        where = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else None
+        return cls(None, timeout, where)
+
+    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
+        """What rank `source` has; the others give a tensor of the same shape and dtype."""
+        if self.rank != source:
+            self.received_bytes += tensor.nbytes
+        flat = tensor.contiguous().view(-1).view(torch.uint8).to(self._device, copy=True)
+        with _told(self._timeout):
+            dist.broadcast(flat, source, group=self._group)
+        return flat.cpu().view(tensor.dtype).view(tensor.shape)
+
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors of all ranks, in order; of one dtype, equal in all dimensions but the last."""
+        lengths = self._gather(torch.tensor([tensor.shape[-1]]))
+        longest = max(int(length) for length in lengths)
+        if not longest:
+            return [tensor] * self.size
+        padded = torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1]))
+        return [found[..., : int(length)] for found, length in zip(self._gather(padded), lengths, strict=True)]
+
+    def largest(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Elementwise maximum over ranks; float32 or int64, of one shape."""
+        return torch.stack(self._gather(tensor)).amax(0)
+
+    def check_equal(self, what: str, values: Sequence[str]) -> None:
+        """See that all ranks have the same.
+
+        Raises:
+            RankError: they have not; names the first that differs, with both values.
+        """
+        for value in values:
+            gathered = self.gather(torch.tensor(list(value.encode()), dtype=torch.uint8))
+            first, *others = (bytes(theirs.tolist()).decode() for theirs in gathered)
+            for rank, other in enumerate(others, start=1):
+                if other != first:
+                    raise RankError(
+                        f"the ranks differ in {what}: rank 0 has {first}, rank {rank} has {other}; "
+                        "start all with the same bank, model and options"
+                    )
+
+    def _gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        self.received_bytes += tensor.nbytes * (self.size - 1)
+        given = tensor.contiguous().to(self._device)
+        found = [torch.empty_like(given) for _ in range(self.size)]
+        with _told(self._timeout):
+            dist.all_gather(found, given, group=self._group)
+        return [theirs.cpu() for theirs in found]
+
+
+@contextlib.contextmanager
+def _told(timeout: float) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise RankError(
+            f"another rank was lost, or did not answer within {timeout:.0f} s ({str(error).splitlines()[0][:200]}); "
+            "see what the other ranks say, and start them all again"
+        ) from error

@@ -1,0 +1,154 @@
+"""`ShardedMemory`: Memory Parallel (paper 3.4.2). Every rank holds the routing keys and content of some segments.
+
+The router query is rank 0's. Every rank scores its own shards and sends its best documents; from these all choose the
+same candidates, by the rule of one process: coarse scores are exact integer sums, and exact scores do not depend on the
+shape of the call. The owners of the candidates score them exactly, the owners of the selected send their content. So N
+ranks select, score and attend to exactly what one does. Weights are replicated, and every rank decodes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+import torch
+
+from memspan.bank.manifest import LATENT_DTYPE, Manifest
+from memspan.bank.shard import Shard
+from memspan.bank.snapshot import Snapshot
+from memspan.errors import RankError
+from memspan.routing.local import MOST_CANDIDATES, SourceMemory, best
+from memspan.routing.ranks import Ranks
+from memspan.routing.source import Candidates, LocalSource
+
+
+class ShardedSource:
+    """The documents of all ranks, as every rank sees them."""
+
+    def __init__(self, local: LocalSource, manifest: Manifest, ranks: Ranks) -> None:
+        self._local, self._ranks = local, ranks
+        self._row_shape = 2, manifest.num_kv_heads, manifest.head_dim
+        self._owner: dict[int, int] = {}
+        # All ranks score the same questions together: as many as the one with the most rows can.
+        self._at_once = -int(ranks.largest(torch.tensor([-local.questions_at_once])))
+        self._query_BTW, self._count = torch.empty(0), 0
+
+    @property
+    def questions_at_once(self) -> int:
+        return self._at_once
+
+    def leading(self, layer: int, query_BTW: torch.Tensor, count: int) -> list[Candidates]:
+        """See `Source.leading`."""
+        self._query_BTW, self._count = self._ranks.broadcast(query_BTW), count
+        return self._shared([best(found, count) for found in self._local.leading(layer, self._query_BTW, count)])
+
+    def above(self, bounds: Sequence[float]) -> list[Candidates]:
+        """See `Source.above`; of each rank no more than could be looked at."""
+        most = max(self._count, MOST_CANDIDATES)
+        return self._shared([best(found, most) for found in self._local.above(bounds)])
+
+    def exact(self, layer: int, query_BTW: torch.Tensor, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """See `Source.exact`."""
+        mine = [torch.tensor([self._owner[i] == self._ranks.rank for i in x.tolist()], dtype=torch.bool) for x in ids]
+        scored = self._local.exact(
+            layer, self._query_BTW, [ids_K[mine_K] for ids_K, mine_K in zip(ids, mine, strict=True)]
+        )
+        scores = [torch.full((len(ids_K),), float("-inf")) for ids_K in ids]
+        for scores_K, mine_K, own in zip(scores, mine, scored, strict=True):
+            scores_K[mine_K] = own
+        return list(self._ranks.largest(torch.cat(scores)).split([len(ids_K) for ids_K in ids]))
+
+    def content(self, layer: int, ids: Sequence[int]) -> list[torch.Tensor]:
+        """See `Source.content`. Sent by the owners, each at once."""
+        of_rank: dict[int, list[int]] = {}
+        for document_id in ids:
+            of_rank.setdefault(self._owner[document_id], []).append(document_id)
+        own = self._local.content(layer, of_rank.get(self._ranks.rank, []))
+        lengths = self._ranks.gather(torch.tensor([len(rows) for rows in own], dtype=torch.int64))
+        found: dict[int, torch.Tensor] = {}
+        for rank, theirs in sorted(of_rank.items()):
+            rows = lengths[rank].tolist()
+            sent = torch.empty(sum(rows), *self._row_shape, dtype=LATENT_DTYPE)
+            if rank == self._ranks.rank:
+                sent = torch.cat(own)
+            found.update(zip(theirs, self._ranks.broadcast(sent, rank).split(rows), strict=True))
+        return [found[document_id] for document_id in ids]
+
+    def prefetch(self, layer: int, ids: Sequence[int]) -> None:
+        """See `Source.prefetch`."""
+        own = [document_id for document_id in ids if self._owner[document_id] == self._ranks.rank]
+        self._local.prefetch(layer, own)
+
+    def _shared(self, own: list[Candidates]) -> list[Candidates]:
+        """What all ranks found for every question."""
+        counts = self._ranks.gather(torch.tensor([len(found.ids) for found in own]))
+        ids = self._ranks.gather(torch.cat([found.ids for found in own]))
+        scores = self._ranks.gather(torch.cat([found.scores for found in own]))
+        for rank, ids_K in enumerate(ids):
+            self._owner.update(dict.fromkeys(ids_K.tolist(), rank))
+        ids_of = [x.split(counts_B.tolist()) for x, counts_B in zip(ids, counts, strict=True)]
+        scores_of = [x.split(counts_B.tolist()) for x, counts_B in zip(scores, counts, strict=True)]
+        return [
+            Candidates(torch.cat([x[row] for x in ids_of]), torch.cat([x[row] for x in scores_of]))
+            for row in range(len(own))
+        ]
+
+
+class ShardedMemory(SourceMemory):
+    """The documents of a bank, over ranks that have all opened it.
+
+    Attributes:
+        ranks: the processes; counts what this one received.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        top_k: int,
+        ranks: Ranks,
+        *,
+        selectable_N: torch.Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """
+        Args:
+            snapshot: of the bank; all ranks must see the same commit.
+            top_k, device: as for `SourceMemory`.
+            selectable_N: for every document of the snapshot's shards whether it may be selected. Default: the live.
+
+        Raises:
+            RankError: the ranks have different banks or see different states of one; or there are more than segments.
+        """
+        manifest, shards = snapshot.manifest, snapshot.shards
+        ranks.check_equal("what the bank holds", [f"commit {snapshot.commit} of {snapshot.namespace!r}"])
+        ranks.check_equal("the bank's encoder", [manifest.encoder_fingerprint])
+        ranks.check_equal("the documents selected per layer", [str(top_k)])
+        if 0 < len(shards) < ranks.size:
+            raise RankError(
+                f"there are {ranks.size} ranks for {len(shards)} segments (small ones count together); "
+                f"start at most {len(shards)}"
+            )
+        if selectable_N is None:
+            selectable_N = snapshot.selectable_mask()
+        masks = selectable_N.split([len(shard.ids_N) for shard in shards])
+        mine = shares(shards, ranks.size)[ranks.rank]
+        source = LocalSource(
+            [shards[place] for place in mine],
+            manifest.msa_layers,
+            torch.cat([selectable_N[:0], *(masks[place] for place in mine)]),
+            tiers=snapshot.tiers,
+        )
+        self.ranks = ranks
+        super().__init__(ShardedSource(source, manifest, ranks), manifest, top_k, device)
+
+
+def shares(shards: Sequence[Shard], num_ranks: int) -> list[list[int]]:
+    """Which shards (their places) every rank holds: the next largest goes to the one with the fewest rows."""
+    rows = [len(shard.document_C) for shard in shards]
+    given: list[list[int]] = [[] for _ in range(num_ranks)]
+    load = [(0, rank) for rank in range(num_ranks)]
+    for place in sorted(range(len(shards)), key=lambda place: (-rows[place], place)):
+        held, rank = heapq.heappop(load)
+        given[rank].append(place)
+        heapq.heappush(load, (held + rows[place], rank))
+    return [sorted(places) for places in given]

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import add_latents, random_latents, tiny_manifest
+
+from memspan.bank import coarse, shard, tiers
+from memspan.bank.bank import MemoryBank
+from memspan.bank.segment import SegmentReader
+from memspan.bank.tiers import ContentCache, Tiers, parse_bytes, resident_bytes
+from memspan.errors import BudgetError
+from memspan.routing.local import LocalMemory
+from memspan.types import Document, Retrieved
+
+MANIFEST = tiny_manifest()
+SCRATCH = 2**26
+
+
+class _Keys:
+    def __init__(self, size: int) -> None:
+        self.mapped_coarse_bytes = size
+
+
+def _tensor(size: int) -> torch.Tensor:
+    return torch.zeros(size, dtype=torch.uint8)
+
+
+def test_the_cache_keeps_what_was_read_last_within_its_bytes() -> None:
+    cache, read = ContentCache(100), []
+
+    def get(key: str, size: int = 40) -> torch.Tensor:
+        return cache.get(key, lambda: read.append(key) or _tensor(size))
+
+    for key in ("a", "b", "a", "c", "a", "b"):
+        get(key)
+        assert cache.bytes <= 100
+    assert read == ["a", "b", "c", "b"], "b was read longest ago when c came"
+    assert get("too large", 101).nbytes == 101 and "too large" not in cache and "a" in cache
+    assert (cache.hits, cache.misses) == (2, 5)
+    cache.resize(0)
+    assert cache.bytes == 0 and get("a").nbytes == 40 and "a" not in cache
+
+
+def test_without_a_budget_all_keys_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "resident_bytes", lambda: 1 / 0)
+    assert Tiers().resident([_Keys(10**12)] * 3, 15) == [True] * 3
+
+
+def test_a_budget_keeps_the_first_segments_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "resident_bytes", lambda: 10**9)
+    sizes = [2 * 10**6, 3 * 10**6, 10**6]
+    keys = [_Keys(size) for size in sizes]
+    least = 10**9 + SCRATCH + 3 * 10**6
+    for rest, expected in ((0, [False] * 3), (10**7, [False, False, True]), (10**8, [True] * 3)):
+        division = Tiers(least + rest)
+        assert division.resident(keys, 5) == expected
+        kept = sum(size * 5 for size, stays in zip(sizes, expected, strict=True) if stays)
+        assert kept + division.content.max_bytes <= rest
+    # What the process holds later, keys among it, does not count against the budget once more.
+    monkeypatch.setattr(tiers, "resident_bytes", lambda: 10**12)
+    assert division.resident(keys, 5) == [True] * 3
+
+
+def test_a_budget_without_room_for_a_tile_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "resident_bytes", lambda: 10**9)
+    with pytest.raises(BudgetError, match=r"budget of 0\.50 GB .* takes 1\.00 GB .* 0\.30 GB; give at least 1\.37 GB"):
+        Tiers(5 * 10**8).resident([_Keys(3 * 10**8)], 1)
+    Tiers(137 * 10**7).resident([_Keys(3 * 10**8)], 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("6GB", 6 * 10**9),
+        ("512MiB", 2**29),
+        ("1.5 g", 15 * 10**8),
+        ("100000", 100_000),
+        ("2kib", 2048),
+        ("1TB", 10**12),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "6 apples", "0GB", "1e9", "6GBB", "6IB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(BudgetError, match="as 6GB"):
+        parse_bytes(text)
+
+
+def test_what_a_process_holds_grows_with_what_it_takes() -> None:
+    before = resident_bytes()
+    taken = torch.ones(2**26, dtype=torch.uint8)
+    assert resident_bytes() - before > 0.9 * taken.nbytes
+
+
+def test_routing_within_a_budget_is_the_same_and_gives_back_what_must_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coarse, "LEAST_KEYS_BYTES", 0)
+    monkeypatch.setattr(shard, "_SMALL_KEYS_BYTES", 0)
+    monkeypatch.setattr(tiers, "resident_bytes", lambda: 0)
+    bank = MemoryBank.create(tmp_path / "bank", MANIFEST)
+    with bank.writer(max_segment_bytes=30 * MANIFEST.row_bytes) as writer:
+        for number in range(60):
+            add_latents(writer, Document(str(number), f"text {number}"), random_latents(MANIFEST, 1 + number % 3))
+        writer.commit()
+    given_back: list[str] = []
+    give_back = SegmentReader.give_back_coarse
+
+    def watched(self: SegmentReader, layer: int) -> None:
+        given_back.append(self.files.name)
+        give_back(self, layer)
+
+    monkeypatch.setattr(SegmentReader, "give_back_coarse", watched)
+    questions = torch.randn(2, 3, 4, 8), torch.ones(2, 3).bool()
+
+    def route(budget: int | None) -> list[Retrieved]:
+        opened = MemoryBank.open(bank.folder, budget)
+        with opened.snapshot() as snapshot:
+            memory = LocalMemory(snapshot.shards, MANIFEST, 3, tiers=snapshot.tiers)
+            retrieved = [memory.route(layer, *questions) for _ in range(2) for layer in MANIFEST.msa_layers]
+        assert opened.tiers.content.hits >= opened.tiers.content.misses or budget is not None
+        return retrieved
+
+    expected = route(None)
+    assert not given_back
+    for rest in (0, 2000, 10**6):
+        found = route(SCRATCH + 30 * 20 + rest)
+        for one, other in zip(found, expected, strict=True):
+            assert (one.doc_ids, one.scores) == (other.doc_ids, other.scores)
+            assert torch.equal(one.keys_BGMD, other.keys_BGMD) and torch.equal(one.values_BGMD, other.values_BGMD)
+        kinds = len(set(given_back))
+        assert {0: kinds == len(bank.catalog.segments()), 2000: 0 < kinds < len(bank.catalog.segments())}.get(
+            rest, kinds == 0
+        )
+        given_back.clear()

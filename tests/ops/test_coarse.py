@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from memspan.ops import coarse
+from memspan.ops.coarse import (
+    CoarseKeys,
+    coarse_scores,
+    join_keys,
+    num_levels,
+    quantize_keys,
+    quantize_queries,
+)
+from memspan.ops.scoring import chunk_scores
+
+SHAPES = [(1, 1, 1, 16), (1, 5, 77, 16), (3, 4, 301, 192), (2, 7, 64, 1024), (1, 2, 9, 4000)]
+
+
+def _scores(query_BTW: torch.Tensor, keys: CoarseKeys, tile: int | None = None) -> torch.Tensor:
+    out_BC = torch.full((len(query_BTW), len(keys.scale_C)), float("nan"))
+    coarse_scores(quantize_queries(query_BTW), keys, out_BC, tile)
+    return out_BC
+
+
+@pytest.mark.parametrize(("B", "T", "C", "W"), SHAPES)
+def test_a_coarse_score_is_the_product_of_the_rounded_numbers_exactly(B: int, T: int, C: int, W: int) -> None:
+    query_BTW, keys = torch.randn(B, T, W), quantize_keys(torch.randn(C, W))
+    queries = quantize_queries(query_BTW)
+    integers = keys.key_CW.double() @ queries.query_WQ.double()
+    assert integers.abs().max() <= 2**24
+    best_CB = integers.view(C, B, T).amax(-1).float()
+    assert torch.equal(_scores(query_BTW, keys), (best_CB * keys.scale_C[:, None]).T * queries.scale_B[:, None])
+
+
+def test_neither_tile_nor_batch_nor_number_of_rows_changes_a_bit() -> None:
+    query_BTW, key_CW = torch.randn(3, 5, 192), torch.randn(301, 192).bfloat16()
+    keys = quantize_keys(key_CW)
+    whole = _scores(query_BTW, keys)
+    for tile in (1, 2, 16, 17, 300, 1000):
+        assert torch.equal(_scores(query_BTW, keys, tile), whole)
+    for row in range(3):
+        assert torch.equal(_scores(query_BTW[row : row + 1], keys)[0], whole[row])
+    parts = [quantize_keys(part_CW) for part_CW in key_CW.split([1, 100, 200])]
+    assert torch.equal(torch.cat([_scores(query_BTW, part) for part in parts], 1), whole)
+    joined = join_keys(parts)
+    assert torch.equal(joined.key_CW, keys.key_CW) and torch.equal(joined.scale_C, keys.scale_C)
+
+
+def test_int32_and_float32_products_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The largest sums there can be: every product of the largest numbers, with one sign.
+    for W in (192, 1024, 2048):
+        query_BTW, keys = torch.ones(1, 3, W), quantize_keys(torch.cat([torch.ones(2, W), torch.randn(50, W)]))
+        found = []
+        for exact in (True, False):
+            monkeypatch.setattr(coarse, "_has_exact_int8", lambda exact=exact: exact)
+            found.append(_scores(query_BTW, keys))
+        assert not coarse._has_exact_int8() and torch.equal(*found)
+        assert found[0][0, 0] == pytest.approx(W)
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_a_cpu_that_saturates_is_noticed(isa: str) -> None:
+    code = """
+import torch
+from memspan.ops import coarse
+key_CW = torch.full((8, 192), 127, dtype=torch.int8)
+query_WQ = torch.full((192, 4), 127, dtype=torch.int8)
+assert coarse._integer_product(key_CW, query_WQ).eq(127 * 127 * 192).all()
+"""
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa}, check=True, timeout=60)
+
+
+def test_rounding_costs_a_hundredth_of_the_spread_of_scores() -> None:
+    query_BTW, key_CW = torch.randn(2, 8, 192), torch.randn(5000, 192)
+    error = _scores(query_BTW, quantize_keys(key_CW)) - chunk_scores(query_BTW, key_CW)
+    assert error.std() < 0.02 * chunk_scores(query_BTW, key_CW).std()
+
+
+@pytest.mark.parametrize("width", [1, 16, 192, 1024, 1041, 2048, 100_000])
+def test_levels_are_as_many_as_sum_exactly(width: int) -> None:
+    levels = num_levels(width)
+    assert levels**2 * width <= 2**24 and (levels == 127 or (levels + 1) ** 2 * width > 2**24)
+
+
+def test_rows_and_questions_of_zeros_score_zero() -> None:
+    keys = quantize_keys(torch.cat([torch.zeros(1, 16), torch.randn(2, 16)]))
+    assert _scores(torch.randn(1, 2, 16), keys)[0, 0] == 0
+    assert not _scores(torch.zeros(1, 2, 16), keys).any()

@@ -1,0 +1,192 @@
+"""N processes (gloo on loopback) select, score and attend to exactly what one does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers import FORK, add_latents, random_latents, tiny_loaded, tiny_manifest
+
+from memspan.bank import shard
+from memspan.bank.add import add_documents
+from memspan.bank.bank import MemoryBank
+from memspan.bank.encode import manifest_of
+from memspan.bank.scope import Scope
+from memspan.errors import RankError
+from memspan.generate.memory import Memory
+from memspan.routing.local import LocalMemory
+from memspan.routing.ranks import Ranks
+from memspan.routing.sharded import ShardedMemory, shares
+from memspan.types import Document, Retrieved
+
+MANIFEST = tiny_manifest()
+TIMEOUT = 20.0
+
+
+def _bank(folder: Path, sizes: list[int]) -> MemoryBank:
+    """A segment per size, of so many documents; those of the last are deleted, and every seventh."""
+    bank = MemoryBank.create(folder, MANIFEST)
+    for number, size in enumerate(sizes):
+        with bank.writer() as writer:
+            for place in range(size):
+                document = Document(f"{number}-{place}", "text", metadata={"group": place % 3})
+                add_latents(writer, document, random_latents(MANIFEST, 1 + place % 3))
+            writer.commit()
+    bank.delete([f"{len(sizes) - 1}-{place}" for place in range(sizes[-1])])
+    bank.delete([f"0-{place}" for place in range(0, sizes[0], 7)])
+    return bank
+
+
+def _in_processes(do: Callable[[Ranks], Any], ranks: int, timeout: float = TIMEOUT) -> list[Any]:
+    """What `do` returns in each of some processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pipes = [FORK.Pipe() for _ in range(ranks)]
+
+    def child(rank: int) -> None:
+        torch.set_num_threads(1)
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        joined = Ranks.join(torch.device("cpu"), timeout)
+        try:
+            pipes[rank][1].send(do(joined))
+        except RankError as error:
+            pipes[rank][1].send(error)
+        dist.destroy_process_group()
+
+    processes = [FORK.Process(target=child, args=(rank,)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for _, theirs in pipes:
+        theirs.close()  # so that a process which ends without a word is noticed
+    try:
+        return [_received(ours) for ours, _ in pipes]
+    finally:
+        for process in processes:
+            process.join(20)
+            process.kill()
+            process.join()
+
+
+def _received(pipe: Connection) -> Any:
+    try:
+        return pipe.recv() if pipe.poll(120) else None
+    except EOFError:
+        return None
+
+
+def _plain(retrieved: Retrieved) -> tuple[Any, ...]:
+    tensors = retrieved.keys_BGMD, retrieved.values_BGMD, retrieved.mask_BM, retrieved.row_scores_BM
+    return retrieved.doc_ids, retrieved.scores, *(None if x is None else x.float().tolist() for x in tensors)
+
+
+@pytest.mark.parametrize(("ranks", "sizes"), [(2, [30, 5, 40]), (3, [50, 3, 20, 9]), (3, [4, 1, 60])])
+def test_some_ranks_select_exactly_what_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(shard, "_SMALL_KEYS_BYTES", 0)
+    folder = _bank(tmp_path / "bank", sizes).folder
+    query_BTHD = torch.randn(3, 5, 4, MANIFEST.head_dim)
+    mask_BT = torch.rand(3, 5) < 0.7
+    mask_BT[:, 0] = True
+
+    def route(joined: Ranks | None) -> list[Any]:
+        found = []
+        bank = MemoryBank.open(folder)
+        with bank.snapshot() as snapshot:
+            for scope in ({}, {"group": 1}, {"group": {"in": [0, 2]}}):
+                selectable_N = snapshot.selectable_mask(Scope.parse(scope))
+                for k in (1, 4, 100):
+                    if joined is None:
+                        memory: Any = LocalMemory(snapshot.shards, MANIFEST, k, selectable_N=selectable_N)
+                    else:
+                        memory = ShardedMemory(snapshot, k, joined, selectable_N=selectable_N)
+                    for layer in MANIFEST.msa_layers:
+                        found.append(_plain(memory.route(layer, query_BTHD, mask_BT)))
+                        found.append([(x.ids.tolist(), x.scores.tolist()) for x in memory.candidates[layer]])
+        assert joined is None or joined.received_bytes > 0
+        return found
+
+    expected = route(None)
+    for found in _in_processes(route, ranks):
+        assert found == expected
+
+
+def test_an_answer_over_two_ranks_is_that_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "_SMALL_KEYS_BYTES", 0)
+    loaded = tiny_loaded(max_document_tokens=128)
+    bank = MemoryBank.create(tmp_path / "bank", manifest_of(loaded))
+    for number in range(4):
+        add_documents(bank, loaded, [Document(str(number), f"the tower number {number} is older than the river")])
+    bank.close()
+
+    def ask(joined: Ranks | None) -> tuple[Any, ...]:
+        with Memory(MemoryBank.open(bank.folder), loaded, ranks=joined) as memory:
+            answer = memory.ask("how old is the tower?", selector="router", max_documents=2)
+        return answer.text, answer.evidence
+
+    expected = ask(None)
+    assert _in_processes(ask, 2) == [expected] * 2
+
+
+def test_rows_are_shared_evenly() -> None:
+    class _Rows:
+        def __init__(self, rows: int) -> None:
+            self.document_C = torch.empty(rows)
+
+    sizes = [5, 100, 3, 60, 41, 0, 7]
+    given = shares([_Rows(rows) for rows in sizes], 3)  # type: ignore[list-item]
+    assert sorted(place for places in given for place in places) == list(range(7))
+    loads = [sum(sizes[place] for place in places) for places in given]
+    assert max(loads) == 100 and min(loads) >= 50
+    assert shares([], 2) == [[], []]
+
+
+def test_more_ranks_than_segments_are_refused(tmp_path: Path) -> None:
+    folder = _bank(tmp_path / "bank", [5, 5, 5]).folder  # small: they count as one
+
+    def route(joined: Ranks) -> None:
+        with MemoryBank.open(folder).snapshot() as snapshot:
+            ShardedMemory(snapshot, 2, joined)
+
+    for error in _in_processes(route, 2):
+        assert isinstance(error, RankError) and "2 ranks for 1 segments" in str(error)
+
+
+def test_ranks_with_different_banks_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "_SMALL_KEYS_BYTES", 0)
+    folders = [_bank(tmp_path / str(number), [3] * (number + 2)).folder for number in range(2)]
+
+    def route(joined: Ranks) -> None:
+        with MemoryBank.open(folders[joined.rank]).snapshot() as snapshot:
+            ShardedMemory(snapshot, 2, joined)
+
+    for error in _in_processes(route, 2):
+        assert isinstance(error, RankError) and "the ranks differ in what the bank holds: rank 0 has" in str(error)
+
+
+@pytest.mark.parametrize("how", ["gone", "silent"])
+def test_a_lost_rank_ends_in_an_error(how: str) -> None:
+    def do(joined: Ranks) -> str:
+        joined.largest(torch.tensor([joined.rank]))
+        if joined.rank == 1:
+            if how == "gone":
+                os._exit(1)
+            time.sleep(8)
+            return "slept"
+        joined.largest(torch.tensor([joined.rank]))
+        return "went on"
+
+    found = _in_processes(do, 2, timeout=2.0)
+    assert isinstance(found[0], RankError) and "another rank was lost" in str(found[0])
