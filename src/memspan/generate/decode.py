@@ -42,6 +42,8 @@ class Decoding:
         rows: the answers, in the order of the contexts.
         retrieved: per MSA layer what the prefill routed to.
         cache, lower: as given, filled by the prefill.
+        ids_B: every row's newest token.
+        positions_B1: the newest tokens' positions.
 
     Raises:
         QuestionError: a context with its answer does not fit into the model's positions.
@@ -69,33 +71,45 @@ class Decoding:
         self.lower = lower
         self._stop_ids = loaded.template.stop_ids | _end_ids(loaded.model)
         self._generators = [torch.Generator().manual_seed(sampling.seed) for _ in contexts]
+        self.ids_B: list[int] = []
+        self.positions_B1 = self._packed.positions[:, -1:]
+        self._valid_BS = self._packed.padding_mask
+
+    @property
+    def finished(self) -> bool:
+        return all(row.finish_reason for row in self.rows)
 
     def run(self) -> Iterator[None]:
         """Yield after the prefill's and after every further token, until every row has finished."""
-        logits_BV = prefill(self._model, self._packed, self._memory, self.retrieved, self.cache, self.lower)
-        positions_B1 = self._packed.positions[:, -1:]
-        valid_BS = self._packed.padding_mask
-        while True:
-            ids_B = self._advance(logits_BV)
+        self.begin()
+        yield
+        while not self.finished:
+            self._step()
             yield
-            if all(row.finish_reason for row in self.rows):
-                return
-            positions_B1 = positions_B1 + 1
-            if valid_BS is not None:
-                valid_BS = torch.cat([valid_BS, valid_BS.new_ones(len(valid_BS), 1)], dim=1)
-            logits_BV = self._step(ids_B, positions_B1, valid_BS)
+
+    def begin(self) -> None:
+        """Run the contexts, and pick every row's first token."""
+        self.take(prefill(self._model, self._packed, self._memory, self.retrieved, self.cache, self.lower))
+
+    def take(self, logits_BV: torch.Tensor) -> None:
+        """Pick every row's next token from the logits behind its newest one."""
+        self.ids_B = self._advance(logits_BV)
+        self.positions_B1 = self.positions_B1 + 1
 
     @torch.inference_mode()
-    def _step(self, ids_B: list[int], positions_B1: torch.Tensor, valid_BS: torch.Tensor | None) -> torch.Tensor:
-        step = AskStep(valid_BS=valid_BS, memory=self._memory, retrieved=self.retrieved)
+    def _step(self) -> None:
+        """Run the newest tokens."""
+        valid_BS = self._valid_BS
+        if valid_BS is not None:
+            valid_BS = self._valid_BS = torch.cat([valid_BS, valid_BS.new_ones(len(valid_BS), 1)], dim=1)
         out = self._model(
-            input_ids=torch.tensor(ids_B, device=positions_B1.device)[:, None],
-            position_ids=positions_B1,
+            input_ids=torch.tensor(self.ids_B, device=self.positions_B1.device)[:, None],
+            position_ids=self.positions_B1,
             past_key_values=self.cache,
             use_cache=True,
-            memory=step,
+            memory=AskStep(valid_BS=valid_BS, memory=self._memory, retrieved=self.retrieved),
         )
-        return out.logits[:, -1]
+        self.take(out.logits[:, -1])
 
     def _advance(self, logits_BV: torch.Tensor) -> list[int]:
         """Pick every unfinished row's next token; finished rows go on with a token nobody reads."""

@@ -106,8 +106,8 @@ class Asked:
 class Reading(Protocol):
     """How documents get read: one round for some questions at a time, then the contexts to answer in."""
 
-    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event]]:
-        """Look once for every question; each closes a round of it."""
+    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event | None]]:
+        """Look once for every question; each closes a round of it. None: a token was decoded."""
         ...
 
     def context(self, asked: Asked) -> Context:
@@ -170,8 +170,11 @@ class Interleave:
     def __init__(self, state: RoundState, finder: Finder, reading: Reading, plan: Plan, sampling: Sampling) -> None:
         self._state, self._finder, self._reading, self._plan, self._sampling = state, finder, reading, plan, sampling
 
-    def run(self, questions: Sequence[str]) -> Iterator[tuple[int, Event]]:
-        """Yield events, each with the place of its question; the last of each question holds its answer."""
+    def run(self, questions: Sequence[str]) -> Iterator[tuple[int, Event | None]]:
+        """Yield events, each with the place of its question; the last of each question holds its answer.
+
+        None comes after every token that is decoded, for whoever drives several questions by turns.
+        """
         started = time.perf_counter()
         asked = [Asked(question) for question in questions]
         places = {id(one): place for place, one in enumerate(asked)}
@@ -185,13 +188,14 @@ class Interleave:
         memory, keys = self._finder.layer_memory(), [id(one) for one in asked]
         decoding = self._state.decode(contexts, memory, self._sampling, questions=keys)
         prefilled_at, shown = selected_at, [0] * len(asked)
-        for step, _ in enumerate(decoding.run()):
+        for step, _ in enumerate(self._state.run(decoding)):
             if step == 0:
                 prefilled_at = time.perf_counter()
             for place, row in enumerate(decoding.rows):
                 if len(row.text) > shown[place]:
                     yield place, TextWritten(row.text[shown[place] :])
                     shown[place] = len(row.text)
+            yield 0, None
         timings = {
             "select": selected_at - started,
             "prefill": prefilled_at - selected_at,

@@ -17,6 +17,7 @@ from memspan.bank.encode import manifest_of
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.errors import BankMismatch, EmptyBank, QuestionError, UnknownDocument
+from memspan.generate.batching import DecodingBatch
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import Interleave, Plan, SearchedReading
 from memspan.generate.named import NamedReading
@@ -267,7 +268,21 @@ class Memory:
 
         `RoundStarted` and `RoundDone` for every round, `TextWritten` for every piece of text, one `Done`.
         """
-        for _, event in self._answering(self._request([question], **options)):
+        for event in self.steps(question, None, **options):
+            if event is not None:
+                yield event
+
+    def steps(
+        self, question: str, batch: DecodingBatch | None, **options: Unpack[AskOptions]
+    ) -> Iterator[Event | None]:
+        """As `events`, with None after every token: for driving several questions by turns.
+
+        Args:
+            batch: where the tokens are decoded together with those of other questions (of one thread). Whoever took
+                None from this iterator takes the next when `batch.step` was called. Closing the iterator ends the
+                question.
+        """
+        for _, event in self._answering(self._request([question], **options), batch):
             yield event
 
     def search(
@@ -347,10 +362,10 @@ class Memory:
             Scope.parse(options.get("where"), options.get("as_of")),
         )
 
-    def _answering(self, request: _Request) -> Iterator[tuple[int, Event]]:
-        """Yield what happens, with the place of the question it happens to."""
+    def _answering(self, request: _Request, batch: DecodingBatch | None = None) -> Iterator[tuple[int, Event | None]]:
+        """Yield what happens, with the place of the question it happens to; None after every token."""
         with self._snapshot() as snapshot:
-            finder, state = self._finder(snapshot, request.scope), RoundState(self.loaded)
+            finder, state = self._finder(snapshot, request.scope), RoundState(self.loaded, batch)
             reading = (
                 NamedReading(state, finder, request.plan, request.sampling)
                 if request.plan.selector == "generate"
