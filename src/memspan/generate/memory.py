@@ -18,6 +18,7 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.errors import BankMismatch, EmptyBank, QuestionError, UnknownDocument
 from memspan.generate.batching import DecodingBatch
+from memspan.generate.context import fitted_history, room_for
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import Interleave, Plan, SearchedReading
 from memspan.generate.named import NamedReading
@@ -27,7 +28,7 @@ from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
 from memspan.routing.selector import check_selector, default_selector
 from memspan.text.rounds import RoundProtocol, RouteTokens
-from memspan.types import JSON, Answer, Document, Done, Event, Evidence, TextWritten, is_unicode, normal_date
+from memspan.types import JSON, Answer, Document, Done, Event, Evidence, TextWritten, Turn, is_unicode, normal_date
 
 MAX_DOCUMENTS = 5
 # Rounds of a model that says itself when it has read enough.
@@ -48,6 +49,8 @@ class AskOptions(TypedDict, total=False):
         sampling: how to decode.
         where: only documents whose metadata match; see `memspan.bank.scope.Scope.parse`.
         as_of: only documents dated this day or moment, or before: what was known then.
+        history: what was said before, oldest first. The oldest turns are left out where all take more than half of
+            what the model has room for.
     """
 
     selector: str | None
@@ -60,6 +63,7 @@ class AskOptions(TypedDict, total=False):
     sampling: Sampling
     where: Mapping[str, Any] | None
     as_of: str | None
+    history: Sequence[Turn]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class _Request:
     plan: Plan
     sampling: Sampling
     scope: Scope
+    history: Sequence[Turn]
 
 
 class Memory:
@@ -343,7 +348,9 @@ class Memory:
             raise QuestionError(f"max_documents must not be negative, not {max_documents}")
         if not questions or not all(question.strip() for question in questions):
             raise QuestionError("the question is empty; write one")
-        if not all(is_unicode(question) for question in questions):
+        history = options.get("history", ())
+        said = [text for turn in history for text in (turn.question, turn.answer)]
+        if not all(is_unicode(text) for text in (*questions, *said)):
             raise QuestionError("the question is not valid Unicode; check the encoding it is read in")
         rounds = options.get("rounds")
         plan = Plan(
@@ -355,11 +362,14 @@ class Memory:
             options.get("route_tokens", "all"),
             options.get("constrain_ids", True),
         )
+        sampling = options.get("sampling", GREEDY)
+        room = room_for(self.loaded, sampling.max_new_tokens, plan.context_tokens)
         return _Request(
             questions,
             plan,
-            options.get("sampling", GREEDY),
+            sampling,
             Scope.parse(options.get("where"), options.get("as_of")),
+            fitted_history(self.loaded, history, room) if history else (),
         )
 
     def _answering(self, request: _Request, batch: DecodingBatch | None = None) -> Iterator[tuple[int, Event | None]]:
@@ -371,7 +381,8 @@ class Memory:
                 if request.plan.selector == "generate"
                 else SearchedReading(self.loaded, finder, request.plan, request.sampling)
             )
-            yield from Interleave(state, finder, reading, request.plan, request.sampling).run(request.questions)
+            interleave = Interleave(state, finder, reading, request.plan, request.sampling)
+            yield from interleave.run(request.questions, request.history)
 
     def _finder(self, snapshot: Snapshot, scope: Scope) -> Finder:
         """

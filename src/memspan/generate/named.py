@@ -83,7 +83,7 @@ class NamedReading:
             QuestionError: the question with its answer does not fit into the model.
         """
         if id(one) not in self._transcripts:
-            self._transcripts[id(one)] = self._protocol.start(one.question)
+            self._transcripts[id(one)] = self._protocol.start(one.question, one.history)
             check_fits(self._state.loaded, self._closed_length(one, 0), self._answer_tokens)
 
     def _closed_length(self, one: Asked, more: int) -> int:
