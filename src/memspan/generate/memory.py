@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from memspan.bank.snapshot import Snapshot
 from memspan.errors import BankMismatch, EmptyBank, QuestionError, UnknownDocument
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.context import fitted_history, room_for
+from memspan.generate.decode import check_fits
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import Interleave, Plan, SearchedReading
 from memspan.generate.named import NamedReading
@@ -146,8 +148,9 @@ class Memory:
 
     def in_namespace(self, namespace: str) -> Memory:
         """Another namespace of the same bank, with the same model; not pinned. Closing it leaves this one open."""
-        other = Memory(self.bank, self.loaded, namespace=namespace)
-        other._owns_bank = False
+        check_namespace(namespace)
+        other = copy.copy(self)
+        other.namespace, other._owns_bank, other._pinned = namespace, False, None
         return other
 
     def close(self) -> None:
@@ -185,13 +188,7 @@ class Memory:
         Raises:
             ValueError: the turn is empty, or the date is none.
         """
-        if not turn.strip():
-            raise ValueError("the turn is empty; there is nothing to remember")
-        date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
-        text = f"{speaker}: {turn}" if speaker else turn
-        digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
-        metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
-        return self.add([Document(f"{session or 'turn'}/{digest}", text, metadata=metadata, date=date)])
+        return self.add([turn_document(turn, speaker, session, date)])
 
     def get(self, id: int | str) -> Document:
         """A document as it was given, by its external id or by the bank's id of it (or of one of its parts).
@@ -336,7 +333,7 @@ class Memory:
     def _request(self, questions: Sequence[str], **options: Unpack[AskOptions]) -> _Request:
         """
         Raises:
-            QuestionError: a question is empty, or not text.
+            QuestionError: a question is empty, is not text, or does not fit into the model.
             FilterError: the scope is malformed.
             MemspanError: there is no such selector, or the model's template has no rounds for it.
         """
@@ -363,14 +360,14 @@ class Memory:
             options.get("constrain_ids", True),
         )
         sampling = options.get("sampling", GREEDY)
-        room = room_for(self.loaded, sampling.max_new_tokens, plan.context_tokens)
-        return _Request(
-            questions,
-            plan,
-            sampling,
-            Scope.parse(options.get("where"), options.get("as_of")),
-            fitted_history(self.loaded, history, room) if history else (),
-        )
+        scope = Scope.parse(options.get("where"), options.get("as_of"))
+        if history:
+            room = room_for(self.loaded, sampling.max_new_tokens, plan.context_tokens)
+            history = fitted_history(self.loaded, history, room)
+        for question in questions:
+            context = self.loaded.template.context(question, history=history)
+            check_fits(self.loaded, len(context.ids), sampling.max_new_tokens)
+        return _Request(questions, plan, sampling, scope, history)
 
     def _answering(self, request: _Request, batch: DecodingBatch | None = None) -> Iterator[tuple[int, Event | None]]:
         """Yield what happens, with the place of the question it happens to; None after every token."""
@@ -414,3 +411,14 @@ class Memory:
             where = str(folder) if name == DEFAULT_NAMESPACE else f"namespace {name!r} of {folder}"
             option = "" if name == DEFAULT_NAMESPACE else f" --namespace {name}"
             raise EmptyBank(f"{where} holds no documents; add some with: memspan add {folder} FILES...{option}")
+
+
+def turn_document(turn: str, speaker: str = "", session: str = "", date: str | None = None) -> Document:
+    """One turn of a conversation as a document; see `Memory.remember`."""
+    if not turn.strip():
+        raise ValueError("the turn is empty; there is nothing to remember")
+    date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
+    text = f"{speaker}: {turn}" if speaker else turn
+    digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
+    metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
+    return Document(f"{session or 'turn'}/{digest}", text, metadata=metadata, date=date)

@@ -1,0 +1,48 @@
+"""Running a server: uvicorn around the application, and what a signal to stop means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import FrameType
+
+import uvicorn
+
+from memspan.model.convert import LoadedModel
+from memspan.serve.app import check_closed, create_app
+from memspan.serve.banks import open_banks
+from memspan.serve.keys import KeyFile
+from memspan.serve.settings import ServeSettings
+
+
+class Server(uvicorn.Server):
+    """A server that, told to stop, takes no more questions at once, and lets running answers finish."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.config.app.state.service.engine.drain()  # type: ignore[union-attr]
+        super().handle_exit(sig, frame)
+
+
+def make_server(
+    loaded: LoadedModel, banks: Iterable[str], settings: ServeSettings, keys: KeyFile | None = None
+) -> Server:
+    """A server ready to `run`.
+
+    Args:
+        banks: as FOLDER or NAME=FOLDER; empty banks are made where there are none.
+
+    Raises:
+        MemspanError: a bank cannot be opened, or the server would be open to other machines.
+    """
+    check_closed(settings, keys)
+    app = create_app(loaded, open_banks(banks, loaded, settings.max_writes), settings, keys)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,  # it would hold the ids in paths and queries
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.grace)),
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    return Server(config)
