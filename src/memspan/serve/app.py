@@ -47,8 +47,7 @@ def create_app(
         try:
             yield
         finally:
-            engine.drain()
-            await service.imports.close()
+            service.stop()
             await run_in_threadpool(engine.close, settings.grace)
             await run_in_threadpool(close_banks, banks)
 
@@ -84,7 +83,7 @@ def check_closed(settings: ServeSettings, keys: KeyFile | None) -> None:
     """
     if settings.is_local and keys is None:
         return
-    if keys is None or not keys.keys():
+    if keys is None or not keys.stored():
         raise MemspanError(
             f"a server on {settings.host} needs API keys; make one with: memspan keys add NAME (and serve with --keys "
             "FILE), or serve on 127.0.0.1"

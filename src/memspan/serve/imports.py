@@ -86,12 +86,11 @@ class Imports:
     def get(self, job_id: str) -> Import | None:
         return self._jobs.get(job_id)
 
-    async def close(self) -> None:
-        """Stop what runs after the slice it is at; what was added stays."""
-        tasks = [job.task for job in self._jobs.values() if job.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def stop(self) -> None:
+        """Stop what runs after the slice it is at; what was added stays. From any thread."""
+        for job in list(self._jobs.values()):
+            if job.task is not None and not job.task.done():
+                job.task.get_loop().call_soon_threadsafe(job.task.cancel)
 
 
 async def _run(job: Import, documents: Sequence[Document]) -> None:

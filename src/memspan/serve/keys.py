@@ -90,7 +90,7 @@ class KeyFile:
         self._seen: tuple[int, int, int] | None = None
         self._keys: dict[str, Key] = {}
 
-    def keys(self) -> list[Key]:
+    def stored(self) -> list[Key]:
         """The keys now, oldest first; none where there is no file."""
         return list(self._read().values())
 
@@ -101,7 +101,7 @@ class KeyFile:
         now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="seconds")
         key = Key(key_id, name, _digest(secret), scopes, namespaces, now)
         with self._locked():
-            self._write([*self.keys(), key])
+            self._write([*self.stored(), key])
         return key, secret
 
     def revoke(self, key_id: str) -> None:
@@ -111,7 +111,7 @@ class KeyFile:
             MemspanError: there is none of this id.
         """
         with self._locked():
-            keys = self.keys()
+            keys = self.stored()
             left = [key for key in keys if key.id != key_id]
             if len(left) == len(keys):
                 raise MemspanError(f"there is no key {key_id!r} in {self.path}; see: memspan keys list")

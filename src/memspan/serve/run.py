@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from types import FrameType
 
 import uvicorn
+from sse_starlette.sse import AppStatus
 
 from memspan.model.convert import LoadedModel
 from memspan.serve.app import check_closed, create_app
@@ -18,7 +19,7 @@ class Server(uvicorn.Server):
     """A server that, told to stop, takes no more questions at once, and lets running answers finish."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.config.app.state.service.engine.drain()  # type: ignore[union-attr]
+        self.config.app.state.service.stop()  # type: ignore[union-attr]
         super().handle_exit(sig, frame)
 
 
@@ -34,11 +35,13 @@ def make_server(
         MemspanError: a bank cannot be opened, or the server would be open to other machines.
     """
     check_closed(settings, keys)
+    AppStatus.disable_automatic_graceful_drain()  # streams end when their answers do, see `Service.stop`
     app = create_app(loaded, open_banks(banks, loaded, settings.max_writes), settings, keys)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        log_config=None,
         access_log=False,  # it would hold the ids in paths and queries
         log_level="warning",
         server_header=False,

@@ -50,6 +50,11 @@ class Service:
     search_slots: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_SEARCHES))
     started: int = field(default_factory=lambda: int(time.time()))
 
+    def stop(self) -> None:
+        """Take no more questions, and stop imports; running answers go on. From any thread, or a signal's handler."""
+        self.engine.drain()
+        self.imports.stop()
+
     def bank(self, name: str | None) -> ServedBank:
         """A bank by its name; the first without one.
 

@@ -94,9 +94,7 @@ async def chat(body: ChatRequest, request: Request, service: ServiceDep, reader:
     try:
         if body.stream:
             first = await while_connected(request, exchange.next())
-            return EventSourceResponse(
-                exchange.chunks(first), ping=_PING_SECONDS, sep="\n", shutdown_grace_period=service.settings.grace
-            )
+            return EventSourceResponse(exchange.chunks(first), ping=_PING_SECONDS, sep="\n")
         return await while_connected(request, exchange.completion())
     except ClientGone:
         exchange.cancel()
