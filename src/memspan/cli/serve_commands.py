@@ -32,8 +32,9 @@ def serve(banks: Sequence[str], model: ModelChoice, settings: dict[str, Any], ke
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     server = make_server(model.load(), banks, checked, keys)
     who = "with an API key" if keys is not None else "without a key, from this machine"
-    render.err.print(f"serving on http://{checked.host}:{checked.port} ({who}); Ctrl-C stops")
-    server.run()
+    listening = server.config.bind_socket()
+    render.err.print(f"serving on http://{checked.host}:{listening.getsockname()[1]} ({who}); Ctrl-C stops")
+    server.run([listening])
 
 
 def _served_keys(settings: ServeSettings, key_file: Path | None) -> KeyFile | None:
