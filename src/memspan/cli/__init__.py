@@ -3,7 +3,7 @@
 from memspan.cli.app import app
 from memspan.cli.data import data
 from memspan.cli.evaluate import evaluate, judge, report
-from memspan.cli.serve import keys, serve
+from memspan.cli.serve import keys, mcp, serve
 from memspan.cli.train import train
 
 app.add_typer(data, name="data")
@@ -12,6 +12,7 @@ app.command()(judge)
 app.command()(report)
 app.command()(train)
 app.command()(serve)
+app.command()(mcp)
 app.add_typer(keys, name="keys")
 
 __all__ = ["app"]

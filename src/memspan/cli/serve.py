@@ -1,4 +1,4 @@
-"""The options of `memspan serve` and `memspan keys`."""
+"""The options of `memspan serve`, `memspan keys` and `memspan mcp`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-from memspan.cli.app import AdapterOption, DeviceOption, DtypeOption, JsonOption, ModelOption, errors_told
+from memspan.cli.app import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    NamespaceOption,
+    errors_told,
+)
 
 keys = typer.Typer(help="API keys of the server: who may do what, in which namespaces.", no_args_is_help=True)
 
@@ -107,3 +115,24 @@ def revoke_key(
     """Take a key out of use, for running servers too."""
     with _commands() as commands:
         commands.revoke_key(key_id, keys, as_json)
+
+
+def mcp(
+    bank: Annotated[str, typer.Argument(metavar="BANK", help="Folder of a bank; made where there is none.")],
+    namespace: NamespaceOption = "default",
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    http: Annotated[bool, typer.Option("--http", help="Streamable HTTP at /mcp, instead of stdio.")] = False,
+    host: Annotated[str, typer.Option(help="With --http: address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="With --http: 0 takes a free one.")] = 8001,
+    keys: KeysOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Give agents a memory by the Model Context Protocol: remember, recall, ask, forget, list."""
+    with errors_told():
+        from memspan.cli import mcp_commands
+
+        choice = mcp_commands.ModelChoice(model, adapter, dtype, device)
+        settings = mcp_commands.ServeSettings(host=host, port=port)
+        mcp_commands.mcp(bank, namespace, choice, settings, keys, http)

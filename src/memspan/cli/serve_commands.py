@@ -15,7 +15,7 @@ from memspan.errors import MemspanError
 try:
     from memspan.serve.app import check_closed
     from memspan.serve.keys import Key, KeyFile, default_key_file
-    from memspan.serve.run import make_server
+    from memspan.serve.run import make_server, run_server
     from memspan.serve.settings import ServeSettings
 except ImportError as error:
     raise MemspanError(f"serving needs more packages ({error.name}): pip install 'memspan[serve]'") from error
@@ -24,7 +24,7 @@ _REQUESTS_PER_MINUTE = 600
 
 
 def serve(banks: Sequence[str], model: ModelChoice, settings: dict[str, Any], key_file: Path | None) -> None:
-    keys = _served_keys(ServeSettings(**settings), key_file)
+    keys = served_keys(ServeSettings(**settings), key_file)
     if keys is not None and settings["requests_per_minute"] is None:
         settings = {**settings, "requests_per_minute": _REQUESTS_PER_MINUTE}
     checked = ServeSettings(**settings)
@@ -32,12 +32,10 @@ def serve(banks: Sequence[str], model: ModelChoice, settings: dict[str, Any], ke
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     server = make_server(model.load(), banks, checked, keys)
     who = "with an API key" if keys is not None else "without a key, from this machine"
-    listening = server.config.bind_socket()
-    render.err.print(f"serving on http://{checked.host}:{listening.getsockname()[1]} ({who}); Ctrl-C stops")
-    server.run([listening])
+    run_server(server, lambda address: render.err.print(f"serving on {address} ({who}); Ctrl-C stops"))
 
 
-def _served_keys(settings: ServeSettings, key_file: Path | None) -> KeyFile | None:
+def served_keys(settings: ServeSettings, key_file: Path | None) -> KeyFile | None:
     """The keys a server asks for: those of a named file; on other addresses than the machine's own, always some.
 
     Raises:

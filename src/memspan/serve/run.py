@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
+from starlette.types import ASGIApp
 
 from memspan.model.convert import LoadedModel
 from memspan.serve.app import check_closed, create_app
@@ -19,7 +21,8 @@ class Server(uvicorn.Server):
     """A server that, told to stop, takes no more questions at once, and lets running answers finish."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.config.app.state.service.stop()  # type: ignore[union-attr]
+        if isinstance(self.config.app, FastAPI):
+            self.config.app.state.service.stop()
         super().handle_exit(sig, frame)
 
 
@@ -35,8 +38,25 @@ def make_server(
         MemspanError: a bank cannot be opened, or the server would be open to other machines.
     """
     check_closed(settings, keys)
+    return server_of(create_app(loaded, open_banks(banks, loaded, settings.max_writes), settings, keys), settings)
+
+
+def run_server(server: Server, tell: Callable[[str], None]) -> None:
+    """Listen, say at which address, and serve until a signal stops it."""
+    listening = server.config.bind_socket()
+    host, port = listening.getsockname()[:2]
+    tell(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    server.run([listening])
+
+
+def run_app(app: ASGIApp, settings: ServeSettings, tell: Callable[[str], None]) -> None:
+    """Serve another application in the same way."""
+    run_server(server_of(app, settings), tell)
+
+
+def server_of(app: ASGIApp, settings: ServeSettings) -> Server:
+    """A server of any application, ready to `run`."""
     AppStatus.disable_automatic_graceful_drain()  # streams end when their answers do, see `Service.stop`
-    app = create_app(loaded, open_banks(banks, loaded, settings.max_writes), settings, keys)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -46,6 +66,5 @@ def make_server(
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.grace)),
-        h11_max_incomplete_event_size=64 * 1024,
     )
     return Server(config)

@@ -53,7 +53,7 @@ NamespaceQuery = Annotated[str | None, Query(description="Default: the key's fir
 async def add(body: AddRequest, service: ServiceDep, writer: Writer) -> MemoryOut:
     """Remember a text. One of the same id is replaced; the next question sees it."""
     bank, namespace = _place(service, writer, body)
-    (document,) = _documents([body])
+    (document,) = documents_of([body])
     await _add(bank, namespace, [document], body.existing)
     return await run_in_threadpool(_get, bank, namespace, document.external_id)
 
@@ -62,7 +62,7 @@ async def add(body: AddRequest, service: ServiceDep, writer: Writer) -> MemoryOu
 async def add_batch(body: BatchRequest, service: ServiceDep, writer: Writer) -> BatchReport:
     """Remember several texts, in one transaction."""
     bank, namespace = _place(service, writer, body)
-    documents = _documents(body.memories)
+    documents = documents_of(body.memories)
     report = await _add(bank, namespace, documents, body.existing)
     return BatchReport(
         ids=[document.external_id for document in documents],
@@ -157,7 +157,7 @@ async def delete(
 async def start_import(body: ImportRequest, service: ServiceDep, writer: Writer) -> ImportOut:
     """Remember many texts in the background; see how far it is with the import's id."""
     bank, namespace = _place(service, writer, body)
-    return import_out(service.imports.start(bank, namespace, _documents(body.memories)))
+    return import_out(service.imports.start(bank, namespace, documents_of(body.memories)))
 
 
 @router.get("/v1/imports/{id}")
@@ -196,7 +196,7 @@ def _place(service: Service, principal: Principal, body: Place) -> tuple[ServedB
     return service.bank(body.bank), namespace_for(principal, body.namespace)
 
 
-def _documents(given: Sequence[MemoryIn]) -> list[Document]:
+def documents_of(given: Sequence[MemoryIn]) -> list[Document]:
     """
     Raises:
         ApiError: 400, one of them cannot be a document.
