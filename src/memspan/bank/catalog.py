@@ -144,10 +144,18 @@ class Catalog(Database):
         """The live sources of a namespace, in the order they were added."""
         return self._sources(namespace, f"{scope.sql} ORDER BY s.id", scope.values, by_id=True)
 
-    def source_page(self, namespace: str, after: int, limit: int) -> list[StoredSource]:
-        """Live sources in the order they were added, those after a given source's id."""
-        where = "s.id > ? ORDER BY s.id LIMIT ?"
-        return list(self._sources(namespace, where, (min(after, _MAX_INTEGER), limit), by_id=True))
+    def source_page(self, namespace: str, after: int, limit: int, scope: Scope = EVERYTHING) -> list[StoredSource]:
+        """Live sources in the order they were added, those after a given source's id.
+
+        Raises:
+            FilterError: as `ids_in_scope`.
+        """
+        where = f"s.id > ? AND {scope.sql} ORDER BY s.id LIMIT ?"
+        values = (min(after, _MAX_INTEGER), *scope.values, limit)
+        found = list(self._sources(namespace, where, values, by_id=True))
+        if not found:
+            self._check_fields(namespace, scope)
+        return found
 
     def external_id_of(self, namespace: str, document_id: int) -> str | None:
         """The name of the live source that a live document is, or is a part of."""

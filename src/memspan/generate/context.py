@@ -9,7 +9,7 @@ from memspan.generate.decode import context_room
 from memspan.generate.finder import passages_of
 from memspan.model.convert import LoadedModel
 from memspan.text.template import Context
-from memspan.types import Evidence
+from memspan.types import Evidence, Turn
 
 
 class FittedContext(NamedTuple):
@@ -35,6 +35,7 @@ def fitted_context(
     before: Sequence[Evidence] = (),
     silent: Collection[int] = (),
     injected_tokens: int | None = None,
+    history: Sequence[Turn] = (),
 ) -> FittedContext:
     """Put documents before a question, the oldest first, so that of two that disagree the later is read last.
 
@@ -47,15 +48,30 @@ def fitted_context(
         before: documents that were put in before; they stay in.
         silent: ids of documents of `before` that do not route.
         injected_tokens: of the texts of `found`, at most; None: only `room` bounds them.
+        history: what was said before.
     """
     template = loaded.template
-    options = {"read": silent} if silent else {}
     used = len(found)
     while True:
         new = found[:used]
         dated = sorted([*before, *new], key=lambda item: (item.date, item.document_id))
-        context = template.context(question, passages_of(dated), **options)
+        context = template.context(question, passages_of(dated), silent, history)
         tokens = template.count_tokens(template.passages(passages_of(new))) if new else 0
         if not used or (len(context.ids) <= room and (injected_tokens is None or tokens <= injected_tokens)):
             return FittedContext(context, used, tokens)
         used -= 1
+
+
+def fitted_history(loaded: LoadedModel, history: Sequence[Turn], room: int) -> tuple[Turn, ...]:
+    """The newest turns that take no more than half the room; what has no answer (instructions) always stays.
+
+    Args:
+        room: tokens of the whole context, at most.
+    """
+    kept = list(history)
+    while len(loaded.template.history(kept)) > room // 2:
+        oldest = next((place for place, turn in enumerate(kept) if turn.answer), None)
+        if oldest is None:
+            break
+        del kept[oldest]
+    return tuple(kept)

@@ -21,9 +21,10 @@ from memspan.routing.sharded import ShardedMemory
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Context, Passage, encoded_text, shown_passage
 from memspan.text.terms import query_terms
-from memspan.types import Evidence, LayerRouting, Retrieved
+from memspan.types import Evidence, LayerRouting, Retrieved, Turn
 
 _SEARCH_DEPTH = 64
+_TURNS_SEARCHED = 2
 _WORD = re.compile(r"(?<!\w)[^\W\d_][\w'’-]*")
 _OPENS_SENTENCE = ".!?:\n"
 
@@ -158,8 +159,19 @@ def next_query(question: str, newest: Iterable[Evidence]) -> str:
     two-hop questions of `examples/`, see docs/LOG.md). A text without names, or in a script without capitals, leaves
     the question; what it found before is passed over.
     """
+    return _with_names(question, (encoded_text(item.title, item.text) for item in newest))
+
+
+def first_query(question: str, history: Sequence[Turn]) -> str:
+    """What is searched for first: the question, and the names in the newest turns before it ("and where does she
+    live?")."""
+    newest = [turn for turn in history if turn.answer][-_TURNS_SEARCHED:]
+    return _with_names(question, (text for turn in newest for text in (turn.question, turn.answer)))
+
+
+def _with_names(question: str, texts: Iterable[str]) -> str:
     known = set(query_terms(question))
-    found = (name for item in newest for name in names_in(encoded_text(item.title, item.text)))
+    found = (name for text in texts for name in names_in(text))
     names = [name for name in dict.fromkeys(found) if not known.issuperset(query_terms(name))]
     return " ".join([question, *names])
 

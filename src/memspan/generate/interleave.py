@@ -17,14 +17,14 @@ from typing import Literal, Protocol
 from memspan.errors import MemspanError
 from memspan.generate.context import fitted_context, room_for
 from memspan.generate.decode import Decoding
-from memspan.generate.finder import Finder, Found, Look, next_query, passages_of, routing_of, with_layers
+from memspan.generate.finder import Finder, Found, Look, first_query, next_query, passages_of, routing_of, with_layers
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.routing.selector import Selector, keep_adaptively
 from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
 from memspan.text.template import Context
-from memspan.types import Answer, Done, Event, Evidence, Round, RoundDone, RoundStarted, TextWritten
+from memspan.types import Answer, Done, Event, Evidence, Round, RoundDone, RoundStarted, TextWritten, Turn
 
 # Documents scored below this share of the best one's score are left out.
 MIN_SHARE = 0.5
@@ -79,6 +79,7 @@ class Asked:
     """One question on its way: what was found for it so far. `ended` is "more" while another round may follow."""
 
     question: str
+    history: Sequence[Turn] = ()
     evidence: list[Evidence] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     injected_tokens: int = 0
@@ -106,8 +107,8 @@ class Asked:
 class Reading(Protocol):
     """How documents get read: one round for some questions at a time, then the contexts to answer in."""
 
-    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event]]:
-        """Look once for every question; each closes a round of it."""
+    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event | None]]:
+        """Look once for every question; each closes a round of it. None: a token was decoded."""
         ...
 
     def context(self, asked: Asked) -> Context:
@@ -138,14 +139,18 @@ class SearchedReading:
             yield one, RoundDone(self._read(one, ranked, done))
 
     def context(self, asked: Asked) -> Context:
-        return self._contexts.get(id(asked)) or self._loaded.template.context(asked.question)
+        return self._contexts.get(id(asked)) or self._first_context(asked)
+
+    def _first_context(self, asked: Asked) -> Context:
+        return self._loaded.template.context(asked.question, history=asked.history)
 
     def _look(self, one: Asked) -> Look:
         context = None
         if self._selector != "lexical":
-            context = self._contexts[id(one)] if one.evidence else self._loaded.template.context(one.question)
-        words = next_query(one.question, one.newest) if one.rounds and self._selector != "router" else one.question
-        return Look(words, context)
+            context = self._contexts[id(one)] if one.evidence else self._first_context(one)
+        if self._selector == "router":
+            return Look(one.question, context)
+        return Look(next_query(first_query(one.question, one.history), one.newest), context)
 
     def _read(self, one: Asked, found: Found, done: Round) -> Round:
         """Put in the documents that matter and fit."""
@@ -155,7 +160,14 @@ class SearchedReading:
         read_ids = [item.document_id for item in one.evidence] if self._plan.route_tokens == "newest" else ()
         limit = None if self._plan.injected_tokens is None else self._plan.injected_tokens - one.injected_tokens
         context, used, tokens = fitted_context(
-            self._loaded, one.question, chosen, self._room, before=one.evidence, silent=read_ids, injected_tokens=limit
+            self._loaded,
+            one.question,
+            chosen,
+            self._room,
+            before=one.evidence,
+            silent=read_ids,
+            injected_tokens=limit,
+            history=one.history,
         )
         self._contexts[id(one)] = context
         text = self._loaded.template.passages(passages_of(chosen[:used]))
@@ -170,10 +182,16 @@ class Interleave:
     def __init__(self, state: RoundState, finder: Finder, reading: Reading, plan: Plan, sampling: Sampling) -> None:
         self._state, self._finder, self._reading, self._plan, self._sampling = state, finder, reading, plan, sampling
 
-    def run(self, questions: Sequence[str]) -> Iterator[tuple[int, Event]]:
-        """Yield events, each with the place of its question; the last of each question holds its answer."""
+    def run(self, questions: Sequence[str], history: Sequence[Turn] = ()) -> Iterator[tuple[int, Event | None]]:
+        """Yield events, each with the place of its question; the last of each question holds its answer.
+
+        None comes after every token that is decoded, for whoever drives several questions by turns.
+
+        Args:
+            history: what was said before each of the questions.
+        """
         started = time.perf_counter()
-        asked = [Asked(question) for question in questions]
+        asked = [Asked(question, history) for question in questions]
         places = {id(one): place for place, one in enumerate(asked)}
         for number in range(1, self._plan.rounds + 1):
             for one, event in self._reading.round([one for one in asked if one.ended == "more"], number):
@@ -185,13 +203,14 @@ class Interleave:
         memory, keys = self._finder.layer_memory(), [id(one) for one in asked]
         decoding = self._state.decode(contexts, memory, self._sampling, questions=keys)
         prefilled_at, shown = selected_at, [0] * len(asked)
-        for step, _ in enumerate(decoding.run()):
+        for step, _ in enumerate(self._state.run(decoding)):
             if step == 0:
                 prefilled_at = time.perf_counter()
             for place, row in enumerate(decoding.rows):
                 if len(row.text) > shown[place]:
                     yield place, TextWritten(row.text[shown[place] :])
                     shown[place] = len(row.text)
+            yield 0, None
         timings = {
             "select": selected_at - started,
             **{stage: decoding.clock.seconds.get(stage, 0.0) for stage in ("prefill", "routing", "fetch")},

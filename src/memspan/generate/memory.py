@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,9 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.tiers import parse_bytes
 from memspan.errors import BankMismatch, EmptyBank, QuestionError, UnknownDocument
+from memspan.generate.batching import DecodingBatch
+from memspan.generate.context import fitted_history, room_for
+from memspan.generate.decode import check_fits
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import Interleave, Plan, SearchedReading
 from memspan.generate.named import NamedReading
@@ -28,7 +32,7 @@ from memspan.model.convert import LoadedModel, load
 from memspan.routing.ranks import Ranks
 from memspan.routing.selector import check_selector, default_selector
 from memspan.text.rounds import RoundProtocol, RouteTokens
-from memspan.types import JSON, Answer, Document, Done, Event, Evidence, TextWritten, is_unicode, normal_date
+from memspan.types import JSON, Answer, Document, Done, Event, Evidence, TextWritten, Turn, is_unicode, normal_date
 
 MAX_DOCUMENTS = 5
 # Rounds of a model that says itself when it has read enough.
@@ -49,6 +53,8 @@ class AskOptions(TypedDict, total=False):
         sampling: how to decode.
         where: only documents whose metadata match; see `memspan.bank.scope.Scope.parse`.
         as_of: only documents dated this day or moment, or before: what was known then.
+        history: what was said before, oldest first. The oldest turns are left out where all take more than half of
+            what the model has room for.
     """
 
     selector: str | None
@@ -61,6 +67,7 @@ class AskOptions(TypedDict, total=False):
     sampling: Sampling
     where: Mapping[str, Any] | None
     as_of: str | None
+    history: Sequence[Turn]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,7 @@ class _Request:
     plan: Plan
     sampling: Sampling
     scope: Scope
+    history: Sequence[Turn]
 
 
 class Memory:
@@ -159,8 +167,9 @@ class Memory:
 
     def in_namespace(self, namespace: str) -> Memory:
         """Another namespace of the same bank, with the same model; not pinned. Closing it leaves this one open."""
-        other = Memory(self.bank, self.loaded, namespace=namespace, ranks=self.ranks)
-        other._owns_bank = False
+        check_namespace(namespace)
+        other = copy.copy(self)
+        other.namespace, other._owns_bank, other._pinned = namespace, False, None
         return other
 
     def close(self) -> None:
@@ -198,13 +207,7 @@ class Memory:
         Raises:
             ValueError: the turn is empty, or the date is none.
         """
-        if not turn.strip():
-            raise ValueError("the turn is empty; there is nothing to remember")
-        date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
-        text = f"{speaker}: {turn}" if speaker else turn
-        digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
-        metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
-        return self.add([Document(f"{session or 'turn'}/{digest}", text, metadata=metadata, date=date)])
+        return self.add([turn_document(turn, speaker, session, date)])
 
     def get(self, id: int | str) -> Document:
         """A document as it was given, by its external id or by the bank's id of it (or of one of its parts).
@@ -286,7 +289,21 @@ class Memory:
 
         `RoundStarted` and `RoundDone` for every round, `TextWritten` for every piece of text, one `Done`.
         """
-        for _, event in self._answering(self._request([question], **options)):
+        for event in self.steps(question, None, **options):
+            if event is not None:
+                yield event
+
+    def steps(
+        self, question: str, batch: DecodingBatch | None, **options: Unpack[AskOptions]
+    ) -> Iterator[Event | None]:
+        """As `events`, with None after every token: for driving several questions by turns.
+
+        Args:
+            batch: where the tokens are decoded together with those of other questions (of one thread). Whoever took
+                None from this iterator takes the next when `batch.step` was called. Closing the iterator ends the
+                question.
+        """
+        for _, event in self._answering(self._request([question], **options), batch):
             yield event
 
     def search(
@@ -335,7 +352,7 @@ class Memory:
     def _request(self, questions: Sequence[str], **options: Unpack[AskOptions]) -> _Request:
         """
         Raises:
-            QuestionError: a question is empty, or not text.
+            QuestionError: a question is empty, is not text, or does not fit into the model.
             FilterError: the scope is malformed.
             MemspanError: there is no such selector, or the model's template has no rounds for it.
         """
@@ -347,7 +364,9 @@ class Memory:
             raise QuestionError(f"max_documents must not be negative, not {max_documents}")
         if not questions or not all(question.strip() for question in questions):
             raise QuestionError("the question is empty; write one")
-        if not all(is_unicode(question) for question in questions):
+        history = options.get("history", ())
+        said = [text for turn in history for text in (turn.question, turn.answer)]
+        if not all(is_unicode(text) for text in (*questions, *said)):
             raise QuestionError("the question is not valid Unicode; check the encoding it is read in")
         rounds = options.get("rounds")
         plan = Plan(
@@ -359,23 +378,27 @@ class Memory:
             options.get("route_tokens", "all"),
             options.get("constrain_ids", True),
         )
-        return _Request(
-            questions,
-            plan,
-            options.get("sampling", GREEDY),
-            Scope.parse(options.get("where"), options.get("as_of")),
-        )
+        sampling = options.get("sampling", GREEDY)
+        scope = Scope.parse(options.get("where"), options.get("as_of"))
+        if history:
+            room = room_for(self.loaded, sampling.max_new_tokens, plan.context_tokens)
+            history = fitted_history(self.loaded, history, room)
+        for question in questions:
+            context = self.loaded.template.context(question, history=history)
+            check_fits(self.loaded, len(context.ids), sampling.max_new_tokens)
+        return _Request(questions, plan, sampling, scope, history)
 
-    def _answering(self, request: _Request) -> Iterator[tuple[int, Event]]:
-        """Yield what happens, with the place of the question it happens to."""
+    def _answering(self, request: _Request, batch: DecodingBatch | None = None) -> Iterator[tuple[int, Event | None]]:
+        """Yield what happens, with the place of the question it happens to; None after every token."""
         with self._snapshot() as snapshot:
-            finder, state = self._finder(snapshot, request.scope), RoundState(self.loaded)
+            finder, state = self._finder(snapshot, request.scope), RoundState(self.loaded, batch)
             reading = (
                 NamedReading(state, finder, request.plan, request.sampling)
                 if request.plan.selector == "generate"
                 else SearchedReading(self.loaded, finder, request.plan, request.sampling)
             )
-            yield from Interleave(state, finder, reading, request.plan, request.sampling).run(request.questions)
+            interleave = Interleave(state, finder, reading, request.plan, request.sampling)
+            yield from interleave.run(request.questions, request.history)
 
     def _finder(self, snapshot: Snapshot, scope: Scope) -> Finder:
         """
@@ -407,3 +430,14 @@ class Memory:
             where = str(folder) if name == DEFAULT_NAMESPACE else f"namespace {name!r} of {folder}"
             option = "" if name == DEFAULT_NAMESPACE else f" --namespace {name}"
             raise EmptyBank(f"{where} holds no documents; add some with: memspan add {folder} FILES...{option}")
+
+
+def turn_document(turn: str, speaker: str = "", session: str = "", date: str | None = None) -> Document:
+    """One turn of a conversation as a document; see `Memory.remember`."""
+    if not turn.strip():
+        raise ValueError("the turn is empty; there is nothing to remember")
+    date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
+    text = f"{speaker}: {turn}" if speaker else turn
+    digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
+    metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
+    return Document(f"{session or 'turn'}/{digest}", text, metadata=metadata, date=date)

@@ -41,7 +41,7 @@ class NamedReading:
         self._room = room_for(state.loaded, sampling.max_new_tokens, plan.context_tokens)
         self._transcripts: dict[int, Transcript] = {}
 
-    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event]]:
+    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event | None]]:
         for one in asked:
             self._start(one)
             if not self._may_write(one):
@@ -57,8 +57,9 @@ class NamedReading:
         guides = [self._guide(one, row, lambda: decoding) for row, one in enumerate(asked)]
         decoding = self._state.decode(contexts, memory, self._sampling, guides, [id(one) for one in asked])
         seconds: dict[str, float] = {}
-        for _ in decoding.run():
+        for _ in self._state.run(decoding):
             seconds.setdefault("prefill", time.perf_counter() - started)
+            yield asked[0], None
         seconds["decode"] = time.perf_counter() - started - seconds["prefill"]
         for row, one in enumerate(asked):
             routed = routing_of(decoding.retrieved, row)
@@ -82,7 +83,7 @@ class NamedReading:
             QuestionError: the question with its answer does not fit into the model.
         """
         if id(one) not in self._transcripts:
-            self._transcripts[id(one)] = self._protocol.start(one.question)
+            self._transcripts[id(one)] = self._protocol.start(one.question, one.history)
             check_fits(self._state.loaded, self._closed_length(one, 0), self._answer_tokens)
 
     def _closed_length(self, one: Asked, more: int) -> int:

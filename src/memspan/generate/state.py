@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache
 
+from memspan.generate.batching import DecodingBatch
 from memspan.generate.constrain import Guide
 from memspan.generate.decode import Decoding
 from memspan.generate.sampling import Sampling
@@ -38,12 +39,16 @@ class RoundState:
     layers above change with what is routed to, and run for all tokens. Nothing is kept where a lower layer has a
     sliding window (its cache forgets), or where there is no lower layer.
 
+    Args:
+        batch: where decodings take their steps, together with those of others; None: alone.
+
     Attributes:
         num_lower_tokens: tokens run through the lower layers by the last call of `decode`, padding included.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, batch: DecodingBatch | None = None) -> None:
         self.loaded = loaded
+        self._batch = batch
         self.num_lower_tokens = 0
         self._num_lower = loaded.model.config.layers[0]
         self._kept: dict[Hashable, _Kept] = {}
@@ -73,6 +78,10 @@ class RoundState:
         decoding = Decoding(self.loaded, contexts, memory, sampling, guides, cache, lower)
         self._last = (questions, contexts, decoding)
         return decoding
+
+    def run(self, decoding: Decoding) -> Iterator[None]:
+        """Yield after every token of a decoding; in a batch, whoever drives that steps it meanwhile."""
+        return decoding.run() if self._batch is None else self._batch.run(decoding)
 
     def _new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.loaded.model.config.text_config)

@@ -22,7 +22,7 @@ from typing import Literal
 
 from memspan.errors import MemspanError
 from memspan.text.template import Context, Passage, PromptTemplate
-from memspan.types import Span
+from memspan.types import Span, Turn
 
 RouteTokens = Literal["all", "newest"]
 ROUTE_TOKENS: tuple[str, ...] = ("all", "newest")
@@ -71,7 +71,8 @@ class Transcript:
         What the model wrote, the template's tail and the final question do not route.
         """
         texts = [place for place, segment in enumerate(self.segments) if segment.kind == "texts"]
-        routing = {1, *(texts if route_tokens == "all" else texts[-1:])}
+        question = [place for place, segment in enumerate(self.segments) if segment.kind == "question"]
+        routing = {*question, *(texts if route_tokens == "all" else texts[-1:])}
         ids, silent, end = [], [], 0
         for place, segment in enumerate(self.segments):
             start = len(ids)
@@ -118,12 +119,17 @@ class RoundProtocol:
         self.round_end = tuple(template.tokens(spec.round_end))
         self.retrieval_end = tuple(template.tokens(spec.retrieval_end))
 
-    def start(self, question: str) -> Transcript:
-        """The question alone: the first round's context."""
-        context = self.template.context(question)
-        start, end = context.routes.start, context.routes.end
-        prefix, body, tail = context.ids[:start], context.ids[start:end], context.ids[end:]
-        return Transcript((_Segment("prefix", prefix), _Segment("question", body), _Segment("system", tail)))
+    def start(self, question: str, history: Sequence[Turn] = ()) -> Transcript:
+        """The question alone, behind what was said before: the first round's context."""
+        context = self.template.context(question, history=history)
+        prefix, end = context.routes.start, context.routes.end
+        start = context.silent[0].end if context.silent else prefix
+        segments = [_Segment("prefix", context.ids[:prefix])]
+        if start > prefix:
+            segments.append(_Segment("system", context.ids[prefix:start]))
+        return Transcript(
+            (*segments, _Segment("question", context.ids[start:end]), _Segment("system", context.ids[end:]))
+        )
 
     def naming(self, document_ids: Sequence[int]) -> list[int]:
         """What the model writes to read these documents."""

@@ -14,7 +14,7 @@ from typing import Any, NewType, cast
 from transformers import PreTrainedTokenizerBase
 
 from memspan.config import TemplateSpec
-from memspan.types import Document, Span
+from memspan.types import Document, Span, Turn
 
 Marker = NewType("Marker", int)
 """Id of a token that the template writes as one token."""
@@ -76,29 +76,53 @@ class PromptTemplate:
         suffix = self.spec.document_suffix.format(id=document_id)
         return self._with_bos(self._tokenize([*self._pieces(prefix), self._escape(text), *self._pieces(suffix)]))
 
-    def context(self, question: str, passages: Sequence[Passage] = (), read: Collection[int] = ()) -> Context:
+    def context(
+        self,
+        question: str,
+        passages: Sequence[Passage] = (),
+        read: Collection[int] = (),
+        history: Sequence[Turn] = (),
+    ) -> Context:
         """The active context of a question, with the original text of documents before it where there is any.
 
         Args:
             read: documents of `passages` that do not route.
+            history: what was said before, oldest first. It is read, and does not route.
         """
         if passages:
             written = self.passages(passages)
             body = self.spec.grounded_question.format(passages=written, question=question)
         else:
             body = self.spec.plain_question.format(question=question)
-        silent = tuple(self._spans_of(passages, read, len(self.prefix_ids))) if read else ()
-        return self._context_of(body, silent)
+        history_ids = self.history(history)
+        start = len(self.prefix_ids) + len(history_ids)
+        silent = tuple(self._spans_of(passages, read, start)) if read else ()
+        return self._context_of(body, silent, history_ids)
+
+    def history(self, turns: Sequence[Turn]) -> list[int]:
+        """What was said before a question, as it stands behind the prefix that opens the first turn."""
+        ids: list[int] = []
+        for turn in turns:
+            if turn.question:
+                said = self.spec.plain_question.format(question=turn.question)
+                ids += self._plain_ids(self._escape(said if turn.answer else f"{said}\n\n"))
+            if turn.answer:
+                ids += [*self.suffix_ids, *self.answer(turn.answer), *self.tokens(f"\n{self.spec.context_prefix}")]
+        return ids
 
     def summary_request(self, passages: Sequence[Passage], about: str = "") -> Context:
         """The active context in which a summary of texts is written, of what they say `about` something or of all."""
         wanted = f" about {about}" if about else ""
         return self._context_of(self.spec.summary_request.format(passages=self.passages(passages), about=wanted))
 
-    def _context_of(self, body: str, silent: tuple[Span, ...] = ()) -> Context:
+    def _context_of(self, body: str, silent: tuple[Span, ...] = (), history_ids: Sequence[int] = ()) -> Context:
         body_ids = self._plain_ids(self._escape(body))
-        start = len(self.prefix_ids)
-        return Context((*self.prefix_ids, *body_ids, *self.suffix_ids), Span(start, start + len(body_ids)), silent)
+        prefix = len(self.prefix_ids)
+        start = prefix + len(history_ids)
+        if history_ids:
+            silent = (Span(prefix, start), *silent)
+        ids = (*self.prefix_ids, *history_ids, *body_ids, *self.suffix_ids)
+        return Context(ids, Span(prefix, start + len(body_ids)), silent)
 
     def passages(self, passages: Sequence[Passage]) -> str:
         """Original texts as they are put before the model."""

@@ -1,0 +1,268 @@
+"""A server under load: how much 8 clients get answered beside one, and a long run that looks for errors and leaks.
+
+python benchmarks/serve.py                                 # throughput, a few minutes
+python benchmarks/serve.py --soak --seconds 300            # the long run: `make soak`
+
+The server is a process of its own, as `memspan serve` starts it; its memory is read from /proc (Linux).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx2 as httpx
+
+NOTES = Path(__file__).parents[1] / "examples" / "notes"
+QUESTIONS = (
+    "What is the name of Owen Pritchard's sheepdog?",
+    "In which town is the newest warehouse?",
+    "Who leads the Piping project?",
+    "How many years of warranty does Brindlecomb give?",
+    "What kind of battery does the Amber scale have?",
+)
+STORY = "Tell me a long story about a beekeeper and her dog."
+
+
+@dataclass
+class Load:
+    """What clients of one server met.
+
+    Attributes:
+        seconds: of every answer, by client.
+        tokens: written, in answers that were waited for.
+        errors: statuses and exceptions that should not have been.
+    """
+
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+    tokens: int = 0
+    done: Counter[str] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+
+
+def chat(number: int, **fields: Any) -> dict[str, Any]:
+    """A request; they differ, so that nothing could be kept of one for another."""
+    content = f"{QUESTIONS[number % len(QUESTIONS)]} ({number})"
+    return {"model": "memspan/notes", "messages": [{"role": "user", "content": content}], **fields}
+
+
+async def ask(http: httpx.AsyncClient, load: Load, client: int, body: dict[str, Any]) -> None:
+    started = time.perf_counter()
+    response = await http.post("/v1/chat/completions", json=body)
+    if response.status_code != 200:
+        load.errors.append(f"chat {response.status_code} {response.text[:200]}")
+        return
+    load.seconds.setdefault(client, []).append(time.perf_counter() - started)
+    load.tokens += response.json()["usage"]["completion_tokens"]
+    load.done["asked"] += 1
+
+
+async def leave(http: httpx.AsyncClient, load: Load, body: dict[str, Any]) -> None:
+    """Go away after the first piece of the answer."""
+    async with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+        if response.status_code != 200:
+            load.errors.append(f"stream {response.status_code}")
+            return
+        async for _ in response.aiter_lines():
+            break
+    load.done["left"] += 1
+
+
+async def change(http: httpx.AsyncClient, load: Load, client: int) -> None:
+    """Remember something, find it, forget it."""
+    name = f"client-{client}"
+    added = await http.post("/v1/memories", json={"id": name, "text": f"Client {client} likes pears.", "title": name})
+    found = await http.post("/v1/memories/search", json={"query": f"{name} pears", "limit": 3})
+    gone = await http.delete(f"/v1/memories/{name}")
+    for what, response, status in (("add", added, 201), ("search", found, 200), ("delete", gone, 200)):
+        if response.status_code != status:
+            load.errors.append(f"{what} {response.status_code} {response.text[:200]}")
+    if found.status_code == 200 and name not in [item["id"] for item in found.json()["data"]]:
+        load.errors.append(f"{name} was not found right after it was added")
+    load.done["changed"] += 1
+
+
+async def mixed_client(http: httpx.AsyncClient, load: Load, client: int, rounds: Iterator[int], tokens: int) -> None:
+    """One client of the long run: it mostly asks, sometimes goes away, sometimes changes something."""
+    chance = random.Random(client)
+    for number in rounds:
+        body = chat(number * 1000 + client, max_tokens=tokens, memspan={"max_documents": 2})
+        draw = chance.random()
+        try:
+            if draw < 0.1:
+                await leave(http, load, body)
+            elif draw < 0.2:
+                await change(http, load, client)
+            else:
+                await ask(http, load, client, body)
+        except httpx.HTTPError as error:
+            load.errors.append(repr(error))
+
+
+async def run_mixed(address: str, clients: int, tokens: int, *, seconds: float = 0.0, rounds: int = 0) -> Load:
+    """Clients at once, for so many seconds, or so many rounds each."""
+    load, until = Load(), time.monotonic() + seconds
+
+    def numbers() -> Iterator[int]:
+        return (
+            iter(range(rounds))
+            if rounds
+            else itertools.takewhile(lambda _: time.monotonic() < until, itertools.count())
+        )
+
+    async with connections(address, clients) as http:
+        await asyncio.gather(*(mixed_client(http, load, client, numbers(), tokens) for client in range(clients)))
+    return load
+
+
+@contextlib.asynccontextmanager
+async def connections(address: str, clients: int) -> AsyncIterator[httpx.AsyncClient]:
+    limits = httpx.Limits(max_connections=clients)
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as http:
+        yield http
+
+
+async def throughput(address: str, pid: int, clients: int, requests: int, fields: dict[str, Any]) -> dict[str, float]:
+    """What a server gives to clients that ask one after the other."""
+    load, used = Load(), cpu_seconds(pid)
+
+    async def client(http: httpx.AsyncClient, number: int) -> None:
+        for turn in range(requests):
+            body = chat(1000 * number + turn, **fields)
+            if fields["memspan"]["max_documents"] == 0:
+                body["messages"][0]["content"] = f"{STORY} ({number}-{turn})"
+            await ask(http, load, number, body)
+
+    started = time.perf_counter()
+    async with connections(address, clients) as http:
+        await asyncio.gather(*(client(http, number) for number in range(clients)))
+    seconds = time.perf_counter() - started
+    assert not load.errors, load.errors[:3]
+    taken = [one for each in load.seconds.values() for one in each]
+    return {
+        "answers/s": len(taken) / seconds,
+        "tokens/s": load.tokens / seconds,
+        "tokens per CPU second": load.tokens / (cpu_seconds(pid) - used),
+        "seconds an answer": median(taken),
+    }
+
+
+@contextlib.contextmanager
+def server(model: Path | None, folder: Path, *options: str) -> Iterator[tuple[int, str]]:
+    """A server of the example notes: its process id and address."""
+    command = [sys.executable, "-c", "from memspan.cli import app; app()"]
+    chosen = [] if model is None else ["--model", str(model)]
+    subprocess.run(
+        [*command, "add", str(folder / "notes"), str(NOTES), *chosen, "--json"], check=True, stdout=subprocess.DEVNULL
+    )
+    serve = [*command, "serve", str(folder / "notes"), "--port", "0", *chosen, *options]
+    process = subprocess.Popen(serve, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "serving on" in line)
+        threading.Thread(target=lambda: [print(line, end="") for line in process.stderr or ()], daemon=True).start()
+        found = re.search(r"http://\S+", line)
+        assert found is not None, line
+        yield process.pid, found[0]
+    finally:
+        process.terminate()
+        assert process.wait(120) == 0, "the server did not stop as it should"
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of all threads of a process since it began."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mb(pid: int) -> float:
+    text = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", text)
+    assert found is not None, "the process is gone"
+    return int(found[1]) / 1024
+
+
+def measure(model: Path | None, requests: int, repeats: int) -> None:
+    kinds = {
+        "short answers from 2 documents": {"max_tokens": 32, "memspan": {"max_documents": 2}},
+        "long answers from the latents alone": {"max_tokens": 64, "memspan": {"max_documents": 0}},
+    }
+    with tempfile.TemporaryDirectory() as folder, server(model, Path(folder)) as (pid, address):
+        asyncio.run(throughput(address, pid, 1, 1, next(iter(kinds.values()))))  # warm up
+        for name, fields in kinds.items():
+            runs = []
+            for _ in range(repeats):  # one and eight by turns: the machine is shared
+                runs.append([asyncio.run(throughput(address, pid, clients, requests, fields)) for clients in (1, 8)])
+            for place, clients in enumerate((1, 8)):
+                shown = (f"{median(run[place][what] for run in runs):.2f} {what}" for what in runs[0][place])
+                print(f"{name}, {clients} clients: {', '.join(shown)}", flush=True)
+            for what in ("tokens/s", "tokens per CPU second"):
+                ratio = median(run[1][what] / run[0][what] for run in runs)
+                print(f"{name}: {what}, 8 clients / one: {ratio:.2f}", flush=True)
+
+
+def soak(model: Path | None, clients: int, seconds: float) -> int:
+    """The long run. Returns 1 if something was not as it should be."""
+    sizes: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, server(model, Path(folder)) as (pid, address):
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(1.0):
+                sizes.append(resident_mb(pid))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        load = asyncio.run(run_mixed(address, clients, 24, seconds=seconds))
+        stop.set()
+        watcher.join()
+        with httpx.Client(base_url=address) as http:
+            metrics = http.get("/metrics").text
+    # The first third fills buffers and caches.
+    settled = sizes[len(sizes) // 3 :]
+    fifth = max(1, len(settled) // 5)
+    before, after = median(settled[:fifth]), median(settled[-fifth:])
+    counts = [len(load.seconds.get(client, ())) for client in range(clients)]
+    taken = [one for each in load.seconds.values() for one in each]
+    print(f"{dict(load.done)}; {load.tokens} tokens; errors: {load.errors[:5] or 'none'}")
+    print(f"answers of a client: {min(counts)} to {max(counts)}, median {median(counts)}")
+    print(f"seconds of an answer: median {median(taken):.1f}, longest {max(taken):.1f}")
+    print(f"memory: {before:.0f} MB -> {after:.0f} MB ({after / before - 1:+.1%}), most {max(sizes):.0f} MB")
+    idle = all(f"{name} 0.0" in metrics for name in ("memspan_queue_length", "memspan_running"))
+    print("nothing is left in the queue" if idle else "something is left in the queue")
+    return int(bool(load.errors) or after > 1.05 * before or not idle)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="MSA checkpoint; default: SmolLM2")
+    parser.add_argument("--soak", action="store_true")
+    parser.add_argument("--clients", type=int, default=32, help="of the long run")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of the long run")
+    parser.add_argument("--requests", type=int, default=2, help="of each client, for throughput")
+    parser.add_argument("--repeats", type=int, default=3, help="of the throughput measurement")
+    given = parser.parse_args()
+    if given.soak:
+        return soak(given.model, given.clients, given.seconds)
+    measure(given.model, given.requests, given.repeats)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""`/v1/models` and `/v1/chat/completions`, as OpenAI's clients call them."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+from sse_starlette import EventSourceResponse
+
+from memspan.generate.memory import AskOptions, Memory, turn_document
+from memspan.generate.sampling import Sampling
+from memspan.serve.api.shapes import evidence_out, layers_out, round_out
+from memspan.serve.banks import ServedBank
+from memspan.serve.errors import ApiError, api_error, values_checked
+from memspan.serve.schemas import (
+    ERRORS,
+    Annotation,
+    AnswerMessage,
+    ChatCompletion,
+    ChatRequest,
+    Choice,
+    Message,
+    ModelList,
+    ModelOut,
+    TraceOut,
+    UrlCitation,
+    Usage,
+)
+from memspan.serve.service import (
+    MODEL_PREFIX,
+    Asking,
+    ClientGone,
+    Reader,
+    Service,
+    ServiceDep,
+    namespace_for,
+    told,
+    while_connected,
+    written,
+)
+from memspan.types import Answer, Done, Event, RoundDone, TextWritten, Turn
+
+router = APIRouter(responses=ERRORS, tags=["chat"])
+
+_DEFAULT_NEW_TOKENS = 256
+_MOST_STOPS = 4
+_CLIENT_GONE = 499
+_PING_SECONDS = 15
+
+
+@router.get("/v1/models")
+async def list_models(service: ServiceDep, _: Reader) -> ModelList:
+    """The banks, each as a model."""
+    return ModelList(data=[_model(service, name) for name in service.banks])
+
+
+@router.get("/v1/models/{model:path}")
+async def get_model(model: str, service: ServiceDep, _: Reader) -> ModelOut:
+    """One bank as a model."""
+    return _model(service, service.bank_of_model(model).name)
+
+
+def _model(service: Service, name: str) -> ModelOut:
+    return ModelOut(id=MODEL_PREFIX + name, created=service.started)
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    responses={
+        200: {
+            "description": "The answer; with `stream` as server-sent events, each a `chat.completion.chunk`.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    },
+)
+async def chat(body: ChatRequest, request: Request, service: ServiceDep, reader: Reader) -> Any:
+    """Answer the last message from a bank, with citations.
+
+    Earlier messages are read as the conversation so far. The bank is that of the model's name, or `memspan.bank`.
+    """
+    if body.remember and not reader.may("write"):
+        raise ApiError(403, "to remember a turn the key needs the scope 'write'", "missing_scope", param="remember")
+    named = service.bank_of_model(body.model) if body.memspan.bank is None else service.bank(body.memspan.bank)
+    namespace = namespace_for(reader, body.memspan.namespace)
+    question, options = _question(body, service)
+    exchange = _Exchange(service, named, namespace, body, question, options)
+    try:
+        if body.stream:
+            first = await while_connected(request, exchange.next())
+            return EventSourceResponse(
+                exchange.chunks(first), ping=_PING_SECONDS, sep="\n", client_close_handler_callable=exchange.closed
+            )
+        return await while_connected(request, exchange.completion())
+    except ClientGone:
+        exchange.cancel()
+        return Response(status_code=_CLIENT_GONE)
+    except BaseException:
+        exchange.cancel()
+        raise
+
+
+def _question(body: ChatRequest, service: Service) -> tuple[str, AskOptions]:
+    """The last message, and how to ask it.
+
+    Raises:
+        ApiError: 400, with the field.
+    """
+    *before, last = body.messages
+    if last.role != "user" or not last.text.strip():
+        raise ApiError(400, "the last message must be a user's, and not empty", "invalid_question", param="messages")
+    most = service.settings.max_new_tokens
+    wanted = body.max_completion_tokens or body.max_tokens or min(_DEFAULT_NEW_TOKENS, most)
+    if wanted > most:
+        raise ApiError(400, f"an answer has at most {most} tokens here", "too_many_tokens", param="max_tokens")
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if len(stops) > _MOST_STOPS:
+        raise ApiError(400, f"at most {_MOST_STOPS} strings may end an answer", "invalid_value", param="stop")
+    with values_checked("stop"):
+        sampling = Sampling(
+            wanted,
+            body.temperature or 0.0,
+            1.0 if body.top_p is None else body.top_p,
+            secrets.randbits(62) if body.seed is None else body.seed,
+            tuple(stops),
+        )
+    fields = body.memspan
+    return last.text, AskOptions(
+        selector=fields.selector,
+        max_documents=fields.max_documents,
+        rounds=fields.rounds,
+        documents_per_round=fields.documents_per_round,
+        max_injected_tokens=fields.max_injected_tokens,
+        where=fields.where,
+        as_of=fields.as_of,
+        sampling=sampling,
+        history=_turns(before),
+    )
+
+
+def _turns(messages: Sequence[Message]) -> list[Turn]:
+    """A conversation as turns; instructions, and what was never answered, are turns without an answer."""
+    turns: list[Turn] = []
+    for message in messages:
+        text = message.text.strip()
+        if not text:
+            continue
+        if message.role != "assistant":
+            turns.append(Turn(text))
+        elif turns and not turns[-1].answer:
+            turns[-1] = Turn(turns[-1].question, text)
+        else:
+            turns.append(Turn("", text))
+    return turns
+
+
+class _Exchange:
+    """One request on its way to its response."""
+
+    def __init__(
+        self,
+        service: Service,
+        bank: ServedBank,
+        namespace: str,
+        body: ChatRequest,
+        question: str,
+        options: AskOptions,
+    ) -> None:
+        self._service, self._bank, self._namespace, self._body = service, bank, namespace, body
+        self._question = question
+        self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self._asking = Asking(service.engine, bank.memory(namespace), question, options)
+
+    def cancel(self) -> None:
+        self._asking.cancel()
+
+    async def closed(self, _: object) -> None:
+        """The client has gone, perhaps before the first chunk was asked for."""
+        self.cancel()
+
+    async def next(self) -> Event:
+        return await self._asking.next()
+
+    async def completion(self) -> ChatCompletion:
+        """The whole answer."""
+        while not isinstance(event := await self.next(), Done):
+            pass
+        answer = event.answer
+        trace = await self._finish(answer)
+        message = AnswerMessage(content=answer.text, annotations=self._annotations(answer))
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=MODEL_PREFIX + self._bank.name,
+            choices=[Choice(message=message, finish_reason=_finish_reason(answer))],
+            usage=_usage(answer),
+            memspan=trace,
+        )
+
+    async def chunks(self, event: Event) -> AsyncIterator[dict[str, str]]:
+        """The answer as server-sent events, from the first event of the engine on.
+
+        An error after the first chunk is told in a chunk of its own: the status has been sent by then.
+        """
+        try:
+            yield self._chunk({"role": "assistant", "content": ""})
+            while not isinstance(event, Done):
+                if isinstance(event, TextWritten):
+                    yield self._chunk({"content": event.text})
+                elif isinstance(event, RoundDone):
+                    yield self._chunk({}, memspan={"round": round_out(event.round).model_dump()})
+                event = await self.next()
+            answer = event.answer
+            trace = await self._finish(answer)
+            annotations = [annotation.model_dump() for annotation in self._annotations(answer)]
+            yield self._chunk({"annotations": annotations}, _finish_reason(answer), memspan=trace.model_dump())
+            if self._body.stream_options is not None and self._body.stream_options.include_usage:
+                yield self._chunk(None, usage=_usage(answer).model_dump())
+        except Exception as error:
+            yield {"data": json.dumps(api_error(error).body)}
+        finally:
+            self.cancel()
+        yield {"data": "[DONE]"}
+
+    def _chunk(self, delta: dict[str, Any] | None, finish_reason: str | None = None, **more: Any) -> dict[str, str]:
+        choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
+        chunk = {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": MODEL_PREFIX + self._bank.name,
+            "choices": choices,
+            **more,
+        }
+        return {"data": json.dumps(chunk)}
+
+    async def _finish(self, answer: Answer) -> TraceOut:
+        """Count the answer, remember the turn if that is wished, and say how it came about."""
+        queued = self._asking.ticket.queued_seconds
+        self._service.metrics.answer(self._bank.name, answer, queued)
+        return TraceOut(
+            bank=self._bank.name,
+            namespace=self._namespace,
+            selector=answer.selector,
+            evidence=[evidence_out(item) for item in answer.evidence],
+            rounds=[round_out(done) for done in answer.rounds],
+            routed=layers_out(answer.routed),
+            timings={"queue": queued, **answer.timings},
+            remembered=await self._remember(answer) if self._body.remember else [],
+        )
+
+    async def _remember(self, answer: Answer) -> list[str]:
+        """Store the last message and its answer; their ids."""
+        session = self._body.memspan.session
+        said = (("user", self._question), ("assistant", answer.text))
+        documents = [turn_document(text, speaker, session) for speaker, text in said if text.strip()]
+
+        def change(memory: Memory) -> None:
+            memory.add(documents)
+
+        with told():
+            await written(self._bank.write(self._namespace, change))
+        return [document.external_id for document in documents]
+
+    def _annotations(self, answer: Answer) -> list[Annotation]:
+        """Every document put before the model, cited for the whole answer: which words rest on which is not known."""
+        return [
+            Annotation(
+                url_citation=UrlCitation(
+                    start_index=0,
+                    end_index=len(answer.text),
+                    title=item.title or item.external_id,
+                    url=f"memspan://{self._bank.name}/{quote(self._namespace)}/{quote(item.external_id)}",
+                )
+            )
+            for item in answer.evidence
+        ]
+
+
+def _finish_reason(answer: Answer) -> str:
+    return "length" if answer.finish_reason == "length" else "stop"
+
+
+def _usage(answer: Answer) -> Usage:
+    prompt, completion = answer.num_prompt_tokens, answer.num_new_tokens
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)

@@ -1,0 +1,262 @@
+"""`/v1/memories` and `/v1/imports`: what is remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Query
+from fastapi.concurrency import run_in_threadpool
+from sse_starlette import EventSourceResponse
+
+from memspan.bank.add import AddReport, Existing
+from memspan.bank.scope import Scope
+from memspan.errors import EmptyBank, FilterError, UnknownDocument
+from memspan.generate.memory import Memory
+from memspan.serve.api.shapes import evidence_out, import_out, memory_out
+from memspan.serve.banks import ServedBank
+from memspan.serve.errors import ApiError, values_checked
+from memspan.serve.imports import Import
+from memspan.serve.keys import Principal
+from memspan.serve.schemas import (
+    ERRORS,
+    AddRequest,
+    BatchReport,
+    BatchRequest,
+    ImportOut,
+    ImportRequest,
+    MemoryDeleted,
+    MemoryIn,
+    MemoryList,
+    MemoryOut,
+    Place,
+    SearchRequest,
+    SearchResults,
+    UpdateRequest,
+)
+from memspan.serve.service import Reader, Service, ServiceDep, Writer, namespace_for, told, written
+from memspan.types import Document
+
+router = APIRouter(responses=ERRORS, tags=["memories"])
+
+_MOST_LISTED = 100
+
+BankQuery = Annotated[str | None, Query(description="Default: the first that is served.")]
+NamespaceQuery = Annotated[str | None, Query(description="Default: the key's first, or `default`.")]
+
+
+@router.post("/v1/memories", status_code=201)
+async def add(body: AddRequest, service: ServiceDep, writer: Writer) -> MemoryOut:
+    """Remember a text. One of the same id is replaced; the next question sees it."""
+    bank, namespace = _place(service, writer, body)
+    (document,) = documents_of([body])
+    await _add(bank, namespace, [document], body.existing)
+    return await run_in_threadpool(_get, bank, namespace, document.external_id)
+
+
+@router.post("/v1/memories/batch", status_code=201)
+async def add_batch(body: BatchRequest, service: ServiceDep, writer: Writer) -> BatchReport:
+    """Remember several texts, in one transaction."""
+    bank, namespace = _place(service, writer, body)
+    documents = documents_of(body.memories)
+    report = await _add(bank, namespace, documents, body.existing)
+    return BatchReport(
+        ids=[document.external_id for document in documents],
+        added=report.added,
+        updated=report.updated,
+        unchanged=report.unchanged,
+    )
+
+
+@router.post("/v1/memories/search")
+async def search(body: SearchRequest, service: ServiceDep, reader: Reader) -> SearchResults:
+    """Find memories for a question, best first, without answering it."""
+    bank, namespace = _place(service, reader, body)
+
+    def find() -> SearchResults:
+        memory = bank.memory(namespace)
+        options: dict[str, Any] = {"selector": body.selector, "where": body.where, "as_of": body.as_of}
+        try:
+            found = memory.search(body.query, limit=body.limit, **options)
+        except EmptyBank:
+            found = []
+        return SearchResults(data=[evidence_out(item) for item in found])
+
+    return await anyio.to_thread.run_sync(find, limiter=service.search_slots)
+
+
+@router.get("/v1/memories")
+async def list_memories(
+    service: ServiceDep,
+    reader: Reader,
+    bank: BankQuery = None,
+    namespace: NamespaceQuery = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=_MOST_LISTED)] = 20,
+    where: Annotated[str | None, Query(description="A filter on the metadata, as a JSON object.")] = None,
+    as_of: Annotated[str | None, Query(description="Only memories dated this day or moment, or before.")] = None,
+    text: Annotated[bool, Query(description="With their texts.")] = True,
+) -> MemoryList:
+    """The memories in the order they were added, page by page."""
+    served, name = service.bank(bank), namespace_for(reader, namespace)
+    after = _after(cursor)
+    scope = Scope.parse(_filter(where), as_of)
+    found = await run_in_threadpool(served.page, name, after, limit + 1, scope)
+    shown, more = found[:limit], len(found) > limit
+    return MemoryList(
+        data=[memory_out(served.name, name, stored, text) for stored in shown],
+        has_more=more,
+        next_cursor=str(shown[-1].id) if more else None,
+    )
+
+
+@router.get("/v1/memories/{id:path}")
+async def get(
+    id: str, service: ServiceDep, reader: Reader, bank: BankQuery = None, namespace: NamespaceQuery = None
+) -> MemoryOut:
+    """One memory, verbatim."""
+    served, name = service.bank(bank), namespace_for(reader, namespace)
+    return await run_in_threadpool(_get, served, name, id)
+
+
+@router.patch("/v1/memories/{id:path}")
+async def update(id: str, body: UpdateRequest, service: ServiceDep, writer: Writer) -> MemoryOut:
+    """Replace what is given of a memory; the rest stays."""
+    bank, namespace = _place(service, writer, body)
+    changes = body.model_dump(include={"text", "title", "metadata", "date"})
+
+    def change(memory: Memory) -> None:
+        with values_checked():
+            memory.update(_known(id), **changes)
+
+    with told():
+        await written(bank.write(namespace, change))
+    return await run_in_threadpool(_get, bank, namespace, id)
+
+
+@router.delete("/v1/memories/{id:path}")
+async def delete(
+    id: str, service: ServiceDep, writer: Writer, bank: BankQuery = None, namespace: NamespaceQuery = None
+) -> MemoryDeleted:
+    """Forget a memory: the next question does not see it."""
+    served, name = service.bank(bank), namespace_for(writer, namespace)
+
+    def change(memory: Memory) -> None:
+        memory.delete([_known(id)])
+
+    with told():
+        await written(served.write(name, change))
+    return MemoryDeleted(id=id)
+
+
+@router.post("/v1/imports", status_code=202)
+async def start_import(body: ImportRequest, service: ServiceDep, writer: Writer) -> ImportOut:
+    """Remember many texts in the background; see how far it is with the import's id."""
+    bank, namespace = _place(service, writer, body)
+    return import_out(service.imports.start(bank, namespace, documents_of(body.memories)))
+
+
+@router.get("/v1/imports/{id}")
+async def get_import(id: str, service: ServiceDep, reader: Reader) -> ImportOut:
+    """How far an import is."""
+    return import_out(_import(service, reader, id))
+
+
+@router.get(
+    "/v1/imports/{id}/events",
+    response_class=EventSourceResponse,
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
+async def watch_import(id: str, service: ServiceDep, reader: Reader) -> EventSourceResponse:
+    """An import's progress, as server-sent events (each the import), until it has ended."""
+    job = _import(service, reader, id)
+
+    async def events() -> AsyncIterator[dict[str, str]]:
+        async for state in job.watch():
+            yield {"event": state.status, "data": json.dumps(import_out(state).model_dump())}
+
+    return EventSourceResponse(events(), sep="\n")
+
+
+@router.delete("/v1/imports/{id}")
+async def cancel_import(id: str, service: ServiceDep, writer: Writer) -> ImportOut:
+    """Stop an import. What it has added stays."""
+    job = _import(service, writer, id)
+    if job.task is not None:
+        job.task.cancel()
+        await asyncio.gather(job.task, return_exceptions=True)
+    return import_out(job)
+
+
+def _place(service: Service, principal: Principal, body: Place) -> tuple[ServedBank, str]:
+    return service.bank(body.bank), namespace_for(principal, body.namespace)
+
+
+def documents_of(given: Sequence[MemoryIn]) -> list[Document]:
+    """
+    Raises:
+        ApiError: 400, one of them cannot be a document.
+    """
+    with values_checked("memories"):
+        return [Document(one.id or _id_of(one), one.text, one.title, one.metadata, one.date) for one in given]
+
+
+def _id_of(given: MemoryIn) -> str:
+    """An id made from the content: the same memory told twice is remembered once."""
+    content = json.dumps([given.title, given.text, given.date])
+    return f"memory-{hashlib.sha256(content.encode()).hexdigest()[:24]}"
+
+
+async def _add(bank: ServedBank, namespace: str, documents: Sequence[Document], existing: Existing) -> AddReport:
+    def change(memory: Memory) -> AddReport:
+        return memory.add(documents, existing=existing)
+
+    with told():
+        return await written(bank.write(namespace, change))
+
+
+def _get(bank: ServedBank, namespace: str, id: str) -> MemoryOut:
+    return memory_out(bank.name, namespace, bank.get(namespace, _known(id)))
+
+
+def _known(id: str) -> str:
+    """An id that may be looked up.
+
+    Raises:
+        UnknownDocument: no document can have it.
+    """
+    if "\0" in id:
+        raise UnknownDocument("no document has NUL characters in its id")
+    return id
+
+
+def _after(cursor: str | None) -> int:
+    if cursor is None:
+        return 0
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 20):
+        raise ApiError(400, "this cursor is none that a page gave", "invalid_value", param="cursor")
+    return int(cursor)
+
+
+def _filter(where: str | None) -> dict[str, Any] | None:
+    if where is None:
+        return None
+    try:
+        return json.loads(where)
+    except (ValueError, RecursionError) as error:
+        raise FilterError('a filter is a JSON object as in {"project": "x"}') from error
+
+
+def _import(service: Service, principal: Principal, id: str) -> Import:
+    """
+    Raises:
+        ApiError: 404, there is none that this key may see.
+    """
+    job = service.imports.get(id)
+    if job is None or not principal.may_enter(job.namespace):
+        raise ApiError(404, "there is no such import", "import_not_found")
+    return job

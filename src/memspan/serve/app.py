@@ -1,0 +1,90 @@
+"""The application: routes behind the gate, and what is opened when it starts and closed when it stops."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+
+from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from memspan import __version__
+from memspan.errors import MemspanError
+from memspan.model.convert import LoadedModel
+from memspan.serve.api import chat, health, memories
+from memspan.serve.banks import ServedBank, close_banks
+from memspan.serve.engine import Engine
+from memspan.serve.errors import handle
+from memspan.serve.gate import Gate
+from memspan.serve.keys import KeyFile
+from memspan.serve.metrics import Metrics
+from memspan.serve.service import Service
+from memspan.serve.settings import ServeSettings
+
+_DESCRIPTION = "A language model with a memory of documents. Chat is OpenAI's API; `memspan` fields are its own."
+
+
+def create_app(
+    loaded: LoadedModel, banks: Mapping[str, ServedBank], settings: ServeSettings, keys: KeyFile | None
+) -> FastAPI:
+    """The ASGI application of one server. It owns the banks: they are closed when it stops.
+
+    Args:
+        keys: who may call; None: everybody, which only a server that listens on this machine alone may allow.
+
+    Raises:
+        MemspanError: the server would be open to other machines.
+    """
+    check_closed(settings, keys)
+    engine = Engine(loaded, max_batch=settings.max_batch, max_queue=settings.max_queue, timeout=settings.timeout)
+    service = Service(settings, engine, banks, Metrics(engine, banks))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            service.stop()
+            await run_in_threadpool(engine.close, settings.grace)
+            await run_in_threadpool(close_banks, banks)
+
+    app = FastAPI(
+        title="memspan",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers={kind: handle for kind in (HTTPException, RequestValidationError, MemspanError, Exception)},
+    )
+    app.state.service = service
+    for routes in (chat, memories, health):
+        app.include_router(routes.router)
+    app.add_middleware(Gate, settings=settings, keys=keys, metrics=service.metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    return app
+
+
+def check_closed(settings: ServeSettings, keys: KeyFile | None) -> None:
+    """Refuse to be open to other machines.
+
+    Raises:
+        MemspanError: with what to do.
+    """
+    if settings.is_local and keys is None:
+        return
+    if keys is None or not keys.stored():
+        raise MemspanError(
+            f"a server on {settings.host} needs API keys; make one with: memspan keys add NAME (and serve with --keys "
+            "FILE), or serve on 127.0.0.1"
+        )

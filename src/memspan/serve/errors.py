@@ -1,0 +1,127 @@
+"""Errors as OpenAI's clients read them: a status, a message, a type, a code. No message names a path of the server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from memspan.errors import (
+    BankBusy,
+    BankError,
+    DuplicateDocument,
+    EmptyBank,
+    MemspanError,
+    QuestionError,
+    UnknownDocument,
+)
+
+_log = logging.getLogger(__name__)
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class ApiError(HTTPException):
+    """A request that is refused, or cannot be answered.
+
+    Args:
+        status: of the response.
+        message: for people; says what to do.
+        code: for programs.
+        param: the field of the request that is wrong.
+        retry_after: seconds after which the same request may succeed.
+    """
+
+    def __init__(
+        self, status: int, message: str, code: str, *, param: str | None = None, retry_after: float | None = None
+    ) -> None:
+        headers = None if retry_after is None else {"Retry-After": str(max(1, round(retry_after)))}
+        super().__init__(status, message, headers)
+        self.code, self.param = code, param
+
+    @property
+    def body(self) -> dict[str, dict[str, str | None]]:
+        kind = _TYPES.get(self.status_code, "invalid_request_error" if self.status_code < 500 else "server_error")
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+
+
+def api_error(error: Exception) -> ApiError:
+    """What a client is told of an error."""
+    match error:
+        case ApiError():
+            return error
+        case HTTPException():
+            return _of_framework(error)
+        case RequestValidationError():
+            return _of_validation(error)
+        case UnknownDocument():
+            return ApiError(404, "there is no such memory in this namespace", "memory_not_found")
+        case DuplicateDocument():
+            return ApiError(409, "a memory of this id is there already; update it, or choose another id", "duplicate")
+        case EmptyBank():
+            message = "there is no memory to ask in this namespace, or within the filter; add some, or widen it"
+            return ApiError(400, message, "empty_memory")
+        case BankBusy():
+            message = "another process is changing this bank; try again"
+            return ApiError(503, message, "bank_busy", retry_after=2)
+        case BankError():
+            _log.error("%s: %s", type(error).__name__, error)
+            return ApiError(503, "the bank cannot be used now; the server's log says why", "bank_unavailable")
+        case QuestionError():
+            return ApiError(400, str(error), "context_length_exceeded" if "room" in str(error) else "invalid_question")
+        case MemspanError():
+            return ApiError(400, str(error), "invalid_value")
+    _log.error("an unexpected error", exc_info=error)
+    return ApiError(500, "something went wrong in the server; its log says what", "internal_error")
+
+
+def error_response(error: Exception, headers: Mapping[str, str] | None = None) -> Response:
+    """The response to a request that met an error."""
+    told = api_error(error)
+    # Escaped: what a message repeats of a request may be no valid Unicode.
+    content = json.dumps(told.body).encode()
+    return Response(content, told.status_code, {**(told.headers or {}), **(headers or {})}, "application/json")
+
+
+async def handle(request: Request, error: Exception) -> Response:
+    """As FastAPI calls it."""
+    return error_response(error)
+
+
+@contextlib.contextmanager
+def values_checked(param: str | None = None) -> Iterator[None]:
+    """A value that the library refuses becomes a 400 about a field."""
+    try:
+        yield
+    except ValueError as error:
+        raise ApiError(400, str(error), "invalid_value", param=param) from error
+
+
+def _of_framework(error: HTTPException) -> ApiError:
+    if error.status_code == 404:
+        return ApiError(404, "there is no such route; see /openapi.json", "route_not_found")
+    if error.status_code == 405:
+        told = ApiError(405, "this route does not take this method; see /openapi.json", "method_not_allowed")
+        told.headers = error.headers
+        return told
+    if error.status_code == 400:
+        return ApiError(400, "the body is not JSON in UTF-8", "invalid_json")
+    return ApiError(error.status_code, str(error.detail), "invalid_request")
+
+
+def _of_validation(error: RequestValidationError) -> ApiError:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "the body is not JSON in UTF-8", "invalid_json")
+    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    return ApiError(400, f"{place or 'the request'}: {first['msg']}", "invalid_value", param=place or None)

@@ -1,0 +1,147 @@
+"""What every request passes before any of it is read: host, key, rate, size, kind; and headers every response gets."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from memspan.errors import MemspanError
+from memspan.serve.errors import ApiError, error_response
+from memspan.serve.keys import SCOPES, KeyFile, Principal
+from memspan.serve.metrics import Metrics
+from memspan.serve.settings import ServeSettings
+
+_SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
+_MOST_CLIENTS = 10_000
+_SECONDS_PER_MINUTE = 60.0
+
+
+class RateLimit:
+    """So many requests a minute of each client, in bursts of no more (a token bucket each)."""
+
+    def __init__(self, per_minute: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute, self._clock = per_minute, clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def check(self, client: str) -> None:
+        """Count one request.
+
+        Raises:
+            ApiError: 429, there were too many.
+        """
+        if self._per_minute is None:
+            return
+        now = self._clock()
+        left, since = self._buckets.pop(client, (float(self._per_minute), now))
+        rate = self._per_minute / _SECONDS_PER_MINUTE
+        left = min(float(self._per_minute), left + rate * (now - since))
+        allowed = left >= 1
+        self._buckets[client] = (left - allowed, now)
+        while len(self._buckets) > _MOST_CLIENTS:
+            self._buckets.popitem(last=False)
+        if not allowed:
+            raise ApiError(
+                429, "too many requests in this minute; slow down", "rate_limited", retry_after=(1 - left) / rate
+            )
+
+
+class Gate:
+    """ASGI middleware. Requests that it lets through carry their `Principal` in `request.state.principal`.
+
+    Args:
+        keys: who may enter; None: everybody, with every scope (the server is then local, and answers only to local
+            names, so that no web page can reach it by a name of its own).
+    """
+
+    def __init__(self, app: ASGIApp, *, settings: ServeSettings, keys: KeyFile | None, metrics: Metrics) -> None:
+        self._app, self._settings, self._keys, self._metrics = app, settings, keys, metrics
+        self._rate = RateLimit(settings.requests_per_minute)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 499  # if nothing is sent the client has gone
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update(_SECURITY_HEADERS)
+            await send(message)
+
+        try:
+            headers = Headers(scope=scope)
+            principal = self._principal(scope, headers)
+            self._rate.check(principal.id)
+            self._check_body(scope, headers)
+        except (ApiError, MemspanError) as error:
+            await error_response(error)(scope, receive, send_with_headers)
+        else:
+            scope.setdefault("state", {})["principal"] = principal
+            await self._app(scope, self._limited(receive), send_with_headers)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.request(route, status, time.perf_counter() - started)
+
+    def _principal(self, scope: Scope, headers: Headers) -> Principal:
+        """Who asks.
+
+        Raises:
+            ApiError: 401 without a good key; 403 by a name that is not this machine's.
+        """
+        if self._keys is None:
+            if not _LOCAL_HOST.fullmatch(headers.get("host", "")):
+                raise ApiError(403, "a server without keys answers to localhost only", "forbidden_host")
+            client = scope.get("client")
+            return Principal(client[0] if client else "local", frozenset(SCOPES))
+        kind, _, secret = headers.get("authorization", "").partition(" ")
+        principal = self._keys.principal(secret.strip()) if kind.lower() == "bearer" else None
+        if principal is None:
+            error = ApiError(401, "a valid API key is needed: Authorization: Bearer msk_...", "invalid_api_key")
+            error.headers = {"WWW-Authenticate": "Bearer"}
+            raise error
+        return principal
+
+    def _check_body(self, scope: Scope, headers: Headers) -> None:
+        """
+        Raises:
+            ApiError: 413 too large, 415 not JSON.
+        """
+        length = headers.get("content-length", "0")
+        has_body = length != "0" or "transfer-encoding" in headers
+        if not length.isascii() or not length.isdigit() or int(length) > self._settings.max_request_bytes:
+            raise self._too_large()
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        # Also keeps web pages out: another kind is what they may send to a foreign server without asking it first.
+        if has_body and scope["method"] not in ("GET", "HEAD", "OPTIONS") and kind != "application/json":
+            raise ApiError(415, "a body is JSON: Content-Type: application/json", "unsupported_media_type")
+
+    def _limited(self, receive: Receive) -> Receive:
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._settings.max_request_bytes:
+                raise self._too_large()
+            return message
+
+        return counted
+
+    def _too_large(self) -> ApiError:
+        most = self._settings.max_request_bytes
+        return ApiError(413, f"a request has at most {most:,} bytes; send less at a time", "request_too_large")

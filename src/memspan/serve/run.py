@@ -1,0 +1,78 @@
+"""Running a server: uvicorn around the application, and what a signal to stop means."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from sse_starlette.sse import AppStatus
+from starlette.types import ASGIApp
+
+from memspan.model.convert import LoadedModel
+from memspan.serve.app import check_closed, create_app
+from memspan.serve.banks import open_banks
+from memspan.serve.keys import KeyFile
+from memspan.serve.settings import ServeSettings
+
+
+class Server(uvicorn.Server):
+    """A server that, told to stop, takes no more questions at once, and lets running answers finish."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if isinstance(self.config.app, FastAPI):
+            self.config.app.state.service.stop()
+        super().handle_exit(sig, frame)
+
+
+def make_server(
+    loaded: LoadedModel, banks: Iterable[str], settings: ServeSettings, keys: KeyFile | None = None
+) -> Server:
+    """A server ready to `run`.
+
+    Args:
+        banks: as FOLDER or NAME=FOLDER; empty banks are made where there are none.
+
+    Raises:
+        MemspanError: a bank cannot be opened, or the server would be open to other machines.
+    """
+    check_closed(settings, keys)
+    return server_of(create_app(loaded, open_banks(banks, loaded, settings.max_writes), settings, keys), settings)
+
+
+def run_server(server: Server, tell: Callable[[str], None]) -> None:
+    """Listen, say at which address, and serve until a signal stops it."""
+    listening = server.config.bind_socket()
+    host, port = listening.getsockname()[:2]
+    tell(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    # uvicorn raises the signal that stopped it once more when it is done; by then there is nothing left to stop, and
+    # what its caller has open is still to be closed.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run([listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_app(app: ASGIApp, settings: ServeSettings, tell: Callable[[str], None]) -> None:
+    """Serve another application in the same way."""
+    run_server(server_of(app, settings), tell)
+
+
+def server_of(app: ASGIApp, settings: ServeSettings) -> Server:
+    """A server of any application, ready to `run`."""
+    AppStatus.disable_automatic_graceful_drain()  # streams end when their answers do, see `Service.stop`
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,  # it would hold the ids in paths and queries
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.grace)),
+    )
+    return Server(config)

@@ -1,0 +1,347 @@
+"""Requests and responses, as OpenAPI describes them. Chat is OpenAI's; what is ours stands under `memspan`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from memspan.generate.memory import MAX_DOCUMENTS
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Seconds = dict[str, float]
+
+_MOST_MESSAGES = 1000
+_MOST_DOCUMENTS = 100
+_MOST_ROUNDS = 16
+
+
+class Strict(BaseModel):
+    """A part of a request in which an unknown field is an error: a misspelt one would silently do nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """A message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class AskFields(Strict):
+    """How to ask; see `memspan ask --help`."""
+
+    bank: Name | None = Field(None, description="Instead of the bank that the model's name says.")
+    namespace: Name | None = Field(None, description="Whose memories. Default: the key's first, or `default`.")
+    selector: Literal["router", "lexical", "hybrid", "generate"] | None = None
+    max_documents: int = Field(MAX_DOCUMENTS, ge=0, le=_MOST_DOCUMENTS)
+    rounds: int | None = Field(None, ge=1, le=_MOST_ROUNDS)
+    documents_per_round: int | None = Field(None, ge=1, le=_MOST_DOCUMENTS)
+    max_injected_tokens: int | None = Field(None, ge=0)
+    where: dict[str, JsonValue] | None = Field(None, description="Only memories whose metadata match.")
+    as_of: str | None = Field(None, description="Only memories dated this day or moment, or before.")
+    session: str = Field("", max_length=200, description="Conversation that a remembered turn belongs to.")
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """OpenAI's request. What a memory model cannot do (tools, several choices ...) is refused, not ignored."""
+
+    model: str = Field(max_length=300, examples=["memspan/notes"])
+    messages: list[Message] = Field(min_length=1, max_length=_MOST_MESSAGES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2, description="Default: 0, the likeliest answer.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    stop: str | list[str] | None = Field(None, description="At most four strings that end the answer.")
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    n: Literal[1] | None = None
+    tools: Annotated[list[JsonValue], Field(max_length=0)] | None = None
+    functions: Annotated[list[JsonValue], Field(max_length=0)] | None = None
+    logprobs: Literal[False] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    response_format: PlainFormat | None = None
+    user: str | None = None
+    remember: bool = Field(False, description="Remember the last message and its answer.")
+    memspan: AskFields = Field(default_factory=AskFields)  # type: ignore[arg-type]
+
+
+class PlainFormat(BaseModel):
+    type: Literal["text"]
+
+
+class SpanOut(BaseModel):
+    """Characters of the memory's original text."""
+
+    start: int
+    end: int
+
+
+class EvidenceOut(BaseModel):
+    """A document that was put before the model, or found."""
+
+    document_id: int
+    id: str = Field(description="Of the memory, as it was given.")
+    title: str
+    text: str
+    span: SpanOut
+    score: float
+    layers: int | None = Field(description="MSA layers that attended to it.")
+    metadata: dict[str, JsonValue]
+    date: str
+
+
+class LayerOut(BaseModel):
+    """What one MSA layer routed to, best first."""
+
+    layer: int
+    document_ids: list[int]
+    scores: list[float]
+
+
+class RoundOut(BaseModel):
+    """One look into the memory."""
+
+    number: int
+    selector: str
+    query: str
+    chosen: list[int] = Field(description="Ids of the documents whose text went in.")
+    routed: list[LayerOut]
+    written: str
+    num_written_tokens: int
+    num_injected_tokens: int
+    malformed: int
+    unknown: int
+    repeated: int
+    left_out: int
+    ended: str
+    timings: Seconds
+
+
+class TraceOut(BaseModel):
+    """How an answer came about."""
+
+    bank: str
+    namespace: str
+    selector: str
+    evidence: list[EvidenceOut]
+    rounds: list[RoundOut]
+    routed: list[LayerOut]
+    timings: Seconds
+    remembered: list[str] = Field(description="Ids of the memories that this turn became.")
+
+
+class UrlCitation(BaseModel):
+    start_index: int
+    end_index: int
+    title: str
+    url: str
+
+
+class Annotation(BaseModel):
+    """A document that stands behind the answer, as OpenAI writes citations."""
+
+    type: Literal["url_citation"] = "url_citation"
+    url_citation: UrlCitation
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+    annotations: list[Annotation]
+
+
+class Choice(BaseModel):
+    index: Literal[0] = 0
+    message: AnswerMessage
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatCompletion(BaseModel):
+    """OpenAI's response."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    memspan: TraceOut
+
+
+class ModelOut(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["memspan"] = "memspan"
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelOut]
+
+
+class MemoryIn(Strict):
+    """A text to remember."""
+
+    text: str = Field(min_length=1)
+    id: str | None = Field(None, min_length=1, max_length=1000, description="Your own. Default: made from the content.")
+    title: str = Field("", max_length=2000)
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    date: str | None = Field(None, description="ISO 8601, of the text. Default: now.")
+
+
+class Place(Strict):
+    """Where memories are: of one bank and namespace."""
+
+    bank: Name | None = Field(None, description="Default: the first that is served.")
+    namespace: Name | None = Field(None, description="Default: the key's first, or `default`.")
+
+
+class AddRequest(MemoryIn, Place):
+    existing: Literal["replace", "refuse"] = Field("replace", description="What becomes of a memory of this id.")
+
+
+class BatchRequest(Place):
+    memories: list[MemoryIn] = Field(min_length=1, max_length=1000)
+    existing: Literal["replace", "refuse"] = "replace"
+
+
+class ImportRequest(Place):
+    memories: list[MemoryIn] = Field(min_length=1)
+
+
+class UpdateRequest(Place):
+    """What is given is replaced; the rest stays."""
+
+    text: str | None = Field(None, min_length=1)
+    title: str | None = Field(None, max_length=2000)
+    metadata: dict[str, JsonValue] | None = None
+    date: str | None = None
+
+
+class SearchRequest(Place):
+    query: str = Field(min_length=1)
+    selector: Literal["router", "lexical", "hybrid"] | None = None
+    limit: int = Field(10, ge=1, le=_MOST_DOCUMENTS)
+    where: dict[str, JsonValue] | None = None
+    as_of: str | None = None
+
+
+class MemoryOut(BaseModel):
+    """A memory as it was given."""
+
+    object: Literal["memory"] = "memory"
+    id: str
+    bank: str
+    namespace: str
+    title: str
+    text: str | None
+    metadata: dict[str, JsonValue]
+    date: str | None
+    added_at: str
+
+
+class MemoryDeleted(BaseModel):
+    object: Literal["memory.deleted"] = "memory.deleted"
+    id: str
+    deleted: Literal[True] = True
+
+
+class MemoryList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[MemoryOut]
+    has_more: bool
+    next_cursor: str | None
+
+
+class SearchResults(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[EvidenceOut]
+
+
+class BatchReport(BaseModel):
+    """What a batch did, with the ids of its memories in order."""
+
+    object: Literal["memory.batch"] = "memory.batch"
+    ids: list[str]
+    added: int
+    updated: int
+    unchanged: int
+
+
+class ImportOut(BaseModel):
+    """An import on its way, or done."""
+
+    object: Literal["import"] = "import"
+    id: str
+    bank: str
+    namespace: str
+    status: Literal["running", "done", "failed", "cancelled"]
+    total: int
+    done: int
+    added: int
+    updated: int
+    unchanged: int
+    error: str | None = None
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorOut(BaseModel):
+    """OpenAI's form of an error."""
+
+    error: ErrorBody
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorOut, "description": text}
+    for status, text in {
+        400: "The request is malformed, or a value is not allowed.",
+        401: "No valid API key.",
+        403: "The key may not do this, or not in this namespace.",
+        404: "There is no such thing.",
+        409: "It is there already.",
+        413: "The request is too large.",
+        415: "The body is not JSON.",
+        429: "Too many requests; see Retry-After.",
+        503: "Not now; see Retry-After.",
+        504: "It took too long.",
+    }.items()
+}

@@ -1,0 +1,60 @@
+"""What a server is told when it starts."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Limits of a server; checked when built.
+
+    Attributes:
+        host, port: where it listens; port 0 takes a free one.
+        max_batch: questions that are answered at a time.
+        max_queue: questions that wait for that, at most; further ones are refused (429).
+        max_writes: changes that wait for a bank's writer, at most; further ones are refused (429).
+        max_new_tokens: of one answer that may be asked for.
+        max_request_bytes: of a request's body.
+        requests_per_minute: of one key (or, without keys, of one client's address), at most; None: any number.
+        timeout: seconds from a question to its answer; what takes longer is ended (504).
+        grace: seconds that running answers get to finish when the server stops.
+        cors_origins: web pages that may call, as https://example.org; none by default.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_batch: int = 8
+    max_queue: int = 64
+    max_writes: int = 64
+    max_new_tokens: int = 1024
+    max_request_bytes: int = 16 * 2**20
+    requests_per_minute: int | None = None
+    timeout: float = 300.0
+    grace: float = 30.0
+    cors_origins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        leasts = {"max_batch": 1, "max_queue": 0, "max_writes": 1, "max_new_tokens": 1, "max_request_bytes": 1024}
+        for name, least in leasts.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.requests_per_minute is not None and self.requests_per_minute < 1:
+            raise ValueError(f"requests_per_minute must be at least 1, not {self.requests_per_minute}")
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"port must be from 0 to 65535, not {self.port}")
+        if self.timeout <= 0 or self.grace < 0:
+            raise ValueError("timeout must be above 0 seconds, and grace not negative")
+        if "*" in self.cors_origins:
+            raise ValueError("cors_origins must name the pages that may call, as https://example.org, not *")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

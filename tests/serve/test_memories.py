@@ -1,0 +1,203 @@
+"""Memories over HTTP: what is added can be got, found, changed and forgotten, page by page and in the background."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from serving import ANIMALS, error_of, wait_for
+
+from memspan.bank.locks import writer_lock
+from memspan.generate.memory import Memory
+from memspan.serve.banks import ServedBank
+from memspan.serve.run import Server
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> dict[str, str]:
+    """A namespace of the test's own."""
+    return {"bank": "other", "namespace": request.node.name[:100]}
+
+
+def _bank(server: Server, name: str = "other") -> ServedBank:
+    return server.config.app.state.service.bank(name)  # type: ignore[union-attr]
+
+
+def test_a_memory_is_added_got_changed_and_forgotten(http: httpx.Client, place: dict[str, str]) -> None:
+    given = {"id": "a/b c?.md", "text": "The mole digs.", "title": "Mole", "metadata": {"x": [1]}, "date": "2024-05-06"}
+    added = http.post("/v1/memories", json={**given, **place})
+    assert added.status_code == 201
+    assert {name: added.json()[name] for name in given} == given
+    path = "/v1/memories/a/b%20c%3F.md"
+    assert http.get(path, params=place).json() == added.json()
+    changed = http.patch(path, json={"metadata": {"x": 2}, **place}).json()
+    assert (changed["text"], changed["metadata"]) == ("The mole digs.", {"x": 2})
+    assert http.patch(path, json={"text": "It sleeps.", **place}).json()["text"] == "It sleeps."
+    assert http.delete(path, params=place).json() == {"object": "memory.deleted", "id": given["id"], "deleted": True}
+    for response in (
+        http.get(path, params=place),
+        http.delete(path, params=place),
+        http.patch(path, json={"text": "x", **place}),
+        http.get("/v1/memories/a%00b", params=place),
+    ):
+        assert error_of(response, 404)["code"] == "memory_not_found"
+
+
+def test_a_memory_without_an_id_is_remembered_once(http: httpx.Client, place: dict[str, str]) -> None:
+    ids = {http.post("/v1/memories", json={"text": "The mole digs.", **place}).json()["id"] for _ in range(2)}
+    assert len(ids) == 1
+    assert len(http.get("/v1/memories", params=place).json()["data"]) == 1
+
+
+def test_one_that_is_there_already_may_be_refused(http: httpx.Client, place: dict[str, str]) -> None:
+    for text, status in (("one", 201), ("two", 409)):
+        body = {"id": "x", "text": text, "existing": "refuse", **place}
+        assert http.post("/v1/memories", json=body).status_code == status
+    assert http.get("/v1/memories/x", params=place).json()["text"] == "one"
+
+
+def test_pages_hold_everything_once(http: httpx.Client, place: dict[str, str]) -> None:
+    memories = [{"id": f"n{number}", "text": f"number {number}", "metadata": {"n": number}} for number in range(7)]
+    report = http.post("/v1/memories/batch", json={"memories": memories, **place}).json()
+    assert report["ids"] == [one["id"] for one in memories] and report["added"] == 7
+    found, cursor, pages = [], None, 0
+    while pages == 0 or cursor:
+        params: dict[str, Any] = {**place, "limit": 3, **({"cursor": cursor} if cursor else {})}
+        page = http.get("/v1/memories", params=params).json()
+        assert page["has_more"] == (page["next_cursor"] is not None)
+        found += [one["id"] for one in page["data"]]
+        cursor, pages = page["next_cursor"], pages + 1
+    assert found == report["ids"] and pages == 3
+    where = json.dumps({"n": {">=": 5}})
+    page = http.get("/v1/memories", params={**place, "where": where, "text": False}).json()
+    assert [(one["id"], one["text"]) for one in page["data"]] == [("n5", None), ("n6", None)]
+    for params in ({"where": "{"}, {"where": "[1]"}, {"where": '{"m": 1}'}, {"as_of": "soon"}, {"cursor": "x"}):
+        error_of(http.get("/v1/memories", params={**place, **params}), 400)
+
+
+def test_search_finds_what_is_there_and_nothing_where_nothing_is(http: httpx.Client, place: dict[str, str]) -> None:
+    for selector in (None, "lexical", "router", "hybrid"):
+        body = {"query": "the lynx", "selector": selector, "limit": 2}
+        found = http.post("/v1/memories/search", json=body).json()["data"]
+        assert len(found) <= 2
+        if selector != "router":
+            assert found[0]["id"] == "animals/lynx" and ANIMALS["lynx"] in found[0]["text"]
+    assert http.post("/v1/memories/search", json={"query": "the lynx", **place}).json()["data"] == []
+    error_of(http.post("/v1/memories/search", json={"query": " "}), 400)
+
+
+def test_an_import_tells_how_far_it_is(http: httpx.Client, place: dict[str, str]) -> None:
+    memories = [{"id": f"n{number}", "text": f"number {number}"} for number in range(70)]
+    job = http.post("/v1/imports", json={"memories": memories, **place}).json()
+    assert job["status"] == "running" and job["total"] == 70
+    with http.stream("GET", f"/v1/imports/{job['id']}/events") as response:
+        states = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
+    assert [state["done"] for state in states] == sorted(state["done"] for state in states)
+    assert states[-1]["status"] == "done" and states[-1]["added"] == states[-1]["done"] == 70
+    assert http.get(f"/v1/imports/{job['id']}").json() == states[-1]
+    assert len(http.get("/v1/memories", params={**place, "limit": 100}).json()["data"]) == 70
+    error_of(http.get("/v1/imports/import-0"), 404)
+
+
+def test_a_single_change_gets_in_between_an_import_and_a_cancelled_one_stops(
+    http: httpx.Client, animals: tuple[Server, str], place: dict[str, str]
+) -> None:
+    bank, block = _bank(animals[0]), threading.Event()
+    held = bank.write("held", lambda memory: block.wait(30))
+    memories = [{"id": f"n{number}", "text": f"number {number}"} for number in range(200)]
+    job = http.post("/v1/imports", json={"memories": memories, **place}).json()
+    wait_for(lambda: bank.num_writes == 2)
+    single = bank.write(place["namespace"], lambda memory: [memory.bank.catalog.counts(memory.namespace)])
+    block.set()
+    assert held.result(30)
+    (counts,) = single.result(30)
+    assert 0 < counts.sources < 200, "the import had not ended"
+    stopped = http.delete(f"/v1/imports/{job['id']}").json()
+    assert stopped["status"] == "cancelled" and stopped["done"] < 200
+
+
+def test_writers_in_threads_take_turns_and_readers_do_not_wait(
+    http: httpx.Client, animals: tuple[Server, str], place: dict[str, str]
+) -> None:
+    bank, block = _bank(animals[0]), threading.Event()
+    bank.write("held", lambda memory: block.wait(30))
+    statuses: list[int] = []
+
+    def add(number: int) -> None:
+        body = {"id": f"n{number}", "text": f"number {number}", **place}
+        statuses.append(http.post("/v1/memories", json=body).status_code)
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: bank.num_writes == 7)
+    assert http.get("/v1/memories", params=place).json()["data"] == []
+    assert http.post("/v1/memories/search", json={"query": "lynx", **place}).status_code == 200
+    block.set()
+    for thread in threads:
+        thread.join(30)
+    assert statuses == [201] * 6
+    assert len(http.get("/v1/memories", params=place).json()["data"]) == 6
+
+
+def test_a_writer_waits_for_another_process_that_writes(
+    http: httpx.Client, animals: tuple[Server, str], place: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = _bank(animals[0])
+    started = threading.Event()
+
+    def change(memory: Memory) -> int:
+        started.set()
+        return memory.add([]).added
+
+    with writer_lock(bank.memory("x").bank.folder):
+        waiting = bank.write(place["namespace"], change)
+        assert started.wait(30)
+        assert not waiting.done()
+    assert waiting.result(30) == 0
+    monkeypatch.setattr("memspan.serve.banks._BUSY_SECONDS", 0.0)
+    with writer_lock(bank.memory("x").bank.folder):
+        response = http.post("/v1/memories", json={"text": "x", **place})
+        assert error_of(response, 503)["code"] == "bank_busy" and int(response.headers["Retry-After"]) >= 1
+
+
+def test_too_many_changes_are_refused(
+    http: httpx.Client, animals: tuple[Server, str], place: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, block = _bank(animals[0]), threading.Event()
+    monkeypatch.setattr(bank, "_max_writes", 1)
+    bank.write("held", lambda memory: block.wait(30))
+    response = http.post("/v1/memories", json={"text": "x", **place})
+    assert error_of(response, 429)["code"] == "queue_full" and int(response.headers["Retry-After"]) >= 1
+    block.set()
+    wait_for(lambda: bank.num_writes == 0)
+    assert http.post("/v1/memories", json={"text": "x", **place}).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": ""},
+        {"text": "  "},
+        {"text": "a\0b"},
+        {"text": "\ud800"},
+        {"text": "x", "id": ""},
+        {"text": "x", "id": "\0"},
+        {"text": "x", "date": "soon"},
+        {"text": "x", "metadata": {"a": "\ud800"}},
+        {"text": "x", "metadata": 1},
+        {"text": "x", "path": "/etc/passwd"},
+        {"text": "x", "bank": ""},
+    ],
+)
+def test_what_cannot_be_remembered_is_refused(http: httpx.Client, fields: dict[str, Any]) -> None:
+    for path, body in (
+        ("/v1/memories", fields),
+        ("/v1/memories/batch", {"memories": [fields]}),
+        ("/v1/imports", {"memories": [fields]}),
+    ):
+        content = json.dumps(body)
+        error_of(http.post(path, content=content, headers={"Content-Type": "application/json"}), 400)
