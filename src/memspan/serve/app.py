@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from memspan import __version__
 from memspan.errors import MemspanError
 from memspan.model.convert import LoadedModel
-from memspan.serve.api import chat, health, memories
+from memspan.serve.api import chat, health, memories, overview, page
 from memspan.serve.banks import ServedBank, close_banks
 from memspan.serve.engine import Engine
 from memspan.serve.errors import handle
@@ -62,9 +62,9 @@ def create_app(
         exception_handlers={kind: handle for kind in (HTTPException, RequestValidationError, MemspanError, Exception)},
     )
     app.state.service = service
-    for routes in (chat, memories, health):
+    for routes in (chat, memories, overview, health, page):
         app.include_router(routes.router)
-    app.add_middleware(Gate, settings=settings, keys=keys, metrics=service.metrics)
+    app.add_middleware(Gate, settings=settings, keys=keys, metrics=service.metrics, keyless=page.PATHS)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

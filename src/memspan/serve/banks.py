@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from memspan.bank.bank import MemoryBank
-from memspan.bank.catalog import Counts, StoredSource
+from memspan.bank.catalog import Counts, StoredDocument, StoredSource
 from memspan.bank.encode import manifest_of
 from memspan.bank.scope import Scope
 from memspan.errors import BankBusy, MemspanError, UnknownDocument
@@ -90,6 +90,16 @@ class ServedBank:
         """Memories in the order they were added; see `Catalog.source_page`."""
         with self._memory.bank.pinned_catalog() as catalog:
             return catalog.source_page(namespace, after, limit, scope)
+
+    def documents(self, namespace: str, ids: Sequence[int]) -> list[StoredDocument]:
+        """Documents by the bank's ids of them, in that order; those that are not there are left out."""
+        with self._memory.bank.pinned_catalog() as catalog:
+            return catalog.documents(namespace, ids)
+
+    def namespaces(self) -> list[str]:
+        """Names of all namespaces that hold or held memories."""
+        with self._memory.bank.pinned_catalog() as catalog:
+            return catalog.namespaces()
 
     def counts(self, namespace: str | None = None) -> Counts:
         with self._memory.bank.pinned_catalog() as catalog:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -63,10 +63,20 @@ class Gate:
     Args:
         keys: who may enter; None: everybody, with every scope (the server is then local, and answers only to local
             names, so that no web page can reach it by a name of its own).
+        keyless: paths that may be read without a key: files that are the same for everybody.
     """
 
-    def __init__(self, app: ASGIApp, *, settings: ServeSettings, keys: KeyFile | None, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: ServeSettings,
+        keys: KeyFile | None,
+        metrics: Metrics,
+        keyless: Collection[str] = (),
+    ) -> None:
         self._app, self._settings, self._keys, self._metrics = app, settings, keys, metrics
+        self._keyless = keyless
         self._rate = RateLimit(settings.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +89,9 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update(_SECURITY_HEADERS)
+                sent = MutableHeaders(scope=message)
+                for name, value in _SECURITY_HEADERS.items():
+                    sent.setdefault(name, value)
             await send(message)
 
         try:
@@ -102,11 +114,14 @@ class Gate:
         Raises:
             ApiError: 401 without a good key; 403 by a name that is not this machine's.
         """
+        client = scope.get("client")
+        address = client[0] if client else "local"
         if self._keys is None:
             if not _LOCAL_HOST.fullmatch(headers.get("host", "")):
                 raise ApiError(403, "a server without keys answers to localhost only", "forbidden_host")
-            client = scope.get("client")
-            return Principal(client[0] if client else "local", frozenset(SCOPES))
+            return Principal(address, frozenset(SCOPES))
+        if scope["path"] in self._keyless and scope["method"] in ("GET", "HEAD"):
+            return Principal(address, frozenset())
         kind, _, secret = headers.get("authorization", "").partition(" ")
         principal = self._keys.principal(secret.strip()) if kind.lower() == "bearer" else None
         if principal is None:

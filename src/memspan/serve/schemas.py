@@ -313,6 +313,49 @@ class ImportOut(BaseModel):
     error: str | None = None
 
 
+class BankOut(BaseModel):
+    """One bank: how it can be asked, and the size of the namespace that was asked about."""
+
+    name: str
+    namespaces: list[str] = Field(description="That hold or held memories, and that the key may enter.")
+    selectors: list[str]
+    default_selector: str
+    memories: int
+    documents: int = Field(description="What is encoded: a memory, or each part of a long one.")
+    tokens: int
+    chunks: int
+    bytes: int = Field(description="Of the compressed memory on disk.")
+    writes_waiting: int
+
+
+class StatusOut(BaseModel):
+    """What a key may do, and how busy and how large everything is."""
+
+    object: Literal["status"] = "status"
+    version: str
+    ready: bool
+    running: int = Field(description="Questions being answered.")
+    waiting: int = Field(description="Questions that wait.")
+    scopes: list[str]
+    namespace: str
+    max_new_tokens: int
+    banks: list[BankOut]
+
+
+class DocumentOut(BaseModel):
+    """A document of the bank, and the memory it is (a part of)."""
+
+    document_id: int
+    id: str = Field(description="Of the memory, as it was given.")
+    title: str
+    span: SpanOut
+
+
+class DocumentList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[DocumentOut]
+
+
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
 

@@ -1,0 +1,92 @@
+"""`/v1/status` and `/v1/documents`: how large everything is, and which memory a document of the bank is a part of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi.concurrency import run_in_threadpool
+
+from memspan import __version__
+from memspan.errors import MemspanError
+from memspan.generate.memory import Memory
+from memspan.routing.selector import SELECTORS
+from memspan.serve.api.memories import BankQuery, NamespaceQuery
+from memspan.serve.banks import ServedBank
+from memspan.serve.keys import SCOPES, Principal
+from memspan.serve.schemas import ERRORS, BankOut, DocumentList, DocumentOut, SpanOut, StatusOut
+from memspan.serve.service import Reader, ServiceDep, namespace_for
+from memspan.text.rounds import RoundProtocol
+
+router = APIRouter(responses=ERRORS, tags=["server"])
+
+_MOST_DOCUMENTS = 500
+
+
+@router.get("/v1/status")
+async def status(service: ServiceDep, reader: Reader, namespace: NamespaceQuery = None) -> StatusOut:
+    """What this key may do, how busy the server is, and the banks with the size of one namespace."""
+    name = namespace_for(reader, namespace)
+
+    def banks() -> list[BankOut]:
+        return [_bank_out(bank, name, reader) for bank in service.banks.values()]
+
+    return StatusOut(
+        version=__version__,
+        ready=service.engine.is_ready,
+        running=service.engine.num_running,
+        waiting=service.engine.num_waiting,
+        scopes=[scope for scope in SCOPES if reader.may(scope)],
+        namespace=name,
+        max_new_tokens=service.settings.max_new_tokens,
+        banks=await run_in_threadpool(banks),
+    )
+
+
+@router.get("/v1/documents")
+async def documents(
+    service: ServiceDep,
+    reader: Reader,
+    ids: Annotated[list[int], Query(max_length=_MOST_DOCUMENTS)],
+    bank: BankQuery = None,
+    namespace: NamespaceQuery = None,
+) -> DocumentList:
+    """The memories that documents are parts of, by the numbers a trace names. Those that are gone are left out."""
+    served, name = service.bank(bank), namespace_for(reader, namespace)
+    found = await run_in_threadpool(served.documents, name, ids)
+    return DocumentList(
+        data=[
+            DocumentOut(
+                document_id=stored.id,
+                id=stored.external_id,
+                title=stored.title,
+                span=SpanOut(start=stored.span.start, end=stored.span.end),
+            )
+            for stored in found
+        ]
+    )
+
+
+def _bank_out(bank: ServedBank, namespace: str, reader: Principal) -> BankOut:
+    counts, memory = bank.counts(namespace), bank.memory(namespace)
+    return BankOut(
+        name=bank.name,
+        namespaces=[name for name in bank.namespaces() if reader.may_enter(name)],
+        selectors=_selectors(memory),
+        default_selector=memory.default_selector,
+        memories=counts.sources,
+        documents=counts.documents,
+        tokens=counts.tokens,
+        chunks=counts.chunks,
+        bytes=counts.segment_bytes,
+        writes_waiting=bank.num_writes,
+    )
+
+
+def _selectors(memory: Memory) -> list[str]:
+    """The selectors that the bank's model knows."""
+    try:
+        RoundProtocol(memory.loaded.template)
+    except MemspanError:
+        return list(SELECTORS)
+    return [*SELECTORS, "generate"]

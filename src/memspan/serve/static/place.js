@@ -1,0 +1,54 @@
+// Where we are: the bank and the namespace that are asked and shown, and what the server says of them.
+
+import { call } from "./api.js";
+
+const BANK = "memspan.bank";
+const NAMESPACE = "memspan.namespace";
+
+/** Tells `status` when the server was asked how it is, and `place` when another bank or namespace was chosen. */
+export const changes = new EventTarget();
+
+let status = null;
+let failure = null;
+
+/** What the server said last; null before. */
+export const lastStatus = () => status;
+
+/** Why the server could not be asked; null if it could. */
+export const lastFailure = () => failure;
+
+/** The bank that is asked and shown, as the server describes it; null before it was asked. */
+export function bank() {
+  const banks = status?.banks ?? [];
+  return banks.find((one) => one.name === sessionStorage.getItem(BANK)) ?? banks[0] ?? null;
+}
+
+/** Bank and namespace as the routes take them. */
+export function place() {
+  return { bank: bank()?.name, namespace: status?.namespace };
+}
+
+export const mayWrite = () => status?.scopes.includes("write") ?? false;
+
+/** Ask the server how it is. */
+export async function refresh() {
+  try {
+    const namespace = sessionStorage.getItem(NAMESPACE) ?? undefined;
+    status = await call("GET", "v1/status", { query: { namespace } });
+    failure = null;
+  } catch (error) {
+    if (error.code === "forbidden_namespace" && sessionStorage.getItem(NAMESPACE) !== null) {
+      sessionStorage.removeItem(NAMESPACE); // of another key
+      return refresh();
+    }
+    failure = error;
+  }
+  changes.dispatchEvent(new Event("status"));
+}
+
+export async function choose({ bank: name, namespace }) {
+  if (name !== undefined) sessionStorage.setItem(BANK, name);
+  if (namespace !== undefined) sessionStorage.setItem(NAMESPACE, namespace);
+  await refresh();
+  changes.dispatchEvent(new Event("place"));
+}

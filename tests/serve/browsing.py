@@ -1,0 +1,77 @@
+"""A headless Chromium before a server. Where there is none, the tests that need one are skipped."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_MILLISECONDS = 60_000
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[sync_api.Browser]:
+    """The system's Chromium."""
+    program = next(filter(None, map(shutil.which, _NAMES)), None)
+    if program is None:
+        pytest.skip("there is no chromium here")
+    with sync_api.sync_playwright() as playwright:
+        # Without its sandbox, which containers do not allow; it opens nothing but the test's own server.
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextlib.contextmanager
+def open_page(browser: sync_api.Browser, address: str, **options: object) -> Iterator[sync_api.Page]:
+    """A tab of its own, connected. Nothing may go wrong in it: no error of a script, nothing that the policy forbids."""
+    context = browser.new_context(**options)
+    errors: list[str] = []
+    try:
+        page = context.new_page()
+        page.set_default_timeout(_MILLISECONDS)
+        # What the server refuses is an answer, not an error of the page.
+        page.on("console", lambda said: said.type == "error" and "status of 4" not in said.text and errors.append(said.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        yield page
+    finally:
+        context.close()
+    assert errors == []
+
+
+def connected(page: sync_api.Page) -> sync_api.Page:
+    page.locator("#place[data-health=up]").wait_for()
+    return page
+
+
+def ask(page: sync_api.Page, question: str) -> sync_api.Locator:
+    """Ask with the keyboard; the exchange, when its answer is there."""
+    box = page.get_by_role("textbox", name="Question")
+    box.fill(question)
+    box.press("Enter")
+    exchange = page.locator(".exchange").last
+    exchange.locator(".evidence").wait_for()
+    assert exchange.locator(".question").inner_text() == question
+    return exchange
+
+
+def open_memories(page: sync_api.Page) -> None:
+    page.get_by_role("link", name="Memories", exact=True).click()
+    page.locator(".memory-list[aria-busy=false]").wait_for()
+
+
+def add_by_paste(page: sync_api.Page, text: str, title: str = "") -> None:
+    page.get_by_role("button", name="Add memories").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Text").fill(text)
+    dialog.get_by_label("Title").fill(title)
+    dialog.get_by_role("button", name="Add", exact=True).click()
+    dialog.wait_for(state="detached")
