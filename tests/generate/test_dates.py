@@ -43,9 +43,9 @@ def contexts(monkeypatch: pytest.MonkeyPatch) -> list[list[Passage]]:
     made: list[list[Passage]] = []
     true_context = PromptTemplate.context
 
-    def context(self: PromptTemplate, question: str, passages: Any = ()) -> Context:
+    def context(self: PromptTemplate, question: str, passages: Any = (), *more: Any, **named: Any) -> Context:
         made.append(list(passages))
-        return true_context(self, question, passages)
+        return true_context(self, question, passages, *more, **named)
 
     monkeypatch.setattr(PromptTemplate, "context", context)
     return made

@@ -85,9 +85,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         seen.considered |= {number for found in self.candidates[layer] for number in found.ids.tolist()}
         return retrieved
 
-    def context(self: PromptTemplate, question: str, passages: Any = ()) -> Context:
+    def context(self: PromptTemplate, question: str, passages: Any = (), *more: Any, **named: Any) -> Context:
         seen.passages += passages
-        return true_context(self, question, passages)
+        return true_context(self, question, passages, *more, **named)
 
     monkeypatch.setattr(LocalMemory, "route", recording)
     monkeypatch.setattr(PromptTemplate, "context", context)
