@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
@@ -198,6 +198,6 @@ def join_small(shards: Sequence[Shard], before: Sequence[Shard] = ()) -> list[Sh
 def _join(group: Sequence[Shard], known: dict[tuple[SegmentReader, ...], Shard]) -> Shard:
     if len(group) == 1:
         return group[0]
-    parts = tuple(shard.reader for shard in group)
+    parts = cast(tuple[SegmentReader, ...], tuple(shard.reader for shard in group))  # only segments are joined
     joined = known.get(parts) or Shard.of(JoinedReader(parts))
     return replace(joined, live_N=torch.cat([shard.live_N for shard in group]))

@@ -18,6 +18,7 @@ from memspan.bank.shard import Shard
 from memspan.bank.tiers import Tiers
 from memspan.ops.scoring import fold_queries, routing_queries, top_documents
 from memspan.routing.source import Candidates, LocalSource, Source
+from memspan.stages import stage
 from memspan.types import Retrieved
 
 _CANDIDATES_PER_SELECTED = 8
@@ -94,6 +95,7 @@ class SourceMemory:
         error = float((coarse.scores - exact.scores).abs().max())
         return float(exact.scores.topk(self._top_k).values[-1]) - _ERROR_MARGIN * error
 
+    @stage("fetch")
     def _gather(self, layer: int, candidates: Sequence[Candidates]) -> Retrieved:
         """Fetch the best documents' content, in the order of their ids (bank order), zero-padded to the longest."""
         chosen = [tuple(found.ids[: self._top_k].tolist()) for found in candidates]
