@@ -210,6 +210,7 @@ def load(
     Raises:
         CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone.
     """
+    packing = None if weights is None else check_packing(weights)
     folder = default_checkpoint() if path is None else Path(path).expanduser()
     check_folder(folder)
     target = pick_device(device)
@@ -242,8 +243,8 @@ def load(
         apply_adapter(model, adapter)
     template = PromptTemplate(model.config.template_spec, tokenizer)
     torch.nn.Module.to(model, target)
-    if weights is not None:
-        pack_weights(model.backbone, check_packing(weights))
+    if packing is not None:
+        pack_weights(model.backbone, packing)
     return LoadedModel(model.eval(), template, folder)
 
 
