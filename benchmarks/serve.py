@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import os
 import random
 import re
 import subprocess
@@ -137,9 +138,9 @@ async def connections(address: str, clients: int) -> AsyncIterator[httpx.AsyncCl
         yield http
 
 
-async def throughput(address: str, clients: int, requests: int, fields: dict[str, Any]) -> tuple[float, float, float]:
-    """Answers and tokens a second of clients that ask one after the other, and the median seconds of an answer."""
-    load = Load()
+async def throughput(address: str, pid: int, clients: int, requests: int, fields: dict[str, Any]) -> dict[str, float]:
+    """What a server gives to clients that ask one after the other."""
+    load, used = Load(), cpu_seconds(pid)
 
     async def client(http: httpx.AsyncClient, number: int) -> None:
         for turn in range(requests):
@@ -154,7 +155,12 @@ async def throughput(address: str, clients: int, requests: int, fields: dict[str
     seconds = time.perf_counter() - started
     assert not load.errors, load.errors[:3]
     taken = [one for each in load.seconds.values() for one in each]
-    return len(taken) / seconds, load.tokens / seconds, median(taken)
+    return {
+        "answers/s": len(taken) / seconds,
+        "tokens/s": load.tokens / seconds,
+        "tokens per CPU second": load.tokens / (cpu_seconds(pid) - used),
+        "seconds an answer": median(taken),
+    }
 
 
 @contextlib.contextmanager
@@ -179,6 +185,12 @@ def server(model: Path | None, folder: Path, *options: str) -> Iterator[tuple[in
         assert process.wait(120) == 0, "the server did not stop as it should"
 
 
+def cpu_seconds(pid: int) -> float:
+    """Of all threads of a process since it began."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def resident_mb(pid: int) -> float:
     text = Path(f"/proc/{pid}/status").read_text()
     found = re.search(r"VmRSS:\s+(\d+) kB", text)
@@ -189,21 +201,20 @@ def resident_mb(pid: int) -> float:
 def measure(model: Path | None, requests: int, repeats: int) -> None:
     kinds = {
         "short answers from 2 documents": {"max_tokens": 32, "memspan": {"max_documents": 2}},
-        "long answers from the latents alone": {"max_tokens": 128, "memspan": {"max_documents": 0}},
+        "long answers from the latents alone": {"max_tokens": 64, "memspan": {"max_documents": 0}},
     }
-    with tempfile.TemporaryDirectory() as folder, server(model, Path(folder)) as (_, address):
-        asyncio.run(throughput(address, 1, 1, next(iter(kinds.values()))))  # warm up
+    with tempfile.TemporaryDirectory() as folder, server(model, Path(folder)) as (pid, address):
+        asyncio.run(throughput(address, pid, 1, 1, next(iter(kinds.values()))))  # warm up
         for name, fields in kinds.items():
             runs = []
             for _ in range(repeats):  # one and eight by turns: the machine is shared
-                runs.append([asyncio.run(throughput(address, clients, requests, fields)) for clients in (1, 8)])
+                runs.append([asyncio.run(throughput(address, pid, clients, requests, fields)) for clients in (1, 8)])
             for place, clients in enumerate((1, 8)):
-                answers, tokens, seconds = (median(run[place][value] for run in runs) for value in range(3))
-                print(
-                    f"{name}, {clients} clients: {answers:.2f} answers/s, {tokens:.1f} tokens/s, {seconds:.2f} s each"
-                )
-            ratio = median(run[1][1] / run[0][1] for run in runs)
-            print(f"{name}: tokens of 8 clients / of one {ratio:.2f}")
+                shown = (f"{median(run[place][what] for run in runs):.2f} {what}" for what in runs[0][place])
+                print(f"{name}, {clients} clients: {', '.join(shown)}", flush=True)
+            for what in ("tokens/s", "tokens per CPU second"):
+                ratio = median(run[1][what] / run[0][what] for run in runs)
+                print(f"{name}: {what}, 8 clients / one: {ratio:.2f}", flush=True)
 
 
 def soak(model: Path | None, clients: int, seconds: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable
 from types import FrameType
 
@@ -46,7 +47,14 @@ def run_server(server: Server, tell: Callable[[str], None]) -> None:
     listening = server.config.bind_socket()
     host, port = listening.getsockname()[:2]
     tell(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
-    server.run([listening])
+    # uvicorn raises the signal that stopped it once more when it is done; by then there is nothing left to stop, and
+    # what its caller has open is still to be closed.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run([listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_app(app: ASGIApp, settings: ServeSettings, tell: Callable[[str], None]) -> None:

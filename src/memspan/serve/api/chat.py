@@ -12,7 +12,6 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request, Response
 from sse_starlette import EventSourceResponse
 
-from memspan.errors import MemspanError
 from memspan.generate.memory import AskOptions, Memory, turn_document
 from memspan.generate.sampling import Sampling
 from memspan.serve.api.shapes import evidence_out, layers_out, round_out
@@ -94,7 +93,9 @@ async def chat(body: ChatRequest, request: Request, service: ServiceDep, reader:
     try:
         if body.stream:
             first = await while_connected(request, exchange.next())
-            return EventSourceResponse(exchange.chunks(first), ping=_PING_SECONDS, sep="\n")
+            return EventSourceResponse(
+                exchange.chunks(first), ping=_PING_SECONDS, sep="\n", client_close_handler_callable=exchange.closed
+            )
         return await while_connected(request, exchange.completion())
     except ClientGone:
         exchange.cancel()
@@ -178,6 +179,10 @@ class _Exchange:
     def cancel(self) -> None:
         self._asking.cancel()
 
+    async def closed(self, _: object) -> None:
+        """The client has gone, perhaps before the first chunk was asked for."""
+        self.cancel()
+
     async def next(self) -> Event:
         return await self._asking.next()
 
@@ -216,10 +221,8 @@ class _Exchange:
             yield self._chunk({"annotations": annotations}, _finish_reason(answer), memspan=trace.model_dump())
             if self._body.stream_options is not None and self._body.stream_options.include_usage:
                 yield self._chunk(None, usage=_usage(answer).model_dump())
-        except MemspanError as error:
+        except Exception as error:
             yield {"data": json.dumps(api_error(error).body)}
-        except ApiError as error:
-            yield {"data": json.dumps(error.body)}
         finally:
             self.cancel()
         yield {"data": "[DONE]"}
