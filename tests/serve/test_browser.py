@@ -12,7 +12,7 @@ import pytest
 from browsing import add_by_paste, ask, chromium, connected, open_memories, open_page
 from serving import ANIMALS, add_animals, client, serving
 
-from memspan.model.convert import LoadedModel
+from memspan.model.convert import LoadedModel, load
 from memspan.serve.keys import KeyFile
 
 SCRIPT = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> The mole digs."
@@ -61,7 +61,8 @@ def test_an_answer_comes_with_its_evidence_and_how_it_was_found(browser: Any, ad
         grid = exchange.get_by_role("grid")
         grid.wait_for()
         assert [row.inner_text() for row in grid.locator("tbody th").all()] == ["2", "3"]  # MSA layers of the tiny model
-        assert set(ANIMALS) & set(grid.locator("thead th.read").all_text_contents())
+        read = [title.inner_text() for title in exchange.locator(".passage .title").all()]
+        assert sorted(read) == sorted(grid.locator("thead th.read").all_text_contents())
         scored = [cell.inner_text() for cell in grid.locator("td.routed .unseen").all()]
         assert scored and all(-1.01 <= float(text) <= 1.01 for text in scored)
         heading = exchange.locator("h4").first.inner_text()
@@ -93,7 +94,7 @@ def test_what_was_read_is_shaded_where_it_stands_in_its_memory(browser: Any, add
         reader = page.get_by_role("dialog")
         reader.locator(".document").wait_for()
         assert reader.locator(".document").text_content() == LONG.strip()
-        shaded = reader.locator(".read").text_content()
+        shaded = reader.locator(".shaded").text_content()
         assert shaded and shaded.endswith("The vole lives in Turku.") and len(shaded) < len(LONG) / 2
         assert reader.locator("mark").text_content() == "The vole lives in Turku."
         page.keyboard.press("Escape")
@@ -139,7 +140,8 @@ def test_memories_are_added_edited_deleted_and_restored_and_are_never_markup(bro
         assert page.title() == "Ask · memspan" and page.locator("main b, main img, main script").count() == 0
 
         open_memories(page)
-        page.get_by_role("button", name="Edit").click()
+        page.locator(".memory-list a").click()
+        page.get_by_role("button", name="Edit", exact=True).click()
         shown.get_by_label("Text").fill("The mole digs in Lima.")
         shown.get_by_label("Metadata").fill("[1]")
         shown.get_by_role("button", name="Save").click()
@@ -283,3 +285,29 @@ def test_spans_count_characters_not_units(browser: Any, address: str) -> None:
         assert page.evaluate(cut % (1, 3)) == ["a", "🦔b", "🦔c"]
         assert page.evaluate(cut % (3, 5)) == ["a🦔b", "🦔c", ""]
         assert page.evaluate(cut % (5, 5)) == ["a🦔b🦔c", "", ""]
+
+
+@pytest.mark.real
+def test_the_real_model_knows_what_was_added_and_not_what_was_deleted(
+    browser: Any, real_checkpoint: Path, tmp_path: Path
+) -> None:
+    question = "What is the name of Tamsin Okoro's boat?"
+    with serving(load(real_checkpoint), tmp_path / "notes") as (_, address), client(address) as http:
+        add_animals(http)
+        with open_page(browser, address) as page:
+            connected(page)
+            page.locator(".composer summary").click()
+            page.get_by_label("Tokens, at most").fill("24")
+            for known in (False, True, False):
+                exchange = ask(page, question)
+                told = exchange.locator(".answer").inner_text(), exchange.locator(".evidence").inner_text()
+                assert ["Periwinkle" in text for text in told] == [known, known], told
+                page.get_by_role("button", name="New conversation").click()
+                open_memories(page)
+                if known:
+                    page.get_by_text("Tamsin Okoro keeps").click()
+                    page.get_by_role("button", name="Delete").click()
+                    page.get_by_text("Deleted").wait_for()
+                else:
+                    add_by_paste(page, "Tamsin Okoro keeps a small wooden boat called Periwinkle in Falmouth.")
+                page.get_by_role("link", name="Ask", exact=True).click()

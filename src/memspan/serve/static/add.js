@@ -1,7 +1,7 @@
 // Adding memories: what is pasted, or files, with their progress.
 
 import { call, stream } from "./api.js";
-import { button, dialog, element, field, fill, problem } from "./dom.js";
+import { button, dialog, element, field, fill, options, problem } from "./dom.js";
 import { ACCEPTED, batches, filesOf, hasFiles, memoriesOf } from "./files.js";
 import { counted } from "./format.js";
 import { parsed } from "./memory.js";
@@ -87,10 +87,8 @@ function pasteForm(finish) {
     { onsubmit: submit },
     field("Text", text),
     field("Title", title),
-    element(
-      "details",
-      { class: "options" },
-      element("summary", {}, "Date, id, metadata"),
+    options(
+      "Date, id, metadata",
       element("div", { class: "grid" }, field("Date", date, "Left empty: now."), field("Id", id, "One of this id is replaced. Left empty: made from the text.")),
       field("Metadata", metadata, "A JSON object; filters can use it."),
     ),

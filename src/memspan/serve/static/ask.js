@@ -1,6 +1,6 @@
 // Asking: a conversation, and the box to write in.
 
-import { button, element, field, fill, select } from "./dom.js";
+import { button, element, field, fill, options, select } from "./dom.js";
 import { exchange } from "./exchange.js";
 import { filterFields } from "./filter.js";
 import { SELECTORS, counted } from "./format.js";
@@ -11,13 +11,13 @@ export function askView(root) {
   const welcome = element("div", { class: "welcome" });
   const text = element("textarea", { rows: 1, placeholder: "Ask your memories…", "aria-label": "Question", dir: "auto" });
   const send = element("button", { class: "primary" }, "Ask");
-  const options = askOptions();
+  const how = askOptions();
   const again = button("New conversation", startOver, { class: "quiet", hidden: true });
   const form = element(
     "form",
     { class: "composer", onsubmit: submit },
     element("div", { class: "question-box" }, text, send),
-    element("div", { class: "below" }, options.node, again),
+    element("div", { class: "below" }, how.node, again),
   );
   fill(root, welcome, conversation, form);
 
@@ -40,7 +40,7 @@ export function askView(root) {
   }
 
   async function ask(question) {
-    const current = exchange(question, { ...options.body(), messages: [...turns, { role: "user", content: question }] }, ask);
+    const current = exchange(question, { ...how.body(), messages: [...turns, { role: "user", content: question }] }, ask);
     running = current;
     send.textContent = "Stop";
     welcome.hidden = true;
@@ -67,7 +67,7 @@ export function askView(root) {
 
   function tell() {
     const here = bank();
-    options.update();
+    how.update();
     send.disabled = here === null;
     if (!here) {
       const why = lastFailure() ? lastFailure().message : "";
@@ -93,10 +93,8 @@ function askOptions() {
   const remember = element("input", { type: "checkbox" });
   const remembering = element("label", { class: "check" }, remember, "Remember questions and answers");
   const filter = filterFields();
-  const node = element(
-    "details",
-    { class: "options" },
-    element("summary", {}, "Options"),
+  const node = options(
+    "Options",
     element(
       "div",
       { class: "grid" },

@@ -2,10 +2,10 @@
 
 import { openAdd } from "./add.js";
 import { call } from "./api.js";
-import { button, element, fill, problem } from "./dom.js";
+import { button, element, fill, options, problem } from "./dom.js";
 import { hasFiles } from "./files.js";
 import { filterFields } from "./filter.js";
-import { counted, day, nameOf, score, shortened } from "./format.js";
+import { counted, day, nameOf, score, shortened, withoutTitle } from "./format.js";
 import { memoryView } from "./memory.js";
 import { bank, changes, mayWrite, place } from "./place.js";
 
@@ -18,7 +18,7 @@ export function browserView(root) {
   const filter = filterFields();
   const apply = button("Apply", () => load());
   filter.node.append(element("div", { class: "actions" }, apply));
-  const filters = element("details", { class: "options" }, element("summary", {}, "Filter"), filter.node);
+  const filters = options("Filter", filter.node);
   const add = button("Add memories", () => openAdd(changed), { class: "primary" });
   const total = element("p", { class: "about", role: "status" });
   const list = element("ul", { class: "memory-list" });
@@ -97,7 +97,7 @@ export function browserView(root) {
 
   function item(memory, about) {
     const name = nameOf(memory);
-    const snippet = memory.title ? beginning(memory) : memory.id;
+    const snippet = memory.title ? beginning(withoutTitle(memory.text, memory.title)) : memory.id;
     const link = element(
       "a",
       { href: `#/memories/${encodeURIComponent(memory.id)}`, "data-id": memory.id },
@@ -166,9 +166,4 @@ export function browserView(root) {
   };
 }
 
-/** How a memory's text begins, without the title that many texts begin with. */
-function beginning({ title, text }) {
-  const words = text.trimStart().replace(/^#+\s*/, "");
-  const rest = words.startsWith(title) ? words.slice(title.length) : words;
-  return shortened(rest.slice(0, 400).trim().replace(/\s+/g, " "), 140);
-}
+const beginning = (text) => shortened(text.slice(0, 400).trim().replace(/\s+/g, " "), 140);

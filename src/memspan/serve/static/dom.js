@@ -32,6 +32,11 @@ export function button(label, onclick, properties = {}) {
   return element("button", { type: "button", onclick, ...properties }, label);
 }
 
+/** Something to open: a line, and what stands behind it. */
+export function options(label, ...children) {
+  return element("details", { class: "options" }, element("summary", {}, label), element("div", { class: "options-body" }, ...children));
+}
+
 let fields = 0;
 
 /** A control with its label above it, and a hint below. */

@@ -1,7 +1,7 @@
 // The passages that were put before the model, under the answer they led to.
 
 import { button, element } from "./dom.js";
-import { counted, day, nameOf, score } from "./format.js";
+import { counted, day, nameOf, score, withoutTitle } from "./format.js";
 import { markedPassage, openReader } from "./reader.js";
 
 // Of a passage, this much is shown before the marked sentence.
@@ -36,14 +36,14 @@ function passage(evidence, round, place, question) {
     "li",
     { class: "passage" },
     button(nameOf(evidence), () => openReader(evidence, place, question), { class: "title", title: `Read ${evidence.id} with what the model read of it` }),
-    element("blockquote", { dir: "auto" }, ...excerpt(evidence.text, question)),
+    element("blockquote", { dir: "auto" }, ...excerpt(evidence.text, evidence.title, question)),
     element("p", { class: "about" }, facts.filter(Boolean).join(" · ")),
   );
 }
 
-/** A passage from a little before its marked sentence on; the sheet cuts it after some lines. */
-function excerpt(text, question) {
-  const [before, ...rest] = markedPassage(text, question);
+/** A passage from a little before its marked sentence on, without a title it begins with; the sheet cuts it off. */
+function excerpt(text, title, question) {
+  const [before, ...rest] = markedPassage(withoutTitle(text, title), question);
   if (!rest.length || before.length <= BEFORE) return [before.trimStart(), ...rest];
   const near = before.slice(-BEFORE);
   return [`…${near.slice(near.search(/\s/) + 1)}`, ...rest];

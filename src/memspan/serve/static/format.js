@@ -50,6 +50,12 @@ export function nameOf({ title, text, id }) {
   return words ? shortened(words, 60) : id;
 }
 
+/** A text without the title that many texts begin with. */
+export function withoutTitle(text, title) {
+  const words = text.trimStart().replace(/^#+\s*/, "");
+  return title && words.startsWith(title) ? words.slice(title.length).trimStart() : text;
+}
+
 /** At most `most` characters, cut between words where there are some. */
 export function shortened(text, most) {
   const characters = [...text.slice(0, 2 * most + 2)];

@@ -24,7 +24,7 @@ export function heatMap(layers, names, read) {
 
 /** Documents in the order they are shown: what was read, then what most layers routed to, then the best scores. */
 function columns(layers, read) {
-  const found = new Map();
+  const found = new Map([...read].map((id) => [id, [0, 0]]));
   for (const { document_ids: ids, scores } of layers) {
     ids.forEach((id, index) => {
       const [num, sum] = found.get(id) ?? [0, 0];

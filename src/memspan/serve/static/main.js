@@ -44,9 +44,9 @@ function tellPlace() {
   const [here, status] = [bank(), lastStatus()];
   const button = document.getElementById("place");
   button.dataset.health = lastFailure() ? "down" : status?.ready ? "up" : "stopping";
-  document.getElementById("place-name").textContent = lastFailure()
-    ? "Not connected"
-    : `${here.name} · ${counted(here.memories, "memory", "memories")}`;
+  const size = lastFailure() ? "" : counted(here.memories, "memory", "memories");
+  document.getElementById("place-name").textContent = lastFailure() ? "Not connected" : here.name;
+  document.getElementById("place-size").textContent = size;
 }
 
 changes.addEventListener("status", tellPlace);

@@ -18,7 +18,7 @@ export function markedPassage(text, question) {
 
 /** Show where a piece of evidence stands in its memory. */
 export async function openReader(evidence, place, question) {
-  const passage = () => element("span", { class: "read" }, ...markedPassage(evidence.text, question));
+  const passage = () => element("span", { class: "shaded" }, ...markedPassage(evidence.text, question));
   const body = element("div", { class: "reader" }, element("p", { class: "quiet-text" }, "Opening…"));
   const link = element("a", { href: `#/memories/${encodeURIComponent(evidence.id)}`, onclick: () => shown.close() }, "Open in Memories");
   const about = element("p", { class: "about" }, element("code", {}, evidence.id), ` · ${day(evidence.date)} · `, link);
@@ -35,7 +35,7 @@ export async function openReader(evidence, place, question) {
       fill(body, note("This memory has been deleted since. The model read this:"), documentText(passage()));
     } else fill(body, problem(error));
   }
-  (body.querySelector("mark") ?? body.querySelector(".read"))?.scrollIntoView({ block: "center" });
+  (body.querySelector("mark") ?? body.querySelector(".shaded"))?.scrollIntoView({ block: "center" });
 }
 
 function note(text) {
