@@ -121,12 +121,12 @@ def llama_runner() -> Callable[[str, int, Row], None]:
     """Runs a prompt through llama.cpp."""
     import xllamacpp
 
-    parameters = xllamacpp.CommonParams()
+    parameters = xllamacpp.CommonParams()  # type: ignore[attr-defined]
     parameters.model.path = str(default_gguf())
     parameters.n_ctx, parameters.n_parallel = 2048, 1
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = torch.get_num_threads()
     parameters.warmup = True
-    server = xllamacpp.Server(parameters)
+    server = xllamacpp.Server(parameters)  # type: ignore[attr-defined]
 
     def run(prompt: str, tokens: int, row: Row) -> None:
         request = {"prompt": prompt, "n_predict": tokens, "temperature": 0.0, "cache_prompt": False}

@@ -38,7 +38,9 @@ def open_page(browser: sync_api.Browser, address: str, **options: object) -> Ite
         page = context.new_page()
         page.set_default_timeout(_MILLISECONDS)
         # What the server refuses is an answer, not an error of the page.
-        page.on("console", lambda said: said.type == "error" and "status of 4" not in said.text and errors.append(said.text))
+        page.on(
+            "console", lambda said: said.type == "error" and "status of 4" not in said.text and errors.append(said.text)
+        )
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
         yield page

@@ -127,7 +127,7 @@ def crc32(tensor: torch.Tensor) -> int:
 
 def rows_crc32(tensor: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> list[int]:
     """CRC-32 of the rows of every document: from its first to before its last."""
-    flat = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    flat = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     row = len(flat) // len(tensor)
     return [zlib.crc32(flat[first * row : last * row]) for first, last in bounds]
 

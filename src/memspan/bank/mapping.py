@@ -41,7 +41,7 @@ class Mapped:
         self._address, self._row_bytes = tensor.data_ptr(), tensor.nbytes // max(1, len(tensor))
         whole = tensor.untyped_storage()
         self._lowest, self._highest = whole.data_ptr(), whole.data_ptr() + whole.nbytes()
-        self._bytes = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        self._bytes = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
     def bytes(self, first: int, last: int) -> memoryview:
         """The bytes of some rows, where they lie."""
@@ -87,7 +87,7 @@ def open_mapped(path: Path) -> dict[str, Mapped]:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-    return {name: Mapped(_view(storage, 8 + length, header[name])) for name in names}
+    return {name: Mapped(_view(storage, 8 + length, header[name])) for name in names}  # type: ignore[arg-type]
 
 
 def _view(storage: torch.UntypedStorage, data: int, entry: Mapping[str, object]) -> torch.Tensor:
@@ -100,7 +100,7 @@ def _view(storage: torch.UntypedStorage, data: int, entry: Mapping[str, object])
     start, end = (data + int(offset) for offset in entry["data_offsets"])  # type: ignore[attr-defined]
     if dtype is None or start % dtype.itemsize or end - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"a tensor of {entry['dtype']} {shape} stands where it cannot")
-    return torch.empty(0, dtype=dtype).set_(storage, start // dtype.itemsize, shape)
+    return torch.empty(0, dtype=dtype).set_(storage, start // dtype.itemsize, shape)  # type: ignore[call-overload]
 
 
 @functools.cache

@@ -47,9 +47,9 @@ class PackedLinear(nn.Linear):
         if not _in_use.get() or len(rows_RF) > _MOST_ROWS[self.packing]:
             return super().forward(input)
         if self.packing == "int8":
-            out_RO = torch._weight_int8pack_mm(rows_RF, self.packed_weight, self.packed_scales)
+            out_RO = torch.ops.aten._weight_int8pack_mm(rows_RF, self.packed_weight, self.packed_scales)
         else:
-            out_RO = torch._weight_int4pack_mm_for_cpu(rows_RF, self.packed_weight, _GROUP, self.packed_scales)
+            out_RO = torch.ops.aten._weight_int4pack_mm_for_cpu(rows_RF, self.packed_weight, _GROUP, self.packed_scales)
         if self.bias is not None:
             out_RO = out_RO + self.bias
         return out_RO.view(*input.shape[:-1], -1)
@@ -110,7 +110,8 @@ def _packed_class(linear_class: type[nn.Linear]) -> type[nn.Linear]:
     """The class of a packed layer: what a subclass adds to the product (LoRA) stays."""
     if linear_class is nn.Linear:
         return PackedLinear
-    return type(f"Packed{linear_class.__name__}", (linear_class, PackedLinear), {})
+    bases: tuple[type[nn.Linear], ...] = (linear_class, PackedLinear)
+    return type(f"Packed{linear_class.__name__}", bases, {})  # type: ignore[misc]
 
 
 def _int8(weight_OF: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,4 +129,4 @@ def _int4(weight_OF: Tensor) -> tuple[Tensor, Tensor]:
     steps_OnK = ((weight_OnK - least_On[..., None]) / scale_On[..., None]).round().clamp(0, 15).int()
     # The kernel computes (step - 8) * scale + zero.
     scales_nO2 = torch.stack([scale_On, least_On + 8 * scale_On], dim=-1).transpose(0, 1).contiguous()
-    return torch._convert_weight_to_int4pack_for_cpu(steps_OnK.flatten(1), 1), scales_nO2
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps_OnK.flatten(1), 1), scales_nO2

@@ -104,7 +104,7 @@ def coarse_scores(queries: CoarseQueries, keys: CoarseKeys, out_BC: Tensor, tile
 def _integer_product(key_CW: Tensor, query_WQ: Tensor) -> Tensor:
     """The exact product of int8 matrices, int32 or float32."""
     if key_CW.device.type == "cpu" and _has_exact_int8():
-        return torch._int_mm(key_CW, query_WQ)
+        return torch.ops.aten._int_mm(key_CW, query_WQ)
     return key_CW.float() @ query_WQ.float()
 
 
@@ -116,6 +116,6 @@ def _has_exact_int8() -> bool:
         key_CW[::2] *= -1
         query_WQ = torch.full((192, tokens), _MOST_LEVELS, dtype=torch.int8)
         query_WQ[:, ::3] *= -1
-        if not torch.equal(torch._int_mm(key_CW, query_WQ).float(), key_CW.float() @ query_WQ.float()):
+        if not torch.equal(torch.ops.aten._int_mm(key_CW, query_WQ).float(), key_CW.float() @ query_WQ.float()):
             return False
     return True
