@@ -262,7 +262,7 @@ def test_the_default_model_is_converted_once_into_the_cache(tmp_path: Path, monk
 
     monkeypatch.setenv("MEMSPAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(convert_module, "load_backbone", load_tiny)
-    first, second = load(), load()
+    first, second = load(adapter="none"), load(adapter="none")
     assert sources == ["smollm2-135m-instruct"]
     assert first.path == second.path
     assert first.path.parent == tmp_path / "cache" / "models"
