@@ -48,7 +48,7 @@ def test_every_selector_ranks_by_its_own_scores_and_tells_what_routed() -> None:
     assert select("router", [], routed[:1]) == [Selected(1, 1.0, 2)]
     assert select("router", [], _routed((4, -0.5), (6, -0.5))) == [Selected(4, 1.0, 2), Selected(6, 1.0, 2)]
     found = select("hybrid", lexical, routed)
-    assert [(document.document_id, document.layers) for document in found] == [(3, 0), (1, 2), (7, 1), (9, 0)]
+    assert [(document.document_id, document.layers) for document in found] == [(1, 2), (3, 0), (7, 1), (9, 0)]
     assert [(document.document_id, document.score) for document in found] == fuse(lexical, routed)
 
 

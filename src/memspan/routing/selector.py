@@ -11,7 +11,7 @@ from memspan.routing.ranking import Ranked
 
 Selector = Literal["router", "lexical", "hybrid"]
 # Share of the router's score in `hybrid`; measured by benchmarks/retrieval.py on held-out questions, see docs/LOG.md.
-ROUTER_WEIGHT = 0.2
+ROUTER_WEIGHT = 0.4
 SELECTORS: tuple[str, ...] = get_args(Selector)
 
 
