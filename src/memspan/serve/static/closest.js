@@ -9,7 +9,9 @@ export function aroundClosest(text, question) {
   const held = sentences.map(({ segment }) => new Set(stems(segment)));
   // A word counts the more, the fewer sentences have it.
   const weights = wanted.map((stem) => 1 / (held.filter((stemsHeld) => stemsHeld.has(stem)).length || 1));
-  const scores = held.map((stemsHeld) => wanted.reduce((sum, stem, at) => sum + (stemsHeld.has(stem) ? weights[at] : 0), 0));
+  const scores = held.map((stemsHeld) =>
+    wanted.reduce((sum, stem, at) => sum + (stemsHeld.has(stem) ? weights[at] : 0), 0),
+  );
   const best = Math.max(...scores);
   if (!(best > 0)) return null;
   const { index, segment } = sentences[scores.indexOf(best)];

@@ -34,7 +34,12 @@ export function button(label, onclick, properties = {}) {
 
 /** Something to open: a line, and what stands behind it. */
 export function options(label, ...children) {
-  return element("details", { class: "options" }, element("summary", {}, label), element("div", { class: "options-body" }, ...children));
+  return element(
+    "details",
+    { class: "options" },
+    element("summary", {}, label),
+    element("div", { class: "options-body" }, ...children),
+  );
 }
 
 let fields = 0;

@@ -35,7 +35,10 @@ function passage(evidence, round, place, question) {
   return element(
     "li",
     { class: "passage" },
-    button(nameOf(evidence), () => openReader(evidence, place, question), { class: "title", title: `Read ${evidence.id} with what the model read of it` }),
+    button(nameOf(evidence), () => openReader(evidence, place, question), {
+      class: "title",
+      title: `Read ${evidence.id} with what the model read of it`,
+    }),
     element("blockquote", { dir: "auto" }, ...excerpt(evidence.text, evidence.title, question)),
     element("p", { class: "about" }, facts.filter(Boolean).join(" · ")),
   );

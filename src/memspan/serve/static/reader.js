@@ -20,14 +20,20 @@ export function markedPassage(text, question) {
 export async function openReader(evidence, place, question) {
   const passage = () => element("span", { class: "shaded" }, ...markedPassage(evidence.text, question));
   const body = element("div", { class: "reader" }, element("p", { class: "quiet-text" }, "Opening…"));
-  const link = element("a", { href: `#/memories/${encodeURIComponent(evidence.id)}`, onclick: () => shown.close() }, "Open in Memories");
+  const link = element(
+    "a",
+    { href: `#/memories/${encodeURIComponent(evidence.id)}`, onclick: () => shown.close() },
+    "Open in Memories",
+  );
   const about = element("p", { class: "about" }, element("code", {}, evidence.id), ` · ${day(evidence.date)} · `, link);
   const shown = dialog(nameOf(evidence), { class: "wide" }, about, body);
   try {
     const memory = await call("GET", memoryPath(evidence.id), { query: place });
     const [before, inside, after] = cut(memory.text, evidence.span);
-    if (inside !== evidence.text) fill(body, note("This memory has been changed since. The model read this:"), documentText(passage()));
-    else if (before || after) fill(body, note("Shaded is what the model read."), documentText(before, passage(), after));
+    if (inside !== evidence.text)
+      fill(body, note("This memory has been changed since. The model read this:"), documentText(passage()));
+    else if (before || after)
+      fill(body, note("Shaded is what the model read."), documentText(before, passage(), after));
     else fill(body, note("The model read all of it."), documentText(...markedPassage(inside, question)));
   } catch (error) {
     if (error.code === "memory_not_found") {
