@@ -91,6 +91,7 @@ def test_what_was_read_is_shaded_where_it_stands_in_its_memory(browser: Any, add
     with open_page(browser, address) as page:
         connected(page)
         exchange = ask(page, "Where does the vole live, in Turku?")
+        assert exchange.locator(".passage mark").first.text_content() == "The vole lives in Turku."
         exchange.locator(".passage .title").first.click()
         reader = page.get_by_role("dialog")
         reader.locator(".document").wait_for()
@@ -288,6 +289,16 @@ def test_spans_count_characters_not_units(browser: Any, address: str) -> None:
         assert page.evaluate(cut % (1, 3)) == ["a", "🦔b", "🦔c"]
         assert page.evaluate(cut % (3, 5)) == ["a🦔b", "🦔c", ""]
         assert page.evaluate(cut % (5, 5)) == ["a🦔b🦔c", "", ""]
+
+
+def test_the_marked_sentence_is_the_one_with_the_rarer_words(browser: Any, address: str) -> None:
+    text = "# Ann Lee\\n\\nAnn Lee is an engineer. Ann joined in May. Her sheepdog is called Mabli, and runs."
+    with open_page(browser, address) as page:
+        closest = "import('./static/closest.js').then(({ aroundClosest }) => aroundClosest('%s', '%s', 'Ann Lee'))"
+        found = page.evaluate(closest % (text, "What is the name of the sheepdogs of Ann Lee?"))
+        assert found["inside"] == "Her sheepdog is called Mabli, and runs."
+        assert found["before"].endswith("in May. ") and found["after"] == ""
+        assert page.evaluate(closest % (text, "Who?")) is None
 
 
 @pytest.mark.real

@@ -10,15 +10,15 @@ export function documentText(...parts) {
   return element("div", { class: "document", dir: "auto" }, ...parts);
 }
 
-/** A passage with the sentence marked that is closest to the question, if any is. */
-export function markedPassage(text, question) {
-  const found = aroundClosest(text, question);
+/** A piece of evidence with the sentence marked that is closest to the question, if any is. */
+export function markedPassage({ text, title }, question) {
+  const found = aroundClosest(text, question, title);
   return found ? [found.before, element("mark", {}, found.inside), found.after] : [text];
 }
 
 /** Show where a piece of evidence stands in its memory. */
 export async function openReader(evidence, place, question) {
-  const passage = () => element("span", { class: "shaded" }, ...markedPassage(evidence.text, question));
+  const passage = () => element("span", { class: "shaded" }, ...markedPassage(evidence, question));
   const body = element("div", { class: "reader" }, element("p", { class: "quiet-text" }, "Opening…"));
   const link = element(
     "a",
@@ -34,7 +34,7 @@ export async function openReader(evidence, place, question) {
       fill(body, note("This memory has been changed since. The model read this:"), documentText(passage()));
     else if (before || after)
       fill(body, note("Shaded is what the model read."), documentText(before, passage(), after));
-    else fill(body, note("The model read all of it."), documentText(...markedPassage(inside, question)));
+    else fill(body, note("The model read all of it."), documentText(...markedPassage(evidence, question)));
   } catch (error) {
     if (error.code === "memory_not_found") {
       link.remove();
