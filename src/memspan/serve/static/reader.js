@@ -41,10 +41,11 @@ export async function openReader(evidence, place, question) {
       fill(body, note("This memory has been deleted since. The model read this:"), documentText(passage()));
     } else fill(body, problem(error));
   }
-  (body.querySelector("mark") ?? body.querySelector(".shaded"))?.scrollIntoView({ block: "center" });
+  const marked = body.querySelector("mark");
+  if (marked) body.querySelector(".note").append(" The sentence closest to the question by its words is marked.");
+  (marked ?? body.querySelector(".shaded"))?.scrollIntoView({ block: "center" });
 }
 
 function note(text) {
-  const marked = " The sentence closest to the question by its words is marked.";
-  return element("p", { class: "note" }, text, marked);
+  return element("p", { class: "note" }, text);
 }
