@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 from fastapi.concurrency import run_in_threadpool
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError
-from mcp.server.streamable_http import TransportSecuritySettings
+from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
