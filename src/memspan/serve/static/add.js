@@ -5,7 +5,7 @@ import { button, dialog, element, field, fill, options, problem } from "./dom.js
 import { ACCEPTED, batches, filesOf, hasFiles, memoriesOf } from "./files.js";
 import { counted } from "./format.js";
 import { parsed } from "./memory.js";
-import { place, refresh } from "./place.js";
+import { place } from "./place.js";
 import { toast } from "./toast.js";
 
 const LISTED = 8;
@@ -20,7 +20,7 @@ export function openAdd(changed, dropped) {
   const finish = async (message) => {
     shown.close();
     toast(message);
-    await Promise.all([refresh(), changed()]);
+    await changed();
   };
   const take = async (given) => {
     const found = await memoriesOf(await filesOf(given));
@@ -192,7 +192,7 @@ async function runImport(body, memories, finish, changed) {
       problem(error),
       element("p", { class: "about" }, `${sum.done} of ${memories.length} were added before.`),
     );
-    await Promise.all([refresh(), changed()]);
+    await changed();
   }
 }
 

@@ -7,7 +7,7 @@ import { hasFiles } from "./files.js";
 import { filterFields } from "./filter.js";
 import { counted, day, nameOf, score, shortened, withoutTitle } from "./format.js";
 import { memoryView } from "./memory.js";
-import { bank, changes, mayWrite, place } from "./place.js";
+import { bank, changes, mayWrite, place, refresh } from "./place.js";
 
 const PAGE = 30;
 const FOUND = 30;
@@ -125,6 +125,7 @@ export function browserView(root) {
 
   /** Something was added, edited or deleted. */
   async function changed() {
+    await refresh();
     stale = true;
     if (!root.hidden) await load();
   }

@@ -60,7 +60,9 @@ export function select(options, properties = {}) {
 
 /** A message about something that went wrong, in its place. */
 export function problem(error) {
-  return element("p", { class: "problem", role: "alert" }, error instanceof Error ? error.message : String(error));
+  const told = error instanceof Error ? error.message : String(error);
+  const sentence = told.charAt(0).toUpperCase() + told.slice(1) + (/[.?!)]$/.test(told) ? "" : ".");
+  return element("p", { class: "problem", role: "alert" }, sentence);
 }
 
 /** A modal dialog that is gone when it is closed. Escape, and a click beside it, close it. */

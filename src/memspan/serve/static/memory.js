@@ -3,7 +3,7 @@
 import { call, memoryPath } from "./api.js";
 import { button, element, field, fill, problem } from "./dom.js";
 import { day, nameOf } from "./format.js";
-import { mayWrite, place, refresh } from "./place.js";
+import { mayWrite, place } from "./place.js";
 import { documentText } from "./reader.js";
 import { toast } from "./toast.js";
 
@@ -75,7 +75,7 @@ export function memoryView(root, changed) {
           : memory;
         read(now).focus();
         toast("Saved");
-        await Promise.all([refresh(), changed()]);
+        await changed();
       } catch (error) {
         save.disabled = false;
         fill(told, problem(error));
@@ -110,7 +110,7 @@ export function memoryView(root, changed) {
     }
     location.hash = "#/memories";
     toast(`Deleted “${nameOf(memory)}”`, { label: "Undo", run: () => restore(memory, where) });
-    await Promise.all([refresh(), changed()]);
+    await changed();
   }
 
   /** Add a memory again as it was. One without a date keeps the moment it was added at as its date. */
@@ -124,7 +124,7 @@ export function memoryView(root, changed) {
         run: () => restore({ id, title, text, metadata, date, added_at }, where),
       });
     }
-    await Promise.all([refresh(), changed()]);
+    await changed();
   }
 
   return { show };
