@@ -31,16 +31,19 @@ def chromium() -> Iterator[sync_api.Browser]:
 
 @contextlib.contextmanager
 def open_page(browser: sync_api.Browser, address: str, **options: object) -> Iterator[sync_api.Page]:
-    """A tab of its own, connected. Nothing may go wrong in it: no error of a script, nothing that the policy forbids."""
+    """A tab of its own. Nothing may go wrong in it: no error of a script, nothing that the policy forbids."""
     context = browser.new_context(**options)
     errors: list[str] = []
+
+    def listen(said: sync_api.ConsoleMessage) -> None:
+        # What the server refuses is an answer, not an error of the page.
+        if said.type == "error" and "status of 4" not in said.text:
+            errors.append(said.text)
+
     try:
         page = context.new_page()
         page.set_default_timeout(_MILLISECONDS)
-        # What the server refuses is an answer, not an error of the page.
-        page.on(
-            "console", lambda said: said.type == "error" and "status of 4" not in said.text and errors.append(said.text)
-        )
+        page.on("console", listen)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
         yield page

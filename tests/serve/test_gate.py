@@ -38,6 +38,8 @@ ROUTES = [
     ("GET", "/v1/imports/x"),
     ("GET", "/v1/imports/x/events"),
     ("DELETE", "/v1/imports/x"),
+    ("GET", "/v1/status"),
+    ("GET", "/v1/documents"),
     ("GET", "/nowhere"),
 ]
 READ, WRITE, ADMIN = "read", "write", "admin"

@@ -5,7 +5,7 @@ import { button, dialog, element, field, fill, options, problem } from "./dom.js
 import { ACCEPTED, batches, filesOf, hasFiles, memoriesOf } from "./files.js";
 import { counted } from "./format.js";
 import { parsed } from "./memory.js";
-import { place, refresh } from "./place.js";
+import { place } from "./place.js";
 import { toast } from "./toast.js";
 
 const LISTED = 8;
@@ -20,7 +20,7 @@ export function openAdd(changed, dropped) {
   const finish = async (message) => {
     shown.close();
     toast(message);
-    await Promise.all([refresh(), changed()]);
+    await changed();
   };
   const take = async (given) => {
     const found = await memoriesOf(await filesOf(given));
@@ -34,11 +34,22 @@ export function openAdd(changed, dropped) {
 function dropZone(shown, take) {
   const told = element("div");
   const safely = (given) => take(given).catch((error) => fill(told, problem(error)));
-  const input = element("input", { type: "file", multiple: true, accept: ACCEPTED, hidden: true, onchange: () => safely(input.files) });
+  const input = element("input", {
+    type: "file",
+    multiple: true,
+    accept: ACCEPTED,
+    hidden: true,
+    onchange: () => safely(input.files),
+  });
   const zone = element(
     "div",
     { class: "drop" },
-    element("p", {}, "Drop files or folders here, or ", button("choose files", () => input.click())),
+    element(
+      "p",
+      {},
+      "Drop files or folders here, or ",
+      button("choose files", () => input.click()),
+    ),
     element("p", { class: "about" }, "Text, Markdown, and JSON Lines (one memory a line)."),
     input,
     told,
@@ -62,7 +73,12 @@ function pasteForm(finish) {
   const title = element("input", { dir: "auto" });
   const date = element("input", { placeholder: "2026-03-01" });
   const id = element("input", { spellcheck: "false" });
-  const metadata = element("textarea", { rows: 3, class: "code", spellcheck: "false", placeholder: '{"project": "amber"}' });
+  const metadata = element("textarea", {
+    rows: 3,
+    class: "code",
+    spellcheck: "false",
+    placeholder: '{"project": "amber"}',
+  });
   const told = element("div");
   const add = element("button", { class: "primary" }, "Add");
 
@@ -71,7 +87,13 @@ function pasteForm(finish) {
     add.disabled = true;
     try {
       const given = { id: id.value.trim() || undefined, date: date.value.trim() || undefined };
-      const body = { text: text.value, title: title.value.trim(), metadata: parsed(metadata.value), ...given, ...place() };
+      const body = {
+        text: text.value,
+        title: title.value.trim(),
+        metadata: parsed(metadata.value),
+        ...given,
+        ...place(),
+      };
       const memory = await call("POST", "v1/memories", { body });
       location.hash = `#/memories/${encodeURIComponent(memory.id)}`;
       await finish("Added. The next question sees it.");
@@ -89,7 +111,12 @@ function pasteForm(finish) {
     field("Title", title),
     options(
       "Date, id, metadata",
-      element("div", { class: "grid" }, field("Date", date, "Left empty: now."), field("Id", id, "One of this id is replaced. Left empty: made from the text.")),
+      element(
+        "div",
+        { class: "grid" },
+        field("Date", date, "Left empty: now."),
+        field("Id", id, "One of this id is replaced. Left empty: made from the text."),
+      ),
       field("Metadata", metadata, "A JSON object; filters can use it."),
     ),
     told,
@@ -99,16 +126,28 @@ function pasteForm(finish) {
 
 /** What files hold, before it is added. */
 function review({ memories, skipped }, start) {
-  const names = memories.slice(0, LISTED).map((memory) => element("li", { dir: "auto" }, memory.title || memory.id, " ", element("code", {}, memory.id)));
+  const names = memories
+    .slice(0, LISTED)
+    .map((memory) => element("li", { dir: "auto" }, memory.title || memory.id, " ", element("code", {}, memory.id)));
   if (memories.length > LISTED) names.push(element("li", {}, `and ${memories.length - LISTED} more`));
-  const reasons = skipped.slice(0, LISTED).map(({ source, reason }) => element("li", {}, element("code", {}, source), `: ${reason}`));
+  const reasons = skipped
+    .slice(0, LISTED)
+    .map(({ source, reason }) => element("li", {}, element("code", {}, source), `: ${reason}`));
   if (skipped.length > LISTED) reasons.push(element("li", {}, `and ${skipped.length - LISTED} more`));
-  const add = button(`Add ${counted(memories.length, "memory", "memories")}`, () => start(memories), { class: "primary" });
+  const add = button(`Add ${counted(memories.length, "memory", "memories")}`, () => start(memories), {
+    class: "primary",
+  });
   queueMicrotask(() => add.focus());
   return element(
     "div",
     { class: "review" },
-    element("p", {}, memories.length ? `Found ${counted(memories.length, "memory", "memories")}. Those with an id that is there already are replaced.` : "Nothing to add was found."),
+    element(
+      "p",
+      {},
+      memories.length
+        ? `Found ${counted(memories.length, "memory", "memories")}. Those with an id that is there already are replaced.`
+        : "Nothing to add was found.",
+    ),
     element("ul", {}, ...names),
     skipped.length > 0 && element("p", {}, `Passed over: ${counted(skipped.length, "file or line", "files or lines")}`),
     element("ul", { class: "skipped" }, ...reasons),
@@ -141,11 +180,19 @@ async function runImport(body, memories, finish, changed) {
       for (const name of Object.keys(sum)) sum[name] += last[name];
       if (last.status === "failed") throw new Error(last.error);
     }
-    const kinds = Object.entries({ added: sum.added, replaced: sum.updated, unchanged: sum.unchanged }).filter(([, number]) => number);
-    await finish(`${stopped ? "Stopped: " : ""}${kinds.map(([kind, number]) => `${number} ${kind}`).join(", ") || "nothing added"}`);
+    const kinds = Object.entries({ added: sum.added, replaced: sum.updated, unchanged: sum.unchanged }).filter(
+      ([, number]) => number,
+    );
+    await finish(
+      `${stopped ? "Stopped: " : ""}${kinds.map(([kind, number]) => `${number} ${kind}`).join(", ") || "nothing added"}`,
+    );
   } catch (error) {
-    fill(body, problem(error), element("p", { class: "about" }, `${sum.done} of ${memories.length} were added before.`));
-    await Promise.all([refresh(), changed()]);
+    fill(
+      body,
+      problem(error),
+      element("p", { class: "about" }, `${sum.done} of ${memories.length} were added before.`),
+    );
+    await changed();
   }
 }
 

@@ -74,7 +74,8 @@ async function keyGiven(tried) {
 function address(path, query = {}) {
   const found = new URL(path, document.baseURI);
   for (const [name, value] of Object.entries(query)) {
-    for (const one of [value].flat()) if (one !== undefined && one !== null && one !== "") found.searchParams.append(name, one);
+    for (const one of [value].flat())
+      if (one !== undefined && one !== null && one !== "") found.searchParams.append(name, one);
   }
   return found;
 }

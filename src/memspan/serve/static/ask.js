@@ -9,13 +9,18 @@ import { bank, changes, lastFailure, lastStatus, mayWrite, place } from "./place
 export function askView(root) {
   const conversation = element("div", { class: "conversation" });
   const welcome = element("div", { class: "welcome" });
-  const text = element("textarea", { rows: 1, placeholder: "Ask your memories…", "aria-label": "Question", dir: "auto" });
+  const text = element("textarea", {
+    rows: 1,
+    placeholder: "Ask your memories…",
+    "aria-label": "Question",
+    dir: "auto",
+  });
   const send = element("button", { class: "primary" }, "Ask");
   const how = askOptions();
   const again = button("New conversation", startOver, { class: "quiet", hidden: true });
   const form = element(
     "form",
-    { class: "composer", onsubmit: submit },
+    { class: "composer", onsubmit: submit, novalidate: true },
     element("div", { class: "question-box" }, text, send),
     element("div", { class: "below" }, how.node, again),
   );
@@ -40,7 +45,11 @@ export function askView(root) {
   }
 
   async function ask(question) {
-    const current = exchange(question, { ...how.body(), messages: [...turns, { role: "user", content: question }] }, ask);
+    const current = exchange(
+      question,
+      { ...how.body(), messages: [...turns, { role: "user", content: question }] },
+      ask,
+    );
     running = current;
     send.textContent = "Stop";
     welcome.hidden = true;
@@ -74,8 +83,16 @@ export function askView(root) {
       return fill(welcome, element("h1", {}, "Not connected"), element("p", {}, why));
     }
     const add = element("a", { href: "#/memories" }, "Add some first");
-    const size = element("p", {}, `Answers come from ${counted(here.memories, "memory", "memories")} in ${here.name}, with the passages they rest on.`);
-    fill(welcome, element("h1", {}, "Ask what you remember"), here.memories ? size : element("p", {}, "There are no memories here yet. ", add, "."));
+    const size = element(
+      "p",
+      {},
+      `Answers come from ${counted(here.memories, "memory", "memories")} in ${here.name}, with the passages they rest on.`,
+    );
+    fill(
+      welcome,
+      element("h1", {}, "Ask what you remember"),
+      here.memories ? size : element("p", {}, "There are no memories here yet. ", add, "."),
+    );
   }
 
   changes.addEventListener("status", tell);

@@ -7,18 +7,25 @@ import { hasFiles } from "./files.js";
 import { filterFields } from "./filter.js";
 import { counted, day, nameOf, score, shortened, withoutTitle } from "./format.js";
 import { memoryView } from "./memory.js";
-import { bank, changes, mayWrite, place } from "./place.js";
+import { bank, changes, mayWrite, place, refresh } from "./place.js";
 
 const PAGE = 30;
 const FOUND = 30;
 const PAUSE_MS = 250; // after the last key before a search begins
 
 export function browserView(root) {
-  const search = element("input", { type: "search", placeholder: "Search memories", "aria-label": "Search memories", dir: "auto" });
+  const search = element("input", {
+    type: "search",
+    placeholder: "Search memories",
+    "aria-label": "Search memories",
+    dir: "auto",
+  });
   const filter = filterFields();
-  const apply = button("Apply", () => load());
-  filter.node.append(element("div", { class: "actions" }, apply));
-  const filters = options("Filter", filter.node);
+  filter.node.append(element("button", {}, "Apply"));
+  const filters = options(
+    "Filter",
+    element("form", { onsubmit: (event) => (event.preventDefault(), load()) }, filter.node),
+  );
   const add = button("Add memories", () => openAdd(changed), { class: "primary" });
   const total = element("p", { class: "about", role: "status" });
   const list = element("ul", { class: "memory-list" });
@@ -45,6 +52,7 @@ export function browserView(root) {
       if (!items.length) fill(list, element("li", { class: "empty" }, nothing()));
     } catch (error) {
       if (mine !== loading) return;
+      stale = true;
       total.textContent = "";
       fill(list, element("li", {}, problem(error)));
     } finally {
@@ -117,6 +125,7 @@ export function browserView(root) {
 
   /** Something was added, edited or deleted. */
   async function changed() {
+    await refresh();
     stale = true;
     if (!root.hidden) await load();
   }
@@ -148,7 +157,10 @@ export function browserView(root) {
     event.preventDefault();
     openAdd(changed, event.dataTransfer);
   });
-  changes.addEventListener("status", () => (add.hidden = !mayWrite()));
+  changes.addEventListener("status", () => {
+    add.hidden = !mayWrite();
+    if (stale && bank() && !root.hidden) load();
+  });
   changes.addEventListener("place", () => {
     stale = true;
     if (opened !== null) location.hash = "#/memories";

@@ -34,7 +34,12 @@ export function button(label, onclick, properties = {}) {
 
 /** Something to open: a line, and what stands behind it. */
 export function options(label, ...children) {
-  return element("details", { class: "options" }, element("summary", {}, label), element("div", { class: "options-body" }, ...children));
+  return element(
+    "details",
+    { class: "options" },
+    element("summary", {}, label),
+    element("div", { class: "options-body" }, ...children),
+  );
 }
 
 let fields = 0;
@@ -55,7 +60,9 @@ export function select(options, properties = {}) {
 
 /** A message about something that went wrong, in its place. */
 export function problem(error) {
-  return element("p", { class: "problem", role: "alert" }, error instanceof Error ? error.message : String(error));
+  const told = error instanceof Error ? error.message : String(error);
+  const sentence = told.charAt(0).toUpperCase() + told.slice(1) + (/[.?!)]$/.test(told) ? "" : ".");
+  return element("p", { class: "problem", role: "alert" }, sentence);
 }
 
 /** A modal dialog that is gone when it is closed. Escape, and a click beside it, close it. */

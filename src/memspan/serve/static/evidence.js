@@ -35,16 +35,20 @@ function passage(evidence, round, place, question) {
   return element(
     "li",
     { class: "passage" },
-    button(nameOf(evidence), () => openReader(evidence, place, question), { class: "title", title: `Read ${evidence.id} with what the model read of it` }),
-    element("blockquote", { dir: "auto" }, ...excerpt(evidence.text, evidence.title, question)),
+    button(nameOf(evidence), () => openReader(evidence, place, question), {
+      class: "title",
+      title: `Read ${evidence.id} with what the model read of it`,
+    }),
+    element("blockquote", { dir: "auto" }, ...excerpt(evidence, question)),
     element("p", { class: "about" }, facts.filter(Boolean).join(" · ")),
   );
 }
 
 /** A passage from a little before its marked sentence on, without a title it begins with; the sheet cuts it off. */
-function excerpt(text, title, question) {
-  const [before, ...rest] = markedPassage(withoutTitle(text, title), question);
-  if (!rest.length || before.length <= BEFORE) return [before.trimStart(), ...rest];
+function excerpt(evidence, question) {
+  const [start, ...rest] = markedPassage(evidence, question);
+  const before = withoutTitle(start, evidence.title);
+  if (!rest.length || before.length <= BEFORE) return [before, ...rest];
   const near = before.slice(-BEFORE);
   return [`…${near.slice(near.search(/\s/) + 1)}`, ...rest];
 }

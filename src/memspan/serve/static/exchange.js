@@ -53,8 +53,11 @@ export function exchange(question, body, again) {
 
   function showTrace({ trace, usage, finish }) {
     if (!answer.textContent.trim()) answer.append(element("span", { class: "quiet-text" }, "The model wrote nothing."));
-    const cutOff = finish === "length" && element("p", { class: "note" }, "The answer reached its limit of tokens and was cut off.");
-    const kept = trace.remembered.length > 0 && element("p", { class: "note" }, `Remembered as ${counted(trace.remembered.length, "memory", "memories")}.`);
+    const cutOff =
+      finish === "length" && element("p", { class: "note" }, "The answer reached its limit of tokens and was cut off.");
+    const kept =
+      trace.remembered.length > 0 &&
+      element("p", { class: "note" }, `Remembered as ${counted(trace.remembered.length, "memory", "memories")}.`);
     if (kept) refresh();
     fill(after, cutOff, kept, evidenceList(trace, question), inspector(trace, usage));
   }
@@ -75,5 +78,7 @@ async function* chunks(body, signal) {
 
 function lookedUp(round) {
   const found = counted(round.chosen.length, "passage");
-  return round.ended === "more" ? `Round ${round.number}: read ${found}; looking further…` : `Round ${round.number}: read ${found}. Writing…`;
+  return round.ended === "more"
+    ? `Round ${round.number}: read ${found}; looking further…`
+    : `Round ${round.number}: read ${found}. Writing…`;
 }

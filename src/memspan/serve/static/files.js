@@ -23,7 +23,10 @@ export async function filesOf(given) {
 
 async function walk(entry) {
   if (entry.name.startsWith(".")) return [];
-  if (entry.isFile) return [{ path: entry.fullPath.replace(/^\//, ""), file: await new Promise((done, fail) => entry.file(done, fail)) }];
+  if (entry.isFile)
+    return [
+      { path: entry.fullPath.replace(/^\//, ""), file: await new Promise((done, fail) => entry.file(done, fail)) },
+    ];
   const reader = entry.createReader();
   const found = [];
   for (;;) {
@@ -41,7 +44,8 @@ export async function memoriesOf(files) {
   const [memories, skipped] = [[], []];
   for (const { path, file } of files) {
     try {
-      if (!TEXTS.test(path) && !RECORDS.test(path)) throw new Error("this kind of file is read by the command: memspan add");
+      if (!TEXTS.test(path) && !RECORDS.test(path))
+        throw new Error("this kind of file is read by the command: memspan add");
       if (file.size > LARGEST) throw new Error("too large for the page; use the command: memspan add");
       const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
       if (text.includes("\0")) throw new Error("not a text");
@@ -60,7 +64,12 @@ export async function memoriesOf(files) {
 function titleOf(path, text) {
   const [first, second] = text.trimStart().split("\n", 2);
   const line = first.replace(/^#{1,6}\s+/, "").trim();
-  return line && line.length <= 100 && !(second ?? "").trim() ? line : path.split("/").pop().replace(/\.\w+$/, "");
+  return line && line.length <= 100 && !(second ?? "").trim()
+    ? line
+    : path
+        .split("/")
+        .pop()
+        .replace(/\.\w+$/, "");
 }
 
 /** One JSON object a line: text (or content, or body), and id, title, date; every other key is metadata. */

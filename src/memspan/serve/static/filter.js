@@ -32,7 +32,14 @@ function condition() {
   const name = element("input", { "aria-label": "Field", placeholder: "title, date, project…", spellcheck: "false" });
   const operator = select(OPERATORS, { "aria-label": "Comparison" });
   const value = element("input", { "aria-label": "Value", placeholder: "value" });
-  const made = element("div", { class: "condition" }, name, operator, value, button("×", () => made.remove(), { "aria-label": "Remove this condition", class: "quiet" }));
+  const made = element(
+    "div",
+    { class: "condition" },
+    name,
+    operator,
+    value,
+    button("×", () => made.remove(), { "aria-label": "Remove this condition", class: "quiet" }),
+  );
   queueMicrotask(() => name.focus());
   return made;
 }
@@ -41,7 +48,8 @@ function whereOf(rows) {
   const where = {};
   for (const row of rows.children) {
     const [name, operator, value] = row.querySelectorAll("input, select");
-    if (name.value.trim()) where[name.value.trim()] = { ...where[name.value.trim()], [operator.value]: read(value.value.trim()) };
+    if (name.value.trim())
+      where[name.value.trim()] = { ...where[name.value.trim()], [operator.value]: read(value.value.trim()) };
   }
   return Object.keys(where).length ? where : undefined;
 }

@@ -16,7 +16,8 @@ export function heatMap(layers, names, read) {
   const made = element("div", { class: "heat" });
   const draw = (most) => {
     made.replaceChildren(...grid(layers, documents.slice(0, most), names, read));
-    if (documents.length > most) made.append(button(`Show all ${documents.length} documents`, () => draw(documents.length), { class: "quiet" }));
+    if (documents.length > most)
+      made.append(button(`Show all ${documents.length} documents`, () => draw(documents.length), { class: "quiet" }));
   };
   draw(SHOWN);
   return made;
@@ -31,7 +32,8 @@ function columns(layers, read) {
       found.set(id, [num + 1, sum + scores[index]]);
     });
   }
-  const order = ([a, [numA, sumA]], [b, [numB, sumB]]) => read.has(b) - read.has(a) || numB - numA || sumB - sumA || a - b;
+  const order = ([a, [numA, sumA]], [b, [numB, sumB]]) =>
+    read.has(b) - read.has(a) || numB - numA || sumB - sumA || a - b;
   return [...found].sort(order).map(([id]) => id);
 }
 
@@ -51,19 +53,44 @@ function grid(layers, documents, names, read) {
     for (const id of documents) row.append(cell(layer, id, nameOf(id), share));
     return row;
   });
-  const table = element("table", { role: "grid", "aria-label": "Scores of routing by layer and document" }, element("thead", {}, head), element("tbody", {}, ...body));
-  const readout = element("p", { class: "readout", "aria-live": "polite" }, "Point at a square, or walk with the arrow keys.");
+  const table = element(
+    "table",
+    { role: "grid", "aria-label": "Scores of routing by layer and document" },
+    element("thead", {}, head),
+    element("tbody", {}, ...body),
+  );
+  const readout = element(
+    "p",
+    { class: "readout", "aria-live": "polite" },
+    "Point at a square, or walk with the arrow keys.",
+  );
   walkable(table, readout);
-  const scale = element("div", { class: "scale" }, score(least), element("span", { class: "ramp", "aria-hidden": "true" }), score(most), element("span", { class: "key" }, "Underlined: its text was read"));
+  const scale = element(
+    "div",
+    { class: "scale" },
+    score(least),
+    element("span", { class: "ramp", "aria-hidden": "true" }),
+    score(most),
+    element("span", { class: "key" }, "Underlined: its text was read"),
+  );
   return [element("div", { class: "scroll" }, table), readout, scale];
 }
 
 function cell(layer, id, name, share) {
   const rank = layer.document_ids.indexOf(id);
-  if (rank < 0) return element("td", { tabindex: -1, "data-told": `Layer ${layer.layer} did not route to ${name}` }, element("span", { class: "unseen" }, "none"));
+  if (rank < 0)
+    return element(
+      "td",
+      { tabindex: -1, "data-told": `Layer ${layer.layer} did not route to ${name}` },
+      element("span", { class: "unseen" }, "none"),
+    );
   const value = layer.scores[rank];
   const told = `Layer ${layer.layer} → ${name}: ${score(value)}, place ${rank + 1} of ${counted(layer.document_ids.length, "document")}`;
-  const made = element("td", { tabindex: -1, class: "routed", "data-told": told }, element("span", { class: "unseen" }, score(value)));
+  const made = element(
+    "td",
+    { tabindex: -1, class: "routed", "data-told": told },
+    element("span", { class: "unseen" }, score(value)),
+  );
   made.style.setProperty("--share", `${Math.round(12 + 88 * share(value))}%`);
   return made;
 }
@@ -81,7 +108,8 @@ function walkable(table, readout) {
     if (row < 0) return;
     const column = rows[row].indexOf(at);
     const last = rows[row].length - 1;
-    const [down, right] = MOVES[event.key] ?? (event.key === "Home" ? [0, -last] : event.key === "End" ? [0, last] : [0, 0]);
+    const [down, right] =
+      MOVES[event.key] ?? (event.key === "Home" ? [0, -last] : event.key === "End" ? [0, last] : [0, 0]);
     const next = rows[row + down]?.[Math.max(0, Math.min(last, column + right))];
     if (!next || next === at) return;
     event.preventDefault();

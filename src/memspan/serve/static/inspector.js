@@ -36,7 +36,13 @@ function timings(found, usage) {
   }
   const facts = stages.map((stage) => fact(STAGES[stage], seconds(found[stage]), stage));
   const tokens = usage ? `, ${count(usage.prompt_tokens)} tokens read, ${count(usage.completion_tokens)} written` : "";
-  return element("section", {}, element("h4", {}, `Time: ${seconds(total)}${tokens}`), bar, element("dl", { class: "legend" }, ...facts));
+  return element(
+    "section",
+    {},
+    element("h4", {}, `Time: ${seconds(total)}${tokens}`),
+    bar,
+    element("dl", { class: "legend" }, ...facts),
+  );
 }
 
 function fact(name, value, stage) {
@@ -58,13 +64,23 @@ function rounds(trace) {
     return element(
       "li",
       {},
-      element("p", {}, element("strong", {}, `By ${SELECTORS[round.selector] ?? round.selector}: `), chosen.join(", ") || "nothing"),
+      element(
+        "p",
+        {},
+        element("strong", {}, `By ${SELECTORS[round.selector] ?? round.selector}: `),
+        chosen.join(", ") || "nothing",
+      ),
       element("p", { class: "about" }, `Looked for “${round.query}”`),
       round.written && element("p", { class: "about" }, "The model wrote ", element("code", {}, round.written)),
       element("p", { class: "about" }, notes.join(" · ")),
     );
   });
-  return element("section", {}, element("h4", {}, trace.rounds.length === 1 ? "One round" : `${trace.rounds.length} rounds`), element("ol", { class: "rounds" }, ...items));
+  return element(
+    "section",
+    {},
+    element("h4", {}, trace.rounds.length === 1 ? "One round" : `${trace.rounds.length} rounds`),
+    element("ol", { class: "rounds" }, ...items),
+  );
 }
 
 function routing(trace, names) {
@@ -73,11 +89,15 @@ function routing(trace, names) {
     ...trace.rounds.map((round) => [`When choosing, round ${round.number}`, round.routed]),
   ].filter(([, layers]) => layers.length);
   const heading = element("h4", {}, "Routing: layers and documents");
-  if (!moments.length) return element("section", {}, heading, element("p", { class: "quiet-text" }, "No layer routed to anything."));
+  if (!moments.length)
+    return element("section", {}, heading, element("p", { class: "quiet-text" }, "No layer routed to anything."));
   const read = new Set(trace.evidence.map((item) => item.document_id));
   const map = element("div");
   const draw = () => fill(map, heatMap(moments[choice.value][1], names, read));
-  const choice = select(moments.map(([label], index) => [index, label]), { "aria-label": "When", onchange: draw });
+  const choice = select(
+    moments.map(([label], index) => [index, label]),
+    { "aria-label": "When", onchange: draw },
+  );
   draw();
   return element("section", {}, heading, moments.length > 1 && choice, map);
 }

@@ -3,7 +3,7 @@
 import { call, memoryPath } from "./api.js";
 import { button, element, field, fill, problem } from "./dom.js";
 import { day, nameOf } from "./format.js";
-import { mayWrite, place, refresh } from "./place.js";
+import { mayWrite, place } from "./place.js";
 import { documentText } from "./reader.js";
 import { toast } from "./toast.js";
 
@@ -37,7 +37,12 @@ export function memoryView(root, changed) {
       element("dt", {}, name),
       element("dd", { dir: "auto" }, typeof value === "string" ? value : JSON.stringify(value)),
     ]);
-    const about = element("dl", { class: "facts" }, element("dt", {}, "Id"), element("dd", {}, element("code", {}, memory.id)));
+    const about = element(
+      "dl",
+      { class: "facts" },
+      element("dt", {}, "Id"),
+      element("dd", {}, element("code", {}, memory.id)),
+    );
     if (memory.date) about.append(element("dt", {}, "Date"), element("dd", {}, day(memory.date)));
     about.append(element("dt", {}, "Added"), element("dd", {}, day(memory.added_at)), ...metadata);
     fill(root, back(), element("header", {}, heading, mayWrite() && actions), about, documentText(memory.text));
@@ -59,11 +64,18 @@ export function memoryView(root, changed) {
       event.preventDefault();
       save.disabled = true;
       try {
-        const changes = difference(memory, { title: title.value, date: date.value.trim() || null, text: text.value, metadata: parsed(metadata.value) });
-        const now = Object.keys(changes).length ? await call("PATCH", memoryPath(memory.id), { body: { ...changes, ...place() } }) : memory;
+        const changes = difference(memory, {
+          title: title.value,
+          date: date.value.trim() || null,
+          text: text.value,
+          metadata: parsed(metadata.value),
+        });
+        const now = Object.keys(changes).length
+          ? await call("PATCH", memoryPath(memory.id), { body: { ...changes, ...place() } })
+          : memory;
         read(now).focus();
         toast("Saved");
-        await Promise.all([refresh(), changed()]);
+        await changed();
       } catch (error) {
         save.disabled = false;
         fill(told, problem(error));
@@ -98,7 +110,7 @@ export function memoryView(root, changed) {
     }
     location.hash = "#/memories";
     toast(`Deleted “${nameOf(memory)}”`, { label: "Undo", run: () => restore(memory, where) });
-    await Promise.all([refresh(), changed()]);
+    await changed();
   }
 
   /** Add a memory again as it was. One without a date keeps the moment it was added at as its date. */
@@ -107,9 +119,12 @@ export function memoryView(root, changed) {
       await call("POST", "v1/memories", { body: { id, title, text, metadata, date: date ?? added_at, ...where } });
       toast("Restored");
     } catch (error) {
-      toast(`Not restored: ${error.message}`, { label: "Try again", run: () => restore({ id, title, text, metadata, date, added_at }, where) });
+      toast(`Not restored: ${error.message}`, {
+        label: "Try again",
+        run: () => restore({ id, title, text, metadata, date, added_at }, where),
+      });
     }
-    await Promise.all([refresh(), changed()]);
+    await changed();
   }
 
   return { show };
@@ -120,7 +135,9 @@ function back() {
 }
 
 function difference(memory, edited) {
-  const changed = Object.entries(edited).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(memory[name]));
+  const changed = Object.entries(edited).filter(
+    ([name, value]) => JSON.stringify(value) !== JSON.stringify(memory[name]),
+  );
   return Object.fromEntries(changed.filter(([, value]) => value !== null));
 }
 
@@ -133,6 +150,7 @@ export function parsed(text) {
   } catch {
     // said below
   }
-  if (value === null || typeof value !== "object" || Array.isArray(value)) throw new Error('Metadata are a JSON object, as {"project": "amber"}.');
+  if (value === null || typeof value !== "object" || Array.isArray(value))
+    throw new Error('Metadata are a JSON object, as {"project": "amber"}.');
   return value;
 }

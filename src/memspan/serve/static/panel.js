@@ -9,7 +9,13 @@ import { THEMES, applyTheme, theme } from "./theme.js";
 /** Ask a person for a key; whether one was given. */
 export function askForKey(refused) {
   return new Promise((resolve) => {
-    const input = element("input", { type: "password", autocomplete: "off", required: true, placeholder: "msk_…", spellcheck: "false" });
+    const input = element("input", {
+      type: "password",
+      autocomplete: "off",
+      required: true,
+      placeholder: "msk_…",
+      spellcheck: "false",
+    });
     const form = element(
       "form",
       {
@@ -41,7 +47,9 @@ export async function openPanel() {
 
 function parts(panel) {
   const [status, here] = [lastStatus(), bank()];
-  const busy = status.waiting ? `${count(status.running)} running, ${count(status.waiting)} waiting` : `${count(status.running)} running`;
+  const busy = status.waiting
+    ? `${count(status.running)} running, ${count(status.waiting)} waiting`
+    : `${count(status.running)} running`;
   return [
     placePart(status, here),
     facts("Size of this namespace", [
@@ -64,12 +72,30 @@ function parts(panel) {
 }
 
 function placePart(status, here) {
-  const banks = select(status.banks.map((one) => one.name), { onchange: () => choose({ bank: banks.value }) });
+  const banks = select(
+    status.banks.map((one) => one.name),
+    { onchange: () => choose({ bank: banks.value }) },
+  );
   banks.value = here.name;
-  const known = element("datalist", { id: "namespaces" }, ...here.namespaces.map((name) => element("option", { value: name })));
-  const namespace = element("input", { list: "namespaces", value: status.namespace, autocomplete: "off", spellcheck: "false" });
+  const known = element(
+    "datalist",
+    { id: "namespaces" },
+    ...here.namespaces.map((name) => element("option", { value: name })),
+  );
+  const namespace = element("input", {
+    list: "namespaces",
+    value: status.namespace,
+    autocomplete: "off",
+    spellcheck: "false",
+  });
   namespace.addEventListener("change", () => choose({ namespace: namespace.value.trim() || "default" }));
-  return element("section", {}, field("Bank", banks), field("Namespace", namespace, "Memories of other namespaces are not seen."), known);
+  return element(
+    "section",
+    {},
+    field("Bank", banks),
+    field("Namespace", namespace, "Memories of other namespaces are not seen."),
+    known,
+  );
 }
 
 function facts(title, pairs) {
@@ -89,5 +115,7 @@ function keyPart(panel) {
     setKey(null);
     refresh();
   };
-  return hasKey() ? element("section", {}, button("Forget the API key", again)) : lastFailure() && element("section", {}, button("Try again", again));
+  return hasKey()
+    ? element("section", {}, button("Forget the API key", again))
+    : lastFailure() && element("section", {}, button("Try again", again));
 }

@@ -10,35 +10,42 @@ export function documentText(...parts) {
   return element("div", { class: "document", dir: "auto" }, ...parts);
 }
 
-/** A passage with the sentence marked that is closest to the question, if any is. */
-export function markedPassage(text, question) {
-  const found = aroundClosest(text, question);
+/** A piece of evidence with the sentence marked that is closest to the question, if any is. */
+export function markedPassage({ text, title }, question) {
+  const found = aroundClosest(text, question, title);
   return found ? [found.before, element("mark", {}, found.inside), found.after] : [text];
 }
 
 /** Show where a piece of evidence stands in its memory. */
 export async function openReader(evidence, place, question) {
-  const passage = () => element("span", { class: "shaded" }, ...markedPassage(evidence.text, question));
+  const passage = () => element("span", { class: "shaded" }, ...markedPassage(evidence, question));
   const body = element("div", { class: "reader" }, element("p", { class: "quiet-text" }, "Opening…"));
-  const link = element("a", { href: `#/memories/${encodeURIComponent(evidence.id)}`, onclick: () => shown.close() }, "Open in Memories");
+  const link = element(
+    "a",
+    { href: `#/memories/${encodeURIComponent(evidence.id)}`, onclick: () => shown.close() },
+    "Open in Memories",
+  );
   const about = element("p", { class: "about" }, element("code", {}, evidence.id), ` · ${day(evidence.date)} · `, link);
   const shown = dialog(nameOf(evidence), { class: "wide" }, about, body);
   try {
     const memory = await call("GET", memoryPath(evidence.id), { query: place });
     const [before, inside, after] = cut(memory.text, evidence.span);
-    if (inside !== evidence.text) fill(body, note("This memory has been changed since. The model read this:"), documentText(passage()));
-    else if (before || after) fill(body, note("Shaded is what the model read."), documentText(before, passage(), after));
-    else fill(body, note("The model read all of it."), documentText(...markedPassage(inside, question)));
+    if (inside !== evidence.text)
+      fill(body, note("This memory has been changed since. The model read this:"), documentText(passage()));
+    else if (before || after)
+      fill(body, note("Shaded is what the model read."), documentText(before, passage(), after));
+    else fill(body, note("The model read all of it."), documentText(...markedPassage(evidence, question)));
   } catch (error) {
     if (error.code === "memory_not_found") {
       link.remove();
       fill(body, note("This memory has been deleted since. The model read this:"), documentText(passage()));
     } else fill(body, problem(error));
   }
-  (body.querySelector("mark") ?? body.querySelector(".shaded"))?.scrollIntoView({ block: "center" });
+  const marked = body.querySelector("mark");
+  if (marked) body.querySelector(".note").append(" The sentence closest to the question by its words is marked.");
+  (marked ?? body.querySelector(".shaded"))?.scrollIntoView({ block: "center" });
 }
 
 function note(text) {
-  const marked = " The sentence closest to the question by its words is marked.";
-  return element("p", { class: "note" }, text, marked);
+  return element("p", { class: "note" }, text);
 }

@@ -2,7 +2,11 @@
 
 const THEME = "memspan.theme";
 
-export const THEMES = [["", "As the device"], ["light", "Light"], ["dark", "Dark"]];
+export const THEMES = [
+  ["", "As the device"],
+  ["light", "Light"],
+  ["dark", "Dark"],
+];
 
 export const theme = () => localStorage.getItem(THEME) ?? "";
 

@@ -12,7 +12,13 @@ const SECONDS = 12;
 export function toast(message, action) {
   const leave = () => made.remove();
   const act = action && button(action.label, () => (leave(), action.run()));
-  const made = element("div", { class: "toast" }, element("span", {}, message), act, button("×", leave, { "aria-label": "Dismiss", class: "quiet" }));
+  const made = element(
+    "div",
+    { class: "toast" },
+    element("span", {}, message),
+    act,
+    button("×", leave, { "aria-label": "Dismiss", class: "quiet" }),
+  );
   document.getElementById("toasts").append(made);
   let left = SECONDS;
   const timer = setInterval(() => {
