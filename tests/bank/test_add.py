@@ -601,7 +601,7 @@ def test_a_run_whose_commit_fails_can_be_repeated(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("memspan.bank.segment.save_file", full)
+        patched.setattr("memspan.bank.files.save_file", full)
         with pytest.raises(BankError, match="No space left"):
             add_documents(bank, loaded, corpus)
     assert read_bank(bank) == before

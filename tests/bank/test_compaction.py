@@ -64,7 +64,7 @@ def _add(bank: MemoryBank, name: str, text: str = "text", rows: int = 1, **optio
 def unsynced(bank: MemoryBank, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let many small commits cost what they cost without the disk."""
     bank.catalog.connection.execute("PRAGMA synchronous = OFF")
-    monkeypatch.setattr("memspan.bank.segment.os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("memspan.bank.files.os.fsync", lambda descriptor: None)
 
 
 @pytest.mark.usefixtures("unsynced")

@@ -21,7 +21,7 @@ from memspan.generate.memory import MAX_DOCUMENTS
 from memspan.generate.sampling import Sampling
 from memspan.model.backbones import DEFAULT_SOURCE
 from memspan.model.convert import convert
-from memspan.routing.selector import SELECTORS
+from memspan.routing.selector import SELECTORS, fuse
 from memspan.types import Answer
 
 COMMANDS = {
@@ -339,6 +339,13 @@ def test_ask_shows_the_answer_with_evidence(bank: Path) -> None:
     )
 
 
+@pytest.fixture
+def words_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model's router is noise, of which `hybrid` takes little here."""
+    monkeypatch.setattr(fuse, "__defaults__", (0.05,))
+
+
+@pytest.mark.usefixtures("words_decide")
 def test_ask_as_json_holds_every_field_of_an_answer(bank: Path) -> None:
     options = ("--selector", "hybrid", "--max-documents", 2, "--max-new-tokens", 4, "--json")
     question = "Does the otter of Rome live there, or the heron?"
@@ -353,6 +360,7 @@ def test_ask_as_json_holds_every_field_of_an_answer(bank: Path) -> None:
     assert isinstance(found["layers"], int)
 
 
+@pytest.mark.usefixtures("words_decide")
 def test_a_trace_tells_every_round(bank: Path) -> None:
     question = "Who fishes where the heron lives?"
     options = ("--selector", "hybrid", "--rounds", 2, "--documents-per-round", 1, "--max-new-tokens", 4)

@@ -38,7 +38,7 @@ def test_an_answer_is_what_the_library_answers(animals: tuple[Server, str], http
     assert trace["evidence"][0]["id"] == "animals/otter" and trace["evidence"][0]["text"] == "The otter lives in Rome."
     assert [len(layer["document_ids"]) for layer in trace["routed"]] == [2, 2]
     assert trace["rounds"][0]["chosen"] == [item.document_id for item in expected.evidence]
-    assert {"queue", "select", "prefill", "decode"} == set(trace["timings"])
+    assert {"queue", "select", "prefill", "routing", "fetch", "decode"} == set(trace["timings"])
 
 
 def test_citations_are_annotations(http: httpx.Client) -> None:
