@@ -33,7 +33,7 @@ class DecodingBatch:
         num_layers = loaded.model.config.text_config.num_hidden_layers
         self._layers = [_RowsLayer(max_rows) for _ in range(num_layers)]
         self._cache = DynamicCache()
-        self._cache.layers = [*self._layers]
+        self._cache.layers = [*self._layers]  # type: ignore[assignment]
         self._decodings: list[Decoding] = []
         self._lengths: list[int] = []
         self._retrieved: dict[int, Retrieved] | None = None
