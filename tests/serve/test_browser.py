@@ -231,6 +231,7 @@ def test_files_are_added_and_what_cannot_be_read_is_named(browser: Any, address:
         stored = http.get("/v1/memories", params={"bank": "imported", "limit": 100}).json()["data"]
         assert len(stored) == 41 and stored[0]["title"] == "The badger" and stored[0]["id"] == "badger.md"
         assert stored[1]["metadata"] == {"kind": "record"}
+        page.locator(".memory-list li:nth-child(30)").wait_for()
         assert page.locator(".memory-list a").count() == 30
         page.get_by_role("button", name="Show more").click()
         page.locator(".memory-list li:nth-child(41)").wait_for()
