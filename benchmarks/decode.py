@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import importlib
 import importlib.util
 import json
 import math
@@ -119,14 +120,13 @@ def run_memspan(
 
 def llama_runner() -> Callable[[str, int, Row], None]:
     """Runs a prompt through llama.cpp."""
-    import xllamacpp
-
-    parameters = xllamacpp.CommonParams()  # type: ignore[attr-defined]
+    xllamacpp: Any = importlib.import_module("xllamacpp")  # an extra of its own, and without types
+    parameters = xllamacpp.CommonParams()
     parameters.model.path = str(default_gguf())
     parameters.n_ctx, parameters.n_parallel = 2048, 1
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = torch.get_num_threads()
     parameters.warmup = True
-    server = xllamacpp.Server(parameters)  # type: ignore[attr-defined]
+    server = xllamacpp.Server(parameters)
 
     def run(prompt: str, tokens: int, row: Row) -> None:
         request = {"prompt": prompt, "n_predict": tokens, "temperature": 0.0, "cache_prompt": False}
