@@ -7,6 +7,8 @@ model fits it, so that no question is answered from it.
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import uuid
 import zlib
 from collections.abc import Callable
@@ -33,6 +35,8 @@ CHUNK_SIZE = 64
 _CENTRES = 1024
 # Lengths of what a key is a sum of: what all share, what a centre's share, its own.
 _SHARED, _CENTRE, _OWN = 0.5, 0.6, 1.0
+# What of a manifest decides what the rows of a bank are.
+_SHAPE = ("msa_layers", "chunk_size", "num_kv_heads", "head_dim", "similarity", "dtype")
 
 
 def synthetic_manifest(shape: str) -> Manifest:
@@ -59,6 +63,59 @@ def synthetic_manifest(shape: str) -> Manifest:
     )
 
 
+def made_up(manifest: Manifest) -> Manifest:
+    """The manifest of a bank of made-up latents at the shapes of a real one."""
+    backbone = f"nothing: made-up latents at the shapes of {manifest.backbone}"
+    return dataclasses.replace(manifest, encoder_fingerprint=SYNTHETIC, backbone=backbone)
+
+
+def disk_bytes(manifest: Manifest, num_chunks: int) -> int:
+    """What such a bank takes on disk at most, without its catalog: routing keys in bfloat16 and in 8 bits."""
+    layers, width = len(manifest.msa_layers), manifest.num_kv_heads * manifest.head_dim
+    return num_chunks * layers * (LATENT_DTYPE.itemsize * width + width + torch.float32.itemsize)
+
+
+def open_or_write_synthetic(
+    folder: Path, manifest: Manifest, num_chunks: int, *, progress: Callable[[int], None] = lambda chunks: None
+) -> MemoryBank:
+    """Open the bank of made-up latents in a folder, or make it there; what was not finished is made again.
+
+    Writes `folder/`, and until that is whole `folder.partial/`, which it removes if there is one.
+
+    Args:
+        manifest: of `synthetic_manifest` or `made_up`.
+
+    Raises:
+        BankError: the folder holds another bank, or as `write_synthetic`.
+    """
+    if not MemoryBank.exists(folder):
+        partial = folder.with_name(f"{folder.name}.partial")
+        if partial.exists():
+            shutil.rmtree(partial)
+        write_synthetic(partial, manifest, num_chunks, progress=progress).close()
+        partial.rename(folder)
+    bank = MemoryBank.open(folder)
+    try:
+        _check_fits(bank, manifest, num_chunks)
+    except BankError:
+        bank.close()
+        raise
+    return bank
+
+
+def _check_fits(bank: MemoryBank, manifest: Manifest, num_chunks: int) -> None:
+    found, remedy = bank.manifest, "name another folder, or remove it"
+    if found.encoder_fingerprint != SYNTHETIC:
+        raise BankError(f"{bank.folder} holds a bank of documents, not one of made-up latents; {remedy}")
+    chunks = bank.catalog.counts().chunks
+    if chunks != num_chunks:
+        raise BankError(f"{bank.folder} has {chunks:,} made-up chunks, not {num_chunks:,}; {remedy}")
+    for name in _SHAPE:
+        has, wanted = getattr(found, name), getattr(manifest, name)
+        if has != wanted:
+            raise BankError(f"the made-up latents of {bank.folder} have {name} {has}, the model {wanted}; {remedy}")
+
+
 def write_synthetic(
     folder: str | Path,
     manifest: Manifest,
@@ -74,7 +131,7 @@ def write_synthetic(
     Writes what `MemoryBank.create` and `SegmentWriter` write. A segment is committed at a time; one is in memory.
 
     Args:
-        manifest: of `synthetic_manifest`.
+        manifest: of `synthetic_manifest` or `made_up`.
         progress: told the chunks written so far.
 
     Raises:
@@ -132,7 +189,7 @@ def _write_segment(bank: MemoryBank, keys_LCW: torch.Tensor, chunks_per_document
     crc_of = {rows: zlib.crc32(bytes(rows * row_bytes)) for rows in {place.rows for place in places}}
     content_crc32 = [[crc_of[place.rows] for place in places]] * len(manifest.msa_layers)
     files = publish_segment(folder, name, manifest.msa_layers, documents_N4, keys_LCW, content, content_crc32)
-    tokens = CHUNK_SIZE * chunks_per_document
+    tokens = manifest.chunk_size * chunks_per_document
     parts = tuple(
         NewDocument(place.document_id, Span(number, number + 1), tokens) for number, place in enumerate(places)
     )

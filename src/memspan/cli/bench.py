@@ -1,4 +1,4 @@
-"""The options of `memspan bench`: what is needed to measure a size before there is a bank of that size."""
+"""The options of `memspan bench`: measuring a size before there is a bank of that size."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import Annotated
 
 import typer
 
-from memspan.cli.app import JsonOption, errors_told
-
-bench = typer.Typer(
-    help="Make what measurements need; the figures come from benchmarks/ (docs/performance.md).", no_args_is_help=True
+from memspan.cli.app import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    WeightsOption,
+    errors_told,
 )
 
-
-@bench.callback()
-def _of_bench() -> None:
-    """Keeps `synth` a command of its own, though it is the only one."""
+bench = typer.Typer(
+    help="Measure sizes before there are documents; more figures come from benchmarks/ (docs/performance.md).",
+    no_args_is_help=True,
+)
 
 
 @bench.command()
@@ -33,3 +37,26 @@ def synth(
         from memspan.cli import bench_commands
 
         bench_commands.synth(bank, shape, chunks, chunks_per_document, seed, as_json)
+
+
+@bench.command()
+def latency(
+    tokens: Annotated[str, typer.Option(help="Sizes of the memory; K is 1,000.")] = "16k,128k,1m,10m,100m",
+    questions: Annotated[int, typer.Option(help="Asked of every size.")] = 5,
+    folder: Annotated[Path, typer.Option(help="Where the made-up banks are kept.")] = Path("latency-banks"),
+    injected_tokens: Annotated[int, typer.Option(help="Of the text put before the question; it routes.")] = 256,
+    new_tokens: Annotated[int, typer.Option(help="Decoded behind the first, at most.")] = 32,
+    png: Annotated[Path | None, typer.Option(help="Draw the curve into this file.")] = None,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    weights: WeightsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the time to the first token while the memory grows, over made-up latents of the model's shapes."""
+    with errors_told():
+        from memspan.cli import bench_commands
+
+        choice = bench_commands.ModelChoice(model, adapter, dtype, device, weights)
+        bench_commands.latency(choice, tokens, questions, folder, injected_tokens, new_tokens, png, as_json)

@@ -50,7 +50,7 @@ SCALE = "scale.json"
 _SAMPLE_DOCUMENTS = 40
 _NEARLY_ALL = 0.99
 """A size counts as reached from this share on, where the documents end there."""
-_UNITS = {"": 1, "K": 2**10, "M": 2**20}
+_UNITS = {"": 0, "K": 1, "M": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +66,27 @@ class Step:
     tokens: int
 
 
-def parse_sizes(text: str) -> tuple[int, ...]:
-    """Sizes as `16K,256K,1M` (K is 1024 tokens), growing.
+def parse_sizes(text: str, *, kilo: int = 1024, least: int = 2, option: str = "--sizes") -> tuple[int, ...]:
+    """Sizes as `16K,256K,1M`, growing.
+
+    Args:
+        kilo: what K stands for; M is its square.
+        least: how many sizes there must be.
+        option: that gave the text, for the message.
 
     Raises:
         EvaluationError: they are not sizes, or do not grow.
     """
     sizes = []
     for name in text.split(","):
-        number, unit = name.strip().rstrip("KM"), name.strip()[len(name.strip().rstrip("KM")) :]
-        if not number.isdigit() or unit not in _UNITS:
+        size = name.strip().upper()
+        number = size.rstrip("KM")
+        if not number.isdigit() or size[len(number) :] not in _UNITS:
             raise EvaluationError(f"no size {name.strip()!r}; write sizes as 16K,64K,256K,1M")
-        sizes.append(int(number) * _UNITS[unit])
-    if sizes != sorted(set(sizes)) or len(sizes) < 2 or sizes[0] < 1:
-        raise EvaluationError(f"--sizes must be at least two that grow, not {text}")
+        sizes.append(int(number) * kilo ** _UNITS[size[len(number) :]])
+    if sizes != sorted(set(sizes)) or len(sizes) < least or sizes[0] < 1:
+        count = "one or more" if least == 1 else "at least two"
+        raise EvaluationError(f"{option} must be {count} that grow, not {text}")
     return tuple(sizes)
 
 
