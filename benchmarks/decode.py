@@ -1,6 +1,6 @@
 """Decoding speed: answers over injected documents, against the backbone's own cached `generate`, in one run.
 
-    python benchmarks/decode.py [--model DIR] [--bank DIR] [--questions 8] [--tokens 64] [--json FILE]
+    python benchmarks/decode.py [--model DIR] [--bank DIR] [--questions 8] [--tokens 64] [--json FILE] [--png FILE]
 
 Every question of `examples/` is answered from the documents that full-text search finds in `examples/notes`, whose text
 stands before it; all rows get the same tokens (so the same local length), weights and number format, question by
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import importlib
 import importlib.util
 import json
@@ -31,16 +30,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from backbone import plain_backbone
+from plots import parse_options, spread, write_figures
+from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from memspan import Document, Memory, MemoryBank, Sampling
 from memspan.bank.encode import manifest_of
 from memspan.bank.scope import Scope
+from memspan.eval.plots import Spread, draw_bars
 from memspan.generate.context import fitted_context, room_for
 from memspan.generate.decode import Decoding, prefill
 from memspan.generate.finder import Finder
@@ -75,10 +78,13 @@ class Row:
         self.wall.append(times[-1][0] - times[0][0])
         self.cpu.append(times[-1][1] - times[0][1])
 
+    def rates(self, seconds: Sequence[float]) -> list[float]:
+        """Tokens per second of every question."""
+        return [(len(ids) - 1) / s for ids, s in zip(self.ids, seconds, strict=True) if len(ids) > 1]
+
     def per_second(self, seconds: Sequence[float]) -> float:
         """Median over the questions of tokens per second."""
-        rates = [(len(ids) - 1) / s for ids, s in zip(self.ids, seconds, strict=True) if len(ids) > 1]
-        return statistics.median(rates)
+        return statistics.median(self.rates(seconds))
 
 
 class Clock(BaseStreamer):
@@ -197,8 +203,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
     parser.add_argument("--texts", type=int, default=4, help="notes whose tokens measure the loss")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
+    options = parse_options(parser)
 
     loaded = load(options.model, device="cpu")
     models = {"": loaded}
@@ -206,11 +211,7 @@ def main() -> None:
     for packing in packings:
         models[packing] = load(options.model, device="cpu")
         pack_weights(models[packing].model.backbone, packing)
-    backbone: Any = AutoModelForCausalLM.from_config(
-        copy.deepcopy(loaded.model.config.backbone_config), attn_implementation="sdpa", dtype=loaded.model.dtype
-    )
-    backbone.load_state_dict(dict(loaded.model.named_backbone_weights()), strict=False)
-    backbone.eval()
+    backbone = plain_backbone(loaded)
     llama = None
     if importlib.util.find_spec("xllamacpp") is not None and options.model is None:
         llama = llama_runner()
@@ -248,7 +249,7 @@ def main() -> None:
     for name, row in rows.items():
         rate = row.per_second(row.wall)
         told: dict[str, Any] = {
-            "tokens_per_second": round(rate, 1),
+            "tokens_per_second": spread(row.rates(row.wall), 1),
             "over_backbone": round(rate / base.per_second(base.wall), 2),
             "tokens": sum(map(len, row.ids)),
         }
@@ -262,9 +263,8 @@ def main() -> None:
         if drafted := sum(lookup.num_drafted for lookup in row.lookups):
             told["drafts_accepted"] = round(sum(lookup.num_accepted for lookup in row.lookups) / drafted, 3)
         figures["rows"][name] = told
-    print(json.dumps(figures, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    bars = {name: Spread.of(row.rates(row.wall)) for name, row in rows.items()}
+    write_figures(options, figures, partial(draw_bars, bars=bars, up="tokens per second", title="decoding"))
 
 
 def notes(count: int) -> list[Document]:

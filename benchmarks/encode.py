@@ -1,6 +1,6 @@
 """Encoding speed: documents into latents, against the backbone's own forward over the same batches, in one run.
 
-    python benchmarks/encode.py [--model DIR] [--documents 192] [--repeats 3] [--json FILE]
+    python benchmarks/encode.py [--model DIR] [--documents 192] [--repeats 3] [--json FILE] [--png FILE]
 
 Both sides run the same token ids in the same length buckets, in the same number format, batch by batch in turn; the
 backbone's side is its decoder without the language-model head (`model.model(ids)`), with its standard (SDPA) attention.
@@ -11,17 +11,16 @@ not counted.
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import statistics
 import time
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
-from transformers import AutoModelForCausalLM
+from backbone import plain_backbone
+from plots import parse_options, spread, write_figures
 
 from memspan.bank.encode import BATCH_TOKENS
+from memspan.eval.plots import Spread, draw_bars
 from memspan.model.convert import load
 from memspan.text.packing import length_batches, padding_share
 
@@ -48,16 +47,11 @@ def main() -> None:
     parser.add_argument("--model", help="MSA checkpoint; default: SmolLM2-135M-Instruct")
     parser.add_argument("--documents", type=int, default=192)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
+    options = parse_options(parser)
 
     loaded = load(options.model)
     config = loaded.model.config
-    backbone: Any = AutoModelForCausalLM.from_config(
-        copy.deepcopy(config.backbone_config), attn_implementation="sdpa", dtype=loaded.model.dtype
-    )
-    backbone.load_state_dict(dict(loaded.model.named_backbone_weights()), strict=False)
-    decoder = backbone.to(loaded.model.device).eval().base_model
+    decoder = plain_backbone(loaded).base_model
 
     documents = random_documents(options.documents, config.vocab_size)
     lengths = [len(document) for document in documents]
@@ -79,19 +73,19 @@ def main() -> None:
         for name, total in totals.items():
             seconds[name].append(total)
     ratios = [backbone / encode for encode, backbone in zip(seconds["encode"], seconds["backbone"], strict=True)]
+    rates = {name: [sum(lengths) / second for second in values] for name, values in seconds.items()}
     figures = {
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "documents": len(documents),
         "tokens": sum(lengths),
         "padding_share": round(padding_share(lengths, buckets), 4),
-        "tokens_per_second": {name: round(sum(lengths) / statistics.median(v)) for name, v in seconds.items()},
+        "tokens_per_second": {name: spread(values, 0) for name, values in rates.items()},
         "encode_over_backbone": round(statistics.median(ratios), 3),
         "encode_over_backbone_runs": [round(ratio, 3) for ratio in ratios],
     }
-    print(json.dumps(figures, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    bars = {name: Spread.of(values) for name, values in rates.items()}
+    write_figures(options, figures, partial(draw_bars, bars=bars, up="tokens per second", title="encoding"))
 
 
 if __name__ == "__main__":

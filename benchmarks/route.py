@@ -1,33 +1,43 @@
 """Routing speed and exactness: the grouped dot product against the literal formula, in one run.
 
-    python benchmarks/route.py [--chunks 65536] [--tokens 32] [--repeats 5] [--json FILE]
+    python benchmarks/route.py [--chunks 65536] [--tokens 32] [--repeats 5] [--json FILE] [--png FILE]
 
-Shape: Qwen3-4B's (32 query heads, 8 key heads, size 128). Three ways to score the same bfloat16 keys:
+Shape: Qwen3-4B's (32 query heads, 8 key heads, size 128). Four ways to score the same keys:
 
-    grouped    what memspan serves with (`memspan.ops.scoring.chunk_scores`)
+    int8       the coarse pass that memspan serves with (`memspan.ops.coarse`): keys and queries in 8 bits, the rounding
+               of the query counted
+    grouped    one bfloat16 product for all heads, as memspan trains with (`memspan.ops.scoring.chunk_scores`)
     literal    the per-head formula as the released code writes it: keys repeated for every query head, one product
                per head, then mean over heads and max over tokens
     folded     a well-written literal: a group's query heads in the rows of one product, tiled, no copy of the keys
 
-Exactness: largest difference of the grouped scores from the formula in float64 on the same stored keys, before and
-after the candidates are re-scored, and whether the top k is the same. Times are medians of alternating runs.
+The last three read the same bfloat16 keys. Exactness: largest difference of the scores from the formula in float64 on
+those keys, before and after the candidates (the best of the int8 pass, as served) are re-scored, and whether the top k
+is the same. Times are medians of alternating runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
+from plots import parse_options, spread, write_figures
 
+from memspan.eval.plots import Spread, draw_bars
+from memspan.ops.coarse import CoarseKeys, coarse_scores, quantize_keys, quantize_queries
 from memspan.ops.scoring import chunk_scores, exact_chunk_scores, fold_keys, fold_queries
 
 H, G, D = 32, 8, 128
 TOP_K, CANDIDATES = 16, 128
+
+
+def int8(query_1TW: torch.Tensor, keys: CoarseKeys) -> torch.Tensor:
+    score_1C = torch.empty(1, len(keys.scale_C))
+    coarse_scores(quantize_queries(query_1TW), keys, score_1C)
+    return score_1C[0]
 
 
 def grouped(query_1TW: torch.Tensor, key_CW: torch.Tensor) -> torch.Tensor:
@@ -35,7 +45,7 @@ def grouped(query_1TW: torch.Tensor, key_CW: torch.Tensor) -> torch.Tensor:
 
 
 def literal(query_HTD: torch.Tensor, key_GCD: torch.Tensor) -> torch.Tensor:
-    key_HCD = key_GCD.repeat_interleave(H // G, dim=0)
+    key_HCD = key_GCD.repeat_interleave(len(query_HTD) // len(key_GCD), dim=0)
     return torch.matmul(query_HTD, key_HCD.transpose(1, 2)).mean(0).amax(0)
 
 
@@ -79,12 +89,12 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=65_536)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
+    options = parse_options(parser)
 
     torch.manual_seed(0)
     key_CW = fold_keys(torch.randn(options.chunks, G, D), "cosine").bfloat16()
     query_1TW = fold_queries(torch.randn(1, options.tokens, H, D), G, "cosine")
+    coarse_keys = quantize_keys(key_CW)
     # The other two take what they would be given: unit-length query heads, keys head by head.
     torch.manual_seed(0)
     torch.randn(options.chunks, G, D)
@@ -95,32 +105,35 @@ def main() -> None:
 
     seconds = alternate(
         {
+            "int8": lambda: int8(query_1TW, coarse_keys),
             "grouped": lambda: grouped(query_1TW, key_CW),
             "folded": lambda: folded(query16_HTD, key_GCD),
             "literal": lambda: literal(query16_HTD, key_GCD),
         },
         options.repeats,
     )
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    spreads = {name: Spread.of([1000 * value for value in values]) for name, values in seconds.items()}
+    medians = {name: found.median for name, found in spreads.items()}
 
     true_C = formula(query_HTD, key_GCD)
-    coarse_C = grouped(query_1TW, key_CW)
-    candidates = torch.argsort(coarse_C.float(), descending=True, stable=True)[:CANDIDATES].sort().values
+    grouped_C, coarse_C = grouped(query_1TW, key_CW), int8(query_1TW, coarse_keys)
+    candidates = torch.argsort(coarse_C, descending=True, stable=True)[:CANDIDATES].sort().values
     exact = exact_chunk_scores(query_1TW[0], key_CW[candidates])
     figures = {
         "shape": {"H": H, "G": G, "D": D, "tokens": options.tokens, "chunks": options.chunks, "dtype": "bfloat16"},
         "threads": torch.get_num_threads(),
-        "median_ms": {name: round(1000 * value, 2) for name, value in medians.items()},
-        "min_max_ms": {name: [round(1000 * f(v), 2) for f in (min, max)] for name, v in seconds.items()},
+        "ms": {name: spread([1000 * value for value in values], 2) for name, values in seconds.items()},
         "literal_over_grouped": round(medians["literal"] / medians["grouped"], 1),
         "folded_over_grouped": round(medians["folded"] / medians["grouped"], 1),
-        "coarse_max_error": float((coarse_C.double() - true_C).abs().max()),
+        "literal_over_int8": round(medians["literal"] / medians["int8"], 1),
+        "folded_over_int8": round(medians["folded"] / medians["int8"], 1),
+        "grouped_max_error": float((grouped_C.double() - true_C).abs().max()),
+        "int8_max_error": float((coarse_C.double() - true_C).abs().max()),
         "rescored_max_error": float((exact.double() - true_C[candidates]).abs().max()),
         "rescored_top_k_equal": [int(candidates[i]) for i in top(exact)] == top(true_C),
     }
-    print(json.dumps(figures, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    title = f"scoring {options.chunks:,} chunks for {options.tokens} query tokens, one layer"
+    write_figures(options, figures, partial(draw_bars, bars=spreads, up="milliseconds", title=title))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Routing over a bank of made-up latents: time through all MSA layers, peak memory, agreement with exact scores.
 
     memspan bench synth BANK --chunks 1562500            # 100M tokens at SmolLM2's shapes; 13.5 GB on disk
-    python benchmarks/scale.py BANK [--tokens 32] [--questions 5] [--threads 2] [--memory-budget 4GB] [--json FILE]
+    python benchmarks/scale.py BANK [--tokens 32] [--questions 5] [--threads 2] [--memory-budget 4GB]
+                               [--json FILE] [--png FILE]
 
 A question is routed through every MSA layer one after the other, as the model does, content of the selected documents
 read included. The first question also checks every key's checksum. Peak memory is VmHWM of a process of its own, which
@@ -12,24 +13,22 @@ stored bfloat16 keys, every chunk) that routing found, over `--checked` layers a
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from keys import TOP_K, questions, true_top
+from plots import parse_options, spread, write_figures
 
 from memspan.bank.bank import MemoryBank
-from memspan.bank.mapping import open_mapped
-from memspan.bank.segment import segment_paths
-from memspan.bank.snapshot import Snapshot
 from memspan.bank.synthetic import SHAPES
 from memspan.bank.tiers import parse_bytes, resident_bytes
-from memspan.ops.scoring import document_scores, fold_queries, top_documents
+from memspan.eval.plots import Spread, draw_bars
+from memspan.ops.scoring import fold_queries
 from memspan.routing.local import LocalMemory
-
-TOP_K = 16
 
 
 def peak_bytes() -> int:
@@ -38,35 +37,7 @@ def peak_bytes() -> int:
     return 1024 * int(line.split()[1])
 
 
-def questions(snapshot: Snapshot, num_heads: int, tokens: int, count: int) -> torch.Tensor:
-    """Router queries `[L, count, 1, T, H, D]`, each about the key of some document."""
-    manifest = snapshot.manifest
-    L, G, D = len(manifest.msa_layers), manifest.num_kv_heads, manifest.head_dim
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(L, count, 1, tokens, num_heads, D, generator=generator)
-    for number in range(count):
-        shard = snapshot.shards[number % len(snapshot.shards)]
-        for place, layer in enumerate(manifest.msa_layers):
-            key_GD = shard.reader.router_rows(layer, 7 * number)[0].float().view(G, D)
-            query[place, number, 0] += 0.7 * D**0.5 * key_GD.repeat_interleave(num_heads // G, 0)
-    return query
-
-
-def true_top(bank: MemoryBank, layer: int, query_TW: torch.Tensor) -> list[int]:
-    """The best TOP_K documents by scores in float32 of every chunk, read from the files apart from any reader."""
-    ids, scores = [], []
-    for _, files in bank.catalog.segments():
-        mapped = open_mapped(segment_paths(bank.folder / "segments", files.name)[0])
-        key_CW, documents_N4 = mapped[f"layer_{layer}"], mapped["documents"].tensor
-        score_C = torch.cat([(tile_CW.float() @ query_TW.T).amax(1) for tile_CW in key_CW.tensor.split(4096)])
-        document_C = torch.repeat_interleave(documents_N4[:, 2])
-        scores.append(document_scores(score_C[None], document_C, len(documents_N4))[0])
-        ids.append(documents_N4[:, 0].clone())
-        key_CW.give_back()
-    return top_documents(torch.cat(scores), torch.cat(ids), TOP_K)[0].tolist()
-
-
-def measure(options: argparse.Namespace) -> dict[str, object]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     budget = parse_bytes(options.memory_budget) if options.memory_budget else None
     before = resident_bytes()
@@ -123,10 +94,9 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             "seconds": {
                 "open": round(opened, 3),
                 "first_question": round(wall[0], 3),
-                "all_layers_median": round(statistics.median(wall[1:]), 3),
-                "all_layers_min_max": [round(min(wall[1:]), 3), round(max(wall[1:]), 3)],
-                "all_layers_cpu_median": round(statistics.median(cpu[1:]), 3),
-                "layer_median": round(statistics.median(per_layer[len(manifest.msa_layers) :]), 4),
+                "all_layers": spread(wall[1:]),
+                "all_layers_cpu": spread(cpu[1:]),
+                "layer": spread(per_layer[len(manifest.msa_layers) :]),
             },
             "bytes": {
                 "before_opening": before,
@@ -147,12 +117,16 @@ def main() -> None:
     parser.add_argument("--checked", type=int, default=3, help="layers whose scores are computed exactly")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--memory-budget")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
+    options = parse_options(parser)
     figures = measure(options)
-    print(json.dumps(figures, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_figures(options, figures, partial(draw, figures=figures))
+
+
+def draw(path: Path, figures: dict[str, Any]) -> None:
+    seconds = figures["seconds"]
+    bars = {"all layers": seconds["all_layers"], "CPU": seconds["all_layers_cpu"], "one layer": seconds["layer"]}
+    title = f"routing over {figures['bank']['tokens_stood_for']:,} tokens, {figures['query_tokens']} query tokens"
+    draw_bars(path, {name: Spread(**bar) for name, bar in bars.items()}, up="seconds", title=title)
 
 
 if __name__ == "__main__":

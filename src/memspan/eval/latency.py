@@ -34,7 +34,7 @@ from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.text.template import Context, Passage
-from memspan.types import Done, Event, Round, RoundDone, RoundStarted, TextWritten
+from memspan.types import Answer, Done, Event, Round, RoundDone, RoundStarted, TextWritten
 
 # The size that the largest one is compared with, and how much longer its first token may take.
 BASE_TOKENS, MOST_RATIO = 10**6, 3.0
@@ -132,6 +132,7 @@ class Latency:
         loaded, plan = self._loaded, Plan("router", 1, 0)
         started, started_cpu = time.perf_counter(), time.process_time()
         first: tuple[float, float] | None = None
+        answer: Answer | None = None
         with bank.snapshot() as snapshot:
             finder, state = Finder(loaded, snapshot, EVERYTHING), RoundState(loaded)
             reading = FixedReading(loaded, finder, plan, self.passages)
@@ -141,7 +142,7 @@ class Latency:
                     first = time.perf_counter() - started, time.process_time() - started_cpu
                 if isinstance(event, Done):
                     answer = event.answer
-        assert first is not None, "an answer has a first token"
+        assert first is not None and answer is not None, "a question ends with its answer, which has a first token"
         stages = {stage: answer.timings[stage] for stage in STAGES}
         more = answer.num_new_tokens - 1
         pace = more / answer.timings["decode"] if more else None
@@ -166,7 +167,7 @@ def measure_latency(
         BankError: the folder holds other banks.
     """
     latency, manifest = Latency(loaded, settings), made_up(manifest_of(loaded))
-    _tell_cost(folder, manifest, settings.sizes, tell)
+    tell_cost(folder, manifest, settings.sizes, tell)
     with ExitStack() as stack:
         banks = {size: made_up_bank(folder, manifest, size, tell) for size in settings.sizes}
         for bank in banks.values():
@@ -272,7 +273,7 @@ def _passages(loaded: LoadedModel, tokens: int) -> list[Passage]:
     return [Passage(1, str(template.tokenizer.decode(ids)))]
 
 
-def _tell_cost(folder: Path, manifest: Manifest, sizes: Sequence[int], tell: Callable[[str], None]) -> None:
+def tell_cost(folder: Path, manifest: Manifest, sizes: Sequence[int], tell: Callable[[str], None]) -> None:
     """Say what has to be made first, how large it is and how long it takes.
 
     Raises:
