@@ -257,6 +257,8 @@ class Answer:
             token is what stands before decode. Stages of a batch are shared by its questions.
         rounds: what was looked up, and how, before the answer.
         routed: per MSA layer the documents whose latents the answer was written with.
+        received_bytes: what other ranks sent to this process meanwhile (Memory Parallel), for a batch in all; 0 for one
+            process.
     """
 
     question: str
@@ -269,6 +271,7 @@ class Answer:
     timings: Mapping[str, float]
     rounds: tuple[Round, ...] = ()
     routed: tuple[LayerRouting, ...] = ()
+    received_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,3 +213,23 @@ def test_answers_are_as_long_as_the_task_wants() -> None:
     assert lengths == {"niah_single_1": 128, "vt": 30}
     assert TaskSettings("squad", "x").max_new_tokens == 32
     assert runner.RunSettings(TaskSettings("vt"), ("none",)).sampling.temperature == 0
+
+
+def test_a_memory_budget_changes_no_result(data: Path, tmp_path: Path) -> None:
+    def rows(name: str, *budget: object) -> list[Any]:
+        found = evaluate(tmp_path / name, "jsonl", "--data", data, "--arms", "router@2", *budget)
+        return [{**row, "seconds": None} for row in found["rows"]]
+
+    command = ("eval", "jsonl", "--data", data, "--out", tmp_path / "small", "--arms", "router@2")
+    assert "error: a memory budget of 0.00 GB is too small" in memspan(*command, "--memory-budget", "1MB").err
+    assert rows("within", "--memory-budget", "100GB") == rows("without")
+
+
+def test_a_wrong_budget_and_several_processes_are_refused_before_a_model_is_loaded(
+    data: Path, tmp_path: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("eval", "jsonl", "--data", data, "--out", tmp_path / "run")
+    assert "6GB or 512MiB, not 'much'" in failed(*command, "--memory-budget", "much")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "without torchrun" in failed(*command)
+    assert not (tmp_path / "run").exists()

@@ -81,6 +81,13 @@ def test_json_holds_everything_of_nested_dataclasses(capsys: pytest.CaptureFixtu
     assert set(found) == set(Answer.__slots__)
 
 
+def test_what_came_from_other_ranks_stands_under_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    for received, end in ((0, "select 0.50 s\n"), (2_340_000, "select 0.50 s; 2.34 MB from other ranks\n")):
+        answer = Answer("q?", "a", (), "router", "stop", 12, 3, {"select": 0.5}, received_bytes=received)
+        render.answer_footer(answer)
+        assert capsys.readouterr().out == f"  selector router; 12 + 3 tokens; {end}"
+
+
 def test_json_has_no_number_that_json_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     """Metadata of documents added through the library may hold such floats."""
     render.as_json(_evidence(score=float("inf"), metadata={"weight": [float("nan"), 1.5]}))

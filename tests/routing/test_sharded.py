@@ -24,7 +24,7 @@ from memspan.errors import RankError
 from memspan.generate.memory import Memory
 from memspan.routing.local import LocalMemory
 from memspan.routing.ranks import Ranks
-from memspan.routing.sharded import ShardedMemory, shares
+from memspan.routing.sharded import ShardedMemory, ShardedSource, shares
 from memspan.types import Document, Retrieved
 
 MANIFEST = tiny_manifest()
@@ -123,6 +123,43 @@ def test_some_ranks_select_exactly_what_one_does(
         assert found == expected
 
 
+def test_what_a_rank_receives_is_what_the_docs_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The formula of docs/performance.md, section Memory Parallel."""
+    monkeypatch.setattr(shard, "_SMALL_KEYS_BYTES", 0)
+    monkeypatch.setattr(ShardedSource, "above", lambda *_: pytest.fail("the first pass is enough here"))
+    R, B, T, k, place = 3, 2, 5, 3, 5
+    G, D = MANIFEST.num_kv_heads, MANIFEST.head_dim
+    rows = 1 + place % 3
+    bank = MemoryBank.create(tmp_path / "bank", MANIFEST)
+    wanted_GD = torch.nn.functional.normalize(torch.randn(G, D), dim=-1)
+    for number in range(R):  # a segment and a rank each, with more documents than candidates
+        with bank.writer() as writer:
+            for at in range(8 * k + 7):
+                latents = random_latents(MANIFEST, 1 + at % 3)
+                if at == place:  # far better than all others
+                    latents.router_keys_LCW[:] = wanted_GD.flatten().bfloat16()
+                add_latents(writer, Document(f"{number}-{at}", "text"), latents)
+            writer.commit()
+    bank.close()
+    query_BTHD = wanted_GD.repeat_interleave(2, 0).expand(B, T, 2 * G, D)
+
+    def route(joined: Ranks) -> tuple[int, tuple[tuple[int, ...], ...]]:
+        with MemoryBank.open(bank.folder).snapshot() as snapshot:
+            memory = ShardedMemory(snapshot, k, joined)
+            before = joined.received_bytes
+            found = memory.route(MANIFEST.msa_layers[0], query_BTHD, torch.ones(B, T, dtype=torch.bool))
+            return joined.received_bytes - before, found.doc_ids
+
+    for rank, (received, doc_ids) in enumerate(_in_processes(route, R)):
+        assert len(set(doc_ids[0])) == k and set(doc_ids[0]) == set(doc_ids[1])
+        query = 4 * B * T * G * D if rank else 0
+        candidates = (R - 1) * B * 8 * k * (12 + 4)
+        content = (R - 1) * rows * 2 * G * D * 2
+        most_selected_of_a_rank = 1
+        counts = (R - 1) * (32 + 8 * B + 8 * most_selected_of_a_rank)
+        assert received == query + candidates + content + counts
+
+
 def test_an_answer_over_two_ranks_is_that_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard, "_SMALL_KEYS_BYTES", 0)
     loaded = tiny_loaded(max_document_tokens=128)
@@ -133,7 +170,9 @@ def test_an_answer_over_two_ranks_is_that_of_one(tmp_path: Path, monkeypatch: py
 
     def ask(joined: Ranks | None) -> tuple[Any, ...]:
         with Memory(MemoryBank.open(bank.folder), loaded, ranks=joined) as memory:
+            before = joined.received_bytes if joined else 0
             answer = memory.ask("how old is the tower?", selector="router", max_documents=2)
+        assert answer.received_bytes == (joined.received_bytes - before if joined else 0)
         return answer.text, answer.evidence
 
     expected = ask(None)
@@ -174,6 +213,27 @@ def test_ranks_with_different_banks_are_told_apart(tmp_path: Path, monkeypatch: 
 
     for error in _in_processes(route, 2):
         assert isinstance(error, RankError) and "the ranks differ in what the bank holds: rank 0 has" in str(error)
+
+
+def test_ranks_with_different_models_are_told_apart(tmp_path: Path) -> None:
+    def ask(joined: Ranks) -> None:
+        loaded = tiny_loaded(seed=joined.rank)
+        bank = MemoryBank.create(tmp_path / str(joined.rank), manifest_of(loaded))
+        Memory(bank, loaded, ranks=joined)
+
+    found = _in_processes(ask, 2)
+    own = [tiny_loaded(seed=rank).model.encoder_fingerprint() for rank in range(2)]
+    for error in found:
+        assert isinstance(error, RankError)
+        assert f"the ranks differ in their models: rank 0 has {own[0]}, rank 1 has {own[1]}" in str(error)
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    with pytest.raises(RankError, match=r"process 1 .* there are 1; start at most 1 processes on it, or .* cpu"):
+        Ranks.join(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("how", ["gone", "silent"])

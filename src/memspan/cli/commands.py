@@ -68,9 +68,14 @@ class ModelChoice:
         )
 
 
+def started_by_torchrun() -> bool:
+    """Whether this is one of several processes that `torchrun` started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def _ranks(device: str | None) -> Ranks | None:
     """The processes that `torchrun` started, if it started several. Only the first prints."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if not started_by_torchrun():
         return None
     ranks = Ranks.join(pick_device(device))
     if ranks.rank:

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from memspan.cli.app import AdapterOption, DeviceOption, DtypeOption, JsonOption, ModelOption, errors_told
+from memspan.cli.app import (
+    AdapterOption,
+    BudgetOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    errors_told,
+)
 
 
 def evaluate(
@@ -37,13 +45,14 @@ def evaluate(
     adapter: AdapterOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    memory_budget: BudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure: the same questions answered in several ways, with retrieval and answer metrics and their intervals."""
     with errors_told():
         from memspan.cli import evaluate_commands as commands
 
-        choice = commands.ModelChoice(model, adapter, dtype, device)
+        choice = commands.ModelChoice(model, adapter, dtype, device, memory_budget=memory_budget)
         files = tuple(map(str, texts or ()))
         grown = commands.parse_sizes(sizes) if task == commands.SCALE_TASK else None
         wanted = commands.TaskSettings(

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from memspan.bank.tiers import parse_bytes
 from memspan.cli import render
-from memspan.cli.commands import INTERRUPTED, ModelChoice, stop_flag
+from memspan.cli.commands import INTERRUPTED, ModelChoice, started_by_torchrun, stop_flag
+from memspan.errors import EvaluationError
 from memspan.eval.dense import SentenceRetriever
 from memspan.eval.judge import JUDGE_TABLE, JUDGED, Endpoint, judge
 from memspan.eval.runner import RESULT, TABLE, RunSettings, run
@@ -26,10 +28,14 @@ def evaluate(
     Args:
         sizes: of a scale curve; None: one run.
     """
+    if started_by_torchrun():
+        raise EvaluationError("memspan eval runs in one process; start it without torchrun")
+    budget = parse_bytes(model.memory_budget) if model.memory_budget else None
     uses_dense = any(arm.retriever == "dense" for arm in settings.parsed_arms())
     dense = SentenceRetriever.of_package() if uses_dense else None  # missing, it is an error before anything is loaded
     with stop_flag() as stop:
-        loaded, how = model.load(), {"dense": dense, "tell": render.err.print, "should_stop": stop.is_set}
+        loaded = model.load()
+        how = {"dense": dense, "memory_budget": budget, "tell": render.err.print, "should_stop": stop.is_set}
         outcome = run_scale(loaded, settings, sizes, out, **how) if sizes else run(loaded, settings, out, **how)
     if as_json:
         written = out / (SCALE if sizes else RESULT)

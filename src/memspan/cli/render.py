@@ -76,7 +76,9 @@ def answer_footer(answer: Answer) -> None:
     for place, item in enumerate(answer.evidence, start=1):
         out.print(f"  {evidence_line(place, item)}")
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in answer.timings.items())
-    out.print(f"  selector {answer.selector}; {answer.num_prompt_tokens} + {answer.num_new_tokens} tokens; {seconds}")
+    received = f"; {size(answer.received_bytes)} from other ranks" if answer.received_bytes else ""
+    tokens = f"{answer.num_prompt_tokens} + {answer.num_new_tokens} tokens"
+    out.print(f"  selector {answer.selector}; {tokens}; {seconds}{received}")
 
 
 def trace(answer: Answer) -> None:

@@ -118,6 +118,7 @@ def run(
     out: Path,
     *,
     dense: DenseRetriever | None = None,
+    memory_budget: int | None = None,
     tell: Tell = lambda line: None,
     should_stop: ShouldStop = lambda: False,
 ) -> Outcome:
@@ -125,6 +126,7 @@ def run(
 
     Args:
         dense: the retriever of the arm `dense`.
+        memory_budget: see `MemoryBank.open`; results do not depend on it.
         tell: is given a line about the progress now and then.
         should_stop: asked after every batch.
 
@@ -136,7 +138,7 @@ def run(
     keep_config(out, config)
     task = build_task(settings.task, loaded.template.count_tokens)
     tell(f"{len(task.questions)} questions, {sum(plan.tokens for plan in task.memories.values()):,} tokens of memory")
-    with open_memory(out / BANK, loaded) as memory:
+    with open_memory(out / BANK, loaded, memory_budget) as memory:
         if not _encode(memory, task, out / ENCODING, tell, should_stop):
             return Outcome(True, {}, len(task.malformed))
         ranker = ranker_of(loaded, settings, dense)
@@ -148,9 +150,12 @@ def run(
 
 
 @contextmanager
-def open_memory(folder: Path, loaded: LoadedModel) -> Iterator[Memory]:
+def open_memory(folder: Path, loaded: LoadedModel, memory_budget: int | None = None) -> Iterator[Memory]:
     """The memory of a run, made where there is none."""
-    bank = MemoryBank.open(folder) if MemoryBank.exists(folder) else MemoryBank.create(folder, manifest_of(loaded))
+    if MemoryBank.exists(folder):
+        bank = MemoryBank.open(folder, memory_budget)
+    else:
+        bank = MemoryBank.create(folder, manifest_of(loaded), memory_budget)
     with Memory(bank, loaded) as memory:
         yield memory
 

@@ -97,6 +97,7 @@ def run_scale(
     out: Path,
     *,
     dense: DenseRetriever | None = None,
+    memory_budget: int | None = None,
     tell: Tell = lambda line: None,
     should_stop: ShouldStop = lambda: False,
 ) -> Outcome:
@@ -116,7 +117,7 @@ def run_scale(
     _tell_cost(loaded, steps, read_lines(out / ENCODING), tell)
     refused: dict[str, str] = {}
     results: dict[int, dict[str, Any]] = {}
-    with open_memory(out / BANK, loaded) as memory:
+    with open_memory(out / BANK, loaded, memory_budget) as memory:
         for step in steps:
             folder = out / "points" / str(step.size)
             folder.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,11 @@ class Finder:
         """
         self._loaded, self._snapshot, self._scope, self._ranks = loaded, snapshot, scope, ranks
 
+    @property
+    def received_bytes(self) -> int:
+        """What other ranks sent to this process so far; 0 where it is the only one."""
+        return 0 if self._ranks is None else self._ranks.received_bytes
+
     def layer_memory(self) -> SourceMemory:
         """What the MSA layers route over."""
         config, device = self._loaded.model.config, self._loaded.model.device

@@ -190,7 +190,7 @@ class Interleave:
         Args:
             history: what was said before each of the questions.
         """
-        started = time.perf_counter()
+        started, received = time.perf_counter(), self._finder.received_bytes
         asked = [Asked(question, history) for question in questions]
         places = {id(one): place for place, one in enumerate(asked)}
         for number in range(1, self._plan.rounds + 1):
@@ -216,8 +216,10 @@ class Interleave:
             **{stage: decoding.clock.seconds.get(stage, 0.0) for stage in ("prefill", "routing", "fetch")},
             "decode": time.perf_counter() - prefilled_at,
         }
+        received = self._finder.received_bytes - received
         for place, one in enumerate(asked):
-            yield place, Done(self._answer(one, contexts[place], decoding, place, timings))
+            answer = self._answer(one, contexts[place], decoding, place, timings)
+            yield place, Done(replace(answer, received_bytes=received))
 
     def _answer(self, one: Asked, context: Context, decoding: Decoding, place: int, timings: dict) -> Answer:
         row, routed = decoding.rows[place], routing_of(decoding.retrieved, place)

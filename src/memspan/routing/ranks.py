@@ -42,14 +42,14 @@ class Ranks:
         """Meet the other processes that `torchrun` started: over nccl where each has a GPU, else over gloo.
 
         Raises:
-            RankError: they did not all come.
+            RankError: they did not all come, or there are more on this machine than GPUs.
         """
         on_gpu = device.type == "cuda" and dist.is_nccl_available()
         with _told(timeout):
-            if on_gpu:
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            where = torch.device("cuda", _own_gpu()) if on_gpu else None
+            if where is not None:
+                torch.cuda.set_device(where)
             dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
-        where = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else None
         return cls(None, timeout, where)
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
@@ -97,6 +97,17 @@ class Ranks:
         with _told(self._timeout):
             dist.all_gather(found, given, group=self._group)
         return [theirs.cpu() for theirs in found]
+
+
+def _own_gpu() -> int:
+    """The number of this process's GPU: that of the process on this machine."""
+    number, present = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= present:
+        raise RankError(
+            f"process {number} of this machine has no GPU of its own: there are {present}; start at most {present} "
+            "processes on it, or give --device cpu"
+        )
+    return number
 
 
 @contextlib.contextmanager
