@@ -57,8 +57,8 @@ from memspan.stages import StageClock
 FIRST_TOKEN, CONTEXT = "memspan, first token", "whole memory"
 SMALLEST_CONTEXT = 1024
 COUNTS = {
-    "memspan": "coarse pass, exact re-scoring, top 16 of every layer; fetching K and V of the selected is told apart",
-    "literal": "scores of every chunk, head by head, and the top 16 documents; keys lie in memory as bfloat16",
+    "memspan": "query folded, coarse pass, exact re-scoring, top 16 of every layer; fetching K and V is told apart",
+    "literal": "scores of every chunk, head by head, and the top 16 documents; keys lie in memory, heads scaled",
     "faiss exact": "search and the best by document; building the index (copying float32 keys) is told apart",
     "faiss 8 bit": "as faiss exact; building includes training the quantizer",
     FIRST_TOKEN: "choosing by the router, and prefill of question and text with routing and fetching; not decoding",
@@ -171,7 +171,7 @@ def route_all(
     memories = [LocalMemory(snapshot.shards, manifest, TOP_K, tiers=snapshot.tiers) for _ in range(num_questions)]
     times = {name: Times([0.0] * num_questions, [0.0] * num_questions) for name in names}
     for layer, query_Q1THD in zip(manifest.msa_layers, query_LQ1THD, strict=True):
-        keys = LayerKeys.joined(list(layer_keys(bank, layer)))
+        keys = LayerKeys.joined(layer_keys(bank, layer))
         query_QTW = fold_queries(query_Q1THD[:, 0], manifest.num_kv_heads, manifest.similarity)
         makers = {
             "memspan": partial(Served, memories, layer, query_Q1THD),

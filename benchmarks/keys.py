@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +26,14 @@ class LayerKeys:
     ids_N: torch.Tensor
 
     @classmethod
-    def joined(cls, parts: Sequence[LayerKeys]) -> LayerKeys:
-        """One after the other, copied."""
-        firsts = [0]
+    def joined(cls, parts: Iterable[LayerKeys]) -> LayerKeys:
+        """One after the other, copied; the keys of a part are read before the next part is taken."""
+        keys, documents, ids, first = [], [], [], 0
         for part in parts:
-            firsts.append(firsts[-1] + len(part.ids_N))
-        documents = [part.document_C + first for part, first in zip(parts, firsts, strict=False)]
-        keys, ids = [part.key_CW for part in parts], [part.ids_N for part in parts]
+            keys.append(part.key_CW.clone())
+            documents.append(part.document_C + first)
+            ids.append(part.ids_N)
+            first += len(part.ids_N)
         return cls(torch.cat(keys), torch.cat(documents), torch.cat(ids))
 
     @property

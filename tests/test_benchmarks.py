@@ -63,7 +63,7 @@ def test_faiss_merges_tokens_and_chunks_as_routing_does(bank: MemoryBank) -> Non
     import keys
 
     layer = bank.manifest.msa_layers[0]
-    found = keys.LayerKeys.joined(list(keys.layer_keys(bank, layer)))
+    found = keys.LayerKeys.joined(keys.layer_keys(bank, layer))
     assert found.most_rows == 3 and len(found.ids_N) == 101
     query_QTW = torch.randn(4, 6, found.key_CW.shape[1])
     side = compare.Faiss(compare.flat_index(found), found, query_QTW)

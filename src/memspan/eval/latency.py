@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ from memspan.bank.scope import EVERYTHING
 from memspan.bank.synthetic import disk_bytes, made_up, open_or_write_synthetic, write_synthetic
 from memspan.errors import EvaluationError
 from memspan.eval.plots import Spread, draw_curves
+from memspan.eval.runner import machine
 from memspan.generate.context import room_for
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import Asked, Interleave, Plan
@@ -169,11 +170,13 @@ def measure_latency(
     latency, manifest = Latency(loaded, settings), made_up(manifest_of(loaded))
     tell_cost(folder, manifest, settings.sizes, tell)
     with ExitStack() as stack:
-        banks = {size: made_up_bank(folder, manifest, size, tell) for size in settings.sizes}
-        for bank in banks.values():
-            stack.callback(bank.close)
-        opened = {size: latency.ask(bank, 0) for size, bank in banks.items()}
-        # The first question reads and checks every key.
+        banks = {
+            size: stack.enter_context(closing(made_up_bank(folder, manifest, size, tell))) for size in settings.sizes
+        }
+        opened = {}
+        for size, bank in banks.items():  # the first question reads and checks every key
+            opened[size] = latency.ask(bank, 0)
+            tell(f"{size:,} tokens: the first question of all took {opened[size].first_token:.1f} s to its first token")
         most = settings.questions * sum(waited.first_token for waited in opened.values())
         tell(f"{settings.questions} questions of {len(banks)} sizes: at most about {most:.0f} s and their decoding")
         asked: dict[int, list[Waited]] = {size: [] for size in banks}
@@ -184,6 +187,7 @@ def measure_latency(
         points = [_point(size, banks[size], opened[size], asked[size]) for size in settings.sizes]
     return {
         "model": {"backbone": manifest_of(loaded).backbone, "dtype": str(loaded.model.dtype).removeprefix("torch.")},
+        "machine": machine(loaded),
         "made_up": True,
         "msa_layers": list(manifest.msa_layers),
         "key_width": manifest.num_kv_heads * manifest.head_dim,
@@ -269,8 +273,7 @@ def _passages(loaded: LoadedModel, tokens: int) -> list[Passage]:
         text += _SENTENCE.format(number=number)
         if template.count_tokens(text) >= tokens:
             break
-    ids = template.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]  # type: ignore[index]
-    return [Passage(1, str(template.tokenizer.decode(ids)))]
+    return [Passage(1, template.text(template.tokens(text)[:tokens]))]
 
 
 def tell_cost(folder: Path, manifest: Manifest, sizes: Sequence[int], tell: Callable[[str], None]) -> None:
