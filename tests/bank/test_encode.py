@@ -53,7 +53,7 @@ def test_the_latents_kept_are_copies_of_their_own(loaded: LoadedModel) -> None:
     # A slice would keep its whole batch in memory until the segment is written.
     template = loaded.template
     ids = [template.document(number, "text " * number) for number in (1, 5)]
-    parts = [Part(NewDocument(number, Span(0, 1), len(i)), i) for number, i in enumerate(ids)]
+    parts = [Part(NewDocument(number, Span(0, 1), len(i)), i, 0) for number, i in enumerate(ids)]
     encode_batch(loaded, parts)
     for part in parts:
         assert part.latents is not None
@@ -85,13 +85,13 @@ def test_a_source_is_encoded_when_its_last_part_is(loaded: LoadedModel) -> None:
         states.append(source.is_encoded)
         encode_batch(loaded, [part])
     assert len(states) > 1 and not any(states)
-    assert source.is_encoded and len(source.latents) == len(spans)
+    assert source.is_encoded and len(source.parts) == len(spans)
 
 
 def test_batches_hold_every_part_once_and_no_more_tokens_than_allowed(loaded: LoadedModel) -> None:
     generator = random.Random(0)
     lengths = [generator.randint(1, 60) for _ in range(40)] + [500]
-    parts = [Part(NewDocument(number, Span(0, 1), length), [0] * length) for number, length in enumerate(lengths)]
+    parts = [Part(NewDocument(number, Span(0, 1), length), [0] * length, 0) for number, length in enumerate(lengths)]
     found = list(batches(parts, 200))
     assert sorted(part.document.document_id for batch in found for part in batch) == list(range(41))
     for batch in found:

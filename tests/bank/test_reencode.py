@@ -49,7 +49,7 @@ Stop = dict[str, Any]
 @pytest.fixture(autouse=True)
 def _encoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every document is encoded in a batch of its own: in another batch its last bits may be others."""
-    monkeypatch.setattr("memspan.bank.add.batches", lambda parts, tokens: [[part] for part in parts])
+    monkeypatch.setattr("memspan.bank.run.batches", lambda parts, tokens: [[part] for part in parts])
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def _assert_is_of(bank: MemoryBank, loaded: LoadedModel) -> None:
 def _fresh(loaded: LoadedModel, stored: StoredDocument) -> tuple[bytes, bytes]:
     """The latents that the model computes for a document now."""
     tokens = loaded.template.document(stored.id, stored.encoded_text)
-    part = Part(NewDocument(stored.id, stored.span, len(tokens)), tokens)
+    part = Part(NewDocument(stored.id, stored.span, len(tokens)), tokens, 0)
     encode_batch(loaded, [part])
     assert part.latents is not None
     return bits(part.latents)

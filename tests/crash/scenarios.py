@@ -31,8 +31,8 @@ import pytest
 import torch
 from helpers import add_latents, random_latents, tiny_manifest
 
-import memspan.bank.add
 import memspan.bank.reencode
+import memspan.bank.run
 from memspan.bank import coarse
 from memspan.bank.bank import MemoryBank
 from memspan.bank.compaction import FAN_OUT
@@ -219,6 +219,7 @@ class _Encoder:
     def encode_batch(self, loaded: _Encoder, batch: Sequence[Part]) -> None:
         for part in batch:
             (part.latents,) = self._asked[part.document.document_id].latents()
+            (part.chunks,) = part.latents.num_chunks
 
 
 def _reencode(folder: Path, done: Done) -> None:
@@ -226,7 +227,7 @@ def _reencode(folder: Path, done: Done) -> None:
     bank = MemoryBank.open(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memspan.bank.reencode, "manifest_of", lambda loaded: loaded.manifest)
-        patch.setattr(memspan.bank.add, "encode_batch", encoder.encode_batch)
+        patch.setattr(memspan.bank.run, "encode_batch", encoder.encode_batch)
         memspan.bank.reencode.reencode(bank, encoder, batch_tokens=1, commit_seconds=0)
     done()
     bank.close()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import FORK, add_latents, random_latents, tiny_loaded, tiny_manifest
+from helpers import add_latents, random_latents, tiny_loaded, tiny_manifest
+from ranked import in_processes
 
 from memspan.bank import shard
 from memspan.bank.add import add_documents
@@ -24,11 +22,10 @@ from memspan.errors import RankError
 from memspan.generate.memory import Memory
 from memspan.routing.local import LocalMemory
 from memspan.routing.ranks import Ranks
-from memspan.routing.sharded import ShardedMemory, ShardedSource, shares
+from memspan.routing.sharded import ShardedMemory, ShardedSource
 from memspan.types import Document, Retrieved
 
 MANIFEST = tiny_manifest()
-TIMEOUT = 20.0
 
 
 def _bank(folder: Path, sizes: list[int]) -> MemoryBank:
@@ -43,47 +40,6 @@ def _bank(folder: Path, sizes: list[int]) -> MemoryBank:
     bank.delete([f"{len(sizes) - 1}-{place}" for place in range(sizes[-1])])
     bank.delete([f"0-{place}" for place in range(0, sizes[0], 7)])
     return bank
-
-
-def _in_processes(do: Callable[[Ranks], Any], ranks: int, timeout: float = TIMEOUT) -> list[Any]:
-    """What `do` returns in each of some processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    pipes = [FORK.Pipe() for _ in range(ranks)]
-
-    def child(rank: int) -> None:
-        torch.set_num_threads(1)
-        os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
-        joined = Ranks.join(torch.device("cpu"), timeout)
-        try:
-            pipes[rank][1].send(do(joined))
-        except RankError as error:
-            pipes[rank][1].send(error)
-        dist.destroy_process_group()
-
-    processes = [FORK.Process(target=child, args=(rank,)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for _, theirs in pipes:
-        theirs.close()  # so that a process which ends without a word is noticed
-    try:
-        return [_received(ours) for ours, _ in pipes]
-    finally:
-        for process in processes:
-            process.join(20)
-            process.kill()
-            process.join()
-
-
-def _received(pipe: Connection) -> Any:
-    try:
-        return pipe.recv() if pipe.poll(120) else None
-    except EOFError:
-        return None
 
 
 def _plain(retrieved: Retrieved) -> tuple[Any, ...]:
@@ -119,7 +75,7 @@ def test_some_ranks_select_exactly_what_one_does(
         return found
 
     expected = route(None)
-    for found in _in_processes(route, ranks):
+    for found in in_processes(route, ranks):
         assert found == expected
 
 
@@ -150,7 +106,7 @@ def test_what_a_rank_receives_is_what_the_docs_say(tmp_path: Path, monkeypatch: 
             found = memory.route(MANIFEST.msa_layers[0], query_BTHD, torch.ones(B, T, dtype=torch.bool))
             return joined.received_bytes - before, found.doc_ids
 
-    for rank, (received, doc_ids) in enumerate(_in_processes(route, R)):
+    for rank, (received, doc_ids) in enumerate(in_processes(route, R)):
         assert len(set(doc_ids[0])) == k and set(doc_ids[0]) == set(doc_ids[1])
         query = 4 * B * T * G * D if rank else 0
         candidates = (R - 1) * B * 8 * k * (12 + 4)
@@ -176,20 +132,7 @@ def test_an_answer_over_two_ranks_is_that_of_one(tmp_path: Path, monkeypatch: py
         return answer.text, answer.evidence
 
     expected = ask(None)
-    assert _in_processes(ask, 2) == [expected] * 2
-
-
-def test_rows_are_shared_evenly() -> None:
-    class _Rows:
-        def __init__(self, rows: int) -> None:
-            self.document_C = torch.empty(rows)
-
-    sizes = [5, 100, 3, 60, 41, 0, 7]
-    given = shares([_Rows(rows) for rows in sizes], 3)  # type: ignore[list-item]
-    assert sorted(place for places in given for place in places) == list(range(7))
-    loads = [sum(sizes[place] for place in places) for places in given]
-    assert max(loads) == 100 and min(loads) >= 50
-    assert shares([], 2) == [[], []]
+    assert in_processes(ask, 2) == [expected] * 2
 
 
 def test_more_ranks_than_segments_are_refused(tmp_path: Path) -> None:
@@ -199,7 +142,7 @@ def test_more_ranks_than_segments_are_refused(tmp_path: Path) -> None:
         with MemoryBank.open(folder).snapshot() as snapshot:
             ShardedMemory(snapshot, 2, joined)
 
-    for error in _in_processes(route, 2):
+    for error in in_processes(route, 2):
         assert isinstance(error, RankError) and "2 ranks for 1 segments" in str(error)
 
 
@@ -211,7 +154,7 @@ def test_ranks_with_different_banks_are_told_apart(tmp_path: Path, monkeypatch: 
         with MemoryBank.open(folders[joined.rank]).snapshot() as snapshot:
             ShardedMemory(snapshot, 2, joined)
 
-    for error in _in_processes(route, 2):
+    for error in in_processes(route, 2):
         assert isinstance(error, RankError) and "the ranks differ in what the bank holds: rank 0 has" in str(error)
 
 
@@ -221,7 +164,7 @@ def test_ranks_with_different_models_are_told_apart(tmp_path: Path) -> None:
         bank = MemoryBank.create(tmp_path / str(joined.rank), manifest_of(loaded))
         Memory(bank, loaded, ranks=joined)
 
-    found = _in_processes(ask, 2)
+    found = in_processes(ask, 2)
     own = [tiny_loaded(seed=rank).model.encoder_fingerprint() for rank in range(2)]
     for error in found:
         assert isinstance(error, RankError)
@@ -248,5 +191,5 @@ def test_a_lost_rank_ends_in_an_error(how: str) -> None:
         joined.largest(torch.tensor([joined.rank]))
         return "went on"
 
-    found = _in_processes(do, 2, timeout=2.0)
+    found = in_processes(do, 2, timeout=2.0)
     assert isinstance(found[0], RankError) and "another rank was lost" in str(found[0])

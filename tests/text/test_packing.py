@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import random_context
 
-from memspan.text.packing import length_batches, pack_contexts, padding_share
+from memspan.text.packing import even_shares, length_batches, pack_contexts, padding_share
 from memspan.text.template import Context
 from memspan.types import Span
 
@@ -96,3 +96,12 @@ def test_padding_share_is_the_share_of_invalid_places_in_the_packed_batches() ->
     valid = torch.cat([pack_contexts([contexts[i] for i in batch], 0).valid.flatten() for batch in batches])
     assert padding_share(lengths, batches) == pytest.approx(1 - valid.float().mean().item())
     assert padding_share(lengths, [[index] for index in range(6)]) == 0
+
+
+def test_shares_are_even_and_hold_every_place_once() -> None:
+    sizes = [5, 100, 3, 60, 41, 0, 7]
+    given = even_shares(sizes, 3)
+    assert sorted(place for places in given for place in places) == list(range(7))
+    loads = [sum(sizes[place] for place in places) for places in given]
+    assert max(loads) == 100 and min(loads) >= 50
+    assert even_shares([], 2) == [[], []]

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from memspan.bank.bank import BankWriter, MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.encode import (
-    BATCH_TOKENS,
-    Part,
-    SourceParts,
-    batches,
-    encode_batch,
-    manifest_of,
-    tokenise,
-)
+from memspan.bank.encode import Part, SourceParts, manifest_of, tokenise
+from memspan.bank.encoders import Encoders, Group
+from memspan.bank.run import AddReport, Progress, Run
 from memspan.errors import BankError, DuplicateDocument
 from memspan.model.convert import LoadedModel
+from memspan.text.packing import BATCH_TOKENS
 from memspan.text.parts import split_document
 from memspan.types import Document
 
@@ -28,33 +22,7 @@ WINDOW_BATCHES = 8
 _WINDOW_DOCUMENTS = 1024
 COMMIT_SECONDS = 60.0
 
-
-@dataclass(frozen=True, slots=True)
-class AddReport:
-    """What an `add` (or a `reencode`) did.
-
-    Attributes:
-        added: sources new to the bank. updated: sources that replaced an older one, or its metadata alone.
-        unchanged: sources that were there already, with the same content.
-        documents, tokens, chunks: encoded for them (a long source is several documents).
-        characters: of text dealt with, encoded or unchanged; for telling how far along a run is.
-        seconds: spent encoding and writing.
-        interrupted: True if it was stopped before the corpus was done.
-    """
-
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    documents: int = 0
-    tokens: int = 0
-    chunks: int = 0
-    characters: int = 0
-    seconds: float = 0.0
-    interrupted: bool = False
-
-
 Existing = Literal["replace", "refuse", "renew"]
-Progress = Callable[[AddReport], None]
 
 
 @dataclass(slots=True)
@@ -66,6 +34,14 @@ class _Window:
     relabelled: dict[str, Document] = field(default_factory=dict)
     unchanged: list[Document] = field(default_factory=list)
     tokens: int = 0
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for source in self.sources.values() for part in source.parts]
+
+    def changes(self, external_id: str) -> bool:
+        """Whether it adds, replaces or relabels a document."""
+        return external_id in self.sources or external_id in self.relabelled
 
     def is_full(self, max_tokens: int) -> bool:
         seen = len(self.sources) + len(self.relabelled) + len(self.unchanged)
@@ -83,6 +59,7 @@ def add_documents(
     should_stop: Callable[[], bool] = lambda: False,
     batch_tokens: int = BATCH_TOKENS,
     commit_seconds: float = COMMIT_SECONDS,
+    group: Group | None = None,
 ) -> AddReport:
     """Encode documents into a bank. Sources already there with the same content are skipped; others replace the old.
 
@@ -98,107 +75,111 @@ def add_documents(
         should_stop: asked as often; when True, everything encoded so far is committed and the call returns.
         batch_tokens: padded tokens per forward.
         commit_seconds: how much work a killed process may lose.
+        group: processes that encode together, of which this is rank 0; the others call `encode_for_first`.
 
     Raises:
         BankMismatch: the bank was made by another model, chunk size or template.
         DuplicateDocument: an external id is there already, and `existing` is "refuse".
         BankBusy: another process writes.
         BankError: the bank cannot be written; what was committed stays.
+        RankError: another rank failed or was lost; what was committed stays.
 
     Any other exception (from `documents`, say) ends the run after what was encoded is committed.
     """
-    bank.manifest.check_same(manifest_of(loaded))
+    manifest = manifest_of(loaded)
     run = Run(loaded, progress, should_stop, batch_tokens)
-    with bank.writer(namespace) as writer:
-        try:
-            for window in _windows(documents, loaded, writer, WINDOW_BATCHES * batch_tokens, existing):
-                characters = sum(len(document.text) for document in window.unchanged)
-                run.count(unchanged=len(window.unchanged), characters=characters)
-                run.encode([part for source in window.sources.values() for part in source.parts])
-                _hand_over(window, writer, run)
-                if run.report.interrupted:
-                    break
-                if run.seconds_since_commit >= commit_seconds:
-                    writer.commit()
-                    run.committed()
-        except BankError as error:
-            if isinstance(error, DuplicateDocument):
-                writer.commit()
-            raise  # otherwise the bank itself cannot be written
-        except BaseException:
-            writer.commit()
-            raise
-        writer.commit()
+    with Encoders(run, group, bank.folder, manifest.encoder_fingerprint) as encoders:
+        bank.manifest.check_same(manifest)
+        with bank.writer(namespace) as writer:
+            adding = _Adding(writer, encoders, run)
+            try:
+                for windows in _rounds(documents, loaded, adding, WINDOW_BATCHES * batch_tokens, existing):
+                    adding.encode(windows)
+                    if run.report.interrupted:
+                        break
+                    if run.seconds_since_commit >= commit_seconds:
+                        adding.commit()
+            except BaseException as error:
+                bank_failed = isinstance(error, BankError) and not isinstance(error, DuplicateDocument)
+                if adding.can_commit and not bank_failed:
+                    adding.commit()
+                raise
+            adding.commit()
     return run.report
 
 
-class Run:
-    """Encoding on its way: what is done is told and counted here."""
+class _Adding:
+    """A writer, and who encodes for it."""
 
-    def __init__(
-        self, loaded: LoadedModel, progress: Progress, should_stop: Callable[[], bool], batch_tokens: int
-    ) -> None:
-        self.report = AddReport()
-        self._loaded, self._progress, self._should_stop = loaded, progress, should_stop
-        self._batch_tokens = batch_tokens
-        self._started = self._last_commit = time.monotonic()
+    def __init__(self, writer: BankWriter, encoders: Encoders, run: Run) -> None:
+        self.writer, self.encoders = writer, encoders
+        self._run = run
+        self._committing = False
 
     @property
-    def seconds_since_commit(self) -> float:
-        return time.monotonic() - self._last_commit
+    def can_commit(self) -> bool:
+        """Not after a commit that failed, nor without what another rank encoded."""
+        return self.encoders.in_step and not self._committing
 
-    def committed(self) -> None:
-        self._last_commit = time.monotonic()
+    def encode(self, windows: Sequence[_Window]) -> None:
+        """Encode some windows that change no document twice, and hand them to the writer."""
+        for window in windows:
+            characters = sum(len(document.text) for document in window.unchanged)
+            self._run.count(unchanged=len(window.unchanged), characters=characters)
+            if not self.writer.waiting.isdisjoint(window.sources):
+                self.commit()
+        self.encoders.encode([window.parts for window in windows])
+        for window in windows:
+            self._hand_over(window)
 
-    def count(self, **more: int) -> None:
-        """Add to the report's numbers."""
-        numbers = {name: getattr(self.report, name) + number for name, number in more.items()}
-        self.report = replace(self.report, seconds=time.monotonic() - self._started, **numbers)
+    def commit(self) -> None:
+        """Make what was handed over exist."""
+        self._committing = True
+        self.writer.commit(self.encoders.write())
+        self._committing = False
+        self._run.committed()
 
-    def encode(self, parts: Sequence[Part]) -> None:
-        """Encode some parts, batch by batch, unless asked to stop."""
-        if not parts:
-            self._tell()
-        for batch in batches(parts, self._batch_tokens):
-            if self.report.interrupted:
-                return
-            encode_batch(self._loaded, batch)
-            self.count(
-                documents=len(batch),
-                tokens=sum(part.document.tokens for part in batch),
-                characters=sum(part.document.span.length for part in batch),
-                chunks=sum(sum(part.latents.num_chunks) for part in batch if part.latents),
-            )
-            self._tell()
-
-    def _tell(self) -> None:
-        self._progress(self.report)
-        if self._should_stop():
-            self.report = replace(self.report, interrupted=True)
+    def _hand_over(self, window: _Window) -> None:
+        """Pass on the sources whose parts are all encoded (all of them, unless the run was stopped)."""
+        for name, source in window.sources.items():
+            if source.is_encoded:
+                self.writer.add(source.as_new(), [part.latents for part in source.parts])
+                self._run.count(updated=int(name in window.replacing), added=int(name not in window.replacing))
+            else:
+                self.encoders.drop(source.parts)
+        for document in window.relabelled.values():
+            self.writer.relabel(document)
+            self._run.count(updated=1, characters=len(document.text))
 
 
-def _windows(
-    documents: Iterable[Document], loaded: LoadedModel, writer: BankWriter, max_tokens: int, existing: Existing
-) -> Iterator[_Window]:
-    """The corpus in pieces of about `max_tokens` to encode.
+def _rounds(
+    documents: Iterable[Document], loaded: LoadedModel, adding: _Adding, max_tokens: int, existing: Existing
+) -> Iterator[list[_Window]]:
+    """The corpus in windows of about `max_tokens` to encode, as many together as there are processes that encode.
 
     A window ends when it is full: its batches are of like length, and a stop loses at most one. The last text given
-    for an external id counts.
+    for an external id counts; where one is given again that an earlier window of the round changes, the round ends.
     """
-    window = _Window()
+    windows = [_Window()]
     failure: Exception | None = None
     stream = iter(documents)
     while failure is None:
         try:
-            _place(next(stream), window, loaded, writer, existing)
+            document = next(stream)
+            if any(window.changes(document.external_id) for window in windows[:-1]):
+                yield windows
+                windows = [_Window()]
+            _place(document, windows[-1], loaded, adding.writer, existing)
         except StopIteration:
             break
         except Exception as error:  # of the corpus, whatever it is: what came before is kept
             failure = error
-        if failure is None and window.is_full(max_tokens):
-            yield window
-            window = _Window()
-    yield window
+        if failure is None and windows[-1].is_full(max_tokens):
+            if len(windows) == adding.encoders.num_ranks:
+                yield windows
+                windows = []
+            windows.append(_Window())
+    yield windows
     if failure is not None:
         raise failure
 
@@ -229,14 +210,3 @@ def _place(document: Document, window: _Window, loaded: LoadedModel, writer: Ban
     window.relabelled.pop(name, None)
     source = window.sources[name] = tokenise(document, spans, writer.reserve_ids(len(spans)), template)
     window.tokens += source.tokens
-
-
-def _hand_over(window: _Window, writer: BankWriter, run: Run) -> None:
-    """Pass on the sources whose parts are all encoded (all of them, unless the run was stopped)."""
-    for name, source in window.sources.items():
-        if source.is_encoded:
-            writer.add(source.as_new(), source.latents)
-            run.count(updated=int(name in window.replacing), added=int(name not in window.replacing))
-    for document in window.relabelled.values():
-        writer.relabel(document)
-        run.count(updated=1, characters=len(document.text))

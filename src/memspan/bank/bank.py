@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -291,16 +291,25 @@ class BankWriter:
         self._next_id += count
         return range(first, self._next_id)
 
-    def add(self, source: NewSource, latents: Sequence[EncodedDocuments]) -> None:
+    @property
+    def waiting(self) -> Set[str]:
+        """External ids of the sources that the next `commit` makes exist."""
+        return self._pending.keys()
+
+    def add(self, source: NewSource, latents: Sequence[EncodedDocuments | None]) -> None:
         """Take a source with the latents of each of its parts. It exists after the next `commit`.
 
         One of a name that waits for that commit already is replaced: the first is committed now.
+
+        Args:
+            latents: None of a part that another process writes: `commit` must be given its place.
         """
         document = source.document
         if document.external_id in self._pending:
             self.commit()
         for part, encoded in zip(source.parts, latents, strict=True):
-            self._segments.append(part.document_id, text_crc32(part_text(document, part.span)), encoded)
+            if encoded is not None:
+                self._segments.append(part.document_id, text_crc32(part_text(document, part.span)), encoded)
         self._pending[document.external_id] = source
         self._relabelled.pop(document.external_id, None)
 
@@ -320,14 +329,17 @@ class BankWriter:
             return document.content_hash, document.text_hash
         return self._bank.catalog.hashes(self._namespace, external_id)
 
-    def commit(self) -> None:
+    def commit(self, elsewhere: Iterable[Written] = ()) -> None:
         """Write what was added: segment files first, then one transaction that makes them exist.
 
         When many small segments have come together they are merged.
+
+        Args:
+            elsewhere: what other processes wrote of it into the bank's folder.
         """
         if not (self._pending or self._relabelled):
             return
-        catalog, written = self._bank.catalog, Written(*self._segments.finish())
+        catalog, written = self._bank.catalog, Written.joined([Written(*self._segments.finish()), *elsewhere])
         edits.add_sources(catalog, self._namespace, self._pending.values(), written, self._relabelled.values())
         self._pending, self._relabelled = {}, {}
         try:

@@ -48,6 +48,12 @@ class Written:
     segments: Sequence[SegmentFiles]
     places: Sequence[Placed]
 
+    @classmethod
+    def joined(cls, parts: Sequence[Written]) -> Written:
+        return cls(
+            [files for part in parts for files in part.segments], [place for part in parts for place in part.places]
+        )
+
 
 @contextlib.contextmanager
 def _change(catalog: Catalog) -> Iterator[int]:

@@ -9,21 +9,33 @@ import torch
 
 from memspan.bank.edits import NewDocument, NewSource
 from memspan.bank.manifest import LATENT_DTYPE, Manifest
+from memspan.bank.segment import SegmentWriter, text_crc32
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import length_batches
 from memspan.text.template import PromptTemplate, part_text
 from memspan.types import Document, EncodedDocuments, Span
 
-BATCH_TOKENS = 2048
-
 
 @dataclass(slots=True)
 class Part:
-    """A document on its way to being encoded: its tokens, then its latents as well."""
+    """A document on its way to being encoded: its tokens, then its latents as well.
+
+    Attributes:
+        text_crc32: of the text that is encoded.
+        chunks: rows of its latents; 0 until it is encoded.
+        latents: its latents, where it is this process that encoded it.
+    """
 
     document: NewDocument
     ids: list[int]
+    text_crc32: int
+    chunks: int = 0
     latents: EncodedDocuments | None = None
+
+    def write(self, segments: SegmentWriter) -> None:
+        """Give the latents to a segment."""
+        assert self.latents is not None, "this process encoded it"
+        segments.append(self.document.document_id, self.text_crc32, self.latents)
 
 
 @dataclass(slots=True)
@@ -38,13 +50,8 @@ class SourceParts:
         return sum(part.document.tokens for part in self.parts)
 
     @property
-    def latents(self) -> list[EncodedDocuments]:
-        """Of the parts that are encoded."""
-        return [part.latents for part in self.parts if part.latents is not None]
-
-    @property
     def is_encoded(self) -> bool:
-        return len(self.latents) == len(self.parts)
+        return all(part.chunks for part in self.parts)
 
     def as_new(self) -> NewSource:
         return NewSource(self.document, tuple(part.document for part in self.parts))
@@ -60,8 +67,9 @@ def tokenise(document: Document, spans: Sequence[Span], ids: Iterable[int], temp
     """Give the parts of a source their ids, in tokens."""
     source = SourceParts(document)
     for document_id, span in zip(ids, spans, strict=True):
-        tokens = template.document(document_id, part_text(document, span))
-        source.parts.append(Part(NewDocument(document_id, span, len(tokens)), tokens))
+        text = part_text(document, span)
+        tokens = template.document(document_id, text)
+        source.parts.append(Part(NewDocument(document_id, span, len(tokens)), tokens, text_crc32(text)))
     return source
 
 
@@ -84,4 +92,5 @@ def encode_batch(loaded: LoadedModel, batch: Sequence[Part]) -> None:
         part.latents = EncodedDocuments(
             router_keys_LCW[:, rows_here].clone(), content_LC2GD[:, rows_here].clone(), (rows,)
         )
+        part.chunks = rows
         first += rows

@@ -7,15 +7,16 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 
 from memspan.bank import edits
-from memspan.bank.add import COMMIT_SECONDS, WINDOW_BATCHES, AddReport, Progress, Run
+from memspan.bank.add import COMMIT_SECONDS, WINDOW_BATCHES
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.compaction import drop_unwanted_staged, segments_folder, sweep
 from memspan.bank.edits import NewDocument, NewSource, Written
-from memspan.bank.encode import BATCH_TOKENS, Part, SourceParts, manifest_of, tokenise
+from memspan.bank.encode import Part, SourceParts, manifest_of, tokenise
+from memspan.bank.run import AddReport, Progress, Run
 from memspan.bank.segment import SegmentWriter, text_crc32
 from memspan.model.convert import LoadedModel
+from memspan.text.packing import BATCH_TOKENS
 from memspan.text.parts import split_document
-from memspan.text.template import part_text
 from memspan.types import Document
 
 _PAGE = 256
@@ -80,11 +81,11 @@ def restore_segments(bank: MemoryBank, loaded: LoadedModel, namespace: str, segm
             page = documents[start : start + _PAGE]
             for stored in page:
                 ids = loaded.template.document(stored.id, stored.encoded_text)
-                window.append(Part(NewDocument(stored.id, stored.span, len(ids)), ids))
-            run.encode(window)
-            for stored, part in zip(page, window, strict=True):
-                assert part.latents is not None, "this run is not stopped"
-                writer.append(stored.id, text_crc32(stored.encoded_text), part.latents)
+                document = NewDocument(stored.id, stored.span, len(ids))
+                window.append(Part(document, ids, text_crc32(stored.encoded_text)))
+            run.encode(run.batches(window))
+            for part in window:
+                part.write(writer)
     edits.replace_segments(bank.catalog, namespace, segment_ids, Written(*writer.finish()), losing=True)
 
 
@@ -101,12 +102,11 @@ class _Staging:
         writer = SegmentWriter(segments_folder(self._bank.folder), self._layers, MAX_SEGMENT_BYTES)
         done: list[tuple[int, NewSource]] = []
         for window in self._windows(namespace, window_tokens):
-            self._run.encode([part for _, source in window for part in source.parts])
+            self._run.encode(self._run.batches([part for _, source in window for part in source.parts]))
             for number, source in window:
                 if source.is_encoded:
-                    for part, latents in zip(source.parts, source.latents, strict=True):
-                        crc32 = text_crc32(part_text(source.document, part.document.span))
-                        writer.append(part.document.document_id, crc32, latents)
+                    for part in source.parts:
+                        part.write(writer)
                     done.append((number, source.as_new()))
                     self._run.count(updated=1)
             if self._run.report.interrupted:

@@ -12,11 +12,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from memspan.bank.add import AddReport
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
+from memspan.bank.encoders import encode_for_first
 from memspan.bank.estimate import estimate as estimate_corpus
 from memspan.bank.scope import Scope, parse_expressions
 from memspan.cli import render
@@ -28,11 +30,13 @@ from memspan.generate.summarize import SummaryPlan as SummaryPlan
 from memspan.model.convert import LoadedModel, check_folder, load
 from memspan.model.convert import convert as convert_model
 from memspan.model.runtime import pick_device, pick_dtype
-from memspan.routing.ranks import Ranks
+from memspan.routing.ranks import DEFAULT_TIMEOUT, Ranks
 from memspan.text.corpus import Skipped, installed_packages, read_paths, read_stream
 from memspan.types import Answer, Document
 
 SKIPPED, INTERRUPTED = 3, 130
+# Ranks that encode hear of each other once a round, which may take long; that a process ended is noticed at once.
+_ENCODING_TIMEOUT = 1800.0
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -52,8 +56,14 @@ class ModelChoice:
     def load(self) -> LoadedModel:
         return load(self.path, adapter=self.adapter, dtype=self.dtype, device=self.device, weights=self.weights)
 
+    def of_rank(self) -> ModelChoice:
+        """On this rank's own GPU, where it is to be on one."""
+        if pick_device(self.device) != torch.device("cuda"):
+            return self
+        return dataclasses.replace(self, device=f"cuda:{os.environ['LOCAL_RANK']}")
+
     def open(self, bank: Path, namespace: str = DEFAULT_NAMESPACE, create: bool = False) -> Memory:
-        """The bank with this model; `create` makes an empty one where there is none."""
+        """The bank with this model; `create` makes an empty one where there is none, in this process alone."""
         return Memory.open(
             bank,
             self.path,
@@ -64,7 +74,7 @@ class ModelChoice:
             device=self.device,
             weights=self.weights,
             memory_budget=self.memory_budget,
-            ranks=_ranks(self.device),
+            ranks=None if create else _ranks(pick_device(self.device)),
         )
 
 
@@ -73,11 +83,11 @@ def started_by_torchrun() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _ranks(device: str | None) -> Ranks | None:
+def _ranks(device: torch.device, timeout: float = DEFAULT_TIMEOUT) -> Ranks | None:
     """The processes that `torchrun` started, if it started several. Only the first prints."""
     if not started_by_torchrun():
         return None
-    ranks = Ranks.join(pick_device(device))
+    ranks = Ranks.join(device, timeout)
     if ranks.rank:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
     return ranks
@@ -135,6 +145,13 @@ def add(
     as_json: bool,
 ) -> int:
     """Returns the exit code: 0, SKIPPED or INTERRUPTED."""
+    ranks = _ranks(torch.device("cpu"), _ENCODING_TIMEOUT)  # what they tell each other is on the CPU
+    if ranks is not None:
+        model = model.of_rank()
+        if ranks.rank:
+            with stop_flag() as stop:
+                report = encode_for_first(bank, model.load(), ranks, should_stop=stop.is_set)
+            return INTERRUPTED if report.interrupted else 0
     files = [path for path in paths if str(path) != "-"]
     use_stdin = len(files) < len(paths)
     if not (paths or installed):
@@ -147,7 +164,7 @@ def add(
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
             documents = _corpus(stream, installed, use_stdin, skipped)
-            report = memory.add(documents, progress=progress, should_stop=stop.is_set)
+            report = memory.add(documents, progress=progress, should_stop=stop.is_set, group=ranks)
         show_report(report, skipped, memory.bank, as_json)
     return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
 

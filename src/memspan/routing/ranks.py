@@ -1,4 +1,4 @@
-"""`Ranks`: the processes of Memory Parallel, and every collective they take part in.
+"""`Ranks`: processes that share a bank, and every collective they take part in: Memory Parallel, and encoding together.
 
 All ranks call the same functions in the same order. What a rank receives is counted.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,6 +76,23 @@ class Ranks:
         """Elementwise maximum over ranks; float32 or int64, of one shape."""
         return torch.stack(self._gather(tensor)).amax(0)
 
+    def deal(self, values: Sequence[Any] | None = None) -> Any:
+        """This rank's own of the values that rank 0 has, one a rank; anything that can be pickled."""
+        packed = [_packed(value) for value in values or ()]
+        lengths = self.broadcast(torch.tensor([len(x) for x in packed] or [0] * self.size))
+        longest = int(lengths.max())
+        own = torch.empty(longest, dtype=torch.uint8, device=self._device)
+        padded = [torch.nn.functional.pad(x, (0, longest - len(x))).to(self._device) for x in packed]
+        with _told(self._timeout):
+            dist.scatter(own, padded or None, 0, group=self._group)
+        if self.rank:
+            self.received_bytes += longest
+        return _unpacked(own[: int(lengths[self.rank])])
+
+    def collect(self, value: Any) -> list[Any]:
+        """The values of all ranks, in order; anything that can be pickled."""
+        return [_unpacked(theirs) for theirs in self.gather(_packed(value))]
+
     def check_equal(self, what: str, values: Sequence[str]) -> None:
         """See that all ranks have the same.
 
@@ -108,6 +127,14 @@ def _own_gpu() -> int:
             "processes on it, or give --device cpu"
         )
     return number
+
+
+def _packed(value: Any) -> torch.Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+
+
+def _unpacked(data: torch.Tensor) -> Any:
+    return pickle.loads(data.cpu().numpy().tobytes())
 
 
 @contextlib.contextmanager

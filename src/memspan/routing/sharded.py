@@ -8,18 +8,17 @@ ranks select, score and attend to exactly what one does. Weights are replicated,
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 import torch
 
 from memspan.bank.manifest import LATENT_DTYPE, Manifest
-from memspan.bank.shard import Shard
 from memspan.bank.snapshot import Snapshot
 from memspan.errors import RankError
 from memspan.routing.local import MOST_CANDIDATES, SourceMemory, best
 from memspan.routing.ranks import Ranks
 from memspan.routing.source import Candidates, LocalSource
+from memspan.text.packing import even_shares
 
 
 class ShardedSource:
@@ -131,7 +130,7 @@ class ShardedMemory(SourceMemory):
         if selectable_N is None:
             selectable_N = snapshot.selectable_mask()
         masks = selectable_N.split([len(shard.ids_N) for shard in shards])
-        mine = shares(shards, ranks.size)[ranks.rank]
+        mine = even_shares([len(shard.document_C) for shard in shards], ranks.size)[ranks.rank]
         source = LocalSource(
             [shards[place] for place in mine],
             manifest.msa_layers,
@@ -140,15 +139,3 @@ class ShardedMemory(SourceMemory):
         )
         self.ranks = ranks
         super().__init__(ShardedSource(source, manifest, ranks), manifest, top_k, device)
-
-
-def shares(shards: Sequence[Shard], num_ranks: int) -> list[list[int]]:
-    """Which shards (their places) every rank holds: the next largest goes to the one with the fewest rows."""
-    rows = [len(shard.document_C) for shard in shards]
-    given: list[list[int]] = [[] for _ in range(num_ranks)]
-    load = [(0, rank) for rank in range(num_ranks)]
-    for place in sorted(range(len(shards)), key=lambda place: (-rows[place], place)):
-        held, rank = heapq.heappop(load)
-        given[rank].append(place)
-        heapq.heappush(load, (held + rows[place], rank))
-    return [sorted(places) for places in given]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import torch
 
 from memspan.text.template import Context
 
+# Padded tokens run at a time: larger activations are paged in anew at every operation (measured, docs/LOG.md).
+BATCH_TOKENS = 2048
 _MOST_PADDING = 0.05
 
 
@@ -85,6 +88,17 @@ def length_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int
         own += lengths[index]
     if batch:
         yield batch
+
+
+def even_shares(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Things of some sizes (their places) in `count` shares: the next largest goes to the smallest share."""
+    shares: list[list[int]] = [[] for _ in range(count)]
+    load = [(0, share) for share in range(count)]
+    for place in sorted(range(len(sizes)), key=lambda place: (-sizes[place], place)):
+        held, share = heapq.heappop(load)
+        shares[share].append(place)
+        heapq.heappush(load, (held + sizes[place], share))
+    return [sorted(places) for places in shares]
 
 
 def padding_share(lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> float:

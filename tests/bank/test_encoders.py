@@ -1,0 +1,290 @@
+"""N processes (gloo on loopback) make the bank that one makes; what one of them commits no other can lose."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import read_bank, tiny_loaded
+from ranked import in_processes
+
+from memspan.bank import add, run, segment
+from memspan.bank.add import AddReport, add_documents
+from memspan.bank.bank import MemoryBank
+from memspan.bank.encode import Part, encode_batch, manifest_of
+from memspan.bank.encoders import encode_for_first
+from memspan.bank.verify import verify
+from memspan.errors import BankBusy, BankError, RankError
+from memspan.model.convert import LoadedModel
+from memspan.routing.ranks import Ranks
+from memspan.types import Document
+
+BATCH_TOKENS = 150
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return tiny_loaded(max_document_tokens=64)
+
+
+@pytest.fixture(autouse=True)
+def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(add, "_WINDOW_DOCUMENTS", 5)
+
+
+def _corpus(count: int) -> list[Document]:
+    """Documents of 1 to 60 words; the longer ones are split."""
+    generator = random.Random(0)
+    words = ["otter", "heron", "lynx", "river", "tower"]
+    texts = [" ".join(generator.choices(words, k=1 + 7 * n % 60)) for n in range(count)]
+    return [Document(f"doc {n}", f"{n} {text}", metadata={"n": n}) for n, text in enumerate(texts)]
+
+
+def _bank(folder: Path, loaded: LoadedModel) -> Path:
+    MemoryBank.create(folder, manifest_of(loaded)).close()
+    return folder
+
+
+def _content(folder: Path) -> list[tuple[Any, ...]]:
+    """Every live document with its latents, but for the time it was added; and the bank is sound."""
+    bank = MemoryBank.open(folder)
+    assert verify(bank) == []
+    found = read_bank(bank)
+    assert [hit for hit, _ in bank.catalog.search("default", "otter", 1000)] or not found
+    bank.close()
+    return [(dataclasses.replace(stored, date="", source_id=0), *latents) for stored, *latents in found]
+
+
+def _add(
+    folder: Path,
+    loaded: LoadedModel,
+    corpus: Sequence[Document] | Callable[[], Iterator[Document]],
+    joined: Ranks,
+    **options: Any,
+) -> AddReport:
+    """What every rank does; rank 0 alone has opened the bank."""
+    stop = options.pop("should_stop", lambda: False)
+    if joined.rank:
+        return encode_for_first(folder, loaded, joined, should_stop=stop)
+    bank = MemoryBank.open(folder)
+    documents = corpus() if callable(corpus) else corpus
+    options = {"batch_tokens": BATCH_TOKENS, "group": joined, "should_stop": stop, **options}
+    try:
+        return add_documents(bank, loaded, documents, **options)
+    finally:
+        bank.close()
+
+
+def _alone(folder: Path, loaded: LoadedModel, corpus: Sequence[Document]) -> list[tuple[Any, ...]]:
+    """The bank that one process makes."""
+    in_processes(lambda joined: _add(_bank(folder, loaded), loaded, corpus, joined, group=None), 1)
+    return _content(folder)
+
+
+def _after(batches: int, rank: int, joined: Ranks, do: Callable[[], None]) -> None:
+    """Have a rank do something in the place of encoding a batch, once it has encoded so many."""
+    seen = 0
+
+    def encode(loaded: LoadedModel, batch: Sequence[Part]) -> None:
+        nonlocal seen
+        if joined.rank == rank and seen == batches:
+            do()
+        seen += 1
+        encode_batch(loaded, batch)
+
+    run.encode_batch = encode  # in this process alone
+
+
+def _is_refused(found: Any, reason: str) -> bool:
+    return isinstance(found, RankError) and reason in str(found)
+
+
+@pytest.mark.parametrize("commit_seconds", [0, 1e9])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_some_ranks_make_the_bank_that_one_makes(
+    tmp_path: Path, loaded: LoadedModel, ranks: int, commit_seconds: float
+) -> None:
+    corpus = _corpus(23)
+    expected = _alone(tmp_path / "one", loaded, corpus)
+    folder = _bank(tmp_path / "some", loaded)
+    reports = in_processes(lambda joined: _add(folder, loaded, corpus, joined, commit_seconds=commit_seconds), ranks)
+    assert len(expected) > 23 and _content(folder) == expected
+    assert len(set(reports)) == 1
+    counts = MemoryBank.open(folder).catalog.counts()
+    report = reports[0]
+    assert (report.added, report.documents, report.chunks) == (23, counts.documents, counts.chunks)
+    assert (report.tokens, report.characters) == (counts.tokens, sum(len(document.text) for document in corpus))
+    if commit_seconds:
+        assert counts.segments == ranks, "every rank wrote one"
+    again = in_processes(lambda joined: _add(folder, loaded, corpus, joined), ranks)[0]
+    assert (again.unchanged, again.documents) == (23, 0) and _content(folder) == expected
+
+
+@pytest.mark.parametrize("commit_seconds", [0, 1e9])
+def test_the_last_text_and_metadata_count_whatever_rank_has_them(
+    tmp_path: Path, loaded: LoadedModel, commit_seconds: float
+) -> None:
+    generator = random.Random(1)
+    changes = [
+        Document(
+            generator.choice("abcdefgh"), f"otter {generator.choice('xy')}", metadata={"n": generator.choice("12")}
+        )
+        for _ in range(60)
+    ]
+    folder = _bank(tmp_path / "bank", loaded)
+    in_processes(lambda joined: _add(folder, loaded, changes, joined, commit_seconds=commit_seconds), 3)
+    last = {document.external_id: document for document in changes}
+    assert {stored.external_id: (stored.text, stored.metadata) for stored, *_ in _content(folder)} == {
+        name: (document.text, document.metadata) for name, document in last.items()
+    }
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_loses_nothing_committed_and_a_run_after_it_completes(
+    tmp_path: Path, loaded: LoadedModel, killed: int
+) -> None:
+    corpus = _corpus(30)
+    expected = _alone(tmp_path / "one", loaded, corpus)
+    folder = _bank(tmp_path / "bank", loaded)
+
+    def add_until_killed(joined: Ranks) -> AddReport:
+        _after(6, killed, joined, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        return _add(folder, loaded, corpus, joined, commit_seconds=0)
+
+    found = in_processes(add_until_killed, 2)
+    assert found[killed] is None and _is_refused(found[1 - killed], "another rank was lost")
+    committed = _content(folder)
+    assert 0 < len(committed) < len(expected) and committed == expected[: len(committed)]
+    report = in_processes(lambda joined: _add(folder, loaded, corpus, joined), 3)[0]
+    assert report.unchanged == len({stored.external_id for stored, *_ in committed})
+    assert report.added == 30 - report.unchanged
+    assert _without_ids(_content(folder)) == _without_ids(expected)
+    names = {files.name for _, files in MemoryBank.open(folder).catalog.segments()}
+    assert {segment.segment_of(path) for path in (folder / "segments").iterdir()} == names, "nothing is left behind"
+
+
+def _without_ids(content: list[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
+    return {(stored.external_id, stored.span, stored.text) for stored, *_ in content}
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("where", ["encoding", "writing"])
+def test_a_rank_that_fails_is_named_on_all_and_what_was_committed_stays(
+    tmp_path: Path, loaded: LoadedModel, failing: int, where: str
+) -> None:
+    corpus = _corpus(30)
+    folder = _bank(tmp_path / "bank", loaded)
+
+    def fail() -> None:
+        if where == "encoding":
+            raise MemoryError("no room")
+
+        def write(*_: object) -> None:
+            raise MemoryError("no room")
+
+        segment.SegmentWriter.finish = write  # type: ignore[method-assign]  # in this process alone
+
+    def add_until_failure(joined: Ranks) -> Any:
+        _after(6, failing, joined, fail)
+        try:
+            return _add(folder, loaded, corpus, joined, commit_seconds=0)
+        except MemoryError as error:
+            return str(error)
+
+    for rank, found in enumerate(in_processes(add_until_failure, 3)):
+        if (failing, where, rank) == (0, "writing", 0):
+            assert found == "no room", "as it does alone"
+        else:
+            assert _is_refused(found, f"rank {failing} failed (MemoryError: no room)"), found
+    assert 0 < len({stored.external_id for stored, *_ in _content(folder)}) < 30
+    assert in_processes(lambda joined: _add(folder, loaded, corpus, joined), 2)[0].unchanged > 0
+    assert {name for name, *_ in _without_ids(_content(folder))} == {document.external_id for document in corpus}
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_rank_that_is_asked_to_stop_stops_all_and_whole_sources_are_kept(
+    tmp_path: Path, loaded: LoadedModel, stopped: int
+) -> None:
+    corpus = _corpus(40)
+    folder = _bank(tmp_path / "bank", loaded)
+
+    def add_until_stopped(joined: Ranks) -> AddReport:
+        asked = 0
+
+        def should_stop() -> bool:
+            nonlocal asked
+            asked += 1
+            return joined.rank == stopped and asked == 6
+
+        return _add(folder, loaded, corpus, joined, should_stop=should_stop, commit_seconds=1e9)
+
+    reports = in_processes(add_until_stopped, 2)
+    assert reports[0] == reports[1] and reports[0].interrupted
+    kept = {stored.external_id for stored, *_ in _content(folder)}
+    assert 0 < len(kept) == reports[0].added < 40
+    report = in_processes(lambda joined: _add(folder, loaded, corpus, joined), 2)[0]
+    assert (report.unchanged, report.added) == (len(kept), 40 - len(kept))
+    assert len({stored.external_id for stored, *_ in _content(folder)}) == 40
+
+
+def test_a_corpus_that_cannot_be_read_ends_all_and_what_came_before_is_kept(
+    tmp_path: Path, loaded: LoadedModel
+) -> None:
+    def broken() -> Iterator[Document]:
+        yield from _corpus(13)
+        raise OSError("the disk is gone")
+
+    folder = _bank(tmp_path / "bank", loaded)
+
+    def add_all(joined: Ranks) -> Any:
+        try:
+            return _add(folder, loaded, broken, joined)
+        except OSError as error:
+            return str(error)
+
+    found = in_processes(add_all, 2)
+    assert found[0] == "the disk is gone" and _is_refused(found[1], "rank 0 failed (OSError: the disk is gone)")
+    assert len({stored.external_id for stored, *_ in _content(folder)}) == 13
+
+
+def test_a_bank_that_another_writes_is_refused_on_all(tmp_path: Path, loaded: LoadedModel) -> None:
+    folder = _bank(tmp_path / "bank", loaded)
+
+    def add_all(joined: Ranks) -> Any:
+        try:
+            return _add(folder, loaded, _corpus(3), joined)
+        except BankBusy as error:
+            return str(error)
+
+    with MemoryBank.open(folder).locked():
+        found = in_processes(add_all, 2)
+    assert "another writer" in found[0] and _is_refused(found[1], "rank 0 failed (BankBusy")
+
+
+def test_ranks_with_different_models_are_refused(tmp_path: Path, loaded: LoadedModel) -> None:
+    folder, other = _bank(tmp_path / "bank", loaded), tiny_loaded(seed=5, max_document_tokens=64)
+    found = in_processes(lambda joined: _add(folder, other if joined.rank else loaded, _corpus(3), joined), 2)
+    assert all(_is_refused(error, "the ranks differ in their models") for error in found)
+    assert _content(folder) == []
+
+
+def test_a_rank_with_another_folder_is_noticed_before_anything_is_committed(
+    tmp_path: Path, loaded: LoadedModel
+) -> None:
+    folder, other = (_bank(tmp_path / name, loaded) for name in ("bank", "other"))
+
+    def add_all(joined: Ranks) -> Any:
+        try:
+            return _add(other if joined.rank else folder, loaded, _corpus(20), joined)
+        except BankError as error:
+            return str(error)
+
+    found = in_processes(add_all, 2)
+    assert "let all use the same folder" in found[0] and _is_refused(found[1], "rank 0 failed (BankError")
+    assert _content(folder) == []
