@@ -20,7 +20,7 @@ _LEVELS = (
     ("routing",),
     ("generate",),
     ("eval",),
-    ("serve", "cli", "__init__", "__main__"),
+    ("serve", "integrations", "cli", "__init__", "__main__"),
 )
 LEVEL = {part: level for level, parts in enumerate(_LEVELS) for part in parts}
 BASE = frozenset({"types", "config", "errors", "stages", "text", "ops", "model"})
