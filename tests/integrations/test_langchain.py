@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from memspan.generate.sampling import Sampling
 from memspan.integrations.langchain import ChatMemspan, MemspanRetriever
 from memspan.types import Document, Turn
 
+DOCS = Path(__file__).parents[2] / "docs" / "frameworks.md"
 CITIES = {"otter": "Rome", "heron": "Oslo", "lynx": "Quito", "newt": "Bern"}
 ASKED = "Where does the otter live?"
 SHORT = Sampling(max_new_tokens=8)
@@ -236,6 +239,22 @@ def test_both_stand_in_a_chain(memory: Memory) -> None:
     chain = MemspanRetriever(memory=memory, k=1) | RunnableLambda(lambda found: found[0].page_content)
     chain = chain | ChatMemspan(memory=memory, max_tokens=8)
     assert chain.invoke(ASKED).response_metadata["citations"][0]["external_id"] == "animals/otter"
+
+
+def test_the_docs_run_as_they_are_written(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = memory.in_namespace("notes")
+    notes.add([Document("warehouse", "The newest warehouse is in the town of Hasselt.", date="2025-04-08")])
+    monkeypatch.setattr(Memory, "open", lambda folder: notes)
+    (code,) = [
+        code
+        for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
+        if "integrations.langchain" in code
+    ]
+    exec(compile(code, DOCS.name, "exec"), {})
+    shown = capsys.readouterr().out
+    assert "warehouse {'start': 0" in shown and "'input_tokens'" in shown
 
 
 def test_a_memory_of_a_snapshot_is_refused(memory: Memory) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from helpers import tiny_loaded
@@ -23,6 +25,7 @@ from memspan.generate.memory import Memory
 from memspan.integrations.llama_index import MemspanRetriever
 from memspan.types import Document
 
+DOCS = Path(__file__).parents[2] / "docs" / "frameworks.md"
 ASKED = "Where does the otter live?"
 
 
@@ -72,6 +75,21 @@ def test_a_query_engine_answers_from_what_is_found(memory: Memory) -> None:
     response = engine.query(ASKED)
     assert "The otter lives in Rome." in str(response), "the mock repeats its prompt"
     assert [item.metadata["source"] for item in response.source_nodes] == ["animals/otter"]
+
+
+def test_the_docs_run_as_they_are_written(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = memory.in_namespace("notes")
+    notes.add([Document("warranty", "Brindlecomb gives two years of warranty.", date="2022-11-08")])
+    monkeypatch.setattr(Memory, "open", lambda folder: notes)
+    (code,) = [
+        code
+        for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
+        if "integrations.llama_index" in code
+    ]
+    exec(compile(code, DOCS.name, "exec"), {})
+    assert "warranty" in capsys.readouterr().out
 
 
 def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
