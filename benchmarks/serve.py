@@ -1,7 +1,7 @@
 """A server under load: how much 8 clients get answered beside one, and a long run that looks for errors and leaks.
 
 python benchmarks/serve.py                                 # throughput, a few minutes
-python benchmarks/serve.py --soak --seconds 300            # the long run: `make soak`
+python benchmarks/serve.py --soak --seconds 300            # the long run, then throughput: `make soak`
 
 The server is a process of its own, as `memspan serve` starts it; its memory is read from /proc (Linux).
 """
@@ -40,6 +40,27 @@ QUESTIONS = (
 STORY = "Tell me a long story about a beekeeper and her dog."
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What is asked to measure throughput: of notes (short answers) or for a story (as long as it may be)."""
+
+    name: str
+    story: bool
+    max_tokens: int
+    max_documents: int
+
+    def body(self, number: int) -> dict[str, Any]:
+        fields = {"max_tokens": self.max_tokens, "memspan": {"max_documents": self.max_documents}}
+        return chat(number, STORY if self.story else None, **fields)
+
+
+KINDS = (
+    Kind("short answers from 2 documents", False, 32, 2),
+    Kind("answers of 64 tokens from 2 documents", True, 64, 2),
+    Kind("answers of 64 tokens from the latents alone", True, 64, 0),
+)
+
+
 @dataclass
 class Load:
     """What clients of one server met.
@@ -56,9 +77,9 @@ class Load:
     errors: list[str] = field(default_factory=list)
 
 
-def chat(number: int, **fields: Any) -> dict[str, Any]:
+def chat(number: int, text: str | None = None, **fields: Any) -> dict[str, Any]:
     """A request; they differ, so that nothing could be kept of one for another."""
-    content = f"{QUESTIONS[number % len(QUESTIONS)]} ({number})"
+    content = f"{text or QUESTIONS[number % len(QUESTIONS)]} ({number})"
     return {"model": "memspan/notes", "messages": [{"role": "user", "content": content}], **fields}
 
 
@@ -138,16 +159,13 @@ async def connections(address: str, clients: int) -> AsyncIterator[httpx.AsyncCl
         yield http
 
 
-async def throughput(address: str, pid: int, clients: int, requests: int, fields: dict[str, Any]) -> dict[str, float]:
+async def throughput(address: str, pid: int, clients: int, requests: int, kind: Kind) -> dict[str, float]:
     """What a server gives to clients that ask one after the other."""
     load, used = Load(), cpu_seconds(pid)
 
     async def client(http: httpx.AsyncClient, number: int) -> None:
         for turn in range(requests):
-            body = chat(1000 * number + turn, **fields)
-            if fields["memspan"]["max_documents"] == 0:
-                body["messages"][0]["content"] = f"{STORY} ({number}-{turn})"
-            await ask(http, load, number, body)
+            await ask(http, load, number, kind.body(1000 * number + turn))
 
     started = time.perf_counter()
     async with connections(address, clients) as http:
@@ -198,55 +216,55 @@ def resident_mb(pid: int) -> float:
     return int(found[1]) / 1024
 
 
-def measure(model: Path | None, requests: int, repeats: int) -> None:
-    kinds = {
-        "short answers from 2 documents": {"max_tokens": 32, "memspan": {"max_documents": 2}},
-        "long answers from the latents alone": {"max_tokens": 64, "memspan": {"max_documents": 0}},
-    }
-    with tempfile.TemporaryDirectory() as folder, server(model, Path(folder)) as (pid, address):
-        asyncio.run(throughput(address, pid, 1, 1, next(iter(kinds.values()))))  # warm up
-        for name, fields in kinds.items():
-            runs = []
-            for _ in range(repeats):  # one and eight by turns: the machine is shared
-                runs.append([asyncio.run(throughput(address, pid, clients, requests, fields)) for clients in (1, 8)])
-            for place, clients in enumerate((1, 8)):
-                shown = (f"{median(run[place][what] for run in runs):.2f} {what}" for what in runs[0][place])
-                print(f"{name}, {clients} clients: {', '.join(shown)}", flush=True)
-            for what in ("tokens/s", "tokens per CPU second"):
-                ratio = median(run[1][what] / run[0][what] for run in runs)
-                print(f"{name}: {what}, 8 clients / one: {ratio:.2f}", flush=True)
+def measure(pid: int, address: str, requests: int, repeats: int) -> None:
+    """Print what a server gives to one client and to eight."""
+    asyncio.run(throughput(address, pid, 1, 1, KINDS[0]))  # warm up
+    for kind in KINDS:
+        runs = []
+        for _ in range(repeats):  # one and eight by turns: the machine is shared
+            runs.append([asyncio.run(throughput(address, pid, clients, requests, kind)) for clients in (1, 8)])
+        for place, clients in enumerate((1, 8)):
+            shown = (f"{median(run[place][what] for run in runs):.2f} {what}" for what in runs[0][place])
+            print(f"{kind.name}, {clients} clients: {', '.join(shown)}", flush=True)
+        for what in ("tokens/s", "tokens per CPU second"):
+            ratio = median(run[1][what] / run[0][what] for run in runs)
+            print(f"{kind.name}: {what}, 8 clients / one: {ratio:.2f}", flush=True)
 
 
-def soak(model: Path | None, clients: int, seconds: float) -> int:
-    """The long run. Returns 1 if something was not as it should be."""
-    sizes: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, server(model, Path(folder)) as (pid, address):
-        stop = threading.Event()
+def soak(pid: int, address: str, clients: int, seconds: float) -> bool:
+    """The long run; prints what it met. Returns whether everything was as it should be."""
+    start, sizes = resident_mb(pid), []
+    stop = threading.Event()
 
-        def watch() -> None:
-            while not stop.wait(1.0):
-                sizes.append(resident_mb(pid))
+    def watch() -> None:
+        while not stop.wait(min(1.0, seconds / 60)):
+            sizes.append(resident_mb(pid))
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        load = asyncio.run(run_mixed(address, clients, 24, seconds=seconds))
-        stop.set()
-        watcher.join()
-        with httpx.Client(base_url=address) as http:
-            metrics = http.get("/metrics").text
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    load = asyncio.run(run_mixed(address, clients, 24, seconds=seconds))
+    stop.set()
+    watcher.join()
+    with httpx.Client(base_url=address) as http:
+        metrics = http.get("/metrics").text
     # The first third fills buffers and caches.
     settled = sizes[len(sizes) // 3 :]
     fifth = max(1, len(settled) // 5)
     before, after = median(settled[:fifth]), median(settled[-fifth:])
     counts = [len(load.seconds.get(client, ())) for client in range(clients)]
     taken = [one for each in load.seconds.values() for one in each]
-    print(f"{dict(load.done)}; {load.tokens} tokens; errors: {load.errors[:5] or 'none'}")
+    print(f"{clients} clients, {seconds:.0f} s: {dict(load.done)}; {load.tokens} tokens")
+    print(f"errors: {len(load.errors)} {load.errors[:5] or ''}")
     print(f"answers of a client: {min(counts)} to {max(counts)}, median {median(counts)}")
-    print(f"seconds of an answer: median {median(taken):.1f}, longest {max(taken):.1f}")
-    print(f"memory: {before:.0f} MB -> {after:.0f} MB ({after / before - 1:+.1%}), most {max(sizes):.0f} MB")
+    if taken:
+        print(f"seconds of an answer: median {median(taken):.1f}, longest {max(taken):.1f}")
+    print(
+        f"memory: {start:.0f} MB at the start, {before:.0f} MB after the first third, {after:.0f} MB at the end "
+        f"({after / before - 1:+.1%} since), most {max(sizes):.0f} MB"
+    )
     idle = all(f"{name} 0.0" in metrics for name in ("memspan_queue_length", "memspan_running"))
-    print("nothing is left in the queue" if idle else "something is left in the queue")
-    return int(bool(load.errors) or after > 1.05 * before or not idle)
+    print("nothing is left in the queue" if idle else "something is left in the queue", flush=True)
+    return not load.errors and after <= 1.05 * before and idle
 
 
 def main() -> int:
@@ -258,10 +276,10 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=2, help="of each client, for throughput")
     parser.add_argument("--repeats", type=int, default=3, help="of the throughput measurement")
     given = parser.parse_args()
-    if given.soak:
-        return soak(given.model, given.clients, given.seconds)
-    measure(given.model, given.requests, given.repeats)
-    return 0
+    with tempfile.TemporaryDirectory() as folder, server(given.model, Path(folder)) as (pid, address):
+        good = not given.soak or soak(pid, address, given.clients, given.seconds)
+        measure(pid, address, given.requests, given.repeats)
+    return int(not good)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ _LEVELS = (
     ("bank",),
     ("routing",),
     ("generate",),
-    ("eval",),
+    ("eval", "integrations"),
     ("serve", "cli", "__init__", "__main__"),
 )
 LEVEL = {part: level for level, parts in enumerate(_LEVELS) for part in parts}
@@ -94,6 +94,7 @@ def test_a_file_imports_only_from_parts_below_its_own(path: Path) -> None:
         ("bank/bank.py", "from ..routing import local"),
         ("routing/local.py", "from memspan.generate.memory import Memory"),
         ("generate/memory.py", "from memspan.cli import main"),
+        ("integrations/langchain.py", "from memspan.serve.schemas import Message"),
         ("train/loop.py", "from memspan.bank.bank import Bank"),
         ("types.py", "from memspan.text.template import Context"),
     ],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from memspan.errors import QuestionError
 from memspan.generate.decode import context_room
 from memspan.generate.finder import passages_of
 from memspan.model.convert import LoadedModel
@@ -60,6 +61,36 @@ def fitted_context(
         if not used or (len(context.ids) <= room and (injected_tokens is None or tokens <= injected_tokens)):
             return FittedContext(context, used, tokens)
         used -= 1
+
+
+def question_of(messages: Sequence[tuple[str, str]]) -> tuple[str, list[Turn]]:
+    """The question of a conversation, its last message, and what was said before it.
+
+    Args:
+        messages: role and text of each, oldest first; what is not the "assistant"'s is asked or told.
+
+    Raises:
+        QuestionError: the last message is not a user's, or empty.
+    """
+    *before, (role, question) = messages or [("", "")]
+    if role != "user" or not question.strip():
+        raise QuestionError("the last message must be a user's, and not empty")
+    return question, _turns(before)
+
+
+def _turns(messages: Iterable[tuple[str, str]]) -> list[Turn]:
+    """Messages (role and text) as turns; instructions, and what was never answered, are turns without an answer."""
+    turns: list[Turn] = []
+    for role, text in ((role, text.strip()) for role, text in messages):
+        if not text:
+            continue
+        if role != "assistant":
+            turns.append(Turn(text))
+        elif turns and not turns[-1].answer:
+            turns[-1] = Turn(turns[-1].question, text)
+        else:
+            turns.append(Turn("", text))
+    return turns
 
 
 def fitted_history(loaded: LoadedModel, history: Sequence[Turn], room: int) -> tuple[Turn, ...]:

@@ -172,6 +172,11 @@ class Memory:
         other.namespace, other._owns_bank, other._pinned = namespace, False, None
         return other
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it sees the bank as it was when it was opened with `snapshot=True`, or refreshed."""
+        return self._pinned is not None
+
     def close(self) -> None:
         if self._pinned is not None:
             self._pinned.close()

@@ -8,6 +8,7 @@ prepares at most one question, and then writes a token of each.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -103,6 +104,7 @@ class Engine:
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._draining = self._closing = False
+        self._stop_at = math.inf
         self._seconds_per_answer = _FIRST_GUESS
         self._thread = threading.Thread(target=self._run, name="memspan-engine", daemon=True)
         self._thread.start()
@@ -150,10 +152,11 @@ class Engine:
                 self._waiting.remove(ticket)
             self._changed.notify()
 
-    def drain(self) -> None:
-        """Take no more questions, and refuse those that wait. Running ones go on."""
+    def drain(self, grace: float = math.inf) -> None:
+        """Take no more questions, and refuse those that wait. Running ones get `grace` seconds to finish."""
         with self._changed:
             self._draining = True
+            self._stop_at = min(self._stop_at, time.monotonic() + grace)
             refused = list(self._waiting)
             self._waiting.clear()
             self._changed.notify()
@@ -161,10 +164,10 @@ class Engine:
             ticket.deliver(Failed(Stopping()))
 
     def close(self, grace: float = 0.0) -> None:
-        """Stop: running questions get `grace` seconds to finish."""
-        self.drain()
+        """Stop: running questions get `grace` seconds to finish, or what is left of those an earlier `drain` gave."""
+        self.drain(grace)
         with self._changed:
-            self._changed.wait_for(lambda: not self._running, grace)
+            self._changed.wait_for(lambda: not self._running, self._stop_at - time.monotonic())
             self._closing = True
             self._changed.notify()
         self._thread.join()
@@ -193,6 +196,8 @@ class Engine:
         for ticket in list(self._running):
             if ticket.cancelled:
                 self._end(ticket, None)
+            elif now > self._stop_at:
+                self._end(ticket, Failed(Stopping()))
             elif now > ticket.deadline:
                 self._end(ticket, Failed(TookTooLong()))
 

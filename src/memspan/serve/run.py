@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterable
 from types import FrameType
@@ -73,6 +74,6 @@ def server_of(app: ASGIApp, settings: ServeSettings) -> Server:
         access_log=False,  # it would hold the ids in paths and queries
         log_level="warning",
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.grace)),
+        timeout_graceful_shutdown=math.ceil(settings.grace) + 1,  # answers end before, and their ends are to be sent
     )
     return Server(config)

@@ -51,8 +51,9 @@ class Service:
     started: int = field(default_factory=lambda: int(time.time()))
 
     def stop(self) -> None:
-        """Take no more questions, and stop imports; running answers go on. From any thread, or a signal's handler."""
-        self.engine.drain()
+        """Take no more questions, and stop imports; running answers get their grace. From any thread, or a signal's
+        handler."""
+        self.engine.drain(self.settings.grace)
         self.imports.stop()
 
     def bank(self, name: str | None) -> ServedBank:

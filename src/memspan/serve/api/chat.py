@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from sse_starlette import EventSourceResponse
 
+from memspan.errors import QuestionError
+from memspan.generate.context import question_of
 from memspan.generate.memory import AskOptions, Memory, turn_document
 from memspan.generate.sampling import Sampling
 from memspan.serve.api.shapes import evidence_out, layers_out, round_out
@@ -24,7 +26,6 @@ from memspan.serve.schemas import (
     ChatCompletion,
     ChatRequest,
     Choice,
-    Message,
     ModelList,
     ModelOut,
     TraceOut,
@@ -43,7 +44,7 @@ from memspan.serve.service import (
     while_connected,
     written,
 )
-from memspan.types import Answer, Done, Event, RoundDone, TextWritten, Turn
+from memspan.types import Answer, Done, Event, RoundDone, TextWritten
 
 router = APIRouter(responses=ERRORS, tags=["chat"])
 
@@ -111,9 +112,10 @@ def _question(body: ChatRequest, service: Service) -> tuple[str, AskOptions]:
     Raises:
         ApiError: 400, with the field.
     """
-    *before, last = body.messages
-    if last.role != "user" or not last.text.strip():
-        raise ApiError(400, "the last message must be a user's, and not empty", "invalid_question", param="messages")
+    try:
+        question, history = question_of([(message.role, message.text) for message in body.messages])
+    except QuestionError as error:
+        raise ApiError(400, str(error), "invalid_question", param="messages") from error
     most = service.settings.max_new_tokens
     wanted = body.max_completion_tokens or body.max_tokens or min(_DEFAULT_NEW_TOKENS, most)
     if wanted > most:
@@ -130,7 +132,7 @@ def _question(body: ChatRequest, service: Service) -> tuple[str, AskOptions]:
             tuple(stops),
         )
     fields = body.memspan
-    return last.text, AskOptions(
+    return question, AskOptions(
         selector=fields.selector,
         max_documents=fields.max_documents,
         rounds=fields.rounds,
@@ -139,24 +141,8 @@ def _question(body: ChatRequest, service: Service) -> tuple[str, AskOptions]:
         where=fields.where,
         as_of=fields.as_of,
         sampling=sampling,
-        history=_turns(before),
+        history=history,
     )
-
-
-def _turns(messages: Sequence[Message]) -> list[Turn]:
-    """A conversation as turns; instructions, and what was never answered, are turns without an answer."""
-    turns: list[Turn] = []
-    for message in messages:
-        text = message.text.strip()
-        if not text:
-            continue
-        if message.role != "assistant":
-            turns.append(Turn(text))
-        elif turns and not turns[-1].answer:
-            turns[-1] = Turn(turns[-1].question, text)
-        else:
-            turns.append(Turn("", text))
-    return turns
 
 
 class _Exchange:

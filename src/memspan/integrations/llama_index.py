@@ -1,0 +1,67 @@
+"""LlamaIndex: `MemspanRetriever` finds documents in a bank, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from memspan.generate.memory import MAX_DOCUMENTS, Memory
+from memspan.integrations.memories import for_one_call, metadata_of
+
+try:
+    from llama_index.core.retrievers import BaseRetriever
+    from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+except ImportError as error:
+    raise ImportError(f"LlamaIndex is not installed ({error.name}): pip install 'memspan[llama-index]'") from error
+
+
+class MemspanRetriever(BaseRetriever):
+    """Finds documents in a bank. Every call sees what was committed by then.
+
+    A node's id is the bank's number of the document; its metadata are the document's own and, under `memspan` and not
+    shown to models, what the bank says of it: `external_id`, `span`, `date`, `layers`.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        *,
+        k: int = MAX_DOCUMENTS,
+        selector: str | None = None,
+        where: Mapping[str, Any] | None = None,
+        as_of: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Put a memory before LlamaIndex.
+
+        Args:
+            memory: of which bank and namespace; `Memory.open`. Not one of a snapshot.
+            k: documents found, at most.
+            selector: router, lexical or hybrid; default: the memory's own.
+            where, as_of: see `memspan.generate.memory.AskOptions`.
+            options: of LlamaIndex's `BaseRetriever`.
+        """
+        super().__init__(**options)
+        self._memory, self._k, self._selector, self._where, self._as_of = memory, k, selector, where, as_of
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        found = for_one_call(self._memory).search(
+            query_bundle.query_str, limit=self._k, selector=self._selector, where=self._where, as_of=self._as_of
+        )
+        return [
+            NodeWithScore(
+                node=TextNode(
+                    id_=str(item.document_id),
+                    text=item.text,
+                    metadata=metadata_of(item),
+                    excluded_llm_metadata_keys=["memspan"],
+                    excluded_embed_metadata_keys=["memspan"],
+                ),
+                score=item.score,
+            )
+            for item in found
+        ]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)

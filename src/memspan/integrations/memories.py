@@ -1,0 +1,31 @@
+"""What the adapters to frameworks have in common: a memory for each call, and a document as they write it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from memspan.generate.memory import Memory
+from memspan.types import Evidence
+
+
+def for_one_call(memory: Memory) -> Memory:
+    """The same memory for one call: frameworks call from threads of their own, several at a time.
+
+    Raises:
+        ValueError: it is pinned to a snapshot, which is one thread's alone.
+    """
+    if memory.is_pinned:
+        raise ValueError("a memory opened with snapshot=True is for one thread; open it without")
+    return memory.in_namespace(memory.namespace)
+
+
+def metadata_of(item: Evidence) -> dict[str, Any]:
+    """A document's metadata: its own as they were given, and under `memspan` what the bank and the selector say of it.
+
+    Chains expect `source` and `title`: they are the external id and the title, unless the document's own say otherwise.
+    """
+    ours = dataclasses.asdict(item)
+    given = ours.pop("metadata")
+    del ours["text"]
+    return {"source": item.external_id, "title": item.title, **given, "memspan": ours}

@@ -1,0 +1,90 @@
+"""`memspan serve` as a process of its own: what SIGTERM does to an answer that is being written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+import torch
+from helpers import ENDOFTEXT, save_backbone
+from serving import add_animals, client, question
+
+from memspan.model.convert import convert
+
+GRACE = 4
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+@pytest.fixture(scope="module")
+def endless_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint that never ends an answer by itself, with room for very long ones."""
+    folder = tmp_path_factory.mktemp("endless")
+    backbone = save_backbone(folder / "plain")
+    with torch.no_grad():
+        backbone.lm_head.weight[ENDOFTEXT:] = 0
+    backbone.config.max_position_embeddings = 100_000
+    backbone.save_pretrained(folder / "plain")
+    convert(str(folder / "plain"), folder / "msa", dtype=torch.float32, chunk_size=4, top_k_docs=2)
+    return folder / "msa"
+
+
+@contextlib.contextmanager
+def process(checkpoint: Path, bank: Path, *options: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server, once it listens, and its address. It is killed if it does not end."""
+    command = [sys.executable, "-m", "memspan", "serve", f"notes={bank}", "--model", checkpoint, "--port", 0, *options]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment.pop("MEMSPAN_KEYS", None)
+    server = subprocess.Popen([*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        told = next((found for line in server.stderr if (found := re.search(r"http://[\d.:]+", line))), None)
+        assert told, "the server did not start"
+        yield server, told[0]
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def begun(response: httpx.Response) -> Iterator[str]:
+    """The data of a stream behind its first piece of text."""
+    values = (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
+    next(value for value in values if '"content": "' in value and '"content": ""' not in value)
+    return values
+
+
+def asked(http: httpx.Client, max_tokens: int) -> contextlib.AbstractContextManager[httpx.Response]:
+    """A stream of an answer that is as long as it may be."""
+    body = question(stream=True, max_tokens=max_tokens, stream_options={"include_usage": True})
+    return http.stream("POST", "/v1/chat/completions", json=body)
+
+
+def test_sigterm_finishes_answers_within_the_grace_and_ends_the_others(
+    endless_checkpoint: Path, tmp_path: Path
+) -> None:
+    options = ("--grace", GRACE, "--max-new-tokens", 100_000)
+    with process(endless_checkpoint, tmp_path / "notes", *options) as (server, address), client(address) as http:
+        add_animals(http)
+        with asked(http, 90_000) as long, asked(http, 20) as short:
+            ending = begun(long)
+            finishing = begun(short)
+            server.send_signal(signal.SIGTERM)
+            started = time.monotonic()
+            *_, usage, last = finishing
+            assert last == "[DONE]"
+            assert json.loads(usage)["usage"]["completion_tokens"] == 20
+            *_, error, last = ending
+            assert last == "[DONE]"
+            assert json.loads(error)["error"]["code"] == "stopping"
+            assert time.monotonic() - started > GRACE - 0.5, "it had its grace"
+        assert server.wait(30) == 0, "stopped as it was told"
+    assert not list((tmp_path / "notes" / "readers").iterdir()), "the bank was closed"
