@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from memspan.bank.encode import BATCH_TOKENS
 from memspan.model.convert import load
-from memspan.text.packing import length_batches, padding_share
+from memspan.text.packing import BATCH_TOKENS, length_batches, padding_share
 
 MEDIAN_TOKENS = 120
 

@@ -44,7 +44,7 @@ def test_the_likelihood_is_that_of_the_question_after_the_text_alone(monkeypatch
             log_TV = loaded.model.backbone(torch.tensor([ids])).logits[0].log_softmax(-1)
         wanted = [float(log_TV[place - 1, ids[place]]) for place in range(len(ids) - num_scored, len(ids))]
         assert score == pytest.approx(sum(wanted) / num_scored, abs=1e-4)
-    monkeypatch.setattr(rerank, "_BATCH_TOKENS", 1)
+    monkeypatch.setattr(rerank, "BATCH_TOKENS", 1)
     assert BackboneReranker(loaded).score(QUESTION, texts) == pytest.approx(found, abs=1e-4), "batches change nothing"
     monkeypatch.setattr(rerank, "_PASSAGE_TOKENS", 3)
     long, longer = BackboneReranker(loaded).score(QUESTION, ["heron " * 9, "heron " * 90])

@@ -10,7 +10,6 @@ from typing import Literal
 from memspan.bank.bank import BankWriter, MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.encode import (
-    BATCH_TOKENS,
     Part,
     SourceParts,
     batches,
@@ -20,6 +19,7 @@ from memspan.bank.encode import (
 )
 from memspan.errors import BankError, DuplicateDocument
 from memspan.model.convert import LoadedModel
+from memspan.text.packing import BATCH_TOKENS
 from memspan.text.parts import split_document
 from memspan.types import Document
 

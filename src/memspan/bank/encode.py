@@ -14,8 +14,6 @@ from memspan.text.packing import length_batches
 from memspan.text.template import PromptTemplate, part_text
 from memspan.types import Document, EncodedDocuments, Span
 
-BATCH_TOKENS = 2048
-
 
 @dataclass(slots=True)
 class Part:

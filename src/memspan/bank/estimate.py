@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from memspan.bank.encode import BATCH_TOKENS, manifest_of
+from memspan.bank.encode import manifest_of
 from memspan.model.convert import LoadedModel
 from memspan.ops.pooling import num_chunks
-from memspan.text.packing import length_batches
+from memspan.text.packing import BATCH_TOKENS, length_batches
 from memspan.text.parts import split_document
 from memspan.text.template import part_text
 from memspan.types import Document

@@ -11,9 +11,10 @@ from memspan.bank.add import COMMIT_SECONDS, WINDOW_BATCHES, AddReport, Progress
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.compaction import drop_unwanted_staged, segments_folder, sweep
 from memspan.bank.edits import NewDocument, NewSource, Written
-from memspan.bank.encode import BATCH_TOKENS, Part, SourceParts, manifest_of, tokenise
+from memspan.bank.encode import Part, SourceParts, manifest_of, tokenise
 from memspan.bank.segment import SegmentWriter, text_crc32
 from memspan.model.convert import LoadedModel
+from memspan.text.packing import BATCH_TOKENS
 from memspan.text.parts import split_document
 from memspan.text.template import part_text
 from memspan.types import Document

@@ -11,11 +11,10 @@ import torch
 from memspan.errors import EvaluationError
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep
-from memspan.text.packing import length_batches
+from memspan.text.packing import BATCH_TOKENS, length_batches
 from memspan.text.template import encoded_text
 from memspan.types import Evidence
 
-_BATCH_TOKENS = 2048
 _PASSAGE_TOKENS = 256
 _ASKED = "\n\nA question that this text answers: "
 
@@ -50,7 +49,7 @@ class BackboneReranker:
         skipped = len(template.tokens("{asked}", asked=_ASKED))
         scores = [0.0] * len(texts)
         lengths = [len(ids) + len(wanted) for ids in given]
-        for batch in length_batches(lengths, _BATCH_TOKENS):
+        for batch in length_batches(lengths, BATCH_TOKENS):
             found = self._log_likelihood([[*given[place], *wanted] for place in batch], len(wanted) - skipped)
             for place, value in zip(batch, found, strict=True):
                 scores[place] = value

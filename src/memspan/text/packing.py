@@ -9,6 +9,8 @@ import torch
 
 from memspan.text.template import Context
 
+# Padded tokens run at a time: larger activations are paged in anew at every operation (measured, docs/LOG.md).
+BATCH_TOKENS = 2048
 _MOST_PADDING = 0.05
 
 

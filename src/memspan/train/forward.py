@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from memspan.model.memory_api import AskStep
 from memspan.model.modeling import MSAForCausalLM
 from memspan.ops.losses import distillation_loss, routing_loss
-from memspan.text.packing import PackedContexts
+from memspan.text.packing import BATCH_TOKENS, PackedContexts
 from memspan.train.anchor import anchor_loss
 from memspan.train.batch import IGNORED, TrainBatch
-from memspan.train.memory import ENCODE_TOKENS, BatchMemory, encode_documents
+from memspan.train.memory import BatchMemory, encode_documents
 
 if TYPE_CHECKING:
     from memspan.train.frozen import FrozenMemory
@@ -64,7 +64,7 @@ class Objective:
     teacher_temperature: float = 0.1
     use_memory: bool = True
     allow_dense: bool = False
-    encode_tokens: int = ENCODE_TOKENS
+    encode_tokens: int = BATCH_TOKENS
     frozen: FrozenMemory | None = None
 
     def __post_init__(self) -> None:

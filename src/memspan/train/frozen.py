@@ -24,10 +24,9 @@ from memspan.errors import MemspanError
 from memspan.model.modeling import MSAForCausalLM, is_router, routed_modules
 from memspan.ops.pooling import valid_chunks
 from memspan.ops.scoring import fold_keys
-from memspan.text.packing import length_batches
+from memspan.text.packing import BATCH_TOKENS, length_batches
 from memspan.text.template import PromptTemplate
 from memspan.train.batch import TrainBatch
-from memspan.train.memory import ENCODE_TOKENS
 from memspan.types import Document, EncodedDocuments
 
 _log = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ class FrozenMemory:
         *,
         seed: int = 0,
         max_id: int = 1_000_000,
-        encode_tokens: int = ENCODE_TOKENS,
+        encode_tokens: int = BATCH_TOKENS,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> FrozenMemory:
         """Encode documents, or find them encoded. All are held in memory while the file is written.

@@ -13,11 +13,8 @@ import torch
 from memspan.config import MSAConfig
 from memspan.model.modeling import MSAForCausalLM
 from memspan.ops.scoring import chunk_scores, document_scores, fold_queries, routing_queries, top_documents
-from memspan.text.packing import length_batches
+from memspan.text.packing import BATCH_TOKENS, length_batches
 from memspan.types import EncodedDocuments, Retrieved
-
-# Padded tokens encoded at a time: larger activations are paged in anew at every operation (measured, docs/LOG.md).
-ENCODE_TOKENS = 2048
 
 
 class BatchMemory:
@@ -105,7 +102,7 @@ class BatchMemory:
 
 
 def encode_documents(
-    model: MSAForCausalLM, documents: Sequence[Sequence[int]], max_tokens: int = ENCODE_TOKENS
+    model: MSAForCausalLM, documents: Sequence[Sequence[int]], max_tokens: int = BATCH_TOKENS
 ) -> EncodedDocuments:
     """Encode documents in sub-batches of like length, at most `max_tokens` padded tokens each; latents in order."""
     batches = list(length_batches([len(ids) for ids in documents], max_tokens))

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from memspan.model.memory_api import AskStep
 from memspan.model.modeling import MSAForCausalLM, is_router
-from memspan.text.packing import pack_contexts
+from memspan.text.packing import BATCH_TOKENS, pack_contexts
 from memspan.text.questions import Question
 from memspan.text.template import PromptTemplate, encoded_text
 from memspan.train.batch import BatchSettings, Collator
 from memspan.train.bm25 import Bm25
 from memspan.train.frozen import FrozenMemory
-from memspan.train.memory import ENCODE_TOKENS, BatchMemory, encode_documents
+from memspan.train.memory import BatchMemory, encode_documents
 from memspan.train.parallel import assign, whole
 from memspan.train.settings import EvaluationSettings, PhaseSettings
 from memspan.train.writing import WritingProgress
@@ -82,7 +82,7 @@ class RouterProgress:
         settings: EvaluationSettings,
         batch: BatchSettings,
         *,
-        encode_tokens: int = ENCODE_TOKENS,
+        encode_tokens: int = BATCH_TOKENS,
         seed: int = 0,
         frozen_in: Path | None = None,
     ) -> None:

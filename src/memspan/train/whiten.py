@@ -23,9 +23,8 @@ import torch
 from memspan.model.memory_api import AskStep
 from memspan.model.modeling import MSAForCausalLM, routed_modules
 from memspan.ops.pooling import valid_chunks
-from memspan.text.packing import length_batches, pack_contexts
+from memspan.text.packing import BATCH_TOKENS, length_batches, pack_contexts
 from memspan.text.template import Context
-from memspan.train.memory import ENCODE_TOKENS
 
 # Directions of a smaller share of the mean variance are noise, and would be blown up.
 _LEAST_SHARE = 1e-4
@@ -40,7 +39,7 @@ def whiten_routers(
     contexts: Sequence[Context],
     *,
     seed: int = 0,
-    batch_tokens: int = ENCODE_TOKENS,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> None:
     """Set the router projections of every MSA layer, from the states of some documents and questions.
 
