@@ -94,6 +94,9 @@ def test_batches_draw_plain_texts_and_questions_with_one_before_them() -> None:
     shown = template.text(ids)
     assert "Where is number" in shown and any(template.text(text) in shown for text in texts)
     assert list(ids[-len(template.answer("there")) :]) == template.answer("there")
+    only_texts = replace(settings, anchor_questions=False)
+    batch = Collator(loaded.template, loaded.model.config, only_texts)(questions, random.Random(0))
+    assert len(batch.anchors) == 3 and all("Where is" not in template.text(ids) for ids in batch.anchors)
     assert not Collator(loaded.template, loaded.model.config, BatchSettings())(questions, random.Random(0)).anchors
 
 

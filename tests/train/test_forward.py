@@ -14,7 +14,7 @@ from batches import random_batch
 from helpers import TensorMemory, ask_step, tiny_model
 
 from memspan.model.modeling import MSAForCausalLM, is_router
-from memspan.text.packing import PackedContexts
+from memspan.text.packing import length_batches
 from memspan.train.batch import IGNORED, TrainBatch
 from memspan.train.forward import LossTerms, LossWeights, Objective, training_forward
 
@@ -87,28 +87,32 @@ def test_a_question_alone_has_the_losses_it_has_among_others() -> None:
     together = run(model, batch)
     lm = routing = 0.0
     for row in range(3):
-        packed = batch.contexts
-        start = int((~packed.valid[row]).sum())
-        own = PackedContexts(
-            *(
-                getattr(packed, name)[row : row + 1, start:]
-                for name in ("ids", "positions", "valid", "sees_memory", "routes")
-            )
-        )
+        own = batch.contexts.take([row])
         alone = replace(
             batch,
             questions=batch.questions[row : row + 1],
             contexts=own,
-            labels_BT=batch.labels_BT[row : row + 1, start:],
+            labels_BT=batch.labels_BT[row : row + 1, -own.ids.shape[1] :],
             positives_BN=batch.positives_BN[row : row + 1],
             candidates_BN=batch.candidates_BN[row : row + 1],
         )
-        terms = run(model, alone, encode_tokens=13)
+        terms = run(model, alone, batch_tokens=13)
         torch.testing.assert_close(terms.scores_LBN[:, 0], together.scores_LBN[:, row])
         lm += float(terms.lm_sum)
         routing += float(terms.routing_sum)
     assert lm == pytest.approx(float(together.lm_sum), rel=1e-5)
     assert routing == pytest.approx(float(together.routing_sum), rel=1e-5)
+
+
+def test_sub_batches_of_contexts_change_nothing() -> None:
+    model, batch = tiny_model(), random_batch()
+    longest = max(batch.contexts.lengths)
+    assert len(list(length_batches(batch.contexts.lengths, longest))) > 1
+    together, apart = (run(model, batch, batch_tokens=tokens) for tokens in (8192, longest))
+    torch.testing.assert_close(apart.scores_LBN, together.scores_LBN)
+    torch.testing.assert_close(apart.lm_sum, together.lm_sum)
+    wanted, found = (gradients(model, terms, LossWeights(lm=1.0, routing=1.0)) for terms in (together, apart))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_what_padding_holds_changes_nothing() -> None:

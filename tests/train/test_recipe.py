@@ -104,9 +104,15 @@ def test_overrides_reach_every_depth(tmp_path: Path) -> None:
     assert recipe.corpus == "docs/"
 
 
+def test_an_override_takes_an_item_out_of_a_list(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, YAML), ["phases.warm=null", "phases.main.until=null"])
+    assert [phase.name for phase in recipe.phases] == ["main"]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("phases.cold=null", "no item 'cold'; there are warm, main"),
         ("seed", "is no override"),
         ("phases.cold.lr=1", "no item 'cold'; there are warm, main"),
         ("name.x=1", "name is a value"),

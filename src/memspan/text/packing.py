@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -38,10 +38,21 @@ class PackedContexts:
         """`valid`, or None where nothing is padded and no mask is needed."""
         return None if bool(self.valid.all()) else self.valid
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each context."""
+        return self.valid.sum(1).tolist()
+
+    def take(self, rows: Sequence[int]) -> PackedContexts:
+        """Some of the contexts, at least one, padded to the longest of these."""
+        start = int((~self.valid[rows]).sum(1).min())
+        return self._each(lambda tensor_BT: tensor_BT[rows, start:])
+
     def to(self, device: torch.device) -> PackedContexts:
-        return PackedContexts(
-            *(getattr(self, name).to(device) for name in ("ids", "positions", "valid", "sees_memory", "routes"))
-        )
+        return self._each(lambda tensor_BT: tensor_BT.to(device))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedContexts:
+        return PackedContexts(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
 def pack_contexts(contexts: Sequence[Context], position_offset: int) -> PackedContexts:

@@ -20,6 +20,7 @@ from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.parts import split_document
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Context, Passage, PromptTemplate, encoded_text, part_text
+from memspan.train.counterfactual import with_other_answers
 from memspan.types import Document, Span
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ class BatchSettings:
         answer: share of batches that answer with documents' texts before the question, masked from the loss.
         latent: share that answer from the compressed memory alone.
         generate: share that learn one step of the round protocol, drawn at random (needs a template with rounds).
+        counterfactual: share of questions whose answer is another's, in their documents too, in batches that answer
+            (`memspan.train.counterfactual`).
         negatives: of each question's own, at most.
         num_documents: the least of a batch; `fillers` are drawn until it is reached.
         injected_documents: texts put before a question in an `answer` batch, gold and distractors, at most.
@@ -111,11 +114,13 @@ class BatchSettings:
         anchors: texts on which the model is to stay what its backbone is, at most: plain documents of the batch, and
             questions in the template with one before them; see `memspan.train.anchor`.
         anchor_tokens: of each document, from its beginning.
+        anchor_questions: whether questions are among them: where answers are learned they would hold these back.
     """
 
     answer: float = 0.0
     latent: float = 0.0
     generate: float = 0.0
+    counterfactual: float = 0.0
     negatives: int = 1
     num_documents: int = 0
     injected_documents: int = 5
@@ -126,11 +131,14 @@ class BatchSettings:
     no_answer: str = "The notes do not say."
     anchors: int = 0
     anchor_tokens: int = 96
+    anchor_questions: bool = True
 
     def __post_init__(self) -> None:
         shares = (self.answer, self.latent, self.generate)
         if min(shares) < 0 or sum(shares) > 1 + 1e-9:
             raise ValueError(f"answer, latent and generate are shares that sum to at most 1, not {shares}")
+        if not 0 <= self.counterfactual <= 1:
+            raise ValueError(f"counterfactual is a share, not {self.counterfactual}")
         for name, least in (
             ("negatives", 0),
             ("num_documents", 0),
@@ -159,7 +167,7 @@ class Collator:
 
     Raises:
         MemspanError: `generate` batches are asked for, and the template has no rounds.
-        ValueError: `max_document_tokens` is more than the model's.
+        ValueError: `max_document_tokens` is more than the model's; or `counterfactual` documents are to have given ids.
     """
 
     def __init__(
@@ -185,6 +193,8 @@ class Collator:
                 f"max_document_tokens {self._document_tokens} is more than the model's {config.max_document_tokens}: "
                 "serving would split such documents"
             )
+        if settings.counterfactual > 0 and document_ids is not None:
+            raise ValueError("counterfactual documents are new in every batch, and have no ids given: set it to 0")
 
     def __call__(self, questions: Sequence[Question], rng: random.Random) -> TrainBatch:
         """A batch of questions, with their documents.
@@ -192,15 +202,17 @@ class Collator:
         Raises:
             ValueError: there are no questions, or no documents.
         """
+        settings = self._settings
+        kinds: tuple[ResponseKind | None, ...] = ("answer", "latent", "generate", None)
+        shares = (settings.answer, settings.latent, settings.generate)
+        kind = rng.choices(kinds, (*shares, max(0.0, 1 - sum(shares))))[0]
+        if settings.counterfactual > 0 and kind in ("answer", "latent"):
+            questions = with_other_answers(questions, settings.counterfactual, rng)
         documents = self._documents(questions, rng)
         if not questions or not documents:
             raise ValueError("a batch needs questions and documents")
         ids = self._draw_ids(list(documents), rng)
         texts = {name: self.part(document) for name, document in documents.items()}
-        settings = self._settings
-        kinds: tuple[ResponseKind | None, ...] = ("answer", "latent", "generate", None)
-        shares = (settings.answer, settings.latent, settings.generate)
-        kind = rng.choices(kinds, (*shares, max(0.0, 1 - sum(shares))))[0]
         writer = _SampleWriter(self._template, self._protocol, settings, ids, texts)
         samples = [writer.sample(question, kind, rng) for question in questions]
         packed = pack_contexts([sample.context for sample in samples], self._config.offset)
@@ -226,7 +238,7 @@ class Collator:
         anchors = []
         for place, text in enumerate(rng.sample(list(texts.values()), min(settings.anchors, len(texts)))):
             ids = template.tokens("{text}", text=text)[: settings.anchor_tokens]
-            if place % 2:
+            if place % 2 and settings.anchor_questions:
                 question = rng.choice(questions)
                 passage = Passage(rng.randint(1, settings.max_id), template.text(ids))
                 answer = template.answer(question.answers[0] if question.answers else settings.no_answer)

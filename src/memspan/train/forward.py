@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from memspan.model.memory_api import AskStep
 from memspan.model.modeling import MSAForCausalLM
 from memspan.ops.losses import distillation_loss, routing_loss
-from memspan.text.packing import BATCH_TOKENS, PackedContexts
+from memspan.text.packing import BATCH_TOKENS, PackedContexts, length_batches
 from memspan.train.anchor import anchor_loss
 from memspan.train.batch import IGNORED, TrainBatch
 from memspan.train.memory import BatchMemory, encode_documents
+from memspan.types import EncodedDocuments
 
 if TYPE_CHECKING:
     from memspan.train.frozen import FrozenMemory
@@ -54,7 +55,7 @@ class Objective:
         teacher_temperature: what a teacher's scores are divided by.
         use_memory: contexts attend to the documents routed to, as when serving.
         allow_dense: let a batch have no more documents than a layer selects; routing is then not sparse.
-        encode_tokens: documents are encoded in sub-batches of at most so many padded tokens.
+        batch_tokens: documents are encoded, and contexts run, in sub-batches of at most so many padded tokens.
         frozen: cached documents, with the document side frozen; see `memspan.train.frozen`.
     """
 
@@ -64,11 +65,11 @@ class Objective:
     teacher_temperature: float = 0.1
     use_memory: bool = True
     allow_dense: bool = False
-    encode_tokens: int = BATCH_TOKENS
+    batch_tokens: int = BATCH_TOKENS
     frozen: FrozenMemory | None = None
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "fused_temperature", "teacher_temperature", "encode_tokens"):
+        for name in ("temperature", "fused_temperature", "teacher_temperature", "batch_tokens"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
 
@@ -162,9 +163,7 @@ def training_forward(
             f"a batch of {len(batch.documents)} documents is no more than a layer selects (top_k_docs "
             f"{config.top_k_docs}), so routing would not be sparse: use more documents, or say allow_dense"
         )
-    memory = _batch_memory(model, batch, objective)
-    lm_sum = _language_loss(model, batch.contexts, batch.labels_BT, memory)
-    scores_LBN = torch.stack([memory.scores[layer] for layer in config.layers])
+    lm_sum, scores_LBN = _asked(model, batch, _documents(model, batch, objective), objective)
 
     def losses(scores_BN: torch.Tensor, temperature: float) -> torch.Tensor:
         return routing_loss(
@@ -194,12 +193,26 @@ def training_forward(
     )
 
 
-def _batch_memory(model: MSAForCausalLM, batch: TrainBatch, objective: Objective) -> BatchMemory:
+def _documents(model: MSAForCausalLM, batch: TrainBatch, objective: Objective) -> EncodedDocuments:
     if objective.frozen is not None:
-        documents = objective.frozen.encoded(model, batch.document_names)
-    else:
-        documents = encode_documents(model, batch.documents, objective.encode_tokens)
-    return BatchMemory(documents, batch.document_ids, model.config, attend=objective.use_memory)
+        return objective.frozen.encoded(model, batch.document_names)
+    return encode_documents(model, batch.documents, objective.batch_tokens)
+
+
+def _asked(
+    model: MSAForCausalLM, batch: TrainBatch, documents: EncodedDocuments, objective: Objective
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the contexts in sub-batches of like length: the summed language loss, and the scores `[L, B, N]`."""
+    groups = list(length_batches(batch.contexts.lengths, objective.batch_tokens))
+    lm_sum, scores = torch.zeros((), device=batch.labels_BT.device), []
+    for rows in groups:
+        contexts = batch.contexts.take(rows)
+        labels_BT = batch.labels_BT[rows, -contexts.ids.shape[1] :]
+        memory = BatchMemory(documents, batch.document_ids, model.config, attend=objective.use_memory)
+        lm_sum = lm_sum + _language_loss(model, contexts, labels_BT, memory)
+        scores.append(torch.stack([memory.scores[layer] for layer in model.config.layers]))
+    order_B = torch.tensor([row for rows in groups for row in rows]).argsort().to(lm_sum.device)
+    return lm_sum, torch.cat(scores, dim=1)[:, order_B]
 
 
 def _language_loss(

@@ -24,7 +24,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: a YAML file.
-        overrides: as `phases.warmup.lr=1e-3`: dotted keys; items of lists by their number or their `name`.
+        overrides: as `phases.warmup.lr=1e-3`: dotted keys; items of lists by their number or their `name`. An item
+            that is given the value null is taken out: `phases.warmup=null`.
 
     Raises:
         RecipeError: the file cannot be read; a key is unknown, missing or given a value of another type; or the
@@ -96,10 +97,12 @@ def _override(values: dict[str, Any], text: str) -> None:
     for depth, part in enumerate(parents):
         holder = _descend(holder, part, ".".join(parents[: depth + 1]))
     parsed = yaml.safe_load(value) if value.strip() else ""
-    if isinstance(holder, list):
-        holder[_place(holder, last, key)] = parsed
-    else:
+    if not isinstance(holder, list):
         holder[last] = parsed
+    elif parsed is None:
+        del holder[_place(holder, last, key)]
+    else:
+        holder[_place(holder, last, key)] = parsed
 
 
 def _descend(holder: Any, part: str, key: str) -> Any:

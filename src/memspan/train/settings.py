@@ -358,6 +358,8 @@ class Recipe:
         if self.frozen_memory:
             sides = self.lora.sides if self.lora else ()
             _check("document" not in sides, "frozen_memory: LoRA must not train the document side")
+            altered = any(phase.batch.counterfactual > 0 for phase in self.phases)
+            _check(not altered, "frozen_memory: counterfactual documents are new in every batch; set the share to 0")
 
     @property
     def steps(self) -> int:

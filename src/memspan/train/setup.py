@@ -117,7 +117,7 @@ def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell:
         loaded.model,
         recipe.evaluation,
         recipe.phases[0].batch,
-        encode_tokens=objective.encode_tokens,
+        encode_tokens=objective.batch_tokens,
         seed=recipe.seed,
         frozen_in=out / "frozen" if frozen else None,
     )
@@ -220,7 +220,7 @@ def _whiten(recipe: Recipe, loaded: LoadedModel, data: RunData) -> None:
     questions = rng.sample(data.train, min(_WHITENED, len(data.train)))
     tokens = [template.document(rng.randint(1, batch.max_id), collator.part(document)) for document in documents]
     contexts = [template.context(question.question) for question in questions]
-    whiten_routers(loaded.model, tokens, contexts, seed=recipe.seed, batch_tokens=recipe.objective.encode_tokens)
+    whiten_routers(loaded.model, tokens, contexts, seed=recipe.seed, batch_tokens=recipe.objective.batch_tokens)
 
 
 def _freeze(
@@ -242,7 +242,7 @@ def _freeze(
         out / "frozen",
         seed=recipe.seed,
         max_id=max(batch.max_id, len(documents)),
-        encode_tokens=recipe.objective.encode_tokens,
+        encode_tokens=recipe.objective.batch_tokens,
         on_progress=_every(2000, tell),
     )
 

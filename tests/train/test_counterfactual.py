@@ -1,0 +1,88 @@
+"""Documents that say something else than the world: altered whole, or left as they are."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from helpers import tiny_loaded
+
+from memspan.text.questions import Question, passage
+from memspan.train.batch import BatchSettings, Collator
+from memspan.train.counterfactual import with_other_answers
+
+
+def question(name: str, asked: str, answers: tuple[str, ...], *texts: str, **changes: object) -> Question:
+    positives = tuple(passage("On " + answers[0], text) for text in texts)
+    return Question(name, asked, answers, positives, **changes)  # type: ignore[arg-type]
+
+
+OSLO = question(
+    "oslo", "Where does the otter live?", ("Oslo", "Oslo city"), "In Oslo city. OSLO is its home, not Oslofjord."
+)
+ROME = question("rome", "Where does the bear live?", ("Rome",), "The bear lives in Rome.")
+YEAR = question("year", "When was it?", ("1844",), "It was in 1844.")
+
+
+def altered(*questions: Question, share: float = 1.0, seed: int = 0) -> list[Question]:
+    return with_other_answers(questions, share, random.Random(seed))
+
+
+def test_every_form_of_an_answer_is_replaced_by_another_questions() -> None:
+    first, second, _ = altered(OSLO, ROME, YEAR)
+    assert first.answers == ("Rome",)
+    (document,) = first.positives
+    assert document.title == "On Rome"
+    assert document.text == "In Rome. Rome is its home, not Oslofjord."
+    assert document.external_id == passage(document.title, document.text).external_id != OSLO.positives[0].external_id
+    assert (first.id, first.question) == (OSLO.id, OSLO.question)
+    assert second.positives[0].text == "The bear lives in Oslo."
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        YEAR,  # no other number
+        replace(OSLO, type="multi"),
+        replace(OSLO, question="Where in Oslo does it live?"),
+        replace(OSLO, positives=(passage("", "A town in the north."),)),
+        replace(OSLO, positives=(passage("", "Oslo, and not Rome."),)),
+        replace(OSLO, answers=("It lives in a house in Oslo, by the sea",)),
+        Question("pair", "An otter", (), OSLO.positives, type="pair"),
+    ],
+    ids=["form", "several", "asked", "not in it", "both in it", "long", "pair"],
+)
+def test_what_cannot_be_altered_is_left(kept: Question) -> None:
+    assert altered(kept, ROME)[0] is kept
+
+
+def test_a_document_that_two_questions_need_stays() -> None:
+    twin = replace(OSLO, id="twin", question="Whose town is it?")
+    assert altered(OSLO, twin, ROME)[:2] == [OSLO, twin]
+
+
+def test_the_share_is_drawn_from_the_generator_alone() -> None:
+    assert altered(OSLO, ROME, share=0.0) == [OSLO, ROME]
+    runs = [altered(OSLO, ROME, share=0.5, seed=seed) for seed in range(60)]
+    assert runs == [altered(OSLO, ROME, share=0.5, seed=seed) for seed in range(60)]
+    assert 15 < sum(run[0] is not OSLO for run in runs) < 45
+
+
+def test_a_batch_asks_by_the_altered_documents() -> None:
+    loaded = tiny_loaded(max_document_tokens=128)
+    settings = BatchSettings(answer=1.0, counterfactual=1.0, negatives=0)
+    batch = Collator(loaded.template, loaded.model.config, settings)([OSLO, ROME], random.Random(0))
+    assert sorted(batch.document_texts) == sorted(
+        ["On Rome\nIn Rome. Rome is its home, not Oslofjord.", "On Oslo\nThe bear lives in Oslo."]
+    )
+    plain = Collator(loaded.template, loaded.model.config, replace(settings, counterfactual=0.0))
+    assert set(plain([OSLO, ROME], random.Random(0)).document_texts).isdisjoint(batch.document_texts)
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="is a share"):
+        BatchSettings(counterfactual=1.5)
+    loaded = tiny_loaded()
+    with pytest.raises(ValueError, match="new in every batch"):
+        Collator(loaded.template, loaded.model.config, BatchSettings(answer=1.0, counterfactual=0.5), document_ids={})
