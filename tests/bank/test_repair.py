@@ -84,7 +84,7 @@ def _ids(bank: MemoryBank) -> list[list[int]]:
 def _fresh(loaded: LoadedModel, stored: StoredDocument) -> tuple[bytes, bytes]:
     """The latents that the model computes for a document now."""
     tokens = loaded.template.document(stored.id, stored.encoded_text)
-    part = Part(NewDocument(stored.id, stored.span, len(tokens)), tokens)
+    part = Part(NewDocument(stored.id, stored.span, len(tokens)), tokens, 0)
     encode_batch(loaded, [part])
     assert part.latents is not None
     return bits(part.latents)

@@ -44,7 +44,7 @@ def _alone(number: int, document_id: int, text: str) -> Latents:
     """The latents of a text under an id, encoded in a batch of its own."""
     loaded = _model(number)
     tokens = loaded.template.document(document_id, text)
-    part = Part(NewDocument(document_id, None, len(tokens)), tokens)  # type: ignore[arg-type] # nobody asks its span
+    part = Part(NewDocument(document_id, None, len(tokens)), tokens, 0)  # type: ignore[arg-type] # nobody asks its span
     encode_batch(loaded, [part])
     assert part.latents is not None
     return bits(part.latents)

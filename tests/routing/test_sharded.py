@@ -179,6 +179,16 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         Ranks.join(torch.device("cuda"))
 
 
+def test_values_of_any_size_are_dealt_and_collected() -> None:
+    values = [None, {"a": [1, 2]}, "x" * 10_000]
+
+    def do(joined: Ranks) -> tuple[Any, list[Any]]:
+        own = joined.deal(values if joined.rank == 0 else None)
+        return own, joined.collect(own)
+
+    assert in_processes(do, 3) == [(own, values) for own in values]
+
+
 @pytest.mark.parametrize("how", ["gone", "silent"])
 def test_a_lost_rank_ends_in_an_error(how: str) -> None:
     def do(joined: Ranks) -> str:
