@@ -70,15 +70,17 @@ def in_processes(do: Any, ranks: int = RANKS) -> None:
     assert [process.exitcode for process in processes] == [0] * ranks
 
 
-@pytest.mark.parametrize("kind", ["none", "fsdp2"])
-def test_two_processes_give_the_gradients_of_one(tmp_path: Path, kind: str) -> None:
-    recipe = recipe_of_kind(kind)
+@pytest.mark.parametrize(("kind", "second_tokens"), [("none", 8192), ("fsdp2", 8192), ("fsdp2", 48)])
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path, kind: str, second_tokens: int) -> None:
+    """Also where one needs several passes for what the other does in one (sums are then in another order)."""
+    atol = 1e-7 if second_tokens == 8192 else 1e-6
 
     def child(rank: int) -> None:
+        recipe = recipe_of_kind(kind, objective={"batch_tokens": second_tokens if rank else 8192})
         save_file(gradients(recipe, tmp_path / "run", rank, RANKS), tmp_path / f"{rank}.safetensors")
 
     in_processes(child)
-    alone = gradients(recipe_of_kind("none"), tmp_path / "run", 0, 1)
+    alone = gradients(recipe_of_kind("none", objective={"batch_tokens": 8192}), tmp_path / "run", 0, 1)
     tokens = alone.pop("tokens")
     assert len(set(tokens.tolist())) > 1, "micro-batches of equal weight would not tell a mean of means from a mean"
     for rank in range(RANKS):
@@ -86,7 +88,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path, kind: str) -> N
         assert found.pop("tokens").tolist() == tokens[rank::RANKS].tolist()
         assert found.keys() == alone.keys()
         for name, value in alone.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("kind", ["none", "fsdp2"])
