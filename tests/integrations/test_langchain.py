@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import re
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,8 @@ from memspan.generate.sampling import Sampling
 from memspan.integrations.langchain import ChatMemspan, MemspanRetriever
 from memspan.types import Document, Turn
 
-DOCS = Path(__file__).parents[2] / "docs" / "frameworks.md"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "frameworks.md"
 CITIES = {"otter": "Rome", "heron": "Oslo", "lynx": "Quito", "newt": "Bern"}
 ASKED = "Where does the otter live?"
 SHORT = Sampling(max_new_tokens=8)
@@ -255,6 +257,19 @@ def test_the_docs_run_as_they_are_written(
     exec(compile(code, DOCS.name, "exec"), {})
     shown = capsys.readouterr().out
     assert "warehouse {'start': 0" in shown and "'input_tokens'" in shown
+
+
+def test_the_example_runs_on_the_notes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = tiny_loaded()
+    loaded.model.config.text_config.max_position_embeddings = 8192
+    monkeypatch.setattr(
+        Memory, "open", lambda folder, create: Memory(MemoryBank.create(folder, manifest_of(loaded)), loaded)
+    )
+    monkeypatch.setattr("sys.argv", ["with_langchain.py"])
+    runpy.run_path(str(ROOT / "examples" / "with_langchain.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert shown.count("cites people/owen-pritchard.md") == 2, "the second question does not name him"
+    assert "[people/owen-pritchard.md] # Owen Pritchard" in shown
 
 
 def test_a_memory_of_a_snapshot_is_refused(memory: Memory) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import re
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,8 @@ from memspan.generate.memory import Memory
 from memspan.integrations.llama_index import MemspanRetriever
 from memspan.types import Document
 
-DOCS = Path(__file__).parents[2] / "docs" / "frameworks.md"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "frameworks.md"
 ASKED = "Where does the otter live?"
 
 
@@ -90,6 +92,20 @@ def test_the_docs_run_as_they_are_written(
     ]
     exec(compile(code, DOCS.name, "exec"), {})
     assert "warranty" in capsys.readouterr().out
+
+
+def test_the_example_runs_on_the_notes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = tiny_loaded()
+    loaded.model.config.text_config.max_position_embeddings = 8192
+    monkeypatch.setattr(
+        Memory, "open", lambda folder, create: Memory(MemoryBank.create(folder, manifest_of(loaded)), loaded)
+    )
+    monkeypatch.setattr("sys.argv", ["with_llama_index.py"])
+    runpy.run_path(str(ROOT / "examples" / "with_llama_index.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "now: decisions/2024-11-19-warranty-five-years.md" in shown
+    assert "as of June 2024: decisions/2022-11-08-warranty-two-years.md" in shown
+    assert "rests on ['decisions/" in shown
 
 
 def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,14 +146,14 @@ class ChatMemspan(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        settings = {name: getattr(self, name) for name in (*_ASKING, *_WRITING, "stop")}
-        bank, model = str(self.memory.bank.folder), self.memory.loaded.model.encoder_fingerprint()
+        memory = self.memory
         return {
             "model_name": self.model_name,
-            "bank": bank,
-            "namespace": self.memory.namespace,
-            "encoder": model,
-        } | settings
+            "bank": str(memory.bank.folder),
+            "namespace": memory.namespace,
+            "encoder": memory.bank.manifest.encoder_fingerprint,
+            **{name: getattr(self, name) for name in (*_ASKING, *_WRITING, "stop")},
+        }
 
     def _generate(
         self,
