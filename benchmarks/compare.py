@@ -97,7 +97,7 @@ class Served:
 
 
 class Literal:
-    """The formula head by head over keys `[G, C, D]`."""
+    """The formula head by head over keys `[G, C, D]`, for cosine similarity."""
 
     fetched = 0.0
 

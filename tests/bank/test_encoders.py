@@ -56,6 +56,9 @@ def _content(folder: Path) -> list[tuple[Any, ...]]:
     bank = MemoryBank.open(folder)
     assert verify(bank) == []
     found = read_bank(bank)
+    with bank.snapshot() as snapshot:  # what routing sees is what the catalog knows
+        live = [int(ident) for shard in snapshot.shards for ident in shard.ids_N[shard.live_N]]
+        assert sorted(live) == sorted(stored.id for stored, *_ in found)
     assert [hit for hit, _ in bank.catalog.search("default", "otter", 1000)] or not found
     bank.close()
     return [(dataclasses.replace(stored, date="", source_id=0), *latents) for stored, *latents in found]
@@ -231,6 +234,34 @@ def test_a_rank_that_is_asked_to_stop_stops_all_and_whole_sources_are_kept(
     report = in_processes(lambda joined: _add(folder, loaded, corpus, joined), 2)[0]
     assert (report.unchanged, report.added) == (len(kept), 40 - len(kept))
     assert len({stored.external_id for stored, *_ in _content(folder)}) == 40
+
+
+@pytest.mark.parametrize("calls", [7, 15])  # the last of the first and of the second round
+def test_a_failing_progress_leaves_nothing_that_the_catalog_does_not_know(
+    tmp_path: Path, loaded: LoadedModel, calls: int
+) -> None:
+    """Rank 0 tells its progress also after all ranks encoded a round and before that is handed to the writer."""
+    folder, corpus = _bank(tmp_path / "bank", loaded), _corpus(25)
+
+    def add_and_fail(joined: Ranks) -> Any:
+        told = 0
+
+        def progress(report: AddReport) -> None:
+            nonlocal told
+            told += 1
+            if told == calls:
+                raise BrokenPipeError
+
+        try:
+            return _add(folder, loaded, corpus, joined, progress=progress)
+        except (BrokenPipeError, RankError) as error:
+            return type(error)
+
+    # What fails while a batch is encoded is a RankError on both.
+    assert in_processes(add_and_fail, 2) == [BrokenPipeError, RankError]
+    kept = len(_content(folder))
+    assert in_processes(lambda joined: _add(folder, loaded, corpus, joined), 2)[0].added > 0
+    assert len({stored.external_id for stored, *_ in _content(folder)}) == 25 and kept < len(_content(folder))
 
 
 def test_a_corpus_that_cannot_be_read_ends_all_and_what_came_before_is_kept(

@@ -80,6 +80,19 @@ def test_a_batch_asks_by_the_altered_documents() -> None:
     assert set(plain([OSLO, ROME], random.Random(0)).document_texts).isdisjoint(batch.document_texts)
 
 
+def test_what_answered_before_is_no_negative_and_stands_beside_no_altered_document() -> None:
+    loaded = tiny_loaded(max_document_tokens=128)
+    filler = passage("", "Oslo lies under a glacier.")
+    settings = BatchSettings(answer=1.0, counterfactual=1.0, negatives=0, num_documents=3, injected_documents=5)
+    collate = Collator(loaded.template, loaded.model.config, settings, fillers=[filler])
+    for seed in range(10):
+        batch = collate([OSLO, ROME], random.Random(seed))
+        place = batch.document_names.index(filler.external_id)
+        assert batch.candidates_BN[:, place].tolist() == [False, False]  # ROME's own answer is now Oslo
+        own = batch.contexts.ids[0][batch.contexts.valid[0]].tolist()
+        assert "glacier" not in loaded.template.tokenizer.decode(own)
+
+
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="is a share"):
         BatchSettings(counterfactual=1.5)

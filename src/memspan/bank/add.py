@@ -144,9 +144,8 @@ class _Adding:
         for name, source in window.sources.items():
             if source.is_encoded:
                 self.writer.add(source.as_new(), [part.latents for part in source.parts])
+                self.encoders.keep(source.parts)
                 self._run.count(updated=int(name in window.replacing), added=int(name not in window.replacing))
-            else:
-                self.encoders.drop(source.parts)
         for document in window.relabelled.values():
             self.writer.relabel(document)
             self._run.count(updated=1, characters=len(document.text))

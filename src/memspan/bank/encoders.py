@@ -115,7 +115,7 @@ class Encoders:
         """
         assert group is None or group.rank == 0, "rank 0 adds, the others encode for it"
         self._run, self._group, self._folder = run, group, folder
-        self._dropped: set[int] = set()
+        self._unwanted: set[int] = set()  # of the newest round
         self.num_ranks = 1 if group is None else group.size
         self.in_step = True
         if group is not None:
@@ -132,7 +132,11 @@ class Encoders:
             self._group.deal([task] * self.num_ranks)
 
     def encode(self, windows: Sequence[Sequence[Part]]) -> None:
-        """Encode the parts of some windows, in the batches that each would have by itself, unless asked to stop."""
+        """Encode the parts of some windows, in the batches that each would have by itself, unless asked to stop.
+
+        The other ranks write only what is named by `keep` before the next call.
+        """
+        self._unwanted = {part.document.document_id for parts in windows for part in parts}
         batches = [batch for parts in windows for batch in self._run.batches(parts)]
         if self._group is not None:
             padded = [len(batch) * max(len(part.ids) for part in batch) for batch in batches]
@@ -157,9 +161,9 @@ class Encoders:
             self._run.interrupt()
         self._run.tell()
 
-    def drop(self, parts: Iterable[Part]) -> None:
-        """Documents that are not to be written."""
-        self._dropped.update(part.document.document_id for part in parts)
+    def keep(self, parts: Iterable[Part]) -> None:
+        """Documents that are to be written: the catalog will know them."""
+        self._unwanted.difference_update(part.document.document_id for part in parts)
 
     def write(self) -> list[Written]:
         """Have the other ranks write segments of what they encoded.
@@ -169,7 +173,7 @@ class Encoders:
         """
         if self._group is None:
             return []
-        tasks = [_Task(write=True, dropped=frozenset(self._dropped))] * self.num_ranks
+        tasks = [_Task(write=True, dropped=frozenset(self._unwanted))] * self.num_ranks
         written = [done.written for done in self._do(tasks, _Done) if done.written is not None]
         for files in (files for found in written for files in found.segments):
             paths = segment_paths(segments_folder(self._folder), files.name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from memspan.bank.synthetic import CHUNK_SIZE, synthetic_manifest, write_synthetic
 from memspan.cli import render
-from memspan.cli.commands import ModelChoice, show
+from memspan.cli.commands import ModelChoice, refuse_torchrun, show
 from memspan.eval.latency import STAGES, LatencySettings, draw_latency, measure_latency
 from memspan.eval.plots import check_plots
 from memspan.eval.scale import parse_sizes
@@ -56,6 +56,7 @@ def latency(
     png: Path | None,
     as_json: bool,
 ) -> None:
+    refuse_torchrun("bench latency")
     sizes = parse_sizes(tokens, kilo=1000, least=1, option="--tokens")
     settings = LatencySettings(sizes, questions, injected_tokens, new_tokens)
     if png is not None:

@@ -30,7 +30,7 @@ from memspan.generate.summarize import SummaryPlan as SummaryPlan
 from memspan.model.convert import LoadedModel, check_folder, load
 from memspan.model.convert import convert as convert_model
 from memspan.model.runtime import pick_device, pick_dtype
-from memspan.routing.ranks import DEFAULT_TIMEOUT, Ranks
+from memspan.routing.ranks import DEFAULT_TIMEOUT, Ranks, own_gpu
 from memspan.text.corpus import Skipped, installed_packages, read_paths, read_stream
 from memspan.types import Answer, Document
 
@@ -60,7 +60,7 @@ class ModelChoice:
         """On this rank's own GPU, where it is to be on one."""
         if pick_device(self.device) != torch.device("cuda"):
             return self
-        return dataclasses.replace(self, device=f"cuda:{os.environ['LOCAL_RANK']}")
+        return dataclasses.replace(self, device=f"cuda:{own_gpu()}")
 
     def open(self, bank: Path, namespace: str = DEFAULT_NAMESPACE, create: bool = False) -> Memory:
         """The bank with this model; `create` makes an empty one where there is none, in this process alone."""
@@ -81,6 +81,15 @@ class ModelChoice:
 def started_by_torchrun() -> bool:
     """Whether this is one of several processes that `torchrun` started."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def refuse_torchrun(command: str) -> None:
+    """
+    Raises:
+        MemspanError: several processes were started for a command that works in one.
+    """
+    if started_by_torchrun():
+        raise MemspanError(f"memspan {command} runs in one process; start it without torchrun")
 
 
 def _ranks(device: torch.device, timeout: float = DEFAULT_TIMEOUT) -> Ranks | None:
@@ -159,7 +168,8 @@ def add(
     stream = read_paths(files)  # a path that does not exist is an error before anything is loaded
     skipped: list[Skipped] = []
     total = None
-    if not use_stdin and all(path.is_file() or path.is_dir() for path in files):  # read before, to tell what is left
+    # Read before, to tell what is left; not while other ranks wait for their first documents.
+    if ranks is None and not use_stdin and all(path.is_file() or path.is_dir() for path in files):
         total = sum(len(document.text) for document in _corpus(read_paths(files), installed, False, []))
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:

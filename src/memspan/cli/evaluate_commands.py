@@ -8,8 +8,7 @@ from pathlib import Path
 
 from memspan.bank.tiers import parse_bytes
 from memspan.cli import render
-from memspan.cli.commands import INTERRUPTED, ModelChoice, started_by_torchrun, stop_flag
-from memspan.errors import EvaluationError
+from memspan.cli.commands import INTERRUPTED, ModelChoice, refuse_torchrun, stop_flag
 from memspan.eval.dense import SentenceRetriever
 from memspan.eval.judge import JUDGE_TABLE, JUDGED, Endpoint, judge
 from memspan.eval.runner import RESULT, TABLE, RunSettings, run
@@ -28,8 +27,7 @@ def evaluate(
     Args:
         sizes: of a scale curve; None: one run.
     """
-    if started_by_torchrun():
-        raise EvaluationError("memspan eval runs in one process; start it without torchrun")
+    refuse_torchrun("eval")
     budget = parse_bytes(model.memory_budget) if model.memory_budget else None
     uses_dense = any(arm.retriever == "dense" for arm in settings.parsed_arms())
     dense = SentenceRetriever.of_package() if uses_dense else None  # missing, it is an error before anything is loaded

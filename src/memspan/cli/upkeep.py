@@ -18,7 +18,7 @@ from memspan.bank.encode import manifest_of
 from memspan.bank.reencode import reencode as reencode_bank
 from memspan.bank.verify import Fault
 from memspan.cli import render
-from memspan.cli.commands import INTERRUPTED, ModelChoice, show, show_report, stop_flag
+from memspan.cli.commands import INTERRUPTED, ModelChoice, refuse_torchrun, show, show_report, stop_flag
 from memspan.errors import MemspanError
 from memspan.text.readers import Unreadable, read_content
 from memspan.types import JSON
@@ -113,6 +113,7 @@ def export(bank: Path, out: Path) -> None:
 
 def import_(file: Path, bank: Path, model: ModelChoice, as_json: bool) -> int:
     """Returns the exit code: 0 or INTERRUPTED."""
+    refuse_torchrun("import")
     if not file.is_file():
         raise MemspanError(f"{file} does not exist")
     if zipfile.is_zipfile(file):

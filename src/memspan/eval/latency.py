@@ -34,6 +34,7 @@ from memspan.generate.interleave import Asked, Interleave, Plan
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
+from memspan.ops.pooling import num_chunks
 from memspan.text.template import Context, Passage
 from memspan.types import Answer, Done, Event, Round, RoundDone, RoundStarted, TextWritten
 
@@ -42,7 +43,7 @@ BASE_TOKENS, MOST_RATIO = 10**6, 3.0
 STAGES = ("select", "prefill", "routing", "fetch")
 _QUESTION = "Tell me a long story about beekeeper number {number} and her dog."
 _SENTENCE = "Note {number}: the beekeeper of house {number} feeds her dog at dawn and counts {number} hives by noon. "
-# Chunks written to find out how long making a bank takes, where it is more than a few times as large.
+# Chunks written to find out how long making a larger bank takes.
 _SAMPLE_CHUNKS = 4096
 # Beside the latents: the catalog, and what rounding up to blocks takes.
 _DISK_MARGIN = 1.1
@@ -205,7 +206,7 @@ def made_up_bank(folder: Path, manifest: Manifest, tokens: int, tell: Callable[[
     Raises:
         BankError: another bank is in its place.
     """
-    chunks = num_chunks(manifest, tokens)
+    chunks = num_chunks(tokens, manifest.chunk_size)
     started = time.monotonic()
 
     def progress(done: int) -> None:
@@ -219,10 +220,6 @@ def bank_folder(folder: Path, manifest: Manifest, tokens: int) -> Path:
     """Where the bank for some shapes and tokens is."""
     layers, width = len(manifest.msa_layers), manifest.num_kv_heads * manifest.head_dim
     return folder / f"{layers}x{width}-{tokens}"
-
-
-def num_chunks(manifest: Manifest, tokens: int) -> int:
-    return -(-tokens // manifest.chunk_size)
 
 
 def ratio_of(points: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -285,7 +282,7 @@ def tell_cost(folder: Path, manifest: Manifest, sizes: Sequence[int], tell: Call
     missing = [size for size in sizes if not MemoryBank.exists(bank_folder(folder, manifest, size))]
     if not missing:
         return
-    chunks = sum(num_chunks(manifest, size) for size in missing)
+    chunks = sum(num_chunks(size, manifest.chunk_size) for size in missing)
     needed = int(_DISK_MARGIN * disk_bytes(manifest, chunks))
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -302,9 +299,10 @@ def tell_cost(folder: Path, manifest: Manifest, sizes: Sequence[int], tell: Call
 
 
 def _seconds_to_write(folder: Path, manifest: Manifest, chunks: int) -> float:
-    """From the speed of writing a small one."""
-    sample = min(chunks, _SAMPLE_CHUNKS)
+    """From the speed of writing a small one; 0 where they are no larger themselves."""
+    if chunks <= _SAMPLE_CHUNKS:
+        return 0.0
     with TemporaryDirectory(dir=folder) as made:
         started = time.perf_counter()
-        write_synthetic(Path(made) / "sample", manifest, sample).close()
-        return (time.perf_counter() - started) / sample * chunks
+        write_synthetic(Path(made) / "sample", manifest, _SAMPLE_CHUNKS).close()
+        return (time.perf_counter() - started) / _SAMPLE_CHUNKS * chunks

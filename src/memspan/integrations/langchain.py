@@ -201,9 +201,9 @@ class ChatMemspan(BaseChatModel):
         unknown = sorted(given.keys() - {*_ASKING, *_WRITING})
         if unknown:
             raise QuestionError(f"a memory model takes no {', '.join(unknown)}; leave it out")
-        asking, writing = (
-            {name: given.get(name, getattr(self, name)) for name in names} for names in (_ASKING, _WRITING)
-        )
+        asking = {name: given.get(name, getattr(self, name)) for name in _ASKING}
+        # None, as chains pass on what they were not given, is the model's own setting.
+        writing = {name: getattr(self, name) if given.get(name) is None else given[name] for name in _WRITING}
         if writing["seed"] is None:
             writing["seed"] = secrets.randbits(62)
         stops = tuple(stop if stop is not None else self.stop or ())

@@ -13,8 +13,10 @@ def for_one_call(memory: Memory) -> Memory:
     """The same memory for one call: frameworks call from threads of their own, several at a time.
 
     Raises:
-        ValueError: it is pinned to a snapshot, which is one thread's alone.
+        ValueError: it is pinned to a snapshot, which is one thread's alone, or shared with other ranks.
     """
+    if memory.ranks is not None:
+        raise ValueError("ranks ask in one order, frameworks in any; open the memory in one process")
     if memory.is_pinned:
         raise ValueError("a memory opened with snapshot=True is for one thread; open it without")
     return memory.in_namespace(memory.namespace)

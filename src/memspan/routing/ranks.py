@@ -48,7 +48,7 @@ class Ranks:
         """
         on_gpu = device.type == "cuda" and dist.is_nccl_available()
         with _told(timeout):
-            where = torch.device("cuda", _own_gpu()) if on_gpu else None
+            where = torch.device("cuda", own_gpu()) if on_gpu else None
             if where is not None:
                 torch.cuda.set_device(where)
             dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
@@ -77,7 +77,11 @@ class Ranks:
         return torch.stack(self._gather(tensor)).amax(0)
 
     def deal(self, values: Sequence[Any] | None = None) -> Any:
-        """This rank's own of the values that rank 0 has, one a rank; anything that can be pickled."""
+        """This rank's own of the values that rank 0 has, one a rank; anything that can be pickled.
+
+        Raises:
+            RankError: a rank was lost, or did not answer in time. Ranks trust each other: values are unpickled.
+        """
         packed = [_packed(value) for value in values or ()]
         lengths = self.broadcast(torch.tensor([len(x) for x in packed] or [0] * self.size))
         longest = int(lengths.max())
@@ -90,7 +94,7 @@ class Ranks:
         return _unpacked(own[: int(lengths[self.rank])])
 
     def collect(self, value: Any) -> list[Any]:
-        """The values of all ranks, in order; anything that can be pickled."""
+        """The values of all ranks, in order; for values and errors see `deal`."""
         return [_unpacked(theirs) for theirs in self.gather(_packed(value))]
 
     def check_equal(self, what: str, values: Sequence[str]) -> None:
@@ -118,8 +122,12 @@ class Ranks:
         return [theirs.cpu() for theirs in found]
 
 
-def _own_gpu() -> int:
-    """The number of this process's GPU: that of the process on this machine."""
+def own_gpu() -> int:
+    """The number of this process's GPU: that of the process on this machine.
+
+    Raises:
+        RankError: the machine has fewer GPUs than processes.
+    """
     number, present = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= present:
         raise RankError(

@@ -18,6 +18,8 @@ from memspan.serve.banks import open_banks
 from memspan.serve.keys import KeyFile
 from memspan.serve.settings import ServeSettings
 
+_ENDING_SECONDS = 10
+
 
 class Server(uvicorn.Server):
     """A server that, told to stop, takes no more questions at once, and lets running answers finish."""
@@ -74,6 +76,7 @@ def server_of(app: ASGIApp, settings: ServeSettings) -> Server:
         access_log=False,  # it would hold the ids in paths and queries
         log_level="warning",
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.grace) + 1,  # answers end before, and their ends are to be sent
+        # Answers end before, after the decoding step or prefill that runs then, and their ends are to be sent.
+        timeout_graceful_shutdown=math.ceil(settings.grace) + _ENDING_SECONDS,
     )
     return Server(config)

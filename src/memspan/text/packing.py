@@ -1,4 +1,4 @@
-"""Contexts of different length as one left-padded batch."""
+"""Token sequences of different length: contexts as one left-padded batch, batches of like length, even shares."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ class Collator:
         Raises:
             ValueError: there are no questions, or no documents.
         """
-        settings = self._settings
+        settings, asked = self._settings, questions
         kinds: tuple[ResponseKind | None, ...] = ("answer", "latent", "generate", None)
         shares = (settings.answer, settings.latent, settings.generate)
         kind = rng.choices(kinds, (*shares, max(0.0, 1 - sum(shares))))[0]
@@ -213,10 +213,16 @@ class Collator:
             raise ValueError("a batch needs questions and documents")
         ids = self._draw_ids(list(documents), rng)
         texts = {name: self.part(document) for name, document in documents.items()}
-        writer = _SampleWriter(self._template, self._protocol, settings, ids, texts)
+        # What answered a question before it was altered answers it no longer, and contradicts what does.
+        former = {
+            after.id: _telling_answers(before)
+            for before, after in zip(asked, questions, strict=True)
+            if after is not before
+        }
+        writer = _SampleWriter(self._template, self._protocol, settings, ids, texts, former)
         samples = [writer.sample(question, kind, rng) for question in questions]
         packed = pack_contexts([sample.context for sample in samples], self._config.offset)
-        positives_BN, candidates_BN = self._relevance(questions, samples, documents, texts)
+        positives_BN, candidates_BN = self._relevance(questions, samples, documents, texts, former)
         return TrainBatch(
             documents=tuple(tuple(self._template.document(ids[name], text)) for name, text in texts.items()),
             document_names=tuple(documents),
@@ -285,6 +291,7 @@ class Collator:
         samples: Sequence[_Sample],
         documents: Mapping[str, Document],
         texts: Mapping[str, str],
+        former: Mapping[str, list[re.Pattern[str]]],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`positives_BN` and `candidates_BN`. A text that stands in the context already is neither."""
         positives_BN = torch.zeros(len(questions), len(documents), dtype=torch.bool)
@@ -292,7 +299,10 @@ class Collator:
         folded = {name: text.casefold() for name, text in texts.items()}
         for row, (question, sample) in enumerate(zip(questions, samples, strict=True)):
             positives = {document.external_id for document in question.positives}
-            answers = self._telling_answers(question)
+            answers = [
+                *(_telling_answers(question) if self._settings.drop_answering else ()),
+                *former.get(question.id, ()),
+            ]
             for column, name in enumerate(documents):
                 if name in sample.read:
                     candidates_BN[row, column] = False
@@ -301,16 +311,6 @@ class Collator:
                 elif any(answer.search(folded[name]) for answer in answers):
                     candidates_BN[row, column] = False
         return positives_BN, candidates_BN
-
-    def _telling_answers(self, question: Question) -> list[re.Pattern[str]]:
-        """Patterns of the answers that would make a document that holds one a false negative."""
-        if not self._settings.drop_answering or question.type in ("yesno", "pair", "unanswerable"):
-            return []
-        return [
-            re.compile(rf"(?<!\w){re.escape(answer.casefold())}(?!\w)")
-            for answer in question.answers
-            if len(answer) > 2
-        ]
 
 
 class _SampleWriter:
@@ -323,14 +323,14 @@ class _SampleWriter:
         settings: BatchSettings,
         ids: Mapping[str, int],
         texts: Mapping[str, str],
+        former: Mapping[str, list[re.Pattern[str]]],
     ) -> None:
-        self._template, self._protocol, self._settings, self._ids, self._texts = (
-            template,
-            protocol,
-            settings,
-            ids,
-            texts,
-        )
+        """
+        Args:
+            former: patterns by question of what it must not read beside its documents (in folded case).
+        """
+        self._template, self._protocol, self._settings = template, protocol, settings
+        self._ids, self._texts, self._former = ids, texts, former
 
     def sample(self, question: Question, kind: ResponseKind | None, rng: random.Random) -> _Sample:
         if kind == "generate":
@@ -352,7 +352,12 @@ class _SampleWriter:
         if not _needs_all(question) and gold:
             gold = [rng.choice(gold)]
         others = {document.external_id for document in question.positives}
-        distractors = [name for name in self._texts if name not in others]
+        former = self._former.get(question.id, ())
+        distractors = [
+            name
+            for name, text in self._texts.items()
+            if name not in others and not any(answer.search(text.casefold()) for answer in former)
+        ]
         gold_names = [document.external_id for document in gold][:num_injected]
         num_distractors = min(rng.randint(0, max(0, num_injected - len(gold_names))), len(distractors))
         chosen = [*gold_names, *rng.sample(distractors, num_distractors)]
@@ -383,6 +388,15 @@ class _SampleWriter:
 
     def _passage(self, name: str, dates: Mapping[str, str]) -> Passage:
         return Passage(self._ids[name], self._texts[name], dates.get(name, ""))
+
+
+def _telling_answers(question: Question) -> list[re.Pattern[str]]:
+    """Patterns of the answers, in folded case, that would make a document that holds one a false negative."""
+    if question.type in ("yesno", "pair", "unanswerable"):
+        return []
+    return [
+        re.compile(rf"(?<!\w){re.escape(answer.casefold())}(?!\w)") for answer in question.answers if len(answer) > 2
+    ]
 
 
 def _needs_all(question: Question) -> bool:

@@ -23,14 +23,14 @@ def with_other_answers(questions: Sequence[Question], share: float, rng: random.
     """The questions of a batch, a share of them with another's answer, in their documents as well.
 
     Questions that one document answers are altered where it holds the answer word for word and no other question of
-    the batch needs it; what takes its place is the answer of another question that looks like it (a number for a
+    the batch has it; what takes its place is the answer of another question that looks like it (a number for a
     number, a name for a name) and that neither question nor document hold. Others are left as they are.
 
     Args:
         share: of the questions that can be altered, the probability that one is.
     """
-    used = Counter(document.external_id for question in questions for document in question.positives)
-    answers = [question.answers[0] for question in questions if question.answers]
+    used = Counter(found.external_id for question in questions for found in question.positives + question.negatives)
+    answers = [question.answers[0] for question in questions if question.answers and question.type == "single"]
     altered = []
     for question in questions:
         # Drawn for every question, so that what is drawn does not depend on which of them can be altered.
