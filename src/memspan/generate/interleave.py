@@ -27,7 +27,7 @@ from memspan.text.template import Context
 from memspan.types import Answer, Done, Event, Evidence, Round, RoundDone, RoundStarted, TextWritten, Turn
 
 # Documents scored below this share of the best one's score are left out.
-MIN_SHARE = 0.8  # measured, see docs/LOG.md
+MIN_SHARE = 0.5
 DOCUMENTS_PER_ROUND = 2  # where there are several rounds; measured, see docs/LOG.md
 
 Ended = Literal["more", "enough", "nothing", "room", "limit"]
