@@ -100,7 +100,7 @@ def test_what_was_read_is_shaded_where_it_stands_in_its_memory(browser: Any, add
         assert shaded and shaded.endswith("The vole lives in Turku.") and len(shaded) < len(LONG) / 2
         assert reader.locator("mark").text_content() == "The vole lives in Turku."
         page.keyboard.press("Escape")
-        assert page.locator("dialog").count() == 0
+        page.locator("dialog").wait_for(state="detached")
 
 
 def test_an_answer_can_be_stopped_and_asked_again(browser: Any, loaded: LoadedModel, tmp_path: Path) -> None:

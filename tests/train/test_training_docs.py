@@ -34,7 +34,7 @@ def test_every_recipe_is_named() -> None:
 
 @pytest.mark.parametrize("change", re.findall(r"`([a-z_.]+=[^`]+)`", TEXT))
 def test_every_change_of_the_page_is_one(change: str) -> None:
-    recipe = "warmup" if "warmup" in change else "distill"
+    recipe = "stages" if "warmup" in change else "distill"
     load_recipe(
         ROOT / "recipes" / f"{recipe}.yaml", [*change.split(), *(["corpus=docs/"] if recipe == "distill" else [])]
     )

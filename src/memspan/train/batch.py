@@ -202,23 +202,29 @@ class Collator:
         Raises:
             ValueError: there are no questions, or no documents.
         """
-        settings, asked = self._settings, questions
-        kinds: tuple[ResponseKind | None, ...] = ("answer", "latent", "generate", None)
-        shares = (settings.answer, settings.latent, settings.generate)
-        kind = rng.choices(kinds, (*shares, max(0.0, 1 - sum(shares))))[0]
-        if settings.counterfactual > 0 and kind in ("answer", "latent"):
-            questions = with_other_answers(questions, settings.counterfactual, rng)
+        settings = self._settings
         documents = self._documents(questions, rng)
         if not questions or not documents:
             raise ValueError("a batch needs questions and documents")
         ids = self._draw_ids(list(documents), rng)
+        kinds: tuple[ResponseKind | None, ...] = ("answer", "latent", "generate", None)
+        shares = (settings.answer, settings.latent, settings.generate)
+        kind = rng.choices(kinds, (*shares, max(0.0, 1 - sum(shares))))[0]
+        former: dict[str, list[re.Pattern[str]]] = {}
+        if settings.counterfactual > 0 and kind in ("answer", "latent"):
+            asked, questions = questions, with_other_answers(questions, settings.counterfactual, rng)
+            # What answered a question before it was altered answers it no longer, and contradicts what does.
+            altered = [pair for pair in zip(asked, questions, strict=True) if pair[0] is not pair[1]]
+            former = {before.id: _telling_answers(before) for before, _ in altered}
+            changed = {
+                old.external_id: new
+                for before, after in altered
+                for old, new in zip(before.positives, after.positives, strict=True)
+            }
+            ids = {changed[name].external_id if name in changed else name: number for name, number in ids.items()}
+            altogether = (changed.get(name, document) for name, document in documents.items())
+            documents = {document.external_id: document for document in altogether}
         texts = {name: self.part(document) for name, document in documents.items()}
-        # What answered a question before it was altered answers it no longer, and contradicts what does.
-        former = {
-            after.id: _telling_answers(before)
-            for before, after in zip(asked, questions, strict=True)
-            if after is not before
-        }
         writer = _SampleWriter(self._template, self._protocol, settings, ids, texts, former)
         samples = [writer.sample(question, kind, rng) for question in questions]
         packed = pack_contexts([sample.context for sample in samples], self._config.offset)
