@@ -244,7 +244,8 @@ class WholeContext:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     loaded = load(options.model, adapter=options.adapter)
-    manifest, sizes = made_up(manifest_of(loaded)), parse_sizes(options.tokens, kilo=1000, least=1, option="--tokens")
+    own, sizes = manifest_of(loaded), parse_sizes(options.tokens, kilo=1000, least=1, option="--tokens")
+    manifest = made_up(own)
     found: dict[str, dict[int, Times]] = {}
     running = ["memspan", "literal", *faiss_sides(options.threads), FIRST_TOKEN]
     latency = Latency(loaded, LatencySettings(sizes, options.questions))
@@ -262,7 +263,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             say(f"{name} is over {options.limit_seconds:g} s a question, and is left out from here on")
             running.remove(name)
     found[CONTEXT] = read_whole(loaded, sizes[-1], options)
-    return figures_of(loaded, manifest, found, options)
+    return figures_of(loaded, own, found, options)
 
 
 def over_memory(
@@ -304,12 +305,12 @@ def figures_of(
     loaded: LoadedModel, manifest: Manifest, found: Mapping[str, Mapping[int, Times]], options: argparse.Namespace
 ) -> dict[str, Any]:
     return {
-        "model": manifest_of(loaded).backbone,
+        "model": manifest.backbone,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "threads": options.threads,
         "msa_layers": len(manifest.msa_layers),
         "heads": loaded.model.config.num_heads,
-        "key_width": manifest.num_kv_heads * manifest.head_dim,
+        "key_width": manifest.key_width,
         "query_tokens": options.query_tokens,
         "questions": options.questions,
         "limit_seconds": options.limit_seconds,

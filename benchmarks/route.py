@@ -112,7 +112,8 @@ def main() -> None:
         },
         options.repeats,
     )
-    spreads = {name: Spread.of([1000 * value for value in values]) for name, values in seconds.items()}
+    milliseconds = {name: [1000 * value for value in values] for name, values in seconds.items()}
+    spreads = {name: Spread.of(values) for name, values in milliseconds.items()}
     medians = {name: found.median for name, found in spreads.items()}
 
     true_C = formula(query_HTD, key_GCD)
@@ -122,7 +123,7 @@ def main() -> None:
     figures = {
         "shape": {"H": H, "G": G, "D": D, "tokens": options.tokens, "chunks": options.chunks, "dtype": "bfloat16"},
         "threads": torch.get_num_threads(),
-        "ms": {name: spread([1000 * value for value in values], 2) for name, values in seconds.items()},
+        "ms": {name: spread(values, 2) for name, values in milliseconds.items()},
         "literal_over_grouped": round(medians["literal"] / medians["grouped"], 1),
         "folded_over_grouped": round(medians["folded"] / medians["grouped"], 1),
         "literal_over_int8": round(medians["literal"] / medians["int8"], 1),

@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "made_up": manifest.encoder_fingerprint == "synthetic",
                 "backbone": manifest.backbone,
                 "msa_layers": len(manifest.msa_layers),
-                "width": manifest.num_kv_heads * manifest.head_dim,
+                "width": manifest.key_width,
                 "chunks": counts.chunks,
                 "documents": counts.documents,
                 "segments": counts.segments,
@@ -85,8 +85,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "routing_key_bytes_int8": sum(
                     len(manifest.msa_layers) * shard.reader.mapped_coarse_bytes for shard in snapshot.shards
                 ),
-                "routing_key_bytes_per_chunk_int8": len(manifest.msa_layers)
-                * (manifest.num_kv_heads * manifest.head_dim + 4),
+                "routing_key_bytes_per_chunk_int8": len(manifest.msa_layers) * (manifest.key_width + 4),
             },
             "query_tokens": options.tokens,
             "threads": options.threads,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import re
-import runpy
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from frameworks import run_docs, run_example
 from helpers import tiny_loaded
 
 pytest.importorskip("langchain_core", reason="needs the extra 'langchain'")
@@ -30,8 +28,6 @@ from memspan.generate.sampling import Sampling
 from memspan.integrations.langchain import ChatMemspan, MemspanRetriever
 from memspan.types import Document, Turn
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs" / "frameworks.md"
 CITIES = {"otter": "Rome", "heron": "Oslo", "lynx": "Quito", "newt": "Bern"}
 ASKED = "Where does the otter live?"
 SHORT = Sampling(max_new_tokens=8)
@@ -246,27 +242,18 @@ def test_both_stand_in_a_chain(memory: Memory) -> None:
 def test_the_docs_run_as_they_are_written(
     memory: Memory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    notes = memory.in_namespace("notes")
-    notes.add([Document("warehouse", "The newest warehouse is in the town of Hasselt.", date="2025-04-08")])
-    monkeypatch.setattr(Memory, "open", lambda folder: notes)
-    (code,) = [
-        code
-        for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
-        if "integrations.langchain" in code
-    ]
-    exec(compile(code, DOCS.name, "exec"), {})
+    run_docs(
+        "integrations.langchain",
+        memory,
+        Document("warehouse", "The newest warehouse is in the town of Hasselt.", date="2025-04-08"),
+        monkeypatch,
+    )
     shown = capsys.readouterr().out
     assert "warehouse {'start': 0" in shown and "'input_tokens'" in shown
 
 
 def test_the_example_runs_on_the_notes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = tiny_loaded()
-    loaded.model.config.text_config.max_position_embeddings = 8192
-    monkeypatch.setattr(
-        Memory, "open", lambda folder, create: Memory(MemoryBank.create(folder, manifest_of(loaded)), loaded)
-    )
-    monkeypatch.setattr("sys.argv", ["with_langchain.py"])
-    runpy.run_path(str(ROOT / "examples" / "with_langchain.py"), run_name="__main__")
+    run_example("with_langchain.py", monkeypatch)
     shown = capsys.readouterr().out
     assert shown.count("cites people/owen-pritchard.md") == 2, "the second question does not name him"
     assert "[people/owen-pritchard.md] # Owen Pritchard" in shown

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import re
-import runpy
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from frameworks import run_docs, run_example
 from helpers import tiny_loaded
 
 pytest.importorskip("llama_index.core", reason="needs the extra 'llama-index'")
@@ -26,8 +24,6 @@ from memspan.generate.memory import Memory
 from memspan.integrations.llama_index import MemspanRetriever
 from memspan.types import Document
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs" / "frameworks.md"
 ASKED = "Where does the otter live?"
 
 
@@ -82,26 +78,17 @@ def test_a_query_engine_answers_from_what_is_found(memory: Memory) -> None:
 def test_the_docs_run_as_they_are_written(
     memory: Memory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    notes = memory.in_namespace("notes")
-    notes.add([Document("warranty", "Brindlecomb gives two years of warranty.", date="2022-11-08")])
-    monkeypatch.setattr(Memory, "open", lambda folder: notes)
-    (code,) = [
-        code
-        for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
-        if "integrations.llama_index" in code
-    ]
-    exec(compile(code, DOCS.name, "exec"), {})
+    run_docs(
+        "integrations.llama_index",
+        memory,
+        Document("warranty", "Brindlecomb gives two years of warranty.", date="2022-11-08"),
+        monkeypatch,
+    )
     assert "warranty" in capsys.readouterr().out
 
 
 def test_the_example_runs_on_the_notes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = tiny_loaded()
-    loaded.model.config.text_config.max_position_embeddings = 8192
-    monkeypatch.setattr(
-        Memory, "open", lambda folder, create: Memory(MemoryBank.create(folder, manifest_of(loaded)), loaded)
-    )
-    monkeypatch.setattr("sys.argv", ["with_llama_index.py"])
-    runpy.run_path(str(ROOT / "examples" / "with_llama_index.py"), run_name="__main__")
+    run_example("with_llama_index.py", monkeypatch)
     shown = capsys.readouterr().out
     assert "now: decisions/2024-11-19-warranty-five-years.md" in shown
     assert "as of June 2024: decisions/2022-11-08-warranty-two-years.md" in shown

@@ -92,9 +92,14 @@ class Manifest:
         return cls(**values)
 
     @property
+    def key_width(self) -> int:
+        """Numbers in a chunk's routing key of one MSA layer; K and V have as many each."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
     def row_bytes(self) -> int:
         """Bytes on disk of one chunk over all MSA layers: routing key, K and V."""
-        return 3 * len(self.msa_layers) * self.num_kv_heads * self.head_dim * LATENT_DTYPE.itemsize
+        return 3 * len(self.msa_layers) * self.key_width * LATENT_DTYPE.itemsize
 
     def check_same(self, model: Manifest) -> None:
         """Compare the bank's manifest (self) with that of a model that wants to read it.

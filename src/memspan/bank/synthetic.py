@@ -71,7 +71,7 @@ def made_up(manifest: Manifest) -> Manifest:
 
 def disk_bytes(manifest: Manifest, num_chunks: int) -> int:
     """What such a bank takes on disk at most, without its catalog: routing keys in bfloat16 and in 8 bits."""
-    layers, width = len(manifest.msa_layers), manifest.num_kv_heads * manifest.head_dim
+    layers, width = len(manifest.msa_layers), manifest.key_width
     return num_chunks * layers * (LATENT_DTYPE.itemsize * width + width + torch.float32.itemsize)
 
 

@@ -168,7 +168,8 @@ def measure_latency(
         EvaluationError: the disk has no room, or the prompt does not fit into the model.
         BankError: the folder holds other banks.
     """
-    latency, manifest = Latency(loaded, settings), made_up(manifest_of(loaded))
+    latency, own = Latency(loaded, settings), manifest_of(loaded)
+    manifest = made_up(own)
     tell_cost(folder, manifest, settings.sizes, tell)
     with ExitStack() as stack:
         banks = {
@@ -187,11 +188,11 @@ def measure_latency(
             tell(f"question {number} of {settings.questions}")
         points = [_point(size, banks[size], opened[size], asked[size]) for size in settings.sizes]
     return {
-        "model": {"backbone": manifest_of(loaded).backbone, "dtype": str(loaded.model.dtype).removeprefix("torch.")},
+        "model": {"backbone": own.backbone, "dtype": str(loaded.model.dtype).removeprefix("torch.")},
         "machine": machine(loaded),
         "made_up": True,
         "msa_layers": list(manifest.msa_layers),
-        "key_width": manifest.num_kv_heads * manifest.head_dim,
+        "key_width": manifest.key_width,
         "tokens_per_chunk": manifest.chunk_size,
         "prompt_tokens": latency.prompt_tokens,
         "settings": asdict(settings),
@@ -218,7 +219,7 @@ def made_up_bank(folder: Path, manifest: Manifest, tokens: int, tell: Callable[[
 
 def bank_folder(folder: Path, manifest: Manifest, tokens: int) -> Path:
     """Where the bank for some shapes and tokens is."""
-    layers, width = len(manifest.msa_layers), manifest.num_kv_heads * manifest.head_dim
+    layers, width = len(manifest.msa_layers), manifest.key_width
     return folder / f"{layers}x{width}-{tokens}"
 
 

@@ -31,7 +31,7 @@ def check_plots() -> None:
     Raises:
         EvaluationError: matplotlib is missing.
     """
-    _figure()
+    figure_class()
 
 
 def draw_curves(
@@ -46,7 +46,7 @@ def draw_curves(
     Raises:
         EvaluationError: matplotlib is missing.
     """
-    figure = _figure()(figsize=(8, 5), layout="constrained")
+    figure = figure_class()(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for name, points in curves.items():
         shown = [spread for _, spread in points]
@@ -74,7 +74,7 @@ def draw_bars(path: Path, bars: Mapping[str, Spread], *, up: str, title: str = "
     Raises:
         EvaluationError: matplotlib is missing.
     """
-    figure = _figure()(figsize=(2 + len(bars), 4.5), layout="constrained")
+    figure = figure_class()(figsize=(2 + len(bars), 4.5), layout="constrained")
     axes = figure.subplots()
     axes.bar(list(bars), [bar.median for bar in bars.values()], yerr=_whiskers(list(bars.values())), capsize=4)
     axes.set_ylabel(up)
@@ -87,7 +87,12 @@ def _whiskers(spreads: Sequence[Spread]) -> list[list[float]]:
     return [[x.median - x.least for x in spreads], [x.most - x.median for x in spreads]]
 
 
-def _figure() -> Any:
+def figure_class() -> Any:
+    """Matplotlib's `Figure`, which draws without a window.
+
+    Raises:
+        EvaluationError: matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure  # type: ignore[import-not-found]
     except ImportError as error:

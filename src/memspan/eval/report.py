@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from memspan.errors import EvaluationError
 from memspan.eval.metrics import Interval
+from memspan.eval.plots import figure_class
 from memspan.eval.scoring import SHOWN, Summary
 
 _PLAIN = ("empty", "malformed")
@@ -113,11 +115,11 @@ def share(interval: Interval | None, *, plain: bool) -> str:
 def plot(path: Path, summaries: Sequence[Summary], name: str) -> bool:
     """Draw an arm's main score with its interval as a bar each; False (and no file) without matplotlib."""
     try:
-        from matplotlib.figure import Figure  # type: ignore[import-not-found]
-    except ImportError:
+        new_figure = figure_class()
+    except EvaluationError:
         return False
     shown = [(summary.arm, summary.scores[name]) for summary in summaries if name in summary.scores]
-    figure = Figure(figsize=(1.5 + len(shown), 4), layout="constrained")
+    figure = new_figure(figsize=(1.5 + len(shown), 4), layout="constrained")
     axes = figure.subplots()
     means = [interval.mean for _, interval in shown]
     errors = [[i.mean - i.low for _, i in shown], [i.high - i.mean for _, i in shown]]
@@ -173,10 +175,10 @@ def plot_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], n
         curves: points with `size` and `scores`, by what the line is called.
     """
     try:
-        from matplotlib.figure import Figure  # type: ignore[import-not-found]
-    except ImportError:
+        new_figure = figure_class()
+    except EvaluationError:
         return False
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for label, points in curves.items():
         shown = [(point["size"], Interval(**point["scores"][name])) for point in points if name in point["scores"]]

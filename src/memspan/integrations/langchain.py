@@ -203,11 +203,8 @@ class ChatMemspan(BaseChatModel):
             raise QuestionError(f"a memory model takes no {', '.join(unknown)}; leave it out")
         asking = {name: given.get(name, getattr(self, name)) for name in _ASKING}
         # None, as chains pass on what they were not given, is the model's own setting; as a seed it means another one.
-        given = {
-            name: value for name, value in given.items() if value is not None or name not in _WRITING or name == "seed"
-        }
-        writing = {name: given.get(name, getattr(self, name)) for name in _WRITING}
-        if writing["seed"] is None:
+        writing = {name: getattr(self, name) if given.get(name) is None else given[name] for name in _WRITING}
+        if given.get("seed", self.seed) is None:
             writing["seed"] = secrets.randbits(62)
         stops = tuple(stop if stop is not None else self.stop or ())
         sampling = Sampling(writing.pop("max_tokens"), **writing, stop=stops)

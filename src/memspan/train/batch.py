@@ -20,7 +20,7 @@ from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.parts import split_document
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Context, Passage, PromptTemplate, encoded_text, part_text
-from memspan.train.counterfactual import with_other_answers
+from memspan.train.counterfactual import replaced_documents, with_other_answers
 from memspan.types import Document, Span
 
 if TYPE_CHECKING:
@@ -214,16 +214,12 @@ class Collator:
         if settings.counterfactual > 0 and kind in ("answer", "latent"):
             asked, questions = questions, with_other_answers(questions, settings.counterfactual, rng)
             # What answered a question before it was altered answers it no longer, and contradicts what does.
-            altered = [pair for pair in zip(asked, questions, strict=True) if pair[0] is not pair[1]]
-            former = {before.id: _telling_answers(before) for before, _ in altered}
-            changed = {
-                old.external_id: new
-                for before, after in altered
-                for old, new in zip(before.positives, after.positives, strict=True)
-            }
-            ids = {changed[name].external_id if name in changed else name: number for name, number in ids.items()}
-            altogether = (changed.get(name, document) for name, document in documents.items())
-            documents = {document.external_id: document for document in altogether}
+            pairs = zip(asked, questions, strict=True)
+            former = {before.id: _telling_answers(before) for before, after in pairs if after is not before}
+            replaced = replaced_documents(asked, questions)
+            current = [replaced.get(name, document) for name, document in documents.items()]
+            ids = {now.external_id: ids[name] for name, now in zip(documents, current, strict=True)}
+            documents = {document.external_id: document for document in current}
         texts = {name: self.part(document) for name, document in documents.items()}
         writer = _SampleWriter(self._template, self._protocol, settings, ids, texts, former)
         samples = [writer.sample(question, kind, rng) for question in questions]

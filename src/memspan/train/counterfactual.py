@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from memspan.text.questions import Question, passage
+from memspan.types import Document
 
 MAX_WORDS = 6
 """Longer answers are sentences, and fit nowhere else."""
@@ -39,6 +40,14 @@ def with_other_answers(questions: Sequence[Question], share: float, rng: random.
         other = None if shared or not wanted else _other_answer(question, candidates)
         altered.append(question if other is None else _altered(question, other))
     return altered
+
+
+def replaced_documents(before: Sequence[Question], after: Sequence[Question]) -> dict[str, Document]:
+    """What stands in the place of the documents that `with_other_answers` altered, by their former names."""
+    pairs = [
+        pair for old, new in zip(before, after, strict=True) for pair in zip(old.positives, new.positives, strict=True)
+    ]
+    return {old.external_id: new for old, new in pairs if old is not new}
 
 
 def _other_answer(question: Question, candidates: Sequence[str]) -> str | None:
