@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from memspan.ops import coarse
+from memspan.ops import coarse, integers
 from memspan.ops.coarse import (
     CoarseKeys,
     coarse_scores,
@@ -33,7 +33,7 @@ def test_a_coarse_score_is_the_product_of_the_rounded_numbers_exactly(B: int, T:
     queries = quantize_queries(query_BTW)
     integers = keys.key_CW.double() @ queries.query_WQ.double()
     assert integers.abs().max() <= 2**24
-    best_CB = integers.view(C, B, T).amax(-1).float()
+    best_CB = integers.view(C, B, -1).amax(-1).float()
     assert torch.equal(_scores(query_BTW, keys), (best_CB * keys.scale_C[:, None]).T * queries.scale_B[:, None])
 
 
@@ -56,21 +56,29 @@ def test_int32_and_float32_products_give_the_same_bits(monkeypatch: pytest.Monke
     for W in (192, 1024, 2048):
         query_BTW, keys = torch.ones(1, 3, W), quantize_keys(torch.cat([torch.ones(2, W), torch.randn(50, W)]))
         found = []
-        for exact in (True, False):
-            monkeypatch.setattr(coarse, "_has_exact_int8", lambda exact=exact: exact)
+        for way in (integers._exact_way(), integers._float_product):
+            monkeypatch.setattr(coarse, "integer_product", way)
             found.append(_scores(query_BTW, keys))
-        assert not coarse._has_exact_int8() and torch.equal(*found)
+        assert torch.equal(*found)
         assert found[0][0, 0] == pytest.approx(W)
 
 
-@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_a_kernel_that_is_missing_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integers.torch.ops.onednn, "qlinear_pointwise", None, raising=False)
+    assert not integers._is_exact(integers._packed_product)
+    assert integers._is_exact(integers._float_product)
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"])
 def test_a_cpu_that_saturates_is_noticed(isa: str) -> None:
     code = """
 import torch
-from memspan.ops import coarse
-key_CW = torch.full((8, 192), 127, dtype=torch.int8)
-query_WQ = torch.full((192, 4), 127, dtype=torch.int8)
-assert coarse._integer_product(key_CW, query_WQ).eq(127 * 127 * 192).all()
+from memspan.ops.integers import integer_product
+for rows in (1, 8, 300):
+    key_CW = torch.full((rows, 192), 127, dtype=torch.int8)
+    for columns in (1, 4, 300):
+        query_WQ = torch.full((192, columns), 127, dtype=torch.int8)
+        assert integer_product(query_WQ)(key_CW).eq(127 * 127 * 192).all()
 """
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa}, check=True, timeout=60)
 

@@ -7,18 +7,22 @@ device, thread, tile, batch or rank. `memspan.ops.scoring` re-scores what the co
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from memspan.ops.integers import Product, integer_product
+
 _MOST_LEVELS = 127
 _EXACT_INTEGERS = 2**24
-# Sums held at once, chunks times query tokens: 512 KiB, which stays in a core's cache until its maximum is taken.
-_TILE_SUMS = 2**17
-_LEAST_TILE = 64
+# Sums held at once, chunks times query tokens: 8 MiB.
+_TILE_SUMS = 2**21
+_LEAST_TILE, _MOST_TILE = 64, 2**13
+# Query tokens are filled up to a multiple: matrices of other widths are multiplied up to twice as slowly.
+_TOKEN_STEP = 32
 _SMALLEST_SCALE = 1e-30
 _QUANTIZED_AT_ONCE = 2**15
 
@@ -35,12 +39,13 @@ class CoarseKeys:
         return self.key_CW.nbytes + self.scale_C.nbytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CoarseQueries:
     """Folded queries in 8 bits, with one scale a question: so the max over tokens can be taken of integers.
 
     Attributes:
-        query_WQ: int8, the tokens of one question after those of another (Q = B*T).
+        query_WQ: int8, the tokens of one question after those of another (Q = B*T). Some stand there again, so that T
+            is a multiple of what is multiplied fast: that changes no maximum.
         scale_B: float32.
     """
 
@@ -50,6 +55,11 @@ class CoarseQueries:
     @property
     def num_tokens(self) -> int:
         return self.query_WQ.shape[1] // len(self.scale_B)
+
+    @cached_property
+    def product(self) -> Product:
+        """Multiplies keys with these queries."""
+        return integer_product(self.query_WQ)
 
 
 def num_levels(width: int) -> int:
@@ -79,7 +89,9 @@ def quantize_queries(query_BTW: Tensor) -> CoarseQueries:
     """Round folded queries, in which every token routes, to 8 bits: a question by the largest value of its tokens."""
     scale_B = query_BTW.abs().amax((1, 2)) / num_levels(query_BTW.shape[2])
     rounded_BTW = (query_BTW / scale_B.clamp_min(_SMALLEST_SCALE)[:, None, None]).round().to(torch.int8)
-    return CoarseQueries(rounded_BTW.flatten(0, 1).T.contiguous(), scale_B.float())
+    again = -rounded_BTW.shape[1] % _TOKEN_STEP
+    filled_BTW = torch.cat([rounded_BTW, rounded_BTW[:, :1].expand(-1, again, -1)], dim=1)
+    return CoarseQueries(filled_BTW.flatten(0, 1).T.contiguous(), scale_B.float())
 
 
 def coarse_scores(queries: CoarseQueries, keys: CoarseKeys, out_BC: Tensor, tile: int | None = None) -> None:
@@ -89,33 +101,12 @@ def coarse_scores(queries: CoarseQueries, keys: CoarseKeys, out_BC: Tensor, tile
 
     Args:
         out_BC: where the scores go.
-        tile: chunks scored at a time, which bounds the scratch memory to `tile * B * T` sums. Default: as many as stay
-            in the cache.
+        tile: chunks scored at a time, which bounds the scratch memory to `tile * B * T` sums. Default: for 8 MiB.
     """
     B, T = len(queries.scale_B), queries.num_tokens
-    tile = tile or max(_LEAST_TILE, _TILE_SUMS // (B * T))
+    tile = tile or min(max(_LEAST_TILE, _TILE_SUMS // (B * T)), _MOST_TILE)
     if not len(keys.scale_C):
         return
-    best = [_integer_product(part_CW, queries.query_WQ).view(-1, B, T).amax(-1) for part_CW in keys.key_CW.split(tile)]
+    best = [queries.product(part_CW).view(-1, B, T).amax(-1) for part_CW in keys.key_CW.split(tile)]
     torch.mul(torch.cat(best).T, keys.scale_C, out=out_BC)
     out_BC *= queries.scale_B.unsqueeze(1)
-
-
-def _integer_product(key_CW: Tensor, query_WQ: Tensor) -> Tensor:
-    """The exact product of int8 matrices, int32 or float32."""
-    if key_CW.device.type == "cpu" and _has_exact_int8():
-        return torch.ops.aten._int_mm(key_CW, query_WQ)
-    return key_CW.float() @ query_WQ.float()
-
-
-@functools.cache
-def _has_exact_int8() -> bool:
-    """Whether this CPU multiplies int8 matrices exactly: without VNNI, sums of two products saturate at 16 bits."""
-    for rows, tokens in ((1, 1), (64, 32)):
-        key_CW = torch.full((rows, 192), _MOST_LEVELS, dtype=torch.int8)
-        key_CW[::2] *= -1
-        query_WQ = torch.full((192, tokens), _MOST_LEVELS, dtype=torch.int8)
-        query_WQ[:, ::3] *= -1
-        if not torch.equal(torch.ops.aten._int_mm(key_CW, query_WQ).float(), key_CW.float() @ query_WQ.float()):
-            return False
-    return True
