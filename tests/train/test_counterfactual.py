@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 from helpers import tiny_loaded
 
 from memspan.text.questions import Question, passage
-from memspan.train.batch import BatchSettings, Collator
+from memspan.train.batch import BatchSettings, Collator, TrainBatch
 from memspan.train.counterfactual import with_other_answers
 
 
@@ -93,7 +96,50 @@ def test_what_answered_before_is_no_negative_and_stands_beside_no_altered_docume
         assert "glacier" not in loaded.template.tokenizer.decode(own)
 
 
+def read_by(batch: TrainBatch, row: int) -> str:
+    """The context of a question as text, its answer behind it."""
+    return tiny_loaded(max_document_tokens=128).template.tokenizer.decode(
+        batch.contexts.ids[row][batch.contexts.valid[row]].tolist()
+    )
+
+
+def test_of_two_documents_that_contradict_each_other_the_later_is_right() -> None:
+    loaded = tiny_loaded(max_document_tokens=128)
+    filler = passage("", "Seals live in the sea.")
+    settings = BatchSettings(answer=1.0, counterfactual=1.0, outdated=1.0, negatives=0, num_documents=3)
+    collate = Collator(loaded.template, loaded.model.config, settings, fillers=[filler])
+    later = Counter[str]()
+    for seed in range(40):
+        batch = collate([OSLO, ROME], random.Random(seed))
+        text = read_by(batch, 1)
+        towns = re.findall(r"bear lives in (\w+)\.", text)
+        days = re.findall(r"\((\d{4}-\d\d-\d\d)\)", text)
+        assert sorted(towns) == ["Oslo", "Rome"]
+        assert days == sorted(set(days)) and len(days) == text.count("]. (")
+        assert text.rstrip().endswith(towns[1] + "<|im_end|>")
+        later[towns[1]] += 1
+        # Both stand in the memory with ids of their own, and none of them is a document to be found or not to be found.
+        assert len(set(batch.document_names)) == len(batch.document_names) == 5
+        assert not batch.positives_BN[1].any()
+        told = ["bear" in document for document in batch.document_texts]
+        assert sum(told) == 2 and not batch.candidates_BN[1][torch.tensor(told)].any()
+    assert min(later["Oslo"], later["Rome"]) > 8
+
+
+def test_nothing_is_outdated_where_nothing_is_read() -> None:
+    loaded = tiny_loaded(max_document_tokens=128)
+    settings = BatchSettings(latent=1.0, counterfactual=1.0, outdated=1.0, negatives=0)
+    batch = Collator(loaded.template, loaded.model.config, settings)([OSLO, ROME], random.Random(0))
+    assert len(batch.documents) == 2
+
+
 def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="outdated is a share"):
+        BatchSettings(counterfactual=1.0, outdated=-0.5)
+    with pytest.raises(ValueError, match="of counterfactual questions"):
+        BatchSettings(outdated=0.5)
+    with pytest.raises(ValueError, match="need 2"):
+        BatchSettings(counterfactual=0.5, outdated=0.5, injected_documents=1)
     with pytest.raises(ValueError, match="is a share"):
         BatchSettings(counterfactual=1.5)
     loaded = tiny_loaded()

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -20,12 +21,13 @@ from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.parts import split_document
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Context, Passage, PromptTemplate, encoded_text, part_text
-from memspan.train.counterfactual import replaced_documents, with_other_answers
+from memspan.train.counterfactual import Altered, alter
 from memspan.types import Document, Span
 
 if TYPE_CHECKING:
     from memspan.text.questions import Question
 
+_LEAST_DAYS, _MOST_DAYS = 30, 3000
 IGNORED = -100
 """The label of a token that is not learned."""
 
@@ -103,6 +105,8 @@ class BatchSettings:
         generate: share that learn one step of the round protocol, drawn at random (needs a template with rounds).
         counterfactual: share of questions whose answer is another's, in their documents too, in batches that answer
             (`memspan.train.counterfactual`).
+        outdated: share of these beside which, in `answer` batches, stands the document as it was. One of the two, drawn,
+            is the older one, and the later is right. Above 0, all texts put before questions have dates.
         negatives: of each question's own, at most.
         num_documents: the least of a batch; `fillers` are drawn until it is reached.
         injected_documents: texts put before a question in an `answer` batch, gold and distractors, at most.
@@ -121,6 +125,7 @@ class BatchSettings:
     latent: float = 0.0
     generate: float = 0.0
     counterfactual: float = 0.0
+    outdated: float = 0.0
     negatives: int = 1
     num_documents: int = 0
     injected_documents: int = 5
@@ -137,8 +142,11 @@ class BatchSettings:
         shares = (self.answer, self.latent, self.generate)
         if min(shares) < 0 or sum(shares) > 1 + 1e-9:
             raise ValueError(f"answer, latent and generate are shares that sum to at most 1, not {shares}")
-        if not 0 <= self.counterfactual <= 1:
-            raise ValueError(f"counterfactual is a share, not {self.counterfactual}")
+        for name in ("counterfactual", "outdated"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share, not {getattr(self, name)}")
+        if self.outdated > 0 and (self.counterfactual == 0 or self.injected_documents < 2):
+            raise ValueError("outdated documents are of counterfactual questions, and need 2 injected_documents")
         for name, least in (
             ("negatives", 0),
             ("num_documents", 0),
@@ -210,21 +218,18 @@ class Collator:
         kinds: tuple[ResponseKind | None, ...] = ("answer", "latent", "generate", None)
         shares = (settings.answer, settings.latent, settings.generate)
         kind = rng.choices(kinds, (*shares, max(0.0, 1 - sum(shares))))[0]
-        former: dict[str, list[re.Pattern[str]]] = {}
+        altered = Altered([*questions])
         if settings.counterfactual > 0 and kind in ("answer", "latent"):
-            asked, questions = questions, with_other_answers(questions, settings.counterfactual, rng)
-            # What answered a question before it was altered answers it no longer, and contradicts what does.
-            pairs = zip(asked, questions, strict=True)
-            former = {before.id: _telling_answers(before) for before, after in pairs if after is not before}
-            replaced = replaced_documents(asked, questions)
-            current = [replaced.get(name, document) for name, document in documents.items()]
-            ids = {now.external_id: ids[name] for name, now in zip(documents, current, strict=True)}
-            documents = {document.external_id: document for document in current}
+            altered = alter(questions, settings.counterfactual, settings.outdated if kind == "answer" else 0.0, rng)
+            questions = altered.questions
+            documents = altered.documents(documents)
+            ids = dict(zip(documents, _with_further(list(ids.values()), len(documents), rng), strict=True))
         texts = {name: self.part(document) for name, document in documents.items()}
-        writer = _SampleWriter(self._template, self._protocol, settings, ids, texts, former)
+        wrong = {name: _whole_words(answers) for name, answers in altered.wrong.items()}
+        writer = _SampleWriter(self._template, self._protocol, settings, ids, texts, wrong, altered.outdated)
         samples = [writer.sample(question, kind, rng) for question in questions]
         packed = pack_contexts([sample.context for sample in samples], self._config.offset)
-        positives_BN, candidates_BN = self._relevance(questions, samples, documents, texts, former)
+        positives_BN, candidates_BN = self._relevance(questions, samples, documents, texts, wrong)
         return TrainBatch(
             documents=tuple(tuple(self._template.document(ids[name], text)) for name, text in texts.items()),
             document_names=tuple(documents),
@@ -293,7 +298,7 @@ class Collator:
         samples: Sequence[_Sample],
         documents: Mapping[str, Document],
         texts: Mapping[str, str],
-        former: Mapping[str, list[re.Pattern[str]]],
+        wrong: Mapping[str, list[re.Pattern[str]]],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`positives_BN` and `candidates_BN`. A text that stands in the context already is neither."""
         positives_BN = torch.zeros(len(questions), len(documents), dtype=torch.bool)
@@ -303,7 +308,7 @@ class Collator:
             positives = {document.external_id for document in question.positives}
             answers = [
                 *(_telling_answers(question) if self._settings.drop_answering else ()),
-                *former.get(question.id, ()),
+                *wrong.get(question.id, ()),
             ]
             for column, name in enumerate(documents):
                 if name in sample.read:
@@ -325,14 +330,16 @@ class _SampleWriter:
         settings: BatchSettings,
         ids: Mapping[str, int],
         texts: Mapping[str, str],
-        former: Mapping[str, list[re.Pattern[str]]],
+        wrong: Mapping[str, list[re.Pattern[str]]],
+        outdated: Mapping[str, Document],
     ) -> None:
         """
         Args:
-            former: patterns by question of what it must not read beside its documents (in folded case).
+            wrong: patterns by question of what no other document that it reads may hold (in folded case).
+            outdated: documents by question that are read with it, as the older ones.
         """
         self._template, self._protocol, self._settings = template, protocol, settings
-        self._ids, self._texts, self._former = ids, texts, former
+        self._ids, self._texts, self._wrong, self._outdated = ids, texts, wrong, outdated
 
     def sample(self, question: Question, kind: ResponseKind | None, rng: random.Random) -> _Sample:
         if kind == "generate":
@@ -350,25 +357,32 @@ class _SampleWriter:
 
     def _answered(self, question: Question, rng: random.Random, num_injected: int) -> _Sample:
         """The answer, after the texts of gold documents and distractors in the order that serving reads them in."""
-        gold = [document for document in question.positives]
+        gold = list(question.positives)
         if not _needs_all(question) and gold:
             gold = [rng.choice(gold)]
-        others = {document.external_id for document in question.positives}
-        former = self._former.get(question.id, ())
+        outdated = self._outdated.get(question.id)
+        needed = [document.external_id for document in (*gold, *([outdated] if outdated else []))][:num_injected]
+        others = {*needed, *(document.external_id for document in question.positives)}
+        wrong = self._wrong.get(question.id, ())
         distractors = [
             name
             for name, text in self._texts.items()
-            if name not in others and not any(answer.search(text.casefold()) for answer in former)
+            if name not in others and not any(answer.search(text.casefold()) for answer in wrong)
         ]
-        gold_names = [document.external_id for document in gold][:num_injected]
-        num_distractors = min(rng.randint(0, max(0, num_injected - len(gold_names))), len(distractors))
-        chosen = [*gold_names, *rng.sample(distractors, num_distractors)]
+        num_distractors = min(rng.randint(0, max(0, num_injected - len(needed))), len(distractors))
+        chosen = [*needed, *rng.sample(distractors, num_distractors)]
         dates = {document.external_id: document.date or "" for document in question.positives + question.negatives}
+        if self._settings.outdated > 0:
+            drawn = dict(zip(chosen, _days(len(chosen), rng), strict=True))
+            if outdated:
+                # The first is the question's own document, the second contradicts it.
+                drawn[needed[1]], drawn[needed[0]] = sorted((drawn[needed[0]], drawn[needed[1]]))
+            dates = {name: day if outdated else dates.get(name) or day for name, day in drawn.items()}
         answer = self._template.answer(question.answers[0] if question.answers else self._settings.no_answer)
         while True:
             ordered = sorted(chosen, key=lambda name: (dates.get(name, ""), self._ids[name]))
             context = self._template.context(question.question, [self._passage(name, dates) for name in ordered])
-            if len(chosen) <= len(gold_names) or len(context.ids) + len(answer) <= self._settings.max_context_tokens:
+            if len(chosen) <= len(needed) or len(context.ids) + len(answer) <= self._settings.max_context_tokens:
                 break
             chosen.pop()
         whole = Context((*context.ids, *answer), context.routes, context.silent)
@@ -393,12 +407,29 @@ class _SampleWriter:
 
 
 def _telling_answers(question: Question) -> list[re.Pattern[str]]:
-    """Patterns of the answers, in folded case, that would make a document that holds one a false negative."""
-    if question.type in ("yesno", "pair", "unanswerable"):
-        return []
-    return [
-        re.compile(rf"(?<!\w){re.escape(answer.casefold())}(?!\w)") for answer in question.answers if len(answer) > 2
-    ]
+    """Patterns of the answers that would make a document that holds one a false negative."""
+    return [] if question.type in ("yesno", "pair", "unanswerable") else _whole_words(question.answers)
+
+
+def _whole_words(answers: Sequence[str]) -> list[re.Pattern[str]]:
+    """Patterns of answers that are long enough to tell something, for text in folded case."""
+    return [re.compile(rf"(?<!\w){re.escape(answer.casefold())}(?!\w)") for answer in answers if len(answer) > 2]
+
+
+def _with_further(ids: Sequence[int], number: int, rng: random.Random) -> list[int]:
+    """So many distinct ids: the first of those given, and others as they are missing."""
+    missing = number - len(ids)
+    if missing <= 0:
+        return list(ids[:number])
+    drawn = rng.sample(range(1, max(max(ids), number) + 1), number)
+    return [*ids, *[further for further in drawn if further not in ids][:missing]]
+
+
+def _days(number: int, rng: random.Random) -> list[str]:
+    """Distinct days in any order, between weeks and years apart."""
+    span = round(_LEAST_DAYS * (_MOST_DAYS / _LEAST_DAYS) ** rng.random())
+    first = rng.randrange(date(2000, 1, 1).toordinal(), date(2030, 1, 1).toordinal())
+    return [date.fromordinal(first + day).isoformat() for day in rng.sample(range(span), number)]
 
 
 def _needs_all(question: Question) -> bool:

@@ -2,7 +2,8 @@
 
 A model that knows an answer learns nothing from reading it. With another question's answer in its place, in the
 document and as what is to be answered, only reading helps (entity substitution: Longpre et al. 2021, "Entity-Based
-Knowledge Conflicts in Question Answering").
+Knowledge Conflicts in Question Answering"). Where both documents are read, the later of them is right: a memory is told
+first that somebody lives in one city, then that it is another.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from memspan.text.questions import Question, passage
 from memspan.types import Document
@@ -42,12 +43,51 @@ def with_other_answers(questions: Sequence[Question], share: float, rng: random.
     return altered
 
 
-def replaced_documents(before: Sequence[Question], after: Sequence[Question]) -> dict[str, Document]:
-    """What stands in the place of the documents that `with_other_answers` altered, by their former names."""
-    pairs = [
-        pair for old, new in zip(before, after, strict=True) for pair in zip(old.positives, new.positives, strict=True)
-    ]
-    return {old.external_id: new for old, new in pairs if old is not new}
+@dataclass(frozen=True)
+class Altered:
+    """A batch's questions, some of whose documents say something else than they did.
+
+    Attributes:
+        replaced: what stands in the place of a document, by its former name.
+        outdated: by a question's `id`, the document that contradicts its own and is to be read as the older one. It
+            belongs to the batch, beside the others.
+        wrong: by a question's `id`, answers that were right before it was altered, or are in its outdated document.
+    """
+
+    questions: list[Question]
+    replaced: dict[str, Document] = field(default_factory=dict)
+    outdated: dict[str, Document] = field(default_factory=dict)
+    wrong: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def documents(self, documents: Mapping[str, Document]) -> dict[str, Document]:
+        """A batch's documents by name, as they are now; those that are `outdated` come last."""
+        current = [self.replaced.get(name, document) for name, document in documents.items()]
+        return {document.external_id: document for document in (*current, *self.outdated.values())}
+
+
+def alter(questions: Sequence[Question], share: float, outdated: float, rng: random.Random) -> Altered:
+    """`with_other_answers`, and what follows from it for the batch.
+
+    Args:
+        share: of the questions that can be altered, the probability that one is.
+        outdated: of the altered ones that a single document answers, the probability that the document as it was is
+            read as well. Which of the two is the older one is drawn: in half of the cases the question is as it was.
+    """
+    result = Altered(with_other_answers(questions, share, rng))
+    for place, (before, after) in enumerate(zip(questions, list(result.questions), strict=True)):
+        if after is before:
+            continue
+        asked, other = after, before
+        if outdated > 0 and len(before.positives) == 1 and rng.random() < outdated:
+            asked, other = (before, after) if rng.random() < 0.5 else (after, before)
+            result.outdated[asked.id] = other.positives[0]
+        if asked is after:
+            result.replaced.update(
+                (old.external_id, new) for old, new in zip(before.positives, after.positives, strict=True)
+            )
+        result.questions[place] = asked
+        result.wrong[asked.id] = other.answers
+    return result
 
 
 def _other_answer(question: Question, candidates: Sequence[str]) -> str | None:
