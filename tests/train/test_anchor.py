@@ -15,7 +15,8 @@ from memspan.model.lora import LoraSpec, lora_modules, lora_off
 from memspan.model.modeling import MSAForCausalLM
 from memspan.text.questions import Question, passage
 from memspan.train.anchor import anchor_loss
-from memspan.train.batch import BatchSettings, Collator
+from memspan.train.batch import Collator
+from memspan.train.batch_settings import BatchSettings
 from memspan.train.forward import LossWeights, Objective, training_forward
 from memspan.train.lora import ROUTERS, Trainable, make_trainable
 from memspan.train.recipe import recipe_of

@@ -14,7 +14,8 @@ from memspan.errors import MemspanError
 from memspan.text.questions import Question, passage
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Passage, PromptTemplate
-from memspan.train.batch import IGNORED, BatchSettings, Collator, TrainBatch
+from memspan.train.batch import IGNORED, Collator, TrainBatch
+from memspan.train.batch_settings import BatchSettings
 from memspan.types import Document
 
 LOADED = tiny_loaded(max_document_tokens=128)

@@ -19,7 +19,8 @@ from memspan.model.convert import LoadedModel
 from memspan.routing.local import LocalMemory
 from memspan.text.packing import pack_contexts
 from memspan.text.questions import Question, passage
-from memspan.train.batch import BatchSettings, Collator, TrainBatch
+from memspan.train.batch import Collator, TrainBatch
+from memspan.train.batch_settings import BatchSettings
 from memspan.train.forward import Objective, training_forward
 from memspan.train.memory import BatchMemory, encode_documents
 from memspan.types import Document, EncodedDocuments

@@ -12,7 +12,8 @@ import torch
 from helpers import tiny_loaded
 
 from memspan.text.questions import Question, passage
-from memspan.train.batch import BatchSettings, Collator, TrainBatch
+from memspan.train.batch import Collator, TrainBatch
+from memspan.train.batch_settings import BatchSettings
 from memspan.train.counterfactual import with_other_answers
 
 

@@ -16,7 +16,8 @@ from memspan.model.convert import LoadedModel
 from memspan.model.lora import LoraSpec
 from memspan.model.modeling import is_router
 from memspan.text.questions import Question, passage
-from memspan.train.batch import BatchSettings, Collator, TrainBatch
+from memspan.train.batch import Collator, TrainBatch
+from memspan.train.batch_settings import BatchSettings
 from memspan.train.forward import LossTerms, LossWeights, Objective, training_forward
 from memspan.train.frozen import FrozenMemory
 from memspan.train.lora import Trainable, make_trainable, trained_parameters

@@ -26,7 +26,8 @@ from memspan.model.modeling import MSAForCausalLM, is_router
 from memspan.text.packing import BATCH_TOKENS, pack_contexts
 from memspan.text.questions import Question
 from memspan.text.template import PromptTemplate, encoded_text
-from memspan.train.batch import BatchSettings, Collator
+from memspan.train.batch import Collator
+from memspan.train.batch_settings import BatchSettings
 from memspan.train.bm25 import Bm25
 from memspan.train.frozen import FrozenMemory
 from memspan.train.memory import BatchMemory, encode_documents

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from memspan.errors import RecipeError
-from memspan.train.batch import BatchSettings
+from memspan.train.batch_settings import BatchSettings
 from memspan.train.settings import Recipe
 
 _BATCH = "batch"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from memspan.model.lora import LoraSpec
-from memspan.train.batch import BatchSettings
+from memspan.train.batch_settings import BatchSettings
 from memspan.train.forward import LossWeights, Objective
 from memspan.train.schedule import SCHEDULES, Schedule
 

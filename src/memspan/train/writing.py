@@ -14,7 +14,8 @@ from memspan.model.modeling import MSAForCausalLM
 from memspan.text.questions import Question
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Context, PromptTemplate
-from memspan.train.batch import IGNORED, BatchSettings, Collator, TrainBatch
+from memspan.train.batch import IGNORED, Collator, TrainBatch
+from memspan.train.batch_settings import BatchSettings
 from memspan.train.greedy import decode_greedily
 from memspan.train.memory import BatchMemory, encode_documents
 from memspan.train.settings import EvaluationSettings

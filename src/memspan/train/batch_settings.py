@@ -1,0 +1,73 @@
+"""How questions become batches, as typed values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How questions become batches; checked when built.
+
+    A batch is of one kind, drawn by these shares; what is left of 1 is routing only, without a response.
+
+    Attributes:
+        answer: share of batches that answer with documents' texts before the question, masked from the loss.
+        latent: share that answer from the compressed memory alone.
+        generate: share that learn one step of the round protocol, drawn at random (needs a template with rounds).
+        counterfactual: share of questions whose answer is another's, in their documents too, in batches that answer
+            (`memspan.train.counterfactual`).
+        outdated: share of these beside which, in `answer` batches, stands the document as it was. One of both, drawn,
+            is the older one, and the later is right. Above 0, all texts put before questions have dates.
+        negatives: of each question's own, at most.
+        num_documents: the least of a batch; `fillers` are drawn until it is reached.
+        injected_documents: texts put before a question in an `answer` batch, gold and distractors, at most.
+        max_document_tokens: longer documents are cut as serving splits them, to their first part. Default: the model's.
+        max_context_tokens: longer contexts lose distractors, then their response.
+        max_id: ids are drawn below a bound that is itself drawn, up to this: small memories have small ids.
+        drop_answering: a document that holds one of a question's answers, but is none of its positives, is no negative.
+        no_answer: what is answered where there is none.
+        anchors: texts on which the model is to stay what its backbone is, at most: plain documents of the batch, and
+            questions in the template with one before them; see `memspan.train.anchor`.
+        anchor_tokens: of each document, from its beginning.
+        anchor_questions: whether questions are among them: where answers are learned they would hold these back.
+    """
+
+    answer: float = 0.0
+    latent: float = 0.0
+    generate: float = 0.0
+    counterfactual: float = 0.0
+    outdated: float = 0.0
+    negatives: int = 1
+    num_documents: int = 0
+    injected_documents: int = 5
+    max_document_tokens: int | None = None
+    max_context_tokens: int = 2048
+    max_id: int = 1_000_000
+    drop_answering: bool = True
+    no_answer: str = "The notes do not say."
+    anchors: int = 0
+    anchor_tokens: int = 96
+    anchor_questions: bool = True
+
+    def __post_init__(self) -> None:
+        shares = (self.answer, self.latent, self.generate)
+        if min(shares) < 0 or sum(shares) > 1 + 1e-9:
+            raise ValueError(f"answer, latent and generate are shares that sum to at most 1, not {shares}")
+        for name in ("counterfactual", "outdated"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share, not {getattr(self, name)}")
+        if self.outdated > 0 and (self.counterfactual == 0 or self.injected_documents < 2):
+            raise ValueError("outdated documents are of counterfactual questions, and need 2 injected_documents")
+        for name, least in (
+            ("negatives", 0),
+            ("num_documents", 0),
+            ("injected_documents", 1),
+            ("max_id", 1),
+            ("anchors", 0),
+            ("anchor_tokens", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.max_document_tokens is not None and self.max_document_tokens < 1:
+            raise ValueError(f"max_document_tokens must be at least 1, not {self.max_document_tokens}")

@@ -1,0 +1,128 @@
+"""One question of a batch as a context: which texts stand before it, on which days, and what of it is learned."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING, Literal
+
+from memspan.text.rounds import RoundProtocol
+from memspan.text.template import Context, Passage, PromptTemplate
+from memspan.train.batch_settings import BatchSettings
+from memspan.types import Document, Span
+
+if TYPE_CHECKING:
+    from memspan.text.questions import Question
+
+ResponseKind = Literal["answer", "latent", "generate"]
+
+_LEAST_DAYS, _MOST_DAYS = 30, 3000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question's context with its response, what of it is learned, and the documents whose texts stand in it."""
+
+    context: Context
+    learned: tuple[Span, ...] = ()
+    read: frozenset[str] = frozenset()
+
+
+class SampleWriter:
+    """Writes questions of one batch as contexts."""
+
+    def __init__(
+        self,
+        template: PromptTemplate,
+        protocol: RoundProtocol | None,
+        settings: BatchSettings,
+        ids: Mapping[str, int],
+        texts: Mapping[str, str],
+        wrong: Mapping[str, list[re.Pattern[str]]],
+        outdated: Mapping[str, Document],
+    ) -> None:
+        """
+        Args:
+            wrong: patterns by question of what no other document that it reads may hold (in folded case).
+            outdated: documents by question that are read with it, as the older ones.
+        """
+        self._template, self._protocol, self._settings = template, protocol, settings
+        self._ids, self._texts, self._wrong, self._outdated = ids, texts, wrong, outdated
+
+    def sample(self, question: Question, kind: ResponseKind | None, rng: random.Random) -> Sample:
+        if kind == "generate":
+            written = self._step(question, rng)
+        elif kind is None or (question.type == "pair" and not question.answers):
+            written = None
+        else:
+            written = self._answered(question, rng, 0 if kind == "latent" else self._settings.injected_documents)
+        if written is not None and len(written.context.ids) <= self._settings.max_context_tokens:
+            return written
+        context = self._template.context(question.question)
+        end = min(context.routes.end, context.routes.start + self._settings.max_context_tokens)
+        # Nothing behind what routes can change a score (attention is causal).
+        return Sample(Context(context.ids[:end], Span(context.routes.start, end)))
+
+    def _answered(self, question: Question, rng: random.Random, num_injected: int) -> Sample:
+        """The answer, after the texts of gold documents and distractors in the order that serving reads them in."""
+        gold = list(question.positives)
+        if not _needs_all(question) and gold:
+            gold = [rng.choice(gold)]
+        outdated = self._outdated.get(question.id)
+        needed = [document.external_id for document in (*gold, *([outdated] if outdated else []))][:num_injected]
+        others = {*needed, *(document.external_id for document in question.positives)}
+        wrong = self._wrong.get(question.id, ())
+        distractors = [
+            name
+            for name, text in self._texts.items()
+            if name not in others and not any(answer.search(text.casefold()) for answer in wrong)
+        ]
+        num_distractors = min(rng.randint(0, max(0, num_injected - len(needed))), len(distractors))
+        chosen = [*needed, *rng.sample(distractors, num_distractors)]
+        dates = {document.external_id: document.date or "" for document in question.positives + question.negatives}
+        if self._settings.outdated > 0:
+            drawn = dict(zip(chosen, _days(len(chosen), rng), strict=True))
+            if outdated:
+                # The first is the question's own document, the second contradicts it.
+                drawn[needed[1]], drawn[needed[0]] = sorted((drawn[needed[0]], drawn[needed[1]]))
+            dates = {name: day if outdated else dates.get(name) or day for name, day in drawn.items()}
+        answer = self._template.answer(question.answers[0] if question.answers else self._settings.no_answer)
+        while True:
+            ordered = sorted(chosen, key=lambda name: (dates.get(name, ""), self._ids[name]))
+            context = self._template.context(question.question, [self._passage(name, dates) for name in ordered])
+            if len(chosen) <= len(needed) or len(context.ids) + len(answer) <= self._settings.max_context_tokens:
+                break
+            chosen.pop()
+        whole = Context((*context.ids, *answer), context.routes, context.silent)
+        learned = Span(len(context.ids), len(whole.ids))
+        return Sample(whole, (learned,), frozenset(chosen))
+
+    def _step(self, question: Question, rng: random.Random) -> Sample:
+        """One step of the round protocol, drawn at random."""
+        assert self._protocol is not None, "checked when the collator was built"
+        names = [document.external_id for document in question.positives]
+        hops = [[name] for name in names] if question.type in ("multi", "yesno") else [names] if names else []
+        dates = {document.external_id: document.date or "" for document in question.positives}
+        answer = question.answers[0] if question.answers else self._settings.no_answer
+        passages = [[self._passage(name, dates) for name in hop] for hop in hops]
+        samples = self._protocol.samples(question.question, passages, answer)
+        drawn = rng.randrange(len(samples))
+        read = frozenset(name for hop in hops[:drawn] for name in hop)
+        return Sample(samples[drawn].transcript.context(), samples[drawn].learned, read)
+
+    def _passage(self, name: str, dates: Mapping[str, str]) -> Passage:
+        return Passage(self._ids[name], self._texts[name], dates.get(name, ""))
+
+
+def _days(number: int, rng: random.Random) -> list[str]:
+    """Distinct days in any order, between weeks and years apart."""
+    span = round(_LEAST_DAYS * (_MOST_DAYS / _LEAST_DAYS) ** rng.random())
+    first = rng.randrange(date(2000, 1, 1).toordinal(), date(2030, 1, 1).toordinal())
+    return [date.fromordinal(first + day).isoformat() for day in rng.sample(range(span), number)]
+
+
+def _needs_all(question: Question) -> bool:
+    return question.type in ("multi", "yesno", "all")
