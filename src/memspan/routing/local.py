@@ -17,6 +17,7 @@ from memspan.bank.manifest import LATENT_DTYPE, Manifest
 from memspan.bank.shard import Shard
 from memspan.bank.tiers import Tiers
 from memspan.ops.scoring import fold_queries, routing_queries, top_documents
+from memspan.ops.transfer import to_device
 from memspan.routing.source import Candidates, LocalSource, Source
 from memspan.stages import stage
 from memspan.types import Retrieved
@@ -109,16 +110,16 @@ class SourceMemory:
             contents.append(torch.cat(parts) if parts else torch.empty(0, 2, G, D, dtype=LATENT_DTYPE))
             of_documents = [torch.full((len(rows),), score_of[i]) for i, rows in zip(sorted(ids), parts, strict=True)]
             row_scores.append(torch.cat(of_documents) if parts else torch.empty(0))
-        content_BM2GD = pad_sequence(contents, batch_first=True).to(self._device)
+        content_BM2GD = to_device(pad_sequence(contents, batch_first=True), self._device)
         rows_B1 = torch.tensor([[len(content)] for content in contents])
         key_BMGD, value_BMGD = content_BM2GD.unbind(2)
         return Retrieved(
             keys_BGMD=key_BMGD.transpose(1, 2),
             values_BGMD=value_BMGD.transpose(1, 2),
-            mask_BM=(torch.arange(content_BM2GD.shape[1]) < rows_B1).to(self._device),
+            mask_BM=to_device(torch.arange(content_BM2GD.shape[1]) < rows_B1, self._device),
             doc_ids=tuple(chosen),
             scores=tuple(tuple(found.scores[: self._top_k].tolist()) for found in candidates),
-            row_scores_BM=pad_sequence(row_scores, batch_first=True).to(self._device),
+            row_scores_BM=to_device(pad_sequence(row_scores, batch_first=True), self._device),
         )
 
 

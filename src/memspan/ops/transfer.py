@@ -1,0 +1,17 @@
+"""Moving tensors to the model's device: the one place that knows of page-locked memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of ordinary memory on a device; the tensor itself where it is there already.
+
+    A copy to a GPU goes by way of page-locked memory and does not wait for itself: what is launched behind it on the
+    same stream does. torch keeps such memory, and gives it out again only when the copy is done.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
