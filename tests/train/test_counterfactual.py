@@ -15,6 +15,8 @@ from memspan.text.questions import Question, passage
 from memspan.train.batch import Collator, TrainBatch
 from memspan.train.batch_settings import BatchSettings
 from memspan.train.counterfactual import with_other_answers
+from memspan.train.settings import EvaluationSettings
+from memspan.train.writing import WritingProgress
 
 
 def question(name: str, asked: str, answers: tuple[str, ...], *texts: str, **changes: object) -> Question:
@@ -132,6 +134,15 @@ def test_nothing_is_outdated_where_nothing_is_read() -> None:
     settings = BatchSettings(latent=1.0, counterfactual=1.0, outdated=1.0, negatives=0)
     batch = Collator(loaded.template, loaded.model.config, settings)([OSLO, ROME], random.Random(0))
     assert len(batch.documents) == 2
+
+
+def test_writing_is_measured_on_the_hold_out_as_it_is() -> None:
+    loaded = tiny_loaded(max_document_tokens=128)
+    settings = EvaluationSettings(generations=2, max_new_tokens=2)
+    writing = WritingProgress([OSLO, ROME], (), loaded.template, loaded.model.config, settings)
+    plain = BatchSettings(answer=1.0, negatives=0)
+    altering = replace(plain, counterfactual=1.0, outdated=1.0)
+    assert writing.measure(loaded.model, altering) == writing.measure(loaded.model, plain) != {}
 
 
 def test_bad_settings_are_refused() -> None:

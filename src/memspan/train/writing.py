@@ -60,7 +60,7 @@ class WritingProgress:
 
     def _of_kind(self, model: MSAForCausalLM, kind: str, batch: BatchSettings) -> dict[str, float]:
         # Of the hold-out as it is: figures of different recipes can be compared.
-        alone = replace(batch, counterfactual=0.0, **{name: float(name == kind) for name in KINDS})
+        alone = replace(batch, counterfactual=0.0, outdated=0.0, **{name: float(name == kind) for name in KINDS})
         collator = Collator(self._template, self._config, alone, fillers=self._documents)
         reader = _Rounds(self._template) if kind == "generate" else _Answers(self._template)
         rng, size = random.Random(f"{self._seed}:writing:{kind}"), self._settings.batch
