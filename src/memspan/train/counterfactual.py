@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from memspan.text.questions import Question, passage
+from memspan.text.splitter import sentence_bounds
 from memspan.types import Document
 
 MAX_WORDS = 6
@@ -71,7 +72,8 @@ def alter(questions: Sequence[Question], share: float, outdated: float, rng: ran
     Args:
         share: of the questions that can be altered, the probability that one is.
         outdated: of the altered ones that a single document answers, the probability that the document as it was is
-            read as well. Which of the two is the older one is drawn: in half of the cases the question is as it was.
+            read as well. Which of the two is the older one is drawn: in half of the cases the question is as it was. Each
+            of them is shortened to what answers the question in half of the cases.
     """
     result = Altered(with_other_answers(questions, share, rng))
     for place, (before, after) in enumerate(zip(questions, list(result.questions), strict=True)):
@@ -79,15 +81,26 @@ def alter(questions: Sequence[Question], share: float, outdated: float, rng: ran
             continue
         asked, other = after, before
         if outdated > 0 and len(before.positives) == 1 and rng.random() < outdated:
-            asked, other = (before, after) if rng.random() < 0.5 else (after, before)
+            pair = (before, after) if rng.random() < 0.5 else (after, before)
+            asked, other = (_shortened(one) if rng.random() < 0.5 else one for one in pair)
             result.outdated[asked.id] = other.positives[0]
-        if asked is after:
-            result.replaced.update(
-                (old.external_id, new) for old, new in zip(before.positives, after.positives, strict=True)
-            )
+        result.replaced.update(
+            (old.external_id, new) for old, new in zip(before.positives, asked.positives, strict=True)
+        )
         result.questions[place] = asked
         result.wrong[asked.id] = other.answers
     return result
+
+
+def _shortened(question: Question) -> Question:
+    """A question whose documents are but the sentences that hold its answers, so that no two look alike."""
+    own = _pattern(question.answers)
+    positives = []
+    for found in question.positives:
+        told = [found.text[start:end] for start, end in sentence_bounds(found.text)]
+        text = "".join(sentence for sentence in told if own.search(sentence)).strip()
+        positives.append(replace(passage("", text), date=found.date) if text else found)
+    return replace(question, positives=tuple(positives))
 
 
 def _other_answer(question: Question, candidates: Sequence[str]) -> str | None:
