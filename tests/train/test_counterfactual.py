@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import tiny_loaded
 
-from memspan.text.questions import Question, passage
+from memspan.text.questions import UNDATED, Question, passage
 from memspan.train.batch import Collator, TrainBatch
 from memspan.train.batch_settings import BatchSettings
 from memspan.train.counterfactual import with_other_answers
@@ -127,6 +127,23 @@ def test_of_two_documents_that_contradict_each_other_the_later_is_right() -> Non
         told = ["bear" in document for document in batch.document_texts]
         assert sum(told) == 2 and not batch.candidates_BN[1][torch.tensor(told)].any()
     assert min(later["Oslo"], later["Rome"]) > 8
+
+
+@pytest.mark.parametrize("outdated", [0.0, 1.0])
+def test_what_a_question_needs_is_not_told_from_the_rest_by_its_date_or_place(outdated: float) -> None:
+    loaded = tiny_loaded(max_document_tokens=128)
+    share = float(outdated > 0)
+    settings = BatchSettings(answer=1.0, counterfactual=share, outdated=outdated, negatives=0, injected_documents=2)
+    collate = Collator(loaded.template, loaded.model.config, settings)
+    first = Counter[bool]()
+    for seed in range(60):
+        # No other answer has the form of a year: this question is never altered.
+        text = read_by(collate([YEAR, ROME], random.Random(seed)), 0)
+        days = re.findall(r"\((\d{4}-\d\d-\d\d)\)", text)
+        assert len(days) == text.count("]. (") and (set(days) == {UNDATED}) == (outdated == 0)
+        if len(days) == 2:
+            first[text.index("1844") < text.index("bear")] += 1
+    assert min(first[True], first[False]) > 8
 
 
 def test_nothing_is_outdated_where_nothing_is_read() -> None:

@@ -11,22 +11,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 
 from memspan.config import MSAConfig
 from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.parts import split_document
+from memspan.text.questions import UNDATED, Question
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Passage, PromptTemplate, encoded_text, part_text
 from memspan.train.batch_settings import BatchSettings
 from memspan.train.counterfactual import Altered, alter
 from memspan.train.samples import ResponseKind, Sample, SampleWriter
 from memspan.types import Document
-
-if TYPE_CHECKING:
-    from memspan.text.questions import Question
 
 IGNORED = -100
 """The label of a token that is not learned."""
@@ -147,7 +144,8 @@ class Collator:
             ids = dict(zip(documents, _with_further(list(ids.values()), len(documents), rng), strict=True))
         texts = {name: self.part(document) for name, document in documents.items()}
         wrong = {name: _whole_words(answers) for name, answers in altered.wrong.items()}
-        writer = SampleWriter(self._template, self._protocol, settings, ids, texts, wrong, altered.outdated)
+        dates = {name: document.date or UNDATED for name, document in documents.items()}
+        writer = SampleWriter(self._template, self._protocol, settings, ids, texts, dates, wrong, altered.outdated)
         samples = [writer.sample(question, kind, rng) for question in questions]
         packed = pack_contexts([sample.context for sample in samples], self._config.offset)
         positives_BN, candidates_BN = self._relevance(questions, samples, documents, texts, wrong)
@@ -174,7 +172,7 @@ class Collator:
             ids = template.tokens("{text}", text=text)[: settings.anchor_tokens]
             if place % 2 and settings.anchor_questions:
                 question = rng.choice(questions)
-                passage = Passage(rng.randint(1, settings.max_id), template.text(ids))
+                passage = Passage(rng.randint(1, settings.max_id), template.text(ids), UNDATED)
                 answer = template.answer(question.answers[0] if question.answers else settings.no_answer)
                 ids = [*template.context(question.question, [passage]).ids, *answer]
             anchors.append(tuple(ids))

@@ -18,7 +18,7 @@ class BatchSettings:
         counterfactual: share of questions whose answer is another's, in their documents too, in batches that answer
             (`memspan.train.counterfactual`).
         outdated: share of these beside which, in `answer` batches, stands the document as it was. One of both, drawn,
-            is the older one, and the later is right. Above 0, all texts put before questions have dates.
+            is the older one, and the later is right. Above 0, texts without a date have a drawn one before a question.
         negatives: of each question's own, at most.
         num_documents: the least of a batch; `fillers` are drawn until it is reached.
         injected_documents: texts put before a question in an `answer` batch, gold and distractors, at most.

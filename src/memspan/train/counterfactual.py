@@ -72,8 +72,8 @@ def alter(questions: Sequence[Question], share: float, outdated: float, rng: ran
     Args:
         share: of the questions that can be altered, the probability that one is.
         outdated: of the altered ones that a single document answers, the probability that the document as it was is
-            read as well. Which of the two is the older one is drawn: in half of the cases the question is as it was. Each
-            of them is shortened to what answers the question in half of the cases.
+            read as well. Which of the two is the older one is drawn: in half of the cases the question is as it was.
+            Each of them is shortened to what answers the question in half of the cases.
     """
     result = Altered(with_other_answers(questions, share, rng))
     for place, (before, after) in enumerate(zip(questions, list(result.questions), strict=True)):

@@ -7,15 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from memspan.text.questions import UNDATED, Question
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Context, Passage, PromptTemplate
 from memspan.train.batch_settings import BatchSettings
 from memspan.types import Document, Span
-
-if TYPE_CHECKING:
-    from memspan.text.questions import Question
 
 ResponseKind = Literal["answer", "latent", "generate"]
 
@@ -41,16 +39,20 @@ class SampleWriter:
         settings: BatchSettings,
         ids: Mapping[str, int],
         texts: Mapping[str, str],
+        dates: Mapping[str, str],
         wrong: Mapping[str, list[re.Pattern[str]]],
         outdated: Mapping[str, Document],
     ) -> None:
         """
         Args:
+            ids, texts, dates: of every document of the batch, by name. Undated ones have all the same date (`UNDATED`)
+                or, where some are outdated, a day of their own in every context: what a question needs must not be told
+                from the rest by its date.
             wrong: patterns by question of what no other document that it reads may hold (in folded case).
             outdated: documents by question that are read with it, as the older ones.
         """
         self._template, self._protocol, self._settings = template, protocol, settings
-        self._ids, self._texts, self._wrong, self._outdated = ids, texts, wrong, outdated
+        self._ids, self._texts, self._dates, self._wrong, self._outdated = ids, texts, dates, wrong, outdated
 
     def sample(self, question: Question, kind: ResponseKind | None, rng: random.Random) -> Sample:
         if kind == "generate":
@@ -82,16 +84,16 @@ class SampleWriter:
         ]
         num_distractors = min(rng.randint(0, max(0, num_injected - len(needed))), len(distractors))
         chosen = [*needed, *rng.sample(distractors, num_distractors)]
-        dates = {document.external_id: document.date or "" for document in question.positives + question.negatives}
+        dates = self._dates
         if self._settings.outdated > 0:
             drawn = dict(zip(chosen, _days(len(chosen), rng), strict=True))
             if outdated:
                 # The first is the question's own document, the second contradicts it.
                 drawn[needed[1]], drawn[needed[0]] = sorted((drawn[needed[0]], drawn[needed[1]]))
-            dates = {name: day if outdated else dates.get(name) or day for name, day in drawn.items()}
+            dates = {name: day if outdated else self._dated(name, day) for name, day in drawn.items()}
         answer = self._template.answer(question.answers[0] if question.answers else self._settings.no_answer)
         while True:
-            ordered = sorted(chosen, key=lambda name: (dates.get(name, ""), self._ids[name]))
+            ordered = sorted(chosen, key=lambda name: (dates[name], self._ids[name]))
             context = self._template.context(question.question, [self._passage(name, dates) for name in ordered])
             if len(chosen) <= len(needed) or len(context.ids) + len(answer) <= self._settings.max_context_tokens:
                 break
@@ -105,16 +107,18 @@ class SampleWriter:
         assert self._protocol is not None, "checked when the collator was built"
         names = [document.external_id for document in question.positives]
         hops = [[name] for name in names] if question.type in ("multi", "yesno") else [names] if names else []
-        dates = {document.external_id: document.date or "" for document in question.positives}
         answer = question.answers[0] if question.answers else self._settings.no_answer
-        passages = [[self._passage(name, dates) for name in hop] for hop in hops]
+        passages = [[self._passage(name, self._dates) for name in hop] for hop in hops]
         samples = self._protocol.samples(question.question, passages, answer)
         drawn = rng.randrange(len(samples))
         read = frozenset(name for hop in hops[:drawn] for name in hop)
         return Sample(samples[drawn].transcript.context(), samples[drawn].learned, read)
 
+    def _dated(self, name: str, day: str) -> str:
+        return day if self._dates[name] == UNDATED else self._dates[name]
+
     def _passage(self, name: str, dates: Mapping[str, str]) -> Passage:
-        return Passage(self._ids[name], self._texts[name], dates.get(name, ""))
+        return Passage(self._ids[name], self._texts[name], dates[name])
 
 
 def _days(number: int, rng: random.Random) -> list[str]:
