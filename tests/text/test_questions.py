@@ -12,6 +12,7 @@ import pytest
 
 from memspan.errors import CorpusError
 from memspan.text.questions import UNDATED, Question, passage, read_questions
+from memspan.train.data.files import write_questions
 
 
 def written(path: Path, text: str) -> Path:
@@ -80,6 +81,35 @@ def test_only_id_question_and_answers_are_always_needed(tmp_path: Path) -> None:
     ).questions
     assert found == Question("7", "Who?", ("Ann",), ())
     assert (found.type, found.hops, found.source, found.negatives) == ("single", None, "", ())
+
+
+def test_passages_may_have_dates(tmp_path: Path) -> None:
+    said = [{"title": "", "text": "In Ghent.", "date": day} for day in ("2025-01-10", "2025-05-30T10:00:00+02:00")]
+    dated = {**OWN, "positives": said[1:], "negatives": said[:1]}
+    (found,) = read_questions(written(tmp_path / "x.jsonl", lines(dated))).questions
+    (later,), (earlier,) = found.positives, found.negatives
+    assert (earlier.date, later.date) == ("2025-01-10", "2025-05-30T08:00:00")
+    assert len({later.external_id, earlier.external_id, passage("", "In Ghent.").external_id}) == 3
+    write_questions(tmp_path / "again.jsonl", [found])
+    assert read_questions(tmp_path / "again.jsonl").questions == (found,)
+
+    wrong = {**OWN, "positives": [{"title": "", "text": "In Ghent.", "date": "yesterday"}]}
+    found = read_questions(written(tmp_path / "x.jsonl", lines(OWN, {**wrong, "id": "s-2"})))
+    assert "is not a date" in found.malformed[0].reason
+
+
+@pytest.mark.parametrize(("name", "known", "number"), [("contradictions", "known", 50), ("changes", "before", 30)])
+def test_the_sets_of_the_examples_say_what_they_are_to_say(name: str, known: str, number: int) -> None:
+    path = Path(__file__).parents[2] / "examples" / f"{name}.jsonl"
+    found = read_questions(path)
+    assert len(found.questions) == number and not found.malformed
+    for question, line in zip(found.questions, path.read_text(encoding="utf-8").splitlines(), strict=True):
+        former = json.loads(line)[known].casefold()
+        (positive,) = question.positives
+        assert question.answers[0].casefold() in positive.text.casefold()
+        for before in question.negatives:
+            assert former in before.text.casefold() and question.answers[0].casefold() not in before.text.casefold()
+            assert before.date is not None and positive.date is not None and before.date < positive.date
 
 
 def test_packed_files_read_as_plain_ones(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Questions with what is known about their answers, and the project's own form of them: JSON lines.
 
     {"id": "...", "question": "...", "answers": ["any of these counts", ...],
-     "positives": [{"title": "...", "text": "..."}, ...], "negatives": [...],
+     "positives": [{"title": "...", "text": "...", "date": "2026-03-01"}, ...], "negatives": [...],
      "type": "single|multi|yesno|pair|unanswerable", "hops": 2, "source": "..."}
 
-Only `id` and `question` are always needed, and `answers` for the types that have some. Further keys are passed over.
+Only `id` and `question` are always needed, and `answers` for the types that have some; `date` is not. Further keys are
+passed over.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from memspan.errors import CorpusError
 from memspan.text.readers import BadRecord, Unreadable, is_text, read_content, read_records
-from memspan.types import Document
+from memspan.types import Document, normal_date
 
 QuestionType = Literal["single", "multi", "yesno", "pair", "unanswerable", "all"]
 UNDATED = "2000-01-01"
@@ -103,14 +104,16 @@ class QuestionSet:
         )
 
 
-def passage(title: str, text: str) -> Document:
+def passage(title: str, text: str, date: str = UNDATED) -> Document:
     """A passage as a document: its name is a hash of its content, so a passage of two questions is one document.
 
     Raises:
-        ValueError: it has no text.
+        ValueError: it has no text, or the date is none.
     """
-    digest = hashlib.sha256(f"{title}\0{text}".encode(errors="replace")).hexdigest()[:_ID_DIGITS]
-    return Document(f"p-{digest}", text, title, date=UNDATED)
+    day = normal_date(date)
+    said = (title, text) if day == UNDATED else (title, text, day)
+    digest = hashlib.sha256("\0".join(said).encode(errors="replace")).hexdigest()[:_ID_DIGITS]
+    return Document(f"p-{digest}", text, title, date=day)
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -225,8 +228,8 @@ def checked_answers(values: Iterable[Any]) -> tuple[str, ...]:
 
 
 def checked_passages(values: Iterable[Any]) -> tuple[Document, ...]:
-    """The passages of a record, objects with `title` and `text`, as documents."""
-    return tuple(passage(checked_text(value["title"]), value["text"]) for value in values)
+    """The passages of a record, objects with `title`, `text` and perhaps `date`, as documents."""
+    return tuple(passage(checked_text(value["title"]), value["text"], value.get("date", UNDATED)) for value in values)
 
 
 def describe(error: Exception) -> str:

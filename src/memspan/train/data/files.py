@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from memspan.errors import DataError
-from memspan.text.questions import Malformed, Question, read_questions
+from memspan.text.questions import UNDATED, Malformed, Question, read_questions
 from memspan.types import JSON, Document
 
 MAX_MALFORMED = 0.01
@@ -88,7 +88,7 @@ def _shared(documents: Sequence[Document], known: dict[str, Document]) -> tuple[
 
 
 def record_of(question: Question) -> dict[str, JSON]:
-    """A question as one line of the JSONL form, which has no date and no namespace."""
+    """A question as one line of the JSONL form, which has no date and no namespace of its own."""
     return {
         "id": question.id,
         "source": question.source,
@@ -102,7 +102,8 @@ def record_of(question: Question) -> dict[str, JSON]:
 
 
 def _passage_record(document: Document) -> dict[str, JSON]:
-    return {"title": document.title, "text": document.text}
+    dated = {} if document.date in (None, UNDATED) else {"date": document.date}
+    return {"title": document.title, "text": document.text, **dated}
 
 
 def bank_record(document: Document, source: str) -> dict[str, JSON]:
