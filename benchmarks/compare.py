@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -352,4 +353,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # FAISS brings an OpenMP of its own, and threads of one that wait by spinning take the cores from the other. How they
+    # wait is read from the environment when a program begins.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
     main()
