@@ -18,7 +18,8 @@ and two ways to a first token, by the same model:
     whole memory            transformers reads as many tokens as the memory stands for as plain context
 
 What each counts is in the figures under `counts`. Sides are run in turn, a layer at a time, each once before it is
-timed; times are summed over the layers. A side that takes longer than `--limit-seconds` for a question is not run with
+timed; times are summed over the layers. The last two run in a process without FAISS, whose threads would slow the
+model down. A side that takes longer than `--limit-seconds` for a question is not run with
 larger memories.
 """
 
@@ -26,14 +27,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
@@ -242,41 +246,84 @@ class WholeContext:
         return Times(seconds)
 
 
+Points = dict[str, dict[int, "Times"]]
+"""Side -> tokens of memory -> what was taken."""
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole comparison: finding documents in a process of its own, then the first tokens in this one.
+
+    FAISS brings its own OpenMP, and threads of one that spin while they wait take the cores from the other. So where it
+    runs, waiting threads sleep, which is read from the environment when a process begins; a model's many small
+    operations would suffer from that.
+    """
+    with TemporaryDirectory() as scratch:
+        found_by = Path(scratch) / "finding.json"
+        command = [sys.executable, *sys.argv, "--finding", str(found_by)]
+        subprocess.run(command, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}, check=True)
+        sides = json.loads(found_by.read_text())
+    loaded = load(options.model, adapter=options.adapter)
+    sizes = sizes_of(options)
+    latency = Latency(loaded, LatencySettings(sizes, options.questions))
+
+    def first_token(bank: MemoryBank, running: Sequence[str]) -> dict[str, Times]:
+        return {name: first_tokens(latency, bank, options.questions) for name in running}
+
+    found = over_sizes([FIRST_TOKEN], first_token, made_up(manifest_of(loaded)), options)
+    found[CONTEXT] = read_whole(loaded, sizes[-1], options)
+    return figures_of(loaded, sides | points_of(found), options)
+
+
+def find(options: argparse.Namespace) -> None:
+    """Measure the sides that find documents, and write their figures."""
     torch.set_num_threads(options.threads)
     loaded = load(options.model, adapter=options.adapter)
-    own, sizes = manifest_of(loaded), parse_sizes(options.tokens, kilo=1000, least=1, option="--tokens")
-    manifest = made_up(own)
-    found: dict[str, dict[int, Times]] = {}
-    running = ["memspan", "literal", *faiss_sides(options.threads), FIRST_TOKEN]
-    latency = Latency(loaded, LatencySettings(sizes, options.questions))
+
+    def route(bank: MemoryBank, running: Sequence[str]) -> dict[str, Times]:
+        with bank.snapshot() as snapshot:
+            check_keys(snapshot)
+            asked = questions(snapshot, loaded.model.config.num_heads, options.query_tokens, options.questions)
+            return route_all(bank, snapshot, asked, running)
+
+    sides = ["memspan", "literal", *faiss_sides(options.threads)]
+    found = over_sizes(sides, route, made_up(manifest_of(loaded)), options)
+    options.finding.write_text(json.dumps(points_of(found)))
+
+
+def over_sizes(
+    sides: Sequence[str],
+    take: Callable[[MemoryBank, Sequence[str]], dict[str, Times]],
+    manifest: Manifest,
+    options: argparse.Namespace,
+) -> Points:
+    """Have every size of the memory measured; a side that takes too long is left out of larger ones."""
+    found: Points = {}
+    sizes, running, rate = sizes_of(options), list(sides), 0.0
     tell_cost(options.folder, manifest, sizes, say)
-    rate = 0.0
     for tokens in sizes:
         say(f"{tokens:,} tokens: {', '.join(running)}" + (f"; at most about {rate * tokens:.0f} s" if rate else ""))
         with closing(made_up_bank(options.folder, manifest, tokens, say)) as bank:
             started = time.perf_counter()
-            times = over_memory(bank, loaded, latency, running, options)
+            times = take(bank, running)
             rate = (time.perf_counter() - started) / tokens
         for name, taken in times.items():
             found.setdefault(name, {})[tokens] = taken
         for name in [name for name in running if Spread.of(times[name].seconds).median > options.limit_seconds]:
             say(f"{name} is over {options.limit_seconds:g} s a question, and is left out from here on")
             running.remove(name)
-    found[CONTEXT] = read_whole(loaded, sizes[-1], options)
-    return figures_of(loaded, own, found, options)
+    return found
 
 
-def over_memory(
-    bank: MemoryBank, loaded: LoadedModel, latency: Latency, running: Sequence[str], options: argparse.Namespace
-) -> dict[str, Times]:
-    with bank.snapshot() as snapshot:
-        check_keys(snapshot)
-        asked = questions(snapshot, loaded.model.config.num_heads, options.query_tokens, options.questions)
-        times = route_all(bank, snapshot, asked, [name for name in running if name != FIRST_TOKEN])
-    if FIRST_TOKEN in running:
-        times[FIRST_TOKEN] = first_tokens(latency, bank, options.questions)
-    return times
+def sizes_of(options: argparse.Namespace) -> tuple[int, ...]:
+    return parse_sizes(options.tokens, kilo=1000, least=1, option="--tokens")
+
+
+def points_of(found: Points) -> dict[str, list[dict[str, Any]]]:
+    """A side's figures for every size, as they are written."""
+    return {
+        name: [{"tokens": tokens, **times.figures()} for tokens, times in points.items()]
+        for name, points in found.items()
+    }
 
 
 def read_whole(loaded: LoadedModel, largest: int, options: argparse.Namespace) -> dict[int, Times]:
@@ -303,8 +350,9 @@ def faiss_sides(threads: int) -> list[str]:
 
 
 def figures_of(
-    loaded: LoadedModel, manifest: Manifest, found: Mapping[str, Mapping[int, Times]], options: argparse.Namespace
+    loaded: LoadedModel, sides: Mapping[str, list[dict[str, Any]]], options: argparse.Namespace
 ) -> dict[str, Any]:
+    manifest = manifest_of(loaded)
     return {
         "model": manifest.backbone,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
@@ -316,11 +364,8 @@ def figures_of(
         "questions": options.questions,
         "limit_seconds": options.limit_seconds,
         "positions_of_the_model": loaded.model.config.text_config.max_position_embeddings,
-        "counts": {name: COUNTS[name] for name in found},
-        "sides": {
-            name: [{"tokens": tokens, **times.figures()} for tokens, times in points.items()]
-            for name, points in found.items()
-        },
+        "counts": {name: COUNTS[name] for name in sides},
+        "sides": sides,
     }
 
 
@@ -347,14 +392,15 @@ def main() -> None:
     parser.add_argument("--limit-seconds", type=float, default=60.0, help="of a question")
     parser.add_argument("--folder", type=Path, default=Path("latency-banks"), help="where the made-up banks are kept")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--finding", type=Path, help=argparse.SUPPRESS)
     options = parse_options(parser)
+    if options.finding is not None:
+        find(options)
+        return
+    torch.set_num_threads(options.threads)
     figures = measure(options)
     write_figures(options, figures, partial(draw, figures=figures))
 
 
 if __name__ == "__main__":
-    # FAISS brings an OpenMP of its own, and threads of one that wait by spinning take the cores from the other. How they
-    # wait is read from the environment when a program begins.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
     main()
