@@ -259,7 +259,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     with TemporaryDirectory() as scratch:
         found_by = Path(scratch) / "finding.json"
-        command = [sys.executable, *sys.argv, "--finding", str(found_by)]
+        command = [sys.executable, __file__, *sys.argv[1:], "--finding", str(found_by)]
         subprocess.run(command, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}, check=True)
         sides = json.loads(found_by.read_text())
     loaded = load(options.model, adapter=options.adapter)
