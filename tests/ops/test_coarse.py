@@ -56,11 +56,19 @@ def test_int32_and_float32_products_give_the_same_bits(monkeypatch: pytest.Monke
     for W in (192, 1024, 2048):
         query_BTW, keys = torch.ones(1, 3, W), quantize_keys(torch.cat([torch.ones(2, W), torch.randn(50, W)]))
         found = []
-        for way in (integers._exact_way(), integers._float_product):
-            monkeypatch.setattr(coarse, "integer_product", way)
+        for way in (integers._exact_way(True), integers._exact_way(False), integers._float_product):
+            monkeypatch.setattr(coarse, "integer_product", lambda right_WQ, pack, way=way: way(right_WQ))
             found.append(_scores(query_BTW, keys))
-        assert torch.equal(*found)
+        assert all(torch.equal(one, found[0]) for one in found[1:])
         assert found[0][0, 0] == pytest.approx(W)
+
+
+def test_packed_queries_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    query_BTW, keys = torch.randn(3, 5, 192), quantize_keys(torch.randn(301, 192))
+    plain = _scores(query_BTW, keys)
+    monkeypatch.setattr(coarse, "_WORTH_PACKING", 0)
+    for tile in (None, 1, 17, 300):
+        assert torch.equal(_scores(query_BTW, keys, tile), plain)
 
 
 def test_a_kernel_that_is_missing_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +86,8 @@ for rows in (1, 8, 300):
     key_CW = torch.full((rows, 192), 127, dtype=torch.int8)
     for columns in (1, 4, 300):
         query_WQ = torch.full((192, columns), 127, dtype=torch.int8)
-        assert integer_product(query_WQ)(key_CW).eq(127 * 127 * 192).all()
+        for pack in (True, False):
+            assert integer_product(query_WQ, pack)(key_CW).eq(127 * 127 * 192).all()
 """
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa}, check=True, timeout=60)
 

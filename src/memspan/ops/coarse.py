@@ -21,6 +21,8 @@ _EXACT_INTEGERS = 2**24
 # Sums held at once, chunks times query tokens: 8 MiB.
 _TILE_SUMS = 2**21
 _LEAST_TILE, _MOST_TILE = 64, 2**13
+# Sums of a call from which on packing the queries saves more than it takes.
+_WORTH_PACKING = 2**20
 # Query tokens are filled up to a multiple: matrices of other widths are multiplied up to twice as slowly.
 _TOKEN_STEP = 32
 _SMALLEST_SCALE = 1e-30
@@ -56,10 +58,17 @@ class CoarseQueries:
     def num_tokens(self) -> int:
         return self.query_WQ.shape[1] // len(self.scale_B)
 
+    def product(self, num_keys: int) -> Product:
+        """What multiplies so many keys with these queries."""
+        return self._packed if num_keys * self.query_WQ.shape[1] >= _WORTH_PACKING else self._plain
+
     @cached_property
-    def product(self) -> Product:
-        """Multiplies keys with these queries."""
-        return integer_product(self.query_WQ)
+    def _packed(self) -> Product:
+        return integer_product(self.query_WQ, pack=True)
+
+    @cached_property
+    def _plain(self) -> Product:
+        return integer_product(self.query_WQ, pack=False)
 
 
 def num_levels(width: int) -> int:
@@ -107,6 +116,7 @@ def coarse_scores(queries: CoarseQueries, keys: CoarseKeys, out_BC: Tensor, tile
     tile = tile or min(max(_LEAST_TILE, _TILE_SUMS // (B * T)), _MOST_TILE)
     if not len(keys.scale_C):
         return
-    best = [queries.product(part_CW).view(-1, B, T).amax(-1) for part_CW in keys.key_CW.split(tile)]
+    product = queries.product(len(keys.scale_C))
+    best = [product(part_CW).view(-1, B, T).amax(-1) for part_CW in keys.key_CW.split(tile)]
     torch.mul(torch.cat(best).T, keys.scale_C, out=out_BC)
     out_BC *= queries.scale_B.unsqueeze(1)

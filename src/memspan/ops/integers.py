@@ -16,13 +16,16 @@ _TYPICAL_ROWS = 2048
 _LARGEST = 127
 
 
-def integer_product(right_WQ: Tensor) -> Product:
+def integer_product(right_WQ: Tensor, pack: bool) -> Product:
     """What multiplies int8 rows with an int8 matrix, exactly, if no sum exceeds 2**24.
 
-    On a CPU by oneDNN, which packs the matrix once (AMX, VNNI), or without packing, or in float32. Which of them are
-    exact is tried once per process: CPUs without VNNI saturate sums of two products at 16 bits.
+    On a CPU by oneDNN, with the matrix packed once (AMX, VNNI) or as it is, or in float32. Which of them are exact is
+    tried once per process: CPUs without VNNI saturate sums of two products at 16 bits.
+
+    Args:
+        pack: whether there are so many rows that packing, which takes up to a millisecond, pays.
     """
-    return (_exact_way() if right_WQ.device.type == "cpu" else _float_product)(right_WQ)
+    return (_exact_way(pack) if right_WQ.device.type == "cpu" else _float_product)(right_WQ)
 
 
 def _packed_product(right_WQ: Tensor) -> Product:
@@ -47,8 +50,9 @@ def _float_product(right_WQ: Tensor) -> Product:
 
 
 @functools.cache
-def _exact_way() -> Callable[[Tensor], Product]:
-    return next((way for way in (_packed_product, _plain_product) if _is_exact(way)), _float_product)
+def _exact_way(pack: bool) -> Callable[[Tensor], Product]:
+    ways = (_packed_product, _plain_product) if pack else (_plain_product,)
+    return next((way for way in ways if _is_exact(way)), _float_product)
 
 
 def _is_exact(way: Callable[[Tensor], Product]) -> bool:
