@@ -19,8 +19,7 @@ and two ways to a first token, by the same model:
 
 What each counts is in the figures under `counts`. Sides are run in turn, a layer at a time, each once before it is
 timed; times are summed over the layers. The last two run in a process without FAISS, whose threads would slow the
-model down. A side that takes longer than `--limit-seconds` for a question is not run with
-larger memories.
+model down. A side that takes longer than `--limit-seconds` for a question is not run with larger memories.
 """
 
 from __future__ import annotations
@@ -246,7 +245,7 @@ class WholeContext:
         return Times(seconds)
 
 
-Points = dict[str, dict[int, "Times"]]
+Points = dict[str, dict[int, Times]]
 """Side -> tokens of memory -> what was taken."""
 
 
