@@ -2,10 +2,12 @@
 
     python benchmarks/route.py [--chunks 65536] [--tokens 32] [--repeats 5] [--json FILE] [--png FILE]
 
-Shape: Qwen3-4B's (32 query heads, 8 key heads, size 128). Four ways to score the same keys:
+Shape: Qwen3-4B's (32 query heads, 8 key heads, size 128). Five ways to score the same keys:
 
     int8       the coarse pass that memspan serves with (`memspan.ops.coarse`): keys and queries in 8 bits, the rounding
                of the query counted
+    tiled      the same, the products of a tile of keys written out by the library (oneDNN) before the largest is taken,
+               as where there is no AMX or was no compiler; `fused` in the figures says whether int8 is anything else
     grouped    one bfloat16 product for all heads, as memspan trains with (`memspan.ops.scoring.chunk_scores`)
     literal    the per-head formula as the released code writes it: keys repeated for every query head, one product
                per head, then mean over heads and max over tokens
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -34,9 +37,9 @@ H, G, D = 32, 8, 128
 TOP_K, CANDIDATES = 16, 128
 
 
-def int8(query_1TW: torch.Tensor, keys: CoarseKeys) -> torch.Tensor:
+def int8(query_1TW: torch.Tensor, keys: CoarseKeys, *, fused: bool = True) -> torch.Tensor:
     score_1C = torch.empty(1, len(keys.scale_C))
-    coarse_scores(quantize_queries(query_1TW), keys, score_1C)
+    coarse_scores(replace(quantize_queries(query_1TW), fused=fused), keys, score_1C)
     return score_1C[0]
 
 
@@ -106,6 +109,7 @@ def main() -> None:
     seconds = alternate(
         {
             "int8": lambda: int8(query_1TW, coarse_keys),
+            "tiled": lambda: int8(query_1TW, coarse_keys, fused=False),
             "grouped": lambda: grouped(query_1TW, key_CW),
             "folded": lambda: folded(query16_HTD, key_GCD),
             "literal": lambda: literal(query16_HTD, key_GCD),
@@ -118,12 +122,16 @@ def main() -> None:
 
     true_C = formula(query_HTD, key_GCD)
     grouped_C, coarse_C = grouped(query_1TW, key_CW), int8(query_1TW, coarse_keys)
+    if not torch.equal(coarse_C, int8(query_1TW, coarse_keys, fused=False)):
+        raise SystemExit("the two forms of the coarse pass differ")
     candidates = torch.argsort(coarse_C, descending=True, stable=True)[:CANDIDATES].sort().values
     exact = exact_chunk_scores(query_1TW[0], key_CW[candidates])
     figures = {
         "shape": {"H": H, "G": G, "D": D, "tokens": options.tokens, "chunks": options.chunks, "dtype": "bfloat16"},
         "threads": torch.get_num_threads(),
         "ms": {name: spread(values, 2) for name, values in milliseconds.items()},
+        "fused": quantize_queries(query_1TW).largest.is_fused,
+        "tiled_over_int8": round(medians["tiled"] / medians["int8"], 1),
         "literal_over_grouped": round(medians["literal"] / medians["grouped"], 1),
         "folded_over_grouped": round(medians["folded"] / medians["grouped"], 1),
         "literal_over_int8": round(medians["literal"] / medians["int8"], 1),

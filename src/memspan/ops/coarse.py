@@ -14,15 +14,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from memspan.ops.integers import Product, integer_product
+from memspan.ops.integers import LargestProducts
 
 _MOST_LEVELS = 127
 _EXACT_INTEGERS = 2**24
-# Sums held at once, chunks times query tokens: 8 MiB.
-_TILE_SUMS = 2**21
-_LEAST_TILE, _MOST_TILE = 64, 2**13
-# Sums of a call from which on packing the queries saves more than it takes.
-_WORTH_PACKING = 2**20
 # Query tokens are filled up to a multiple: matrices of other widths are multiplied up to twice as slowly.
 _TOKEN_STEP = 32
 _SMALLEST_SCALE = 1e-30
@@ -46,29 +41,20 @@ class CoarseQueries:
     """Folded queries in 8 bits, with one scale a question: so the max over tokens can be taken of integers.
 
     Attributes:
-        query_WQ: int8, the tokens of one question after those of another (Q = B*T). Some stand there again, so that T
-            is a multiple of what is multiplied fast: that changes no maximum.
+        query_BTW: int8. Some tokens stand there again, so that T is a multiple of what is multiplied fast: that changes
+            no maximum.
         scale_B: float32.
+        fused: see `LargestProducts`.
     """
 
-    query_WQ: Tensor
+    query_BTW: Tensor
     scale_B: Tensor
-
-    @property
-    def num_tokens(self) -> int:
-        return self.query_WQ.shape[1] // len(self.scale_B)
-
-    def product(self, num_keys: int) -> Product:
-        """What multiplies so many keys with these queries."""
-        return self._packed if num_keys * self.query_WQ.shape[1] >= _WORTH_PACKING else self._plain
+    fused: bool = True
 
     @cached_property
-    def _packed(self) -> Product:
-        return integer_product(self.query_WQ, pack=True)
-
-    @cached_property
-    def _plain(self) -> Product:
-        return integer_product(self.query_WQ, pack=False)
+    def largest(self) -> LargestProducts:
+        """What scores keys with these queries."""
+        return LargestProducts(self.query_BTW, fused=self.fused)
 
 
 def num_levels(width: int) -> int:
@@ -100,7 +86,7 @@ def quantize_queries(query_BTW: Tensor) -> CoarseQueries:
     rounded_BTW = (query_BTW / scale_B.clamp_min(_SMALLEST_SCALE)[:, None, None]).round().to(torch.int8)
     again = -rounded_BTW.shape[1] % _TOKEN_STEP
     filled_BTW = torch.cat([rounded_BTW, rounded_BTW[:, :1].expand(-1, again, -1)], dim=1)
-    return CoarseQueries(filled_BTW.flatten(0, 1).T.contiguous(), scale_B.float())
+    return CoarseQueries(filled_BTW.contiguous(), scale_B.float())
 
 
 def coarse_scores(queries: CoarseQueries, keys: CoarseKeys, out_BC: Tensor, tile: int | None = None) -> None:
@@ -110,13 +96,10 @@ def coarse_scores(queries: CoarseQueries, keys: CoarseKeys, out_BC: Tensor, tile
 
     Args:
         out_BC: where the scores go.
-        tile: chunks scored at a time, which bounds the scratch memory to `tile * B * T` sums. Default: for 8 MiB.
+        tile: see `LargestProducts.write`.
     """
-    B, T = len(queries.scale_B), queries.num_tokens
-    tile = tile or min(max(_LEAST_TILE, _TILE_SUMS // (B * T)), _MOST_TILE)
     if not len(keys.scale_C):
         return
-    product = queries.product(len(keys.scale_C))
-    best = [product(part_CW).view(-1, B, T).amax(-1) for part_CW in keys.key_CW.split(tile)]
-    torch.mul(torch.cat(best).T, keys.scale_C, out=out_BC)
+    queries.largest.write(keys.key_CW, out_BC, tile)
+    out_BC *= keys.scale_C
     out_BC *= queries.scale_B.unsqueeze(1)

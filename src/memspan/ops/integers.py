@@ -1,31 +1,83 @@
-"""Exact products of many int8 rows with one int8 matrix, in the fastest way that is exact on this machine."""
+"""The largest products of int8 rows with int8 queries, exact, in the fastest way that is so on this machine."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from memspan.ops.amx import Largest, amx_largest
+
 Product = Callable[[Tensor], Tensor]
 """int8 rows (C, W) -> their products with one matrix (C, Q), int32 or float32."""
 
+# Sums held at once, rows times query tokens: 8 MiB.
+_TILE_SUMS = 2**21
+_LEAST_TILE, _MOST_TILE = 64, 2**13
+# Sums of a call from which on packing the queries saves more than it takes.
+_WORTH_PACKING = 2**20
 # oneDNN lays a matrix out for so many rows, and multiplies any number of them.
 _TYPICAL_ROWS = 2048
 _LARGEST = 127
 
 
-def integer_product(right_WQ: Tensor, pack: bool) -> Product:
-    """What multiplies int8 rows with an int8 matrix, exactly, if no sum exceeds 2**24.
+class LargestProducts:
+    """Finds, exactly, the largest product of int8 rows with the tokens of each question, if no sum exceeds 2**24.
 
-    On a CPU by oneDNN, with the matrix packed once (AMX, VNNI) or as it is, or in float32. Which of them are exact is
-    tried once per process: CPUs without VNNI saturate sums of two products at 16 bits.
-
-    Args:
-        pack: whether there are so many rows that packing, which takes up to a millisecond, pays.
+    On a CPU by AMX in one pass (`memspan.ops.amx`); or as products of a tile of rows, whose largest is then taken: by
+    oneDNN with the queries packed (AMX, VNNI), or as they are, or in float32. Which of them are exact is tried once per
+    process: CPUs without VNNI saturate sums of two products at 16 bits. Queries are laid out at most once for each.
     """
-    return (_exact_way(pack) if right_WQ.device.type == "cpu" else _float_product)(right_WQ)
+
+    def __init__(self, query_BTW: Tensor, *, fused: bool = True) -> None:
+        """
+        Args:
+            query_BTW: int8. T should be a multiple of 32: other widths are multiplied up to twice as slowly.
+            fused: whether AMX may be used in one pass, where it is there.
+        """
+        self._query_BTW, self._fused = query_BTW, fused
+
+    def write(self, left_CW: Tensor, out_BC: Tensor, tile: int | None = None) -> None:
+        """Write for every question and row the largest product of the row with a token of the question.
+
+        Args:
+            left_CW: int8.
+            out_BC: float32.
+            tile: rows multiplied at a time where products are held. Default: as many as take 8 MiB.
+        """
+        if self._in_one_pass is not None:
+            self._in_one_pass(left_CW, out_BC)
+            return
+        B, T, _ = self._query_BTW.shape
+        product = self._packed if len(left_CW) * B * T >= _WORTH_PACKING else self._plain
+        rows = tile or min(max(_LEAST_TILE, _TILE_SUMS // (B * T)), _MOST_TILE)
+        best = [product(part_CW).view(-1, B, T).amax(-1) for part_CW in left_CW.split(rows)]
+        out_BC.copy_(torch.cat(best).T)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether AMX is used in one pass."""
+        return self._in_one_pass is not None
+
+    @cached_property
+    def _in_one_pass(self) -> Largest | None:
+        usable = self._fused and self._query_BTW.device.type == "cpu" and _amx_is_exact()
+        return amx_largest(self._query_BTW) if usable else None
+
+    @cached_property
+    def _packed(self) -> Product:
+        return self._product(pack=True)
+
+    @cached_property
+    def _plain(self) -> Product:
+        return self._product(pack=False)
+
+    def _product(self, pack: bool) -> Product:
+        right_WQ = self._query_BTW.flatten(0, 1).T.contiguous()
+        return (_exact_way(pack) if right_WQ.device.type == "cpu" else _float_product)(right_WQ)
 
 
 def _packed_product(right_WQ: Tensor) -> Product:
@@ -58,10 +110,7 @@ def _exact_way(pack: bool) -> Callable[[Tensor], Product]:
 def _is_exact(way: Callable[[Tensor], Product]) -> bool:
     """Whether the largest sums come out right, of few rows and of many, with either sign."""
     for rows, columns in ((1, 1), (64, 32), (65, 300)):
-        left_CW = torch.full((rows, 192), _LARGEST, dtype=torch.int8)
-        left_CW[::2] *= -1
-        right_WQ = torch.full((192, columns), _LARGEST, dtype=torch.int8)
-        right_WQ[:, ::3] *= -1
+        left_CW, right_WQ = _extremes(rows, 2), _extremes(columns, 3).T.contiguous()
         try:
             found = way(right_WQ)(left_CW)
         except (AttributeError, TypeError, RuntimeError):  # another torch, another CPU
@@ -69,3 +118,25 @@ def _is_exact(way: Callable[[Tensor], Product]) -> bool:
         if not torch.equal(found.float(), _float_product(right_WQ)(left_CW)):
             return False
     return True
+
+
+@functools.cache
+def _amx_is_exact() -> bool:
+    """Whether AMX can be used, and finds what float32 finds."""
+    for rows, questions in ((1, 1), (32, 2), (100, 3)):
+        left_CW, query_BTW = _extremes(rows, 2), _extremes(questions * 64, 3).view(questions, 64, 192)
+        largest = amx_largest(query_BTW)
+        if largest is None:
+            return False
+        found_BC = torch.empty(questions, rows)
+        largest(left_CW, found_BC)
+        if not torch.equal(found_BC, (query_BTW.float() @ left_CW.float().T).amax(1)):
+            return False
+    return True
+
+
+def _extremes(rows: int, step: int) -> Tensor:
+    """Rows of the largest numbers, every so many negative."""
+    extremes = torch.full((rows, 192), _LARGEST, dtype=torch.int8)
+    extremes[::step] *= -1
+    return extremes

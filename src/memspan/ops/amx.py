@@ -1,0 +1,78 @@
+"""Calls `amx.c`, where it was compiled at installation and this CPU has AMX: largest products in one pass."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+Largest = Callable[[Tensor, Tensor], None]
+"""int8 rows (C, W), and where to write the largest product of a row with a token of a question, float32 (B, C)."""
+
+_SIDE, _DEPTH, _MOST_WIDTH = 16, 64, 4096
+# Sums from which on several threads are worth waking.
+_WORTH_THREADS = 2**19
+
+
+def amx_largest(query_BTW: Tensor) -> Largest | None:
+    """What finds the largest product of int8 rows with the tokens of each question; None where AMX cannot be used.
+
+    Exact where no sum exceeds 2**24.
+
+    Args:
+        query_BTW: int8 on the CPU.
+    """
+    B, T, W = query_BTW.shape
+    library = _library()
+    if library is None or W % _DEPTH or W > _MOST_WIDTH or T % (2 * _SIDE):
+        return None
+    tiles = T // _SIDE
+    # A tile holds 64 numbers of 16 tokens, 4 of a token together.
+    columns = query_BTW.view(B, tiles, _SIDE, W // _DEPTH, _DEPTH // 4, 4).permute(0, 1, 3, 4, 2, 5).contiguous()
+
+    def run(left_CW: Tensor, out_BC: Tensor) -> None:
+        library.memspan_amx_largest(
+            left_CW.data_ptr(), len(left_CW), W, columns.data_ptr(), B, tiles, out_BC.data_ptr(), out_BC.stride(0)
+        )
+
+    def largest(left_CW: Tensor, out_BC: Tensor) -> None:
+        left_CW = left_CW.contiguous()
+        if out_BC.stride(1) != 1 or out_BC.dtype != torch.float32:
+            raise ValueError("the largest products are written as rows of float32")
+        threads = torch.get_num_threads() if len(left_CW) * B * T >= _WORTH_THREADS else 1
+        rows = -(-len(left_CW) // threads)
+        parts = list(zip(left_CW.split(rows), out_BC.split(rows, dim=1), strict=True))
+        others = [_pool(os.getpid()).submit(run, *part) for part in parts[1:]]
+        run(*parts[0])
+        for other in others:
+            other.result()
+
+    return largest
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled file, if there is one and it works here."""
+    try:
+        # It stands where a Python module would, but is none: a compiler is enough to make it.
+        found = importlib.util.find_spec("memspan.ops._amx")
+        library = ctypes.CDLL(found.origin) if found and found.origin else None
+    except OSError:
+        return None
+    if library is None or not library.memspan_amx_ready():
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.memspan_amx_largest.argtypes = [pointer, number, number, pointer, number, number, pointer, number]
+    return library
+
+
+@functools.cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads of this process: a fork has none of its parent's."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="memspan-amx")
