@@ -17,7 +17,7 @@ from command import ANSI, failed, memspan, runner
 from memspan.bank.bank import MemoryBank
 from memspan.cli import app, render
 from memspan.config import TEMPLATES
-from memspan.generate.memory import MAX_DOCUMENTS
+from memspan.generate.request import MAX_DOCUMENTS
 from memspan.generate.sampling import Sampling
 from memspan.model.backbones import DEFAULT_SOURCE
 from memspan.model.convert import convert

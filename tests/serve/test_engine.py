@@ -12,7 +12,8 @@ from serving import wait_for
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.errors import EmptyBank
-from memspan.generate.memory import AskOptions, Memory
+from memspan.generate.memory import Memory
+from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
 from memspan.serve.engine import Engine, Failed, QueueFull, Stopping, Ticket, TookTooLong

@@ -24,7 +24,8 @@ from memspan.bank.scope import Scope, parse_expressions
 from memspan.cli import render
 from memspan.config import MSAConfig
 from memspan.errors import MemspanError
-from memspan.generate.memory import AskOptions, Memory
+from memspan.generate.memory import Memory
+from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling as Sampling  # the options of the commands are made of these
 from memspan.generate.summarize import SummaryPlan as SummaryPlan
 from memspan.model.convert import LoadedModel, check_folder, load

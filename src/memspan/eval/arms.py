@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from memspan.errors import EvaluationError
-from memspan.generate.memory import MAX_ROUNDS
+from memspan.generate.request import MAX_ROUNDS
 from memspan.routing.selector import Selector
 
 Retriever = Literal["none", "oracle", "context", "bm25", "dense", "router", "hybrid", "generate"]

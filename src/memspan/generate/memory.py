@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from memspan.bank.add import AddReport, add_documents
 from memspan.bank.bank import MemoryBank, check_namespace
@@ -18,67 +16,18 @@ from memspan.bank.encode import manifest_of
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.tiers import parse_bytes
-from memspan.errors import BankMismatch, EmptyBank, QuestionError, UnknownDocument
+from memspan.errors import BankMismatch, EmptyBank, UnknownDocument
 from memspan.generate.batching import DecodingBatch
-from memspan.generate.context import fitted_history, room_for
-from memspan.generate.decode import check_fits
 from memspan.generate.finder import Finder, Look
-from memspan.generate.interleave import Interleave, Plan, SearchedReading
+from memspan.generate.interleave import Interleave, SearchedReading
 from memspan.generate.named import NamedReading
-from memspan.generate.sampling import GREEDY, Sampling
+from memspan.generate.request import AskOptions, Request, turn_document
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
 from memspan.routing.ranks import Ranks
 from memspan.routing.selector import check_selector, default_selector
-from memspan.text.rounds import RoundProtocol, RouteTokens
-from memspan.types import JSON, Answer, Document, Done, Event, Evidence, TextWritten, Turn, is_unicode, normal_date
-
-MAX_DOCUMENTS = 5
-# Rounds of a model that says itself when it has read enough.
-MAX_ROUNDS = 4
-
-
-class AskOptions(TypedDict, total=False):
-    """How to ask.
-
-    Keys:
-        selector: router, lexical, hybrid, or generate (the model names documents itself; its template needs markers
-            of rounds); default: lexical while the router is untrained, hybrid after.
-        max_documents: documents whose original text is put before the model, at most (fewer where fewer matter, none
-            for 0: the model answers from its compressed memory alone).
-        rounds: looks into the memory, at most. Default: 1; 4 for generate.
-        documents_per_round, max_injected_tokens, route_tokens, constrain_ids: see `Plan`
-            (`memspan.generate.interleave`; `max_injected_tokens` is its `injected_tokens`).
-        sampling: how to decode.
-        where: only documents whose metadata match; see `memspan.bank.scope.Scope.parse`.
-        as_of: only documents dated this day or moment, or before: what was known then.
-        history: what was said before, oldest first. The oldest turns are left out where all take more than half of
-            what the model has room for.
-    """
-
-    selector: str | None
-    max_documents: int
-    rounds: int | None
-    documents_per_round: int | None
-    max_injected_tokens: int | None
-    route_tokens: RouteTokens
-    constrain_ids: bool
-    sampling: Sampling
-    where: Mapping[str, Any] | None
-    as_of: str | None
-    history: Sequence[Turn]
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """Questions asked together, checked."""
-
-    questions: Sequence[str]
-    plan: Plan
-    sampling: Sampling
-    scope: Scope
-    history: Sequence[Turn]
+from memspan.types import JSON, Answer, Document, Done, Event, Evidence, TextWritten
 
 
 class Memory:
@@ -266,7 +215,7 @@ class Memory:
             EmptyBank: there is nothing to ask.
         """
         answers: dict[int, Answer] = {}
-        for place, event in self._answering(self._request(questions, **options)):
+        for place, event in self._answering(self._request(questions, options)):
             if isinstance(event, Done):
                 answers[place] = event.answer
         return [answers[place] for place in range(len(questions))]
@@ -308,7 +257,7 @@ class Memory:
                 None from this iterator takes the next when `batch.step` was called. Closing the iterator ends the
                 question.
         """
-        for _, event in self._answering(self._request([question], **options), batch):
+        for _, event in self._answering(self._request([question], options), batch):
             yield event
 
     def search(
@@ -322,7 +271,9 @@ class Memory:
     ) -> list[Evidence]:
         """The documents a selector finds for a question, best first, without generating anything."""
         chosen = check_selector(selector or self.default_selector)
-        request = self._request([question], selector=chosen, max_documents=limit, where=where, as_of=as_of)
+        request = self._request(
+            [question], {"selector": chosen, "max_documents": limit, "where": where, "as_of": as_of}
+        )
         with self._snapshot() as snapshot:
             self._check_not_empty(snapshot)
             if not snapshot.selectable_mask(request.scope).any():
@@ -354,46 +305,10 @@ class Memory:
             finder = self._finder(snapshot, Scope.parse(where, as_of))
             return Summarizer(self.loaded, snapshot, finder, plan or SummaryPlan(), progress).run()
 
-    def _request(self, questions: Sequence[str], **options: Unpack[AskOptions]) -> _Request:
-        """
-        Raises:
-            QuestionError: a question is empty, is not text, or does not fit into the model.
-            FilterError: the scope is malformed.
-            MemspanError: there is no such selector, or the model's template has no rounds for it.
-        """
-        selector = options.get("selector") or self.default_selector
-        if selector == "generate":
-            RoundProtocol(self.loaded.template)
-        max_documents = options.get("max_documents", MAX_DOCUMENTS)
-        if max_documents < 0:
-            raise QuestionError(f"max_documents must not be negative, not {max_documents}")
-        if not questions or not all(question.strip() for question in questions):
-            raise QuestionError("the question is empty; write one")
-        history = options.get("history", ())
-        said = [text for turn in history for text in (turn.question, turn.answer)]
-        if not all(is_unicode(text) for text in (*questions, *said)):
-            raise QuestionError("the question is not valid Unicode; check the encoding it is read in")
-        rounds = options.get("rounds")
-        plan = Plan(
-            "generate" if selector == "generate" else check_selector(selector, ["generate"]),
-            (MAX_ROUNDS if selector == "generate" else 1) if rounds is None else rounds,
-            max_documents,
-            options.get("documents_per_round"),
-            options.get("max_injected_tokens"),
-            options.get("route_tokens", "all"),
-            options.get("constrain_ids", True),
-        )
-        sampling = options.get("sampling", GREEDY)
-        scope = Scope.parse(options.get("where"), options.get("as_of"))
-        if history:
-            room = room_for(self.loaded, sampling.max_new_tokens, plan.context_tokens)
-            history = fitted_history(self.loaded, history, room)
-        for question in questions:
-            context = self.loaded.template.context(question, history=history)
-            check_fits(self.loaded, len(context.ids), sampling.max_new_tokens)
-        return _Request(questions, plan, sampling, scope, history)
+    def _request(self, questions: Sequence[str], options: AskOptions) -> Request:
+        return Request.of(self.loaded, questions, options, self.default_selector)
 
-    def _answering(self, request: _Request, batch: DecodingBatch | None = None) -> Iterator[tuple[int, Event | None]]:
+    def _answering(self, request: Request, batch: DecodingBatch | None = None) -> Iterator[tuple[int, Event | None]]:
         """Yield what happens, with the place of the question it happens to; None after every token."""
         with self._snapshot() as snapshot:
             finder, state = self._finder(snapshot, request.scope), RoundState(self.loaded, batch)
@@ -435,14 +350,3 @@ class Memory:
             where = str(folder) if name == DEFAULT_NAMESPACE else f"namespace {name!r} of {folder}"
             option = "" if name == DEFAULT_NAMESPACE else f" --namespace {name}"
             raise EmptyBank(f"{where} holds no documents; add some with: memspan add {folder} FILES...{option}")
-
-
-def turn_document(turn: str, speaker: str = "", session: str = "", date: str | None = None) -> Document:
-    """One turn of a conversation as a document; see `Memory.remember`."""
-    if not turn.strip():
-        raise ValueError("the turn is empty; there is nothing to remember")
-    date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
-    text = f"{speaker}: {turn}" if speaker else turn
-    digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
-    metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
-    return Document(f"{session or 'turn'}/{digest}", text, metadata=metadata, date=date)

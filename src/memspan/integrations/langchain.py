@@ -13,7 +13,8 @@ from typing import Any
 
 from memspan.errors import QuestionError
 from memspan.generate.context import question_of
-from memspan.generate.memory import MAX_DOCUMENTS, AskOptions, Memory
+from memspan.generate.memory import Memory
+from memspan.generate.request import MAX_DOCUMENTS, AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.integrations.memories import for_one_call, metadata_of
 from memspan.types import Answer, Done, TextWritten

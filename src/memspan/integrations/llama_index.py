@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from memspan.generate.memory import MAX_DOCUMENTS, Memory
+from memspan.generate.memory import Memory
+from memspan.generate.request import MAX_DOCUMENTS
 from memspan.integrations.memories import for_one_call, metadata_of
 
 try:

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 
 from memspan.errors import MemspanError
 from memspan.generate.batching import DecodingBatch
-from memspan.generate.memory import AskOptions, Memory
+from memspan.generate.memory import Memory
+from memspan.generate.request import AskOptions
 from memspan.model.convert import LoadedModel
 from memspan.types import Done, Event, TextWritten
 

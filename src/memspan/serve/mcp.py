@@ -18,7 +18,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from memspan import __version__
 from memspan.bank.scope import EVERYTHING
 from memspan.errors import EmptyBank, MemspanError, UnknownDocument
-from memspan.generate.memory import AskOptions, Memory
+from memspan.generate.memory import Memory
+from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.serve.api.memories import MemoryIn, documents_of
 from memspan.serve.banks import ServedBank

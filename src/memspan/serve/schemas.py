@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from memspan.generate.memory import MAX_DOCUMENTS
+from memspan.generate.request import MAX_DOCUMENTS
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = dict[str, float]

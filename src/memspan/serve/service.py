@@ -16,7 +16,8 @@ from fastapi.security import HTTPBearer
 
 from memspan.bank.bank import check_namespace
 from memspan.errors import BankError
-from memspan.generate.memory import AskOptions, Memory
+from memspan.generate.memory import Memory
+from memspan.generate.request import AskOptions
 from memspan.serve.banks import ServedBank
 from memspan.serve.engine import Engine, Failed, QueueFull, Stopping, Ticket, TookTooLong
 from memspan.serve.errors import ApiError

@@ -1,0 +1,117 @@
+"""What is asked, checked: questions with their options; and a turn of a conversation to remember."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypedDict
+
+from memspan.bank.scope import Scope
+from memspan.errors import QuestionError
+from memspan.generate.context import fitted_history, room_for
+from memspan.generate.decode import check_fits
+from memspan.generate.interleave import Plan
+from memspan.generate.sampling import GREEDY, Sampling
+from memspan.model.convert import LoadedModel
+from memspan.routing.selector import check_selector
+from memspan.text.rounds import RoundProtocol, RouteTokens
+from memspan.types import JSON, Document, Turn, is_unicode, normal_date
+
+MAX_DOCUMENTS = 5
+# Rounds of a model that says itself when it has read enough.
+MAX_ROUNDS = 4
+
+
+class AskOptions(TypedDict, total=False):
+    """How to ask.
+
+    Keys:
+        selector: router, lexical, hybrid, or generate (the model names documents itself; its template needs markers
+            of rounds); default: lexical while the router is untrained, hybrid after.
+        max_documents: documents whose original text is put before the model, at most (fewer where fewer matter, none
+            for 0: the model answers from its compressed memory alone).
+        rounds: looks into the memory, at most. Default: 1; 4 for generate.
+        documents_per_round, max_injected_tokens, route_tokens, constrain_ids: see `Plan`
+            (`memspan.generate.interleave`; `max_injected_tokens` is its `injected_tokens`).
+        sampling: how to decode.
+        where: only documents whose metadata match; see `memspan.bank.scope.Scope.parse`.
+        as_of: only documents dated this day or moment, or before: what was known then.
+        history: what was said before, oldest first. The oldest turns are left out where all take more than half of
+            what the model has room for.
+    """
+
+    selector: str | None
+    max_documents: int
+    rounds: int | None
+    documents_per_round: int | None
+    max_injected_tokens: int | None
+    route_tokens: RouteTokens
+    constrain_ids: bool
+    sampling: Sampling
+    where: Mapping[str, Any] | None
+    as_of: str | None
+    history: Sequence[Turn]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Questions asked together."""
+
+    questions: Sequence[str]
+    plan: Plan
+    sampling: Sampling
+    scope: Scope
+    history: Sequence[Turn]
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, questions: Sequence[str], options: AskOptions, default_selector: str) -> Request:
+        """
+        Raises:
+            QuestionError: a question is empty, is not text, or does not fit into the model.
+            FilterError: the scope is malformed.
+            MemspanError: there is no such selector, or the model's template has no rounds for it.
+        """
+        selector = options.get("selector") or default_selector
+        if selector == "generate":
+            RoundProtocol(loaded.template)
+        max_documents = options.get("max_documents", MAX_DOCUMENTS)
+        if max_documents < 0:
+            raise QuestionError(f"max_documents must not be negative, not {max_documents}")
+        if not questions or not all(question.strip() for question in questions):
+            raise QuestionError("the question is empty; write one")
+        history = options.get("history", ())
+        said = [text for turn in history for text in (turn.question, turn.answer)]
+        if not all(is_unicode(text) for text in (*questions, *said)):
+            raise QuestionError("the question is not valid Unicode; check the encoding it is read in")
+        rounds = options.get("rounds")
+        plan = Plan(
+            "generate" if selector == "generate" else check_selector(selector, ["generate"]),
+            (MAX_ROUNDS if selector == "generate" else 1) if rounds is None else rounds,
+            max_documents,
+            options.get("documents_per_round"),
+            options.get("max_injected_tokens"),
+            options.get("route_tokens", "all"),
+            options.get("constrain_ids", True),
+        )
+        sampling = options.get("sampling", GREEDY)
+        scope = Scope.parse(options.get("where"), options.get("as_of"))
+        if history:
+            room = room_for(loaded, sampling.max_new_tokens, plan.context_tokens)
+            history = fitted_history(loaded, history, room)
+        for question in questions:
+            context = loaded.template.context(question, history=history)
+            check_fits(loaded, len(context.ids), sampling.max_new_tokens)
+        return cls(questions, plan, sampling, scope, history)
+
+
+def turn_document(turn: str, speaker: str = "", session: str = "", date: str | None = None) -> Document:
+    """One turn of a conversation as a document; see `Memory.remember`."""
+    if not turn.strip():
+        raise ValueError("the turn is empty; there is nothing to remember")
+    date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
+    text = f"{speaker}: {turn}" if speaker else turn
+    digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
+    metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
+    return Document(f"{session or 'turn'}/{digest}", text, metadata=metadata, date=date)
