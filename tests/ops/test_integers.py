@@ -63,7 +63,7 @@ def test_the_largest_sums_of_either_sign_are_exact(way: str) -> None:
 def test_rows_are_written_in_their_place_and_nowhere_else(way: str) -> None:
     """A shard's part of all scores, on several threads."""
     query_BTW, key_CW = _integers(2, 256, 64), _integers(4100, 64)
-    assert key_CW.shape[0] * query_BTW.shape[0] * query_BTW.shape[1] >= amx._WORTH_THREADS
+    assert key_CW.shape[0] * query_BTW.shape[0] * query_BTW.shape[1] >= 2 * amx._SUMS_OF_A_PART
     whole_BC = torch.full((2, 5000), -1.0)
     LargestProducts(query_BTW).write(key_CW, whole_BC[:, 400:4500])
     assert torch.equal(whole_BC[:, 400:4500], _expected(query_BTW, key_CW))

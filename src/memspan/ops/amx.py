@@ -6,6 +6,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,8 +17,8 @@ Largest = Callable[[Tensor, Tensor], None]
 """int8 rows (C, W), and where to write the largest product of a row with a token of a question, float32 (B, C)."""
 
 _SIDE, _DEPTH, _MOST_WIDTH = 16, 64, 4096
-# Sums from which on several threads are worth waking.
-_WORTH_THREADS = 2**19
+# Of what a thread does at a time: half a millisecond's work or so.
+_SUMS_OF_A_PART, _ROWS_AT_ONCE = 2**19, 32
 
 
 def amx_largest(query_BTW: Tensor) -> Largest | None:
@@ -36,20 +37,26 @@ def amx_largest(query_BTW: Tensor) -> Largest | None:
     # A tile holds 64 numbers of 16 tokens, 4 of a token together.
     columns = query_BTW.view(B, tiles, _SIDE, W // _DEPTH, _DEPTH // 4, 4).permute(0, 1, 3, 4, 2, 5).contiguous()
 
-    def run(left_CW: Tensor, out_BC: Tensor) -> None:
-        library.memspan_amx_largest(
-            left_CW.data_ptr(), len(left_CW), W, columns.data_ptr(), B, tiles, out_BC.data_ptr(), out_BC.stride(0)
-        )
+    def run(parts: deque[tuple[Tensor, Tensor]]) -> None:
+        while parts:
+            try:
+                left_CW, out_BC = parts.popleft()
+            except IndexError:  # another thread took the last
+                return
+            library.memspan_amx_largest(
+                left_CW.data_ptr(), len(left_CW), W, columns.data_ptr(), B, tiles, out_BC.data_ptr(), out_BC.stride(0)
+            )
 
     def largest(left_CW: Tensor, out_BC: Tensor) -> None:
         left_CW = left_CW.contiguous()
         if out_BC.stride(1) != 1 or out_BC.dtype != torch.float32:
             raise ValueError("the largest products are written as rows of float32")
-        threads = torch.get_num_threads() if len(left_CW) * B * T >= _WORTH_THREADS else 1
-        rows = -(-len(left_CW) // threads)
-        parts = list(zip(left_CW.split(rows), out_BC.split(rows, dim=1), strict=True))
-        others = [_pool(os.getpid()).submit(run, *part) for part in parts[1:]]
-        run(*parts[0])
+        # Every thread takes the next part when it has done one: none waits for another that the system let rest.
+        rows = max(1, _SUMS_OF_A_PART // (B * T * _ROWS_AT_ONCE)) * _ROWS_AT_ONCE
+        parts = deque(zip(left_CW.split(rows), out_BC.split(rows, dim=1), strict=True))
+        helpers = min(torch.get_num_threads(), len(parts)) - 1
+        others = [_pool(os.getpid()).submit(run, parts) for _ in range(helpers)]
+        run(parts)
         for other in others:
             other.result()
 

@@ -21,7 +21,7 @@ from memspan.text.questions import UNDATED, Question
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Passage, PromptTemplate, encoded_text, part_text
 from memspan.train.batch_settings import BatchSettings
-from memspan.train.counterfactual import Altered, alter
+from memspan.train.counterfactual import Altered, alter, whole_words
 from memspan.train.samples import ResponseKind, Sample, SampleWriter
 from memspan.types import Document
 
@@ -143,9 +143,10 @@ class Collator:
             documents = altered.documents(documents)
             ids = dict(zip(documents, _with_further(list(ids.values()), len(documents), rng), strict=True))
         texts = {name: self.part(document) for name, document in documents.items()}
-        wrong = {name: _whole_words(answers) for name, answers in altered.wrong.items()}
+        wrong = {name: _telling(answers) for name, answers in altered.wrong.items()}
+        outdated = {name: document.external_id for name, document in altered.outdated.items()}
         dates = {name: document.date or UNDATED for name, document in documents.items()}
-        writer = SampleWriter(self._template, self._protocol, settings, ids, texts, dates, wrong, altered.outdated)
+        writer = SampleWriter(self._template, self._protocol, settings, ids, texts, dates, wrong, outdated)
         samples = [writer.sample(question, kind, rng) for question in questions]
         packed = pack_contexts([sample.context for sample in samples], self._config.offset)
         positives_BN, candidates_BN = self._relevance(questions, samples, documents, texts, wrong)
@@ -217,36 +218,30 @@ class Collator:
         samples: Sequence[Sample],
         documents: Mapping[str, Document],
         texts: Mapping[str, str],
-        wrong: Mapping[str, list[re.Pattern[str]]],
+        wrong: Mapping[str, re.Pattern[str]],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`positives_BN` and `candidates_BN`. A text that stands in the context already is neither."""
         positives_BN = torch.zeros(len(questions), len(documents), dtype=torch.bool)
         candidates_BN = torch.ones_like(positives_BN)
-        folded = {name: text.casefold() for name, text in texts.items()}
         for row, (question, sample) in enumerate(zip(questions, samples, strict=True)):
             positives = {document.external_id for document in question.positives}
-            answers = [
-                *(_telling_answers(question) if self._settings.drop_answering else ()),
-                *wrong.get(question.id, ()),
-            ]
+            answers = [wrong[question.id]] if question.id in wrong else []
+            # A document that holds the answer would be a false negative.
+            if self._settings.drop_answering and question.type not in ("yesno", "pair", "unanswerable"):
+                answers.append(_telling(question.answers))
             for column, name in enumerate(documents):
                 if name in sample.read:
                     candidates_BN[row, column] = False
                 elif name in positives:
                     positives_BN[row, column] = True
-                elif any(answer.search(folded[name]) for answer in answers):
+                elif any(answer.search(texts[name]) for answer in answers):
                     candidates_BN[row, column] = False
         return positives_BN, candidates_BN
 
 
-def _telling_answers(question: Question) -> list[re.Pattern[str]]:
-    """Patterns of the answers that would make a document that holds one a false negative."""
-    return [] if question.type in ("yesno", "pair", "unanswerable") else _whole_words(question.answers)
-
-
-def _whole_words(answers: Sequence[str]) -> list[re.Pattern[str]]:
-    """Patterns of answers that are long enough to tell something, for text in folded case."""
-    return [re.compile(rf"(?<!\w){re.escape(answer.casefold())}(?!\w)") for answer in answers if len(answer) > 2]
+def _telling(answers: Sequence[str]) -> re.Pattern[str]:
+    """What finds answers that are long enough to tell something."""
+    return whole_words([answer for answer in answers if len(answer) > 2])
 
 
 def _with_further(ids: Sequence[int], number: int, rng: random.Random) -> list[int]:

@@ -22,6 +22,12 @@ MAX_WORDS = 6
 """Longer answers are sentences, and fit nowhere else."""
 
 
+def whole_words(answers: Sequence[str]) -> re.Pattern[str]:
+    """Any of the answers, the longest first, as whole words in any case. Matches nothing where there are none."""
+    forms = sorted(answers, key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, forms)) or '(?!)'})(?!\w)", re.IGNORECASE)
+
+
 def with_other_answers(questions: Sequence[Question], share: float, rng: random.Random) -> list[Question]:
     """The questions of a batch, a share of them with another's answer, in their documents as well.
 
@@ -94,7 +100,7 @@ def alter(questions: Sequence[Question], share: float, outdated: float, rng: ran
 
 def _shortened(question: Question) -> Question:
     """A question whose documents are but the sentences that hold its answers, so that no two look alike."""
-    own = _pattern(question.answers)
+    own = whole_words(question.answers)
     positives = []
     for found in question.positives:
         told = [found.text[start:end] for start, end in sentence_bounds(found.text)]
@@ -107,7 +113,7 @@ def _other_answer(question: Question, candidates: Sequence[str]) -> str | None:
     """The first answer that can stand in the place of the question's own."""
     if question.type != "single" or not question.positives or not question.answers:
         return None
-    own = _pattern(question.answers)
+    own = whole_words(question.answers)
     if any(len(answer.split()) > MAX_WORDS for answer in question.answers) or own.search(question.question):
         return None
     if not all(own.search(document.text) for document in question.positives):
@@ -121,18 +127,12 @@ def _other_answer(question: Question, candidates: Sequence[str]) -> str | None:
 
 
 def _altered(question: Question, answer: str) -> Question:
-    own = _pattern(question.answers)
+    own = whole_words(question.answers)
     positives = tuple(
         replace(passage(own.sub(lambda _: answer, found.title), own.sub(lambda _: answer, found.text)), date=found.date)
         for found in question.positives
     )
     return replace(question, answers=(answer,), positives=positives)
-
-
-def _pattern(answers: Sequence[str]) -> re.Pattern[str]:
-    """Any of the accepted forms, the longest first, as whole words."""
-    forms = sorted(answers, key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, forms))})(?!\w)", re.IGNORECASE)
 
 
 def _form(answer: str) -> tuple[bool, bool, bool]:

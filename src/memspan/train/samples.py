@@ -13,7 +13,7 @@ from memspan.text.questions import UNDATED, Question
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Context, Passage, PromptTemplate
 from memspan.train.batch_settings import BatchSettings
-from memspan.types import Document, Span
+from memspan.types import Span
 
 ResponseKind = Literal["answer", "latent", "generate"]
 
@@ -40,16 +40,16 @@ class SampleWriter:
         ids: Mapping[str, int],
         texts: Mapping[str, str],
         dates: Mapping[str, str],
-        wrong: Mapping[str, list[re.Pattern[str]]],
-        outdated: Mapping[str, Document],
+        wrong: Mapping[str, re.Pattern[str]],
+        outdated: Mapping[str, str],
     ) -> None:
         """
         Args:
             ids, texts, dates: of every document of the batch, by name. Undated ones have all the same date (`UNDATED`)
                 or, where some are outdated, a day of their own in every context: what a question needs must not be told
                 from the rest by its date.
-            wrong: patterns by question of what no other document that it reads may hold (in folded case).
-            outdated: documents by question that are read with it, as the older ones.
+            wrong: by question, what no other document that it reads may hold.
+            outdated: by question, the document that is read with it as the older one.
         """
         self._template, self._protocol, self._settings = template, protocol, settings
         self._ids, self._texts, self._dates, self._wrong, self._outdated = ids, texts, dates, wrong, outdated
@@ -74,13 +74,11 @@ class SampleWriter:
         if not _needs_all(question) and gold:
             gold = [rng.choice(gold)]
         outdated = self._outdated.get(question.id)
-        needed = [document.external_id for document in (*gold, *([outdated] if outdated else []))][:num_injected]
+        needed = [*(document.external_id for document in gold), *([outdated] if outdated else [])][:num_injected]
         others = {*needed, *(document.external_id for document in question.positives)}
-        wrong = self._wrong.get(question.id, ())
+        wrong = self._wrong.get(question.id)
         distractors = [
-            name
-            for name, text in self._texts.items()
-            if name not in others and not any(answer.search(text.casefold()) for answer in wrong)
+            name for name, text in self._texts.items() if name not in others and not (wrong and wrong.search(text))
         ]
         num_distractors = min(rng.randint(0, max(0, num_injected - len(needed))), len(distractors))
         chosen = [*needed, *rng.sample(distractors, num_distractors)]
