@@ -19,12 +19,21 @@ def _integers(*shape: int) -> torch.Tensor:
 
 
 def _expected(query_BTW: torch.Tensor, key_CW: torch.Tensor) -> torch.Tensor:
-    return (query_BTW.double() @ key_CW.double().T).amax(1).float()
+    largest_BC = (query_BTW.double() @ key_CW.double().T).amax(1).float()
+    return largest_BC * _scales(len(key_CW)) * _scales(len(query_BTW))[:, None]
+
+
+def _scales(number: int) -> torch.Tensor:
+    return torch.linspace(0.1, 3.0, number)
+
+
+def _write(query_BTW: torch.Tensor, key_CW: torch.Tensor, out_BC: torch.Tensor, tile: int | None = None) -> None:
+    LargestProducts(query_BTW, _scales(len(query_BTW))).write(key_CW, _scales(len(key_CW)), out_BC, tile)
 
 
 def _largest(query_BTW: torch.Tensor, key_CW: torch.Tensor, tile: int | None = None) -> torch.Tensor:
     out_BC = torch.full((len(query_BTW), len(key_CW)), float("nan"))
-    LargestProducts(query_BTW).write(key_CW, out_BC, tile)
+    _write(query_BTW, key_CW, out_BC, tile)
     return out_BC
 
 
@@ -65,7 +74,7 @@ def test_rows_are_written_in_their_place_and_nowhere_else(way: str) -> None:
     query_BTW, key_CW = _integers(2, 256, 64), _integers(4100, 64)
     assert key_CW.shape[0] * query_BTW.shape[0] * query_BTW.shape[1] >= 2 * amx._SUMS_OF_A_PART
     whole_BC = torch.full((2, 5000), -1.0)
-    LargestProducts(query_BTW).write(key_CW, whole_BC[:, 400:4500])
+    _write(query_BTW, key_CW, whole_BC[:, 400:4500])
     assert torch.equal(whole_BC[:, 400:4500], _expected(query_BTW, key_CW))
     assert (whole_BC[:, :400] == -1).all() and (whole_BC[:, 4500:] == -1).all()
 
@@ -89,10 +98,11 @@ def test_a_process_that_was_forked_asks_too() -> None:
     code = """
 import os, torch
 from memspan.ops.integers import LargestProducts
-key_CW, largest = torch.ones(40000, 64, dtype=torch.int8), LargestProducts(torch.ones(1, 32, 64, dtype=torch.int8))
+key_CW, scale_C = torch.ones(40000, 64, dtype=torch.int8), torch.ones(40000)
+largest = LargestProducts(torch.ones(1, 32, 64, dtype=torch.int8), torch.ones(1))
 def ask():
     out_BC = torch.empty(1, 40000)
-    largest.write(key_CW, out_BC)
+    largest.write(key_CW, scale_C, out_BC)
     assert out_BC.eq(64).all()
 torch.set_num_threads(2)
 ask()
@@ -118,12 +128,14 @@ def test_without_amx_the_products_are_tiled(missing: str, monkeypatch: pytest.Mo
         monkeypatch.setattr(amx, "_library", lambda: None)
     monkeypatch.setattr(integers, "_amx_is_exact", integers._amx_is_exact.__wrapped__)
     query_BTW, key_CW = _integers(2, 32, 64), _integers(50, 64)
-    assert amx.amx_largest(query_BTW) is None
+    assert amx.amx_largest(query_BTW, _scales(2)) is None
     assert torch.equal(_largest(query_BTW, key_CW), _expected(query_BTW, key_CW))
 
 
 def test_amx_that_computes_wrongly_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(integers, "amx_largest", lambda query_BTW: lambda left_CW, out_BC: out_BC.zero_())
+    monkeypatch.setattr(
+        integers, "amx_largest", lambda query_BTW, scale_B: lambda left_CW, scale_C, out_BC: out_BC.zero_()
+    )
     assert not integers._amx_is_exact.__wrapped__()
 
 
@@ -131,11 +143,10 @@ def test_the_compiled_file_refuses_shapes_that_it_cannot_do() -> None:
     library = amx._library()
     if library is None:
         pytest.skip("no AMX here, or no compiler when memspan was installed")
-    key_CW, out_BC = _integers(4, 8192), torch.full((1, 4), -1.0)
+    key_CW, scale_C, out_BC = _integers(4, 8192), torch.ones(4), torch.full((1, 4), -1.0)
+    keys, scales, out = key_CW.data_ptr(), scale_C.data_ptr(), out_BC.data_ptr()
     for width, tiles in ((0, 2), (63, 2), (8192, 2), (64, 1), (64, 0)):
-        assert library.memspan_amx_largest(
-            key_CW.data_ptr(), 4, width, key_CW.data_ptr(), 1, tiles, out_BC.data_ptr(), 4
-        )
+        assert library.memspan_amx_largest(keys, scales, 4, width, keys, scales, 1, tiles, out, 4)
     assert (out_BC == -1).all()
 
 

@@ -1,5 +1,5 @@
-/* The largest product of every int8 row with the columns of a matrix, by the AMX units of x86 CPUs: multiplied and compared
-   in one pass, where a library writes all products to memory and reads them again. `memspan.ops.amx` calls it.
+/* The largest product of every int8 row with the columns of a matrix, by the AMX units of x86 CPUs: multiplied, compared
+   and scaled in one pass, where a library writes all products to memory and reads them again. `memspan.ops.amx` calls it.
 
    Compiled at installation where there is a compiler; nothing depends on it. It knows nothing of Python. */
 
@@ -77,16 +77,19 @@ AMX static void largest_of_rows(const int8_t *rows, int64_t width, const int8_t 
     for (int i = 0; i < ROWS; i++) out[i] = (float)_mm512_reduce_max_epi32(largest[i]);
 }
 
-/* For every row and question the largest sum of products with one of the question's columns.
+/* For every row and question the largest sum of products with one of the question's columns, times both scales.
 
    rows       num_rows x width
+   row_scales num_rows
    columns    questions x tiles x (width / DEPTH) x SIDE x SIDE x 4: a tile has SIDE columns; of a column 4 numbers stand
               together, then the same 4 of the next column
+   scales     of the questions
    tiles      of a question, even
    out        of question q and row r: out[q * stride + r]
    Returns 0, or 1 where width or tiles are none that it can do: then nothing is written. */
-AMX PUBLIC int memspan_amx_largest(const int8_t *rows, int64_t num_rows, int64_t width, const int8_t *columns,
-                                   int64_t questions, int64_t tiles, float *out, int64_t stride) {
+AMX PUBLIC int memspan_amx_largest(const int8_t *rows, const float *row_scales, int64_t num_rows, int64_t width,
+                                   const int8_t *columns, const float *scales, int64_t questions, int64_t tiles,
+                                   float *out, int64_t stride) {
     if (width <= 0 || width % DEPTH || width > MOST_WIDTH || tiles <= 0 || tiles % 2) return 1;
     TileConfig config = {.palette = 1};
     for (int i = 0; i < 8; i++) {
@@ -106,7 +109,8 @@ AMX PUBLIC int memspan_amx_largest(const int8_t *rows, int64_t num_rows, int64_t
         for (int64_t question = 0; question < questions; question++) {
             float largest[ROWS];
             largest_of_rows(block, width, columns + question * tiles * SIDE * width, tiles, largest);
-            memcpy(out + question * stride + first, largest, count * sizeof *largest);
+            float *scores = out + question * stride + first;
+            for (int64_t i = 0; i < count; i++) scores[i] = largest[i] * row_scales[first + i] * scales[question];
         }
     }
     _tile_release();
@@ -117,8 +121,9 @@ AMX PUBLIC int memspan_amx_largest(const int8_t *rows, int64_t num_rows, int64_t
 
 PUBLIC int memspan_amx_ready(void) { return 0; }
 
-PUBLIC int memspan_amx_largest(const int8_t *rows, int64_t num_rows, int64_t width, const int8_t *columns,
-                               int64_t questions, int64_t tiles, float *out, int64_t stride) {
+PUBLIC int memspan_amx_largest(const int8_t *rows, const float *row_scales, int64_t num_rows, int64_t width,
+                               const int8_t *columns, const float *scales, int64_t questions, int64_t tiles,
+                               float *out, int64_t stride) {
     return 1;
 }
 

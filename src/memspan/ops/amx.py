@@ -1,4 +1,4 @@
-"""Calls `amx.c`, where it was compiled at installation and this CPU has AMX: largest products in one pass."""
+"""Calls `amx.c`, where it was compiled at installation and this CPU has AMX: scaled largest products in one pass."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-Largest = Callable[[Tensor, Tensor], None]
-"""int8 rows (C, W), and where to write the largest product of a row with a token of a question, float32 (B, C)."""
+ScaledLargest = Callable[[Tensor, Tensor, Tensor], None]
+"""int8 rows (C, W), their scales (C), and where to write scores (B, C): see `memspan.ops.integers.LargestProducts`."""
 
 _SIDE, _DEPTH, _MOST_WIDTH = 16, 64, 4096
 # Of what a thread does at a time: half a millisecond's work or so.
 _SUMS_OF_A_PART, _ROWS_AT_ONCE = 2**19, 32
 
 
-def amx_largest(query_BTW: Tensor) -> Largest | None:
-    """What finds the largest product of int8 rows with the tokens of each question; None where AMX cannot be used.
+def amx_largest(query_BTW: Tensor, scale_B: Tensor) -> ScaledLargest | None:
+    """What writes the largest product of int8 rows with the tokens of each question, scaled; None where AMX cannot.
 
     Exact where no sum exceeds 2**24.
 
     Args:
         query_BTW: int8 on the CPU.
+        scale_B: float32.
     """
     B, T, W = query_BTW.shape
     library = _library()
@@ -37,23 +38,26 @@ def amx_largest(query_BTW: Tensor) -> Largest | None:
     # A tile holds 64 numbers of 16 tokens, 4 of a token together.
     columns = query_BTW.view(B, tiles, _SIDE, W // _DEPTH, _DEPTH // 4, 4).permute(0, 1, 3, 4, 2, 5).contiguous()
 
-    def run(parts: deque[tuple[Tensor, Tensor]]) -> None:
+    scale_B = scale_B.contiguous()
+
+    def run(parts: deque[tuple[Tensor, Tensor, Tensor]]) -> None:
         while parts:
             try:
-                left_CW, out_BC = parts.popleft()
+                left_CW, scale_C, out_BC = parts.popleft()
             except IndexError:  # another thread took the last
                 return
-            library.memspan_amx_largest(
-                left_CW.data_ptr(), len(left_CW), W, columns.data_ptr(), B, tiles, out_BC.data_ptr(), out_BC.stride(0)
-            )
+            rows, of_rows, by, of_questions = (x.data_ptr() for x in (left_CW, scale_C, columns, scale_B))
+            out, stride = out_BC.data_ptr(), out_BC.stride(0)
+            library.memspan_amx_largest(rows, of_rows, len(left_CW), W, by, of_questions, B, tiles, out, stride)
 
-    def largest(left_CW: Tensor, out_BC: Tensor) -> None:
-        left_CW = left_CW.contiguous()
-        if out_BC.stride(1) != 1 or out_BC.dtype != torch.float32:
-            raise ValueError("the largest products are written as rows of float32")
+    def largest(left_CW: Tensor, scale_C: Tensor, out_BC: Tensor) -> None:
+        left_CW, scale_C = left_CW.contiguous(), scale_C.contiguous()
+        if out_BC.stride(1) != 1 or {scale_B.dtype, scale_C.dtype, out_BC.dtype} != {torch.float32}:
+            raise ValueError("scales and scores are float32, and the scores of a question one after the other")
         # Every thread takes the next part when it has done one: none waits for another that the system let rest.
+        # Nothing here is left to OpenMP, whose threads go on spinning for a while and would be in the way.
         rows = max(1, _SUMS_OF_A_PART // (B * T * _ROWS_AT_ONCE)) * _ROWS_AT_ONCE
-        parts = deque(zip(left_CW.split(rows), out_BC.split(rows, dim=1), strict=True))
+        parts = deque(zip(left_CW.split(rows), scale_C.split(rows), out_BC.split(rows, dim=1), strict=True))
         helpers = min(torch.get_num_threads(), len(parts)) - 1
         others = [_pool(os.getpid()).submit(run, parts) for _ in range(helpers)]
         run(parts)
@@ -75,7 +79,8 @@ def _library() -> ctypes.CDLL | None:
     if library is None or not library.memspan_amx_ready():
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    library.memspan_amx_largest.argtypes = [pointer, number, number, pointer, number, number, pointer, number]
+    shapes = [pointer, pointer, number, number, pointer, pointer, number, number, pointer, number]
+    library.memspan_amx_largest.argtypes = shapes
     return library
 
 

@@ -54,7 +54,7 @@ class CoarseQueries:
     @cached_property
     def largest(self) -> LargestProducts:
         """What scores keys with these queries."""
-        return LargestProducts(self.query_BTW, fused=self.fused)
+        return LargestProducts(self.query_BTW, self.scale_B, fused=self.fused)
 
 
 def num_levels(width: int) -> int:
@@ -98,8 +98,5 @@ def coarse_scores(queries: CoarseQueries, keys: CoarseKeys, out_BC: Tensor, tile
         out_BC: where the scores go.
         tile: see `LargestProducts.write`.
     """
-    if not len(keys.scale_C):
-        return
-    queries.largest.write(keys.key_CW, out_BC, tile)
-    out_BC *= keys.scale_C
-    out_BC *= queries.scale_B.unsqueeze(1)
+    if len(keys.scale_C):
+        queries.largest.write(keys.key_CW, keys.scale_C, out_BC, tile)

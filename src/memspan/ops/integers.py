@@ -1,4 +1,4 @@
-"""The largest products of int8 rows with int8 queries, exact, in the fastest way that is so on this machine."""
+"""The largest products of int8 rows with int8 queries, exact but for their scales, as fast as this machine does it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from memspan.ops.amx import Largest, amx_largest
+from memspan.ops.amx import ScaledLargest, amx_largest
 
 Product = Callable[[Tensor], Tensor]
 """int8 rows (C, W) -> their products with one matrix (C, Q), int32 or float32."""
@@ -25,37 +25,39 @@ _LARGEST = 127
 
 
 class LargestProducts:
-    """Finds, exactly, the largest product of int8 rows with the tokens of each question, if no sum exceeds 2**24.
+    """Finds the largest product of int8 rows with the tokens of each question: exact, if no sum exceeds 2**24.
 
     On a CPU by AMX in one pass (`memspan.ops.amx`); or as products of a tile of rows, whose largest is then taken: by
     oneDNN with the queries packed (AMX, VNNI), or as they are, or in float32. Which of them are exact is tried once per
     process: CPUs without VNNI saturate sums of two products at 16 bits. Queries are laid out at most once for each.
     """
 
-    def __init__(self, query_BTW: Tensor, *, fused: bool = True) -> None:
+    def __init__(self, query_BTW: Tensor, scale_B: Tensor, *, fused: bool = True) -> None:
         """
         Args:
             query_BTW: int8. T should be a multiple of 32: other widths are multiplied up to twice as slowly.
+            scale_B: float32.
             fused: whether AMX may be used in one pass, where it is there.
         """
-        self._query_BTW, self._fused = query_BTW, fused
+        self._query_BTW, self._scale_B, self._fused = query_BTW, scale_B, fused
 
-    def write(self, left_CW: Tensor, out_BC: Tensor, tile: int | None = None) -> None:
-        """Write for every question and row the largest product of the row with a token of the question.
+    def write(self, left_CW: Tensor, scale_C: Tensor, out_BC: Tensor, tile: int | None = None) -> None:
+        """Write for every question and row the largest product, times the row's scale, times the question's.
 
         Args:
             left_CW: int8.
-            out_BC: float32.
+            scale_C, out_BC: float32; the scores of a question stand one after the other.
             tile: rows multiplied at a time where products are held. Default: as many as take 8 MiB.
         """
         if self._in_one_pass is not None:
-            self._in_one_pass(left_CW, out_BC)
+            self._in_one_pass(left_CW, scale_C, out_BC)
             return
         B, T, _ = self._query_BTW.shape
         product = self._packed if len(left_CW) * B * T >= _WORTH_PACKING else self._plain
         rows = tile or min(max(_LEAST_TILE, _TILE_SUMS // (B * T)), _MOST_TILE)
         best = [product(part_CW).view(-1, B, T).amax(-1) for part_CW in left_CW.split(rows)]
-        out_BC.copy_(torch.cat(best).T)
+        torch.mul(torch.cat(best).T, scale_C, out=out_BC)
+        out_BC *= self._scale_B.unsqueeze(1)
 
     @property
     def is_fused(self) -> bool:
@@ -63,9 +65,9 @@ class LargestProducts:
         return self._in_one_pass is not None
 
     @cached_property
-    def _in_one_pass(self) -> Largest | None:
+    def _in_one_pass(self) -> ScaledLargest | None:
         usable = self._fused and self._query_BTW.device.type == "cpu" and _amx_is_exact()
-        return amx_largest(self._query_BTW) if usable else None
+        return amx_largest(self._query_BTW, self._scale_B) if usable else None
 
     @cached_property
     def _packed(self) -> Product:
@@ -125,11 +127,11 @@ def _amx_is_exact() -> bool:
     """Whether AMX can be used, and finds what float32 finds."""
     for rows, questions in ((1, 1), (32, 2), (100, 3)):
         left_CW, query_BTW = _extremes(rows, 2), _extremes(questions * 64, 3).view(questions, 64, 192)
-        largest = amx_largest(query_BTW)
+        largest = amx_largest(query_BTW, torch.ones(questions))
         if largest is None:
             return False
         found_BC = torch.empty(questions, rows)
-        largest(left_CW, found_BC)
+        largest(left_CW, torch.ones(rows), found_BC)
         if not torch.equal(found_BC, (query_BTW.float() @ left_CW.float().T).amax(1)):
             return False
     return True
