@@ -157,7 +157,7 @@ def test_memories_are_added_edited_deleted_and_restored_and_are_never_markup(bro
         shown.get_by_role("button", name="Delete").click()
         page.get_by_text("No memories yet").wait_for()
         assert http.get("/v1/memories", params={"bank": "edited"}).json()["data"] == []
-        assert page.locator(".tools .about").inner_text() == "0 memories, oldest first"
+        page.locator(".tools .about", has_text="0 memories, oldest first").wait_for()
         page.get_by_role("button", name="Undo").click()
         page.locator(".memory-list a").wait_for()
         (after,) = http.get("/v1/memories", params={"bank": "edited"}).json()["data"]

@@ -10,6 +10,9 @@ export const changes = new EventTarget();
 
 let status = null;
 let failure = null;
+// Times the server was asked, and the last of them whose answer is shown: answers may overtake each other.
+let asked = 0;
+let shown = 0;
 
 /** What the server said last; null before. */
 export const lastStatus = () => status;
@@ -32,16 +35,19 @@ export const mayWrite = () => status?.scopes.includes("write") ?? false;
 
 /** Ask the server how it is. */
 export async function refresh() {
+  const mine = ++asked;
   try {
     const namespace = sessionStorage.getItem(NAMESPACE) ?? undefined;
-    status = await call("GET", "v1/status", { query: { namespace } });
-    failure = null;
+    const answer = await call("GET", "v1/status", { query: { namespace } });
+    if (mine < shown) return;
+    [status, failure, shown] = [answer, null, mine];
   } catch (error) {
+    if (mine < shown) return;
     if (error.code === "forbidden_namespace" && sessionStorage.getItem(NAMESPACE) !== null) {
       sessionStorage.removeItem(NAMESPACE); // of another key
       return refresh();
     }
-    failure = error;
+    [failure, shown] = [error, mine];
   }
   changes.dispatchEvent(new Event("status"));
 }
