@@ -24,7 +24,7 @@
 enum {
     SIDE = 16,       /* rows of a tile, and columns of a tile of sums */
     DEPTH = 64,      /* bytes of a row of a tile */
-    ROWS = 2 * SIDE, /* multiplied together, with as many columns */
+    ROWS = 2 * SIDE, /* multiplied together, with as many columns where there are */
     MOST_WIDTH = 4096,
 };
 
@@ -49,6 +49,7 @@ AMX static void largest_of_rows(const int8_t *rows, int64_t width, const int8_t 
     __m512i largest[ROWS];
     for (int i = 0; i < ROWS; i++) largest[i] = _mm512_set1_epi32(INT32_MIN);
     for (int64_t tile = 0; tile < tiles; tile += 2) {
+        const int pair = tile + 1 < tiles; /* else one tile of columns is left */
         const int8_t *left = columns + tile * SIDE * width, *right = left + SIDE * width;
         _tile_zero(0);
         _tile_zero(1);
@@ -58,20 +59,24 @@ AMX static void largest_of_rows(const int8_t *rows, int64_t width, const int8_t 
             _tile_loadd(4, rows + k, width);
             _tile_loadd(5, rows + SIDE * width + k, width);
             _tile_loadd(6, left + k * SIDE, DEPTH);
-            _tile_loadd(7, right + k * SIDE, DEPTH);
             _tile_dpbssd(0, 4, 6);
-            _tile_dpbssd(1, 4, 7);
             _tile_dpbssd(2, 5, 6);
-            _tile_dpbssd(3, 5, 7);
+            if (pair) {
+                _tile_loadd(7, right + k * SIDE, DEPTH);
+                _tile_dpbssd(1, 4, 7);
+                _tile_dpbssd(3, 5, 7);
+            }
         }
         _tile_stored(0, sums[0], DEPTH);
-        _tile_stored(1, sums[1], DEPTH);
         _tile_stored(2, sums[2], DEPTH);
-        _tile_stored(3, sums[3], DEPTH);
+        if (pair) {
+            _tile_stored(1, sums[1], DEPTH);
+            _tile_stored(3, sums[3], DEPTH);
+        }
         for (int i = 0; i < ROWS; i++) {
-            const int upper = i / SIDE * 2, row = i % SIDE;
-            const __m512i both = _mm512_max_epi32(_mm512_load_si512(sums[upper][row]), _mm512_load_si512(sums[upper + 1][row]));
-            largest[i] = _mm512_max_epi32(largest[i], both);
+            const int half = i / SIDE * 2, row = i % SIDE;
+            largest[i] = _mm512_max_epi32(largest[i], _mm512_load_si512(sums[half][row]));
+            if (pair) largest[i] = _mm512_max_epi32(largest[i], _mm512_load_si512(sums[half + 1][row]));
         }
     }
     for (int i = 0; i < ROWS; i++) out[i] = (float)_mm512_reduce_max_epi32(largest[i]);
@@ -84,13 +89,13 @@ AMX static void largest_of_rows(const int8_t *rows, int64_t width, const int8_t 
    columns    questions x tiles x (width / DEPTH) x SIDE x SIDE x 4: a tile has SIDE columns; of a column 4 numbers stand
               together, then the same 4 of the next column
    scales     of the questions
-   tiles      of a question, even
+   tiles      of a question
    out        of question q and row r: out[q * stride + r]
-   Returns 0, or 1 where width or tiles are none that it can do: then nothing is written. */
+   Returns 0, or 1 where the width is none that it can do: then nothing is written. */
 AMX PUBLIC int memspan_amx_largest(const int8_t *rows, const float *row_scales, int64_t num_rows, int64_t width,
                                    const int8_t *columns, const float *scales, int64_t questions, int64_t tiles,
                                    float *out, int64_t stride) {
-    if (width <= 0 || width % DEPTH || width > MOST_WIDTH || tiles <= 0 || tiles % 2) return 1;
+    if (width <= 0 || width % DEPTH || width > MOST_WIDTH || tiles <= 0) return 1;
     TileConfig config = {.palette = 1};
     for (int i = 0; i < 8; i++) {
         config.row_bytes[i] = DEPTH;

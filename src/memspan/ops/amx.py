@@ -16,7 +16,9 @@ from torch import Tensor
 ScaledLargest = Callable[[Tensor, Tensor, Tensor], None]
 """int8 rows (C, W), their scales (C), and where to write scores (B, C): see `memspan.ops.integers.LargestProducts`."""
 
-_SIDE, _DEPTH, _MOST_WIDTH = 16, 64, 4096
+TOKEN_STEP = 16
+"""T is a multiple of it."""
+_DEPTH, _MOST_WIDTH = 64, 4096
 # Of what a thread does at a time: half a millisecond's work or so.
 _SUMS_OF_A_PART, _ROWS_AT_ONCE = 2**19, 32
 
@@ -32,11 +34,11 @@ def amx_largest(query_BTW: Tensor, scale_B: Tensor) -> ScaledLargest | None:
     """
     B, T, W = query_BTW.shape
     library = _library()
-    if library is None or W % _DEPTH or W > _MOST_WIDTH or T % (2 * _SIDE):
+    if library is None or W % _DEPTH or W > _MOST_WIDTH or T % TOKEN_STEP:
         return None
-    tiles = T // _SIDE
+    tiles = T // TOKEN_STEP
     # A tile holds 64 numbers of 16 tokens, 4 of a token together.
-    columns = query_BTW.view(B, tiles, _SIDE, W // _DEPTH, _DEPTH // 4, 4).permute(0, 1, 3, 4, 2, 5).contiguous()
+    columns = query_BTW.view(B, tiles, TOKEN_STEP, W // _DEPTH, _DEPTH // 4, 4).permute(0, 1, 3, 4, 2, 5).contiguous()
 
     scale_B = scale_B.contiguous()
 

@@ -18,8 +18,6 @@ from memspan.ops.integers import LargestProducts
 
 _MOST_LEVELS = 127
 _EXACT_INTEGERS = 2**24
-# Query tokens are filled up to a multiple: matrices of other widths are multiplied up to twice as slowly.
-_TOKEN_STEP = 32
 _SMALLEST_SCALE = 1e-30
 _QUANTIZED_AT_ONCE = 2**15
 
@@ -41,8 +39,7 @@ class CoarseQueries:
     """Folded queries in 8 bits, with one scale a question: so the max over tokens can be taken of integers.
 
     Attributes:
-        query_BTW: int8. Some tokens stand there again, so that T is a multiple of what is multiplied fast: that changes
-            no maximum.
+        query_BTW: int8.
         scale_B: float32.
         fused: see `LargestProducts`.
     """
@@ -84,9 +81,7 @@ def quantize_queries(query_BTW: Tensor) -> CoarseQueries:
     """Round folded queries, in which every token routes, to 8 bits: a question by the largest value of its tokens."""
     scale_B = query_BTW.abs().amax((1, 2)) / num_levels(query_BTW.shape[2])
     rounded_BTW = (query_BTW / scale_B.clamp_min(_SMALLEST_SCALE)[:, None, None]).round().to(torch.int8)
-    again = -rounded_BTW.shape[1] % _TOKEN_STEP
-    filled_BTW = torch.cat([rounded_BTW, rounded_BTW[:, :1].expand(-1, again, -1)], dim=1)
-    return CoarseQueries(filled_BTW.contiguous(), scale_B.float())
+    return CoarseQueries(rounded_BTW, scale_B.float())
 
 
 def coarse_scores(queries: CoarseQueries, keys: CoarseKeys, out_BC: Tensor, tile: int | None = None) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from memspan.ops.amx import ScaledLargest, amx_largest
+from memspan.ops.amx import TOKEN_STEP, ScaledLargest, amx_largest
 
 Product = Callable[[Tensor], Tensor]
 """int8 rows (C, W) -> their products with one matrix (C, Q), int32 or float32."""
@@ -19,6 +19,8 @@ _TILE_SUMS = 2**21
 _LEAST_TILE, _MOST_TILE = 64, 2**13
 # Sums of a call from which on packing the queries saves more than it takes.
 _WORTH_PACKING = 2**20
+# Where products are held, matrices of other widths are multiplied up to twice as slowly.
+_PRODUCT_STEP = 32
 # oneDNN lays a matrix out for so many rows, and multiplies any number of them.
 _TYPICAL_ROWS = 2048
 _LARGEST = 127
@@ -35,7 +37,7 @@ class LargestProducts:
     def __init__(self, query_BTW: Tensor, scale_B: Tensor, *, fused: bool = True) -> None:
         """
         Args:
-            query_BTW: int8. T should be a multiple of 32: other widths are multiplied up to twice as slowly.
+            query_BTW: int8.
             scale_B: float32.
             fused: whether AMX may be used in one pass, where it is there.
         """
@@ -53,6 +55,7 @@ class LargestProducts:
             self._in_one_pass(left_CW, scale_C, out_BC)
             return
         B, T, _ = self._query_BTW.shape
+        T += -T % _PRODUCT_STEP
         product = self._packed if len(left_CW) * B * T >= _WORTH_PACKING else self._plain
         rows = tile or min(max(_LEAST_TILE, _TILE_SUMS // (B * T)), _MOST_TILE)
         best = [product(part_CW).view(-1, B, T).amax(-1) for part_CW in left_CW.split(rows)]
@@ -67,7 +70,7 @@ class LargestProducts:
     @cached_property
     def _in_one_pass(self) -> ScaledLargest | None:
         usable = self._fused and self._query_BTW.device.type == "cpu" and _amx_is_exact()
-        return amx_largest(self._query_BTW, self._scale_B) if usable else None
+        return amx_largest(self._filled(TOKEN_STEP), self._scale_B) if usable else None
 
     @cached_property
     def _packed(self) -> Product:
@@ -78,8 +81,13 @@ class LargestProducts:
         return self._product(pack=False)
 
     def _product(self, pack: bool) -> Product:
-        right_WQ = self._query_BTW.flatten(0, 1).T.contiguous()
+        right_WQ = self._filled(_PRODUCT_STEP).flatten(0, 1).T.contiguous()
         return (_exact_way(pack) if right_WQ.device.type == "cpu" else _float_product)(right_WQ)
+
+    def _filled(self, step: int) -> Tensor:
+        """The queries with their first tokens again, up to a multiple of so many: that changes no maximum."""
+        again = -self._query_BTW.shape[1] % step
+        return torch.cat([self._query_BTW, self._query_BTW[:, :1].expand(-1, again, -1)], dim=1)
 
 
 def _packed_product(right_WQ: Tensor) -> Product:
@@ -126,7 +134,7 @@ def _is_exact(way: Callable[[Tensor], Product]) -> bool:
 def _amx_is_exact() -> bool:
     """Whether AMX can be used, and finds what float32 finds."""
     for rows, questions in ((1, 1), (32, 2), (100, 3)):
-        left_CW, query_BTW = _extremes(rows, 2), _extremes(questions * 64, 3).view(questions, 64, 192)
+        left_CW, query_BTW = _extremes(rows, 2), _extremes(questions * 48, 3).view(questions, 48, 192)
         largest = amx_largest(query_BTW, torch.ones(questions))
         if largest is None:
             return False
