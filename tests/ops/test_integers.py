@@ -133,6 +133,11 @@ def test_without_amx_the_products_are_tiled(missing: str, monkeypatch: pytest.Mo
     assert torch.equal(_largest(query_BTW, key_CW), _expected(query_BTW, key_CW))
 
 
+def test_a_compiled_file_of_another_interface_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amx, "_INTERFACE", -1)
+    assert amx._library.__wrapped__() is None
+
+
 def test_amx_that_computes_wrongly_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         integers, "amx_largest", lambda query_BTW, scale_B: lambda left_CW, scale_C, out_BC: out_BC.zero_()

@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#define INTERFACE 1 /* counted up with every change of what a function takes, here and in amx.py */
+
 #if defined(_WIN32)
 #define PUBLIC __declspec(dllexport)
 #else
@@ -34,13 +36,13 @@ typedef struct {
     uint8_t rows[16];
 } TileConfig;
 
-/* Whether this CPU has the units and the system lets this process use them. */
+/* INTERFACE where this CPU has the units and the system lets this process use them, else 0. */
 PUBLIC int memspan_amx_ready(void) {
     unsigned a, b, c, d;
     const unsigned avx512f = 1u << 16, amx_tile = 1u << 24, amx_int8 = 1u << 25;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & avx512f) || !(d & amx_tile) || !(d & amx_int8)) return 0;
     const long request_permission = 0x1023, tile_data = 18; /* of arch_prctl */
-    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0 ? INTERFACE : 0;
 }
 
 /* The largest sum of each of ROWS rows with the columns of one question. */

@@ -19,6 +19,8 @@ ScaledLargest = Callable[[Tensor, Tensor, Tensor], None]
 TOKEN_STEP = 16
 """T is a multiple of it."""
 _DEPTH, _MOST_WIDTH = 64, 4096
+# Of the compiled file, which may be older than this one where it is not installed anew.
+_INTERFACE = 1
 # Of what a thread does at a time: half a millisecond's work or so.
 _SUMS_OF_A_PART, _ROWS_AT_ONCE = 2**19, 32
 
@@ -78,7 +80,7 @@ def _library() -> ctypes.CDLL | None:
         library = ctypes.CDLL(found.origin) if found and found.origin else None
     except OSError:
         return None
-    if library is None or not library.memspan_amx_ready():
+    if library is None or library.memspan_amx_ready() != _INTERFACE:
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     shapes = [pointer, pointer, number, number, pointer, pointer, number, number, pointer, number]
