@@ -52,7 +52,8 @@ def amx_largest(query_BTW: Tensor, scale_B: Tensor) -> ScaledLargest | None:
                 return
             rows, of_rows, by, of_questions = (x.data_ptr() for x in (left_CW, scale_C, columns, scale_B))
             out, stride = out_BC.data_ptr(), out_BC.stride(0)
-            library.memspan_amx_largest(rows, of_rows, len(left_CW), W, by, of_questions, B, tiles, out, stride)
+            if library.memspan_amx_largest(rows, of_rows, len(left_CW), W, by, of_questions, B, tiles, out, stride):
+                raise ValueError(f"amx.c does not multiply rows of {W} numbers with {tiles} tiles")
 
     def largest(left_CW: Tensor, scale_C: Tensor, out_BC: Tensor) -> None:
         left_CW, scale_C = left_CW.contiguous(), scale_C.contiguous()

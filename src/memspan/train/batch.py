@@ -223,6 +223,7 @@ class Collator:
         """`positives_BN` and `candidates_BN`. A text that stands in the context already is neither."""
         positives_BN = torch.zeros(len(questions), len(documents), dtype=torch.bool)
         candidates_BN = torch.ones_like(positives_BN)
+        folded = {name: text.casefold() for name, text in texts.items()}
         for row, (question, sample) in enumerate(zip(questions, samples, strict=True)):
             positives = {document.external_id for document in question.positives}
             answers = [wrong[question.id]] if question.id in wrong else []
@@ -234,14 +235,14 @@ class Collator:
                     candidates_BN[row, column] = False
                 elif name in positives:
                     positives_BN[row, column] = True
-                elif any(answer.search(texts[name]) for answer in answers):
+                elif any(answer.search(folded[name]) for answer in answers):
                     candidates_BN[row, column] = False
         return positives_BN, candidates_BN
 
 
 def _telling(answers: Sequence[str]) -> re.Pattern[str]:
-    """What finds answers that are long enough to tell something."""
-    return whole_words([answer for answer in answers if len(answer) > 2])
+    """What finds answers that are long enough to tell something, in text in folded case."""
+    return whole_words([answer.casefold() for answer in answers if len(answer) > 2])
 
 
 def _with_further(ids: Sequence[int], number: int, rng: random.Random) -> list[int]:

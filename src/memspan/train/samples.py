@@ -48,7 +48,7 @@ class SampleWriter:
             ids, texts, dates: of every document of the batch, by name. Undated ones have all the same date (`UNDATED`)
                 or, where some are outdated, a day of their own in every context: what a question needs must not be told
                 from the rest by its date.
-            wrong: by question, what no other document that it reads may hold.
+            wrong: by question, what no other document that it reads may hold (in folded case).
             outdated: by question, the document that is read with it as the older one.
         """
         self._template, self._protocol, self._settings = template, protocol, settings
@@ -78,7 +78,9 @@ class SampleWriter:
         others = {*needed, *(document.external_id for document in question.positives)}
         wrong = self._wrong.get(question.id)
         distractors = [
-            name for name, text in self._texts.items() if name not in others and not (wrong and wrong.search(text))
+            name
+            for name, text in self._texts.items()
+            if name not in others and not (wrong and wrong.search(text.casefold()))
         ]
         num_distractors = min(rng.randint(0, max(0, num_injected - len(needed))), len(distractors))
         chosen = [*needed, *rng.sample(distractors, num_distractors)]
