@@ -101,6 +101,24 @@ def test_batches_draw_plain_texts_and_questions_with_one_before_them() -> None:
     assert not Collator(loaded.template, loaded.model.config, BatchSettings())(questions, random.Random(0)).anchors
 
 
+def test_requests_for_a_summary_of_two_texts_are_among_them() -> None:
+    loaded = tiny_loaded()
+    texts = [f"Number {n} is there. It stays, says note {n}." for n in range(6)]
+    questions = [Question(f"q{n}", "Where?", ("there",), (passage("", text),)) for n, text in enumerate(texts)]
+    settings = BatchSettings(anchors=4, anchor_summaries=True, max_document_tokens=64)
+    collate = Collator(loaded.template, loaded.model.config, settings)
+    anchors = [loaded.template.text(ids) for ids in collate(questions, random.Random(0)).anchors]
+    request = loaded.template.spec.summary_request.partition("{passages}")[2].partition("{about}")[0].strip()
+    assert [request in text for text in anchors] == [False, False, False, True]
+    assert ["Where?" in text for text in anchors] == [False, True, False, False]
+    asked, written = anchors[3].rsplit("Number", 1)
+    assert sum(text in asked for text in texts) in (1, 2) and f"Number{written}".strip() in asked
+    assert "stays" not in written
+    collate = Collator(loaded.template, loaded.model.config, replace(settings, anchor_questions=False))
+    anchors = [loaded.template.text(ids) for ids in collate(questions, random.Random(0)).anchors]
+    assert [request in text for text in anchors] == [False, True, False, True]
+
+
 def test_a_recipe_names_weight_and_texts_together() -> None:
     values = {
         "name": "a",

@@ -129,6 +129,27 @@ def test_of_two_documents_that_contradict_each_other_the_later_is_right() -> Non
     assert min(later["Oslo"], later["Rome"]) > 8
 
 
+def test_of_alternatives_two_in_different_words_contradict_each_other() -> None:
+    """And the others, which say one of both, are neither read beside them nor to be found or not to be found."""
+    loaded = tiny_loaded(max_document_tokens=128)
+    wordings = ("The bear lives in Rome.", "Rome is the bear's home.", "You find the bear in Rome.")
+    told = replace(ROME, positives=tuple(passage("", text) for text in wordings))
+    settings = BatchSettings(answer=1.0, counterfactual=1.0, outdated=1.0, negatives=0, injected_documents=5)
+    collate = Collator(loaded.template, loaded.model.config, settings)
+    seen = set()
+    for seed in range(40):
+        batch = collate([OSLO, told], random.Random(seed))
+        text = read_by(batch, 1).partition("Where does the bear live?")[2]
+        before = read_by(batch, 1).partition("Where does the bear live?")[0]
+        found = [frame for frame in ("bear lives in", "the bear's home", "find the bear") if frame in before]
+        assert len(found) >= 2, before  # a third that says the same as the later one does no harm
+        seen |= {frozenset(found)}
+        assert {"Oslo" in before, "Rome" in before} == {True} and ("Oslo" in text) != ("Rome" in text)
+        about = torch.tensor(["bear" in document for document in batch.document_texts])
+        assert int(about.sum()) in (3, 4) and not batch.candidates_BN[1][about].any()
+    assert sum(len(pair) == 2 for pair in seen) == 3
+
+
 @pytest.mark.parametrize("outdated", [0.0, 1.0])
 def test_what_a_question_needs_is_not_told_from_the_rest_by_its_date_or_place(outdated: float) -> None:
     loaded = tiny_loaded(max_document_tokens=128)

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from memspan.cli import app
 from memspan.errors import RecipeError, TrainingError
+from memspan.model.adapter import save_adapter
 from memspan.model.convert import load
+from memspan.model.lora import lora_modules
 from memspan.model.modeling import routed_modules
 from memspan.train.checkpoint import CheckpointStore
 from memspan.train.recipe import recipe_of
@@ -128,8 +130,6 @@ def test_a_run_goes_on_from_an_adapter(distilled: tuple[Path, dict[str, Any]], t
     for name, parameter in served.model.named_parameters():
         assert torch.equal(loaded.model.get_parameter(name), parameter), name
     # An adapter with LoRA is gone on with as it is, not merged.
-    from memspan.model.adapter import save_adapter
-
     with torch.no_grad():
         loaded.model.get_parameter(groups[1].parameters[1]).fill_(0.5)
     belongs_to = loaded.model.config.backbone_fingerprint
@@ -140,9 +140,42 @@ def test_a_run_goes_on_from_an_adapter(distilled: tuple[Path, dict[str, Any]], t
     for name, parameter in loaded.model.named_parameters():
         assert torch.equal(again.model.get_parameter(name), parameter), name
     with pytest.raises(TrainingError, match="does not fit the recipe's lora"):
-        load_model(lora_recipe(first, model=model, lora={"targets": "q_proj$", "rank": 2}), tmp_path)
+        load_model(lora_recipe(first, model=model, lora={"targets": r"layers\.3\..*q_proj$", "rank": 3}), tmp_path)
     with pytest.raises(TrainingError, match="has LoRA"):
         load_model(lora_recipe(first, model=model, lora=None), tmp_path)
+
+
+def test_lora_of_an_adapter_that_the_recipe_does_not_name_is_kept(
+    distilled: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """New LoRA of the question side beside it: what encodes documents, and so a bank, stays."""
+    first, _ = distilled
+    model, _ = load_model(lora_recipe(first), tmp_path)
+    with torch.no_grad():
+        for name, parameter in model.model.named_parameters():
+            if name.endswith("lora_b"):
+                parameter.fill_(0.1)
+    save_adapter(model.model, tmp_path / "kept", model.model.config.backbone_fingerprint or "")
+    recipe = lora_recipe(
+        first,
+        model={"checkpoint": str(first / "model"), "adapter": str(tmp_path / "kept")},
+        train=[{"name": "routers", "match": "router_q"}],
+        lora={"targets": r"layers\.1\..*v_proj$", "rank": 2, "sides": ["query"]},
+    )
+    loaded, groups = load_model(recipe, tmp_path)
+    assert {group.name: len(group.parameters) for group in groups} == {"routers": 2, "lora": 2}
+    trained = {name for group in groups for name in group.parameters}
+    for name, parameter in loaded.model.named_parameters():
+        assert parameter.requires_grad == (name in trained), name
+        if name.endswith("layers.1.self_attn.v_proj.lora_b"):
+            parameter.data.fill_(0.1)
+    save_adapter(loaded.model, tmp_path / "both", loaded.model.config.backbone_fingerprint or "")
+    before, after = (
+        load(first / "model", adapter=tmp_path / name, dtype="float32").model.config for name in ("kept", "both")
+    )
+    assert before.encoder_fingerprint == after.encoder_fingerprint
+    assert next(iter(lora_modules(loaded.model))) == "model.layers.1.self_attn.v_proj"
+    assert len(lora_modules(loaded.model)) == 1 + len(lora_modules(model.model))
 
 
 def test_frozen_memory_gives_the_run_that_encodes_every_time(

@@ -42,7 +42,7 @@ def build(
     out: OutOption,
     kind: Annotated[
         str | None,
-        typer.Option("--from", help="questions, pairs or text. Default: by the files."),
+        typer.Option("--from", help="questions, pairs, text or facts. Default: by the files, never facts."),
     ] = None,
     source: Annotated[str | None, typer.Option(help="Name of the source. Default: the first file's.")] = None,
     query: Annotated[str | None, typer.Option(help="Pairs: column of what is asked.")] = None,
@@ -62,7 +62,10 @@ def build(
     seed: Annotated[int, typer.Option(help="Of the sentences taken.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Make questions of pairs (title and body, question and answer, query and document) or of plain text."""
+    """Make questions of pairs (title and body, question and answer, query and document), of plain text, or of facts.
+
+    Facts are made up from wordings in a YAML file, as recipes/data/facts.yaml: what people tell an assistant.
+    """
     with _commands() as commands:
         columns = commands.Columns(query, document, title, answer, negative)
         settings = commands.TextSettings(

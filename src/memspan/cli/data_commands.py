@@ -14,6 +14,7 @@ from memspan.text.corpus import Skipped, read_paths
 from memspan.text.questions import Malformed, Question
 from memspan.text.readers import holds_records
 from memspan.train.data.clean import Cleaner, CleanSettings, CountTokens, SourceReport
+from memspan.train.data.facts import from_facts, load_facts
 from memspan.train.data.files import Read, bank_record, read_training, write_lines, write_questions
 from memspan.train.data.leakage import Held, Leakage, find_leakage
 from memspan.train.data.mine import Miner, MineSettings, passages_of
@@ -26,7 +27,7 @@ from memspan.types import Document
 
 __all__ = ["CleanSettings", "Columns", "MineSettings", "TextSettings", "build", "clean", "mine", "mix", "stats"]
 
-KINDS = ("questions", "pairs", "text")
+KINDS = ("questions", "pairs", "text", "facts")
 _NUM_LEAKS_NAMED = 5
 
 
@@ -47,12 +48,15 @@ def build(
     if bank is not None and kind != "text":
         raise DataError("--bank goes with plain text: --from text")
     name = source or paths[0].resolve().name.partition(".")[0]
+    questions: Sequence[Question]
     skipped: Sequence[Malformed | Skipped]
     if kind == "text":
         made = from_texts(paths, name, settings)
         questions, skipped = made.questions, made.skipped
         if bank is not None:
             write_lines(bank, (bank_record(document, name) for document in made.passages))
+    elif kind == "facts":
+        questions, skipped = [q for path in paths for q in from_facts(load_facts(path), name)], ()
     else:
         read = read_training(paths, source) if kind == "questions" else from_pairs(paths, name, columns)
         questions, skipped = read.questions, read.malformed

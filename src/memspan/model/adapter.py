@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,12 +125,7 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
     if score_bias and config.score_bias is None:
         add_score_bias(model)
     _check_weights(model, folder, weights, lora)
-    for name, module in linear_modules(model).items():
-        if name in lora:
-            a_RI, b_OR = (
-                weights.pop(f"backbone.{name}.{part}").to(module.weight.device) for part in ("lora_a", "lora_b")
-            )
-            install(module, a_RI, b_OR, lora[name].scale, lora[name].sides)
+    _install(model, weights, lora)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in weights.items():
@@ -142,6 +138,23 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
     mark_sides(model)
     config.router_trained = True
     config.encoder_fingerprint = model.encoder_fingerprint()
+
+
+def take_lora(model: MSAForCausalLM, folder: Path, but: str) -> None:
+    """Give a model the LoRA of an adapter, not merged, in place: for training that leaves it as it is.
+
+    Args:
+        but: a regular expression, as `LoraSpec.targets`: modules that get none.
+
+    Raises:
+        CheckpointError: there is no readable adapter, or its LoRA fits no module of this model.
+    """
+    weights = read_weights(folder)
+    with _readable(folder):
+        lora = _read_lora(json.loads((folder / _CONFIG).read_text()).get("lora", {}))
+    _check_weights(model, folder, weights, lora)
+    _install(model, weights, {name: item for name, item in lora.items() if not re.search(but, name)})
+    mark_sides(model)
 
 
 def adapter_layers(folder: Path) -> tuple[int, ...]:
@@ -194,6 +207,16 @@ def _read_lora(values: Mapping[str, Mapping[str, Any]]) -> dict[str, _Lora]:
             raise ValueError(f"LoRA of {name} holds on unknown sides {sides}")
         found[name] = _Lora(int(item["rank"]), float(item["scale"]), sides)
     return found
+
+
+def _install(model: MSAForCausalLM, weights: dict[str, torch.Tensor], lora: Mapping[str, _Lora]) -> None:
+    """Give modules their LoRA, whose weights leave `weights`."""
+    for name, module in linear_modules(model).items():
+        if name in lora:
+            a_RI, b_OR = (
+                weights.pop(f"backbone.{name}.{part}").to(module.weight.device) for part in ("lora_a", "lora_b")
+            )
+            install(module, a_RI, b_OR, lora[name].scale, lora[name].sides)
 
 
 def _check_weights(

@@ -19,10 +19,11 @@ from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.parts import split_document
 from memspan.text.questions import UNDATED, Question
 from memspan.text.rounds import RoundProtocol
+from memspan.text.splitter import sentence_bounds
 from memspan.text.template import Passage, PromptTemplate, encoded_text, part_text
 from memspan.train.batch_settings import BatchSettings
 from memspan.train.counterfactual import Altered, alter, whole_words
-from memspan.train.samples import ResponseKind, Sample, SampleWriter
+from memspan.train.samples import ResponseKind, Sample, SampleWriter, drawn_days
 from memspan.types import Document
 
 IGNORED = -100
@@ -166,18 +167,34 @@ class Collator:
     def _anchors(
         self, questions: Sequence[Question], texts: Mapping[str, str], rng: random.Random
     ) -> tuple[tuple[int, ...], ...]:
-        """Plain texts, and every other time a question asked in the template with a text before it, and answered."""
+        """Plain texts, and every other time a request in the template, with texts before it and what is written."""
         settings, template = self._settings, self._template
+        wanted = {self._asked: settings.anchor_questions, self._summarized: settings.anchor_summaries}
+        requests = [request for request, among in wanted.items() if among]
         anchors = []
         for place, text in enumerate(rng.sample(list(texts.values()), min(settings.anchors, len(texts)))):
             ids = template.tokens("{text}", text=text)[: settings.anchor_tokens]
-            if place % 2 and settings.anchor_questions:
-                question = rng.choice(questions)
-                passage = Passage(rng.randint(1, settings.max_id), template.text(ids), UNDATED)
-                answer = template.answer(question.answers[0] if question.answers else settings.no_answer)
-                ids = [*template.context(question.question, [passage]).ids, *answer]
+            if place % 2 and requests:
+                ids = requests[place // 2 % len(requests)](questions, template.text(ids), list(texts.values()), rng)
             anchors.append(tuple(ids))
         return tuple(anchors)
+
+    def _asked(self, questions: Sequence[Question], text: str, texts: Sequence[str], rng: random.Random) -> list[int]:
+        """One of the questions with a text before it, answered."""
+        question = rng.choice(questions)
+        passage = Passage(rng.randint(1, self._settings.max_id), text, UNDATED)
+        answer = self._template.answer(question.answers[0] if question.answers else self._settings.no_answer)
+        return [*self._template.context(question.question, [passage]).ids, *answer]
+
+    def _summarized(
+        self, questions: Sequence[Question], text: str, texts: Sequence[str], rng: random.Random
+    ) -> list[int]:
+        """A text and another one, summed up by the first sentence of the former."""
+        other = self._template.tokens("{text}", text=rng.choice(texts))[: self._settings.anchor_tokens]
+        read = zip((text, self._template.text(other)), drawn_days(2, rng), strict=True)
+        passages = [Passage(rng.randint(1, self._settings.max_id), said, day) for said, day in read]
+        start, end = next(iter(sentence_bounds(text)), (0, len(text)))
+        return [*self._template.summary_request(passages).ids, *self._template.answer(text[start:end].strip())]
 
     def part(self, document: Document) -> str:
         """What of a document is encoded: its first part, where it is too long for one."""

@@ -31,6 +31,8 @@ class BatchSettings:
             questions in the template with one before them; see `memspan.train.anchor`.
         anchor_tokens: of each document, from its beginning.
         anchor_questions: whether questions are among them: where answers are learned they would hold these back.
+        anchor_summaries: whether requests for a summary of two documents are among them, answered with the first
+            sentence of one. Where short answers are learned, summaries would become short as well.
     """
 
     answer: float = 0.0
@@ -49,6 +51,7 @@ class BatchSettings:
     anchors: int = 0
     anchor_tokens: int = 96
     anchor_questions: bool = True
+    anchor_summaries: bool = False
 
     def __post_init__(self) -> None:
         shares = (self.answer, self.latent, self.generate)

@@ -77,22 +77,24 @@ def alter(questions: Sequence[Question], share: float, outdated: float, rng: ran
 
     Args:
         share: of the questions that can be altered, the probability that one is.
-        outdated: of the altered ones that a single document answers, the probability that the document as it was is
-            read as well. Which of the two is the older one is drawn: in half of the cases the question is as it was.
-            Each of them is shortened to what answers the question in half of the cases.
+        outdated: of the altered ones, the probability that the document as it was is read as well (of alternatives,
+            another one, in other words). Which of the two is the older one is drawn: in half of the cases the question
+            is as it was. Each of them is shortened to what answers the question in half of the cases.
     """
     result = Altered(with_other_answers(questions, share, rng))
     for place, (before, after) in enumerate(zip(questions, list(result.questions), strict=True)):
         if after is before:
             continue
-        asked, other = after, before
-        if outdated > 0 and len(before.positives) == 1 and rng.random() < outdated:
+        asked, other, replaced = after, before, before.positives
+        if outdated > 0 and rng.random() < outdated:
             pair = (before, after) if rng.random() < 0.5 else (after, before)
+            # Of alternatives, which say the same in other words, two different ones.
+            places = rng.sample(range(len(replaced)), 2) if len(replaced) > 1 else (0, 0)
+            pair = (replace(one, positives=(one.positives[place],)) for one, place in zip(pair, places, strict=True))
             asked, other = (_shortened(one) if rng.random() < 0.5 else one for one in pair)
             result.outdated[asked.id] = other.positives[0]
-        result.replaced.update(
-            (old.external_id, new) for old, new in zip(before.positives, asked.positives, strict=True)
-        )
+            replaced = (replaced[places[0]],)
+        result.replaced.update((old.external_id, new) for old, new in zip(replaced, asked.positives, strict=True))
         result.questions[place] = asked
         result.wrong[asked.id] = other.answers
     return result
@@ -104,7 +106,8 @@ def _shortened(question: Question) -> Question:
     positives = []
     for found in question.positives:
         told = [found.text[start:end] for start, end in sentence_bounds(found.text)]
-        text = "".join(sentence for sentence in told if own.search(sentence)).strip()
+        # Notes of two sentences are short enough, and one of them may say who speaks.
+        text = "".join(sentence for sentence in told if own.search(sentence)).strip() if len(told) > 2 else ""
         positives.append(replace(passage("", text), date=found.date) if text else found)
     return replace(question, positives=tuple(positives))
 

@@ -20,7 +20,7 @@ class Trainable:
     Attributes:
         patterns: regular expressions, searched in parameter names as `model.layers.20.self_attn.q_proj.weight`.
             Routers only is the default; `upper_layers(20)` names layers, `"."` everything.
-        lora: low-rank changes, beside what `patterns` names.
+        lora: low-rank changes that the model is given, beside what `patterns` names. Those it has already are frozen.
     """
 
     patterns: tuple[str, ...] = (ROUTERS,)
@@ -61,14 +61,14 @@ def make_trainable(
     Raises:
         ValueError: a pattern fits no parameter.
     """
-    if trainable.lora is not None:
-        add_lora(model, trainable.lora, seed=seed)
+    given = add_lora(model, trainable.lora, seed=seed) if trainable.lora is not None else []
+    changes = {f"{prefix}.{part}" for prefix in given for part in ("lora_a", "lora_b")}
     found: set[str] = set()
     further = []
     for name, parameter in model.named_parameters():
         fitting = {pattern for pattern in trainable.patterns if re.search(pattern, name)}
         found |= fitting
-        parameter.requires_grad_(bool(fitting) or is_lora(name))
+        parameter.requires_grad_(bool(fitting) or name.removeprefix("backbone.") in changes)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
         elif frozen_dtype is not None:

@@ -86,7 +86,7 @@ class SampleWriter:
         chosen = [*needed, *rng.sample(distractors, num_distractors)]
         dates = self._dates
         if self._settings.outdated > 0:
-            drawn = dict(zip(chosen, _days(len(chosen), rng), strict=True))
+            drawn = dict(zip(chosen, drawn_days(len(chosen), rng), strict=True))
             if outdated:
                 # The first is the question's own document, the second contradicts it.
                 drawn[needed[1]], drawn[needed[0]] = sorted((drawn[needed[0]], drawn[needed[1]]))
@@ -121,7 +121,7 @@ class SampleWriter:
         return Passage(self._ids[name], self._texts[name], dates[name])
 
 
-def _days(number: int, rng: random.Random) -> list[str]:
+def drawn_days(number: int, rng: random.Random) -> list[str]:
     """Distinct days in any order, between weeks and years apart."""
     span = round(_LEAST_DAYS * (_MOST_DAYS / _LEAST_DAYS) ** rng.random())
     first = rng.randrange(date(2000, 1, 1).toordinal(), date(2030, 1, 1).toordinal())

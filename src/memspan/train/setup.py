@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 
 from memspan.errors import DataError, TrainingError
-from memspan.model.adapter import add_score_bias, apply_adapter, read_weights, save_adapter
+from memspan.model.adapter import add_score_bias, apply_adapter, read_weights, save_adapter, take_lora
 from memspan.model.convert import LoadedModel, convert, load, save_checkpoint
 from memspan.model.fingerprint import fingerprint
 from memspan.model.lora import merge_lora
@@ -145,6 +145,9 @@ def load_model(recipe: Recipe, out: Path) -> tuple[LoadedModel, tuple[ParameterG
             raise TrainingError(f"the adapter {adapter} has LoRA; name `lora` in the recipe, or product: checkpoint")
         assert adapter is not None, "weights are an adapter's"
         apply_adapter(model, adapter)
+    if with_lora and recipe.lora is not None:
+        assert adapter is not None, "weights are an adapter's"
+        take_lora(model, adapter, recipe.lora.targets)
     groups = choose_parameters(model, recipe.train, recipe.lora, seed=recipe.seed, frozen_dtype=frozen_dtype)
     if with_lora and recipe.lora is not None:
         _take_up(loaded, weights, str(adapter))
@@ -174,7 +177,6 @@ def _take_up(loaded: LoadedModel, weights: dict[str, torch.Tensor], adapter: str
     """Go on with the weights of an adapter, LoRA and all."""
     parameters = dict(loaded.model.named_parameters())
     wrong = [n for n, w in weights.items() if n not in parameters or parameters[n].shape != w.shape]
-    wrong += [name for name in parameters if is_lora(name) and name not in weights]
     if wrong:
         raise TrainingError(f"the adapter {adapter} does not fit the recipe's lora and model, as {wrong[0]} shows")
     for name, weight in weights.items():
