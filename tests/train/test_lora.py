@@ -17,7 +17,7 @@ from memspan.errors import CheckpointError
 from memspan.generate.memory import Memory
 from memspan.model.adapter import adapter_bytes, apply_adapter, save_adapter
 from memspan.model.convert import convert, load
-from memspan.model.lora import LoraLinear, LoraSpec, Side, add_lora, lora_modules, lora_off, merge_lora
+from memspan.model.lora import LoraLinear, LoraSpec, Side, TwoSidedLinear, add_lora, lora_modules, lora_off, merge_lora
 from memspan.model.modeling import MSAForCausalLM, is_lora, is_router
 from memspan.train.forward import LossWeights, Objective, training_forward
 from memspan.train.lora import ROUTERS, Trainable, make_trainable, trained_parameters, upper_layers
@@ -142,9 +142,18 @@ def test_merged_is_the_same_but_for_rounding(dtype: torch.dtype) -> None:
         torch.testing.assert_close(outputs(merged)[1], outputs(model)[1], atol=1e-5, rtol=1e-5)
 
 
-def test_lora_of_one_side_is_not_merged() -> None:
-    model = changed_model(("query",))
-    assert merge_lora(model) == 0 and len(lora_modules(model)) == 14
+@pytest.mark.parametrize("sides", ONE_SIDED)
+@torch.no_grad()
+def test_lora_of_one_side_leaves_two_weights(tmp_path: Path, sides: tuple[Side, ...]) -> None:
+    model, merged = changed_model(sides), changed_model(sides)
+    assert merge_lora(merged) == 14 and not lora_modules(merged)
+    (documents, logits), (expected, expected_logits) = outputs(merged), outputs(model)
+    torch.testing.assert_close(documents.content_LC2GD, expected.content_LC2GD, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits, expected_logits, atol=1e-5, rtol=1e-5)
+    if sides == ("query",):
+        assert merged.encoder_fingerprint() == model.encoder_fingerprint()
+    with pytest.raises(ValueError, match="of one side"):
+        merged.save_pretrained(tmp_path)
 
 
 def test_a_bank_outlives_changes_of_the_query_side_only() -> None:
@@ -208,7 +217,9 @@ def trained_adapter(checkpoint: Path, folder: Path, sides: tuple[Side, ...], **o
 def test_an_adapter_serves_what_was_trained(checkpoint: Path, tmp_path: Path, sides: tuple[Side, ...]) -> None:
     trained = trained_adapter(checkpoint, tmp_path / "adapter", sides)
     served = load(checkpoint, adapter=tmp_path / "adapter", dtype="float32").model
-    assert len(lora_modules(served)) == (0 if sides == BOTH else 14)
+    assert not lora_modules(served)
+    two_sided = sum(isinstance(module, TwoSidedLinear) for module in served.modules())
+    assert two_sided == (0 if sides == BOTH else 14)
     for found, expected in zip(outputs(served), outputs(trained), strict=True):
         if isinstance(found, EncodedDocuments) and isinstance(expected, EncodedDocuments):
             torch.testing.assert_close(found.router_keys_LCW, expected.router_keys_LCW, atol=1e-5, rtol=1e-5)

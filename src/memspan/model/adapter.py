@@ -94,8 +94,8 @@ def save_adapter(
 def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
     """Put an adapter's weights into a model, whose router then counts as trained.
 
-    LoRA that holds on both sides is merged into the weights, in float32, and rounded once; LoRA of one side stays
-    beside them. The encoder fingerprint is computed anew: banks made without the adapter do not fit it any more.
+    LoRA is merged into the weights, in float32, and rounded once; where it is of one side, a layer then has two weights
+    (see `merge_lora`). The encoder fingerprint is computed anew: banks made without the adapter do not fit it any more.
 
     Raises:
         CheckpointError: no adapter there, a damaged one, or one that belongs to another backbone or other layers.
@@ -131,11 +131,6 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
         for name, weight in weights.items():
             parameters[name].copy_(weight)
     merge_lora(model)
-    for module in lora_modules(model).values():
-        module.lora_a.data, module.lora_b.data = (
-            x.data.to(module.weight.dtype) for x in (module.lora_a, module.lora_b)
-        )
-    mark_sides(model)
     config.router_trained = True
     config.encoder_fingerprint = model.encoder_fingerprint()
 

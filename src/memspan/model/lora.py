@@ -99,6 +99,21 @@ class LoraLinear(nn.Linear):
         return (self.weight.float() + change).to(self.weight.dtype)
 
 
+class TwoSidedLinear(nn.Linear):
+    """A linear layer whose `weight` is for documents, with another one for questions. Made by `merge_lora`.
+
+    Attributes:
+        query_weight: `[out, in]`; not saved with the model.
+    """
+
+    query_weight: torch.Tensor
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        side = _side.get()
+        assert side is not None, "weights of one side only hold inside a decoder layer"
+        return F.linear(input, self.query_weight if side == "query" else self.weight, self.bias)
+
+
 class SidedLayer(nn.Module):
     """Mixin of a decoder layer that tells what is in it which side it is on."""
 
@@ -160,9 +175,13 @@ def install(
 
 
 def mark_sides(model: MSAForCausalLM) -> None:
-    """Let the decoder layers that hold LoRA of one side say which side they are on."""
+    """Let the decoder layers that hold LoRA of one side, merged or not, say which side they are on."""
     for layer in _layers(model).values():
-        one_sided = any(len(m.lora_sides) < len(SIDES) for m in layer.modules() if isinstance(m, LoraLinear))
+        one_sided = any(
+            isinstance(module, TwoSidedLinear)
+            or (isinstance(module, LoraLinear) and len(module.lora_sides) < len(SIDES))
+            for module in layer.modules()
+        )
         if one_sided and not isinstance(layer, SidedLayer):
             layer.__class__ = _sided_class(type(layer))
 
@@ -177,19 +196,25 @@ def lora_modules(model: nn.Module) -> dict[str, LoraLinear]:
 
 
 def merge_lora(model: MSAForCausalLM) -> int:
-    """Put the LoRA that holds on both sides into the weights, in place; returns how many modules had any.
+    """Put LoRA into the weights, in place; returns how many modules had any.
 
-    In float32 the merged model computes the same but for rounding; in bfloat16 every merged weight is rounded once
-    (to 1/256 of itself at most).
+    A layer with LoRA of one side then has two weights: a forward costs what the backbone's does, and the model takes
+    more memory. In float32 the merged model computes the same but for rounding; in bfloat16 every merged weight is
+    rounded once (to 1/256 of itself at most).
     """
     merged = 0
     modules: dict[str, Any] = {**lora_modules(model)}
     for module in modules.values():
-        if len(module.lora_sides) == len(SIDES):
-            module.weight.data.copy_(module.merged_weight())
-            del module.lora_a, module.lora_b, module.lora_scale, module.lora_sides
-            module.__class__ = nn.Linear
-            merged += 1
+        sides, changed = module.lora_sides, module.merged_weight()
+        del module.lora_a, module.lora_b, module.lora_scale, module.lora_sides
+        module.__class__ = nn.Linear if len(sides) == len(SIDES) else TwoSidedLinear
+        if len(sides) < len(SIDES):
+            asked = changed if "query" in sides else module.weight.detach().clone()
+            module.register_buffer("query_weight", asked, persistent=False)
+        if "document" in sides:
+            module.weight.data.copy_(changed)
+        merged += 1
+    mark_sides(model)
     return merged
 
 

@@ -178,6 +178,8 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: the model has LoRA, which a checkpoint has no place for.
         """
+        if any(name.endswith(".query_weight") for name, _ in self.named_buffers()):
+            raise ValueError("a checkpoint has one weight for both sides: LoRA of one side is saved with save_adapter")
         if any(is_lora(name) for name, _ in self.named_parameters()):
             raise ValueError("a checkpoint holds no LoRA: save it with save_adapter, or merge it first (merge_lora)")
         if kwargs.get("state_dict") is None:

@@ -95,7 +95,10 @@ def pack_weights(backbone: PreTrainedModel, packing: Packing) -> int:
         assert not isinstance(module, PackedLinear), "weights are packed once"
         fits = module.in_features % _GROUP == 0 and module.out_features % _INT4_ROWS == 0
         own = "int8" if module is head or not fits else packing
-        weight, scales = _int8(module.weight) if own == "int8" else _int4(module.weight)
+        assert not hasattr(module, "lora_a"), "LoRA is merged before weights are packed"
+        # What decodes is the query side; a `memspan.model.lora.TwoSidedLinear` has a weight of its own for it.
+        asked = cast(Tensor, getattr(module, "query_weight", module.weight))
+        weight, scales = _int8(asked) if own == "int8" else _int4(asked)
         module.__class__ = _packed_class(type(module))
         assert isinstance(module, PackedLinear)
         module.packing = own
@@ -107,10 +110,10 @@ def pack_weights(backbone: PreTrainedModel, packing: Packing) -> int:
 
 @cache
 def _packed_class(linear_class: type[nn.Linear]) -> type[nn.Linear]:
-    """The class of a packed layer: what a subclass adds to the product (LoRA) stays."""
+    """The class of a packed layer: what a subclass does otherwise (weights of two sides) it does over many rows."""
     if linear_class is nn.Linear:
         return PackedLinear
-    bases: tuple[type[nn.Linear], ...] = (linear_class, PackedLinear)
+    bases: tuple[type[nn.Linear], ...] = (PackedLinear, linear_class)
     return type(f"Packed{linear_class.__name__}", bases, {})  # type: ignore[misc]
 
 
