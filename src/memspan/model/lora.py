@@ -177,11 +177,9 @@ def install(
 def mark_sides(model: MSAForCausalLM) -> None:
     """Let the decoder layers that hold LoRA of one side, merged or not, say which side they are on."""
     for layer in _layers(model).values():
-        one_sided = any(
-            isinstance(module, TwoSidedLinear)
-            or (isinstance(module, LoraLinear) and len(module.lora_sides) < len(SIDES))
-            for module in layer.modules()
-        )
+        sides = (module.lora_sides for module in layer.modules() if isinstance(module, LoraLinear))
+        one_sided = any(len(own) < len(SIDES) for own in sides)
+        one_sided |= any(isinstance(module, TwoSidedLinear) for module in layer.modules())
         if one_sided and not isinstance(layer, SidedLayer):
             layer.__class__ = _sided_class(type(layer))
 
