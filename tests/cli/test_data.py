@@ -38,10 +38,12 @@ def test_the_page_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.Monk
     lines = [
         line for block in re.findall(r"```console\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()
     ]
-    assert len(lines) == 6
+    assert len(lines) == 7
+    (tmp_path / "recipes").symlink_to(Path(__file__).parents[2] / "recipes")
     for line in lines:
         done = memspan(*shlex.split(line.removeprefix("$ memspan ")))
         assert (done.code, done.err) == (0, "") or "mix " in line, line
+    assert all(len(line["positives"]) > 1 for line in read(tmp_path / "data" / "facts.jsonl.gz"))
     cleaned = read(tmp_path / "data" / "clean.jsonl.gz")
     assert len([line for line in cleaned if line["source"] == "faq"]) == 9, "one stands in dev.jsonl"
     assert all(line["negatives"] for line in read(tmp_path / "data" / "hard.jsonl.gz"))
