@@ -70,6 +70,7 @@ def test_a_recipe_written_as_json_is_read_back_the_same() -> None:
         (changed(gates=[{"kind": "floor", "after": 3}]), "needs a value above 0"),
         (changed(gates=[{"kind": "falling", "after": 3, "value": 0.5}]), "must span its window twice"),
         (changed(frozen_memory="batch", lora={"targets": "q"}), "must not train the document side"),
+        (changed(product="checkpoint", lora={"targets": "q", "sides": ["query"]}), "of one side makes an adapter"),
         (changed(batch={"answer": 2.0}), "batch"),
     ],
 )

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memspan.model.lora import LoraSpec
+from memspan.model.lora import SIDES, LoraSpec
 from memspan.train.batch_settings import BatchSettings
 from memspan.train.forward import LossWeights, Objective
 from memspan.train.schedule import SCHEDULES, Schedule
@@ -355,6 +355,8 @@ class Recipe:
             anchored, where = phase.loss.anchor > 0, f"phase {phase.name!r}: "
             _check(anchored == (phase.batch.anchors > 0), f"{where}loss.anchor and batch.anchors go together")
             _check(not anchored or self.lora is not None, "loss.anchor compares with the backbone: it needs `lora`")
+        one_sided = self.lora is not None and len(self.lora.sides) < len(SIDES)
+        _check(self.product == "adapter" or not one_sided, "LoRA of one side makes an adapter, not product: checkpoint")
         if self.frozen_memory:
             sides = self.lora.sides if self.lora else ()
             _check("document" not in sides, "frozen_memory: LoRA must not train the document side")

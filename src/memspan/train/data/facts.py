@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class FactSpec:
     names: Mapping[str, tuple[str, ...]]
     chatter: tuple[str, ...] = ()
     wordings: int = 4
-    seed: int = field(default=0)
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.wordings < 2:
