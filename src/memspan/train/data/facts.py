@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from memspan.errors import DataError
 from memspan.text.questions import Question, passage
+from memspan.train.data.files import read_yaml
 from memspan.train.data.pairs import question_id
 
 _NAME, _VALUE = "{name}", "{value}"
@@ -88,10 +87,7 @@ def load_facts(path: Path) -> FactSpec:
     Raises:
         DataError: it is no YAML, or a key or a value is not one of `FactSpec`'s.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read as YAML: {error}") from error
+    values = read_yaml(path)
     try:
         facts = tuple(FactKind(**_plain(fact)) for fact in values.pop("facts"))
         names = _plain(values.pop("names"))

@@ -9,14 +9,20 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from memspan.errors import DataError
 from memspan.text.questions import Question, passage
 from memspan.text.readers import BadRecord, Record, Unreadable, read_records
 from memspan.train.data.caps import CAP, capped
 from memspan.train.data.clean import Cleaner, CleanSettings, CountTokens
-from memspan.train.data.files import Read, bank_record, read_training, write_json, write_lines, write_questions
+from memspan.train.data.files import (
+    Read,
+    bank_record,
+    read_training,
+    read_yaml,
+    write_json,
+    write_lines,
+    write_questions,
+)
 from memspan.train.data.holdout import BankPassage, HoldoutSettings, Split, holdout_bank, split_holdout
 from memspan.train.data.leakage import Held
 from memspan.train.data.matching import passage_hash
@@ -116,10 +122,7 @@ def load_mixture(path: Path) -> MixtureSpec:
     Raises:
         DataError: it is no YAML, or a key or a value is not one of `MixtureSpec`'s.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read as YAML: {error}") from error
+    values = read_yaml(path)
     try:
         return mixture_of(values)
     except DataError as error:
