@@ -140,14 +140,14 @@ def load_model(recipe: Recipe, out: Path) -> tuple[LoadedModel, tuple[ParameterG
     if settings.score_bias is not None and model.config.score_bias is None:
         add_score_bias(model, settings.score_bias)
     frozen_dtype = DTYPES[settings.frozen_dtype]
-    if with_lora and recipe.lora is None:
-        if recipe.product == "adapter":
+    if with_lora:
+        assert adapter is not None, "weights are an adapter's"
+        if recipe.lora is not None:
+            take_lora(model, adapter, recipe.lora.targets)
+        elif recipe.product == "adapter":
             raise TrainingError(f"the adapter {adapter} has LoRA; name `lora` in the recipe, or product: checkpoint")
-        assert adapter is not None, "weights are an adapter's"
-        apply_adapter(model, adapter)
-    if with_lora and recipe.lora is not None:
-        assert adapter is not None, "weights are an adapter's"
-        take_lora(model, adapter, recipe.lora.targets)
+        else:
+            apply_adapter(model, adapter)
     groups = choose_parameters(model, recipe.train, recipe.lora, seed=recipe.seed, frozen_dtype=frozen_dtype)
     if with_lora and recipe.lora is not None:
         _take_up(loaded, weights, str(adapter))
