@@ -128,6 +128,8 @@ def test_a_score_bias_is_added_for_every_token_of_a_draft() -> None:
     decoding = Decoding(loaded, [context], memory, GREEDY)
     decoding.lookup = _Parrot(plain[0])
     assert _write(decoding) == plain
+    loaded.model.decode_weights = "exact"  # and from here on layers are replayed
+    assert _plain(loaded, context, memory, GREEDY) == plain
     for layer in loaded.model.backbone.modules():
         if getattr(layer, "router_score_bias", None) is not None:
             layer.router_score_bias.data.zero_()  # type: ignore[union-attr]

@@ -65,7 +65,7 @@ DeviceOption = Annotated[str | None, typer.Option(help="Torch device. Default: a
 
 WeightsOption = Annotated[
     str | None,
-    typer.Option(help="int8 or int4: answers are decoded with packed weights; faster on a CPU, not quite the same."),
+    typer.Option(help="What decoding may read, where it is faster on this CPU: exact, bfloat16 (default), int8, int4."),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from memspan.model.convert import LoadedModel
-from memspan.model.decoding import DecodeRows
+from memspan.model.decoding import DecodeRows, prepare
 
 if TYPE_CHECKING:
     from memspan.generate.decode import Decoding, Writing
@@ -26,6 +26,7 @@ class DecodingBatch:
     """
 
     def __init__(self, loaded: LoadedModel, max_rows: int) -> None:
+        self._model = loaded.model
         self._rows = DecodeRows(loaded.model, max_rows)
         self._members: list[tuple[Writing, PromptLookup | None]] = []
         # A draft that was run behind the newest token and is not compared yet, with the logits behind each token of it.
@@ -79,6 +80,7 @@ class DecodingBatch:
 
     def _forward(self) -> torch.Tensor:
         """Run the newest token of every row, and a draft behind it where there is one row: logits `[R, V]`."""
+        prepare(self._model)
         (writing, lookup), draft = self._members[0], list[int]()
         if len(self) == 1 and lookup is not None:
             draft = lookup.draft(writing.room - 1)

@@ -24,7 +24,7 @@ from memspan.errors import CheckpointError
 from memspan.model.adapter import adapter_layers, apply_adapter
 from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, first_line, load_backbone
 from memspan.model.modeling import MSAForCausalLM, is_router
-from memspan.model.packed import check_packing, pack_weights
+from memspan.model.packed import DecodeWeights, check_weights
 from memspan.model.probe import probe
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
 from memspan.model.runtime import pick_device, pick_dtype
@@ -205,15 +205,18 @@ def load(
             says which layers route, whatever the checkpoint's own are.
         dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
-        weights: "int8" or "int4": decoding reads packed weights (see `memspan.model.packed`); CPU only.
+        weights: what decoding may read instead of the weights as they are loaded, where that is faster on this machine
+            (`memspan.model.packed`; CPU only): "bfloat16" (the default on a CPU), "int8", "int4"; or "exact", nothing.
 
     Raises:
         CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone.
     """
-    packing = None if weights is None else check_packing(weights)
     folder = default_checkpoint() if path is None else Path(path).expanduser()
     check_folder(folder)
     target = pick_device(device)
+    decode_weights: DecodeWeights | None = "bfloat16" if target.type == "cpu" else None
+    if weights is not None:
+        decode_weights = check_weights(weights, target)
     adapter = find_adapter(adapter, default_model=path is None)
     layers = None if adapter is None else adapter_layers(adapter)
     try:
@@ -243,8 +246,7 @@ def load(
         apply_adapter(model, adapter)
     template = PromptTemplate(model.config.template_spec, tokenizer)
     torch.nn.Module.to(model, target)
-    if packing is not None:
-        pack_weights(model.backbone, packing)
+    model.decode_weights = decode_weights
     return LoadedModel(model.eval(), template, folder)
 
 

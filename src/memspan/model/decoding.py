@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,9 +11,28 @@ from transformers import DynamicCache
 from memspan.model.buffers import DecodeBuffers
 from memspan.model.lower import LowerStates
 from memspan.model.memory_api import AskStep, LayerMemory
-from memspan.model.modeling import MSAForCausalLM
+from memspan.model.modeling import MSAForCausalLM, decoder_layers
+from memspan.model.packed import pack_weights
+from memspan.model.replay import replay_layers
 from memspan.text.packing import PackedContexts
 from memspan.types import Retrieved
+
+_preparing = threading.Lock()
+
+
+def prepare(model: MSAForCausalLM) -> None:
+    """Make a model's decoding steps fast, where that was asked for (`decode_weights`) and is not done yet.
+
+    It takes part of a second, so a model that only encodes never does it. Weights must not change afterwards.
+    """
+    with _preparing:
+        packing, model.decode_weights = model.decode_weights, None
+        if packing is None:
+            return
+        if packing != "exact":
+            pack_weights(model.backbone, packing)
+        num_layers = model.config.text_config.num_hidden_layers
+        replay_layers(model, list(decoder_layers(model.backbone, range(num_layers)).values()))
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from memspan.model.attention import ATTENTION_NAME
 from memspan.model.fingerprint import fingerprint
 from memspan.model.lower import keep_lower
 from memspan.model.memory_api import AllRecorded, AskStep, EncodeStep, Step
-from memspan.model.packed import reading_packed
+from memspan.model.packed import DecodeWeights, reading_packed
 from memspan.model.router import SCORE_BIAS, RoutedAttention, add_router
 from memspan.ops.pooling import num_chunks, valid_chunks
 from memspan.ops.scoring import fold_keys
@@ -34,7 +34,12 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
     """A decoder with memory sparse attention (paper 3.2).
 
     `forward` without `memory=` is the backbone, unchanged. Checkpoints use the backbone's own key names.
+
+    Attributes:
+        decode_weights: what `memspan.model.decoding.prepare` is to do before the first decoding step; None: nothing.
     """
+
+    decode_weights: DecodeWeights | None = None
 
     config: MSAConfig
     config_class = MSAConfig

@@ -1,58 +1,105 @@
-"""Packed weights: copies of the linear layers' weights in 8 or 4 bits, read by the steps that decode a few tokens.
+"""Packed weights: copies of the linear layers' weights in 16, 8 or 4 bits, read by the steps that decode a few tokens.
 
 Such a step reads every weight for one or a few rows, so it takes as long as reading them does. What runs over many
 tokens (encoding, prefill) uses the original weights: latents, and so banks, and what is routed to, stay what they are.
-The products are torch's own weight-only CPU kernels.
+The products are torch's own CPU kernels. Which of them is fast depends on the machine and on the number format of the
+rows, so each is timed on the weights it would read, and a layer keeps its own weight where nothing is faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from memspan.errors import MemspanError
 from memspan.model.memory_api import AskStep, Step
 
-Packing = Literal["int8", "int4"]
-# Rows up to which the packed product is the faster one (measured with AVX512 and AMX, docs/LOG.md).
-_MOST_ROWS: dict[str, int] = {"int8": 6, "int4": 8}
+_log = logging.getLogger(__name__)
+
+Packing = Literal["bfloat16", "int8", "int4"]
+DecodeWeights = Literal["exact", "bfloat16", "int8", "int4"]
+"""What decoding steps may read; "exact": the weights as they are loaded."""
+_WEIGHTS = ("exact", "bfloat16", "int8", "int4")
+# Rows a packed product is timed with, and read for at most.
+_ROWS = (1, 2, 4, 8)
+# A packed product must take less than this share of the plain one's time: a timing is not more exact.
+_WORTH = 0.95
 # Weights that share a scale and a zero in int4: as in the Q4_1 files that small models are published in.
 _GROUP = 32
 _INT4_ROWS = 16  # what the kernel takes at a time
+# Of the weights of one shape as many bytes are read by a timing: more than caches hold, as a step reads more.
+_TIMED_BYTES = 2**25
 
 _in_use: ContextVar[bool] = ContextVar("packed_in_use", default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a weight is kept, and the number format of the rows that are multiplied with it.
+
+    Attributes:
+        packing: "bfloat16": `[out, in]`. "int8": one scale a row. "int4": a scale and a zero for `_GROUP` weights.
+    """
+
+    packing: Packing
+    rows: torch.dtype
+
+    def pack(self, weight_OF: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight and its scales (bfloat16 has none)."""
+        if self.packing == "bfloat16":
+            return weight_OF.bfloat16(), weight_OF.new_empty(0)
+        weight, scales = _int8(weight_OF) if self.packing == "int8" else _int4(weight_OF)
+        return weight, scales.to(self.rows)
+
+    def product(self, rows_RF: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+        """`[R, out]` in the number format of the rows."""
+        if self.packing == "bfloat16":
+            return F.linear(rows_RF, weight)
+        if self.packing == "int8":
+            return torch.ops.aten._weight_int8pack_mm(rows_RF, weight, scales)
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(rows_RF, weight, _GROUP, scales)
 
 
 class PackedLinear(nn.Linear):
     """A linear layer with a packed copy of its weight beside it. Made by `pack_weights`, never by hand.
 
     Attributes:
-        packing: "int8": one scale a row, `[out, in]` int8. "int4": a scale and a zero for every `_GROUP` weights.
+        form: of the copy.
+        most_rows: rows up to which it is read.
         packed_weight, packed_scales: not saved with the model.
     """
 
-    packing: Packing
+    form: Form
+    most_rows: int
     packed_weight: Tensor
     packed_scales: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        rows_RF = input.flatten(0, -2)
-        if not _in_use.get() or len(rows_RF) > _MOST_ROWS[self.packing]:
-            return super().forward(input)
-        if self.packing == "int8":
-            out_RO = torch.ops.aten._weight_int8pack_mm(rows_RF, self.packed_weight, self.packed_scales)
-        else:
-            out_RO = torch.ops.aten._weight_int4pack_mm_for_cpu(rows_RF, self.packed_weight, _GROUP, self.packed_scales)
+        return self.product(input) if self.reads_packed(input) else super().forward(input)
+
+    def reads_packed(self, input: Tensor) -> bool:
+        """Whether these rows, now, are multiplied with the copy."""
+        return _in_use.get() and input.numel() <= self.most_rows * self.in_features
+
+    def product(self, input: Tensor) -> Tensor:
+        """The product with the copy, in the number format of `input`."""
+        rows_RF = input.reshape(-1, self.in_features).to(self.form.rows)
+        out_RO = self.form.product(rows_RF, self.packed_weight, self.packed_scales).to(input.dtype)
         if self.bias is not None:
             out_RO = out_RO + self.bias
-        return out_RO.view(*input.shape[:-1], -1)
+        return out_RO.view(*input.shape[:-1], self.out_features)
 
 
 @contextmanager
@@ -65,47 +112,104 @@ def reading_packed(step: Step | None) -> Iterator[None]:
         _in_use.reset(token)
 
 
-def check_packing(name: str) -> Packing:
-    """A packing by its name.
+def check_weights(name: str, device: torch.device) -> DecodeWeights:
+    """What decoding may read, by its name.
 
     Raises:
-        MemspanError: there is none of that name.
+        MemspanError: there is none of that name, or it is not for this device.
     """
-    if name not in _MOST_ROWS:
-        raise MemspanError(f"weights must be one of {', '.join(_MOST_ROWS)}, not {name!r}")
-    return cast(Packing, name)
+    if name not in _WEIGHTS:
+        raise MemspanError(f"weights must be one of {', '.join(_WEIGHTS)}, not {name!r}")
+    if device.type != "cpu":
+        raise MemspanError(f"{name} weights are for CPUs; leave them out on a GPU")
+    return cast(DecodeWeights, name)
+
+
+def asked_weight(linear: nn.Linear) -> Tensor:
+    """The weight that questions read; a `memspan.model.lora.TwoSidedLinear` has one of its own for them."""
+    return cast(Tensor, getattr(linear, "query_weight", linear.weight))
+
+
+Seconds = Callable[[Form | None, Sequence[nn.Linear], int], float]
+"""How long some linear layers of one shape take for so many rows, one after the other; None: as they are."""
+
+
+def _seconds(form: Form | None, linears: Sequence[nn.Linear], num_rows: int) -> float:
+    rows_RF = asked_weight(linears[0]).new_ones(num_rows, linears[0].in_features)
+    packed = [form.pack(asked_weight(linear)) if form else (asked_weight(linear),) for linear in linears]
+
+    def run() -> float:
+        begin = time.perf_counter()
+        for tensors in packed:
+            if form is None:
+                F.linear(rows_RF, *tensors)
+            else:
+                form.product(rows_RF.to(form.rows), *tensors).to(rows_RF.dtype)
+        return time.perf_counter() - begin
+
+    return min(run() for _ in range(4))
 
 
 @torch.no_grad()
-def pack_weights(backbone: PreTrainedModel, packing: Packing) -> int:
-    """Give every linear layer of a decoder a packed copy of its weight, in place. Returns their bytes.
+def pack_weights(backbone: PreTrainedModel, packing: Packing, seconds: Seconds = _seconds) -> dict[str, int]:
+    """Give linear layers of a decoder a packed copy of their weights where that is read faster, in place.
 
-    The language-model head takes int8 in any case: 4 bits lose most there. A layer whose shape int4 cannot hold does
+    Layers of one shape are decided together. Where bfloat16 is faster than what is asked for, it is taken, as it loses
+    less. The language-model head takes int8 for int4: 4 bits lose most there. A layer whose shape int4 cannot hold does
     as well. Weights must not change afterwards.
 
-    Raises:
-        MemspanError: the model is not on a CPU.
+    Args:
+        seconds: times a product.
+
+    Returns:
+        How many linear layers read what: "plain", or a packing.
     """
-    if next(backbone.parameters()).device.type != "cpu":
-        raise MemspanError(f"{packing} weights are for CPUs; leave them out on a GPU")
-    num_bytes, head = 0, backbone.get_output_embeddings()
+    shapes: dict[tuple[object, ...], list[nn.Linear]] = {}
+    head = backbone.get_output_embeddings()
     for name, module in backbone.named_modules():
         if not isinstance(module, nn.Linear) or "router_" in name:
             continue
         assert not isinstance(module, PackedLinear), "weights are packed once"
-        fits = module.in_features % _GROUP == 0 and module.out_features % _INT4_ROWS == 0
-        own = "int8" if module is head or not fits else packing
         assert not hasattr(module, "lora_a"), "LoRA is merged before weights are packed"
-        # What decodes is the query side; a `memspan.model.lora.TwoSidedLinear` has a weight of its own for it.
-        asked = cast(Tensor, getattr(module, "query_weight", module.weight))
-        weight, scales = _int8(asked) if own == "int8" else _int4(asked)
-        module.__class__ = _packed_class(type(module))
-        assert isinstance(module, PackedLinear)
-        module.packing = own
-        module.register_buffer("packed_weight", weight, persistent=False)
-        module.register_buffer("packed_scales", scales.to(module.weight.dtype), persistent=False)
-        num_bytes += weight.nbytes + module.packed_scales.nbytes
-    return num_bytes
+        fits = module.in_features % _GROUP == 0 and module.out_features % _INT4_ROWS == 0
+        own = "int8" if packing == "int4" and (module is head or not fits) else packing
+        shapes.setdefault((own, module.weight.shape, module.weight.dtype), []).append(module)
+    counts: Counter[str] = Counter()
+    for (own, *_), linears in shapes.items():
+        form, most_rows = _fastest(cast(Packing, own), linears, seconds)
+        counts[form.packing if form else "plain"] += len(linears)
+        for linear in linears if form else ():
+            _give(linear, cast(Form, form), most_rows)
+    _log.info("decoding reads %s", ", ".join(f"{name} weights in {count} layers" for name, count in counts.items()))
+    return dict(counts)
+
+
+def _fastest(packing: Packing, linears: Sequence[nn.Linear], seconds: Seconds) -> tuple[Form | None, int]:
+    """The form in which layers of one shape are read fastest for one row, and rows up to which it is worth it."""
+    weight = asked_weight(linears[0])
+    timed = linears[: max(1, _TIMED_BYTES // weight.nbytes)]
+    forms = [Form("bfloat16", torch.bfloat16)] if weight.dtype == torch.float32 else []
+    if packing != "bfloat16":
+        forms += [Form(packing, dtype) for dtype in dict.fromkeys((weight.dtype, torch.bfloat16))]
+    took = {form: seconds(form, timed, 1) for form in forms}
+    best = min(took, key=took.__getitem__, default=None)
+    most_rows = 0
+    for num_rows in _ROWS if best else ():
+        packed = took[cast(Form, best)] if num_rows == 1 else seconds(best, timed, num_rows)
+        if packed > _WORTH * seconds(None, timed, num_rows):
+            break
+        most_rows = num_rows
+    return (best, most_rows) if most_rows else (None, 0)
+
+
+def _give(linear: nn.Linear, form: Form, most_rows: int) -> None:
+    weight, scales = form.pack(asked_weight(linear))
+    linear.register_buffer("packed_weight", weight, persistent=False)
+    linear.register_buffer("packed_scales", scales, persistent=False)
+    made = cast(PackedLinear, linear)
+    made.form, made.most_rows = form, most_rows
+    # Last, so that another thread that runs the layer finds all of it.
+    linear.__class__ = _packed_class(type(linear))
 
 
 @cache
