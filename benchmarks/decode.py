@@ -8,13 +8,14 @@ question in turn. memspan's rows also attend to the memory the prefill routed to
 first token to the last, by the wall and by the process's own clock; greedy, to the answer's own end.
 
     backbone       `generate` of transformers with its standard (SDPA) attention and cache
-    plain          memspan, a token a step
-    lookup         memspan as it is: drafts copied from the context (prompt lookup), checked in one step
-    int8, int4     plain, with packed weights; +lookup: both
+    exact          memspan with the weights as loaded, a token a step
+    bfloat16       what may be read instead, where that is faster; bfloat16 is the default
+    int8, int4
+    ...+lookup     with drafts copied from the context (prompt lookup), where they pay; the default
     llama.cpp      where `xllamacpp` is installed and the backbone is the embedded one: its own Q4_1 file
 
 Loss: tokens of the notes, read through decoding steps: perplexity, and how often the best next token is that of the
-unpacked weights. For answers: the share that is equal, token by token, to `plain`'s.
+exact weights. For answers: the share that is equal, token by token, to `exact`'s.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import math
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,14 +47,14 @@ from memspan.bank.encode import manifest_of
 from memspan.bank.scope import Scope
 from memspan.eval.plots import Spread, draw_bars
 from memspan.generate.context import fitted_context, room_for
-from memspan.generate.decode import Decoding, prefill
+from memspan.generate.decode import Decoding
 from memspan.generate.finder import Finder
 from memspan.generate.lookup import PromptLookup
 from memspan.model.backbones import default_gguf
-from memspan.model.buffers import DecodeBuffers
 from memspan.model.convert import LoadedModel, load
-from memspan.model.memory_api import AskStep, LayerMemory
-from memspan.model.packed import Packing, pack_weights
+from memspan.model.decoding import DecodeRows, prefill, prepare
+from memspan.model.memory_api import LayerMemory
+from memspan.model.packed import DecodeWeights, PackedLinear
 from memspan.text.corpus import read_paths
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Context
@@ -60,8 +62,8 @@ from memspan.types import Retrieved, Span
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 DOCUMENTS = 3
-# Tokens a step of the loss's measurement reads; no more than packed products take.
-STEP = 6
+# Tokens a step of the loss's measurement reads: one, as packed products may be slower over more, and are left then.
+STEP = 1
 
 
 @dataclass(slots=True)
@@ -117,10 +119,9 @@ def run_memspan(
 ) -> None:
     decoding = Decoding(loaded, [context], memory, Sampling(max_new_tokens=tokens))
     if not lookup:
-        decoding.lookup = PromptLookup((), max_draft=0)
+        decoding.lookup = None
     times = [now() for _ in decoding.run()]
-    assert decoding.lookup is not None
-    row.lookups.append(decoding.lookup)
+    row.lookups += [decoding.lookup] if decoding.lookup else []
     row.add(times, decoding.rows[0].ids)
 
 
@@ -151,13 +152,9 @@ def step_logits(loaded: LoadedModel, ids: Sequence[int]) -> torch.Tensor:
     retrieved: dict[int, Retrieved] = {}
     cache = DynamicCache(config=loaded.model.config.text_config)
     logits = [prefill(loaded.model, packed, None, retrieved, cache).float()]
-    buffers = DecodeBuffers(cache, retrieved)
-    for begin in range(STEP, len(ids), STEP):
-        new = torch.tensor([ids[begin : begin + STEP]])
-        places = torch.arange(begin, begin + new.shape[1])[None]
-        out = loaded.model(input_ids=new, position_ids=places, use_cache=False, memory=AskStep(buffers=buffers))
-        buffers.drop(0)
-        logits.append(out.logits[0].float())
+    rows = DecodeRows(loaded.model, 1)
+    rows.join(packed, cache, retrieved)
+    logits += [rows.step([ids[begin : begin + STEP]])[0].float() for begin in range(STEP, len(ids), STEP)]
     return torch.cat(logits)[:-1]
 
 
@@ -200,24 +197,24 @@ def main() -> None:
     parser.add_argument(
         "--bank", type=Path, help="bank of the notes; made where it is missing. Default: a temporary one"
     )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: what this machine computes fast")
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
     parser.add_argument("--texts", type=int, default=4, help="notes whose tokens measure the loss")
     options = parse_options(parser)
 
-    loaded = load(options.model, device="cpu")
-    models = {"": loaded}
-    packings: tuple[Packing, ...] = ("int8", "int4")
-    for packing in packings:
-        models[packing] = load(options.model, device="cpu")
-        pack_weights(models[packing].model.backbone, packing)
+    weights: tuple[DecodeWeights, ...] = ("exact", "bfloat16", "int8", "int4")
+    models = {name: load(options.model, device="cpu", dtype=options.dtype, weights=name) for name in weights}
+    for model in models.values():
+        prepare(model.model)
+    loaded = models["exact"]
     backbone = plain_backbone(loaded)
     llama = None
     if importlib.util.find_spec("xllamacpp") is not None and options.model is None:
         llama = llama_runner()
 
     rows: dict[str, Row] = {"backbone": Row()}
-    rows |= {name: Row() for name in ("plain", "lookup", "int8", "int8+lookup", "int4", "int4+lookup")}
+    rows |= {name + drafts: Row() for name in models for drafts in ("", "+lookup")}
     rows |= {"llama.cpp": Row()} if llama else {}
     stops = sorted(loaded.template.stop_ids)
     with opened(options, loaded) as memory, memory.bank.snapshot(memory.namespace) as snapshot:
@@ -228,21 +225,23 @@ def main() -> None:
             found = memory.search(question, selector="lexical", limit=DOCUMENTS)
             context = fitted_context(loaded, question, found, room_for(loaded, options.tokens, None)).context
             run_backbone(backbone, context, options.tokens, stops, rows["backbone"])
-            for packing, model in models.items():
-                for name, lookup in ((packing or "plain", False), (f"{packing}+lookup".lstrip("+"), True)):
-                    layer_memory = finder.layer_memory()
-                    run_memspan(model, context, layer_memory, options.tokens, rows[name], lookup=lookup)
+            for name, model in models.items():
+                for drafts in ("", "+lookup"):
+                    given = context, finder.layer_memory(), options.tokens, rows[name + drafts]
+                    run_memspan(model, *given, lookup=bool(drafts))
             if llama:
                 prompt = loaded.template.tokenizer.decode(list(context.ids))
                 llama(str(prompt), options.tokens, rows["llama.cpp"])
         texts = [list(loaded.template.document(1, item.text))[:256] for item in notes(options.texts)]
     best: list[torch.Tensor] = []
-    losses = {name or "unpacked": loss(model, texts, best) for name, model in models.items()}
+    losses = {name: loss(model, texts, best) for name, model in models.items()}
 
-    plain, base = rows["plain"], rows["backbone"]
+    plain, base = rows["exact"], rows["backbone"]
     figures: dict[str, Any] = {
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "torch_isa": torch.backends.cpu.get_cpu_capability(),
+        "read": {name: dict(Counter(map(form_of, linears(model)))) for name, model in models.items()},
         "rows": {},
         "loss": losses,
     }
@@ -257,7 +256,7 @@ def main() -> None:
             cpu_rate = row.per_second(row.cpu)
             told["tokens_per_cpu_second"] = round(cpu_rate, 1)
             told["over_backbone_cpu"] = round(cpu_rate / base.per_second(base.cpu), 2)
-            told["answers_as_plain"] = sum(ids == other for ids, other in zip(row.ids, plain.ids, strict=True))
+            told["answers_as_exact"] = sum(ids == other for ids, other in zip(row.ids, plain.ids, strict=True))
             equal = sum(map(equal_prefix, row.ids, plain.ids))
             told["equal_leading_tokens"] = round(equal / sum(map(len, plain.ids)), 3)
         if drafted := sum(lookup.num_drafted for lookup in row.lookups):
@@ -265,6 +264,15 @@ def main() -> None:
         figures["rows"][name] = told
     bars = {name: Spread.of(row.rates(row.wall)) for name, row in rows.items()}
     write_figures(options, figures, partial(draw_bars, bars=bars, up="tokens per second", title="decoding"))
+
+
+def linears(loaded: LoadedModel) -> list[torch.nn.Linear]:
+    return [module for module in loaded.model.backbone.modules() if isinstance(module, torch.nn.Linear)]
+
+
+def form_of(linear: torch.nn.Linear) -> str:
+    """What decoding steps of one row read in place of a weight."""
+    return linear.form.packing if isinstance(linear, PackedLinear) else "plain"
 
 
 def notes(count: int) -> list[Document]:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from helpers import FAMILIES, IM_END, WINDOW, TensorMemory, random_context, random_ids, tiny_loaded
 
+from memspan.generate.batching import DecodingBatch
 from memspan.generate.decode import Decoding
 from memspan.generate.lookup import PromptLookup
 from memspan.generate.sampling import Sampling
 from memspan.model import buffers
 from memspan.model.convert import LoadedModel
+from memspan.model.costs import StepCosts
 from memspan.text.template import Context
 from memspan.types import Retrieved, Span
 
 GREEDY = Sampling(max_new_tokens=24)
 SAMPLED = Sampling(max_new_tokens=24, temperature=0.5, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def drafts_always_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step's seconds are learned; whether drafts pay is tested with a clock of its own."""
+    monkeypatch.setattr(StepCosts, "add", lambda *_: None)
 
 
 def _memory(loaded: LoadedModel) -> TensorMemory:
@@ -140,10 +148,10 @@ def test_a_score_bias_is_added_for_every_token_of_a_draft() -> None:
 
 
 def test_a_draft_is_what_followed_the_longest_last_match() -> None:
-    lookup = PromptLookup([1, 2, 3, 4, 5, 9, 3, 6, 7, 8, 2, 3], max_draft=3)
-    assert lookup.draft(10) == [4, 5, 9], "(2, 3) matches before the later 3"
+    lookup = PromptLookup([1, 2, 3, 4, 5, 9, 3, 6, 7, 8, 2, 3])
+    assert lookup.draft(10) == [4, 5, 9, 3, 6], "(2, 3) matches before the later 3"
     lookup.extend([6])
-    assert lookup.draft(10) == [7, 8, 2], "(3, 6), where it stood last"
+    assert lookup.draft(10) == [7, 8, 2, 3, 6], "(3, 6), where it stood last"
     assert lookup.draft(2) == [7, 8]
     assert lookup.draft(0) == []
     lookup.extend([100])
@@ -156,25 +164,81 @@ def test_what_was_written_is_drafted_too() -> None:
     assert lookup.draft(9)[:2] == [6, 7]
 
 
-def test_drafts_are_shorter_where_they_fail_and_longer_where_they_succeed() -> None:
-    lookup = PromptLookup([1, 2, 3, 4, 5, 6, 7, 8, 9, 1], max_draft=4)
-    lengths = []
-    for kept in (0, 0, 0, 1, 2, 4):
-        lengths.append(len(lookup.draft(99)))
-        lookup.accepted(kept, lengths[-1])
-    assert lengths == [4, 2, 1, 1, 2, 4]
-    lookup.accepted(1, 4)
-    lookup.accepted(0, 0)
-    assert len(lookup.draft(99)) == 4, "a draft kept in part, and none at all, change nothing"
-    assert (lookup.num_drafted, lookup.num_accepted) == (18, 8)
+def test_what_was_kept_lately_says_what_will_be() -> None:
+    lookup = PromptLookup([1])
+    before = lookup.kept
+    lookup.accepted(1, 4)  # the first was kept, the second not; the others say nothing
+    assert 0.5 < lookup.kept < before
+    for _ in range(20):
+        lookup.accepted(0, 5)
+    assert lookup.kept < 0.1
+    for _ in range(20):
+        lookup.accepted(5, 5)
+    assert lookup.kept > 0.9
+    assert (lookup.num_drafted, lookup.num_accepted) == (204, 101)
+
+
+# --- whether drafts pay -----------------------------------------------------------------------------------------------
+
+
+class _Clock:
+    """Time that passes in the model's forwards only: seconds by the tokens of a step."""
+
+    def __init__(self, loaded: LoadedModel, seconds: Callable[[int], float]) -> None:
+        self.now, self.seconds = 0.0, seconds
+        self.sizes: list[int] = []
+        loaded.model.register_forward_pre_hook(self._pass, with_kwargs=True)
+
+    def _pass(self, _: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        self.sizes.append(kwargs["input_ids"].shape[1])
+        self.now += self.seconds(self.sizes[-1])
+
+    def write(self, loaded: LoadedModel, decoding: Decoding) -> list[int]:
+        """Decode; returns the tokens of every step."""
+        batch = DecodingBatch(loaded, 1, clock=lambda: self.now)
+        for _ in batch.run(decoding):
+            batch.step()
+        sizes, self.sizes = self.sizes[1:], []
+        return sizes
+
+
+def _repeating(loaded: LoadedModel) -> Decoding:
+    loaded.template.stop_ids -= {IM_END}
+    sampling = Sampling(max_new_tokens=200, stop=("\0",))
+    return Decoding(loaded, [Context(tuple(random_ids(12)[0]), Span(2, 10))], None, sampling)
+
+
+def test_drafts_stop_where_steps_of_several_tokens_cost_too_much_and_start_again_where_they_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()  # costs are learned
+    loaded = tiny_loaded()
+    clock = _Clock(loaded, lambda num_tokens: float(num_tokens) ** 2)
+    sizes = clock.write(loaded, _repeating(loaded))
+    tried = [place for place, size in enumerate(sizes) if size > 1]
+    assert 0 < len(tried) < 25 and tried[-1] > 100, "it is tried, given up, and tried now and then"
+    clock.seconds = lambda num_tokens: 1.0 + 0.01 * num_tokens
+    again = [clock.write(loaded, _repeating(loaded)) for _ in range(3)][-1]
+    assert len(again) < 80, "as steps of several tokens are cheap by now"
+
+
+def test_drafts_stop_where_they_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    costs = StepCosts()
+    for num_tokens in (1, 2, 3, 4, 5, 6):
+        for _ in range(2):
+            costs.add(num_tokens, 1.0 + 0.2 * num_tokens)
+    lookup = PromptLookup([1])
+    assert costs.best_draft(lookup.kept, 5) >= 2
+    for _ in range(30):
+        lookup.accepted(0, 5)
+    assert [costs.best_draft(lookup.kept, 5) for _ in range(32)] == [*[0] * 31, 1]
+    assert costs.best_draft(1.0, 5) == 5 and costs.best_draft(1.0, 0) == 0
 
 
 def test_real_repetition_is_drafted_and_kept() -> None:
     loaded = tiny_loaded()
     # A model without attention to speak of writes in cycles: what it wrote is found again.
-    decoding = Decoding(
-        loaded, [Context(tuple(random_ids(12)[0]), Span(2, 10))], None, Sampling(max_new_tokens=200, stop=("\0",))
-    )
-    loaded.template.stop_ids -= {IM_END}
+    decoding = _repeating(loaded)
     _write(decoding)
     assert decoding.lookup is not None and decoding.lookup.num_accepted > 50

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,10 +24,11 @@ class DecodingBatch:
 
     Args:
         max_rows: questions that decode together, at most; buffers are made for so many.
+        clock: seconds, by which drafts are found to pay or not.
     """
 
-    def __init__(self, loaded: LoadedModel, max_rows: int) -> None:
-        self._model = loaded.model
+    def __init__(self, loaded: LoadedModel, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._model, self._costs, self._clock = loaded.model, loaded.model.step_costs, clock
         self._rows = DecodeRows(loaded.model, max_rows)
         self._members: list[tuple[Writing, PromptLookup | None]] = []
         # A draft that was run behind the newest token and is not compared yet, with the logits behind each token of it.
@@ -84,7 +86,11 @@ class DecodingBatch:
         (writing, lookup), draft = self._members[0], list[int]()
         if len(self) == 1 and lookup is not None:
             draft = lookup.draft(writing.room - 1)
+            draft = draft[: self._costs.best_draft(lookup.kept, len(draft))]
+        began = self._clock()
         logits_RTV = self._rows.step([[writing.row.ids[-1], *draft] for writing, _ in self._members])
+        if len(self) == 1:
+            self._costs.add(1 + len(draft), self._clock() - began)
         self._draft, self._num_drafted = list(zip(draft, logits_RTV[0, 1:], strict=True)), len(draft)
         return logits_RTV[:, 0]
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Tokens drafted at a time, at most: a forward over so many costs little more than one over one token (docs/LOG.md).
+# Tokens drafted at a time, at most: further ones are seldom kept (docs/LOG.md).
 MAX_DRAFT = 5
 # Tokens that must have stood before, longest first.
 _MATCHED = (3, 2, 1)
+# Before a draft was compared: as if so many tokens had been, and so many of them kept.
+_SEEN_BEFORE, _KEPT_BEFORE = 3.0, 2.0
+# What an earlier draft counts beside the next one: a text repeats itself in places.
+_FADE = 0.9
 
 
 class PromptLookup:
@@ -20,19 +24,24 @@ class PromptLookup:
 
     Attributes:
         num_drafted, num_accepted: tokens so far.
+        kept: probability that a drafted token is kept where those before it are, judged by the newest drafts.
     """
 
-    def __init__(self, ids: Sequence[int], max_draft: int = MAX_DRAFT) -> None:
+    def __init__(self, ids: Sequence[int]) -> None:
         """
         Args:
             ids: the context; what is written is added by `extend`.
         """
         self.num_drafted = self.num_accepted = 0
+        self._seen, self._kept = _SEEN_BEFORE, _KEPT_BEFORE
         self._ids: list[int] = []
-        self._max_draft = self._length = max_draft
         self._end_of: dict[tuple[int, ...], int] = {}
         self._newest: list[tuple[tuple[int, ...], int]] = []
         self.extend(ids)
+
+    @property
+    def kept(self) -> float:
+        return self._kept / self._seen
 
     def extend(self, ids: Sequence[int]) -> None:
         """Add tokens at the end."""
@@ -48,16 +57,12 @@ class PromptLookup:
         for words, _ in self._newest:
             if words in self._end_of:
                 begin = self._end_of[words]
-                return self._ids[begin : begin + min(self._length, at_most)]
+                return self._ids[begin : begin + min(MAX_DRAFT, at_most)]
         return []
 
     def accepted(self, num_accepted: int, num_drafted: int) -> None:
-        """Learn how much of a draft was kept: drafts are longer where they succeed, and shorter where they fail."""
+        """Learn how much of a draft was kept; what follows the first token that was not says nothing."""
         self.num_drafted += num_drafted
         self.num_accepted += num_accepted
-        if not num_drafted:
-            return
-        if num_accepted == num_drafted:
-            self._length = min(2 * self._length, self._max_draft)
-        elif not num_accepted:
-            self._length = max(self._length // 2, 1)
+        self._kept = _FADE * self._kept + num_accepted
+        self._seen = _FADE * self._seen + min(num_accepted + 1, num_drafted)

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from memspan.config import MSAConfig
 from memspan.errors import UnsupportedBackbone
 from memspan.model.attention import ATTENTION_NAME
+from memspan.model.costs import StepCosts
 from memspan.model.fingerprint import fingerprint
 from memspan.model.lower import keep_lower
 from memspan.model.memory_api import AllRecorded, AskStep, EncodeStep, Step
@@ -37,6 +38,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
 
     Attributes:
         decode_weights: what `memspan.model.decoding.prepare` is to do before the first decoding step; None: nothing.
+        step_costs: what decoding steps take.
     """
 
     decode_weights: DecodeWeights | None = None
@@ -49,6 +51,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: MSAConfig) -> None:
         super().__init__(config)
+        self.step_costs = StepCosts()
         try:
             self.backbone = AutoModelForCausalLM.from_config(config.backbone_config, attn_implementation=ATTENTION_NAME)
         except KeyError as error:
