@@ -6,7 +6,7 @@ from __future__ import annotations
 _RUNS = 2
 # The least seconds seen count, and rise by this factor with every slower step: machines change.
 _RISE = 1.05
-# Where drafting does not pay, one token is drafted all the same once in so many times, to see whether it does by now.
+# One token more than pays is drafted all the same once in so many times, to see whether it does by now.
 _TRIED_AGAIN = 32
 
 
@@ -30,9 +30,9 @@ class StepCosts:
             kept: probability that a drafted token is kept where those before it are.
         """
         best = max(range(at_most + 1), key=lambda length: self._rate(kept, length))
-        if at_most and not best:
-            self._passed_over += 1
-            return 1 if self._passed_over % _TRIED_AGAIN == 0 else 0
+        if best < at_most:
+            self._passed_over = (self._passed_over + 1) % _TRIED_AGAIN
+            best += int(not self._passed_over)
         return best
 
     def _rate(self, kept: float, length: int) -> float:
