@@ -39,8 +39,8 @@ _WORTH = 0.95
 # Weights that share a scale and a zero in int4: as in the Q4_1 files that small models are published in.
 _GROUP = 32
 _INT4_ROWS = 16  # what the kernel takes at a time
-# Of the weights of one shape as many bytes are read by a timing: more than caches hold, as a step reads more.
-_TIMED_BYTES = 2**25
+# Bytes of one shape's weights that a timing reads: more than the caches next to a core hold, as a step reads more.
+_TIMED_BYTES = 2**24
 
 _in_use: ContextVar[bool] = ContextVar("packed_in_use", default=False)
 
@@ -147,7 +147,7 @@ def _seconds(form: Form | None, linears: Sequence[nn.Linear], num_rows: int) -> 
                 form.product(rows_RF.to(form.rows), *tensors).to(rows_RF.dtype)
         return time.perf_counter() - begin
 
-    return min(run() for _ in range(4))
+    return min(run() for _ in range(3))
 
 
 @torch.no_grad()

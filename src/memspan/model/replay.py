@@ -28,7 +28,6 @@ _log = logging.getLogger(__name__)
 
 # Rows and tokens of a trace: primes that no size of a model is, and that cost nothing, for nothing is computed.
 _R, _T = 10007, 10009
-
 # Largest difference from a layer's own forward, relative.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -67,18 +66,28 @@ def replay_layers(model: nn.Module, layers: Sequence[nn.Module]) -> int:
         model: called as `DecodeRows.step` calls it.
         layers: in order.
     """
+    try:
+        calls = _observe(model, layers)
+    except Exception as error:
+        _log.info("no layer is replayed in decoding steps: %s", error)
+        return 0
     programs: dict[object, _Program | None] = {}
     count = 0
-    for place, (layer, call) in enumerate(zip(layers, _observe(model, layers), strict=True)):
+    for place, (layer, call) in enumerate(zip(layers, calls, strict=True)):
         kind = _kind(layer)
-        if kind not in programs:
-            programs[kind] = _traced(layer, call, place)
-        program = programs[kind]
-        if program is None or not call.fits(replay := program.bind(layer, place)):
-            continue
-        cast(ReplayedLayer, layer).replay = replay
-        layer.__class__ = _replayed_class(type(layer))
-        count += 1
+        replay = None
+        try:
+            if kind not in programs:
+                programs[kind] = None
+                programs[kind] = _Program(layer, call)
+            if program := programs[kind]:
+                replay = program.bind(layer, place)
+        except Exception as error:  # whatever a family does that cannot be traced
+            _log.info("layer %d, and those like it, run as they are: %s", place, error)
+        if replay is not None and call.fits(replay):
+            cast(ReplayedLayer, layer).replay = replay
+            layer.__class__ = _replayed_class(type(layer))
+            count += 1
     _log.info("%d of %d layers are replayed in decoding steps", count, len(layers))
     return count
 
@@ -101,14 +110,6 @@ def _kind(layer: nn.Module) -> object:
         for name, module in layer.named_modules()
         if not isinstance(module, nn.Linear)  # left whole
     )
-
-
-def _traced(layer: nn.Module, call: _Call, place: int) -> _Program | None:
-    try:
-        return _Program(layer, call)
-    except Exception as error:  # whatever a family does that cannot be traced
-        _log.info("layer %d, and those like it, run as they are: %s", place, error)
-        return None
 
 
 class _Observed:
@@ -151,20 +152,24 @@ class _Call:
 def _observe(model: nn.Module, layers: Sequence[nn.Module]) -> list[_Call]:
     calls: list[_Call] = []
     buffers = _Observed(_mixed)
+    step = AskStep(buffers=cast(Any, buffers))
 
+    # Another thread may be encoding with the same model.
     def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(_Call(args, kwargs))
+        if kwargs.get("memory") is step:
+            calls.append(_Call(args, kwargs))
 
     def after(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        (calls[-1].asked,) = buffers.asked
-        calls[-1].out = out
-        buffers.asked.clear()
+        if kwargs.get("memory") is step:
+            (calls[-1].asked,) = buffers.asked
+            calls[-1].out = out
+            buffers.asked.clear()
 
     handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
     handles += [layer.register_forward_hook(after, with_kwargs=True) for layer in layers]
     try:
         ids = torch.arange(6).view(2, 3)
-        model(input_ids=ids, position_ids=ids, use_cache=False, memory=AskStep(buffers=cast(Any, buffers)))
+        model(input_ids=ids, position_ids=ids, use_cache=False, memory=step)
     finally:
         for handle in handles:
             handle.remove()
