@@ -10,6 +10,7 @@ from helpers import TensorMemory, random_context, random_ids, tiny_loaded, tiny_
 from memspan.errors import MemspanError
 from memspan.generate.decode import Decoding
 from memspan.generate.sampling import Sampling
+from memspan.model import packed
 from memspan.model.buffers import DecodeBuffers
 from memspan.model.convert import load
 from memspan.model.decoding import DecodeRows
@@ -20,6 +21,11 @@ from memspan.model.packed import Form, PackedLinear, Packing, Seconds, check_wei
 PACKINGS: tuple[Packing, ...] = ("bfloat16", "int8", "int4")
 # A fifteenth of a group's range of about four deviations, uniform: 0.08 of a deviation. An eighth bit: far less.
 _ERROR = {"bfloat16": 0.01, "int8": 0.01, "int4": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def small_weights_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_LEAST_BYTES", 0)
 
 
 def _taking(packing: Packing, dtype: torch.dtype = torch.float32, most_rows: int = 8) -> Seconds:
@@ -81,6 +87,11 @@ def test_of_all_forms_the_fastest_is_taken_and_none_where_nothing_is_faster() ->
     x_TF = torch.randn(1, 3, packed[0].in_features)
     with reading_packed(AskStep(buffers=DecodeBuffers(1))), torch.no_grad():
         assert torch.equal(packed[0](x_TF), torch.nn.functional.linear(x_TF, packed[0].weight)), "rows it is slow for"
+
+
+def test_weights_that_stay_in_a_cache_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert set(pack_weights(tiny_model().backbone, "int8", _taking("int8"))) == {"plain"}
 
 
 def test_weights_as_loaded_are_kept_where_they_are_bfloat16_already() -> None:

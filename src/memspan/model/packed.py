@@ -41,6 +41,8 @@ _GROUP = 32
 _INT4_ROWS = 16  # what the kernel takes at a time
 # Bytes of one shape's weights that a timing reads: more than the caches next to a core hold, as a step reads more.
 _TIMED_BYTES = 2**24
+# Weights of one shape with fewer bytes than this stay in a cache: their layers keep them as they are.
+_LEAST_BYTES = 2**22
 
 _in_use: ContextVar[bool] = ContextVar("packed_in_use", default=False)
 
@@ -176,7 +178,9 @@ def pack_weights(backbone: PreTrainedModel, packing: Packing, seconds: Seconds =
         shapes.setdefault((own, module.weight.shape, module.weight.dtype), []).append(module)
     counts: Counter[str] = Counter()
     for (own, *_), linears in shapes.items():
-        form, most_rows = _fastest(cast(Packing, own), linears, seconds)
+        form, most_rows = None, 0
+        if sum(asked_weight(linear).nbytes for linear in linears) >= _LEAST_BYTES:
+            form, most_rows = _fastest(cast(Packing, own), linears, seconds)
         counts[form.packing if form else "plain"] += len(linears)
         for linear in linears if form else ():
             _give(linear, cast(Form, form), most_rows)
