@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -49,16 +49,16 @@ def _tokens_run(loaded: LoadedModel, layer: int) -> Iterator[list[int]]:
 def _run(decoding: Decoding) -> tuple[torch.Tensor, list[list[int]]]:
     """The prefill's logits and what was written."""
     first: list[torch.Tensor] = []
-    advance = decoding._advance
+    for writing in decoding.writings:
 
-    def spy(logits_BV: torch.Tensor) -> list[int]:
-        first.append(logits_BV.clone())
-        return advance(logits_BV)
+        def spy(logits_V: torch.Tensor, take: Callable[[torch.Tensor], int] = writing.take) -> int:
+            first.append(logits_V.clone())
+            return take(logits_V)
 
-    decoding._advance = spy  # type: ignore[method-assign]
+        writing.take = spy  # type: ignore[method-assign]
     for _ in decoding.run():
         pass
-    return first[0], [row.ids for row in decoding.rows]
+    return torch.stack(first[: len(decoding.rows)]), [row.ids for row in decoding.rows]
 
 
 def _rounds(loaded: LoadedModel, growth: Sequence[Sequence[int]], questions: Sequence[str]) -> Iterator[tuple]:

@@ -65,13 +65,17 @@ class Form:
         weight, scales = _int8(weight_OF) if self.packing == "int8" else _int4(weight_OF)
         return weight, scales.to(self.rows)
 
-    def product(self, rows_RF: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-        """`[R, out]` in the number format of the rows."""
+    def product(self, input: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+        """`[..., out]` of `[..., in]`, in the number format of `input`."""
+        rows = input.to(self.rows)
         if self.packing == "bfloat16":
-            return F.linear(rows_RF, weight)
+            return F.linear(rows, weight).to(input.dtype)
+        rows_RF = rows.reshape(-1, rows.shape[-1])
         if self.packing == "int8":
-            return torch.ops.aten._weight_int8pack_mm(rows_RF, weight, scales)
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(rows_RF, weight, _GROUP, scales)
+            out_RO = torch.ops.aten._weight_int8pack_mm(rows_RF, weight, scales)
+        else:
+            out_RO = torch.ops.aten._weight_int4pack_mm_for_cpu(rows_RF, weight, _GROUP, scales)
+        return out_RO.to(input.dtype).view(*input.shape[:-1], -1)
 
 
 class PackedLinear(nn.Linear):
@@ -97,11 +101,8 @@ class PackedLinear(nn.Linear):
 
     def product(self, input: Tensor) -> Tensor:
         """The product with the copy, in the number format of `input`."""
-        rows_RF = input.reshape(-1, self.in_features).to(self.form.rows)
-        out_RO = self.form.product(rows_RF, self.packed_weight, self.packed_scales).to(input.dtype)
-        if self.bias is not None:
-            out_RO = out_RO + self.bias
-        return out_RO.view(*input.shape[:-1], self.out_features)
+        out = self.form.product(input, self.packed_weight, self.packed_scales)
+        return out if self.bias is None else out + self.bias
 
 
 @contextmanager
@@ -143,10 +144,7 @@ def _seconds(form: Form | None, linears: Sequence[nn.Linear], num_rows: int) -> 
     def run() -> float:
         begin = time.perf_counter()
         for tensors in packed:
-            if form is None:
-                F.linear(rows_RF, *tensors)
-            else:
-                form.product(rows_RF.to(form.rows), *tensors).to(rows_RF.dtype)
+            form.product(rows_RF, *tensors) if form else F.linear(rows_RF, *tensors)
         return time.perf_counter() - begin
 
     return min(run() for _ in range(3))
