@@ -272,7 +272,7 @@ class Memory:
         """The documents a selector finds for a question, best first, without generating anything."""
         chosen = check_selector(selector or self.default_selector)
         request = self._request(
-            [question], {"selector": chosen, "max_documents": limit, "where": where, "as_of": as_of}
+            [question], {"selector": chosen, "max_documents": limit or 1, "where": where, "as_of": as_of}
         )
         with self._snapshot() as snapshot:
             self._check_not_empty(snapshot)
