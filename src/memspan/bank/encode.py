@@ -60,7 +60,7 @@ class SourceParts:
 def manifest_of(loaded: LoadedModel) -> Manifest:
     """The manifest of a bank that a model makes."""
     model = loaded.model
-    return Manifest.of_model(model.config, model.config.encoder_fingerprint or model.encoder_fingerprint())
+    return Manifest.of_model(model.config, model.encoder_fingerprint())
 
 
 def tokenise(document: Document, spans: Sequence[Span], ids: Iterable[int], template: PromptTemplate) -> SourceParts:

@@ -23,7 +23,7 @@ from memspan.config import SIMILARITIES, TEMPLATES, MSAConfig, TemplateSpec
 from memspan.errors import CheckpointError
 from memspan.model.adapter import adapter_layers, apply_adapter
 from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, first_line, load_backbone
-from memspan.model.modeling import MSAForCausalLM, is_router
+from memspan.model.modeling import MSAForCausalLM, check_fingerprints, is_router
 from memspan.model.packed import check_packing, pack_weights
 from memspan.model.probe import probe
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
@@ -41,11 +41,13 @@ class LoadedModel:
 
     Attributes:
         path: the checkpoint folder it came from.
+        adapter: the folder of the adapter that was applied, if one was.
     """
 
     model: MSAForCausalLM
     template: PromptTemplate
     path: Path
+    adapter: Path | None = None
 
 
 def convert(
@@ -230,6 +232,7 @@ def load(
                 output_loading_info=True,
             )
         model, info = cast(tuple[MSAForCausalLM, dict[str, Any]], loaded)
+        check_fingerprints(model.config, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is damaged ({first_line(error)}); run memspan convert again") from error
@@ -245,7 +248,7 @@ def load(
     torch.nn.Module.to(model, target)
     if packing is not None:
         pack_weights(model.backbone, packing)
-    return LoadedModel(model.eval(), template, folder)
+    return LoadedModel(model.eval(), template, folder, adapter)
 
 
 def _routing_in(config: MSAConfig, layers: tuple[int, ...], adapter: Path) -> MSAConfig:
