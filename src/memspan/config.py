@@ -122,25 +122,25 @@ TEMPLATES: dict[str, TemplateSpec] = {
 
 # Fields of a decoder's config that decide, with its weights, what it computes of a document. They count in the encoder
 # fingerprint by the value that is in force, given or not.
-_SHAPING = frozenset(
-    "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-    "hidden_act hidden_activation rms_norm_eps layer_norm_eps norm_eps attention_bias mlp_bias "
-    "max_position_embeddings original_max_position_embeddings rope_parameters rope_theta rope_scaling "
-    "partial_rotary_factor no_rope_layers layer_types sliding_window use_sliding_window max_window_layers "
-    "query_pre_attn_scalar attn_logit_softcapping use_bidirectional_attention embedding_multiplier "
-    "residual_multiplier attention_multiplier "
-    "num_experts_per_tok norm_topk_prob decoder_sparse_step mlp_only_layers".split()
-)
+_SHAPING = """
+    model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+    hidden_act hidden_activation rms_norm_eps layer_norm_eps norm_eps attention_bias mlp_bias
+    max_position_embeddings original_max_position_embeddings rope_parameters rope_theta rope_scaling
+    partial_rotary_factor no_rope_layers layer_types sliding_window use_sliding_window max_window_layers
+    query_pre_attn_scalar attn_logit_softcapping use_bidirectional_attention
+    embedding_multiplier residual_multiplier attention_multiplier
+    num_experts_per_tok norm_topk_prob decoder_sparse_step mlp_only_layers
+"""
 # Fields that do not. One that is in neither list counts where it is not what its class has by default: another encoder
 # that is taken for the same is worse than a bank that is refused.
-_INCIDENTAL = frozenset(
-    "architectures dtype torch_dtype transformers_version use_cache return_dict output_attentions output_hidden_states "
-    "vocab_size tie_word_embeddings initializer_range pretraining_tp is_encoder_decoder chunk_size_feed_forward "
-    "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id "
-    "attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout "
-    "logits_scaling logit_scale final_logit_softcapping output_router_logits router_aux_loss_coef router_jitter_noise "
-    "id2label label2id problem_type auto_map name_or_path".split()
-)
+_INCIDENTAL = """
+    architectures dtype torch_dtype transformers_version name_or_path auto_map id2label label2id problem_type
+    use_cache return_dict output_attentions output_hidden_states chunk_size_feed_forward is_encoder_decoder
+    vocab_size tie_word_embeddings initializer_range pretraining_tp
+    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id
+    attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout
+    logits_scaling logit_scale final_logit_softcapping output_router_logits router_aux_loss_coef router_jitter_noise
+"""
 # Of encoder fingerprints. Former ones, the sha256 of the weights as they were loaded, had no mark.
 FINGERPRINT_MARK = "v2-"
 
@@ -255,12 +255,12 @@ class MSAConfig(PretrainedConfig):
         """
         spec, text = self.template_spec, self.text_config
         defaults = type(text)().to_dict()
-        computed = {
-            name: value
-            for name, value in text.to_dict().items()
-            if value is not None
-            and (name in _SHAPING or not (name in _INCIDENTAL or name[0] == "_" or value == defaults.get(name)))
-        }
+        shaping, incidental = set(_SHAPING.split()), set(_INCIDENTAL.split())
+
+        def counts(name: str, value: Any) -> bool:
+            return name in shaping or not (name in incidental or name[0] == "_" or value == defaults.get(name))
+
+        computed = {n: value for n, value in text.to_dict().items() if value is not None and counts(n, value)}
         template = spec.document_prefix, spec.document_suffix
         settings = [backbone, document, self.chunk_size, self.layers, self.similarity, template, computed]
         # 10000 and 10000.0 are one setting.

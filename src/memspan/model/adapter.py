@@ -1,8 +1,8 @@
 """Adapters: trained weights that belong to one backbone, kept apart from it.
 
 adapter.json          fingerprint of the backbone, the MSA layers, settings it was trained with, what LoRA there is,
-                      whether there is a score bias; the fingerprint of what shapes documents, and a sample of the weights
-                      by which a changed file is noticed (`memspan.model.fingerprint`)
+                      whether there is a score bias; the fingerprint of what shapes documents, and a sample of the
+                      weights by which a changed file is noticed (`memspan.model.fingerprint`)
 adapter.safetensors   the weights, by the backbone's own parameter names (routers, and whatever else was trained);
                       LoRA as NAME.lora_a and NAME.lora_b
 """
@@ -99,8 +99,8 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
     """Put an adapter's weights into a model, whose router then counts as trained.
 
     LoRA is merged into the weights, in float32, and rounded once; where it is of one side, a layer then has two weights
-    (see `merge_lora`). The encoder fingerprint is that of backbone and adapter as they are stored: banks made without the
-    adapter do not fit it any more.
+    (see `merge_lora`). The encoder fingerprint is that of backbone and adapter as they are stored: banks made without
+    the adapter do not fit it any more.
 
     Raises:
         CheckpointError: no adapter there, a damaged one, or one that belongs to another backbone or other layers.

@@ -278,8 +278,8 @@ def check_fingerprints(config: MSAConfig, folder: Path) -> None:
     if config.weights_sample not in (None, sample(weights.items())) or config.backbone_fingerprint is None:
         set_fingerprints(config, weights)
         _log.warning(
-            "the weights in %s are not those that its config.json was written with: all were hashed, as they will be at "
-            "every load. If the change was meant, save the model anew (save_pretrained); else run memspan convert again",
+            "the weights in %s are not those that its config.json was written with: all were hashed, as they will be "
+            "at every load. If the change was meant, save the model anew (save_pretrained); else convert it again",
             folder,
         )
     elif config.document_fingerprint is None:
