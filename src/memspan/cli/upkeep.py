@@ -8,13 +8,14 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from memspan.bank import archive
 from memspan.bank import verify as verification
 from memspan.bank.bank import MemoryBank
-from memspan.bank.encode import manifest_of
+from memspan.bank.encode import check_model
 from memspan.bank.reencode import reencode as reencode_bank
 from memspan.bank.verify import Fault
 from memspan.cli import render
@@ -117,8 +118,8 @@ def import_(file: Path, bank: Path, model: ModelChoice, as_json: bool) -> int:
     if not file.is_file():
         raise MemspanError(f"{file} does not exist")
     if zipfile.is_zipfile(file):
-        manifest = manifest_of(model.load()) if model.path is not None else None
-        with closing(archive.import_bank(file, bank, manifest)) as imported:
+        check = partial(check_model, loaded=model.load()) if model.path is not None else lambda manifest: None
+        with closing(archive.import_bank(file, bank, check)) as imported:
             show({"bank": str(bank), **dataclasses.asdict(imported.catalog.counts())}, as_json)
         return 0
     with model.open(bank, create=True) as memory, stop_flag() as stop, _lines(file) as stream:

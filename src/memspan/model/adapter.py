@@ -133,8 +133,8 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
     stored = dict(weights)
     _install(model, weights, lora)
     # That of an adapter from before it was stored, or of a changed file, is computed.
-    is_known = values.get("weights_sample") == _sample(stored, values.get("lora", {}))
-    document = values["document_fingerprint"] if is_known else model.document_fingerprint(stored)
+    is_same = values.get("weights_sample") == _sample(stored, values.get("lora", {}))
+    document = (is_same and values.get("document_fingerprint")) or model.document_fingerprint(stored)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in weights.items():

@@ -203,14 +203,15 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
     def encoder_fingerprint(self) -> str:
         """sha256 of everything that shapes a document's latents: that of the stored files, where the model has any.
 
-        Of a model made in memory it is what saving and loading would give. A change of the query side (router query
-        projections, score bias, what an adapter holds for questions) keeps it, and so a bank, valid.
+        Of a model made in memory, or with LoRA that is not merged, it is what saving and loading would give. A change
+        of the query side (router query projections, score bias, what an adapter holds for questions) keeps it, and so
+        a bank, valid.
         """
         stored = self.config.encoder_fingerprint
-        if stored is not None:
-            return stored
         added = {name: weight for name, weight in self.named_parameters() if is_router(name) or is_lora(name)}
-        backbone = fingerprint(self.named_backbone_weights())
+        if stored is not None and not any(map(is_lora, added)):
+            return stored
+        backbone = self.config.backbone_fingerprint or fingerprint(self.named_backbone_weights())
         return self.config.encoder_fingerprint_of(backbone, self.document_fingerprint(added))
 
     def document_fingerprint(self, weights: Mapping[str, torch.Tensor]) -> str:
