@@ -21,6 +21,7 @@ from memspan.bank.verify import Fault
 from memspan.cli import render
 from memspan.cli.commands import INTERRUPTED, ModelChoice, refuse_torchrun, show, show_report, stop_flag
 from memspan.errors import MemspanError
+from memspan.model.convert import load
 from memspan.text.readers import Unreadable, read_content
 from memspan.types import JSON
 
@@ -71,6 +72,13 @@ def compact(bank: Path, secure: bool, timeout: float, as_json: bool) -> None:
 
 def verify(bank: Path, repair: bool, model: ModelChoice, as_json: bool) -> int:
     """Returns the exit code: 1 if faults are left."""
+    if not MemoryBank.exists(bank) and (bank / "config.json").is_file():
+        load(bank, adapter=model.adapter, device="cpu", verify=True)
+        if as_json:
+            render.as_json({"faults": []})
+        else:
+            render.out.print("no fault found")
+        return 0
     with closing(MemoryBank.open(bank)) as opened:
         faults = verification.verify(opened)
         if repair and any(fault.repairable for fault in faults):

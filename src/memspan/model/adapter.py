@@ -95,15 +95,19 @@ def save_adapter(
     (folder / _CONFIG).write_text(json.dumps(values, indent=2) + "\n")
 
 
-def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
+def apply_adapter(model: MSAForCausalLM, folder: Path, *, verify: bool = False) -> None:
     """Put an adapter's weights into a model, whose router then counts as trained.
 
     LoRA is merged into the weights, in float32, and rounded once; where it is of one side, a layer then has two weights
     (see `merge_lora`). The encoder fingerprint is that of backbone and adapter as they are stored: banks made without
     the adapter do not fit it any more.
 
+    Args:
+        verify: hash what shapes documents, also where a sample says that it is what was saved.
+
     Raises:
-        CheckpointError: no adapter there, a damaged one, or one that belongs to another backbone or other layers.
+        CheckpointError: no adapter there, a damaged one, or one that belongs to another backbone or other layers; with
+            `verify`, one that is not what was saved.
     """
     weights = read_weights(folder)
     with _readable(folder):
@@ -134,7 +138,12 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
     _install(model, weights, lora)
     # That of an adapter from before it was stored, or of a changed file, is computed.
     is_same = values.get("weights_sample") == _sample(stored, values.get("lora", {}))
-    document = (is_same and values.get("document_fingerprint")) or model.document_fingerprint(stored)
+    document = values.get("document_fingerprint") if is_same else None
+    if document is None or verify:
+        found = model.document_fingerprint(stored)
+        if verify and values.get("document_fingerprint", found) != found:
+            raise CheckpointError(f"the weights in {folder} are not those that were saved; train or fetch them again")
+        document = found
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in weights.items():

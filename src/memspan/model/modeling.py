@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixi
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memspan.config import MSAConfig
-from memspan.errors import UnsupportedBackbone
+from memspan.errors import CheckpointError, UnsupportedBackbone
 from memspan.model.attention import ATTENTION_NAME
 from memspan.model.fingerprint import fingerprint, mapped_weights, sample
 from memspan.model.lower import keep_lower
@@ -269,14 +269,26 @@ def set_fingerprints(config: MSAConfig, weights: Mapping[str, torch.Tensor]) -> 
     config.weights_sample = sample(weights.items())
 
 
-def check_fingerprints(config: MSAConfig, folder: Path) -> None:
+def check_fingerprints(config: MSAConfig, folder: Path, *, verify: bool = False) -> None:
     """See that the fingerprints in a checkpoint's config are those of its files, by a sample of the weights.
 
     Where the files were changed since, all of them are hashed, and a warning says so. Of a checkpoint from before there
     were samples its backbone's fingerprint counts as it is stored, and its few router key projections are hashed.
+
+    Args:
+        verify: hash all weights in any case.
+
+    Raises:
+        CheckpointError: they are not those that were saved (only with `verify`).
     """
     weights = mapped_weights(folder)
-    if config.weights_sample not in (None, sample(weights.items())) or config.backbone_fingerprint is None:
+    if verify:
+        stored = config.backbone_fingerprint, config.document_fingerprint
+        set_fingerprints(config, weights)
+        found = config.backbone_fingerprint, config.document_fingerprint
+        if any(one not in (None, other) for one, other in zip(stored, found, strict=True)):
+            raise CheckpointError(f"the weights in {folder} are not those that were saved; run memspan convert again")
+    elif config.weights_sample not in (None, sample(weights.items())) or config.backbone_fingerprint is None:
         set_fingerprints(config, weights)
         _log.warning(
             "the weights in %s are not those that its config.json was written with: all were hashed, as they will be "
