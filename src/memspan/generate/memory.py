@@ -73,7 +73,7 @@ class Memory:
                 *(bank.folder, bank.folder),
             )
         if ranks is not None:
-            # What one dtype or packing computes of a bank, another may answer otherwise.
+            # They decode together: a dtype keeps a bank valid, and may change what is written.
             ranks.check_equal("their models", [self._manifest.encoder_fingerprint, str(loaded.model.dtype)])
         self.bank, self.loaded, self.namespace = bank, loaded, namespace
         self._owns_bank = True
