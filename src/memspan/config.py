@@ -141,7 +141,7 @@ _INCIDENTAL = """
     attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout
     logits_scaling logit_scale final_logit_softcapping output_router_logits router_aux_loss_coef router_jitter_noise
 """
-# Of encoder fingerprints. Former ones, the sha256 of the weights as they were loaded, had no mark.
+# Of encoder fingerprints. Former ones, the sha256 of the weights as they were loaded, have no mark (`model/former.py`).
 FINGERPRINT_MARK = "v2-"
 
 

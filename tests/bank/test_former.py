@@ -19,15 +19,18 @@ from memspan.bank.add import add_documents
 from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import check_model, manifest_of
+from memspan.bank.manifest import SYNTHETIC
 from memspan.bank.reencode import reencode
 from memspan.bank.verify import repair, verify
 from memspan.errors import BankMismatch
+from memspan.generate.sampling import Sampling
 from memspan.model.adapter import save_adapter
 from memspan.model.convert import LoadedModel, load, save_checkpoint
 from memspan.model.lora import LoraSpec, add_lora
 from memspan.model.modeling import MSAForCausalLM, is_lora
 
 FORMATS = ("float32", "bfloat16")
+SHORT = Sampling(max_new_tokens=2)
 TEXTS = [Document(name, f"the {name} lives in the {place}") for name, place in (("ant", "tree"), ("hen", "shed"))]
 
 
@@ -90,7 +93,7 @@ def test_a_bank_of_one_number_format_opens_in_the_other(
     bank = _bank(tmp_path / "bank", loaded(writes))
     with Memory(bank, loaded(reads)) as memory:
         assert [found.external_id for found in memory.search("hen", selector="lexical")] == ["hen"]
-        assert memory.ask("hen", selector="router", max_new_tokens=2).evidence
+        assert memory.ask("hen", selector="router", sampling=SHORT).evidence
         assert memory.add([*TEXTS, Document("cow", "the cow lives")]).added == 1
     assert not hashed
 
@@ -107,13 +110,13 @@ def test_a_former_fingerprint_is_accepted_and_renewed(
         [record] = caplog.records
         assert record.levelno == logging.WARNING
         assert f"renew it, which encodes nothing: memspan reencode {bank.folder}" in record.getMessage()
-        assert memory.ask("hen", max_new_tokens=2).evidence
+        assert memory.ask("hen", sampling=SHORT).evidence
         assert memory.add([*TEXTS, Document("cow", "the cow lives")]).added == 1
         assert bank.manifest.encoder_fingerprint == before.model.weights_fingerprint()
         kept, commits = _files(bank), bank.catalog.commits()
         report = reencode(bank, model)
         assert (report.documents, _files(bank), bank.catalog.commits()) == (0, kept, commits + 1)
-        assert memory.ask("hen", max_new_tokens=2).evidence, "a memory that is open goes on"
+        assert memory.ask("hen", sampling=SHORT).evidence, "a memory that is open goes on"
     with closing(other), pytest.raises(BankMismatch, match="open it again"):
         other.snapshot()
     caplog.clear()
@@ -133,6 +136,7 @@ def test_weights_are_hashed_once_and_only_for_a_bank_from_before(
         "of another chunk size": _bank(tmp_path / "of another chunk size", model, of_half),
         "new": _bank(tmp_path / "new", plain),
     }
+    made_up = dataclasses.replace(banks["of half"].manifest, encoder_fingerprint=SYNTHETIC)
     changed = dataclasses.replace(banks["of another chunk size"].manifest, chunk_size=8)
     hashed.clear()
     for _ in range(3):
@@ -144,7 +148,7 @@ def test_weights_are_hashed_once_and_only_for_a_bank_from_before(
             check_model(banks["of another model"].manifest, model)
     assert hashed[:2] == ["torch.bfloat16", "torch.float32"] and len(hashed) == 4, "as itself, then in every format"
     hashed.clear()
-    for manifest in (changed, banks["new"].manifest):
+    for manifest in (changed, made_up, banks["new"].manifest):
         with pytest.raises(BankMismatch):
             check_model(manifest, model)
     assert not hashed

@@ -60,7 +60,8 @@ def _save_adapter(checkpoint: Path, folder: Path) -> None:
 
 
 def _loaded(checkpoint: Path, adapter: Path | None = None, **options: Any) -> str:
-    found = load(checkpoint, adapter=adapter, **{"dtype": "float32"} | options).model.encoder_fingerprint()
+    options = {"dtype": "float32", **options}
+    found = load(checkpoint, adapter=adapter, **options).model.encoder_fingerprint()
     assert found.startswith(FINGERPRINT_MARK) and len(found) == len(FINGERPRINT_MARK) + 64
     return found
 
@@ -142,7 +143,7 @@ def test_a_load_hashes_samples(checkpoint: Path, adapter: Path) -> None:
 # --- what it covers -------------------------------------------------------------------------------------------------
 
 
-def _reweigh(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def _reweigh(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
     weights = load_file(folder / "adapter.safetensors")
     edit(weights)
     save_file(weights, folder / "adapter.safetensors")
@@ -248,7 +249,7 @@ def test_settings_edited_by_hand_count(tmp_path: Path) -> None:
 # --- files that were changed, and those from before -----------------------------------------------------------------
 
 
-def _rewrite(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def _rewrite(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
     weights = {name: weight.clone() for name, weight in load_file(folder / "model.safetensors").items()}
     edit(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -290,7 +291,7 @@ def test_a_few_changed_numbers_are_found_by_verify(checkpoint: Path, adapter: Pa
     found = runner.invoke(app, command)
     assert (found.exit_code, found.stdout) == (0, "no fault found\n")
 
-    def change_one(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change_one(name: str) -> Callable[[dict[str, torch.Tensor]], object]:
         return lambda weights: weights[name].view(-1)[500:501].fill_(9.0)
 
     for folder, edit, name in [
@@ -305,11 +306,17 @@ def test_a_few_changed_numbers_are_found_by_verify(checkpoint: Path, adapter: Pa
 
 def test_files_from_before_have_the_same_fingerprints(checkpoint: Path, adapter: Path) -> None:
     now = _loaded(checkpoint), _loaded(checkpoint, adapter)
+
+    def info() -> str:
+        return json.loads(CliRunner().invoke(app, ["info", str(checkpoint), "--json"]).stdout)["encoder_fingerprint"]
+
+    assert info() == now[0]
     _edit_json(checkpoint / "config.json", document_fingerprint=None, weights_sample=None, encoder_fingerprint="0" * 64)
     _edit_json(adapter / "adapter.json", document_fingerprint=None, weights_sample=None)
     for dtype in ("float32", "bfloat16"):
         assert (_loaded(checkpoint, dtype=dtype), _loaded(checkpoint, adapter, dtype=dtype)) == now
     load(checkpoint, adapter=adapter, verify=True)
+    assert info() == now[0]
     again = checkpoint.with_name("again")
     save_checkpoint(load(checkpoint, dtype=_stored(checkpoint)).model, tiny_tokenizer(), again)
     assert _loaded(again) == now[0]
@@ -325,7 +332,9 @@ def test_a_checkpoint_with_merged_lora_is_another_backbone(checkpoint: Path, tmp
             if is_lora(name):
                 parameter.add_(0.1 * torch.randn_like(parameter))
     merge_lora(model)
+    in_memory = model.encoder_fingerprint()
+    assert in_memory != before[1]
     save_checkpoint(model, tiny_tokenizer(), tmp_path / "merged")
     config = MSAConfig.from_pretrained(tmp_path / "merged")
     assert config.backbone_fingerprint != before[0]
-    assert config.encoder_fingerprint == _loaded(tmp_path / "merged") != before[1]
+    assert config.encoder_fingerprint == _loaded(tmp_path / "merged") == in_memory

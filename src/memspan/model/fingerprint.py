@@ -20,7 +20,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+
+from memspan.errors import CheckpointError
 
 # What a sample takes of a weight.
 _PIECES, _PIECE = 8, 128
@@ -53,13 +55,16 @@ def mapped_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint folder by their stored names, mapped: what is not looked at is not read.
 
     Raises:
-        OSError, ValueError, KeyError, SafetensorError: files are missing or damaged.
+        CheckpointError: files are missing or damaged.
     """
     index, weights = folder / "model.safetensors.index.json", dict[str, torch.Tensor]()
-    files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    for file in sorted(files):
-        with safe_open(folder / file, "pt") as source:
-            weights |= {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 - no dict
+    try:
+        files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+        for file in sorted(files):
+            with safe_open(folder / file, "pt") as source:
+                weights |= {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 - no dict
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"the weights in {folder} are damaged ({error}); run memspan convert again") from error
     return weights
 
 

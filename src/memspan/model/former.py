@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from weakref import WeakKeyDictionary
 
 import torch
 
-from memspan.config import FINGERPRINT_MARK
 from memspan.model.convert import LoadedModel, load
 from memspan.model.modeling import MSAForCausalLM
 from memspan.model.runtime import DTYPES
 from memspan.model.shipped import NO_ADAPTER
 
+_FORMER = re.compile("[0-9a-f]{64}")
 _compared: WeakKeyDictionary[MSAForCausalLM, dict[str, bool]] = WeakKeyDictionary()
 
 
@@ -22,7 +23,7 @@ def is_former_fingerprint(fingerprint: str, loaded: LoadedModel) -> bool:
     float32. Only what this machine computes can be proven: LoRA merged by another BLAS, or into weights that are stored
     in float32 and were loaded in half precision, may have had another.
     """
-    if fingerprint.startswith(FINGERPRINT_MARK):
+    if not _FORMER.fullmatch(fingerprint):
         return False
     answers = _compared.setdefault(loaded.model, {})
     if fingerprint not in answers:
