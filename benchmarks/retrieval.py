@@ -1,7 +1,8 @@
 """How well lexical search, router and `hybrid` find evidence, set by set, and which fusion `hybrid` should use.
 
     memspan add BANK DATA/dev/bank.jsonl.gz
-    python benchmarks/retrieval.py BANK DATA/dev/*_dev.jsonl.gz [--adapter DIR] [--questions N] [--json FILE]
+    python benchmarks/retrieval.py BANK DATA/dev/*_dev.jsonl.gz [--adapter DIR] [--dtype NAME] [--questions N]
+        [--json FILE]
 
 Of every set, recall@1, @5 and @16 and all gold in 16 by: the bank's full-text index (BM25), the router (all MSA layers,
 and each alone), `hybrid` as shipped; where questions need several documents, `hybrid` in two rounds (8 documents each,
@@ -85,12 +86,13 @@ def main() -> None:
     parser.add_argument("sets", type=Path, nargs="+")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--adapter")
+    parser.add_argument("--dtype", help="that the model asks in; the bank may have been encoded in another")
     parser.add_argument("--questions", type=int, help="of each set, at most; default: all")
     parser.add_argument("--weights", type=float, nargs="*", default=[])
     parser.add_argument("--no-rounds", action="store_true")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    memory = Memory.open(options.bank, options.model, adapter=options.adapter)
+    memory = Memory.open(options.bank, options.model, adapter=options.adapter, dtype=options.dtype)
     bench = Bench(memory, options.weights)
     figures: dict[str, dict[str, dict[str, float]]] = {}
     hybrid: list[float] = []

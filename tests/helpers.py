@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import itertools
 import multiprocessing
 import os
@@ -149,6 +150,30 @@ def tiny_manifest(**changes: Any) -> Manifest:
         "dtype": "bfloat16",
     }
     return Manifest(**({"backbone": "tiny"} | values | changes))
+
+
+@contextlib.contextmanager
+def counted_sha256() -> Iterator[list[int]]:
+    """Inside, the bytes that `hashlib.sha256` hashes are counted; it must be called as that."""
+    hashed, original = [0], hashlib.sha256
+
+    class Counting:
+        def __init__(self, data: bytes = b"", **options: Any) -> None:
+            self._digest = original(**options)
+            self.update(data)
+
+        def update(self, data: Any) -> None:
+            hashed[0] += memoryview(data).nbytes
+            self._digest.update(data)
+
+        def hexdigest(self) -> str:
+            return self._digest.hexdigest()
+
+    hashlib.sha256 = Counting
+    try:
+        yield hashed
+    finally:
+        hashlib.sha256 = original
 
 
 def random_latents(manifest: Manifest, rows: int) -> EncodedDocuments:

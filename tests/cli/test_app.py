@@ -113,7 +113,7 @@ def test_convert_describes_the_checkpoint_it_made(plain: Path, tmp_path: Path) -
         "router_trained": False,
     }
     assert {name: done.json[name] for name in expected} == expected
-    assert re.fullmatch("[0-9a-f]{64}", done.json["encoder_fingerprint"])
+    assert re.fullmatch("v2-[0-9a-f]{64}", done.json["encoder_fingerprint"])
     assert memspan("info", tmp_path / "msa", "--json").json == done.json
     plain_lines = memspan("info", tmp_path / "msa").out.splitlines()
     assert [line.split()[0] for line in plain_lines] == list(done.json)

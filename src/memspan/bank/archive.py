@@ -121,13 +121,15 @@ def export_bank(bank: MemoryBank, path: str | Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def import_bank(path: str | Path, folder: str | Path, model: Manifest | None = None) -> MemoryBank:
+def import_bank(
+    path: str | Path, folder: str | Path, check: Callable[[Manifest], object] = lambda manifest: None
+) -> MemoryBank:
     """Make a bank of what `export_bank` wrote. Every file is compared with its checksum.
 
     Args:
         folder: of the new bank.
-        model: the manifest of banks that your model makes (`manifest_of`), to be compared. Default: not compared now;
-            the bank is when a model opens it.
+        check: given the bank's manifest before there is a bank, as `check_model` of your model. Default: it is compared
+            when a model opens the bank.
 
     Raises:
         BankMismatch: another model encoded the bank.
@@ -144,7 +146,7 @@ def import_bank(path: str | Path, folder: str | Path, model: Manifest | None = N
             make_folder(segments_folder(target))
             try:
                 _extract(source, target)
-                _check_import(target, model)
+                _check_import(target, check)
             except BaseException:
                 shutil.rmtree(segments_folder(target), ignore_errors=True)
                 remove_partial_catalog(target)
@@ -206,15 +208,13 @@ def _extract(source: Path, target: Path) -> None:
     fsync_folder(segments_folder(target))
 
 
-def _check_import(target: Path, model: Manifest | None) -> None:
+def _check_import(target: Path, check: Callable[[Manifest], object]) -> None:
     if not (target / PARTIAL_CATALOG).is_file():
         raise BankError("it is not an exported bank: it holds no catalog")
     with closing(Catalog(target / PARTIAL_CATALOG)) as catalog:
         if catalog.value("PRAGMA integrity_check(1)") != "ok":
             raise BankError("the exported bank is damaged: its catalog is no longer what was written")
-        manifest = Manifest.from_json(catalog.read_manifest())
-        if model is not None:
-            manifest.check_same(model)
+        check(Manifest.from_json(catalog.read_manifest()))
         for _, files in catalog.segments():
             _check_segment(segments_folder(target), files)
 

@@ -343,7 +343,7 @@ def verify(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every byte of a bank. Exit code 1 if something is not what it was."""
+    """Check every byte of a bank, or all weights of a checkpoint. Exit code 1 if something is not what it was."""
     with _upkeep() as upkeep:
         choice = upkeep.ModelChoice(model, adapter, dtype, device)
         code = upkeep.verify(bank, repair, choice, as_json)

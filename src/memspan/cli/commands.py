@@ -30,6 +30,7 @@ from memspan.generate.sampling import Sampling as Sampling  # the options of the
 from memspan.generate.summarize import SummaryPlan as SummaryPlan
 from memspan.model.convert import LoadedModel, check_folder, load
 from memspan.model.convert import convert as convert_model
+from memspan.model.modeling import check_fingerprints
 from memspan.model.runtime import pick_device, pick_dtype
 from memspan.routing.ranks import DEFAULT_TIMEOUT, Ranks, own_gpu
 from memspan.text.corpus import Skipped, installed_packages, read_paths, read_stream
@@ -256,7 +257,9 @@ def info(path: Path, as_json: bool) -> None:
         values = {"bank": str(path), "namespaces": namespaces, **counts, **manifest}
     elif (path / "config.json").is_file():
         check_folder(path)
-        values = _model_info(path, MSAConfig.from_pretrained(path))
+        config = MSAConfig.from_pretrained(path)
+        check_fingerprints(config, path)
+        values = _model_info(path, config)
     else:
         raise MemspanError(f"{path} is neither a bank nor a checkpoint")
     show(values, as_json)

@@ -23,7 +23,7 @@ from memspan.config import SIMILARITIES, TEMPLATES, MSAConfig, TemplateSpec
 from memspan.errors import CheckpointError
 from memspan.model.adapter import adapter_layers, apply_adapter
 from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, first_line, load_backbone
-from memspan.model.modeling import MSAForCausalLM, is_router
+from memspan.model.modeling import MSAForCausalLM, check_fingerprints, is_router
 from memspan.model.packed import check_packing, pack_weights
 from memspan.model.probe import probe
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
@@ -41,11 +41,13 @@ class LoadedModel:
 
     Attributes:
         path: the checkpoint folder it came from.
+        adapter: the folder of the adapter that was applied, if one was.
     """
 
     model: MSAForCausalLM
     template: PromptTemplate
     path: Path
+    adapter: Path | None = None
 
 
 def convert(
@@ -195,6 +197,7 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     weights: str | None = None,
+    verify: bool = False,
 ) -> LoadedModel:
     """Load an MSA checkpoint for use.
 
@@ -206,9 +209,11 @@ def load(
         dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
         weights: "int8" or "int4": decoding reads packed weights (see `memspan.model.packed`); CPU only.
+        verify: compare all weights, not a sample of them, with the fingerprints that were stored with them.
 
     Raises:
-        CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone.
+        CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone; or, with
+            `verify`, weights that are not those that were saved.
     """
     packing = None if weights is None else check_packing(weights)
     folder = default_checkpoint() if path is None else Path(path).expanduser()
@@ -230,6 +235,7 @@ def load(
                 output_loading_info=True,
             )
         model, info = cast(tuple[MSAForCausalLM, dict[str, Any]], loaded)
+        check_fingerprints(model.config, folder, verify=verify)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is damaged ({first_line(error)}); run memspan convert again") from error
@@ -240,12 +246,12 @@ def load(
             f"{folder} lacks {len(lacking)} weights of its model (first: {lacking[0]}); run memspan convert again"
         )
     if adapter is not None:
-        apply_adapter(model, adapter)
+        apply_adapter(model, adapter, verify=verify)
     template = PromptTemplate(model.config.template_spec, tokenizer)
     torch.nn.Module.to(model, target)
     if packing is not None:
         pack_weights(model.backbone, packing)
-    return LoadedModel(model.eval(), template, folder)
+    return LoadedModel(model.eval(), template, folder, adapter)
 
 
 def _routing_in(config: MSAConfig, layers: tuple[int, ...], adapter: Path) -> MSAConfig:

@@ -24,8 +24,8 @@ from transformers import Qwen3Config
 from memspan.config import TEMPLATES, MSAConfig
 from memspan.errors import CheckpointError, UnsupportedBackbone
 from memspan.model.backbones import first_line, hub_access
-from memspan.model.fingerprint import fingerprint
-from memspan.model.modeling import MSAForCausalLM
+from memspan.model.fingerprint import mapped_weights
+from memspan.model.modeling import MSAForCausalLM, set_fingerprints
 
 RELEASED_TYPE = "msa"
 TEMPLATE = "msa"
@@ -191,7 +191,7 @@ def convert_released(folder: Path, into: Path, config: MSAConfig, dtype: torch.d
         size = sum(key.numel for shard in shards for key in shard) * dtype.itemsize
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(written.items()))}
         (into / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    _set_fingerprints(model, into, written)
+    set_fingerprints(config, mapped_weights(into))
     config.architectures, config.dtype, config.text_config.dtype = [type(model).__name__], dtype, dtype
     config.save_pretrained(into)
     if (folder / "generation_config.json").is_file():
@@ -334,19 +334,6 @@ def _write_shard(shard: Sequence[_Key], file: Path, dtype: torch.dtype) -> None:
         save_file(weights, file, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(first_line(error)) from error
-
-
-def _set_fingerprints(model: MSAForCausalLM, into: Path, written: Mapping[str, str]) -> None:
-    """Compute the fingerprints of written weights, mapped from disk, and put them into the model's config."""
-    prefix = f"{model.base_model_prefix}."
-    weights: dict[str, torch.Tensor] = {}
-    for file in sorted(set(written.values())):
-        with _opened(into / file) as source:
-            weights |= {prefix + name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
-    model.load_state_dict(weights, strict=False, assign=True)
-    model.tie_weights()
-    model.config.backbone_fingerprint = fingerprint(model.named_backbone_weights())
-    model.config.encoder_fingerprint = model.encoder_fingerprint()
 
 
 @contextlib.contextmanager

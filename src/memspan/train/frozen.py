@@ -182,7 +182,7 @@ class FrozenMemory:
 
 
 def _fingerprint(model: MSAForCausalLM) -> str:
-    return model.encoder_fingerprint(router_keys=False)
+    return model.weights_fingerprint(router_keys=False)
 
 
 def _shapes_documents(model: MSAForCausalLM) -> Iterator[str]:

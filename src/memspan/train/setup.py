@@ -19,7 +19,6 @@ from filelock import FileLock
 from memspan.errors import DataError, TrainingError
 from memspan.model.adapter import add_score_bias, apply_adapter, read_weights, save_adapter, take_lora
 from memspan.model.convert import LoadedModel, convert, load, save_checkpoint
-from memspan.model.fingerprint import fingerprint
 from memspan.model.lora import merge_lora
 from memspan.model.modeling import is_lora, is_router
 from memspan.model.runtime import DTYPES
@@ -135,8 +134,6 @@ def load_model(recipe: Recipe, out: Path) -> tuple[LoadedModel, tuple[ParameterG
     # LoRA that goes on training must stay apart; loading it as serving does would merge it.
     loaded = load(path, adapter=NO_ADAPTER if with_lora else adapter or NO_ADAPTER, dtype="float32", device="cpu")
     model = loaded.model
-    if model.config.backbone_fingerprint is None:
-        model.config.backbone_fingerprint = fingerprint(model.named_backbone_weights())
     if settings.score_bias is not None and model.config.score_bias is None:
         add_score_bias(model, settings.score_bias)
     frozen_dtype = DTYPES[settings.frozen_dtype]
