@@ -32,8 +32,8 @@ _SEGMENT_COLUMNS = ", ".join(f"g.{field.name}" for field in dataclasses.fields(S
 _LIVE = "d.deleted_in IS NULL"
 _PARTS = "documents d JOIN sources s ON s.id = d.source_id"
 _STORED = f"""
-SELECT d.id, d.source_id, s.external_id, s.title, substr(t.text, d.span_start + 1, d.span_end - d.span_start),
-    d.span_start, d.span_end, s.metadata, {EFFECTIVE_DATE}, d.tokens, d.rows
+SELECT d.id, d.source_id, s.external_id, s.title, d.span_start, d.span_end, s.metadata, {EFFECTIVE_DATE}, d.tokens,
+    d.rows
 FROM {_PARTS} JOIN texts t ON t.source_id = d.source_id WHERE {_LIVE} AND s.deleted_in IS NULL
 """
 
@@ -203,7 +203,7 @@ class Catalog(Database):
     def documents(self, namespace: str, ids: Sequence[int]) -> list[StoredDocument]:
         """The given live documents, in the given order; ids that are not live in this namespace are left out."""
         # As one JSON value: SQLite takes a limited number of variables.
-        where = "AND d.id IN (SELECT value FROM json_each(?))"
+        where = "AND d.id IN (SELECT value FROM json_each(?)) ORDER BY d.id"
         found = {stored.id: stored for stored in self._stored(namespace, where, (json.dumps(list(ids)),), by_id=True)}
         return [found[document_id] for document_id in ids if document_id in found]
 
@@ -233,11 +233,9 @@ class Catalog(Database):
 
     def texts_of(self, source_id: int) -> list[tuple[int, str]]:
         """Ids and searched texts of the live documents of one source, by its number."""
-        query = (
-            "SELECT d.id, s.title, substr(t.text, d.span_start + 1, d.span_end - d.span_start) "
-            f"FROM {_PARTS} JOIN texts t ON t.source_id = s.id WHERE {_LIVE} AND s.id = ?"
-        )
-        return [(number, encoded_text(title, text)) for number, title, text in self.read(query, (source_id,))]
+        columns = "d.id, s.id, s.title, d.span_start, d.span_end"
+        query = f"SELECT {columns} FROM {_PARTS} JOIN texts t ON t.source_id = s.id WHERE {_LIVE} AND s.id = ?"
+        return self._encoded_texts(query, (source_id,))
 
     def staged_manifest(self) -> dict[str, Any] | None:
         """The manifest of the latents that are staged, if any are."""
@@ -261,17 +259,17 @@ class Catalog(Database):
 
     def unstaged_documents(self, namespace: str) -> list[StoredDocument]:
         """Live documents that have no staged latents under their id."""
-        return list(self._stored(namespace, "AND d.id NOT IN (SELECT document_id FROM staged)", ()))
+        return list(self._stored(namespace, "AND d.id NOT IN (SELECT document_id FROM staged) ORDER BY d.id", ()))
 
     def new_staged_texts(self, namespace: str) -> list[tuple[int, str]]:
         """Ids and texts of staged documents that are no documents yet."""
         query = (
-            "SELECT p.document_id, s.title, substr(t.text, p.span_start + 1, p.span_end - p.span_start) FROM staged p "
+            "SELECT p.document_id, s.id, s.title, p.span_start, p.span_end FROM staged p "
             "JOIN sources s ON s.id = p.source_id JOIN texts t ON t.source_id = s.id "
             "JOIN namespaces n ON n.id = s.namespace_id "
             "WHERE n.name = ? AND p.document_id NOT IN (SELECT id FROM documents) ORDER BY p.document_id"
         )
-        return [(number, encoded_text(title, text)) for number, title, text in self.read(query, (namespace,))]
+        return self._encoded_texts(query, (namespace,))
 
     def ids_in_scope(self, namespace: str, scope: Scope) -> list[int]:
         """Ids of the live documents a scope allows, ascending.
@@ -345,12 +343,39 @@ class Catalog(Database):
             by_id: they are looked up or sorted by their ids; SQLite must not begin with the sources of the namespace.
         """
         within = f"AND {'+' if by_id else ''}s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+        texts = _PartTexts(self)
         for row in self.rows(f"{_STORED} {within} {where}", (namespace, *values)):
-            number, source_id, external_id, title, text, start, end, metadata, date, tokens, chunks = row
+            number, source_id, external_id, title, start, end, metadata, date, tokens, chunks = row
             try:
                 values_of = dict(json.loads(metadata))
             except (ValueError, TypeError, RecursionError) as error:
                 raise BankError(f"the metadata of {external_id!r} is damaged ({error}); add it again") from error
+            text = texts.of(source_id, start, end)
             yield StoredDocument(
                 number, source_id, external_id, title, text, Span(start, end), values_of, date, tokens, chunks
             )
+
+    def _encoded_texts(self, query: str, values: tuple[Any, ...]) -> list[tuple[int, str]]:
+        """Ids and searched texts of the parts that a query gives: id, source's number and title, start and end."""
+        texts = _PartTexts(self)
+        return [
+            (number, encoded_text(title, texts.of(source_id, start, end)))
+            for number, source_id, title, start, end in self.read(query, values)
+        ]
+
+
+class _PartTexts:
+    """The texts of parts. That of a source is read once for its parts, where these come one after the other.
+
+    `substr` in a query would read the whole text for every part: quadratic work.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._source_id, self._text = 0, ""
+
+    def of(self, source_id: int, start: int, end: int) -> str:
+        if source_id != self._source_id:
+            self._text = self._db.value("SELECT text FROM texts WHERE source_id = ?", (source_id,))
+            self._source_id = source_id
+        return self._text[start:end]

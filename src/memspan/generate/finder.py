@@ -27,6 +27,7 @@ _SEARCH_DEPTH = 64
 _TURNS_SEARCHED = 2
 _WORD = re.compile(r"(?<!\w)[^\W\d_][\w'’-]*")
 _OPENS_SENTENCE = ".!?:\n"
+_BEFORE_WORD = " \t\"'“(*_#-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +184,11 @@ def _with_names(question: str, texts: Iterable[str]) -> str:
 
 def names_in(text: str) -> list[str]:
     """The capitalised words inside sentences, each once. A word that opens a sentence says nothing by its capital."""
-    names = []
+    names, end = [], 0
     for word in _WORD.finditer(text):
-        before = text[: word.start()].rstrip(" \t\"'“(*_#-")
+        # The word before counts from its last letter: marks at its end may stand there as well.
+        before = text[end : word.start()].rstrip(_BEFORE_WORD)
         if word[0][0].isupper() and before and before[-1] not in _OPENS_SENTENCE:
             names.append(word[0])
+        end = word.start() + len(word[0].rstrip(_BEFORE_WORD)) - 1
     return list(dict.fromkeys(names))
