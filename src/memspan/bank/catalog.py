@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memspan.bank.database import Database
 from memspan.bank.schema import SCHEMA
@@ -22,6 +22,9 @@ from memspan.bank.words import WordIndex
 from memspan.errors import BankError, FilterError
 from memspan.text.template import encoded_text
 from memspan.types import JSON, Document, Span
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DEFAULT_NAMESPACE = "default"
 STAGED_MANIFEST = "staged"
@@ -271,18 +274,23 @@ class Catalog(Database):
         )
         return self._encoded_texts(query, (namespace,))
 
-    def ids_in_scope(self, namespace: str, scope: Scope) -> list[int]:
-        """Ids of the live documents a scope allows, ascending.
+    def ids_in_scope(self, namespace: str, scope: Scope) -> np.ndarray:
+        """Ids of the live documents a scope allows, ascending, int64.
 
         Raises:
             FilterError: nothing matches, and no document has a field that the filter names.
         """
-        query = f"SELECT d.id FROM {_PARTS} JOIN namespaces n ON n.id = s.namespace_id "
-        where = f"WHERE {_LIVE} AND n.name = ? AND {scope.sql} ORDER BY d.id"
-        ids = [document_id for (document_id,) in self.read(query + where, (namespace, *scope.values))]
-        if not ids:
+        import numpy as np  # what reads no mask need not wait for it
+
+        # As one text: a million rows as Python's tuples take as long as finding them.
+        ids = (
+            f"SELECT d.id FROM {_PARTS} JOIN namespaces n ON n.id = s.namespace_id "
+            f"WHERE {_LIVE} AND n.name = ? AND {scope.sql}"
+        )
+        packed = self.value(f"SELECT group_concat(id, ' ') FROM ({ids})", (namespace, *scope.values))
+        if packed is None:
             self._check_fields(namespace, scope)
-        return ids
+        return np.sort(np.fromstring(packed or "", np.int64, sep=" "))
 
     def _check_fields(self, namespace: str, scope: Scope) -> None:
         for field in scope.fields:

@@ -111,13 +111,12 @@ class Finder:
 
     def in_scope(self, document_ids: Sequence[int]) -> list[int]:
         """Those of the ids that are of live documents in the scope, in order."""
-        shards = self._snapshot.shards
-        if not (shards and document_ids):
-            return []
-        wanted = torch.tensor(sorted(document_ids))
-        masks = [shard.contains_mask(wanted) for shard in shards]
-        ids_N = torch.cat([shard.ids_N for shard in shards])
-        there = set(ids_N[torch.cat(masks) & self._snapshot.selectable_mask(self._scope)].tolist())
+        shards, wanted_K = self._snapshot.shards, torch.tensor(document_ids, dtype=torch.int64)
+        masks = self._snapshot.selectable_mask(self._scope).split([len(shard.ids_N) for shard in shards])
+        there: set[int] = set()
+        for shard, mask_N in zip(shards, masks, strict=True):
+            found_K, places_K = shard.find(wanted_K)
+            there.update(wanted_K[found_K[mask_N[places_K]]].tolist())
         return [document_id for document_id in document_ids if document_id in there]
 
     def evidence(self, selected: Sequence[Selected]) -> list[Evidence]:
