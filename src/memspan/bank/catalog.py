@@ -322,6 +322,10 @@ class Catalog(Database):
         ((deleted,),) = self.read(f"SELECT count(*) FROM documents d WHERE {dead}", values)
         return Counts(sources, documents, int(tokens), int(chunks), deleted, segments, int(size))
 
+    def num_characters(self) -> int:
+        """Of the texts of all live documents."""
+        return int(self.value(f"SELECT total(d.span_end - d.span_start) FROM documents d WHERE {_LIVE}"))
+
     def _of_sources(self, columns: str, namespace: str, where: str, values: tuple[Any, ...]) -> Iterator[Any]:
         query = f"SELECT {columns} FROM sources s JOIN namespaces n ON n.id = s.namespace_id "
         return self.rows(f"{query} WHERE s.deleted_in IS NULL AND n.name = ? AND {where}", (namespace, *values))
