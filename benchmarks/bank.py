@@ -29,6 +29,7 @@ from itertools import count
 from pathlib import Path
 
 import torch
+from plots import add_json, write_json
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.edits import NewDocument, NewSource
@@ -229,7 +230,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, help="JSON lines with a key `text`, instead of made-up words")
     parser.add_argument("--folder", type=Path, help="keep the large bank here, or use the one that is here")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    add_json(parser)
     options = parser.parse_args()
     torch.manual_seed(0)
     rng = random.Random(0)
@@ -245,8 +246,7 @@ def main() -> None:
                 "  ".join(f"{key} {number:.2f}" for key, number in value.items()) if isinstance(value, dict) else value
             )
             print(f"  {name:<28}{shown}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(options.json, figures)
 
 
 if __name__ == "__main__":
