@@ -16,8 +16,9 @@ Shape: Qwen3-4B's (32 query heads, 8 key heads, size 128). Ways to score the sam
 
 Grouped, literal and folded read the same keys, in the number format that memspan takes here (--dtype). Exactness:
 largest difference of the scores from the formula in float64 on those keys, before and after the candidates (the best of
-the coarse pass) are re-scored, and whether the top k is the same. Times are medians of alternating runs. Bars: served is
-at least 25 times as fast as literal, and takes at most 1.3 times as long as gemm.
+the coarse pass) are re-scored, and whether the top k is the same. Times are medians of alternating runs.
+
+Bars: served is at least 25 times as fast as literal, and takes at most 1.3 times as long as gemm.
 """
 
 from __future__ import annotations
