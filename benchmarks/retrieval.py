@@ -14,10 +14,11 @@ choose by a hold-out of the training data, not by the sets that are reported.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+
+from plots import add_json, write_json
 
 from memspan import Memory
 from memspan.bank.scope import EVERYTHING
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, help="of each set, at most; default: all")
     parser.add_argument("--weights", type=float, nargs="*", default=[])
     parser.add_argument("--no-rounds", action="store_true")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    add_json(parser)
     options = parser.parse_args()
     memory = Memory.open(options.bank, options.model, adapter=options.adapter, dtype=options.dtype)
     bench = Bench(memory, options.weights)
@@ -127,9 +128,8 @@ def main() -> None:
     gain, p = paired_bootstrap(hybrid, bm25)
     interval = f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), p {p:.4f}"
     print(f"recall@{LAST} of {gain.count} questions: BM25 {_mean(bm25):.3f}, hybrid {_mean(hybrid):.3f}, {interval}")
-    if options.json:
-        told = {"sets": figures, "hybrid - bm25 @16": [gain.mean, gain.low, gain.high, p]}
-        options.json.write_text(json.dumps(told, indent=2) + "\n")
+    told = {"sets": figures, "hybrid - bm25 @16": [gain.mean, gain.low, gain.high, p]}
+    write_json(options.json, told, memory.loaded)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -59,6 +59,22 @@ _FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+class CopiedText(str):
+    """A text that counts the characters of all its slices, and of the slices of those."""
+
+    copied: list[int]
+
+    def __new__(cls, text: str, copied: list[int] | None = None) -> CopiedText:
+        made = super().__new__(cls, text)
+        made.copied = [0] if copied is None else copied
+        return made
+
+    def __getitem__(self, key: Any) -> CopiedText:
+        piece = super().__getitem__(key)
+        self.copied[0] += len(piece)
+        return CopiedText(piece, self.copied)
+
+
 def tiny_config(family: str) -> PretrainedConfig:
     """A four-layer decoder's config (H=4, G=2, D=16). Weights are large, so that every layer matters to the logits."""
     return AutoConfig.for_model(

@@ -22,6 +22,7 @@ from memspan.generate.sampling import Sampling
 from memspan.model.backbones import DEFAULT_SOURCE
 from memspan.model.convert import convert
 from memspan.routing.selector import SELECTORS, fuse
+from memspan.text import corpus
 from memspan.types import Answer
 
 COMMANDS = {
@@ -156,6 +157,19 @@ def test_add_reports_what_it_did_and_again_finds_everything_unchanged(notes: Pat
     assert again.out.startswith("done: 0 added, 0 updated, 3 unchanged, 0 skipped\n")
     (notes / "lynx.txt").write_text("The lynx of Quito is awake.")
     assert "done: 0 added, 1 updated, 2 unchanged, 0 skipped" in memspan("add", tmp_path / "bank", notes).out
+
+
+@pytest.mark.parametrize("command", ["add", "estimate"])
+def test_a_corpus_is_read_once(command: str, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    (tmp_path / "records.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    for name in ("read_content", "read_records", "_document_of_package"):
+        real = getattr(corpus, name)
+        monkeypatch.setattr(corpus, name, lambda what, *more, real=real: (read.append(str(what)), real(what, *more))[1])
+    bank = [tmp_path / "bank"] if command == "add" else []
+    memspan(command, *bank, notes, tmp_path / "records.jsonl", "--installed-packages", "--json")
+    assert len(read) > 3
+    assert len(set(read)) == len(read)
 
 
 def test_add_takes_single_files_by_their_path(notes: Path, tmp_path: Path) -> None:

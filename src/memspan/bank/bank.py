@@ -25,7 +25,7 @@ from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter, text_crc32
 from memspan.bank.shard import Shard, join_small
 from memspan.bank.snapshot import Snapshot
-from memspan.bank.tiers import Tiers
+from memspan.bank.tiers import TensorCache, Tiers
 from memspan.errors import BankError, BankMismatch, UnknownDocument
 from memspan.text.template import part_text
 from memspan.types import Document, EncodedDocuments, is_unicode
@@ -36,15 +36,22 @@ MAX_SEGMENT_BYTES = 256 * 2**20
 CATALOG, PARTIAL_CATALOG = "catalog.sqlite", "catalog.sqlite.partial"
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 _LONGEST_NAMESPACE = 200
+# Of masks of scopes, kept until the next commit: 32 of a million documents.
+_MASK_BYTES = 2**25
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """The shards of a namespace as of a commit: by segment, and as they are scored, the small ones joined."""
+    """The shards of a namespace as of a commit: by segment, and as they are scored, the small ones joined.
+
+    Attributes:
+        masks: what may be selected, by scope.
+    """
 
     commit: int
     shards: dict[int, Shard]
     joined: list[Shard]
+    masks: TensorCache
 
 
 class MemoryBank:
@@ -136,8 +143,9 @@ class MemoryBank:
             catalog = held.enter_context(self.pinned_catalog())
             commit = catalog.commits()
             try:
-                shards = self._shards(catalog, namespace, commit)
-                return Snapshot(namespace, commit, self.manifest, shards, catalog, held.close, self.tiers)
+                view = self._view(catalog, namespace, commit)
+                shards, close = view.joined, held.close
+                return Snapshot(namespace, commit, self.manifest, shards, catalog, close, self.tiers, view.masks)
             except BaseException as error:
                 held.close()
                 # A reader that cannot be registered (a read-only folder) may find a file compacted away under it: it
@@ -168,11 +176,11 @@ class MemoryBank:
             with self._lock:
                 self._idle.append(catalog)
 
-    def _shards(self, catalog: Catalog, namespace: str, commit: int) -> list[Shard]:
+    def _view(self, catalog: Catalog, namespace: str, commit: int) -> _View:
         with self._lock:
             view = self._views.get(namespace)
             if view is not None and view.commit == commit:
-                return view.joined
+                return view
             self._check_manifest(catalog)
             known = view.shards if view is not None and view.commit < commit else {}
             deleted: dict[int, list[int]] = {}
@@ -186,9 +194,10 @@ class MemoryBank:
                     shard = Shard.of(SegmentReader(segments_folder(self.folder), files, self.manifest))
                     shards[segment_id] = shard.without(catalog.deleted_in_segment(segment_id))
             joined = join_small(list(shards.values()), view.joined if view else ())
+            made = _View(commit, shards, joined, TensorCache(_MASK_BYTES))
             if view is None or view.commit < commit:
-                self._views[namespace] = _View(commit, shards, joined)
-            return joined
+                self._views[namespace] = made
+            return made
 
     @contextlib.contextmanager
     def writer(

@@ -98,8 +98,8 @@ def verify(bank: Path, repair: bool, model: ModelChoice, as_json: bool) -> int:
 def reencode(bank: Path, model: ModelChoice, as_json: bool) -> int:
     """Returns the exit code: 0 or INTERRUPTED."""
     with closing(MemoryBank.open(bank)) as opened, stop_flag() as stop:
-        total = sum(len(text) for name in opened.catalog.namespaces() for _, text in opened.catalog.texts(name))
-        with render.AddProgress(total) as progress:
+        total = opened.catalog.num_characters()
+        with render.AddProgress(lambda: total) as progress:
             report = reencode_bank(opened, model.load(), progress=progress, should_stop=stop.is_set)
         show_report(report, [], opened, as_json)
     return INTERRUPTED if report.interrupted else 0

@@ -26,8 +26,8 @@ from memspan.bank.manifest import Manifest
 from memspan.bank.scope import EVERYTHING
 from memspan.bank.synthetic import disk_bytes, made_up, open_or_write_synthetic, write_synthetic
 from memspan.errors import EvaluationError
+from memspan.eval.machine import machine
 from memspan.eval.plots import Spread, draw_curves
-from memspan.eval.runner import machine
 from memspan.generate.context import room_for
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import Asked, Interleave, Plan

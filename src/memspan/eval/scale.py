@@ -24,6 +24,7 @@ from memspan.bank.estimate import estimate
 from memspan.errors import EvaluationError
 from memspan.eval import metrics, report
 from memspan.eval.asking import Asking, ShouldStop, Tell
+from memspan.eval.machine import machine
 from memspan.eval.ranking import DenseRetriever
 from memspan.eval.runfiles import ENCODING, TABLE, append_lines, keep_config, read_lines, write_atomically
 from memspan.eval.runner import (
@@ -32,7 +33,6 @@ from memspan.eval.runner import (
     RunSettings,
     config_of,
     encode,
-    machine,
     open_memory,
     ranker_of,
     write_results,

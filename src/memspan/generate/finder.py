@@ -28,6 +28,7 @@ _SEARCH_DEPTH = 64
 _TURNS_SEARCHED = 2
 _WORD = re.compile(r"(?<!\w)[^\W\d_][\w'’-]*")
 _OPENS_SENTENCE = ".!?:\n"
+_BEFORE_WORD = " \t\"'“(*_#-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +113,12 @@ class Finder:
 
     def in_scope(self, document_ids: Sequence[int]) -> list[int]:
         """Those of the ids that are of live documents in the scope, in order."""
-        shards = self._snapshot.shards
-        if not (shards and document_ids):
-            return []
-        wanted = torch.tensor(sorted(document_ids))
-        masks = [shard.contains_mask(wanted) for shard in shards]
-        ids_N = torch.cat([shard.ids_N for shard in shards])
-        there = set(ids_N[torch.cat(masks) & self._snapshot.selectable_mask(self._scope)].tolist())
+        shards, wanted_K = self._snapshot.shards, torch.tensor(document_ids, dtype=torch.int64)
+        masks = self._snapshot.selectable_mask(self._scope).split([len(shard.ids_N) for shard in shards])
+        there: set[int] = set()
+        for shard, mask_N in zip(shards, masks, strict=True):
+            found_K, places_K = shard.find(wanted_K)
+            there.update(wanted_K[found_K[mask_N[places_K]]].tolist())
         return [document_id for document_id in document_ids if document_id in there]
 
     def evidence(self, selected: Sequence[Selected]) -> list[Evidence]:
@@ -187,9 +187,11 @@ def _with_names(question: str, texts: Iterable[str]) -> str:
 
 def names_in(text: str) -> list[str]:
     """The capitalised words inside sentences, each once. A word that opens a sentence says nothing by its capital."""
-    names = []
+    names, end = [], 0
     for word in _WORD.finditer(text):
-        before = text[: word.start()].rstrip(" \t\"'“(*_#-")
+        # The word before counts from its last letter: marks at its end may stand there as well.
+        before = text[end : word.start()].rstrip(_BEFORE_WORD)
         if word[0][0].isupper() and before and before[-1] not in _OPENS_SENTENCE:
             names.append(word[0])
+        end = word.start() + len(word[0].rstrip(_BEFORE_WORD)) - 1
     return list(dict.fromkeys(names))

@@ -89,7 +89,7 @@ class LocalSource:
         self._layout = self._tiers.layout(self._shards)
         if selectable_N is None:
             selectable_N = torch.cat([torch.empty(0, dtype=torch.bool), *(shard.live_N for shard in self._shards)])
-        self._barred_C = None if bool(selectable_N.all()) else ~selectable_N[self._layout.document_C]
+        self._barred_C = self._tiers.barred(self._layout, selectable_N)
         self._score_BC = torch.empty(0, 0)
         # Where documents stand that were asked for.
         self._places: dict[int, int] = {}
