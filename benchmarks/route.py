@@ -18,7 +18,8 @@ Grouped, literal and folded read the same keys, in the number format that memspa
 largest difference of the scores from the formula in float64 on those keys, before and after the candidates (the best of
 the coarse pass) are re-scored, and whether the top k is the same. Times are medians of alternating runs.
 
-Bars: served is at least 25 times as fast as literal, and takes at most 1.3 times as long as gemm.
+Bars: served is at least 25 times as fast as literal, takes at most 1.3 times as long as gemm, and at most 1.5 times as
+long as the fastest way here: no faster one was passed over.
 """
 
 from __future__ import annotations
@@ -137,20 +138,19 @@ def main() -> None:
         raise SystemExit(f"the ways {', '.join(ways)} differ")
     candidates = torch.argsort(coarse_C, descending=True, stable=True)[:CANDIDATES].sort().values
     exact = exact_chunk_scores(query_1TW[0], key_CW[candidates])
+    fastest = min(medians[f"served in {way}"] for way in ways)
     bars = {
         "literal_over_served": Bar(round(medians["literal"] / medians["served"], 2), at_least=25.0),
         "served_over_gemm": Bar(round(medians["served"] / medians["gemm"], 2), at_most=1.3),
+        "served_over_fastest_way": Bar(round(medians["served"] / fastest, 2), at_most=1.5),
     }
     figures = {
         "bars": bar_figures(bars),
         "shape": {"H": H, "G": G, "D": D, "tokens": options.tokens, "chunks": options.chunks, "dtype": str(dtype)},
         "ms": {name: spread(values, 2) for name, values in milliseconds.items()},
         "fastest": quantize_queries(query_1TW).largest.fastest(options.chunks),
-        "served_over_gemm": round(medians["served"] / medians["gemm"], 2),
-        "served_over_fastest_way": round(medians["served"] / min(medians[f"served in {way}"] for way in ways), 2),
         "literal_over_grouped": round(medians["literal"] / medians["grouped"], 1),
         "folded_over_grouped": round(medians["folded"] / medians["grouped"], 1),
-        "literal_over_served": round(medians["literal"] / medians["served"], 1),
         "folded_over_served": round(medians["folded"] / medians["served"], 1),
         "grouped_max_error": float((grouped_C.double() - true_C).abs().max()),
         "coarse_max_error": float((coarse_C.double() - true_C).abs().max()),
