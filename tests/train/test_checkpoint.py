@@ -82,7 +82,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_is_not_read_and_goes(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=1)
-    left = tmp_path / ".partial-00000005"
+    left = tmp_path / ".step-00000005.0a1b2c3d.partial"
     left.mkdir()
     (left / "trained.safetensors").write_bytes(b"torn")
     assert store.steps() == []
