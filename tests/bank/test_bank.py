@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import resource
 import signal
 import sqlite3
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from helpers import (
     add_latents,
     bits,
     child_process,
+    file_size_limit,
     fill,
     random_latents,
     read_bank,
@@ -620,16 +620,12 @@ def test_a_file_that_really_cannot_grow_is_a_named_error(bank: MemoryBank, room:
     fill(bank, "a")
     before = read_bank(bank)
     texts = [f"{number} " * 2000 for number in range(30)]
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with bank.writer() as writer:
         for name, text in enumerate(texts):
             add_latents(writer, Document(str(name), text), random_latents(MANIFEST, 3))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-        try:
-            with pytest.raises(BankError, match=f"cannot write .*{'segments' if room < 10_000 else 'catalog.sqlite'}"):
-                writer.commit()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        message = f"cannot write .*{'segments' if room < 10_000 else 'catalog.sqlite'}"
+        with file_size_limit(room), pytest.raises(BankError, match=message):
+            writer.commit()
     assert read_bank(bank) == before
     assert read_bank(MemoryBank.open(bank.folder)) == before
     fill(bank, *map(str, range(30)))

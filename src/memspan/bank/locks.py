@@ -177,7 +177,7 @@ def pids(names: Iterable[str]) -> str:
 def _is_dead(descriptor: int) -> bool:
     assert fcntl is not None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # NFS gives no other lock on what is open to read
     except OSError:
         return False
     return True
