@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import allowed_skips
 import pytest
-import skipping
 import torch
 from typer.testing import CliRunner
 
@@ -16,9 +16,9 @@ from memspan.model.convert import default_folder
 from memspan.model.runtime import pick_device
 
 # What tests must not be skipped for: `--skips`.
-pytest_addoption = skipping.pytest_addoption
-pytest_sessionfinish = skipping.pytest_sessionfinish
-pytest_terminal_summary = skipping.pytest_terminal_summary
+pytest_addoption = allowed_skips.pytest_addoption
+pytest_sessionfinish = allowed_skips.pytest_sessionfinish
+pytest_terminal_summary = allowed_skips.pytest_terminal_summary
 
 # Tensors are tiny: a second thread only waits, and on a busy machine makes the tests several times slower.
 torch.set_num_threads(1)

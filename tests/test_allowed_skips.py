@@ -23,11 +23,20 @@ ALL = ["no GPU here", "Windows has no f.*", "needs a package"]
 
 def _run(folder: Path, *arguments: object, sample: str = SAMPLE) -> subprocess.CompletedProcess[str]:
     (folder / "test_sample.py").write_text(sample, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-p", "skipping", "-p", "no:cacheprovider", "-q", *arguments, folder]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "allowed_skips",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        *arguments,
+        folder,
+    ]
     environment = os.environ | {"PYTHONPATH": str(HERE)}
-    done = subprocess.run(
-        [*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True)
     assert "INTERNALERROR" not in done.stdout + done.stderr, done.stdout + done.stderr
     return done
 
