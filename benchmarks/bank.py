@@ -244,7 +244,7 @@ def main() -> None:
             )
             print(f"  {name:<28}{shown}")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,9 @@ def main() -> None:
     same = same_logits(plain, sample)
     print(f"adapter off: logits equal the backbone's own bit for bit: {same}")
     if options.json:
-        options.json.write_text(json.dumps({"texts": figures, "mean": mean, "bit_identical": same}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({"texts": figures, "mean": mean, "bit_identical": same}, indent=2) + "\n", "utf-8"
+        )
 
 
 @torch.inference_mode()

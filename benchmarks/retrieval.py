@@ -127,7 +127,7 @@ def main() -> None:
     print(f"recall@{LAST} of {gain.count} questions: BM25 {_mean(bm25):.3f}, hybrid {_mean(hybrid):.3f}, {interval}")
     if options.json:
         told = {"sets": figures, "hybrid - bm25 @16": [gain.mean, gain.low, gain.high, p]}
-        options.json.write_text(json.dumps(told, indent=2) + "\n")
+        options.json.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
 
 
 def _mean(values: Sequence[float]) -> float:

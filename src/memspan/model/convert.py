@@ -293,7 +293,7 @@ def check_folder(folder: Path) -> None:
     if not config_file.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint folder (no config.json); make one with: memspan convert")
     try:
-        model_type = json.loads(config_file.read_text()).get("model_type")
+        model_type = json.loads(config_file.read_text("utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{config_file} is damaged ({error}); run memspan convert again") from error
     if model_type == RELEASED_TYPE:
