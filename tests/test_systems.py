@@ -74,6 +74,28 @@ def test_a_line_with_an_encoding_or_without_text_is_let_through(line: str) -> No
     assert list(_without_encoding(ast.parse(line))) == []
 
 
+def _float64(tree: ast.Module) -> Iterator[int]:
+    """Lines that make float64 of what may lie on an accelerator: Metal has none. `x.cpu().double()` does not."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            of = node.value
+            is_on_cpu = isinstance(of, ast.Call) and isinstance(of.func, ast.Attribute) and of.func.attr == "cpu"
+            is_torch = isinstance(of, ast.Name) and of.id == "torch"
+            if (node.attr == "double" and not is_on_cpu) or (node.attr == "float64" and is_torch):
+                yield node.lineno
+
+
+# `scoring`: rows of the bank, which are scored where they lie; `whiten`: of what `.cpu()` gave; `probe`: a tolerance.
+@pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_nothing_is_float64_on_an_accelerator(path: Path) -> None:
+    found = list(_float64(ast.parse(path.read_text(encoding="utf-8"))))
+    assert found == [] or path.name in ("scoring.py", "whiten.py", "probe.py")
+
+
+def test_float64_is_noticed() -> None:
+    assert list(_float64(ast.parse("x.double()\nx.cpu().double()\nx.to(torch.float64)\nnp.float64"))) == [1, 3]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_what_only_some_systems_have_is_used_where_the_others_are_thought_of(path: Path) -> None:
     used = {name for _, name in _names(ast.parse(path.read_text(encoding="utf-8"))) if name in _ONLY_IN}
