@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import re
 import signal
 import sqlite3
 from collections.abc import Callable
@@ -630,3 +631,23 @@ def test_a_file_that_really_cannot_grow_is_a_named_error(bank: MemoryBank, room:
     assert read_bank(MemoryBank.open(bank.folder)) == before
     fill(bank, *map(str, range(30)))
     assert len(read_bank(bank)) == 31
+
+
+# --- names of files -------------------------------------------------------------------------------------------------
+
+
+def test_no_name_of_a_users_becomes_that_of_a_file(tmp_path: Path) -> None:
+    """So names that differ in case only, or that a system keeps for itself, are names like any other everywhere."""
+    bank = MemoryBank.create(tmp_path / "bank", MANIFEST)
+    names = ["a", "A", "con", "aux.txt", "a:b", "a/b", "a\\b", "..", "ä", "a\u0308", "x" * 150]
+    for namespace in names:
+        fill(bank, *names, namespace=namespace)
+    for namespace in names:
+        assert {document.external_id for document, *_ in read_bank(bank, namespace)} == set(names)
+    found = [path.relative_to(bank.folder).as_posix() for path in bank.folder.rglob("*") if path.is_file()]
+    ours = (
+        r"catalog\.sqlite(-wal|-shm)?|writer\.(lock|pid)|readers/\d+-[0-9a-f]+|segments/[0-9a-f]{32}\.\w+\.safetensors"
+    )
+    assert [name for name in found if not re.fullmatch(ours, name)] == []
+    assert len({name.lower() for name in found}) == len(found)
+    bank.close()
