@@ -6,12 +6,19 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import allowed_skips
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from memspan.cli import app
 from memspan.model.convert import default_folder
+from memspan.model.runtime import pick_device
+
+# What tests must not be skipped for: `--skips`.
+pytest_addoption = allowed_skips.pytest_addoption
+pytest_sessionfinish = allowed_skips.pytest_sessionfinish
+pytest_terminal_summary = allowed_skips.pytest_terminal_summary
 
 # Tensors are tiny: a second thread only waits, and on a busy machine makes the tests several times slower.
 torch.set_num_threads(1)
@@ -22,7 +29,7 @@ def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.fixture(params=sorted({"cpu", pick_device().type}))
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 

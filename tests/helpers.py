@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -41,8 +42,14 @@ from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.template import Context, PromptTemplate
 from memspan.types import Document, EncodedDocuments, Retrieved, Span
 
+
+class _NoFork:
+    def __getattr__(self, name: str) -> NoReturn:
+        pytest.skip("no process can be forked here")
+
+
 # Forked, not spawned: a new interpreter takes seconds to import torch, and its own files may be closed to other users.
-FORK = multiprocessing.get_context("fork")
+FORK: Any = multiprocessing.get_context("fork") if hasattr(os, "fork") else _NoFork()
 VOCAB = 512
 ENDOFTEXT, IM_START, IM_END = 509, 510, 511
 WINDOW = 16
@@ -271,6 +278,18 @@ def child_process(do: Callable[[Connection], None]) -> Iterator[tuple[BaseProces
         process.join(10)
         process.kill()
         process.join(60)
+
+
+@contextlib.contextmanager
+def file_size_limit(max_bytes: int) -> Iterator[None]:
+    """No file may grow beyond a size: what a full disk looks like to a writer."""
+    resource = pytest.importorskip("resource", reason="the size of files cannot be limited here")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextlib.contextmanager

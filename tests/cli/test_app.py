@@ -313,12 +313,12 @@ def test_ctrl_c_keeps_what_was_encoded_and_the_same_command_continues(
 
 def test_a_process_that_gets_sigint_while_adding_exits_130(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys\n"
+        "import signal\n"
         "from memspan.cli import app, render\n"
         "shown = render.AddProgress.__call__\n"
         "def show(self, report):\n"
         "    shown(self, report)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
         "render.AddProgress.__call__ = show\n"
         "render._PLAIN_EVERY_TOKENS = 1\n"
         "app()\n"

@@ -187,10 +187,11 @@ def test_ranks_with_different_number_formats_are_told_apart(tmp_path: Path) -> N
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
-    with pytest.raises(RankError, match=r"process 1 .* there are 1; start at most 1 processes on it, or .* cpu"):
-        Ranks.join(torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(dist, "is_backend_available", {"nccl", "xccl"}.__contains__)
+    for kind in ("cuda", "xpu"):
+        with pytest.raises(RankError, match=r"process 1 .* there are 1; start at most 1 processes on it, or .* cpu"):
+            Ranks.join(torch.device(kind))
 
 
 def test_values_of_any_size_are_dealt_and_collected() -> None:

@@ -386,6 +386,8 @@ def test_links_are_followed_to_files_but_not_to_folders_so_that_loops_end(tmp_pa
 
 
 def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("pipes have no names here")
     os.mkfifo(tmp_path / "pipe.txt")
     assert isinstance(read(tmp_path)[0], Skipped)
 

@@ -31,11 +31,11 @@ from memspan.bank.bank import (
 )
 from memspan.bank.catalog import Catalog
 from memspan.bank.compaction import segments_folder
-from memspan.bank.files import fsync_folder
 from memspan.bank.locks import writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentFiles, coarse_path, segment_of, segment_paths
 from memspan.errors import BankError, CorpusError
+from memspan.files import sync_file, sync_folder, whole_file
 from memspan.model.convert import LoadedModel
 from memspan.model.fingerprint import file_sha256
 from memspan.types import Document
@@ -100,25 +100,18 @@ def export_bank(bank: MemoryBank, path: str | Path) -> None:
         BankError: the file exists, or cannot be written; nothing is left of it then.
     """
     target = Path(path).expanduser()
-    partial = target.with_name(target.name + ".partial")
     if target.exists():
         raise BankError(f"{target} exists; name another file")
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch, whole_file(target) as partial:
             copy = Path(scratch)
             _copy(bank, copy)
             with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
                 archive.write(copy / CATALOG, CATALOG)
                 for file in sorted(segments_folder(copy).iterdir()):
                     archive.write(file, f"segments/{file.name}")
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            partial.replace(target)
-            fsync_folder(target.parent)
     except (OSError, sqlite3.Error, ValueError) as error:
         raise BankError(f"cannot write {target}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def import_bank(
@@ -204,8 +197,8 @@ def _extract(source: Path, target: Path) -> None:
             with archive.open(entry) as packed, path.open("wb") as file:
                 shutil.copyfileobj(packed, file, _COPY_BYTES)
                 file.flush()
-                os.fsync(file.fileno())
-    fsync_folder(segments_folder(target))
+                sync_file(file.fileno())
+    sync_folder(segments_folder(target))
 
 
 def _check_import(target: Path, check: Callable[[Manifest], object]) -> None:

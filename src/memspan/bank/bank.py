@@ -19,7 +19,6 @@ from memspan.bank import compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.compaction import segments_folder
 from memspan.bank.edits import NewSource, Written
-from memspan.bank.files import fsync_folder
 from memspan.bank.locks import HOLDER, LOCK, READERS, Registration, writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter, text_crc32
@@ -27,6 +26,7 @@ from memspan.bank.shard import Shard, join_small
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.tiers import TensorCache, Tiers
 from memspan.errors import BankError, BankMismatch, UnknownDocument
+from memspan.files import publish, sync_folder
 from memspan.text.template import part_text
 from memspan.types import Document, EncodedDocuments, is_unicode
 
@@ -281,6 +281,8 @@ class MemoryBank:
         with self.locked():
             compaction.compact(self.catalog, self.folder, self.manifest, MAX_SEGMENT_BYTES)
             if secure:
+                with self._lock:
+                    self._views.clear()  # they may map what is to be erased
                 compaction.erase(self.catalog, self.folder, timeout)
 
 
@@ -371,7 +373,7 @@ def make_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
-        fsync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 def publish_catalog(folder: Path) -> None:
@@ -381,10 +383,9 @@ def publish_catalog(folder: Path) -> None:
         OSError: closing it did not write everything to it (a full disk), or the folder cannot be written.
     """
     partial = folder / PARTIAL_CATALOG
-    if partial.with_name(f"{PARTIAL_CATALOG}-wal").exists():
+    if any(partial.with_name(f"{PARTIAL_CATALOG}{log}").exists() for log in ("-wal", "-journal")):
         raise OSError("the catalog could not be written completely")
-    partial.rename(folder / CATALOG)
-    fsync_folder(folder)
+    publish({partial: folder / CATALOG})
 
 
 def remove_partial_catalog(folder: Path) -> None:

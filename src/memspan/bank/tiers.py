@@ -7,14 +7,13 @@ The other segments' keys are scored where they lie on disk, a layer at a time, a
 from __future__ import annotations
 
 import operator
-import os
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 from typing import Protocol
 
+import psutil
 import torch
 
 from memspan.bank.shard import Layout, Shard
@@ -149,16 +148,8 @@ def parse_bytes(text: str) -> int:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now.
-
-    Raises:
-        BudgetError: the system does not say.
-    """
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError) as error:
-        raise BudgetError("a memory budget needs /proc (Linux), which says what a process holds") from error
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    """Memory that this process holds now."""
+    return psutil.Process().memory_info().rss
 
 
 def _gigabytes(num_bytes: int, *, up: bool = False) -> str:

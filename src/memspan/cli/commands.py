@@ -60,9 +60,10 @@ class ModelChoice:
 
     def of_rank(self) -> ModelChoice:
         """On this rank's own GPU, where it is to be on one."""
-        if pick_device(self.device) != torch.device("cuda"):
+        device = pick_device(self.device)
+        if device.type == "cpu" or device.index is not None:
             return self
-        return dataclasses.replace(self, device=f"cuda:{own_gpu()}")
+        return dataclasses.replace(self, device=f"{device.type}:{own_gpu()}")
 
     def open(self, bank: Path, namespace: str = DEFAULT_NAMESPACE, create: bool = False) -> Memory:
         """The bank with this model; `create` makes an empty one where there is none, in this process alone."""

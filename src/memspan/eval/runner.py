@@ -38,10 +38,10 @@ from memspan.eval.runfiles import (
     append_lines,
     keep_config,
     read_lines,
-    write_atomically,
 )
 from memspan.eval.scoring import as_json, compare, main_score, summarise
 from memspan.eval.tasks import MemoryPlan, Task, TaskSettings, build_task
+from memspan.files import write_text
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
@@ -257,7 +257,7 @@ def write_results(
         "differences": {"from": first, "of": name, "arms": as_json(differences)},
         "rows": as_json(rows),
     }
-    write_atomically(out / RESULT, json.dumps(result, ensure_ascii=False, indent=1))
-    write_atomically(out / TABLE, report.markdown(result, summaries, differences))
+    write_text(out / RESULT, json.dumps(result, ensure_ascii=False, indent=1))
+    write_text(out / TABLE, report.markdown(result, summaries, differences))
     report.plot(out / "plot.png", summaries, name)
     return result

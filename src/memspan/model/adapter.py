@@ -92,7 +92,7 @@ def save_adapter(
         "document_fingerprint": model.document_fingerprint(weights),
         "weights_sample": _sample(weights, lora),
     }
-    (folder / _CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+    (folder / _CONFIG).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
 def apply_adapter(model: MSAForCausalLM, folder: Path, *, verify: bool = False) -> None:
@@ -111,7 +111,7 @@ def apply_adapter(model: MSAForCausalLM, folder: Path, *, verify: bool = False) 
     """
     weights = read_weights(folder)
     with _readable(folder):
-        values = json.loads((folder / _CONFIG).read_text())
+        values = json.loads((folder / _CONFIG).read_text("utf-8"))
         belongs_to, layers = values["backbone_fingerprint"], tuple(values["msa_layers"])
         settings = dict(values.get("settings", {}))
         score_bias, lora = bool(values.get("score_bias")), _read_lora(values.get("lora", {}))
@@ -164,7 +164,7 @@ def take_lora(model: MSAForCausalLM, folder: Path, but: str) -> None:
     """
     weights = read_weights(folder)
     with _readable(folder):
-        lora = _read_lora(json.loads((folder / _CONFIG).read_text()).get("lora", {}))
+        lora = _read_lora(json.loads((folder / _CONFIG).read_text("utf-8")).get("lora", {}))
     _check_weights(model, folder, weights, lora)
     _install(model, weights, {name: item for name, item in lora.items() if not re.search(but, name)})
     mark_sides(model)
@@ -182,7 +182,7 @@ def adapter_layers(folder: Path) -> tuple[int, ...]:
         CheckpointError: there is no readable adapter.
     """
     with _readable(folder):
-        return tuple(json.loads((folder / _CONFIG).read_text())["msa_layers"])
+        return tuple(json.loads((folder / _CONFIG).read_text("utf-8"))["msa_layers"])
 
 
 def _settings(config: MSAConfig) -> dict[str, Any]:

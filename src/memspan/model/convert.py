@@ -7,8 +7,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from memspan.config import SIMILARITIES, TEMPLATES, MSAConfig, TemplateSpec
 from memspan.errors import CheckpointError
+from memspan.files import whole_folder
 from memspan.model.adapter import adapter_layers, apply_adapter
 from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, first_line, load_backbone
 from memspan.model.modeling import MSAForCausalLM, check_fingerprints, is_router
@@ -121,29 +120,19 @@ def convert(
 
 def save_checkpoint(model: MSAForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Write model and tokenizer into `out/`, which appears whole or not at all."""
-    with _whole_folder(out) as partial:
+    with _checkpoint_folder(out) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
 
 
 @contextlib.contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `out/` when all is written, and vanishes when anything fails."""
+def _checkpoint_folder(out: Path) -> Iterator[Path]:
+    """As `whole_folder`, with the error that a command shows."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        with whole_folder(out) as partial:
+            yield partial
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error}") from error
-    try:
-        yield partial
-        partial.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {out}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _save_released(folder: Path, config: MSAConfig, dtype: torch.dtype, out: Path) -> MSAConfig:
@@ -158,7 +147,7 @@ def _save_released(folder: Path, config: MSAConfig, dtype: torch.dtype, out: Pat
     except Exception as error:  # whatever a damaged file makes the loader raise
         raise CheckpointError(f"the tokenizer in {folder} is damaged ({first_line(error)}); {advice}") from error
     _check_markers(tokenizer, config.template_spec)
-    with _whole_folder(out) as partial:
+    with _checkpoint_folder(out) as partial:
         convert_released(folder, partial, config, dtype)
         tokenizer.save_pretrained(partial)
     return config
@@ -310,7 +299,7 @@ def check_folder(folder: Path) -> None:
     if not config_file.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint folder (no config.json); make one with: memspan convert")
     try:
-        model_type = json.loads(config_file.read_text()).get("model_type")
+        model_type = json.loads(config_file.read_text("utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{config_file} is damaged ({error}); run memspan convert again") from error
     if model_type == RELEASED_TYPE:

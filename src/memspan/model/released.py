@@ -108,7 +108,7 @@ def released_config(
     """
     file = folder / "config.json"
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text("utf-8"))
         if values["model_type"] != RELEASED_TYPE:
             raise CheckpointError(f"{file} is not of model_type {RELEASED_TYPE}, but {values['model_type']!r}")
         settings = values["msa_config"]
@@ -190,7 +190,7 @@ def convert_released(folder: Path, into: Path, config: MSAConfig, dtype: torch.d
     if len(shards) > 1:
         size = sum(key.numel for shard in shards for key in shard) * dtype.itemsize
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(written.items()))}
-        (into / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (into / _INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     set_fingerprints(config, mapped_weights(into))
     config.architectures, config.dtype, config.text_config.dtype = [type(model).__name__], dtype, dtype
     config.save_pretrained(into)
@@ -239,7 +239,9 @@ def _read_headers(folder: Path) -> list[_Key]:
     """Every weight of a checkpoint, under its stored name; nothing but headers is read."""
     index = folder / _INDEX
     try:
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [_WEIGHTS]
+        files = (
+            sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())) if index.is_file() else [_WEIGHTS]
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is damaged ({first_line(error)}); fetch the checkpoint again") from error
     keys: dict[str, _Key] = {}
@@ -349,6 +351,6 @@ def _opened(file: Path) -> Iterator[Any]:
 
 def _model_type(config_file: Path) -> str | None:
     try:
-        return json.loads(config_file.read_text())["model_type"]
+        return json.loads(config_file.read_text("utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
