@@ -4,15 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check lint types docs bench soak clean
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --benchmark-disable
+
+.PHONY: demo test test-all check lint types docs bench soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --benchmark-disable
+	$(PYTEST) -m "not slow"
 
-check: lint types test
+test-all: $(VENV)/.installed-dev
+	$(PYTEST)
+
+check: lint types test-all
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """No fault below Python harms a bank: see `harness` for what strikes, `checks` for what must hold after.
 
-With MEMSPAN_CRASH_THOROUGH set, every single call is tried for real: minutes instead of one or two.
+Every kind of fault strikes every scenario in a quarter of a minute or so; the slow tests try many more calls, in a
+minute or two, and with MEMSPAN_CRASH_THOROUGH set every single one, for real.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import KINDS
+from harness import KINDS, Sampling
 from scenarios import BROKEN, SCENARIOS
 from shim import compile_library, unavailable
 
 import memspan
 
 _HERE = Path(__file__).parent
-_LEAST_STATES = 1000
+_LEAST_STATES = {Sampling.QUICK: 300, Sampling.USUAL: 1000, Sampling.THOROUGH: 1000}
+_MORE = Sampling.THOROUGH if os.environ.get("MEMSPAN_CRASH_THOROUGH") else Sampling.USUAL
 _SECONDS = 3600
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
@@ -41,16 +43,20 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled
 
 
+@pytest.fixture(scope="module", params=[Sampling.QUICK, pytest.param(_MORE, marks=pytest.mark.slow)])
+def sampling(request: pytest.FixtureRequest) -> Sampling:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def report(library: Path, tmp_path_factory: pytest.TempPathFactory) -> _Report:
+def report(library: Path, sampling: Sampling, tmp_path_factory: pytest.TempPathFactory) -> _Report:
     """What the harness found: by scenario, by fault."""
     folder = tmp_path_factory.mktemp("crash")
     path = folder / "report.json"
     sources = [Path(memspan.__file__).parents[1], _HERE.parent]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, _HERE / "harness.py", "--library", library, "--folder", folder, "--report", path]
-    if os.environ.get("MEMSPAN_CRASH_THOROUGH"):
-        command.append("--thorough")
+    command += ["--sampling", sampling.value]
     run = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=_SECONDS)
     assert run.returncode == 0, run.stderr
     by_scenario: _Report = defaultdict(dict)
@@ -66,8 +72,9 @@ def test_a_bank_stands_every_fault(report: _Report, name: str) -> None:
     assert {fault for fault, findings in report[name].items() if findings["points"]} == {*sum(KINDS.values(), ())}
 
 
-def test_enough_different_states_were_looked_at(report: _Report) -> None:
-    assert sum(findings["checked"] for name in SCENARIOS for findings in report[name].values()) >= _LEAST_STATES
+def test_enough_different_states_were_looked_at(report: _Report, sampling: Sampling) -> None:
+    looked = sum(findings["checked"] for name in SCENARIOS for findings in report[name].values())
+    assert looked >= _LEAST_STATES[sampling]
 
 
 @pytest.mark.parametrize("name", BROKEN)
