@@ -56,13 +56,15 @@ _FULL_EVERY = 5
 _REPLAYED_EVERY, _STRUCK_EVERY = 13, 29
 # Which calls are compared with a call: that before it, or those on both sides.
 _FIRST, _FIRST_AND_LAST = slice(0, 2), slice(0, 3)
+# At these most is at stake: content comes, is not durable yet, or its name is about to change.
+_DECISIVE = {Op.WRITE, Op.SYNC, Op.RENAME, Op.UNLINK}
 _RANDOM = re.compile(r"\d+-|[0-9a-f]{32}|\.tmp\w+")
 
 
 class Sampling(enum.Enum):
     """Which calls of an operation are tried."""
 
-    QUICK = "quick"  # the ends of runs of like calls; where several runs end alike, the first of these ends
+    QUICK = "quick"  # of each kind of call, the first; and of those at which nothing fails, the decisive ones
     USUAL = "usual"  # both ends of every run of like calls, and some calls in between
     THOROUGH = "thorough"  # every call; and every end of the process is real
 
@@ -195,7 +197,11 @@ class _Run:
         found = {fault: Findings(self._name, fault) for fault in KINDS["error"]}
         for fault, (mode, kinds) in _ERRORS.items():
             calls = [record for record in self._records if record.op in kinds]
-            tried = _sampled(calls, self._sampling, _STRUCK_EVERY, _FIRST_AND_LAST)
+            tried = list(range(len(calls)))
+            if self._sampling is Sampling.QUICK:
+                tried = _first_of_each_kind(calls)
+            elif self._sampling is Sampling.USUAL:
+                tried = _ends_and_some(calls, _STRUCK_EVERY, _FIRST_AND_LAST)
             if self._sampling is not Sampling.THOROUGH and mode is Mode.FULL:
                 tried = tried[::_FULL_EVERY]
             for index in tried:
@@ -248,7 +254,12 @@ class _Run:
         must(outcome)
         records = read_trace(self._trace)
         calls = [record for record in records if record.op not in (Op.MARK, Op.SHARED)]
-        tried = {calls[index].call for index in _sampled(calls, self._sampling, _REPLAYED_EVERY, _FIRST)}
+        if self._sampling is Sampling.QUICK:
+            calls = [call for call in calls if call.op in _DECISIVE]
+            calls = [calls[index] for index in _first_of_each_kind(calls)]
+        elif self._sampling is Sampling.USUAL:
+            calls = [calls[index] for index in _ends_and_some(calls, _REPLAYED_EVERY, _FIRST)]
+        tried = {call.call for call in calls}
         for record in points(disk, records):
             if not record or record.call in tried:
                 yield record, disk
@@ -273,21 +284,24 @@ def _name(record: Record | None) -> str:
     return f"call {record.call}, {record}" if record else "the end"
 
 
-def _sampled(calls: Sequence[Record], sampling: Sampling, every: int, around: slice) -> list[int]:
-    """Indices of the calls that are tried.
+def _kind(record: Record) -> tuple[Op, str]:
+    return record.op, _RANDOM.sub("", record.path)
+
+
+def _first_of_each_kind(calls: Sequence[Record]) -> list[int]:
+    return sorted({_kind(calls[index]): index for index in reversed(range(len(calls)))}.values())
+
+
+def _ends_and_some(calls: Sequence[Record], every: int, around: slice) -> list[int]:
+    """Indices of the calls at the ends of runs of like calls, and of some calls in the runs.
 
     Args:
-        every: how far apart those in a run of like calls are.
+        every: how far apart those in a run are.
         around: of (the call before, the call, the call after), those that are compared: unlike ones end a run.
     """
-    if sampling is Sampling.THOROUGH:
-        return list(range(len(calls)))
-    kinds = [(record.op, _RANDOM.sub("", record.path)) for record in calls]
+    kinds = [_kind(record) for record in calls]
     near = [(kinds[max(index - 1, 0)], kind, *kinds[index + 1 :][:1])[around] for index, kind in enumerate(kinds)]
-    ends = [index for index, compared in enumerate(near) if len(set(compared)) > 1]
-    if sampling is Sampling.QUICK:
-        return sorted({near[index]: index for index in [*reversed(ends), 0]}.values())
-    return sorted({*ends, *range(0, len(calls), every)})
+    return [index for index, compared in enumerate(near) if index % every == 0 or len(set(compared)) > 1]
 
 
 def _clear(folder: Path) -> None:

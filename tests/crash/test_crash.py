@@ -1,7 +1,7 @@
 """No fault below Python harms a bank: see `harness` for what strikes, `checks` for what must hold after.
 
-Every kind of fault strikes every scenario in a quarter of a minute or so; the slow tests try many more calls, in a
-minute or two, and with MEMSPAN_CRASH_THOROUGH set every single one, for real.
+Every kind of fault strikes some scenarios at once; the slow tests try all scenarios and many more calls, in a minute or
+two, and with MEMSPAN_CRASH_THOROUGH set every single call, for real.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import memspan
 _HERE = Path(__file__).parent
 _LEAST_STATES = {Sampling.QUICK: 300, Sampling.USUAL: 1000, Sampling.THOROUGH: 1000}
 _MORE = Sampling.THOROUGH if os.environ.get("MEMSPAN_CRASH_THOROUGH") else Sampling.USUAL
+# One of those that make a bank, change it, remove files of it, and replace all of them.
+_QUICK = ("create in new folders", "update", "compact and erase", "reencode")
 _SECONDS = 3600
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
@@ -43,7 +46,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled
 
 
-@pytest.fixture(scope="module", params=[Sampling.QUICK, pytest.param(_MORE, marks=pytest.mark.slow)])
+def _each(quick: Iterable[str], more: Iterable[str]) -> pytest.MarkDecorator:
+    """Run a test for the names that are tried quickly, and among the slow tests for more."""
+    cases = [pytest.param(Sampling.QUICK, name, id=f"quick-{name}") for name in quick]
+    cases += [pytest.param(_MORE, name, id=name, marks=pytest.mark.slow) for name in more]
+    return pytest.mark.parametrize(("sampling", "name"), cases, indirect=["sampling"], scope="module")
+
+
+@pytest.fixture(scope="module")
 def sampling(request: pytest.FixtureRequest) -> Sampling:
     return request.param
 
@@ -56,7 +66,7 @@ def report(library: Path, sampling: Sampling, tmp_path_factory: pytest.TempPathF
     sources = [Path(memspan.__file__).parents[1], _HERE.parent]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, _HERE / "harness.py", "--library", library, "--folder", folder, "--report", path]
-    command += ["--sampling", sampling.value]
+    command += ["--sampling", sampling.value, *((*_QUICK, *BROKEN) if sampling is Sampling.QUICK else ())]
     run = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=_SECONDS)
     assert run.returncode == 0, run.stderr
     by_scenario: _Report = defaultdict(dict)
@@ -65,19 +75,20 @@ def report(library: Path, sampling: Sampling, tmp_path_factory: pytest.TempPathF
     return by_scenario
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@_each(_QUICK, SCENARIOS)
 def test_a_bank_stands_every_fault(report: _Report, name: str) -> None:
     violations = [violation for findings in report[name].values() for violation in findings["violations"]]
     assert not violations, f"{len(violations)} violations:\n" + "\n".join(violations[:20])
     assert {fault for fault, findings in report[name].items() if findings["points"]} == {*sum(KINDS.values(), ())}
 
 
-def test_enough_different_states_were_looked_at(report: _Report, sampling: Sampling) -> None:
-    looked = sum(findings["checked"] for name in SCENARIOS for findings in report[name].values())
+@_each(["all"], ["all"])
+def test_enough_different_states_were_looked_at(report: _Report, sampling: Sampling, name: str) -> None:
+    looked = sum(findings["checked"] for name in report.keys() & SCENARIOS for findings in report[name].values())
     assert looked >= _LEAST_STATES[sampling]
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@_each(BROKEN, BROKEN)
 def test_a_broken_operation_is_found_out(report: _Report, name: str) -> None:
     _, kind = BROKEN[name]
     found = [fault for fault in KINDS[kind] if report[name][fault]["violations"]]
