@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --benchmark-disable
+# A file at a time, so that its models are made once, and in the order of their names: sorted by the number of their tests,
+# as they would be, the files with few and long ones came last, and the other processes waited.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --benchmark-disable
 
 .PHONY: demo test test-all check lint types docs bench soak clean
 
