@@ -197,11 +197,7 @@ class _Run:
         found = {fault: Findings(self._name, fault) for fault in KINDS["error"]}
         for fault, (mode, kinds) in _ERRORS.items():
             calls = [record for record in self._records if record.op in kinds]
-            tried = list(range(len(calls)))
-            if self._sampling is Sampling.QUICK:
-                tried = _first_of_each_kind(calls)
-            elif self._sampling is Sampling.USUAL:
-                tried = _ends_and_some(calls, _STRUCK_EVERY, _FIRST_AND_LAST)
+            tried = _tried(calls, self._sampling, _STRUCK_EVERY, _FIRST_AND_LAST)
             if self._sampling is not Sampling.THOROUGH and mode is Mode.FULL:
                 tried = tried[::_FULL_EVERY]
             for index in tried:
@@ -256,10 +252,7 @@ class _Run:
         calls = [record for record in records if record.op not in (Op.MARK, Op.SHARED)]
         if self._sampling is Sampling.QUICK:
             calls = [call for call in calls if call.op in _DECISIVE]
-            calls = [calls[index] for index in _first_of_each_kind(calls)]
-        elif self._sampling is Sampling.USUAL:
-            calls = [calls[index] for index in _ends_and_some(calls, _REPLAYED_EVERY, _FIRST)]
-        tried = {call.call for call in calls}
+        tried = {calls[index].call for index in _tried(calls, self._sampling, _REPLAYED_EVERY, _FIRST)}
         for record in points(disk, records):
             if not record or record.call in tried:
                 yield record, disk
@@ -284,22 +277,18 @@ def _name(record: Record | None) -> str:
     return f"call {record.call}, {record}" if record else "the end"
 
 
-def _kind(record: Record) -> tuple[Op, str]:
-    return record.op, _RANDOM.sub("", record.path)
-
-
-def _first_of_each_kind(calls: Sequence[Record]) -> list[int]:
-    return sorted({_kind(calls[index]): index for index in reversed(range(len(calls)))}.values())
-
-
-def _ends_and_some(calls: Sequence[Record], every: int, around: slice) -> list[int]:
-    """Indices of the calls at the ends of runs of like calls, and of some calls in the runs.
+def _tried(calls: Sequence[Record], sampling: Sampling, every: int, around: slice) -> list[int]:
+    """Indices of the calls that are tried.
 
     Args:
-        every: how far apart those in a run are.
+        every: how far apart, where a sample is taken of a run of like calls.
         around: of (the call before, the call, the call after), those that are compared: unlike ones end a run.
     """
-    kinds = [_kind(record) for record in calls]
+    if sampling is Sampling.THOROUGH:
+        return list(range(len(calls)))
+    kinds = [(record.op, _RANDOM.sub("", record.path)) for record in calls]
+    if sampling is Sampling.QUICK:
+        return [index for index, kind in enumerate(kinds) if kinds.index(kind) == index]
     near = [(kinds[max(index - 1, 0)], kind, *kinds[index + 1 :][:1])[around] for index, kind in enumerate(kinds)]
     return [index for index, compared in enumerate(near) if index % every == 0 or len(set(compared)) > 1]
 

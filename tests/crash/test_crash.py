@@ -6,12 +6,13 @@ two, and with MEMSPAN_CRASH_THOROUGH set every single call, for real.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,46 +51,50 @@ def _each(quick: Iterable[str], more: Iterable[str]) -> pytest.MarkDecorator:
     """Run a test for the names that are tried quickly, and among the slow tests for more."""
     cases = [pytest.param(Sampling.QUICK, name, id=f"quick-{name}") for name in quick]
     cases += [pytest.param(_MORE, name, id=name, marks=pytest.mark.slow) for name in more]
-    return pytest.mark.parametrize(("sampling", "name"), cases, indirect=["sampling"], scope="module")
+    return pytest.mark.parametrize(("sampling", "name"), cases)
 
 
 @pytest.fixture(scope="module")
-def sampling(request: pytest.FixtureRequest) -> Sampling:
-    return request.param
+def report_of(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sampling], _Report]:
+    """What the harness finds with a sampling: by scenario, by fault. It runs once for each."""
 
+    @functools.cache
+    def run(sampling: Sampling) -> _Report:
+        folder = tmp_path_factory.mktemp("crash")
+        path = folder / "report.json"
+        sources = [Path(memspan.__file__).parents[1], _HERE.parent]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources)), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, _HERE / "harness.py", "--library", library, "--folder", folder, "--report", path]
+        command += ["--sampling", sampling.value, *((*_QUICK, *BROKEN) if sampling is Sampling.QUICK else ())]
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=_SECONDS)
+        assert done.returncode == 0, done.stderr
+        by_scenario: _Report = defaultdict(dict)
+        for findings in json.loads(path.read_text())["findings"]:
+            by_scenario[findings["scenario"]][findings["fault"]] = findings
+        return by_scenario
 
-@pytest.fixture(scope="module")
-def report(library: Path, sampling: Sampling, tmp_path_factory: pytest.TempPathFactory) -> _Report:
-    """What the harness found: by scenario, by fault."""
-    folder = tmp_path_factory.mktemp("crash")
-    path = folder / "report.json"
-    sources = [Path(memspan.__file__).parents[1], _HERE.parent]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, _HERE / "harness.py", "--library", library, "--folder", folder, "--report", path]
-    command += ["--sampling", sampling.value, *((*_QUICK, *BROKEN) if sampling is Sampling.QUICK else ())]
-    run = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=_SECONDS)
-    assert run.returncode == 0, run.stderr
-    by_scenario: _Report = defaultdict(dict)
-    for findings in json.loads(path.read_text())["findings"]:
-        by_scenario[findings["scenario"]][findings["fault"]] = findings
-    return by_scenario
+    return run
 
 
 @_each(_QUICK, SCENARIOS)
-def test_a_bank_stands_every_fault(report: _Report, name: str) -> None:
+def test_a_bank_stands_every_fault(report_of: Callable[[Sampling], _Report], sampling: Sampling, name: str) -> None:
+    report = report_of(sampling)
     violations = [violation for findings in report[name].values() for violation in findings["violations"]]
     assert not violations, f"{len(violations)} violations:\n" + "\n".join(violations[:20])
     assert {fault for fault, findings in report[name].items() if findings["points"]} == {*sum(KINDS.values(), ())}
 
 
-@_each(["all"], ["all"])
-def test_enough_different_states_were_looked_at(report: _Report, sampling: Sampling, name: str) -> None:
+@pytest.mark.parametrize("sampling", [Sampling.QUICK, pytest.param(_MORE, marks=pytest.mark.slow)])
+def test_enough_different_states_were_looked_at(report_of: Callable[[Sampling], _Report], sampling: Sampling) -> None:
+    report = report_of(sampling)
     looked = sum(findings["checked"] for name in report.keys() & SCENARIOS for findings in report[name].values())
     assert looked >= _LEAST_STATES[sampling]
 
 
 @_each(BROKEN, BROKEN)
-def test_a_broken_operation_is_found_out(report: _Report, name: str) -> None:
-    _, kind = BROKEN[name]
+def test_a_broken_operation_is_found_out(
+    report_of: Callable[[Sampling], _Report], sampling: Sampling, name: str
+) -> None:
+    report, (_, kind) = report_of(sampling), BROKEN[name]
     found = [fault for fault in KINDS[kind] if report[name][fault]["violations"]]
     assert found, f"{name} harms a bank, and no fault of the kind {kind} shows it"
