@@ -77,6 +77,7 @@ def test_faiss_merges_tokens_and_chunks_as_routing_does(bank: MemoryBank) -> Non
         assert side.find(number) == found.best(found.exact(query_TW)) == keys.true_top(bank, layer, query_TW)
 
 
+@pytest.mark.slow
 def test_one_run_compares_all_and_leaves_out_what_is_too_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def test_convert_add_ask(real_checkpoint: Path, tmp_path: Path) -> None:
     assert "Mabli" in answer["text"]
 
 
+@pytest.mark.slow
 def test_a_decision_that_was_reversed_is_answered_by_the_later_document(real_checkpoint: Path, tmp_path: Path) -> None:
     reversals = (
         ("How many years of warranty does Brindlecomb give?", "two", "five"),
@@ -52,6 +53,7 @@ def test_a_decision_that_was_reversed_is_answered_by_the_later_document(real_che
             assert any(item.date > "2024-06-30" for item in today.evidence)
 
 
+@pytest.mark.slow
 def test_an_assistant_keeps_its_answer_until_the_fact_changes(
     real_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

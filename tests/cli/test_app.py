@@ -311,6 +311,7 @@ def test_ctrl_c_keeps_what_was_encoded_and_the_same_command_continues(
     assert {found["external_id"] for found in listed} == {f"r{number}" for number in range(60)}
 
 
+@pytest.mark.slow
 def test_a_process_that_gets_sigint_while_adding_exits_130(tmp_path: Path) -> None:
     program = (
         "import signal\n"

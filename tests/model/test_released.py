@@ -210,6 +210,7 @@ def _large_checkpoint(folder: Path, dtype: torch.dtype) -> int:
     return sum(weight.nbytes for weight in weights.values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's high-water mark")
 def test_memory_stays_below_the_size_of_the_checkpoint(tmp_path: Path) -> None:
     """All weights at once as read and as written would be 1.5 times (float32), and copied, twice (bfloat16)."""

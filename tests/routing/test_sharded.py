@@ -204,7 +204,7 @@ def test_values_of_any_size_are_dealt_and_collected() -> None:
     assert in_processes(do, 3) == [(own, values) for own in values]
 
 
-@pytest.mark.parametrize("how", ["gone", "silent"])
+@pytest.mark.parametrize("how", ["gone", pytest.param("silent", marks=pytest.mark.slow)])
 def test_a_lost_rank_ends_in_an_error(how: str) -> None:
     def do(joined: Ranks) -> str:
         joined.largest(torch.tensor([joined.rank]))

@@ -69,6 +69,7 @@ def asked(http: httpx.Client, max_tokens: int) -> contextlib.AbstractContextMana
     return http.stream("POST", "/v1/chat/completions", json=body)
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_answers_within_the_grace_and_ends_the_others(
     endless_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -59,7 +59,11 @@ def mapped_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     index, weights = folder / "model.safetensors.index.json", dict[str, torch.Tensor]()
     try:
-        files = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+        files = (
+            set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            if index.is_file()
+            else {"model.safetensors"}
+        )
         for file in sorted(files):
             with safe_open(folder / file, "pt") as source:
                 weights |= {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 - no dict
