@@ -32,8 +32,9 @@ import torch
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.edits import NewDocument, NewSource
-from memspan.bank.manifest import FORMAT_VERSION, LATENT_DTYPE, Manifest
+from memspan.bank.manifest import FORMAT_VERSION, Manifest
 from memspan.bank.scope import Scope
+from memspan.bank.segment import LATENT_DTYPE
 from memspan.routing.local import LocalMemory
 from memspan.text.terms import STOP_WORDS
 from memspan.types import Document, EncodedDocuments, Span

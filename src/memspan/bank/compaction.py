@@ -13,11 +13,12 @@ from pathlib import Path
 from memspan.bank import edits
 from memspan.bank.catalog import Catalog
 from memspan.bank.edits import Written
-from memspan.bank.files import fsync_folder
+from memspan.bank.folder import SegmentFiles, is_partial, segment_of, segments_folder
 from memspan.bank.locks import holders, pids
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentFiles, SegmentReader, SegmentWriter, is_partial, segment_of
+from memspan.bank.segment import SegmentReader, SegmentWriter
 from memspan.errors import BankBusy, BankError
+from memspan.files import sync_folder
 
 # Segments are merged when so many of a like size have come together: a document is rewritten once per power of 8.
 FAN_OUT = 8
@@ -167,14 +168,10 @@ def sweep(catalog: Catalog, folder: Path) -> None:
         for path in (*unknown, *obsolete):
             path.unlink(missing_ok=True)
         if obsolete:
-            fsync_folder(segments_folder(folder))
+            sync_folder(segments_folder(folder))
     except OSError as error:
         raise BankError(f"cannot remove what {folder} no longer needs: {error}") from error
     edits.forget_segments(catalog, sorted(gone))
-
-
-def segments_folder(folder: Path) -> Path:
-    return folder / "segments"
 
 
 def _full_tier(segments: Sequence[Numbered], max_bytes: int) -> list[Numbered]:

@@ -1,8 +1,7 @@
-"""Writing files that are whole or not there: under another name first, synced, renamed, and the folder synced."""
+"""Writing a bank's files of tensors, whole or not at all."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -14,19 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from memspan.errors import BankError
-from memspan.model.fingerprint import file_sha256
-
-PARTIAL_SUFFIX = ".partial"
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a loss of power (where the platform can sync folders at all)."""
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+from memspan.files import PARTIAL_SUFFIX, file_sha256, sync_folder
 
 
 def write_synced(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[int, str]:
@@ -75,7 +62,7 @@ def publish(paths: Sequence[Path]) -> None:
     try:
         for path in paths:
             _partial(path).replace(path)
-        fsync_folder(paths[0].parent)
+        sync_folder(paths[0].parent)
     except OSError as error:
         raise _cannot_write(paths[0], error) from error
 

@@ -79,8 +79,17 @@ def _commands() -> Iterator[ModuleType]:
 
 
 @contextmanager
+def _stored() -> Iterator[ModuleType]:
+    """As `_commands`, for the commands that need no model."""
+    with errors_told():
+        from memspan.cli import stored
+
+        yield stored
+
+
+@contextmanager
 def _upkeep() -> Iterator[ModuleType]:
-    """As `_commands`, for the commands that change and check a bank."""
+    """As `_commands`, for the commands that need no model, but torch."""
     with errors_told():
         from memspan.cli import upkeep
 
@@ -202,10 +211,10 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find documents for a question, without answering it."""
-    with _commands() as commands:
-        choice = commands.ModelChoice(model, adapter, dtype, device, memory_budget=memory_budget)
-        scope = commands.ScopeChoice(namespace, where or [], as_of)
-        commands.search(bank, question, choice, scope, selector, limit, as_json)
+    with _stored() as stored:
+        choice = stored.ModelChoice(model, adapter, dtype, device, memory_budget=memory_budget)
+        scope = stored.ScopeChoice(namespace, where or [], as_of)
+        stored.search(bank, question, choice, scope, selector, limit, as_json)
 
 
 @app.command()
@@ -244,8 +253,8 @@ def ls(
     as_json: JsonOption = False,
 ) -> None:
     """List the documents of a bank, in order of their ids."""
-    with _commands() as commands:
-        commands.ls(bank, commands.ScopeChoice(namespace, where or [], as_of), after, limit, as_json)
+    with _stored() as stored:
+        stored.ls(bank, stored.ScopeChoice(namespace, where or [], as_of), after, limit, as_json)
 
 
 @app.command()
@@ -254,8 +263,8 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a bank or a checkpoint."""
-    with _commands() as commands:
-        commands.info(path, as_json)
+    with _stored() as stored:
+        stored.info(path, as_json)
 
 
 @app.command()
@@ -283,8 +292,8 @@ def rm(
     as_json: JsonOption = False,
 ) -> None:
     """Forget documents: the next question does not see them. `compact` frees, `compact --secure` erases them."""
-    with _upkeep() as upkeep:
-        upkeep.rm(bank, [*(external_ids or []), *(ids or [])], namespace, as_json)
+    with _stored() as stored:
+        stored.rm(bank, [*(external_ids or []), *(ids or [])], namespace, as_json)
 
 
 @app.command()
@@ -307,9 +316,9 @@ def update(
     as_json: JsonOption = False,
 ) -> None:
     """Replace the text, title, date or metadata of one document."""
-    with _upkeep() as upkeep:
-        choice = upkeep.ModelChoice(model, adapter, dtype, device)
-        upkeep.update(bank, external_id, file, title, date, set_fields or [], namespace, choice, as_json)
+    with _stored() as stored:
+        choice = stored.ModelChoice(model, adapter, dtype, device)
+        stored.update(bank, external_id, file, title, date, set_fields or [], namespace, choice, as_json)
 
 
 @app.command()
@@ -351,9 +360,9 @@ def reencode(
     as_json: JsonOption = False,
 ) -> None:
     """Rebuild a bank's latents for another model, from its stored text. Stopped, it continues when run again."""
-    with _upkeep() as upkeep:
-        choice = upkeep.ModelChoice(model, adapter, dtype, device)
-        code = upkeep.reencode(bank, choice, as_json)
+    with _commands() as commands:
+        choice = commands.ModelChoice(model, adapter, dtype, device)
+        code = commands.reencode(bank, choice, as_json)
     raise typer.Exit(code)
 
 
@@ -363,8 +372,8 @@ def export(
     out: Annotated[Path, typer.Argument(help="X.jsonl: documents and metadata (- prints them); else all in one file.")],
 ) -> None:
     """Write a bank's documents as JSON lines, or the whole bank as one file."""
-    with _upkeep() as upkeep:
-        upkeep.export(bank, out)
+    with _stored() as stored:
+        stored.export(bank, out)
 
 
 @app.command("import")
@@ -378,7 +387,7 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Make a bank of an exported one; from JSON lines, encode the documents into a new or an existing bank."""
-    with _upkeep() as upkeep:
-        choice = upkeep.ModelChoice(model, adapter, dtype, device)
-        code = upkeep.import_(file, bank, choice, as_json)
+    with _commands() as commands:
+        choice = commands.ModelChoice(model, adapter, dtype, device)
+        code = commands.import_(file, bank, choice, as_json)
     raise typer.Exit(code)

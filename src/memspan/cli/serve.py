@@ -39,6 +39,14 @@ def _commands() -> Iterator[ModuleType]:
         yield serve_commands
 
 
+@contextmanager
+def _key_commands() -> Iterator[ModuleType]:
+    with errors_told():
+        from memspan.cli import keys_commands
+
+        yield keys_commands
+
+
 def serve(
     banks: BanksArgument,
     model: ModelOption = None,
@@ -95,14 +103,14 @@ def add_key(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and print it: it is shown this once, and only its hash is kept."""
-    with _commands() as commands:
+    with _key_commands() as commands:
         commands.add_key(name, scope or ["read"], namespace or [], keys, as_json)
 
 
 @keys.command("list")
 def list_keys(keys: KeysOption = None, as_json: JsonOption = False) -> None:
     """List the keys, without their secrets."""
-    with _commands() as commands:
+    with _key_commands() as commands:
         commands.list_keys(keys, as_json)
 
 
@@ -113,7 +121,7 @@ def revoke_key(
     as_json: JsonOption = False,
 ) -> None:
     """Take a key out of use, for running servers too."""
-    with _commands() as commands:
+    with _key_commands() as commands:
         commands.revoke_key(key_id, keys, as_json)
 
 
