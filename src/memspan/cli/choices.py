@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.scope import Scope, parse_expressions
+from memspan.cli.importing import imported
 
 if TYPE_CHECKING:
     from memspan.generate.memory import Memory
@@ -28,15 +29,11 @@ class ModelChoice:
     memory_budget: str | None = None
 
     def load(self) -> LoadedModel:
-        from memspan.cli import models
-
-        return models.load_model(self)
+        return imported("models").load_model(self)
 
     def open(self, bank: Path, namespace: str = DEFAULT_NAMESPACE, create: bool = False) -> Memory:
         """The bank with this model; `create` makes an empty one where there is none, in this process alone."""
-        from memspan.cli import models
-
-        return models.open_memory(self, bank, namespace, create)
+        return imported("models").open_memory(self, bank, namespace, create)
 
 
 @dataclass(frozen=True, slots=True)

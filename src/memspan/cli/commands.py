@@ -19,6 +19,7 @@ from memspan.bank.encode import manifest_of
 from memspan.bank.encoders import encode_for_first
 from memspan.bank.estimate import estimate as estimate_corpus
 from memspan.bank.reencode import reencode as reencode_bank
+from memspan.bank.repair import repair as repair_bank  # noqa: F401 (for `upkeep`)
 from memspan.cli import render
 from memspan.cli.choices import ModelChoice, ScopeChoice
 from memspan.cli.models import joined_ranks, on_own_gpu

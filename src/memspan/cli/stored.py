@@ -14,10 +14,19 @@ from memspan.bank.lines import export_documents
 from memspan.bank.texts import TextBank
 from memspan.cli import render
 from memspan.cli.choices import ModelChoice, ScopeChoice
+from memspan.cli.importing import imported
 from memspan.errors import MemspanError
 from memspan.generate.lexical import search_words
 from memspan.text.readers import Unreadable, read_content
 from memspan.types import JSON, AddReport
+
+
+def check_bank(bank: Path) -> None:
+    """
+    Raises:
+        BankError: there is none, or it is damaged or of a newer format.
+    """
+    TextBank.open(bank).close()
 
 
 def search(
@@ -30,6 +39,7 @@ def search(
     as_json: bool,
 ) -> None:
     """With the selector "lexical" no model is loaded."""
+    check_bank(bank)
     if selector == "lexical":
         with closing(TextBank.open(bank)) as opened:
             found = search_words(opened, question, scope.scope, limit, scope.namespace)
@@ -65,9 +75,7 @@ def info(path: Path, as_json: bool) -> None:
             namespaces = bank.catalog.namespaces()
         values = {"bank": str(path), "namespaces": namespaces, **counts, **manifest}
     elif (path / "config.json").is_file():
-        from memspan.cli.commands import checkpoint_info
-
-        values = checkpoint_info(path)
+        values = imported("commands").checkpoint_info(path)
     else:
         raise MemspanError(f"{path} is neither a bank nor a checkpoint")
     render.show(values, as_json)
@@ -114,9 +122,7 @@ def export(bank: Path, out: Path) -> None:
         with closing(TextBank.open(bank)) as opened:
             _export_lines(opened, out)
         return
-    from memspan.cli.upkeep import export_bank
-
-    export_bank(bank, out)
+    imported("upkeep").export_bank(bank, out)
     render.err.print(f"{render.size(out.stat().st_size)} written to {out}")
 
 

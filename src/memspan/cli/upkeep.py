@@ -12,7 +12,8 @@ from memspan.bank import verify as verification
 from memspan.bank.bank import MemoryBank
 from memspan.bank.verify import Fault
 from memspan.cli import render
-from memspan.cli.choices import ModelChoice
+from memspan.cli.choices import ModelChoice as ModelChoice
+from memspan.cli.importing import imported
 
 
 def export_bank(bank: Path, out: Path) -> None:
@@ -39,9 +40,7 @@ def verify(bank: Path, repair: bool, model: ModelChoice, as_json: bool) -> int:
         faults = verification.verify(opened)
         if repair and any(fault.repairable for fault in faults):
             _tell(faults)
-            from memspan.bank.repair import repair as mend
-
-            faults = mend(opened, model.load(), faults)
+            faults = imported("commands").repair_bank(opened, model.load(), faults)
     if as_json:
         render.as_json({"faults": [verification.describe(fault) for fault in faults]})
     else:

@@ -27,8 +27,8 @@ def search_words(
         EmptyBank: the namespace holds no documents.
     """
     check_namespace(namespace)
-    check_questions([question])
     check_limit(limit)
+    check_questions([question])
     with bank.pinned_catalog() as catalog:
         if not catalog.page(namespace, 0, 1):
             raise nothing_stored(bank.folder, namespace)
