@@ -135,7 +135,6 @@ class LocalMemory(SourceMemory):
         *,
         selectable_N: torch.Tensor | None = None,
         device: torch.device | None = None,
-        tile: int | None = None,
         tiers: Tiers | None = None,
     ) -> None:
         """
@@ -144,10 +143,9 @@ class LocalMemory(SourceMemory):
             manifest, top_k, device: as for `SourceMemory`. Keys are scored where they lie, on the CPU.
             selectable_N: for every document of the shards, in order, whether it may be selected
                 (`Snapshot.selectable_mask`). Default: every live one.
-            tile: chunks scored at a time. Default: as many as bound the scratch memory to less than a MiB.
             tiers: what is kept in memory (`Snapshot.tiers`). Default: all routing keys.
         """
-        super().__init__(LocalSource(shards, manifest.msa_layers, selectable_N, tile, tiers), manifest, top_k, device)
+        super().__init__(LocalSource(shards, manifest.msa_layers, selectable_N, tiers), manifest, top_k, device)
 
 
 def best(found: Candidates, count: int) -> Candidates:

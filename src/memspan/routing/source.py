@@ -71,7 +71,6 @@ class LocalSource:
         shards: Sequence[Shard],
         layers: Sequence[int],
         selectable_N: torch.Tensor | None = None,
-        tile: int | None = None,
         tiers: Tiers | None = None,
     ) -> None:
         """
@@ -79,13 +78,12 @@ class LocalSource:
             shards: in any order.
             layers: MSA layers of the bank.
             selectable_N: for every document of the shards, in order, whether it may be selected. Default: the live.
-            tile: chunks scored at a time. Default: see `coarse_scores`.
             tiers: what is kept in memory. Default: all routing keys.
 
         Raises:
             BudgetError: the budget of `tiers` has no room for a tile.
         """
-        self._shards, self._layers, self._tile = list(shards), tuple(layers), tile
+        self._shards, self._layers = list(shards), tuple(layers)
         self._tiers = tiers or Tiers()
         self._resident = self._tiers.resident([shard.reader for shard in self._shards], len(self._layers))
         self._layout = self._tiers.layout(self._shards)
@@ -106,7 +104,7 @@ class LocalSource:
         self._score_BC = torch.empty(len(query_BTW), len(self._layout.document_C))
         parts = self._score_BC.split([len(shard.document_C) for shard in self._shards], dim=1)
         for shard, part_BC, is_resident in zip(self._shards, parts, self._resident, strict=True):
-            coarse_scores(queries, shard.reader.coarse_keys(layer), part_BC, self._tile)
+            coarse_scores(queries, shard.reader.coarse_keys(layer), part_BC)
             if not is_resident:
                 shard.reader.give_back_coarse(layer)
         if self._barred_C is not None:
