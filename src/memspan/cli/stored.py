@@ -15,6 +15,7 @@ from memspan.bank.texts import TextBank
 from memspan.cli import render
 from memspan.cli.choices import ModelChoice, ScopeChoice
 from memspan.cli.importing import imported
+from memspan.cli.process import started_by_torchrun
 from memspan.errors import MemspanError
 from memspan.generate.lexical import search_words
 from memspan.text.readers import Unreadable, read_content
@@ -38,9 +39,9 @@ def search(
     limit: int,
     as_json: bool,
 ) -> None:
-    """With the selector "lexical" no model is loaded."""
+    """With the selector "lexical" no model is loaded (by one process; of several the first prints, as with a model)."""
     check_bank(bank)
-    if selector == "lexical":
+    if selector == "lexical" and not started_by_torchrun():
         with closing(TextBank.open(bank)) as opened:
             found = search_words(opened, question, scope.scope, limit, scope.namespace)
     else:
