@@ -230,7 +230,7 @@ def main() -> None:
             run_backbone(backbone, context, options.tokens, stops, rows["backbone"])
             for packing, model in models.items():
                 for name, lookup in ((packing or "plain", False), (f"{packing}+lookup".lstrip("+"), True)):
-                    layer_memory = finder.layer_memory()
+                    layer_memory = finder.memory
                     run_memspan(model, context, layer_memory, options.tokens, rows[name], lookup=lookup)
             if llama:
                 prompt = loaded.template.tokenizer.decode(list(context.ids))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from transformers import DynamicCache
@@ -60,8 +61,9 @@ class Finder:
         """What other ranks sent to this process so far; 0 where it is the only one."""
         return 0 if self._ranks is None else self._ranks.received_bytes
 
-    def layer_memory(self) -> SourceMemory:
-        """What the MSA layers route over."""
+    @cached_property
+    def memory(self) -> SourceMemory:
+        """What the MSA layers route over; made when something routes."""
         config, device = self._loaded.model.config, self._loaded.model.device
         selectable_N = self._snapshot.selectable_mask(self._scope)
         if self._ranks is not None:
@@ -91,7 +93,7 @@ class Finder:
         """Route contexts, and rank what the MSA layers considered."""
         for context in contexts:
             check_fits(self._loaded, len(context.ids), 0)
-        model, memory = self._loaded.model, self.layer_memory()
+        model, memory = self._loaded.model, self.memory
         packed = pack_contexts(contexts, model.config.offset).to(model.device)
         retrieved: dict[int, Retrieved] = {}
         prefill(model, packed, memory, retrieved, DynamicCache(config=model.config.text_config))
@@ -132,7 +134,9 @@ def routing_of(retrieved: Mapping[int, Retrieved], row: int) -> tuple[LayerRouti
 
 
 def with_layers(items: Iterable[Evidence], routed: Sequence[LayerRouting]) -> tuple[Evidence, ...]:
-    """Evidence with the number of MSA layers that attended to its document while answering."""
+    """Evidence with the number of MSA layers that attended to its document while answering; if none did, as it was."""
+    if not routed:
+        return tuple(items)
     return tuple(replace(x, layers=sum(x.document_id in layer.document_ids for layer in routed)) for x in items)
 
 

@@ -35,8 +35,9 @@ _PRODUCT_STEP = 32
 _TYPICAL_ROWS = 2048
 # Products of a call from which on it counts as one of many rows.
 _MANY_SUMS = 2**17
-# Multiplications by which a way is timed: a millisecond or so. A way this much slower is not timed twice.
-_TRIED_WORK, _TRIED_AGAIN, _HOPELESS = 2**24, 3, 4.0
+# A way is timed by so many multiplications (a millisecond or two), and the best of so many times counts; one that is so
+# much slower than another is not timed again.
+_TRIED_WORK, _TIMES, _HOPELESS = 2**27, 5, 4.0
 
 
 def key_levels(width: int) -> int:
@@ -69,14 +70,15 @@ class LargestProducts:
             left_CW: int8, no number larger than `key_levels`.
             scale_C, out_BC: float32; the scores of a question stand one after the other.
         """
-        name = self._way or self._fastest(len(left_CW))
+        name = self._way or self.fastest(len(left_CW))
         if name not in self._writers:  # queries are laid out once for all rows
             writer = WAYS[name](self._query_BTW, self._scale_B)
             assert writer is not None, "a way that is exact for a width can be taken"
             self._writers[name] = writer
         self._writers[name](left_CW, scale_C, out_BC)
 
-    def _fastest(self, num_rows: int) -> str:
+    def fastest(self, num_rows: int) -> str:
+        """The name of the way that is taken for so many rows."""
         B, T, W = self._query_BTW.shape
         if self._query_BTW.device.type != "cpu":
             return "float"
@@ -110,7 +112,7 @@ def fastest(attempts: dict[str, Callable[[], None]], clock: Callable[[], float] 
     best: dict[str, float] = {}
     for name, attempt in attempts.items():
         attempt()
-        for _ in range(_TRIED_AGAIN):
+        for _ in range(_TIMES):
             began = clock()
             attempt()
             best[name] = min(clock() - began, best.get(name, math.inf))

@@ -55,7 +55,7 @@ class Source(Protocol):
         ...
 
     def content(self, layer: int, ids: Sequence[int]) -> list[torch.Tensor]:
-        """K and V of such documents, `[rows, 2, G, D]` each."""
+        """K and V of such documents, `[rows, 2, G, D]` each; where one source holds all documents, of any."""
         ...
 
     def prefetch(self, layer: int, ids: Sequence[int]) -> None:
@@ -91,7 +91,7 @@ class LocalSource:
             selectable_N = torch.cat([torch.empty(0, dtype=torch.bool), *(shard.live_N for shard in self._shards)])
         self._barred_C = None if bool(selectable_N.all()) else ~selectable_N[self._layout.document_C]
         self._score_BC = torch.empty(0, 0)
-        # Where the documents stand that were among the leading: nothing else is asked for.
+        # Where documents stand that were asked for.
         self._places: dict[int, int] = {}
 
     @property
@@ -158,6 +158,8 @@ class LocalSource:
 
     def _find(self, document_id: int) -> tuple[Shard, int]:
         """The shard of a document, and its index there."""
+        if document_id not in self._places:
+            self._places[document_id] = int((self._layout.ids_N == document_id).nonzero())
         place = self._places[document_id]
         at = bisect_right(self._layout.first_document, place) - 1
         return self._shards[at], place - self._layout.first_document[at]
