@@ -33,8 +33,9 @@ from plots import add_json, write_json
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.edits import NewDocument, NewSource
-from memspan.bank.manifest import FORMAT_VERSION, LATENT_DTYPE, Manifest
+from memspan.bank.manifest import FORMAT_VERSION, Manifest
 from memspan.bank.scope import EVERYTHING, Scope
+from memspan.bank.segment import LATENT_DTYPE
 from memspan.routing.local import LocalMemory
 from memspan.text.terms import STOP_WORDS
 from memspan.types import Document, EncodedDocuments, Span

@@ -196,3 +196,38 @@ def test_make_bench_fails_where_a_bar_is_missed() -> None:
 )
 def test_the_class_of_a_cpu_is_the_best_that_may_be_used(flags: list[str], limit: str | None, expected: str) -> None:
     assert _cpu_class(flags, limit) == expected
+
+
+def test_starts_and_first_questions_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import start
+
+    save_backbone(tmp_path / "plain")
+    convert(str(tmp_path / "plain"), tmp_path / "msa", dtype=torch.float32, chunk_size=4, top_k_docs=2)
+    asked: list[tuple[str, ...]] = []
+
+    def run(arguments: tuple[str, ...]) -> start.Run:
+        asked.append(arguments)
+        return start.Run(len(asked), len(asked), len(asked))
+
+    monkeypatch.setattr(start, "run", run)
+    options = ("--repeats", 2, "--tokens", 80, "--questions", 2, "--folder", tmp_path / "banks", "--model")
+    monkeypatch.setattr(sys, "argv", ["start.py", *map(str, options), str(tmp_path / "msa")])
+    start.main()
+    figures = json.loads(capsys.readouterr().out)
+    assert {"python", "--help", "ls", "ask"} < figures["seconds"].keys() == figures["cpu_seconds"].keys()
+    in_turn = len(figures["seconds"])
+    assert len(asked) == 1 + 3 * in_turn and "ask" in asked[-1] and str(tmp_path / "msa") in asked[-1]
+    # The first of all is the bank's making, then comes a run that is not counted.
+    assert figures["seconds"]["python"]["least"] == 2 + in_turn
+    assert figures["first_question"]["seconds"] > 0 and figures["later_questions"]["seconds"]["least"] > 0
+
+
+def test_a_start_that_fails_is_told_and_one_that_writes_much_ends() -> None:
+    import start
+
+    more_than_a_pipe_holds = start.run(("-c", "print('y' * 10**6)"))
+    assert 0 < more_than_a_pipe_holds.first <= more_than_a_pipe_holds.whole
+    with pytest.raises(SystemExit, match="no such luck"):
+        start.run(("-c", "raise SystemExit('no such luck')"))

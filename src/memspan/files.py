@@ -7,6 +7,7 @@ Windows cannot sync folders, and neither replaces nor removes a file that someon
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import stat
@@ -137,6 +138,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         publish({partial: path})
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _partial(path: Path) -> Path:

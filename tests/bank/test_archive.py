@@ -18,11 +18,12 @@ import torch
 from helpers import add_latents, bits, random_latents, read_bank, read_latents, tiny_loaded, tiny_manifest
 
 from memspan.bank import archive, edits
-from memspan.bank.add import add_documents
-from memspan.bank.archive import export_bank, export_documents, import_bank, import_documents
+from memspan.bank.add import add_documents, import_documents
+from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.encode import manifest_of
+from memspan.bank.lines import export_documents
 from memspan.bank.reencode import reencode
 from memspan.bank.verify import verify
 from memspan.errors import BankError, BankMismatch, CorpusError

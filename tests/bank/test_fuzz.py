@@ -24,10 +24,12 @@ from helpers import add_latents, bits, child_process, random_latents, tiny_loade
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from memspan.bank.archive import export_bank, export_documents, import_bank, import_documents
+from memspan.bank.add import import_documents
+from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.encode import manifest_of
+from memspan.bank.lines import export_documents
 from memspan.bank.locks import holders, writer_lock
 from memspan.bank.scope import Scope
 from memspan.bank.verify import verify

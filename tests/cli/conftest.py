@@ -74,6 +74,6 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    for module in ("generate.memory", "cli.commands", "model.convert"):
+    for module in ("generate.memory", "cli.models", "model.convert"):
         monkeypatch.setattr(f"memspan.{module}.load", load)
-    monkeypatch.setattr("memspan.cli.commands.ModelChoice.load", load)
+    monkeypatch.setattr("memspan.cli.choices.ModelChoice.load", load)

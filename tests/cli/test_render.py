@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from memspan.bank.add import AddReport
 from memspan.cli import render
-from memspan.types import Answer, Document, Evidence, Span
+from memspan.types import AddReport, Answer, Document, Evidence, Span
 
 
 def _evidence(**changes: Any) -> Evidence:

@@ -1,94 +1,42 @@
-"""Taking a bank elsewhere: its documents as JSON lines, or all of it as one file.
-
-The one file is a zip archive, not compressed: `catalog.sqlite`, `segments/*.safetensors`.
-"""
+"""Taking a whole bank elsewhere, as one file: a zip archive, not compressed, of `catalog.sqlite` and
+`segments/*.safetensors`."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sqlite3
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from itertools import groupby
 from pathlib import Path
-from typing import IO
 
 from memspan.bank import edits
-from memspan.bank.add import AddReport, add_documents
-from memspan.bank.bank import (
+from memspan.bank.bank import MemoryBank
+from memspan.bank.catalog import Catalog
+from memspan.bank.folder import (
     CATALOG,
     PARTIAL_CATALOG,
-    MemoryBank,
+    SegmentFiles,
     check_empty,
+    coarse_path,
     make_folder,
     publish_catalog,
     remove_partial_catalog,
+    segment_of,
+    segment_paths,
+    segments_folder,
 )
-from memspan.bank.catalog import Catalog
-from memspan.bank.compaction import segments_folder
 from memspan.bank.locks import writer_lock
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentFiles, coarse_path, segment_of, segment_paths
-from memspan.errors import BankError, CorpusError
-from memspan.files import sync_file, sync_folder, whole_file
-from memspan.model.convert import LoadedModel
-from memspan.model.fingerprint import file_sha256
-from memspan.types import Document
+from memspan.errors import BankError
+from memspan.files import file_sha256, sync_file, sync_folder, whole_file
 
 _COPY_BYTES = 2**20
 # What zipfile raises for damaged archives.
 _ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
-
-
-def export_documents(bank: MemoryBank, stream: IO[str]) -> int:
-    """Write every live document as a line of JSON, as of now; returns how many.
-
-    Keys: namespace, external_id, title, text, date (its own, or the time it was added), metadata.
-    """
-    count = 0
-    with bank.pinned_catalog() as catalog:
-        for namespace in catalog.namespaces():
-            for stored in catalog.sources(namespace):
-                document = stored.document
-                values = {
-                    "namespace": namespace,
-                    "external_id": document.external_id,
-                    "title": document.title,
-                    "text": document.text,
-                    "date": document.date or stored.added_at,
-                    "metadata": dict(document.metadata),
-                }
-                stream.write(json.dumps(values, ensure_ascii=False) + "\n")
-                count += 1
-    return count
-
-
-def import_documents(
-    bank: MemoryBank,
-    loaded: LoadedModel,
-    stream: IO[str],
-    *,
-    progress: Callable[[AddReport], None] = lambda report: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> list[AddReport]:
-    """Add what `export_documents` wrote, each document to its namespace; returns a report per run of one namespace.
-
-    Raises:
-        CorpusError: a line is not of that form (named); what came before it is in the bank.
-    """
-    reports: list[AddReport] = []
-    for namespace, group in groupby(_read_lines(stream), key=lambda item: item[0]):
-        documents = (document for _, document in group)
-        report = add_documents(bank, loaded, documents, namespace=namespace, progress=progress, should_stop=should_stop)
-        reports.append(report)
-        if report.interrupted:
-            break
-    return reports
 
 
 def export_bank(bank: MemoryBank, path: str | Path) -> None:
@@ -216,29 +164,3 @@ def _check_segment(folder: Path, files: SegmentFiles) -> None:
     for path, sha256 in zip(segment_paths(folder, files.name), (files.keys_sha256, files.content_sha256), strict=True):
         if not path.is_file() or file_sha256(path) != sha256:
             raise BankError(f"the exported bank is damaged: {path.name} is missing or has another sha256")
-
-
-def _read_lines(stream: IO[str]) -> Iterator[tuple[str, Document]]:
-    lines, number = iter(stream), 0
-    while True:
-        number += 1
-        try:
-            line = next(lines, None)
-            if line is None:
-                return
-            read = _read_line(line) if line.strip() else None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CorpusError(
-                f"line {number} is not of an exported bank ({type(error).__name__}: {error}); "
-                "files of your own are added with: memspan add BANK FILE"
-            ) from error
-        if read is not None:
-            yield read
-
-
-def _read_line(line: str) -> tuple[str, Document]:
-    values = json.loads(line)
-    namespace, metadata = values["namespace"], values["metadata"]
-    if not isinstance(namespace, str) or not isinstance(metadata, dict):
-        raise TypeError("the namespace is no text, or the metadata are no object")
-    return namespace, Document(values["external_id"], values["text"], values["title"], metadata, values["date"])

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memspan.bank.database import Database
+from memspan.bank.folder import SegmentFiles
 from memspan.bank.schema import SCHEMA
 from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, Scope
-from memspan.bank.segment import SegmentFiles
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError, FilterError
 from memspan.text.template import encoded_text

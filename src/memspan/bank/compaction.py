@@ -13,9 +13,10 @@ from pathlib import Path
 from memspan.bank import edits
 from memspan.bank.catalog import Catalog
 from memspan.bank.edits import Written
+from memspan.bank.folder import SegmentFiles, is_partial, segment_of, segments_folder
 from memspan.bank.locks import holders, pids
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentFiles, SegmentReader, SegmentWriter, is_partial, segment_of
+from memspan.bank.segment import SegmentReader, SegmentWriter
 from memspan.errors import BankBusy, BankError
 from memspan.files import remove, sync_folder
 
@@ -175,10 +176,6 @@ def sweep(catalog: Catalog, folder: Path) -> bool:
         raise BankError(f"cannot remove what {folder} no longer needs: {error}") from error
     edits.forget_segments(catalog, sorted(gone.difference(map(segment_of, in_use))))
     return not in_use
-
-
-def segments_folder(folder: Path) -> Path:
-    return folder / "segments"
 
 
 def _full_tier(segments: Sequence[Numbered], max_bytes: int) -> list[Numbered]:

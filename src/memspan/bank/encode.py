@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from memspan.bank.edits import NewDocument, NewSource
-from memspan.bank.manifest import LATENT_DTYPE, Manifest
-from memspan.bank.segment import SegmentWriter, text_crc32
+from memspan.bank.folder import text_crc32
+from memspan.bank.manifest import Manifest
+from memspan.bank.segment import LATENT_DTYPE, SegmentWriter
 from memspan.model.convert import LoadedModel
 from memspan.model.former import is_former_fingerprint
 from memspan.text.packing import length_batches

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from memspan import files
 from memspan.errors import BankError
-from memspan.model.fingerprint import file_sha256
+from memspan.files import file_sha256
 
 
 def write_synced(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[int, str]:

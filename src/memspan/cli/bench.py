@@ -15,7 +15,7 @@ from memspan.cli.app import (
     ModelOption,
     RouteAnswerOption,
     WeightsOption,
-    errors_told,
+    commands_of,
 )
 
 bench = typer.Typer(
@@ -34,9 +34,7 @@ def synth(
     as_json: JsonOption = False,
 ) -> None:
     """Make a bank of made-up latents at a model's shapes, to measure routing with. `ask` refuses it."""
-    with errors_told():
-        from memspan.cli import bench_commands
-
+    with commands_of("bench_commands") as bench_commands:
         bench_commands.synth(bank, shape, chunks, chunks_per_document, seed, as_json)
 
 
@@ -57,9 +55,7 @@ def latency(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the time to the first token while the memory grows, over made-up latents of the model's shapes."""
-    with errors_told():
-        from memspan.cli import bench_commands
-
+    with commands_of("bench_commands") as bench_commands:
         choice = bench_commands.ModelChoice(model, adapter, dtype, device, weights)
         bench_commands.latency(
             choice, tokens, questions, folder, injected_tokens, new_tokens, route_answer, png, as_json

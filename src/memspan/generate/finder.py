@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.generate.decode import check_fits, prefill
+from memspan.generate.lexical import SEARCH_DEPTH, evidence_of
 from memspan.model.convert import LoadedModel
 from memspan.routing.local import LocalMemory, SourceMemory
 from memspan.routing.ranking import Ranked, rank_documents
@@ -24,7 +25,6 @@ from memspan.text.template import Context, Passage, encoded_text, shown_passage
 from memspan.text.terms import query_terms
 from memspan.types import Evidence, LayerRouting, Retrieved, Turn
 
-_SEARCH_DEPTH = 64
 _TURNS_SEARCHED = 2
 _WORD = re.compile(r"(?<!\w)[^\W\d_][\w'’-]*")
 _OPENS_SENTENCE = ".!?:\n"
@@ -76,7 +76,7 @@ class Finder:
 
     def rank(self, selector: Selector, looks: Sequence[Look], depth: int) -> list[Found]:
         """Rank documents for every look, by full-text search at least `depth` (where so many match)."""
-        depth = max(depth, _SEARCH_DEPTH)
+        depth = max(depth, SEARCH_DEPTH)
         routed: list[tuple[list[Ranked], tuple[LayerRouting, ...]]] = [([], ()) for _ in looks]
         lexical: list[list[tuple[int, float]]] = [[] for _ in looks]
         if selector != "lexical":
@@ -123,23 +123,7 @@ class Finder:
 
     def evidence(self, selected: Sequence[Selected]) -> list[Evidence]:
         """The stored documents that were chosen, in order."""
-        stored = self._snapshot.documents([found.document_id for found in selected])
-        by_id = {document.id: document for document in stored}
-        return [
-            Evidence(
-                document_id=document.id,
-                external_id=document.external_id,
-                title=document.title,
-                text=document.text,
-                span=document.span,
-                score=found.score,
-                layers=found.layers,
-                metadata=document.metadata,
-                date=document.date,
-            )
-            for found in selected
-            if (document := by_id.get(found.document_id)) is not None
-        ]
+        return evidence_of(selected, self._snapshot.documents([found.document_id for found in selected]))
 
 
 def routing_of(retrieved: Mapping[int, Retrieved], row: int) -> tuple[LayerRouting, ...]:

@@ -10,17 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from memspan.bank.add import AddReport, add_documents
-from memspan.bank.bank import MemoryBank, check_namespace
+from memspan.bank.add import add_documents
+from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.encode import check_model, manifest_of
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
+from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
-from memspan.errors import BankMismatch, EmptyBank, UnknownDocument
+from memspan.errors import BankMismatch, EmptyBank
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import Interleave, SearchedReading
+from memspan.generate.lexical import nothing_stored
 from memspan.generate.named import NamedReading
 from memspan.generate.request import AskOptions, Request, turn_document
 from memspan.generate.state import RoundState
@@ -28,7 +30,7 @@ from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
 from memspan.routing.ranks import Ranks
 from memspan.routing.selector import check_selector, default_selector
-from memspan.types import JSON, Answer, Document, Done, Event, Evidence, TextWritten
+from memspan.types import JSON, AddReport, Answer, Document, Done, Event, Evidence, TextWritten
 
 _log = logging.getLogger(__name__)
 
@@ -178,10 +180,7 @@ class Memory:
         Raises:
             UnknownDocument: there is none.
         """
-        stored = self.bank.catalog.source(self.namespace, self.bank.resolve(id, self.namespace))
-        if stored is None:
-            raise UnknownDocument(f"document {id!r} was deleted just now")
-        return stored.document
+        return self.bank.get(id, self.namespace)
 
     def update(
         self,
@@ -356,7 +355,4 @@ class Memory:
 
     def _check_not_empty(self, snapshot: Snapshot) -> None:
         if not snapshot.num_documents:
-            folder, name = self.bank.folder, self.namespace
-            where = str(folder) if name == DEFAULT_NAMESPACE else f"namespace {name!r} of {folder}"
-            option = "" if name == DEFAULT_NAMESPACE else f" --namespace {name}"
-            raise EmptyBank(f"{where} holds no documents; add some with: memspan add {folder} FILES...{option}")
+            raise nothing_stored(self.bank.folder, self.namespace)

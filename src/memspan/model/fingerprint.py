@@ -70,9 +70,3 @@ def mapped_weights(folder: Path) -> dict[str, torch.Tensor]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"the weights in {folder} are damaged ({error}); run memspan convert again") from error
     return weights
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from memspan.bank.manifest import LATENT_DTYPE, Manifest
+from memspan.bank.manifest import Manifest
+from memspan.bank.segment import LATENT_DTYPE
 from memspan.bank.shard import Shard
 from memspan.bank.tiers import Tiers
 from memspan.ops.scoring import fold_queries, routing_queries, top_documents

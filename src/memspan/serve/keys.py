@@ -14,8 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from memspan.bank.bank import check_namespace
 from memspan.bank.catalog import DEFAULT_NAMESPACE
+from memspan.bank.texts import check_namespace
 from memspan.errors import MemspanError
 from memspan.files import write_text
 

@@ -17,8 +17,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
-import pypdf
-
 from memspan.types import JSON, is_unicode
 
 TEXT_KEYS = ("text", "content", "body")
@@ -167,6 +165,8 @@ def _read_html(path: Path) -> Content:
 
 
 def _read_pdf(path: Path) -> Content:
+    import pypdf  # takes as long as all of `memspan ls`
+
     try:
         reader = pypdf.PdfReader(path)
         if reader.is_encrypted:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NewType, cast
+from typing import TYPE_CHECKING, Any, NewType, cast
 
-from transformers import PreTrainedTokenizerBase
-
-from memspan.config import TemplateSpec
 from memspan.types import Document, Span, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from memspan.config import TemplateSpec
 
 Marker = NewType("Marker", int)
 """Id of a token that the template writes as one token."""
