@@ -32,9 +32,9 @@ docs: $(VENV)/.installed
 	$(BIN)/python docs/make_cli.py
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/encode.py
-	$(BIN)/python benchmarks/decode.py
-	$(BIN)/python benchmarks/route.py
+	$(BIN)/python benchmarks/encode.py --bars
+	$(BIN)/python benchmarks/decode.py --bars
+	$(BIN)/python benchmarks/route.py --bars
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/serve.py --soak

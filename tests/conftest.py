@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import allowed_skips
 import pytest
 from filelock import FileLock
 
@@ -16,13 +17,20 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
+from memspan.model.runtime import pick_device
+
+# What tests must not be skipped for: `--skips`.
+pytest_addoption = allowed_skips.pytest_addoption
+pytest_sessionfinish = allowed_skips.pytest_sessionfinish
+pytest_terminal_summary = allowed_skips.pytest_terminal_summary
+
 
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.fixture(params=sorted({"cpu", pick_device().type}))
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 

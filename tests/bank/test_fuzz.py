@@ -502,7 +502,7 @@ def exported(closed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _import(path: Path, folder: Path, whole: Latents) -> None:
     try:
-        import_bank(path, folder, MANIFEST).close()
+        import_bank(path, folder, MANIFEST.check_same).close()
     except BankError:
         assert not MemoryBank.exists(folder)
         assert {each.name for each in folder.rglob("*")} <= {"writer.lock", "writer.pid"}

@@ -30,7 +30,7 @@ from memspan.bank.segment import coarse_path, segment_paths
 from memspan.bank.verify import verify
 from memspan.errors import BankError
 
-_CATALOG = {f"catalog.sqlite{suffix}" for suffix in ("", "-wal", "-shm")}
+_CATALOG = {f"catalog.sqlite{suffix}" for suffix in ("", "-wal", "-shm", "-journal")}
 _FILES = _CATALOG | {"writer.lock", "writer.pid", "segments", "readers"}
 _LOOK_SECONDS = 60
 

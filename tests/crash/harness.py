@@ -1,6 +1,7 @@
 """Cut operations on a bank short at every system call, and look at what is left.
 
-    python harness.py --library faults.so --folder EMPTY_FOLDER --report report.json [--sampling quick] [SCENARIO ...]
+    python harness.py --library faults.so --folder EMPTY_FOLDER --report report.json [--sampling quick] [--network]
+        [SCENARIO ...]
 
 One process imports everything once and forks a child for each operation that a fault strikes; a second child looks at
 what was left (`checks`). Syncs cost nothing, for what is durable is decided by replaying traces (`replay`).
@@ -32,6 +33,8 @@ from children import Outcome, forked, must, operate
 from replay import Disk, Loss, Op, Record, Tree, points, read_trace, read_tree, write_tree
 from scenarios import BROKEN, FURTHER, SCENARIOS, Scenario
 from shim import EXIT_CRASHED, Mode, Shim
+
+from memspan.bank import database
 
 _SYNC_ERROR_THEN_LOSS = "sync error, then power lost"
 # What strikes, by kind.
@@ -92,9 +95,12 @@ def main() -> None:
     for name in ("library", "folder", "report"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--sampling", type=Sampling, default=Sampling.USUAL, help="quick, usual or thorough")
+    parser.add_argument("--network", action="store_true", help="as on a network folder: with a journal, without a log")
     parser.add_argument("scenarios", nargs="*", help="of SCENARIOS and BROKEN; all by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.network:
+        database.told_network_type = lambda folder: "made up"
     warnings.simplefilter("ignore", DeprecationWarning)  # forking is safe here: no other thread runs
     harness = Harness(Shim(arguments.library), arguments.folder.resolve(), arguments.sampling)
     kinds = {name: (scenario, tuple(KINDS)) for name, scenario in SCENARIOS.items()}

@@ -14,11 +14,11 @@ from helpers import TensorMemory, random_context, random_ids, tiny_loaded
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.config import TEMPLATES
-from memspan.generate import batching
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.decode import Decoding, Generated
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
+from memspan.model import buffers
 from memspan.model.convert import LoadedModel
 from memspan.text.template import Context
 from memspan.types import Document, Done
@@ -60,7 +60,7 @@ def _take_turns(batch: DecodingBatch, decodings: Sequence[Decoding], every: int)
 def test_whoever_joins_whenever_gets_what_it_would_get_alone(
     family: str, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "_ROOM", 7)  # the columns are laid out anew several times
+    monkeypatch.setattr(buffers, "_ROOM", 7)  # they grow several times
     loaded = tiny_loaded(family)
     loaded.template.stop_ids = frozenset()
     contexts = [random_context(3, length, 4) for length in LENGTHS]

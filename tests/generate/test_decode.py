@@ -19,6 +19,7 @@ from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Context
+from memspan.train.greedy import decode_greedily
 
 GREEDY = Sampling(max_new_tokens=12)
 SAMPLED = Sampling(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=5)
@@ -70,6 +71,20 @@ def test_a_batch_of_mixed_lengths_decodes_what_each_would_alone(family: str, sam
     assert [(row.text, row.finish_reason) for row in together] == [(row.text, row.finish_reason) for row in alone]
     assert len({len(row.ids) for row in together}) > 1, "one of them ended before the others"
     assert len({tuple(row.ids) for row in together}) > 1, "the questions are answered differently"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_training_writes_what_serving_does(family: str) -> None:
+    loaded = tiny_loaded(family)
+    memory = _memory(loaded)
+    contexts = [random_context(3, 37, 4), random_context(3, 5, 4), random_context(3, 1, 4)]
+    first = _decode(loaded, contexts, memory, GREEDY)
+    loaded.template.stop_ids |= {first[0].ids[4]}  # one of them ends before the others, and those go on
+    served = [row.ids for row in _decode(loaded, contexts, memory, GREEDY)]
+    ended = loaded.template.stop_ids.__contains__
+    written = decode_greedily(loaded.model, contexts, memory, GREEDY.max_new_tokens, lambda ids: ended(ids[-1]))
+    assert written == served
+    assert len(written[0]) <= 5 < max(map(len, written)) == 12
 
 
 @pytest.mark.parametrize("with_memory", [True, False])

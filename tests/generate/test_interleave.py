@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import tiny_model, tiny_tokenizer
+from transformers import DynamicCache
 
 from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
@@ -21,12 +22,14 @@ from memspan.generate.constrain import RoutedIds
 from memspan.generate.decode import Decoding
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
+from memspan.model import decoding
+from memspan.model.buffers import DecodeBuffers
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep
 from memspan.text.packing import pack_contexts
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Passage, PromptTemplate
-from memspan.types import Answer, Document, Done, RoundDone, RoundStarted, TextWritten
+from memspan.types import Answer, Document, Done, Retrieved, RoundDone, RoundStarted, TextWritten
 
 END, ENOUGH = "<|object_ref_end|>", "<End-of-Retrieve>"
 ANIMALS = ("otter", "heron", "badger", "newt", "falcon", "lynx", "marmot", "viper", "ibis", "gecko")
@@ -71,6 +74,28 @@ def memory(filled: Path, loaded: LoadedModel) -> Iterator[Memory]:
         yield memory
 
 
+class _Followed(DecodeBuffers):
+    """Knows of every row the prefill's cache and the row in it that it came from."""
+
+    def __init__(self, max_rows: int) -> None:
+        super().__init__(max_rows)
+        self.origins: list[tuple[int, int]] = []
+
+    def join(self, cache: DynamicCache, retrieved: Mapping[int, Retrieved], row: int, length: int) -> None:
+        super().join(cache, retrieved, row, length)
+        self.origins.append((id(cache), row))
+
+    def leave(self, row: int) -> None:
+        super().leave(row)
+        self.origins[row] = self.origins[-1]
+        self.origins.pop()
+
+
+@pytest.fixture(autouse=True)
+def rows_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "DecodeBuffers", _Followed)
+
+
 class Scripted:
     """A model whose logits come from a table: question -> what it writes, turn by turn, then an end of sequence.
 
@@ -86,25 +111,27 @@ class Scripted:
             protocol.start(question).context().ids: [self._turn(protocol, turn) for turn in turns]
             for question, turns in script.items()
         }
-        self.seen: dict[int, torch.Tensor] = {}
-        self.last = 0
+        self.seen: dict[tuple[int, int], list[int]] = {}
 
     def _turn(self, protocol: RoundProtocol, turn: str) -> tuple[int, ...]:
         return tuple(self.template.tokens(turn.replace("{", "{{").replace("}", "}}")))
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        ids, cache = options["input_ids"], options.get("past_key_values")
+        ids, step, cache = options["input_ids"], options["memory"], options.get("past_key_values")
         out = self.model(*args, **options)
-        if cache is None:  # one question, decoded from buffers: a draft that was not taken is written over
-            first = int(options["position_ids"][0, 0]) - self.model.config.offset
-            self.seen[self.last] = seen = torch.cat([self.seen[self.last][:, :first], ids], dim=1)
+        if cache is None:  # decoded from buffers: a draft that was not taken is written over
+            starts = (options["position_ids"][:, 0] - self.model.config.offset).tolist()
+            for origin, start, new in zip(step.buffers.origins, starts, ids.tolist(), strict=True):
+                self.seen[origin] = self.seen[origin][:start] + new
+            rows = [self.seen[origin] for origin in step.buffers.origins]
         else:
-            self.last = id(cache)
-            before = self.seen.get(id(cache)) if ids.shape[1] == 1 else None
-            self.seen[id(cache)] = seen = ids if before is None else torch.cat([before, ids], dim=1)
+            rows = ids.tolist()
+            if step.valid_BS is not None:
+                rows = [ids[row][valid].tolist() for row, valid in enumerate(step.valid_BS)]
+            self.seen |= {(id(cache), row): tokens for row, tokens in enumerate(rows)}
         num_read = ids.shape[1] if cache is None else 1
         logits = torch.zeros(len(ids), num_read, out.logits.shape[-1])
-        for row, tokens in enumerate(seen.tolist()):
+        for row, tokens in enumerate(rows):
             for place in range(num_read):
                 logits[row, place, self._next(tokens[: len(tokens) - num_read + place + 1])] = 1.0
         return SimpleNamespace(logits=logits)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import FAMILIES, TensorMemory, tiny_loaded
 
-from memspan.generate.decode import Decoding
+from memspan.generate.decode import Decoding, Writing
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
@@ -49,16 +49,23 @@ def _tokens_run(loaded: LoadedModel, layer: int) -> Iterator[list[int]]:
 def _run(decoding: Decoding) -> tuple[torch.Tensor, list[list[int]]]:
     """The prefill's logits and what was written."""
     first: list[torch.Tensor] = []
-    advance = decoding._advance
-
-    def spy(logits_BV: torch.Tensor) -> list[int]:
-        first.append(logits_BV.clone())
-        return advance(logits_BV)
-
-    decoding._advance = spy  # type: ignore[method-assign]
+    for writing in decoding.writings:
+        _keep_first(writing, first)
     for _ in decoding.run():
         pass
-    return first[0], [row.ids for row in decoding.rows]
+    return torch.stack(first), [row.ids for row in decoding.rows]
+
+
+def _keep_first(writing: Writing, logits: list[torch.Tensor]) -> None:
+    """Keep the logits of an answer's first token."""
+    take = writing.take
+
+    def spy(logits_V: torch.Tensor) -> int:
+        if not writing.row.ids:
+            logits.append(logits_V.clone())
+        return take(logits_V)
+
+    writing.take = spy  # type: ignore[method-assign]
 
 
 def _rounds(loaded: LoadedModel, growth: Sequence[Sequence[int]], questions: Sequence[str]) -> Iterator[tuple]:

@@ -11,6 +11,7 @@ from memspan.generate.decode import Decoding
 from memspan.generate.sampling import Sampling
 from memspan.model.buffers import DecodeBuffers
 from memspan.model.convert import load
+from memspan.model.decoding import DecodeRows
 from memspan.model.lora import LoraSpec, add_lora, merge_lora
 from memspan.model.memory_api import AskStep
 from memspan.model.modeling import MSAForCausalLM
@@ -40,7 +41,7 @@ def test_a_packed_product_is_near_the_product(packing: Packing, dtype: torch.dty
         assert layer.packing == ("int8" if name == "lm_head" else packing)
         x_BTF = torch.randn(2, 3, layer.in_features, dtype=dtype)
         plain = layer(x_BTF).float()
-        with reading_packed(AskStep()):
+        with reading_packed(AskStep(buffers=DecodeBuffers(1))):
             packed = layer(x_BTF).float()
         error = float((packed - plain).norm() / plain.norm())
         assert 0 < error < _ERROR[layer.packing] + (0.01 if dtype == torch.bfloat16 else 0), name
@@ -56,7 +57,7 @@ def test_weights_of_sixteen_steps_a_group_lose_nothing_in_int4() -> None:
     layer.weight.copy_(weight.flatten(1))
     pack_weights(model.backbone, "int4")
     x_TF = torch.randn(3, layer.in_features)
-    with reading_packed(AskStep()):
+    with reading_packed(AskStep(buffers=DecodeBuffers(1))):
         torch.testing.assert_close(layer(x_TF), torch.nn.functional.linear(x_TF, layer.weight), rtol=1e-4, atol=1e-4)
 
 
@@ -76,9 +77,9 @@ def test_only_steps_that_decode_a_few_tokens_read_packed_weights(packing: Packin
         assert torch.equal(one.keys, other.keys) and torch.equal(one.values, other.values)  # type: ignore[arg-type]
     logits = []
     for loaded, decoding in zip((plain, packed), decodings, strict=True):
-        step = AskStep(buffers=DecodeBuffers(decoding.cache, {}))
-        places = torch.tensor([[30, 31]])
-        logits.append(loaded.model(torch.tensor([[7, 8]]), position_ids=places, use_cache=False, memory=step).logits)
+        rows = DecodeRows(loaded.model, 1)
+        rows.join(decoding.packed, decoding.cache, {})
+        logits.append(rows.step([[7, 8]]))
     error = float((logits[0] - logits[1]).norm() / logits[0].norm())
     assert 0 < error < 5 * _ERROR[packing]
 
@@ -116,7 +117,8 @@ def test_where_documents_and_questions_have_weights_of_their_own_the_questions_a
     merge_lora(model)
     torch.testing.assert_close(model(ids, memory=AskStep(), use_cache=False).logits, whole, atol=1e-4, rtol=1e-4)
     pack_weights(model.backbone, "int8")
-    packed = model(ids, memory=AskStep(), use_cache=False).logits
+    with reading_packed(AskStep(buffers=DecodeBuffers(1))):
+        packed = model.backbone(ids, memory=AskStep(), use_cache=False).logits
     assert 0 < float((packed - whole).norm() / whole.norm()) < 0.1
     assert torch.equal(model.encode(documents).content_LC2GD, latents.content_LC2GD)
 

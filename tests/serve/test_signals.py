@@ -22,6 +22,7 @@ from serving import add_animals, client, question
 from memspan.model.convert import convert
 
 GRACE = 4
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that asks a process to end")
 SOURCE = Path(__file__).parents[2] / "src"
 
 

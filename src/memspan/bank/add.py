@@ -8,7 +8,7 @@ from typing import Literal
 
 from memspan.bank.bank import BankWriter, MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.encode import Part, SourceParts, manifest_of, tokenise
+from memspan.bank.encode import Part, SourceParts, check_model, manifest_of, tokenise
 from memspan.bank.encoders import Encoders, Group
 from memspan.bank.run import AddReport, Progress, Run
 from memspan.errors import BankError, DuplicateDocument
@@ -89,7 +89,7 @@ def add_documents(
     manifest = manifest_of(loaded)
     run = Run(loaded, progress, should_stop, batch_tokens)
     with Encoders(run, group, bank.folder, manifest.encoder_fingerprint) as encoders:
-        bank.manifest.check_same(manifest)
+        check_model(bank.manifest, loaded)
         with bank.writer(namespace) as writer:
             adding = _Adding(writer, encoders, run)
             try:

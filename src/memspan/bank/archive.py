@@ -31,11 +31,11 @@ from memspan.bank.bank import (
 )
 from memspan.bank.catalog import Catalog
 from memspan.bank.compaction import segments_folder
-from memspan.bank.files import fsync_folder
 from memspan.bank.locks import writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentFiles, coarse_path, segment_of, segment_paths
 from memspan.errors import BankError, CorpusError
+from memspan.files import sync_file, sync_folder, whole_file
 from memspan.model.convert import LoadedModel
 from memspan.model.fingerprint import file_sha256
 from memspan.types import Document
@@ -100,34 +100,29 @@ def export_bank(bank: MemoryBank, path: str | Path) -> None:
         BankError: the file exists, or cannot be written; nothing is left of it then.
     """
     target = Path(path).expanduser()
-    partial = target.with_name(target.name + ".partial")
     if target.exists():
         raise BankError(f"{target} exists; name another file")
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch, whole_file(target) as partial:
             copy = Path(scratch)
             _copy(bank, copy)
             with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
                 archive.write(copy / CATALOG, CATALOG)
                 for file in sorted(segments_folder(copy).iterdir()):
                     archive.write(file, f"segments/{file.name}")
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            partial.replace(target)
-            fsync_folder(target.parent)
     except (OSError, sqlite3.Error, ValueError) as error:
         raise BankError(f"cannot write {target}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def import_bank(path: str | Path, folder: str | Path, model: Manifest | None = None) -> MemoryBank:
+def import_bank(
+    path: str | Path, folder: str | Path, check: Callable[[Manifest], object] = lambda manifest: None
+) -> MemoryBank:
     """Make a bank of what `export_bank` wrote. Every file is compared with its checksum.
 
     Args:
         folder: of the new bank.
-        model: the manifest of banks that your model makes (`manifest_of`), to be compared. Default: not compared now;
-            the bank is when a model opens it.
+        check: given the bank's manifest before there is a bank, as `check_model` of your model. Default: it is compared
+            when a model opens the bank.
 
     Raises:
         BankMismatch: another model encoded the bank.
@@ -144,7 +139,7 @@ def import_bank(path: str | Path, folder: str | Path, model: Manifest | None = N
             make_folder(segments_folder(target))
             try:
                 _extract(source, target)
-                _check_import(target, model)
+                _check_import(target, check)
             except BaseException:
                 shutil.rmtree(segments_folder(target), ignore_errors=True)
                 remove_partial_catalog(target)
@@ -202,19 +197,17 @@ def _extract(source: Path, target: Path) -> None:
             with archive.open(entry) as packed, path.open("wb") as file:
                 shutil.copyfileobj(packed, file, _COPY_BYTES)
                 file.flush()
-                os.fsync(file.fileno())
-    fsync_folder(segments_folder(target))
+                sync_file(file.fileno())
+    sync_folder(segments_folder(target))
 
 
-def _check_import(target: Path, model: Manifest | None) -> None:
+def _check_import(target: Path, check: Callable[[Manifest], object]) -> None:
     if not (target / PARTIAL_CATALOG).is_file():
         raise BankError("it is not an exported bank: it holds no catalog")
     with closing(Catalog(target / PARTIAL_CATALOG)) as catalog:
         if catalog.value("PRAGMA integrity_check(1)") != "ok":
             raise BankError("the exported bank is damaged: its catalog is no longer what was written")
-        manifest = Manifest.from_json(catalog.read_manifest())
-        if model is not None:
-            manifest.check_same(model)
+        check(Manifest.from_json(catalog.read_manifest()))
         for _, files in catalog.segments():
             _check_segment(segments_folder(target), files)
 

@@ -19,14 +19,14 @@ from memspan.bank import compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.compaction import segments_folder
 from memspan.bank.edits import NewSource, Written
-from memspan.bank.files import fsync_folder
 from memspan.bank.locks import HOLDER, LOCK, READERS, Registration, writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter, text_crc32
 from memspan.bank.shard import Shard, join_small
 from memspan.bank.snapshot import Snapshot
-from memspan.bank.tiers import Tiers
+from memspan.bank.tiers import TensorCache, Tiers
 from memspan.errors import BankError, BankMismatch, UnknownDocument
+from memspan.files import publish, sync_folder
 from memspan.text.template import part_text
 from memspan.types import Document, EncodedDocuments, is_unicode
 
@@ -36,15 +36,22 @@ MAX_SEGMENT_BYTES = 256 * 2**20
 CATALOG, PARTIAL_CATALOG = "catalog.sqlite", "catalog.sqlite.partial"
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 _LONGEST_NAMESPACE = 200
+# Of masks of scopes, kept until the next commit: 32 of a million documents.
+_MASK_BYTES = 2**25
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """The shards of a namespace as of a commit: by segment, and as they are scored, the small ones joined."""
+    """The shards of a namespace as of a commit: by segment, and as they are scored, the small ones joined.
+
+    Attributes:
+        masks: what may be selected, by scope.
+    """
 
     commit: int
     shards: dict[int, Shard]
     joined: list[Shard]
+    masks: TensorCache
 
 
 class MemoryBank:
@@ -136,8 +143,9 @@ class MemoryBank:
             catalog = held.enter_context(self.pinned_catalog())
             commit = catalog.commits()
             try:
-                shards = self._shards(catalog, namespace, commit)
-                return Snapshot(namespace, commit, self.manifest, shards, catalog, held.close, self.tiers)
+                view = self._view(catalog, namespace, commit)
+                shards, close = view.joined, held.close
+                return Snapshot(namespace, commit, self.manifest, shards, catalog, close, self.tiers, view.masks)
             except BaseException as error:
                 held.close()
                 # A reader that cannot be registered (a read-only folder) may find a file compacted away under it: it
@@ -168,11 +176,11 @@ class MemoryBank:
             with self._lock:
                 self._idle.append(catalog)
 
-    def _shards(self, catalog: Catalog, namespace: str, commit: int) -> list[Shard]:
+    def _view(self, catalog: Catalog, namespace: str, commit: int) -> _View:
         with self._lock:
             view = self._views.get(namespace)
             if view is not None and view.commit == commit:
-                return view.joined
+                return view
             self._check_manifest(catalog)
             known = view.shards if view is not None and view.commit < commit else {}
             deleted: dict[int, list[int]] = {}
@@ -186,9 +194,10 @@ class MemoryBank:
                     shard = Shard.of(SegmentReader(segments_folder(self.folder), files, self.manifest))
                     shards[segment_id] = shard.without(catalog.deleted_in_segment(segment_id))
             joined = join_small(list(shards.values()), view.joined if view else ())
+            made = _View(commit, shards, joined, TensorCache(_MASK_BYTES))
             if view is None or view.commit < commit:
-                self._views[namespace] = _View(commit, shards, joined)
-            return joined
+                self._views[namespace] = made
+            return made
 
     @contextlib.contextmanager
     def writer(
@@ -272,6 +281,8 @@ class MemoryBank:
         with self.locked():
             compaction.compact(self.catalog, self.folder, self.manifest, MAX_SEGMENT_BYTES)
             if secure:
+                with self._lock:
+                    self._views.clear()  # they may map what is to be erased
                 compaction.erase(self.catalog, self.folder, timeout)
 
 
@@ -362,7 +373,7 @@ def make_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
-        fsync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 def publish_catalog(folder: Path) -> None:
@@ -372,10 +383,9 @@ def publish_catalog(folder: Path) -> None:
         OSError: closing it did not write everything to it (a full disk), or the folder cannot be written.
     """
     partial = folder / PARTIAL_CATALOG
-    if partial.with_name(f"{PARTIAL_CATALOG}-wal").exists():
+    if any(partial.with_name(f"{PARTIAL_CATALOG}{log}").exists() for log in ("-wal", "-journal")):
         raise OSError("the catalog could not be written completely")
-    partial.rename(folder / CATALOG)
-    fsync_folder(folder)
+    publish({partial: folder / CATALOG})
 
 
 def remove_partial_catalog(folder: Path) -> None:

@@ -24,10 +24,11 @@ import torch
 
 from memspan.bank import coarse
 from memspan.bank.coarse import CoarseFile, crc32, rows_crc32
-from memspan.bank.files import PARTIAL_SUFFIX, publish, write_synced
+from memspan.bank.files import publish, write_synced
 from memspan.bank.manifest import LATENT_DTYPE, Manifest
 from memspan.bank.mapping import Mapped, open_mapped
 from memspan.errors import BankError
+from memspan.files import PARTIAL_SUFFIX
 from memspan.model.fingerprint import file_sha256
 from memspan.ops.coarse import CoarseKeys, quantize_keys
 from memspan.types import EncodedDocuments

@@ -19,7 +19,7 @@ from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
 from memspan.bank.compaction import segments_folder, sweep, write_missing_coarse
-from memspan.bank.encode import manifest_of
+from memspan.bank.encode import check_model
 from memspan.bank.reencode import restore_segments
 from memspan.bank.schema import SEALED, seal
 from memspan.bank.segment import SegmentFiles, SegmentReader, text_crc32
@@ -91,7 +91,7 @@ def repair(bank: MemoryBank, loaded: LoadedModel, faults: list[Fault]) -> list[F
         BankBusy: another process writes.
         BankError: the catalog is too damaged to be written.
     """
-    bank.manifest.check_same(manifest_of(loaded))
+    check_model(bank.manifest, loaded)
     segments_folder(bank.folder).mkdir(exist_ok=True)
     broken_sources: dict[str, set[str]] = {}
     with bank.locked():

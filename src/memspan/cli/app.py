@@ -63,6 +63,9 @@ BudgetOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="Torch device. Default: a GPU if there is one.")]
 
+RouteAnswerOption = Annotated[
+    bool, typer.Option("--route-answer", help="Route the whole context once more for the answer, texts included.")
+]
 WeightsOption = Annotated[
     str | None,
     typer.Option(help="int8 or int4: answers are decoded with packed weights; faster on a CPU, not quite the same."),
@@ -158,6 +161,10 @@ def ask(
         int | None, typer.Option(help="At most. Default: 2 where there are several rounds.")
     ] = None,
     no_text: Annotated[bool, typer.Option("--no-text", help="Answer from the compressed memory alone.")] = False,
+    text_only: Annotated[
+        bool, typer.Option("--text-only", help="Answer from the texts that are found, without the compressed memory.")
+    ] = False,
+    route_answer: RouteAnswerOption = False,
     trace: Annotated[bool, typer.Option("--trace", help="Show every round: what was routed, chosen and read.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of an answer, at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -180,6 +187,8 @@ def ask(
             max_documents=0 if no_text else max_documents,
             rounds=rounds,
             documents_per_round=documents_per_round,
+            text_only=text_only,
+            route_answer=route_answer,
             sampling=sampling,
         )
         commands.ask(bank, question, choice, scope, options, trace, as_json)
@@ -334,7 +343,7 @@ def verify(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every byte of a bank. Exit code 1 if something is not what it was."""
+    """Check every byte of a bank, or all weights of a checkpoint. Exit code 1 if something is not what it was."""
     with _upkeep() as upkeep:
         choice = upkeep.ModelChoice(model, adapter, dtype, device)
         code = upkeep.verify(bank, repair, choice, as_json)

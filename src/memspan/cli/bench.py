@@ -13,6 +13,7 @@ from memspan.cli.app import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    RouteAnswerOption,
     WeightsOption,
     errors_told,
 )
@@ -44,8 +45,9 @@ def latency(
     tokens: Annotated[str, typer.Option(help="Sizes of the memory; K is 1,000.")] = "16k,128k,1m,10m,100m",
     questions: Annotated[int, typer.Option(help="Asked of every size.")] = 5,
     folder: Annotated[Path, typer.Option(help="Where the made-up banks are kept.")] = Path("latency-banks"),
-    injected_tokens: Annotated[int, typer.Option(help="Of the text put before the question; it routes.")] = 256,
+    injected_tokens: Annotated[int, typer.Option(help="Of the text put before the question.")] = 256,
     new_tokens: Annotated[int, typer.Option(help="Decoded behind the first, at most.")] = 32,
+    route_answer: RouteAnswerOption = False,
     png: Annotated[Path | None, typer.Option(help="Draw the curve into this file.")] = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
@@ -59,4 +61,6 @@ def latency(
         from memspan.cli import bench_commands
 
         choice = bench_commands.ModelChoice(model, adapter, dtype, device, weights)
-        bench_commands.latency(choice, tokens, questions, folder, injected_tokens, new_tokens, png, as_json)
+        bench_commands.latency(
+            choice, tokens, questions, folder, injected_tokens, new_tokens, route_answer, png, as_json
+        )

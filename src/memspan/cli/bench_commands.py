@@ -53,12 +53,13 @@ def latency(
     folder: Path,
     injected_tokens: int,
     new_tokens: int,
+    route_answer: bool,
     png: Path | None,
     as_json: bool,
 ) -> None:
     refuse_torchrun("bench latency")
     sizes = parse_sizes(tokens, kilo=1000, least=1, option="--tokens")
-    settings = LatencySettings(sizes, questions, injected_tokens, new_tokens)
+    settings = LatencySettings(sizes, questions, injected_tokens, new_tokens, route_answer)
     if png is not None:
         check_plots()
     figures = measure_latency(model.load(), settings, folder, tell=lambda line: render.err.print(line, highlight=False))

@@ -30,9 +30,10 @@ from memspan.generate.sampling import Sampling as Sampling  # the options of the
 from memspan.generate.summarize import SummaryPlan as SummaryPlan
 from memspan.model.convert import LoadedModel, check_folder, load
 from memspan.model.convert import convert as convert_model
+from memspan.model.modeling import check_fingerprints
 from memspan.model.runtime import pick_device, pick_dtype
 from memspan.routing.ranks import DEFAULT_TIMEOUT, Ranks, own_gpu
-from memspan.text.corpus import Skipped, installed_packages, read_paths, read_stream
+from memspan.text.corpus import Reading, Skipped, installed_packages, read_paths, read_stream
 from memspan.types import Answer, Document
 
 SKIPPED, INTERRUPTED = 3, 130
@@ -59,9 +60,10 @@ class ModelChoice:
 
     def of_rank(self) -> ModelChoice:
         """On this rank's own GPU, where it is to be on one."""
-        if pick_device(self.device) != torch.device("cuda"):
+        device = pick_device(self.device)
+        if device.type == "cpu" or device.index is not None:
             return self
-        return dataclasses.replace(self, device=f"cuda:{own_gpu()}")
+        return dataclasses.replace(self, device=f"{device.type}:{own_gpu()}")
 
     def open(self, bank: Path, namespace: str = DEFAULT_NAMESPACE, create: bool = False) -> Memory:
         """The bank with this model; `create` makes an empty one where there is none, in this process alone."""
@@ -166,15 +168,18 @@ def add(
     use_stdin = len(files) < len(paths)
     if not (paths or installed):
         raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
-    stream = read_paths(files)  # a path that does not exist is an error before anything is loaded
+    reading = Reading(files)
+    stream = read_paths(files, reading)  # a path that does not exist is an error before anything is loaded
+    packages = list(installed_packages()) if installed else []
     skipped: list[Skipped] = []
-    total = None
-    # Read before, to tell what is left; not while other ranks wait for their first documents.
-    if ranks is None and not use_stdin and all(path.is_file() or path.is_dir() for path in files):
-        total = sum(len(document.text) for document in _corpus(read_paths(files), installed, False, []))
+
+    def total() -> float | None:
+        of_files = None if use_stdin else reading.total_characters() if files else 0.0
+        return None if of_files is None else of_files + sum(len(package.text) for package in packages)
+
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
-            documents = _corpus(stream, installed, use_stdin, skipped)
+            documents = _corpus(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
             report = memory.add(documents, progress=progress, should_stop=stop.is_set, group=ranks)
         show_report(report, skipped, memory.bank, as_json)
     return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
@@ -256,7 +261,9 @@ def info(path: Path, as_json: bool) -> None:
         values = {"bank": str(path), "namespaces": namespaces, **counts, **manifest}
     elif (path / "config.json").is_file():
         check_folder(path)
-        values = _model_info(path, MSAConfig.from_pretrained(path))
+        config = MSAConfig.from_pretrained(path)
+        check_fingerprints(config, path)
+        values = _model_info(path, config)
     else:
         raise MemspanError(f"{path} is neither a bank nor a checkpoint")
     show(values, as_json)
@@ -271,7 +278,7 @@ def estimate(
     if not (paths or installed):
         raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
     stream = read_paths(paths)
-    result = estimate_corpus(model.load(), _corpus(stream, installed, False, []))
+    result = estimate_corpus(model.load(), _corpus([], stream, installed_packages() if installed else ()))
     if as_json:
         render.as_json(result)
         return
@@ -296,18 +303,11 @@ def _layer_list(layers: str | None) -> list[int] | None:
         raise MemspanError(f"--layers must be numbers as in 15,16,17, not {layers!r}") from error
 
 
-def _corpus(
-    stream: Iterable[Document | Skipped], installed: bool, use_stdin: bool, skipped: list[Skipped]
-) -> Iterator[Document]:
-    """The documents of all named sources; what cannot be read is collected in `skipped`.
+def _corpus(skipped: list[Skipped], *sources: Iterable[Document | Skipped]) -> Iterator[Document]:
+    """The documents of all sources; what cannot be read is collected in `skipped`.
 
     So is a second document of one external id: adding it would replace the first.
     """
-    sources = [stream]
-    if use_stdin:
-        sources.append(read_stream(sys.stdin))
-    if installed:
-        sources.append(installed_packages())
     seen: set[int] = set()  # hashes, so that a million ids stay small
     for source in sources:
         for found in source:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -140,7 +140,11 @@ def evidence_line(place: int, item: Evidence) -> str:
 class AddProgress:
     """Documents, tokens per second and time left: a bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, total_characters: int | None) -> None:
+    def __init__(self, total_characters: Callable[[], float | None]) -> None:
+        """
+        Args:
+            total_characters: asked at every report; None: unknown.
+        """
         self._total = total_characters
         self._bar: Progress | None = None
         self._next_line = _PLAIN_EVERY_TOKENS
@@ -149,7 +153,7 @@ class AddProgress:
         if err.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=err)
-            self._task = self._bar.add_task("reading", total=self._total)
+            self._task = self._bar.add_task("reading", total=None)
             self._bar.start()
         return self
 
@@ -161,16 +165,17 @@ class AddProgress:
         rate = report.tokens / report.seconds if report.seconds else 0.0
         text = f"{report.documents} documents, {rate:,.0f} tokens/s"
         if self._bar:
-            self._bar.update(self._task, completed=report.characters, description=text)
+            self._bar.update(self._task, completed=report.characters, total=self._total(), description=text)
         elif report.tokens >= self._next_line:
             self._next_line = report.tokens + _PLAIN_EVERY_TOKENS
             left = self._seconds_left(report)
             err.print(text + (f", {left:.0f} s left" if left is not None else ""))
 
     def _seconds_left(self, report: AddReport) -> float | None:
-        if not self._total or not report.characters:
+        total = self._total()
+        if not total or not report.characters:
             return None
-        return report.seconds * (self._total - report.characters) / report.characters
+        return report.seconds * (total - report.characters) / report.characters
 
 
 class CountProgress:

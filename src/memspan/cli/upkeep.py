@@ -8,18 +8,20 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from memspan.bank import archive
 from memspan.bank import verify as verification
 from memspan.bank.bank import MemoryBank
-from memspan.bank.encode import manifest_of
+from memspan.bank.encode import check_model
 from memspan.bank.reencode import reencode as reencode_bank
 from memspan.bank.verify import Fault
 from memspan.cli import render
 from memspan.cli.commands import INTERRUPTED, ModelChoice, refuse_torchrun, show, show_report, stop_flag
 from memspan.errors import MemspanError
+from memspan.model.convert import load
 from memspan.text.readers import Unreadable, read_content
 from memspan.types import JSON
 
@@ -70,6 +72,13 @@ def compact(bank: Path, secure: bool, timeout: float, as_json: bool) -> None:
 
 def verify(bank: Path, repair: bool, model: ModelChoice, as_json: bool) -> int:
     """Returns the exit code: 1 if faults are left."""
+    if not MemoryBank.exists(bank) and (bank / "config.json").is_file():
+        load(bank, adapter=model.adapter, device="cpu", verify=True)
+        if as_json:
+            render.as_json({"faults": []})
+        else:
+            render.out.print("no fault found")
+        return 0
     with closing(MemoryBank.open(bank)) as opened:
         faults = verification.verify(opened)
         if repair and any(fault.repairable for fault in faults):
@@ -89,8 +98,8 @@ def verify(bank: Path, repair: bool, model: ModelChoice, as_json: bool) -> int:
 def reencode(bank: Path, model: ModelChoice, as_json: bool) -> int:
     """Returns the exit code: 0 or INTERRUPTED."""
     with closing(MemoryBank.open(bank)) as opened, stop_flag() as stop:
-        total = sum(len(text) for name in opened.catalog.namespaces() for _, text in opened.catalog.texts(name))
-        with render.AddProgress(total) as progress:
+        total = opened.catalog.num_characters()
+        with render.AddProgress(lambda: total) as progress:
             report = reencode_bank(opened, model.load(), progress=progress, should_stop=stop.is_set)
         show_report(report, [], opened, as_json)
     return INTERRUPTED if report.interrupted else 0
@@ -117,8 +126,8 @@ def import_(file: Path, bank: Path, model: ModelChoice, as_json: bool) -> int:
     if not file.is_file():
         raise MemspanError(f"{file} does not exist")
     if zipfile.is_zipfile(file):
-        manifest = manifest_of(model.load()) if model.path is not None else None
-        with closing(archive.import_bank(file, bank, manifest)) as imported:
+        check = partial(check_model, loaded=model.load()) if model.path is not None else lambda manifest: None
+        with closing(archive.import_bank(file, bank, check)) as imported:
             show({"bank": str(bank), **dataclasses.asdict(imported.catalog.counts())}, as_json)
         return 0
     with model.open(bank, create=True) as memory, stop_flag() as stop, _lines(file) as stream:

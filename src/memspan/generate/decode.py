@@ -1,4 +1,4 @@
-"""Prefill and decode of a batch over [memory ; local] (paper 3.4.3)."""
+"""Contexts become answers: which tokens are picked, and when an answer ends."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import torch
 from transformers import DynamicCache
 
 from memspan.errors import QuestionError
+from memspan.generate.batching import DecodingBatch
 from memspan.generate.constrain import Guide
 from memspan.generate.lookup import PromptLookup
 from memspan.generate.sampling import Sampling, StopStrings, pick_token
-from memspan.model.buffers import DecodeBuffers
 from memspan.model.convert import LoadedModel
+from memspan.model.decoding import prefill
 from memspan.model.lower import LowerStates
-from memspan.model.memory_api import AskStep, LayerMemory
+from memspan.model.memory_api import LayerMemory
 from memspan.model.modeling import MSAForCausalLM
 from memspan.stages import StageClock
 from memspan.text.growing import GrowingText
-from memspan.text.packing import PackedContexts, pack_contexts
+from memspan.text.packing import pack_contexts
 from memspan.text.template import Context
 from memspan.types import Retrieved
 
@@ -33,11 +34,56 @@ class Generated:
     finish_reason: str | None = None
 
 
-class Decoding:
-    """A batch of contexts on its way to answers: one prefill, which routes, then steps, which do not.
+class Writing:
+    """One answer on its way: picks tokens from logits, and knows when it is complete.
 
-    A step of several questions is a token of each. One question alone decodes from `DecodeBuffers`, and a step of it is
-    a token and what `PromptLookup` drafts behind it.
+    Attributes:
+        row: the answer so far.
+    """
+
+    def __init__(self, loaded: LoadedModel, sampling: Sampling, guide: Guide | None) -> None:
+        self.row = Generated()
+        self._template, self._sampling, self._guide = loaded.template, sampling, guide
+        self._stops = StopStrings((*loaded.template.stop_strings, *sampling.stop))
+        self._stop_ids = loaded.template.stop_ids | _end_ids(loaded.model)
+        self._generator = torch.Generator().manual_seed(sampling.seed)
+        self._growing = GrowingText(loaded.template)
+
+    @property
+    def finished(self) -> bool:
+        return self.row.finish_reason is not None
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be written."""
+        return self._sampling.max_new_tokens - len(self.row.ids)
+
+    def take(self, logits_V: torch.Tensor) -> int:
+        """Pick the next token from the logits behind the newest one."""
+        row, guide = self.row, self._guide
+        logits_V = guide.mask(logits_V, row.ids) if guide else logits_V
+        token = pick_token(logits_V, self._sampling, self._generator)
+        row.ids.append(token)
+        if guide and guide.finished(row.ids):
+            row.finish_reason = "complete"
+        elif token in self._stop_ids:
+            row.finish_reason = "stop"
+        elif not self.room:
+            row.finish_reason = "length"
+        written = row.ids[:-1] if row.finish_reason == "stop" else row.ids
+        text = self._template.text(written) if self.finished else self._growing.read(written)
+        if text is not None:
+            row.text, stopped = self._stops.cut(text, self.finished)
+            if stopped:
+                row.finish_reason = "stop_string"
+        return token
+
+
+class Decoding:
+    """Contexts on their way to answers: one prefill, which routes, then steps, which do not.
+
+    A step is a token of each. Where only one question is decoded, it may be a token and what `PromptLookup` drafts
+    behind it.
 
     Args:
         guides: per context what may be written, and when it is complete; None: the model decides both.
@@ -45,11 +91,11 @@ class Decoding:
 
     Attributes:
         rows: the answers, in the order of the contexts.
+        writings: what writes them.
+        packed: the contexts.
         retrieved: per MSA layer what the prefill routed to.
         cache, lower: as given, filled by the prefill.
-        ids_B: every row's newest token.
-        positions_B1: the newest tokens' positions.
-        lookup: where one question's drafts come from; None in a batch.
+        lookup: where one question's drafts come from; None: it gets none, nor do several.
         clock: seconds of the prefill, and apart from it of routing and of fetching what was routed to.
 
     Raises:
@@ -68,151 +114,33 @@ class Decoding:
     ) -> None:
         for context in contexts:
             check_fits(loaded, len(context.ids), sampling.max_new_tokens)
-        self.rows = [Generated() for _ in contexts]
+        self.writings = [Writing(loaded, sampling, guide) for guide in guides or [None] * len(contexts)]
+        self.rows = [writing.row for writing in self.writings]
         self.retrieved: dict[int, Retrieved] = {}
-        self._model, self._template, self._sampling, self._memory = loaded.model, loaded.template, sampling, memory
-        self._guides: Sequence[Guide | None] = guides or [None] * len(contexts)
-        self._stops = StopStrings((*loaded.template.stop_strings, *sampling.stop))
-        self._packed = pack_contexts(contexts, loaded.model.config.offset).to(loaded.model.device)
+        self.packed = pack_contexts(contexts, loaded.model.config.offset).to(loaded.model.device)
         self.cache = cache if cache is not None else DynamicCache(config=loaded.model.config.text_config)
         self.lower = lower
-        self._stop_ids = loaded.template.stop_ids | _end_ids(loaded.model)
-        self._generators = [torch.Generator().manual_seed(sampling.seed) for _ in contexts]
-        self._growing = [GrowingText(loaded.template) for _ in contexts]
-        self.clock = StageClock()
-        self.ids_B: list[int] = []
-        self.positions_B1 = self._packed.positions[:, -1:]
-        self._valid_BS = self._packed.padding_mask
         self.lookup = PromptLookup(contexts[0].ids) if len(contexts) == 1 else None
+        self.clock = StageClock()
+        self._loaded, self._memory = loaded, memory
 
     @property
     def finished(self) -> bool:
-        return all(row.finish_reason for row in self.rows)
+        return all(writing.finished for writing in self.writings)
 
     def run(self) -> Iterator[None]:
         """Yield after the prefill's and after every further token, until every row has finished."""
-        self.begin()
-        yield
-        if self.lookup is not None and not self.finished:
-            yield from self._run_alone(self.lookup)
-        while not self.finished:
-            self._step()
+        batch = DecodingBatch(self._loaded, len(self.rows))
+        for _ in batch.run(self):
             yield
+            batch.step()
 
     def begin(self) -> None:
         """Run the contexts, and pick every row's first token."""
         with self.clock.stage("prefill"):
-            logits_BV = prefill(self._model, self._packed, self._memory, self.retrieved, self.cache, self.lower)
-        self.take(logits_BV)
-
-    def take(self, logits_BV: torch.Tensor) -> None:
-        """Pick every row's next token from the logits behind its newest one."""
-        self.ids_B = self._advance(logits_BV)
-        self.positions_B1 = self.positions_B1 + 1
-
-    def _run_alone(self, lookup: PromptLookup) -> Iterator[None]:
-        """The further tokens of a single question."""
-        (row,) = self.rows
-        buffers = DecodeBuffers(self.cache, self.retrieved)
-        lookup.extend(self.ids_B)
-        while True:
-            draft = lookup.draft(self._sampling.max_new_tokens - len(row.ids) - 1)
-            num_accepted = 0
-            for logits_V in self._step_alone(draft, buffers):
-                self.take(logits_V[None])
-                lookup.extend(self.ids_B)
-                yield
-                if self.finished:
-                    return
-                if num_accepted == len(draft) or row.ids[-1] != draft[num_accepted]:
-                    break
-                num_accepted += 1
-            buffers.drop(len(draft) - num_accepted)
-            lookup.accepted(num_accepted, len(draft))
-
-    @torch.inference_mode()
-    def _step_alone(self, draft: Sequence[int], buffers: DecodeBuffers) -> torch.Tensor:
-        """Run a question's newest token and a draft behind it: the logits behind each, `[T, V]`."""
-        positions_B1 = self.positions_B1
-        out = self._model(
-            input_ids=torch.tensor([[*self.ids_B, *draft]], device=positions_B1.device),
-            position_ids=positions_B1 + torch.arange(1 + len(draft), device=positions_B1.device),
-            use_cache=False,
-            memory=AskStep(buffers=buffers),
-        )
-        return out.logits[0]
-
-    @torch.inference_mode()
-    def _step(self) -> None:
-        """Run the newest tokens."""
-        valid_BS = self._valid_BS
-        if valid_BS is not None:
-            valid_BS = self._valid_BS = torch.cat([valid_BS, valid_BS.new_ones(len(valid_BS), 1)], dim=1)
-        out = self._model(
-            input_ids=torch.tensor(self.ids_B, device=self.positions_B1.device)[:, None],
-            position_ids=self.positions_B1,
-            past_key_values=self.cache,
-            use_cache=True,
-            memory=AskStep(valid_BS=valid_BS, memory=self._memory, retrieved=self.retrieved),
-        )
-        self.take(out.logits[:, -1])
-
-    def _advance(self, logits_BV: torch.Tensor) -> list[int]:
-        """Pick every unfinished row's next token; finished rows go on with a token nobody reads."""
-        ids = []
-        states = zip(self.rows, logits_BV, self._generators, self._guides, self._growing, strict=True)
-        for row, logits_V, generator, guide, growing in states:
-            if row.finish_reason is None:
-                logits_V = guide.mask(logits_V, row.ids) if guide else logits_V
-                self._accept(row, pick_token(logits_V, self._sampling, generator), guide, growing)
-            ids.append(row.ids[-1] if row.ids else 0)
-        return ids
-
-    def _accept(self, row: Generated, token: int, guide: Guide | None, growing: GrowingText) -> None:
-        row.ids.append(token)
-        if guide and guide.finished(row.ids):
-            row.finish_reason = "complete"
-        elif token in self._stop_ids:
-            row.finish_reason = "stop"
-        elif len(row.ids) == self._sampling.max_new_tokens:
-            row.finish_reason = "length"
-        written = row.ids[:-1] if row.finish_reason == "stop" else row.ids
-        final = row.finish_reason is not None
-        text = self._template.text(written) if final else growing.read(written)
-        if text is None:
-            return
-        row.text, stopped = self._stops.cut(text, final)
-        if stopped:
-            row.finish_reason = "stop_string"
-
-
-@torch.inference_mode()
-def prefill(
-    model: torch.nn.Module,
-    packed: PackedContexts,
-    memory: LayerMemory | None,
-    retrieved: dict[int, Retrieved],
-    cache: DynamicCache,
-    lower: LowerStates | None = None,
-) -> torch.Tensor:
-    """Run whole contexts; MSA layers route into `retrieved`. Returns the logits after the last token, `[B, V]`."""
-    step = AskStep(
-        valid_BS=packed.padding_mask,
-        sees_memory_BT=packed.sees_memory,
-        routes_BT=packed.routes,
-        memory=memory,
-        retrieved=retrieved,
-        lower=lower,
-    )
-    out = model(
-        input_ids=packed.ids,
-        position_ids=packed.positions,
-        past_key_values=cache,
-        use_cache=True,
-        memory=step,
-        logits_to_keep=1,
-    )
-    return out.logits[:, -1]
+            logits_BV = prefill(self._loaded.model, self.packed, self._memory, self.retrieved, self.cache, self.lower)
+        for writing, logits_V in zip(self.writings, logits_BV, strict=True):
+            writing.take(logits_V)
 
 
 def _end_ids(model: MSAForCausalLM) -> frozenset[int]:

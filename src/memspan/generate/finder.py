@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from transformers import DynamicCache
@@ -27,6 +28,7 @@ _SEARCH_DEPTH = 64
 _TURNS_SEARCHED = 2
 _WORD = re.compile(r"(?<!\w)[^\W\d_][\w'’-]*")
 _OPENS_SENTENCE = ".!?:\n"
+_BEFORE_WORD = " \t\"'“(*_#-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,9 @@ class Finder:
         """What other ranks sent to this process so far; 0 where it is the only one."""
         return 0 if self._ranks is None else self._ranks.received_bytes
 
-    def layer_memory(self) -> SourceMemory:
-        """What the MSA layers route over."""
+    @cached_property
+    def memory(self) -> SourceMemory:
+        """What the MSA layers route over; made when something routes."""
         config, device = self._loaded.model.config, self._loaded.model.device
         selectable_N = self._snapshot.selectable_mask(self._scope)
         if self._ranks is not None:
@@ -91,7 +94,7 @@ class Finder:
         """Route contexts, and rank what the MSA layers considered."""
         for context in contexts:
             check_fits(self._loaded, len(context.ids), 0)
-        model, memory = self._loaded.model, self.layer_memory()
+        model, memory = self._loaded.model, self.memory
         packed = pack_contexts(contexts, model.config.offset).to(model.device)
         retrieved: dict[int, Retrieved] = {}
         prefill(model, packed, memory, retrieved, DynamicCache(config=model.config.text_config))
@@ -110,13 +113,12 @@ class Finder:
 
     def in_scope(self, document_ids: Sequence[int]) -> list[int]:
         """Those of the ids that are of live documents in the scope, in order."""
-        shards = self._snapshot.shards
-        if not (shards and document_ids):
-            return []
-        wanted = torch.tensor(sorted(document_ids))
-        masks = [shard.contains_mask(wanted) for shard in shards]
-        ids_N = torch.cat([shard.ids_N for shard in shards])
-        there = set(ids_N[torch.cat(masks) & self._snapshot.selectable_mask(self._scope)].tolist())
+        shards, wanted_K = self._snapshot.shards, torch.tensor(document_ids, dtype=torch.int64)
+        masks = self._snapshot.selectable_mask(self._scope).split([len(shard.ids_N) for shard in shards])
+        there: set[int] = set()
+        for shard, mask_N in zip(shards, masks, strict=True):
+            found_K, places_K = shard.find(wanted_K)
+            there.update(wanted_K[found_K[mask_N[places_K]]].tolist())
         return [document_id for document_id in document_ids if document_id in there]
 
     def evidence(self, selected: Sequence[Selected]) -> list[Evidence]:
@@ -148,7 +150,9 @@ def routing_of(retrieved: Mapping[int, Retrieved], row: int) -> tuple[LayerRouti
 
 
 def with_layers(items: Iterable[Evidence], routed: Sequence[LayerRouting]) -> tuple[Evidence, ...]:
-    """Evidence with the number of MSA layers that attended to its document while answering."""
+    """Evidence with the number of MSA layers that attended to its document while answering; if none did, as it was."""
+    if not routed:
+        return tuple(items)
     return tuple(replace(x, layers=sum(x.document_id in layer.document_ids for layer in routed)) for x in items)
 
 
@@ -183,9 +187,11 @@ def _with_names(question: str, texts: Iterable[str]) -> str:
 
 def names_in(text: str) -> list[str]:
     """The capitalised words inside sentences, each once. A word that opens a sentence says nothing by its capital."""
-    names = []
+    names, end = [], 0
     for word in _WORD.finditer(text):
-        before = text[: word.start()].rstrip(" \t\"'“(*_#-")
+        # The word before counts from its last letter: marks at its end may stand there as well.
+        before = text[end : word.start()].rstrip(_BEFORE_WORD)
         if word[0][0].isupper() and before and before[-1] not in _OPENS_SENTENCE:
             names.append(word[0])
+        end = word.start() + len(word[0].rstrip(_BEFORE_WORD)) - 1
     return list(dict.fromkeys(names))

@@ -29,11 +29,12 @@ class AskOptions(TypedDict, total=False):
 
     Keys:
         selector: router, lexical, hybrid, or generate (the model names documents itself; its template needs markers
-            of rounds); default: lexical while the router is untrained, hybrid after.
+            of rounds); default: lexical while the router is untrained, hybrid after; router where max_documents
+            is 0.
         max_documents: documents whose original text is put before the model, at most (fewer where fewer matter, none
             for 0: the model answers from its compressed memory alone).
         rounds: looks into the memory, at most. Default: 1; 4 for generate.
-        documents_per_round, max_injected_tokens, route_tokens, constrain_ids: see `Plan`
+        documents_per_round, max_injected_tokens, route_tokens, constrain_ids, text_only, route_answer: see `Plan`
             (`memspan.generate.interleave`; `max_injected_tokens` is its `injected_tokens`).
         sampling: how to decode.
         where: only documents whose metadata match; see `memspan.bank.scope.Scope.parse`.
@@ -49,6 +50,8 @@ class AskOptions(TypedDict, total=False):
     max_injected_tokens: int | None
     route_tokens: RouteTokens
     constrain_ids: bool
+    text_only: bool
+    route_answer: bool
     sampling: Sampling
     where: Mapping[str, Any] | None
     as_of: str | None
@@ -73,10 +76,11 @@ class Request:
             FilterError: the scope is malformed.
             MemspanError: there is no such selector, or the model's template has no rounds for it.
         """
-        selector = options.get("selector") or default_selector
+        max_documents = options.get("max_documents", MAX_DOCUMENTS)
+        # Words alone find texts, and nothing else: where none is read, latents are.
+        selector = options.get("selector") or (default_selector if max_documents else "router")
         if selector == "generate":
             RoundProtocol(loaded.template)
-        max_documents = options.get("max_documents", MAX_DOCUMENTS)
         if max_documents < 0:
             raise QuestionError(f"max_documents must not be negative, not {max_documents}")
         if not questions or not all(question.strip() for question in questions):
@@ -94,6 +98,8 @@ class Request:
             options.get("max_injected_tokens"),
             options.get("route_tokens", "all"),
             options.get("constrain_ids", True),
+            text_only=options.get("text_only", False),
+            route_answer=options.get("route_answer", False),
         )
         sampling = options.get("sampling", GREEDY)
         scope = Scope.parse(options.get("where"), options.get("as_of"))

@@ -81,7 +81,7 @@ class AskStep:
         retrieved: per MSA layer what was selected; shared by all steps of a round, so decoding never re-routes.
         lower: what the layers below the first MSA layer need not compute again; None: they run for every new token.
         local_masks: per (T, S, sliding window) which local tokens are seen, made by the first layer that asks.
-        buffers: K and V of one question that is decoded, in the place of a cache, of `retrieved` and of `valid_BS`.
+        buffers: K and V of the rows that are decoded, in the place of a cache, of `retrieved` and of `valid_BS`.
     """
 
     valid_BS: torch.Tensor | None = None

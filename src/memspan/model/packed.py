@@ -57,8 +57,8 @@ class PackedLinear(nn.Linear):
 
 @contextmanager
 def reading_packed(step: Step | None) -> Iterator[None]:
-    """Let linear layers read their packed weights while a decoding step (one that routes nothing) runs."""
-    token = _in_use.set(isinstance(step, AskStep) and step.routes_BT is None)
+    """Let linear layers read their packed weights while a decoding step runs (one over `AskStep.buffers`)."""
+    token = _in_use.set(isinstance(step, AskStep) and step.buffers is not None)
     try:
         yield
     finally:

@@ -140,11 +140,12 @@ class PromptTemplate:
     def _spans_of(self, passages: Sequence[Passage], wanted: Collection[int], start: int) -> Iterable[Span]:
         """Where some passages of a context stand. A token over the border of two passages counts to the later one."""
         written, _, _ = self.spec.grounded_question.partition("{passages}")
+        end = start + self.count_tokens(written)
         for passage in passages:
-            begin = start + self.count_tokens(written)
             written += self.passages([passage])
+            begin, end = end, start + self.count_tokens(written)
             if passage.document_id in wanted:
-                yield Span(begin, start + self.count_tokens(written))
+                yield Span(begin, end)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a plain text, without any template."""

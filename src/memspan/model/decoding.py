@@ -1,0 +1,101 @@
+"""Prefill and decoding steps of a batch over [memory ; local] (paper 3.4.3): tokens in, logits out, nothing picked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers import DynamicCache
+
+from memspan.model.buffers import DecodeBuffers
+from memspan.model.lower import LowerStates
+from memspan.model.memory_api import AskStep, LayerMemory
+from memspan.model.modeling import MSAForCausalLM
+from memspan.text.packing import PackedContexts
+from memspan.types import Retrieved
+
+
+@torch.inference_mode()
+def prefill(
+    model: torch.nn.Module,
+    packed: PackedContexts,
+    memory: LayerMemory | None,
+    retrieved: dict[int, Retrieved],
+    cache: DynamicCache,
+    lower: LowerStates | None = None,
+) -> torch.Tensor:
+    """Run whole contexts; MSA layers route into `retrieved`. Returns the logits after the last token, `[B, V]`."""
+    step = AskStep(
+        valid_BS=packed.padding_mask,
+        sees_memory_BT=packed.sees_memory,
+        routes_BT=packed.routes,
+        memory=memory,
+        retrieved=retrieved,
+        lower=lower,
+    )
+    out = model(
+        input_ids=packed.ids,
+        position_ids=packed.positions,
+        past_key_values=cache,
+        use_cache=True,
+        memory=step,
+        logits_to_keep=1,
+    )
+    return out.logits[:, -1]
+
+
+class DecodeRows:
+    """Contexts that are decoded in one forward a step, whenever each of them joined: the one way to decode.
+
+    Args:
+        max_rows: contexts at a time, at most.
+    """
+
+    def __init__(self, model: MSAForCausalLM, max_rows: int) -> None:
+        self._model, self._buffers = model, DecodeBuffers(max_rows)
+        self._next: list[int] = []
+        self.max_rows = max_rows
+
+    def __len__(self) -> int:
+        """Contexts that are decoding."""
+        return len(self._next)
+
+    @torch.inference_mode()
+    def join(
+        self, packed: PackedContexts, cache: DynamicCache, retrieved: Mapping[int, Retrieved], row: int = 0
+    ) -> None:
+        """Add one context of a prefill, as the last row.
+
+        Args:
+            packed, cache, retrieved: as `prefill` got and left them.
+            row: the context's in them.
+        """
+        assert len(self) < self.max_rows, f"the batch has {self.max_rows} rows, and all are taken"
+        self._buffers.join(cache, retrieved, row, packed.lengths[row])
+        self._next.append(int(packed.positions[row, -1]) + 1)
+
+    @torch.inference_mode()
+    def leave(self, row: int) -> None:
+        """Free a row: the last one takes its place."""
+        self._buffers.leave(row)
+        self._next[row] = self._next[-1]
+        self._next.pop()
+
+    @torch.inference_mode()
+    def step(self, ids_RT: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Run T new tokens of every row; the logits behind each, `[R, T, V]`."""
+        device, T = self._model.device, len(ids_RT[0])
+        self._buffers.begin()
+        out = self._model(
+            input_ids=torch.tensor(ids_RT, device=device),
+            position_ids=torch.tensor([[start + place for place in range(T)] for start in self._next], device=device),
+            use_cache=False,
+            memory=AskStep(buffers=self._buffers),
+        )
+        self._next = [start + T for start in self._next]
+        return out.logits
+
+    def drop(self, row: int, count: int) -> None:
+        """Take the newest tokens of a row back."""
+        self._buffers.drop(row, count)
+        self._next[row] -= count
