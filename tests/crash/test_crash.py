@@ -60,18 +60,19 @@ def report_of(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
     @functools.cache
     def run(sampling: Sampling) -> _Report:
-        scenarios = (*_QUICK, *BROKEN) if sampling is Sampling.QUICK else ()
-        return _run_harness(library, tmp_path_factory.mktemp("crash"), "--sampling", sampling.value, *scenarios)
+        names = (*_QUICK, *BROKEN) if sampling is Sampling.QUICK else ()
+        return _run_harness(library, tmp_path_factory.mktemp("crash"), sampling, *names)
 
     return run
 
 
-def _run_harness(library: Path, folder: Path, *arguments: str) -> _Report:
+def _run_harness(library: Path, folder: Path, sampling: Sampling, *arguments: str) -> _Report:
     path = folder / "report.json"
     sources = [Path(memspan.__file__).parents[1], _HERE.parent]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, _HERE / "harness.py", "--library", library, "--folder", folder, "--report", path]
-    run = subprocess.run([*command, *arguments], env=environment, stderr=subprocess.PIPE, text=True, timeout=_SECONDS)
+    command += ["--sampling", sampling.value, *arguments]
+    run = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=_SECONDS)
     assert run.returncode == 0, run.stderr
     by_scenario: _Report = defaultdict(dict)
     for findings in json.loads(path.read_text())["findings"]:
@@ -106,7 +107,7 @@ def test_a_broken_operation_is_found_out(
 @pytest.mark.slow
 def test_a_bank_on_a_network_folder_stands_every_fault_too(library: Path, tmp_path: Path) -> None:
     """There the catalog has a rollback journal. An operation that does not sync it is found out as well."""
-    report = _run_harness(library, tmp_path, "--network", "update", "compact and erase", "catalog never synced")
+    report = _run_harness(library, tmp_path, _MORE, "--network", "update", "compact and erase", "catalog never synced")
     broken = report.pop("catalog never synced")
     assert any(broken[fault]["violations"] for fault in KINDS["power"])
     found = [violation for by_fault in report.values() for one in by_fault.values() for violation in one["violations"]]
