@@ -22,7 +22,7 @@ from memspan.errors import BankMismatch, EmptyBank
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import Interleave, SearchedReading
-from memspan.generate.lexical import nothing_stored
+from memspan.generate.lexical import check_limit, nothing_stored
 from memspan.generate.named import NamedReading
 from memspan.generate.request import AskOptions, Request, turn_document
 from memspan.generate.state import RoundState
@@ -279,9 +279,8 @@ class Memory:
     ) -> list[Evidence]:
         """The documents a selector finds for a question, best first, without generating anything."""
         chosen = check_selector(selector or self.default_selector)
-        request = self._request(
-            [question], {"selector": chosen, "max_documents": limit or 1, "where": where, "as_of": as_of}
-        )
+        check_limit(limit)
+        request = self._request([question], {"selector": chosen, "where": where, "as_of": as_of})
         with self._snapshot() as snapshot:
             self._check_not_empty(snapshot)
             if not snapshot.selectable_mask(request.scope).any():
