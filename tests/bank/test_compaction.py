@@ -30,7 +30,8 @@ from memspan.bank import coarse, compaction, edits
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.edits import NewDocument, NewSource, Written
-from memspan.bank.segment import CONTENT_SUFFIX, SegmentWriter, segment_paths
+from memspan.bank.folder import CONTENT_SUFFIX, segment_paths
+from memspan.bank.segment import SegmentWriter
 from memspan.bank.verify import verify
 from memspan.errors import BankBusy
 from memspan.ops.coarse import quantize_keys

@@ -21,7 +21,8 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import check_model, manifest_of
 from memspan.bank.manifest import SYNTHETIC
 from memspan.bank.reencode import reencode
-from memspan.bank.verify import repair, verify
+from memspan.bank.repair import repair
+from memspan.bank.verify import verify
 from memspan.errors import BankMismatch
 from memspan.generate.sampling import Sampling
 from memspan.model.adapter import save_adapter

@@ -345,10 +345,10 @@ def test_ask_shows_the_answer_with_evidence(bank: Path) -> None:
     expected = memspan("ask", bank, "Where does the otter of Rome live?", "--max-new-tokens", 6, "--json").json
     *answer, evidence, footer = done.out.splitlines()
     assert "\n".join(answer).strip() == expected["text"]
-    shown = re.fullmatch(
-        r"  1\. \[3\] otter  \(notes/otter\.txt\[0:40\], [-\d]{10}, score \d\.\d\d, (\d) MSA layers\)", evidence
-    )
-    assert shown and int(shown[1]) == expected["evidence"][0]["layers"]
+    line = r"  1\. \[3\] otter  \(notes/otter\.txt\[0:40\], [-\d]{10}, score \d\.\d\d"
+    assert re.fullmatch(rf"{line}\)", evidence) and expected["evidence"][0]["layers"] is None, "nothing was routed"
+    routed = memspan("ask", bank, "Where does the otter of Rome live?", "--selector", "lexical", "--route-answer")
+    assert re.search(rf"^{line}, \d MSA layers\)$", routed.out, re.MULTILINE)
     assert footer.startswith(
         f"  selector lexical; {expected['num_prompt_tokens']} + {expected['num_new_tokens']} tokens; "
     )

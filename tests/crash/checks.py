@@ -26,7 +26,7 @@ from shim import Mode, Shim
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.segment import coarse_path, segment_paths
+from memspan.bank.folder import coarse_path, segment_paths
 from memspan.bank.verify import verify
 from memspan.errors import BankError
 

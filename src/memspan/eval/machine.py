@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from memspan.model.convert import LoadedModel
@@ -85,11 +86,8 @@ def _uses_compiled() -> bool:
     return amx_largest(torch.ones(1, TOKEN_STEP, 64, dtype=torch.int8), torch.ones(1)) is not None
 
 
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, macOS not these names
-        return None
+def _memory_gib() -> float:
+    return round(psutil.virtual_memory().total / 2**30, 1)
 
 
 def _version(package: str) -> str:

@@ -139,7 +139,7 @@ def _is_exact(way: Way, width: int) -> bool:
             largest(left_CW, torch.ones(rows), found_BC)
         except (AttributeError, TypeError, RuntimeError):  # another torch, another CPU
             return False
-        if not torch.equal(found_BC, (query_BTW.double() @ left_CW.double().T).amax(1).float()):
+        if not torch.equal(found_BC, (query_BTW.float() @ left_CW.float().T).amax(1)):
             return False
     return True
 
