@@ -4,15 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check lint types docs bench soak clean
+# A file at a time, so that its models are made once, and in the order of their names: sorted by the number of their tests,
+# as they would be, the files with few and long ones came last, and the other processes waited.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --benchmark-disable
+
+.PHONY: demo test test-all check lint types docs bench soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --benchmark-disable
+	$(PYTEST) -m "not slow"
 
-check: lint types test
+test-all: $(VENV)/.installed-dev
+	$(PYTEST)
+
+check: lint types test-all
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -25,9 +32,9 @@ docs: $(VENV)/.installed
 	$(BIN)/python docs/make_cli.py
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/encode.py
-	$(BIN)/python benchmarks/decode.py
-	$(BIN)/python benchmarks/route.py
+	$(BIN)/python benchmarks/encode.py --bars
+	$(BIN)/python benchmarks/decode.py --bars
+	$(BIN)/python benchmarks/route.py --bars
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/serve.py --soak

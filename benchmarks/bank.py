@@ -29,11 +29,13 @@ from itertools import count
 from pathlib import Path
 
 import torch
+from plots import add_json, write_json
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.edits import NewDocument, NewSource
-from memspan.bank.manifest import FORMAT_VERSION, LATENT_DTYPE, Manifest
-from memspan.bank.scope import Scope
+from memspan.bank.manifest import FORMAT_VERSION, Manifest
+from memspan.bank.scope import EVERYTHING, Scope
+from memspan.bank.segment import LATENT_DTYPE
 from memspan.routing.local import LocalMemory
 from memspan.text.terms import STOP_WORDS
 from memspan.types import Document, EncodedDocuments, Span
@@ -152,9 +154,9 @@ def growth(folder: Path, texts: Iterator[str], num_documents: int, rng: random.R
         with closing(MemoryBank.open(folder)) as opened, opened.snapshot() as snapshot:
             snapshot.selectable_mask()
 
-    def next_snapshot(reader: MemoryBank) -> None:
+    def next_snapshot(reader: MemoryBank, scope: Scope = EVERYTHING) -> None:
         with reader.snapshot() as snapshot:
-            snapshot.selectable_mask()
+            snapshot.selectable_mask(scope)
 
     figures["open"] = timed(open_and_look for _ in range(5))
     with closing(MemoryBank.open(folder)) as bank, closing(MemoryBank.open(folder)) as reader:
@@ -178,9 +180,11 @@ def growth(folder: Path, texts: Iterator[str], num_documents: int, rng: random.R
                 yield lambda: next_snapshot(reader)
 
         figures["snapshot after a delete"] = timed(after_deletes())
+        scope, wide = Scope.parse({"project": "p7"}), Scope.parse({"n": {">=": num_documents // 10}})
+        for name, filtered in (("filter", scope), ("filter, wide", wide)):
+            figures[name] = timed(iter([lambda filtered=filtered: next_snapshot(reader, filtered)]))
+            figures[f"{name}, next snapshots"] = timed((lambda f=filtered: next_snapshot(reader, f)) for _ in range(20))
         with reader.snapshot() as snapshot:
-            scope = Scope.parse({"project": "p7"})
-            figures["filter"] = timed(iter([lambda: snapshot.selectable_mask(scope)]))
             figures["search"] = timed((lambda q=q: snapshot.search(q, 64)) for q in asked)
             figures["filtered search"] = timed((lambda q=q: snapshot.search(q, 64, scope)) for q in asked[:100])
     return figures
@@ -227,7 +231,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, help="JSON lines with a key `text`, instead of made-up words")
     parser.add_argument("--folder", type=Path, help="keep the large bank here, or use the one that is here")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    add_json(parser)
     options = parser.parse_args()
     torch.manual_seed(0)
     rng = random.Random(0)
@@ -243,8 +247,7 @@ def main() -> None:
                 "  ".join(f"{key} {number:.2f}" for key, number in value.items()) if isinstance(value, dict) else value
             )
             print(f"  {name:<28}{shown}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(options.json, figures)
 
 
 if __name__ == "__main__":

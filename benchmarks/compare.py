@@ -260,7 +260,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         found_by = Path(scratch) / "finding.json"
         command = [sys.executable, __file__, *sys.argv[1:], "--finding", str(found_by)]
         subprocess.run(command, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}, check=True)
-        sides = json.loads(found_by.read_text())
+        sides = json.loads(found_by.read_text("utf-8"))
     loaded = load(options.model, adapter=options.adapter)
     sizes = sizes_of(options)
     latency = Latency(loaded, LatencySettings(sizes, options.questions))
@@ -286,7 +286,7 @@ def find(options: argparse.Namespace) -> None:
 
     sides = ["memspan", "literal", *faiss_sides(options.threads)]
     found = over_sizes(sides, route, made_up(manifest_of(loaded)), options)
-    options.finding.write_text(json.dumps(points_of(found)))
+    options.finding.write_text(json.dumps(points_of(found)), "utf-8")
 
 
 def over_sizes(

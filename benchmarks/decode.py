@@ -1,6 +1,7 @@
 """Decoding speed: answers over injected documents, against the backbone's own cached `generate`, in one run.
 
-    python benchmarks/decode.py [--model DIR] [--bank DIR] [--questions 8] [--tokens 64] [--json FILE] [--png FILE]
+    python benchmarks/decode.py [--model DIR] [--bank DIR] [--questions 8] [--tokens 64] [--bars] [--json FILE]
+                                [--png FILE]
 
 Every question of `examples/` is answered from the documents that full-text search finds in `examples/notes`, whose text
 stands before it; all rows get the same tokens (so the same local length), weights and number format, question by
@@ -16,6 +17,8 @@ first token to the last, by the wall and by the process's own clock; greedy, to 
 
 Loss: tokens of the notes, read through decoding steps: perplexity, and how often the best next token is that of the
 exact weights. For answers: the share that is equal, token by token, to `exact`'s.
+
+Bar: the default, `bfloat16+lookup`, is at least 3 times as fast as `backbone`.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from typing import Any
 
 import torch
 from backbone import plain_backbone
-from plots import parse_options, spread, write_figures
+from plots import Bar, add_bars, bar_figures, check_bars, parse_options, spread, write_figures
 from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
@@ -201,6 +204,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
     parser.add_argument("--texts", type=int, default=4, help="notes whose tokens measure the loss")
+    add_bars(parser)
     options = parse_options(parser)
 
     weights: tuple[DecodeWeights, ...] = ("exact", "bfloat16", "int8", "int4")
@@ -227,7 +231,7 @@ def main() -> None:
             run_backbone(backbone, context, options.tokens, stops, rows["backbone"])
             for name, model in models.items():
                 for drafts in ("", "+lookup"):
-                    given = context, finder.layer_memory(), options.tokens, rows[name + drafts]
+                    given = context, finder.memory, options.tokens, rows[name + drafts]
                     run_memspan(model, *given, lookup=bool(drafts))
             if llama:
                 prompt = loaded.template.tokenizer.decode(list(context.ids))
@@ -238,9 +242,6 @@ def main() -> None:
 
     plain, base = rows["exact"], rows["backbone"]
     figures: dict[str, Any] = {
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "read": {name: dict(Counter(map(form_of, linears(model)))) for name, model in models.items()},
         "rows": {},
         "loss": losses,
@@ -262,8 +263,12 @@ def main() -> None:
         if drafted := sum(lookup.num_drafted for lookup in row.lookups):
             told["drafts_accepted"] = round(sum(lookup.num_accepted for lookup in row.lookups) / drafted, 3)
         figures["rows"][name] = told
+    # The default options of a CPU.
+    bar = {"bfloat16+lookup_over_backbone": Bar(figures["rows"]["bfloat16+lookup"]["over_backbone"], at_least=3.0)}
+    figures["bars"] = bar_figures(bar)
     bars = {name: Spread.of(row.rates(row.wall)) for name, row in rows.items()}
-    write_figures(options, figures, partial(draw_bars, bars=bars, up="tokens per second", title="decoding"))
+    write_figures(options, figures, partial(draw_bars, bars=bars, up="tokens per second", title="decoding"), loaded)
+    check_bars(options, bar)
 
 
 def linears(loaded: LoadedModel) -> list[torch.nn.Linear]:

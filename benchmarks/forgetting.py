@@ -9,13 +9,13 @@ without an adapter; its logits are also compared, bit for bit, with those of the
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 import torch
+from plots import add_json, write_json
 
 from memspan import load
 from memspan.model.backbones import DEFAULT_SOURCE, load_backbone
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--adapter")
     parser.add_argument("--pieces", type=int, default=60, help="of every file")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    add_json(parser)
     options = parser.parse_args()
     plain, adapted = load(adapter="none"), load(adapter=options.adapter)
     figures: dict[str, dict[str, float]] = {}
@@ -74,8 +74,7 @@ def main() -> None:
     print(f"mean change {mean:+.2%}")
     same = same_logits(plain, sample)
     print(f"adapter off: logits equal the backbone's own bit for bit: {same}")
-    if options.json:
-        options.json.write_text(json.dumps({"texts": figures, "mean": mean, "bit_identical": same}, indent=2) + "\n")
+    write_json(options.json, {"texts": figures, "mean": mean, "bit_identical": same}, adapted)
 
 
 @torch.inference_mode()

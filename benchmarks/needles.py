@@ -9,13 +9,12 @@ the imports) is its own. A haystack is streamed as a run streams it: once to fin
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import resource
 import time
-from pathlib import Path
 from typing import Any
 
+from plots import add_json, write_json
 from transformers import AutoTokenizer
 
 from memspan.config import TEMPLATES
@@ -48,15 +47,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--haystack", nargs="+", required=True, help="files of real text")
     parser.add_argument("--tokens", type=int, default=1_000_000)
-    parser.add_argument("--json", type=Path)
+    add_json(parser)
     arguments = parser.parse_args()
     rows = []
     for task in niah.TASKS:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows.append(pool.apply(measure, (task, arguments.tokens, arguments.haystack)))
         print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    write_json(arguments.json, {"rows": rows})
 
 
 if __name__ == "__main__":

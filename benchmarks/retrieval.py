@@ -1,7 +1,8 @@
 """How well lexical search, router and `hybrid` find evidence, set by set, and which fusion `hybrid` should use.
 
     memspan add BANK DATA/dev/bank.jsonl.gz
-    python benchmarks/retrieval.py BANK DATA/dev/*_dev.jsonl.gz [--adapter DIR] [--questions N] [--json FILE]
+    python benchmarks/retrieval.py BANK DATA/dev/*_dev.jsonl.gz [--adapter DIR] [--dtype NAME] [--questions N]
+        [--json FILE]
 
 Of every set, recall@1, @5 and @16 and all gold in 16 by: the bank's full-text index (BM25), the router (all MSA layers,
 and each alone), `hybrid` as shipped; where questions need several documents, `hybrid` in two rounds (8 documents each,
@@ -13,10 +14,11 @@ choose by a hold-out of the training data, not by the sets that are reported.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+
+from plots import add_json, write_json
 
 from memspan import Memory
 from memspan.bank.scope import EVERYTHING
@@ -85,12 +87,13 @@ def main() -> None:
     parser.add_argument("sets", type=Path, nargs="+")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--adapter")
+    parser.add_argument("--dtype", help="that the model asks in; the bank may have been encoded in another")
     parser.add_argument("--questions", type=int, help="of each set, at most; default: all")
     parser.add_argument("--weights", type=float, nargs="*", default=[])
     parser.add_argument("--no-rounds", action="store_true")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    add_json(parser)
     options = parser.parse_args()
-    memory = Memory.open(options.bank, options.model, adapter=options.adapter)
+    memory = Memory.open(options.bank, options.model, adapter=options.adapter, dtype=options.dtype)
     bench = Bench(memory, options.weights)
     figures: dict[str, dict[str, dict[str, float]]] = {}
     hybrid: list[float] = []
@@ -125,9 +128,8 @@ def main() -> None:
     gain, p = paired_bootstrap(hybrid, bm25)
     interval = f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), p {p:.4f}"
     print(f"recall@{LAST} of {gain.count} questions: BM25 {_mean(bm25):.3f}, hybrid {_mean(hybrid):.3f}, {interval}")
-    if options.json:
-        told = {"sets": figures, "hybrid - bm25 @16": [gain.mean, gain.low, gain.high, p]}
-        options.json.write_text(json.dumps(told, indent=2) + "\n")
+    told = {"sets": figures, "hybrid - bm25 @16": [gain.mean, gain.low, gain.high, p]}
+    write_json(options.json, told, memory.loaded)
 
 
 def _mean(values: Sequence[float]) -> float:

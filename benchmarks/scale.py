@@ -33,7 +33,7 @@ from memspan.routing.local import LocalMemory
 
 def peak_bytes() -> int:
     """VmHWM of this process."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    (line,) = [line for line in Path("/proc/self/status").read_text("utf-8").splitlines() if line.startswith("VmHWM")]
     return 1024 * int(line.split()[1])
 
 

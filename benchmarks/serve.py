@@ -205,12 +205,12 @@ def server(model: Path | None, folder: Path, *options: str) -> Iterator[tuple[in
 
 def cpu_seconds(pid: int) -> float:
     """Of all threads of a process since it began."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mb(pid: int) -> float:
-    text = Path(f"/proc/{pid}/status").read_text()
+    text = Path(f"/proc/{pid}/status").read_text("utf-8")
     found = re.search(r"VmRSS:\s+(\d+) kB", text)
     assert found is not None, "the process is gone"
     return int(found[1]) / 1024

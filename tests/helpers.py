@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import itertools
 import multiprocessing
 import os
@@ -13,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -40,8 +42,14 @@ from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.template import Context, PromptTemplate
 from memspan.types import Document, EncodedDocuments, Retrieved, Span
 
+
+class _NoFork:
+    def __getattr__(self, name: str) -> NoReturn:
+        pytest.skip("no process can be forked here")
+
+
 # Forked, not spawned: a new interpreter takes seconds to import torch, and its own files may be closed to other users.
-FORK = multiprocessing.get_context("fork")
+FORK: Any = multiprocessing.get_context("fork") if hasattr(os, "fork") else _NoFork()
 VOCAB = 512
 ENDOFTEXT, IM_START, IM_END = 509, 510, 511
 WINDOW = 16
@@ -56,6 +64,22 @@ _FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     },
     "phi3": {"pad_token_id": 0},
 }
+
+
+class CopiedText(str):
+    """A text that counts the characters of all its slices, and of the slices of those."""
+
+    copied: list[int]
+
+    def __new__(cls, text: str, copied: list[int] | None = None) -> CopiedText:
+        made = super().__new__(cls, text)
+        made.copied = [0] if copied is None else copied
+        return made
+
+    def __getitem__(self, key: Any) -> CopiedText:
+        piece = super().__getitem__(key)
+        self.copied[0] += len(piece)
+        return CopiedText(piece, self.copied)
 
 
 def tiny_config(family: str) -> PretrainedConfig:
@@ -151,6 +175,30 @@ def tiny_manifest(**changes: Any) -> Manifest:
     return Manifest(**({"backbone": "tiny"} | values | changes))
 
 
+@contextlib.contextmanager
+def counted_sha256() -> Iterator[list[int]]:
+    """Inside, the bytes that `hashlib.sha256` hashes are counted; it must be called as that."""
+    hashed, original = [0], hashlib.sha256
+
+    class Counting:
+        def __init__(self, data: bytes = b"", **options: Any) -> None:
+            self._digest = original(**options)
+            self.update(data)
+
+        def update(self, data: Any) -> None:
+            hashed[0] += memoryview(data).nbytes
+            self._digest.update(data)
+
+        def hexdigest(self) -> str:
+            return self._digest.hexdigest()
+
+    hashlib.sha256 = Counting
+    try:
+        yield hashed
+    finally:
+        hashlib.sha256 = original
+
+
 def random_latents(manifest: Manifest, rows: int) -> EncodedDocuments:
     """Latents of one document, drawn from torch's generator; routing keys scaled as the similarity wants them."""
     L, G, D = len(manifest.msa_layers), manifest.num_kv_heads, manifest.head_dim
@@ -230,6 +278,18 @@ def child_process(do: Callable[[Connection], None]) -> Iterator[tuple[BaseProces
         process.join(10)
         process.kill()
         process.join(60)
+
+
+@contextlib.contextmanager
+def file_size_limit(max_bytes: int) -> Iterator[None]:
+    """No file may grow beyond a size: what a full disk looks like to a writer."""
+    resource = pytest.importorskip("resource", reason="the size of files cannot be limited here")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextlib.contextmanager

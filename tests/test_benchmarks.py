@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
+import os
+import platform
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,6 +21,7 @@ from helpers import save_backbone, tiny_manifest
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.synthetic import made_up, write_synthetic
+from memspan.eval.machine import _cpu_class, machine
 from memspan.model.convert import convert
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -71,6 +77,7 @@ def test_faiss_merges_tokens_and_chunks_as_routing_does(bank: MemoryBank) -> Non
         assert side.find(number) == found.best(found.exact(query_TW)) == keys.true_top(bank, layer, query_TW)
 
 
+@pytest.mark.slow
 def test_one_run_compares_all_and_leaves_out_what_is_too_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +99,7 @@ def test_one_run_compares_all_and_leaves_out_what_is_too_slow(
 
     figures = run(1000.0)
     assert figures["sides"].keys() == figures["counts"].keys()
+    assert figures["machine"]["cpu_class"]
     sizes = {name: [point["tokens"] for point in points] for name, points in figures["sides"].items()}
     assert sizes.pop("whole memory") == [64, 128, 256, 512]
     assert {"memspan", "literal", "memspan, first token"} <= sizes.keys()
@@ -107,9 +115,119 @@ def test_figures_are_written_and_a_plot_that_cannot_be_drawn_is_told_first(
 
     options = plots.parse_options(argparse.ArgumentParser(), ["--json", str(tmp_path / "x.json")])
     plots.write_figures(options, {"a": plots.spread([3.0, 1.0, 2.0])}, lambda path: pytest.fail("no --png"))
-    expected = {"a": {"median": 2.0, "least": 1.0, "most": 3.0}}
+    expected = {"machine": machine(), "a": {"median": 2.0, "least": 1.0, "most": 3.0}}
     assert json.loads((tmp_path / "x.json").read_text()) == expected == json.loads(capsys.readouterr().out)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(SystemExit):
         plots.parse_options(argparse.ArgumentParser(), ["--png", "x.png"])
     assert "pip install 'memspan[eval]'" in capsys.readouterr().err
+
+
+def test_every_benchmark_writes_its_figures_with_the_machine() -> None:
+    """By one function, which adds it: no other file than that of the function writes JSON for people."""
+    writers = set()
+    for path in BENCHMARKS.glob("*.py"):
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        called = {func.id for func in calls if isinstance(func, ast.Name)}
+        if called & {"write_json", "write_figures"}:
+            writers.add(path.stem)
+        assert path.stem == "plots" or '"--json", type' not in path.read_text(), path
+        assert called.isdisjoint({"parse_options", "add_json"}) or path.stem in writers, path
+    assert writers >= {"bank", "compare", "decode", "encode", "forgetting", "needles", "retrieval", "route", "scale"}
+
+
+def _route(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / "route.py"), "--chunks", "300", "--tokens", "4", "--repeats", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [*command, *options], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_a_wrong_instruction_set_is_told_and_changes_nothing() -> None:
+    done = _route(ONEDNN_MAX_CPU_ISA="AVX3", ATEN_CPU_CAPABILITY="avx2")
+    assert done.returncode == 0, done.stderr
+    assert "ONEDNN_MAX_CPU_ISA=AVX3 is unknown, and ignored" in done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["machine"]["isa"]["ONEDNN_MAX_CPU_ISA"] == "AVX3 (unknown: ignored)"
+    assert figures["machine"]["isa"]["ATEN_CPU_CAPABILITY"] == "avx2"
+    assert figures["machine"]["threads"] == 1 and figures["rescored_top_k_equal"]
+
+
+def test_a_missed_bar_is_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    import plots
+
+    parser = argparse.ArgumentParser()
+    plots.add_bars(parser)
+    bars = {"fast": plots.Bar(3.0, at_least=3.0), "slow": plots.Bar(1.3, at_most=1.3)}
+    missed = {**bars, "late": plots.Bar(1.31, at_most=1.3), "lame": plots.Bar(2.99, at_least=3.0)}
+    assert [found["reached"] for found in plots.bar_figures(missed).values()] == [True, True, False, False]
+    plots.check_bars(parser.parse_args(["--bars"]), bars)
+    plots.check_bars(parser.parse_args([]), missed)
+    with pytest.raises(
+        SystemExit, match=re.escape("late is 1.31, wanted: at most 1.3\nlame is 2.99, wanted: at least 3.0")
+    ):
+        plots.check_bars(parser.parse_args(["--bars"]), missed)
+
+
+def test_make_bench_fails_where_a_bar_is_missed() -> None:
+    makefile = (BENCHMARKS.parent / "Makefile").read_text()
+    with_bars = {path.name for path in BENCHMARKS.glob("*.py") if "add_bars(parser)" in path.read_text()}
+    assert (
+        set(re.findall(r"benchmarks/(\w+\.py) --bars\n", makefile))
+        == with_bars
+        == {"encode.py", "decode.py", "route.py"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "expected"),
+    [
+        (["avx2", "avx512_f", "amx_int8"], None, "AMX"),
+        (["avx2", "avx512_f", "amx_int8"], "nonsense", "AMX"),
+        (["avx2", "avx512_f", "amx_int8"], "AVX512_CORE_AMX", "AMX"),
+        (["avx2", "avx512_f", "amx_int8"], "avx512_core_bf16", "AVX-512"),
+        (["avx2", "avx512_f", "amx_int8"], "AVX2", "AVX2"),
+        (["avx2", "avx512_f"], "AVX2_VNNI", "AVX2"),
+        (["avx2"], "AVX512_CORE_AMX", "AVX2"),
+        (["asimddp", "i8mm"], None, "ARM"),
+        ([], None, platform.machine()),
+    ],
+)
+def test_the_class_of_a_cpu_is_the_best_that_may_be_used(flags: list[str], limit: str | None, expected: str) -> None:
+    assert _cpu_class(flags, limit) == expected
+
+
+def test_starts_and_first_questions_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import start
+
+    save_backbone(tmp_path / "plain")
+    convert(str(tmp_path / "plain"), tmp_path / "msa", dtype=torch.float32, chunk_size=4, top_k_docs=2)
+    asked: list[tuple[str, ...]] = []
+
+    def run(arguments: tuple[str, ...]) -> start.Run:
+        asked.append(arguments)
+        return start.Run(len(asked), len(asked), len(asked))
+
+    monkeypatch.setattr(start, "run", run)
+    options = ("--repeats", 2, "--tokens", 80, "--questions", 2, "--folder", tmp_path / "banks", "--model")
+    monkeypatch.setattr(sys, "argv", ["start.py", *map(str, options), str(tmp_path / "msa")])
+    start.main()
+    figures = json.loads(capsys.readouterr().out)
+    assert {"python", "--help", "ls", "ask"} < figures["seconds"].keys() == figures["cpu_seconds"].keys()
+    in_turn = len(figures["seconds"])
+    assert len(asked) == 1 + 3 * in_turn and "ask" in asked[-1] and str(tmp_path / "msa") in asked[-1]
+    # The first of all is the bank's making, then comes a run that is not counted.
+    assert figures["seconds"]["python"]["least"] == 2 + in_turn
+    assert figures["first_question"]["seconds"] > 0 and figures["later_questions"]["seconds"]["least"] > 0
+
+
+def test_a_start_that_fails_is_told_and_one_that_writes_much_ends() -> None:
+    import start
+
+    more_than_a_pipe_holds = start.run(("-c", "print('y' * 10**6)"))
+    assert 0 < more_than_a_pipe_holds.first <= more_than_a_pipe_holds.whole
+    with pytest.raises(SystemExit, match="no such luck"):
+        start.run(("-c", "raise SystemExit('no such luck')"))

@@ -54,6 +54,7 @@ def test_no_placeholder_is_left_in_the_docs() -> None:
         assert not re.findall(r"README_[A-Z]+", page.read_text(encoding="utf-8")), page.name
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_readme_runs_as_it_is_written(
     real_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

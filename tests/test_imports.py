@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "memspan"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 _LEVELS = (
-    ("types", "config", "errors", "stages"),
+    ("types", "config", "errors", "files", "stages"),
     ("text", "ops"),
     ("model",),
     ("bank",),
@@ -23,7 +23,7 @@ _LEVELS = (
     ("serve", "cli", "__init__", "__main__"),
 )
 LEVEL = {part: level for level, parts in enumerate(_LEVELS) for part in parts}
-BASE = frozenset({"types", "config", "errors", "stages", "text", "ops", "model"})
+BASE = frozenset({"types", "config", "errors", "files", "stages", "text", "ops", "model"})
 
 
 def _allowed(part: str) -> frozenset[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import counted_sha256
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from memspan import Document, Memory, load
 from memspan.cli import app
 from memspan.text.corpus import read_paths
 
+DEFAULT_FINGERPRINT = "v2-a0898766df45ebfccbc72df0d8c8480716f411ab20e4c4ee718a6d0b709b7543"
 NOTES = Path(__file__).parents[1] / "examples" / "notes"
 
 pytestmark = pytest.mark.real
@@ -35,6 +37,7 @@ def test_convert_add_ask(real_checkpoint: Path, tmp_path: Path) -> None:
     assert "Mabli" in answer["text"]
 
 
+@pytest.mark.slow
 def test_a_decision_that_was_reversed_is_answered_by_the_later_document(real_checkpoint: Path, tmp_path: Path) -> None:
     reversals = (
         ("How many years of warranty does Brindlecomb give?", "two", "five"),
@@ -50,6 +53,7 @@ def test_a_decision_that_was_reversed_is_answered_by_the_later_document(real_che
             assert any(item.date > "2024-06-30" for item in today.evidence)
 
 
+@pytest.mark.slow
 def test_an_assistant_keeps_its_answer_until_the_fact_changes(
     real_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +67,23 @@ def test_an_assistant_keeps_its_answer_until_the_fact_changes(
         assert ("Ghent" in line) == (line[:10] < "2025-05-30"), line
     assert "Ghent" in as_of and "Lisbon" not in as_of
     assert "Oslo" in of_bob and "Ghent" not in of_bob and "Lisbon" not in of_bob
+
+
+def test_the_default_models_fingerprint_is_that_of_its_files_everywhere(real_checkpoint: Path) -> None:
+    """On every machine, in every number format: a change of it makes all banks of the default model former ones."""
+    threads = torch.get_num_threads()
+    try:
+        for dtype in ("float32", "bfloat16"):
+            for number in (1, 2):
+                torch.set_num_threads(number)
+                with counted_sha256() as hashed:
+                    model = load(dtype=dtype).model
+                assert model.encoder_fingerprint() == DEFAULT_FINGERPRINT
+                assert hashed[0] < 16 * 2**20, "of 290 MB of weights"
+    finally:
+        torch.set_num_threads(threads)
+    verified = load(dtype="bfloat16", verify=True).model
+    assert verified.encoder_fingerprint() == DEFAULT_FINGERPRINT
 
 
 def test_a_converted_model_without_memory_is_the_backbone(real_checkpoint: Path) -> None:

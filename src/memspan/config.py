@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -118,6 +120,30 @@ TEMPLATES: dict[str, TemplateSpec] = {
     )
 }
 
+# Fields of a decoder's config that decide, with its weights, what it computes of a document. They count in the encoder
+# fingerprint by the value that is in force, given or not.
+_SHAPING = """
+    model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+    hidden_act hidden_activation rms_norm_eps layer_norm_eps norm_eps attention_bias mlp_bias
+    max_position_embeddings original_max_position_embeddings rope_parameters rope_theta rope_scaling
+    partial_rotary_factor no_rope_layers layer_types sliding_window use_sliding_window max_window_layers
+    query_pre_attn_scalar attn_logit_softcapping use_bidirectional_attention
+    embedding_multiplier residual_multiplier attention_multiplier
+    num_experts_per_tok norm_topk_prob decoder_sparse_step mlp_only_layers
+"""
+# Fields that do not. One that is in neither list counts where it is not what its class has by default: another encoder
+# that is taken for the same is worse than a bank that is refused.
+_INCIDENTAL = """
+    architectures dtype torch_dtype transformers_version name_or_path auto_map id2label label2id problem_type
+    use_cache return_dict output_attentions output_hidden_states chunk_size_feed_forward is_encoder_decoder
+    vocab_size tie_word_embeddings initializer_range pretraining_tp
+    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id
+    attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout
+    logits_scaling logit_scale final_logit_softcapping output_router_logits router_aux_loss_coef router_jitter_noise
+"""
+# Of encoder fingerprints. Former ones, the sha256 of the weights as they were loaded, have no mark (`model/former.py`).
+FINGERPRINT_MARK = "v2-"
+
 
 class MSAConfig(PretrainedConfig):
     """Configuration of an `MSAForCausalLM`.
@@ -135,8 +161,10 @@ class MSAConfig(PretrainedConfig):
         score_bias: every MSA layer adds a learned multiple of a document's routing score to the attention logits of its
             chunks, so that the language loss teaches the routers; this is what the multiple starts from. None: off.
         router_trained: False while the router projections are random; then routing means nothing yet.
-        backbone_fingerprint, encoder_fingerprint: sha256 of the backbone's weights and of everything that shapes
-            a document's latents; written by `save_pretrained`.
+        backbone_fingerprint, document_fingerprint: sha256 of the backbone's weights, and of what shapes documents
+            beside them: the router key projections, or what an adapter changes (`memspan.model.fingerprint`). Written
+            by `save_pretrained`; None: nothing is stored yet.
+        weights_sample: by which a changed file is noticed.
     """
 
     model_type = "memspan"
@@ -153,9 +181,11 @@ class MSAConfig(PretrainedConfig):
     score_bias: float | None = None
     router_trained: bool = False
     backbone_fingerprint: str | None = None
-    encoder_fingerprint: str | None = None
+    document_fingerprint: str | None = None
+    weights_sample: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("encoder_fingerprint", None)  # stored by former versions
         # Its own copy: building the model sets the attention implementation in it.
         self.backbone_config = copy.deepcopy(self.backbone_config)
         super().__post_init__(**kwargs)
@@ -209,6 +239,33 @@ class MSAConfig(PretrainedConfig):
     def offset(self) -> int:
         """`position_offset`, resolved."""
         return cast(int, self.position_offset)
+
+    @property
+    def encoder_fingerprint(self) -> str | None:
+        """Of what is stored; None where nothing is. See `encoder_fingerprint_of`."""
+        if self.backbone_fingerprint is None or self.document_fingerprint is None:
+            return None
+        return self.encoder_fingerprint_of(self.backbone_fingerprint, self.document_fingerprint)
+
+    def encoder_fingerprint_of(self, backbone: str, document: str) -> str:
+        """sha256 over everything that shapes a document's latents: banks record it, and refuse another encoder.
+
+        Args:
+            backbone, document: the two fingerprints of weights.
+        """
+        spec, text = self.template_spec, self.text_config
+        defaults = type(text)().to_dict()
+        shaping, incidental = set(_SHAPING.split()), set(_INCIDENTAL.split())
+
+        def counts(name: str, value: Any) -> bool:
+            return name in shaping or not (name in incidental or name[0] == "_" or value == defaults.get(name))
+
+        computed = {n: value for n, value in text.to_dict().items() if value is not None and counts(n, value)}
+        template = spec.document_prefix, spec.document_suffix
+        settings = [backbone, document, self.chunk_size, self.layers, self.similarity, template, computed]
+        # 10000 and 10000.0 are one setting.
+        settings = json.loads(json.dumps(settings, default=str), parse_int=float)
+        return FINGERPRINT_MARK + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     @property
     def num_heads(self) -> int:

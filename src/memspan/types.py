@@ -12,8 +12,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
@@ -304,3 +306,27 @@ class Done:
 
 
 Event = RoundStarted | RoundDone | TextWritten | Done
+
+
+@dataclass(frozen=True, slots=True)
+class AddReport:
+    """What an `add` (or a `reencode`) did.
+
+    Attributes:
+        added: sources new to the bank. updated: sources that replaced an older one, or its metadata alone.
+        unchanged: sources that were there already, with the same content.
+        documents, tokens, chunks: encoded for them (a long source is several documents).
+        characters: of text dealt with, encoded or unchanged; for telling how far along a run is.
+        seconds: spent encoding and writing.
+        interrupted: True if it was stopped before the corpus was done.
+    """
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    documents: int = 0
+    tokens: int = 0
+    chunks: int = 0
+    characters: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False

@@ -18,11 +18,12 @@ import torch
 from helpers import add_latents, bits, random_latents, read_bank, read_latents, tiny_loaded, tiny_manifest
 
 from memspan.bank import archive, edits
-from memspan.bank.add import add_documents
-from memspan.bank.archive import export_bank, export_documents, import_bank, import_documents
+from memspan.bank.add import add_documents, import_documents
+from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.encode import manifest_of
+from memspan.bank.lines import export_documents
 from memspan.bank.reencode import reencode
 from memspan.bank.verify import verify
 from memspan.errors import BankError, BankMismatch, CorpusError
@@ -101,7 +102,7 @@ def _left(folder: Path) -> set[str]:
 
 def test_a_moved_bank_is_the_same_bank_bit_for_bit(bank: MemoryBank, tmp_path: Path) -> None:
     export_bank(bank, str(tmp_path / "bank.zip"))
-    moved = import_bank(str(tmp_path / "bank.zip"), tmp_path / "deep" / "moved", MANIFEST)
+    moved = import_bank(str(tmp_path / "bank.zip"), tmp_path / "deep" / "moved", MANIFEST.check_same)
     assert _everything(moved) == _everything(bank)
     assert (moved.manifest, moved.catalog.commits() > 0, verify(moved)) == (MANIFEST, True, [])
     assert moved.catalog.next_document_id() == bank.catalog.next_document_id(), "ids are not given again there either"
@@ -240,10 +241,10 @@ def test_a_bank_of_another_model_is_refused_and_leaves_nothing(bank: MemoryBank,
     value = getattr(MANIFEST, field)
     other = tiny_manifest(num_kv_heads=1, head_dim=2, **{field: value * 2})
     with pytest.raises(BankMismatch, match=field):
-        import_bank(tmp_path / "bank.zip", tmp_path / "moved", other)
+        import_bank(tmp_path / "bank.zip", tmp_path / "moved", other.check_same)
     assert _left(tmp_path / "moved") == set()
     assert not MemoryBank.exists(tmp_path / "moved")
-    assert _everything(import_bank(tmp_path / "bank.zip", tmp_path / "moved", MANIFEST)) == _everything(bank)
+    assert _everything(import_bank(tmp_path / "bank.zip", tmp_path / "moved", MANIFEST.check_same)) == _everything(bank)
 
 
 def test_an_import_takes_no_folder_that_holds_something(bank: MemoryBank, tmp_path: Path) -> None:

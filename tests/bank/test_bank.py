@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import resource
+import re
 import signal
 import sqlite3
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from helpers import (
     add_latents,
     bits,
     child_process,
+    file_size_limit,
     fill,
     random_latents,
     read_bank,
@@ -620,17 +621,33 @@ def test_a_file_that_really_cannot_grow_is_a_named_error(bank: MemoryBank, room:
     fill(bank, "a")
     before = read_bank(bank)
     texts = [f"{number} " * 2000 for number in range(30)]
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with bank.writer() as writer:
         for name, text in enumerate(texts):
             add_latents(writer, Document(str(name), text), random_latents(MANIFEST, 3))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-        try:
-            with pytest.raises(BankError, match=f"cannot write .*{'segments' if room < 10_000 else 'catalog.sqlite'}"):
-                writer.commit()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        message = f"cannot write .*{'segments' if room < 10_000 else 'catalog.sqlite'}"
+        with file_size_limit(room), pytest.raises(BankError, match=message):
+            writer.commit()
     assert read_bank(bank) == before
     assert read_bank(MemoryBank.open(bank.folder)) == before
     fill(bank, *map(str, range(30)))
     assert len(read_bank(bank)) == 31
+
+
+# --- names of files -------------------------------------------------------------------------------------------------
+
+
+def test_no_name_of_a_users_becomes_that_of_a_file(tmp_path: Path) -> None:
+    """So names that differ in case only, or that a system keeps for itself, are names like any other everywhere."""
+    bank = MemoryBank.create(tmp_path / "bank", MANIFEST)
+    names = ["a", "A", "con", "aux.txt", "a:b", "a/b", "a\\b", "..", "ä", "a\u0308", "x" * 150]
+    for namespace in names:
+        fill(bank, *names, namespace=namespace)
+    for namespace in names:
+        assert {document.external_id for document, *_ in read_bank(bank, namespace)} == set(names)
+    found = [path.relative_to(bank.folder).as_posix() for path in bank.folder.rglob("*") if path.is_file()]
+    ours = (
+        r"catalog\.sqlite(-wal|-shm)?|writer\.(lock|pid)|readers/\d+-[0-9a-f]+|segments/[0-9a-f]{32}\.\w+\.safetensors"
+    )
+    assert [name for name in found if not re.fullmatch(ours, name)] == []
+    assert len({name.lower() for name in found}) == len(found)
+    bank.close()

@@ -7,7 +7,7 @@ import math
 import random
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,50 @@ def test_documents_come_back_as_they_were_given(catalog: Catalog) -> None:
             assert found.text == document.text[found.span.start : found.span.end]
             assert (found.title, found.metadata) == (document.title, dict(document.metadata))
             assert (found.tokens, found.chunks) == (found.span.length, 2)
+
+
+READS: dict[str, Callable[[Catalog, list[int]], object]] = {
+    "documents": lambda catalog, ids: catalog.documents(DEFAULT, ids[::-1]),
+    "documents_of": lambda catalog, ids: catalog.documents_of(DEFAULT, "long"),
+    "documents_in_segment": lambda catalog, ids: catalog.documents_in_segment(DEFAULT, 1),
+    "page": lambda catalog, ids: catalog.page(DEFAULT, 0, len(ids)),
+    "texts": lambda catalog, ids: list(catalog.texts(DEFAULT)),
+    "texts_of": lambda catalog, ids: catalog.texts_of(1),
+    "unstaged_documents": lambda catalog, ids: catalog.unstaged_documents(DEFAULT),
+    "new_staged_texts": lambda catalog, ids: catalog.new_staged_texts(DEFAULT),
+    "delete_sources": lambda catalog, ids: edits.delete_sources(catalog, DEFAULT, ["long", "other"]),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_the_text_of_a_source_is_read_once_for_all_its_parts(
+    catalog: Catalog, read: Callable[[Catalog, list[int]], object]
+) -> None:
+    """Not the whole of it for every part: 8 MB in parts took 20 seconds."""
+    long, other = Document("long", "Ö word. " * 500), Document("other", "else " * 300)
+    ids = commit_texts(catalog, long, other, parts=100)
+    for source_id, document in ((1, long), (2, other)):
+        parts, places = [], []
+        for number in range(100):
+            span = Span(number * len(document.text) // 100, (number + 1) * len(document.text) // 100)
+            parts.append(NewDocument(1000 * source_id + number, span, 1))
+            places.append(Placed(parts[-1].document_id, f"{source_id:032x}0"[1:], 2 * number, 2, 0))
+        files = SegmentFiles(places[0].segment, len(places), 2 * len(places), 0, 10, "a", 20, "b")
+        edits.stage(catalog, DEFAULT, [(source_id, NewSource(document, tuple(parts)))], Written([files], places))
+    num_read = [0]
+
+    def substr(text: str, start: int, length: int) -> str:
+        num_read[0] += len(text)
+        return text[start - 1 : start - 1 + length]
+
+    def trace(statement: str) -> None:
+        if "text from texts" in statement.lower():
+            num_read[0] += len(long.text if statement.endswith("= 1") else other.text)
+
+    catalog.connection.create_function("substr", 3, substr)
+    catalog.connection.set_trace_callback(trace)
+    read(catalog, ids)
+    assert 0 < num_read[0] <= len(long.text) + len(other.text)
 
 
 def test_documents_are_returned_in_the_order_asked_for_and_unknown_ids_left_out(catalog: Catalog) -> None:

@@ -15,8 +15,9 @@ from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.bank.mapping import open_mapped
+from memspan.bank.repair import repair
 from memspan.bank.segment import SegmentFiles, SegmentReader, SegmentWriter, coarse_path, segment_paths
-from memspan.bank.verify import repair, verify
+from memspan.bank.verify import verify
 from memspan.errors import BankError
 from memspan.ops.coarse import quantize_keys
 from memspan.routing.local import LocalMemory

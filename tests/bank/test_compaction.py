@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import os
 import random
 import string
+import weakref
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +30,9 @@ from memspan.bank import coarse, compaction, edits
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.edits import NewDocument, NewSource, Written
-from memspan.bank.segment import CONTENT_SUFFIX, SegmentWriter, segment_paths
+from memspan.bank.folder import CONTENT_SUFFIX, segment_paths
+from memspan.bank.segment import SegmentWriter
+from memspan.bank.verify import verify
 from memspan.errors import BankBusy
 from memspan.ops.coarse import quantize_keys
 from memspan.types import Document, EncodedDocuments
@@ -661,3 +665,62 @@ def test_erasing_names_who_reads_also_where_only_the_log_is_held(bank: MemoryBan
         patched.setattr(compaction.edits, "rebuild_words", rebuild)
         with pytest.raises(BankBusy, match=rf"pid {os.getpid()}\b"):
             bank.compact(secure=True, timeout=0)
+
+
+# --- files that cannot be removed yet (Windows) ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def mapped(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
+    """Files that someone maps: the system does not remove them. To be filled."""
+    files: set[Path] = set()
+    real = compaction.remove
+    monkeypatch.setattr(compaction, "remove", lambda path: path not in files and real(path))
+    return files
+
+
+def test_files_in_use_are_left_and_remembered_and_the_next_writer_removes_them(
+    bank: MemoryBank, mapped: set[Path]
+) -> None:
+    fill(bank, "a", "b", "c")
+    bank.delete(["b"])
+    before, old = read_bank(bank), _segments(bank)
+    mapped |= {path for path in old if path.name.endswith(CONTENT_SUFFIX)}
+    bank.compact()
+    assert mapped <= _segments(bank) and not (old - mapped) & _segments(bank)
+    assert set(bank.catalog.unused_segments()) == {path.name.partition(".")[0] for path in mapped}
+    assert read_bank(bank) == before and list(verify(bank)) == []
+    fill(bank, "d")  # sweeps again, and still cannot
+    assert mapped <= _segments(bank)
+    left = mapped.copy()
+    mapped.clear()
+    fill(bank, "e")
+    assert not left & _segments(bank) and bank.catalog.unused_segments() == {}
+    assert {document.external_id for document, *_ in read_bank(bank)} == {"a", "c", "d", "e"}
+
+
+def test_erasing_does_not_end_before_the_last_file_is_gone(bank: MemoryBank, mapped: set[Path]) -> None:
+    fill(bank, "a", "b")
+    bank.delete(["b"])
+    mapped |= _segments(bank)
+    with pytest.raises(BankBusy, match="may see what is to be erased; end it, or try again"):
+        bank.compact(secure=True, timeout=0.0)
+    left = mapped.copy()
+    mapped.clear()
+    bank.compact(secure=True)
+    assert not left & _segments(bank)
+    assert [document.external_id for document, *_ in read_bank(bank)] == ["a"]
+
+
+def test_erasing_lets_go_of_what_this_bank_itself_maps(bank: MemoryBank) -> None:
+    fill(bank, "a", "b")
+    with bank.snapshot() as snapshot:
+        reader = weakref.ref(snapshot.shards[0].reader)
+    del snapshot
+    bank.delete(["b"])
+    bank.compact()
+    gc.collect()
+    assert reader() is not None, "it is kept for the next snapshot"
+    bank.compact(secure=True)
+    gc.collect()
+    assert reader() is None

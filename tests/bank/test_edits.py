@@ -186,7 +186,7 @@ def test_relabelling_replaces_metadata_and_date_and_nothing_else(catalog: Catalo
     (after,) = catalog.documents(DEFAULT, [number])
     assert after == dataclasses.replace(before, metadata={"new": 2}, date="2026-02-02")
     assert catalog.hashes(DEFAULT, "a") == (changed.content_hash, changed.text_hash)
-    assert catalog.ids_in_scope(DEFAULT, Scope.parse({"new": 2})) == [number]
+    assert catalog.ids_in_scope(DEFAULT, Scope.parse({"new": 2})).tolist() == [number]
 
 
 def test_relabelling_reaches_neither_other_namespaces_nor_what_was_deleted(catalog: Catalog) -> None:

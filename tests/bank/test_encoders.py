@@ -19,6 +19,7 @@ from memspan.bank.add import AddReport, add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import Part, encode_batch, manifest_of
 from memspan.bank.encoders import encode_for_first
+from memspan.bank.folder import segment_of
 from memspan.bank.verify import verify
 from memspan.errors import BankBusy, BankError, RankError
 from memspan.model.convert import LoadedModel
@@ -169,7 +170,7 @@ def test_a_killed_rank_loses_nothing_committed_and_a_run_after_it_completes(
     assert report.added == 30 - report.unchanged
     assert _without_ids(_content(folder)) == _without_ids(expected)
     names = {files.name for _, files in MemoryBank.open(folder).catalog.segments()}
-    assert {segment.segment_of(path) for path in (folder / "segments").iterdir()} == names, "nothing is left behind"
+    assert {segment_of(path) for path in (folder / "segments").iterdir()} == names, "nothing is left behind"
 
 
 def _without_ids(content: list[tuple[Any, ...]]) -> set[tuple[Any, ...]]:

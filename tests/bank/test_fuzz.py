@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -23,10 +24,12 @@ from helpers import add_latents, bits, child_process, random_latents, tiny_loade
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from memspan.bank.archive import export_bank, export_documents, import_bank, import_documents
+from memspan.bank.add import import_documents
+from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.encode import manifest_of
+from memspan.bank.lines import export_documents
 from memspan.bank.locks import holders, writer_lock
 from memspan.bank.scope import Scope
 from memspan.bank.verify import verify
@@ -105,6 +108,9 @@ def _latents(folder: Path) -> Latents:
                         number: bits(shard.reader.latents(index)) for index, number in enumerate(shard.ids_N.tolist())
                     }
         return found
+
+
+_whole = functools.cache(_latents)  # of a bank that no test changes: asked for in every example
 
 
 # --- bytes ----------------------------------------------------------------------------------------------------------
@@ -254,7 +260,7 @@ def _is_found(folder: Path) -> bool:
 def test_any_bytes_in_a_segment_are_refused_or_harmless_and_always_found(
     closed: Path, number: int, mutations: list[Mutation]
 ) -> None:
-    whole = _latents(closed)
+    whole = _whole(closed)
     with _copied(closed) as folder:
         path = sorted((folder / "segments").iterdir())[number]
         before = path.read_bytes()
@@ -266,7 +272,7 @@ def test_any_bytes_in_a_segment_are_refused_or_harmless_and_always_found(
 @_fuzz(50)
 @given(mutations=mutations)
 def test_any_bytes_in_the_catalog_are_refused_or_harmless(closed: Path, mutations: list[Mutation]) -> None:
-    whole = _latents(closed)
+    whole = _whole(closed)
     with _copied(closed) as folder:
         _damage(folder / "catalog.sqlite", mutations)
         _assert_harmless(folder, whole)
@@ -278,7 +284,7 @@ def test_a_schema_that_is_no_text_is_refused(closed: Path, tmp_path: Path) -> No
     damaged = content.replace(b"tabledocumentsdocuments", b"table\xffocumentsdocuments")
     assert damaged != content
     (folder / "catalog.sqlite").write_bytes(damaged)
-    _assert_harmless(folder, _latents(closed))
+    _assert_harmless(folder, _whole(closed))
 
 
 @_fuzz(20)
@@ -286,7 +292,7 @@ def test_a_schema_that_is_no_text_is_refused(closed: Path, tmp_path: Path) -> No
 def test_any_bytes_in_the_log_of_the_catalog_are_refused_or_harmless(
     in_use: Path, name: str, mutations: list[Mutation]
 ) -> None:
-    whole = _latents(in_use)
+    whole = _whole(in_use)
     with _copied(in_use) as folder:
         _damage(folder / name, mutations)
         _assert_harmless(folder, whole)
@@ -298,7 +304,7 @@ def test_any_bytes_in_the_log_of_the_catalog_are_refused_or_harmless(
     content=st.binary(max_size=40),
 )
 def test_any_bytes_in_the_files_of_readers_and_writers_change_nothing(closed: Path, name: str, content: bytes) -> None:
-    whole = _latents(closed)
+    whole = _whole(closed)
     with _copied(closed) as folder:
         (folder / "readers").mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
@@ -351,7 +357,7 @@ def test_a_live_reader_whose_file_holds_junk_is_waited_for(closed: Path, tmp_pat
 def test_something_else_in_the_place_of_a_file_is_refused_or_harmless(
     closed: Path, tmp_path: Path, name: str, kind: str
 ) -> None:
-    whole = _latents(closed)
+    whole = _whole(closed)
     folder = Path(shutil.copytree(closed, tmp_path / "bank"))
     path = sorted((folder / "segments").iterdir())[0] if name == "a segment" else folder / name
     with contextlib.suppress(FileNotFoundError):
@@ -405,7 +411,7 @@ def _set(folder: Path, statement: str, *values: Any) -> bool:
 @example(key="msa_layers", value=[[1]])
 @example(key="head_dim", value=10**30)
 def test_any_value_in_the_manifest_is_refused_or_harmless(closed: Path, key: str, value: Any) -> None:
-    whole = _latents(closed)
+    whole = _whole(closed)
     with _copied(closed) as folder:
         if _set(folder, "UPDATE manifest SET value = ? WHERE key = ?", json.dumps(value), key):
             _assert_harmless(folder, whole)
@@ -422,7 +428,7 @@ def test_any_value_in_the_manifest_is_refused_or_harmless(closed: Path, key: str
 def test_a_strange_manifest_is_refused_or_harmless(closed: Path, statement: str) -> None:
     with _copied(closed) as folder:
         _set(folder, statement)  # if SQLite lets us
-        _assert_harmless(folder, _latents(closed))
+        _assert_harmless(folder, _whole(closed))
 
 
 COLUMNS = [
@@ -455,7 +461,7 @@ def test_any_value_in_the_catalog_is_refused_or_harmless(
 ) -> None:
     table, name = column
     key = {"words_1_idx": "segid", "words_1_config": "k"}.get(table, "rowid")
-    whole = _latents(closed)
+    whole = _whole(closed)
     with _copied(closed) as folder:
         where = f"{key} = (SELECT {key} FROM {table} ORDER BY {key} LIMIT 1 OFFSET {row})"
         if _set(folder, f"UPDATE {table} SET {name} = ? WHERE {where}", value):
@@ -482,7 +488,7 @@ STRANGE = [
 def test_a_strange_value_in_the_catalog_is_refused_or_harmless(closed: Path, statement: str) -> None:
     with _copied(closed) as folder:
         _set(folder, statement)
-        _assert_harmless(folder, _latents(closed))
+        _assert_harmless(folder, _whole(closed))
 
 
 # --- what is exported -----------------------------------------------------------------------------------------------
@@ -498,7 +504,7 @@ def exported(closed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _import(path: Path, folder: Path, whole: Latents) -> None:
     try:
-        import_bank(path, folder, MANIFEST).close()
+        import_bank(path, folder, MANIFEST.check_same).close()
     except BankError:
         assert not MemoryBank.exists(folder)
         assert {each.name for each in folder.rglob("*")} <= {"writer.lock", "writer.pid"}
@@ -528,7 +534,7 @@ def test_any_bytes_in_an_exported_bank_are_refused_or_harmless(
     content = exported.read_bytes()
     for mutate in mutations:
         content = mutate(content)
-    _assert_imports_harmlessly(content, _latents(closed))
+    _assert_imports_harmlessly(content, _whole(closed))
 
 
 @_fuzz(80)
@@ -540,7 +546,7 @@ def test_any_bytes_in_the_directory_of_an_exported_bank_are_refused_or_harmless(
     content = exported.read_bytes()
     for mutate in mutations:
         content = mutate(content)
-    _assert_imports_harmlessly(content, _latents(closed))
+    _assert_imports_harmlessly(content, _whole(closed))
 
 
 @pytest.fixture(scope="module")
@@ -591,7 +597,7 @@ def test_no_file_of_a_bank_is_ever_unpickled(closed: Path, exported: Path, tmp_p
     blasted = tmp_path / "blasted"
     checkpoint = io.BytesIO()
     torch.save({"layer_1": _Bomb(blasted)}, checkpoint)
-    whole = _latents(closed)
+    whole = _whole(closed)
     for bomb in (pickle.dumps(_Bomb(blasted)), checkpoint.getvalue()):
         with _copied(closed) as folder:
             names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
@@ -616,4 +622,4 @@ def test_a_catalog_with_a_trigger_runs_no_library(closed: Path, tmp_path: Path) 
         pytest.raises(BankError, match=r"not authorized|no such function|unsafe use"),
     ):
         bank.delete(["a"])
-    assert _latents(folder) == _latents(closed)
+    assert _latents(folder) == _whole(closed)

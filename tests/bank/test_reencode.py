@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import bits, read_bank, read_latents, tiny_loaded
+from helpers import FORK, bits, read_bank, read_latents, tiny_loaded
 
 from memspan.bank import edits
 from memspan.bank.add import AddReport, add_documents
@@ -41,7 +40,6 @@ CORPUS = [
 ]
 THEIRS = [Document("long", LONG[20:]), Document("private", "epsilon")]
 # Forked, not spawned: a new interpreter takes seconds to import torch.
-FORK = multiprocessing.get_context("fork")
 
 Stop = dict[str, Any]
 

@@ -19,7 +19,8 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE, StoredDocument
 from memspan.bank.edits import NewDocument
 from memspan.bank.encode import Part, encode_batch, manifest_of
 from memspan.bank.locks import writer_lock
-from memspan.bank.verify import Fault, repair, verify
+from memspan.bank.repair import repair
+from memspan.bank.verify import Fault, verify
 from memspan.errors import BankBusy, BankMismatch
 from memspan.model.convert import LoadedModel
 from memspan.types import Document

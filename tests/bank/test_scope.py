@@ -538,7 +538,7 @@ def test_every_way_to_read_a_namespace_is_narrowed_alike(
     stored = bank.catalog.page(NAMESPACE, 0, 100, scope)
     assert "".join(document.external_id for document in stored) == names
     ids = [document.id for document in stored]
-    assert bank.catalog.ids_in_scope(NAMESPACE, scope) == ids
+    assert bank.catalog.ids_in_scope(NAMESPACE, scope).tolist() == ids
     sources = list(bank.catalog.sources(NAMESPACE, scope))
     assert "".join(source.document.external_id for source in sources) == "".join(dict.fromkeys(names))
     with bank.snapshot() as snapshot:

@@ -181,10 +181,78 @@ def test_what_may_be_selected_is_alive_and_in_the_scope(bank: MemoryBank) -> Non
         scope = Scope.parse(where)
         with bank.snapshot() as snapshot:
             ids = torch.cat([shard.ids_N for shard in snapshot.shards])
-            allowed = bank.catalog.ids_in_scope(DEFAULT, scope)
+            allowed = bank.catalog.ids_in_scope(DEFAULT, scope).tolist()
             assert sorted(ids[snapshot.selectable_mask(scope)].tolist()) == allowed
             assert {number for number, _ in snapshot.search("text", 99, scope)} == set(allowed)
     assert allowed == [2]
+
+
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[Scope]:
+    """The scopes whose documents were looked up in the catalog."""
+    scopes: list[Scope] = []
+    look_up = Catalog.ids_in_scope
+
+    def counted(catalog: Catalog, namespace: str, scope: Scope) -> Any:
+        scopes.append(scope)
+        return look_up(catalog, namespace, scope)
+
+    monkeypatch.setattr(Catalog, "ids_in_scope", counted)
+    return scopes
+
+
+def _mask(bank: MemoryBank, scope: Scope, namespace: str = DEFAULT) -> list[bool]:
+    with bank.snapshot(namespace) as snapshot:
+        return snapshot.selectable_mask(scope).tolist()
+
+
+def test_a_scope_is_looked_up_once_for_all_snapshots_of_a_commit(bank: MemoryBank, looked_up: list[Scope]) -> None:
+    fill(bank, "a", "b", "c")
+    fill(bank, "a", namespace="other")
+    one, same, others = (Scope.parse({"external_id": given}) for given in ("a", "a", {"!=": "a"}))
+    for _ in range(3):
+        assert _mask(bank, one) == _mask(bank, same) == [True, False, False]
+        assert _mask(bank, others) == [False, True, True]
+        assert _mask(bank, one, "other") == [True]
+        assert _mask(bank, Scope()) == [True] * 3
+    assert looked_up == [one, others, one]
+
+
+@pytest.mark.parametrize("change", ["add", "delete", "update", "relabel", "compact"])
+def test_no_mask_outlives_a_commit(bank: MemoryBank, change: str) -> None:
+    fill(bank, "a", "b", "c")
+    scope = Scope.parse({"external_id": {"!=": "b"}}, as_of="9999-01-01")
+    assert _mask(bank, scope) == [True, False, True]
+    with bank.snapshot() as before:
+        match change:
+            case "add":
+                fill(bank, "d")
+            case "delete":
+                bank.delete(["c"])
+            case "update":
+                _update(bank)
+            case "relabel":
+                with bank.writer() as writer:
+                    writer.relabel(Document("a", "text of a", date="9999-12-31"))
+                    writer.commit()
+            case _:
+                bank.delete(["a"])
+                bank.compact()
+        fresh = MemoryBank.open(bank.folder)
+        assert _mask(bank, scope) == _mask(fresh, scope) != [True, False, True]
+        fresh.close()
+        assert before.selectable_mask(scope).tolist() == [True, False, True]
+
+
+def test_masks_are_kept_within_bounds(
+    bank: MemoryBank, looked_up: list[Scope], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MASK_BYTES", 7)
+    fill(bank, "a", "b", "c")
+    scopes = [Scope.parse({"external_id": name}) for name in "abc"]
+    for scope in [*scopes, scopes[2], scopes[1], scopes[0]]:
+        assert _mask(bank, scope) == [scope == other for other in scopes]
+    assert looked_up == [*scopes, scopes[0]]
 
 
 def test_a_field_that_no_document_has_is_named(bank: MemoryBank) -> None:
@@ -277,7 +345,7 @@ def test_an_older_snapshot_in_the_making_and_a_newer_one_do_not_disturb_each_oth
 ) -> None:
     fill(bank, "a", "b")
     bank.snapshot().close()
-    real, calls = MemoryBank._shards, []
+    real, calls = MemoryBank._view, []
 
     def late(self: MemoryBank, catalog: Catalog, namespace: str, commit: int) -> Any:
         calls.append(commit)
@@ -287,7 +355,7 @@ def test_an_older_snapshot_in_the_making_and_a_newer_one_do_not_disturb_each_oth
             bank.snapshot().close()
         return real(self, catalog, namespace, commit)
 
-    monkeypatch.setattr(MemoryBank, "_shards", late)
+    monkeypatch.setattr(MemoryBank, "_view", late)
     old = bank.snapshot()
     opened.clear()
     with old, bank.snapshot() as new:
@@ -328,7 +396,7 @@ def test_a_reader_that_cannot_register_looks_again_when_files_vanish_under_it(
     with monkeypatch.context() as patched:
         patched.setattr(locks, "_lock_new_file", lambda path: None)
         reader = MemoryBank.open(bank.folder)
-    real, calls = MemoryBank._shards, []
+    real, calls = MemoryBank._view, []
 
     def late(self: MemoryBank, catalog: Catalog, namespace: str, commit: int) -> Any:
         calls.append(commit)
@@ -336,7 +404,7 @@ def test_a_reader_that_cannot_register_looks_again_when_files_vanish_under_it(
             bank.compact()
         return real(self, catalog, namespace, commit)
 
-    monkeypatch.setattr(MemoryBank, "_shards", late)
+    monkeypatch.setattr(MemoryBank, "_view", late)
     with reader.snapshot() as snapshot:
         assert [shard.ids_N.tolist() for shard in snapshot.shards] == [[2]]
     assert calls[1] > calls[0]

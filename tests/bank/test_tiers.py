@@ -9,7 +9,7 @@ from helpers import add_latents, random_latents, tiny_manifest
 from memspan.bank import coarse, shard, tiers
 from memspan.bank.bank import MemoryBank
 from memspan.bank.segment import SegmentReader
-from memspan.bank.tiers import ContentCache, Tiers, parse_bytes, resident_bytes
+from memspan.bank.tiers import TensorCache, Tiers, parse_bytes, resident_bytes
 from memspan.errors import BudgetError
 from memspan.routing.local import LocalMemory
 from memspan.types import Document, Retrieved
@@ -28,7 +28,7 @@ def _tensor(size: int) -> torch.Tensor:
 
 
 def test_the_cache_keeps_what_was_read_last_within_its_bytes() -> None:
-    cache, read = ContentCache(100), []
+    cache, read = TensorCache(100), []
 
     def get(key: str, size: int = 40) -> torch.Tensor:
         return cache.get(key, lambda: read.append(key) or _tensor(size))

@@ -170,7 +170,7 @@ def test_with_a_scope_a_search_is_the_whole_ranking_without_the_others(
     zipf: Catalog, question: str, scope: dict[str, object]
 ) -> None:
     parsed = Scope.parse(scope)
-    allowed = set(zipf.ids_in_scope(NAMESPACE, parsed))
+    allowed = set(zipf.ids_in_scope(NAMESPACE, parsed).tolist())
     whole = [item for item in zipf.search(NAMESPACE, question, 1000) if item[0] in allowed]
     for limit in (1, 2, 4, 8, 1000):
         assert zipf.search(NAMESPACE, question, limit, parsed) == whole[:limit]
@@ -184,7 +184,7 @@ def test_over_the_budget_a_scope_without_rare_words_is_searched_by_the_others(
 ) -> None:
     monkeypatch.setattr(words, "_MOST_SCORED", budget)
     parsed = Scope.parse(scope)
-    allowed = set(zipf.ids_in_scope(NAMESPACE, parsed))
+    allowed = set(zipf.ids_in_scope(NAMESPACE, parsed).tolist())
     texts, scores = _zipf(120), _reference(_zipf(120), question)
     in_scope = {number: score for number, score in scores.items() if number in allowed}
     rare = {number for number in in_scope if _rare(question, budget) & set(texts[number].split())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,10 @@ def _environment(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
     """A folder of three small notes."""
-    folder = tmp_path / "notes"
+    return _write_notes(tmp_path / "notes")
+
+
+def _write_notes(folder: Path) -> Path:
     folder.mkdir()
     for name, text in (
         ("otter.txt", "The otter of Rome lives at number seven."),
@@ -48,10 +52,19 @@ def notes(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def _made_bank(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEMSPAN_MODEL", str(checkpoint))
+        assert memspan("add", folder / "bank", _write_notes(folder / "notes")).code == 0
+    return folder / "bank"
+
+
 @pytest.fixture
-def bank(notes: Path, tmp_path: Path) -> Path:
-    assert memspan("add", tmp_path / "bank", notes).code == 0
-    return tmp_path / "bank"
+def bank(notes: Path, _made_bank: Path, tmp_path: Path) -> Path:
+    """A bank of the notes: what `memspan add` makes of them."""
+    return Path(shutil.copytree(_made_bank, tmp_path / "bank"))
 
 
 @pytest.fixture
@@ -61,6 +74,6 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    for module in ("generate.memory", "cli.commands", "model.convert"):
+    for module in ("generate.memory", "cli.models", "model.convert"):
         monkeypatch.setattr(f"memspan.{module}.load", load)
-    monkeypatch.setattr("memspan.cli.commands.ModelChoice.load", load)
+    monkeypatch.setattr("memspan.cli.choices.ModelChoice.load", load)

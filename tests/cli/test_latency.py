@@ -47,16 +47,21 @@ def test_questions_go_the_way_of_ask_over_every_size(folder: Path, monkeypatch: 
         (40, 10, 5),
         (400, 100, 50),
     ]
-    # Every layer routes for the choice of documents and for the answer, where the text that was put in routes too.
+    # Every layer routes for the choice of documents, and on demand for the answer, with the text that was put in.
     layers, questions = figures["msa_layers"], 2 * (1 + 2)
+    assert [layer for layer, _ in routed] == layers * questions
+    routed.clear()
+    again = latency(folder, "--route-answer").json
     assert [layer for layer, _ in routed] == layers * 2 * questions
     for choice, answer in zip(routed[0::4], routed[2::4], strict=True):
         assert answer[1] >= choice[1] + 12
+    assert all(point["stages"]["routing"]["least"] > 0 for point in again["points"])
     for point in figures["points"]:
         assert set(point["stages"]) == STAGES
         waited = point["first_token"]
         assert 0 < waited["least"] <= waited["median"] <= waited["most"]
-        assert point["stages"]["routing"]["least"] > 0 and point["stages"]["fetch"]["least"] > 0
+        assert point["stages"]["routing"]["most"] < point["stages"]["select"]["least"]
+        assert point["stages"]["fetch"]["least"] > 0
         parts = sum(stage["median"] for stage in point["stages"].values())
         assert parts == pytest.approx(waited["median"]), "two values: the medians add up as their means do"
     first, last = figures["points"]

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from memspan.bank.add import AddReport
 from memspan.cli import render
-from memspan.types import Answer, Document, Evidence, Span
+from memspan.types import AddReport, Answer, Document, Evidence, Span
 
 
 def _evidence(**changes: Any) -> Evidence:
@@ -129,7 +128,7 @@ def test_a_table_on_a_terminal_has_its_columns_named(terminal: io.StringIO) -> N
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    with render.AddProgress(total_characters=1000) as progress:
+    with render.AddProgress(lambda: 1000) as progress:
         for tokens, characters in ((19_999, 100), (20_000, 200), (39_999, 300), (40_000, 500)):
             progress(AddReport(documents=tokens // 1000, tokens=tokens, characters=characters, seconds=4.0))
     captured = capsys.readouterr()
@@ -141,13 +140,13 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: pytest.Captu
 
 
 def test_progress_of_an_unknown_total_promises_no_end(capsys: pytest.CaptureFixture[str]) -> None:
-    with render.AddProgress(None) as progress:
+    with render.AddProgress(lambda: None) as progress:
         progress(AddReport(documents=5, tokens=20_000, characters=100, seconds=2.0))
     assert capsys.readouterr().err == "5 documents, 10,000 tokens/s\n"
 
 
 def test_progress_on_a_terminal_is_a_bar(terminal: io.StringIO) -> None:
-    with render.AddProgress(total_characters=1000) as progress:
+    with render.AddProgress(lambda: 1000) as progress:
         progress(AddReport(documents=5, tokens=100, characters=500, seconds=2.0))
     assert "5 documents, 50 tokens/s" in terminal.getvalue()
     assert "50%" in terminal.getvalue()

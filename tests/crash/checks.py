@@ -26,11 +26,11 @@ from shim import Mode, Shim
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.segment import coarse_path, segment_paths
+from memspan.bank.folder import coarse_path, segment_paths
 from memspan.bank.verify import verify
 from memspan.errors import BankError
 
-_CATALOG = {f"catalog.sqlite{suffix}" for suffix in ("", "-wal", "-shm")}
+_CATALOG = {f"catalog.sqlite{suffix}" for suffix in ("", "-wal", "-shm", "-journal")}
 _FILES = _CATALOG | {"writer.lock", "writer.pid", "segments", "readers"}
 _LOOK_SECONDS = 60
 

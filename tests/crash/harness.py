@@ -1,6 +1,7 @@
 """Cut operations on a bank short at every system call, and look at what is left.
 
-    python harness.py --library faults.so --folder EMPTY_FOLDER --report report.json [--thorough] [SCENARIO ...]
+    python harness.py --library faults.so --folder EMPTY_FOLDER --report report.json [--sampling quick] [--network]
+        [SCENARIO ...]
 
 One process imports everything once and forks a child for each operation that a fault strikes; a second child looks at
 what was left (`checks`). Syncs cost nothing, for what is durable is decided by replaying traces (`replay`).
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import enum
 import gc
 import hashlib
 import json
@@ -31,6 +33,8 @@ from children import Outcome, forked, must, operate
 from replay import Disk, Loss, Op, Record, Tree, points, read_trace, read_tree, write_tree
 from scenarios import BROKEN, FURTHER, SCENARIOS, Scenario
 from shim import EXIT_CRASHED, Mode, Shim
+
+from memspan.bank import database
 
 _SYNC_ERROR_THEN_LOSS = "sync error, then power lost"
 # What strikes, by kind.
@@ -53,8 +57,19 @@ _FULL_EVERY = 5
 # Of a run of like calls, those so far apart are tried, replayed or struck for real. SQLite writes its log in pairs of
 # calls: an odd distance meets both kinds.
 _REPLAYED_EVERY, _STRUCK_EVERY = 13, 29
+# Which calls are compared with a call: that before it, or those on both sides.
 _FIRST, _FIRST_AND_LAST = slice(0, 2), slice(0, 3)
+# At these most is at stake: content comes, is not durable yet, or its name is about to change.
+_DECISIVE = {Op.WRITE, Op.SYNC, Op.RENAME, Op.UNLINK}
 _RANDOM = re.compile(r"\d+-|[0-9a-f]{32}|\.tmp\w+")
+
+
+class Sampling(enum.Enum):
+    """Which calls of an operation are tried."""
+
+    QUICK = "quick"  # of each kind of call, the first; and of those at which nothing fails, the decisive ones
+    USUAL = "usual"  # both ends of every run of like calls, and some calls in between
+    THOROUGH = "thorough"  # every call; and every end of the process is real
 
 
 @dataclass(slots=True)
@@ -79,12 +94,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("library", "folder", "report"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--thorough", action="store_true", help="try every call, and every one for real")
+    parser.add_argument("--sampling", type=Sampling, default=Sampling.USUAL, help="quick, usual or thorough")
+    parser.add_argument("--network", action="store_true", help="as on a network folder: with a journal, without a log")
     parser.add_argument("scenarios", nargs="*", help="of SCENARIOS and BROKEN; all by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.network:
+        database.told_network_type = lambda folder: "made up"
     warnings.simplefilter("ignore", DeprecationWarning)  # forking is safe here: no other thread runs
-    harness = Harness(Shim(arguments.library), arguments.folder.resolve(), arguments.thorough)
+    harness = Harness(Shim(arguments.library), arguments.folder.resolve(), arguments.sampling)
     kinds = {name: (scenario, tuple(KINDS)) for name, scenario in SCENARIOS.items()}
     kinds |= {name: (scenario, (kind,)) for name, (scenario, kind) in BROKEN.items()}
     report: dict[str, Any] = {"findings": [], "seconds": {}}
@@ -100,21 +118,16 @@ def main() -> None:
 
 
 class Harness:
-    """Runs scenarios, one at a time, below a folder of its own.
+    """Runs scenarios, one at a time, below a folder of its own."""
 
-    Args:
-        thorough: try every call, and every one for real. Otherwise those at the ends of every run of like calls and
-            some in between; and most ends of the process are replayed.
-    """
-
-    def __init__(self, shim: Shim, folder: Path, thorough: bool = False) -> None:
-        self._shim, self._folder, self._thorough = shim, folder, thorough
+    def __init__(self, shim: Shim, folder: Path, sampling: Sampling) -> None:
+        self._shim, self._folder, self._sampling = shim, folder, sampling
         gc.collect()
         gc.freeze()  # children look at what the parent holds, and do not copy it
 
     def run(self, name: str, scenario: Scenario, kinds: Sequence[str]) -> list[Findings]:
         """Try every fault of some kinds on a scenario."""
-        run = _Run(name, scenario, self._shim, self._folder, self._thorough)
+        run = _Run(name, scenario, self._shim, self._folder, self._sampling)
         try:
             run.prepare()
             found: list[Findings] = []
@@ -132,8 +145,8 @@ class Harness:
 class _Run:
     """One scenario: what is there before, every call that it makes, and what faults at these leave."""
 
-    def __init__(self, name: str, scenario: Scenario, shim: Shim, folder: Path, thorough: bool) -> None:
-        self._name, self._scenario, self._shim, self._thorough = name, scenario, shim, thorough
+    def __init__(self, name: str, scenario: Scenario, shim: Shim, folder: Path, sampling: Sampling) -> None:
+        self._name, self._scenario, self._shim, self._sampling = name, scenario, shim, sampling
         self._root, self._trace = folder / "root", folder / "trace"
         self._before: Tree = {}
         self._records: list[Record] = []  # of the operation undisturbed
@@ -161,14 +174,14 @@ class _Run:
     def exits(self) -> list[Findings]:
         """The process ends before a call, or half through a write. The page cache survives: all written is there."""
         found = {Mode.CRASH: Findings(self._name, "killed"), Mode.TORN: Findings(self._name, "torn")}
-        nth_write = 0
+        thorough, nth_write = self._sampling is Sampling.THOROUGH, 0
         for record, disk in self._undisturbed():
             nth_write += record is not None and record.op is Op.WRITE
             for mode, findings in found.items():
                 if mode is Mode.TORN and (not record or record.op is not Op.WRITE):
                     continue
                 where = f"{findings.fault} at {_name(record)}"
-                if record and (self._thorough or findings.points % _REAL_EVERY == 0):
+                if record and (thorough or findings.points % _REAL_EVERY == 0):
                     self._exit(findings, where, mode, record.call if mode is Mode.CRASH else nth_write)
                 else:
                     tree = disk.torn(record) if record and mode is Mode.TORN else disk.kept()
@@ -190,10 +203,9 @@ class _Run:
         found = {fault: Findings(self._name, fault) for fault in KINDS["error"]}
         for fault, (mode, kinds) in _ERRORS.items():
             calls = [record for record in self._records if record.op in kinds]
-            tried = range(len(calls))
-            if not self._thorough:
-                tried = [index for index in tried if _is_sampled(calls, index, _STRUCK_EVERY, _FIRST_AND_LAST)]
-                tried = tried[:: _FULL_EVERY if mode is Mode.FULL else 1]
+            tried = _tried(calls, self._sampling, _STRUCK_EVERY, _FIRST_AND_LAST)
+            if self._sampling is not Sampling.THOROUGH and mode is Mode.FULL:
+                tried = tried[::_FULL_EVERY]
             for index in tried:
                 self._error(found, fault, mode, index + 1, calls[index])
         return list(found.values())
@@ -244,11 +256,9 @@ class _Run:
         must(outcome)
         records = read_trace(self._trace)
         calls = [record for record in records if record.op not in (Op.MARK, Op.SHARED)]
-        tried = {
-            call.call
-            for index, call in enumerate(calls)
-            if self._thorough or _is_sampled(calls, index, _REPLAYED_EVERY, _FIRST)
-        }
+        if self._sampling is Sampling.QUICK:
+            calls = [call for call in calls if call.op in _DECISIVE]
+        tried = {calls[index].call for index in _tried(calls, self._sampling, _REPLAYED_EVERY, _FIRST)}
         for record in points(disk, records):
             if not record or record.call in tried:
                 yield record, disk
@@ -273,14 +283,20 @@ def _name(record: Record | None) -> str:
     return f"call {record.call}, {record}" if record else "the end"
 
 
-def _is_sampled(calls: Sequence[Record], index: int, every: int, around: slice) -> bool:
-    """Whether a call differs from one of those around it (a run of like calls ends there), or is one of some in a run.
+def _tried(calls: Sequence[Record], sampling: Sampling, every: int, around: slice) -> list[int]:
+    """Indices of the calls that are tried.
 
     Args:
-        around: of (the call before, the call, the call after), those that are compared.
+        every: how far apart, where a sample is taken of a run of like calls.
+        around: of (the call before, the call, the call after), those that are compared: unlike ones end a run.
     """
-    near = [calls[max(index - 1, 0)], calls[index], calls[min(index + 1, len(calls) - 1)]][around]
-    return index % every == 0 or len({(record.op, _RANDOM.sub("", record.path)) for record in near}) > 1
+    if sampling is Sampling.THOROUGH:
+        return list(range(len(calls)))
+    kinds = [(record.op, _RANDOM.sub("", record.path)) for record in calls]
+    if sampling is Sampling.QUICK:
+        return [index for index, kind in enumerate(kinds) if kinds.index(kind) == index]
+    near = [(kinds[max(index - 1, 0)], kind, *kinds[index + 1 :][:1])[around] for index, kind in enumerate(kinds)]
+    return [index for index, compared in enumerate(near) if index % every == 0 or len(set(compared)) > 1]
 
 
 def _clear(folder: Path) -> None:

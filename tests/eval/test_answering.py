@@ -64,7 +64,7 @@ def answered(memory: Memory, name: str, questions: Sequence[str], tokens: int | 
         for one, found in zip(asked, rankings, strict=True)
     ]
     with memory.bank.snapshot(memory.namespace) as snapshot:
-        layers = Finder(memory.loaded, snapshot, EVERYTHING).layer_memory() if arm.latents else None
+        layers = Finder(memory.loaded, snapshot, EVERYTHING).memory if arm.latents else None
         return answer(memory.loaded, prompts, layers, SAMPLING)
 
 

@@ -18,13 +18,14 @@ from memspan.eval.arms import Arm, parse_arm
         ("router@1", Arm("router@1", "router", 1, True)),
         ("router@0", Arm("router@0", "router", 0, True)),
         ("hybrid@5-latents", Arm("hybrid@5-latents", "hybrid", 5, False)),
-        ("oracle+latents", Arm("oracle+latents", "oracle", None, True)),
-        ("generate", Arm("generate@5", "generate", 5, True, rounds=4)),
-        ("generate@3+rounds2", Arm("generate@3+rounds2", "generate", 3, True, rounds=2)),
+        ("oracle+latents", Arm("oracle+latents", "oracle", None, True, reroute=True)),
+        ("generate", Arm("generate@5", "generate", 5, True, rounds=4, reroute=True)),
+        ("generate@3+rounds2", Arm("generate@3+rounds2", "generate", 3, True, rounds=2, reroute=True)),
         ("hybrid+rounds", Arm("hybrid@5+rounds", "hybrid", 5, True, rounds=2)),
         ("router-latents+rounds3", Arm("router@5+rounds3-latents", "router", 5, False, rounds=3)),
         ("bm25@1+rerank", Arm("bm25@1+rerank", "bm25", 1, False, rerank="rerank")),
         ("dense@10+cross", Arm("dense@10+cross", "dense", 10, False, rerank="cross")),
+        ("hybrid@0+reroute", Arm("hybrid@0+reroute", "hybrid", 0, True, reroute=True)),
         ("hybrid+adaptive", Arm("hybrid@5+adaptive", "hybrid", 5, True, adaptive=True)),
     ],
 )
@@ -36,7 +37,8 @@ def test_an_arm_is_its_name(text: str, arm: Arm) -> None:
     "text",
     """|bm25@|rag|none@5|oracle@1|bm25@0|router@0-latents|bm25@-1|bm25+rank|bm25-rerank|bm25+rerank2|none+rounds
     oracle+adaptive|generate-latents|dense+rounds|bm25+rerank+cross|bm25+rounds+rerank|hybrid+rounds+adaptive
-    bm25+rerank+adaptive|router@0+adaptive|bm25+rounds0|router+latents-latents""".replace("\n", "|").split("|"),
+    bm25+rerank+adaptive|router@0+adaptive|bm25+rounds0|router+latents-latents
+    router-latents+reroute|none+reroute""".replace("\n", "|").split("|"),
 )
 def test_a_name_that_is_no_arm_is_refused(text: str) -> None:
     with pytest.raises(EvaluationError):

@@ -71,8 +71,8 @@ def test_a_device_routes_as_the_cpu_does_and_gets_the_content(device: str, tmp_p
         shape = 2, 5, config.num_heads, config.head_dim
         query_BTHD, mask_BT = torch.randn(shape), torch.tensor([[True] * 5, [False, True, True, False, False]])
         for layer in config.layers:
-            expected = Finder(here, snapshot, EVERYTHING).layer_memory().route(layer, query_BTHD, mask_BT)
-            memory = Finder(there, snapshot, EVERYTHING).layer_memory()
+            expected = Finder(here, snapshot, EVERYTHING).memory.route(layer, query_BTHD, mask_BT)
+            memory = Finder(there, snapshot, EVERYTHING).memory
             found = memory.route(layer, query_BTHD.to(device), mask_BT.to(device))
             assert found.doc_ids == expected.doc_ids
             torch.testing.assert_close(torch.tensor(found.scores), torch.tensor(expected.scores), atol=1e-6, rtol=0)

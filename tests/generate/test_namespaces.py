@@ -159,7 +159,8 @@ def test_a_question_in_a_scope_is_answered_as_by_a_bank_that_holds_nothing_else(
     allowed = {filled.catalog.documents_of("default", name)[0].id for name in names}
     assert 0 < len(allowed) < len(DOCUMENTS) // 4 * 3, "else it is hardly a scope"
     fresh, memory = Memory(_part_of(filled, tmp_path / "fresh", names), loaded), Memory(filled, loaded)
-    options: Any = {"selector": selector, "sampling": SHORT}
+    # What is found by words routes nothing before the answer.
+    options: Any = {"selector": selector, "sampling": SHORT, "route_answer": selector == "lexical"}
     for question, max_documents in ((QUESTIONS[0], 5), (QUESTIONS[1], 2), (QUESTIONS[0], 0)):
         options["max_documents"] = max_documents
         seen.__init__()
@@ -254,7 +255,7 @@ def test_a_question_in_one_namespace_is_answered_as_if_there_were_no_other(
     alone = Memory(_part_of(b.bank, tmp_path / "alone", namespace="B"), loaded)
     assert _ids(b) == _ids_of_default(alone) and not _ids(a) & _ids(b)
     for question in (*QUESTIONS, SECRET, f"Where is the {SECRET} title?"):
-        options: Any = {"selector": selector, "sampling": SHORT}
+        options: Any = {"selector": selector, "sampling": SHORT, "route_answer": selector == "lexical"}
         seen.__init__()
         answers = [b.ask(question, **options), _stream(b, question, **options), *b.ask_batch([question], **options)]
         found = b.search(question, selector=selector, limit=50)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny_loaded
+from helpers import CopiedText, tiny_loaded
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
@@ -140,6 +140,12 @@ def test_texts_read_before_do_not_route_with_newest(memory: Memory) -> None:
 )
 def test_names_are_capitalised_words_inside_sentences(text: str, names: list[str]) -> None:
     assert names_in(text) == names
+
+
+def test_names_are_found_in_linear_work() -> None:
+    text = CopiedText('we met Ada\' and --Bob in "Rome", ' * 500)
+    assert names_in(text) == ["Ada'", "Bob", "Rome"]
+    assert text.copied[0] <= len(text)
 
 
 def test_the_next_query_adds_the_names_that_the_question_lacks(memory: Memory) -> None:

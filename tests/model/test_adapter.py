@@ -50,7 +50,7 @@ def test_an_adapter_makes_the_model_it_was_saved_from(checkpoint: Path, adapter:
         "3.self_attn.v_proj.weight",
     }
     assert adapted.config.router_trained and not plain.config.router_trained
-    assert adapted.config.encoder_fingerprint == adapted.encoder_fingerprint() != plain.config.encoder_fingerprint
+    assert adapted.encoder_fingerprint() != plain.encoder_fingerprint()
 
 
 def test_an_adapter_is_refused_on_another_backbone(adapter: Path, tmp_path: Path) -> None:

@@ -170,6 +170,30 @@ def test_a_gguf_file_gives_its_model_and_tokenizer_and_converts(tmp_path: Path) 
 
 
 @torch.no_grad()
+def test_a_gguf_file_is_parsed_and_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed, unpacked = [], []
+    dequantize = gguf.dequantize
+
+    class Reader(gguf.GGUFReader):
+        def __init__(self, path: str) -> None:
+            parsed.append(path)
+            super().__init__(path)
+
+    def counted(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+        unpacked.append(kind)
+        return dequantize(data, kind)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Reader)
+    monkeypatch.setattr(gguf, "dequantize", counted)
+    path = tmp_path / "tiny.gguf"
+    _write_gguf(path, np.float16)
+    for _ in range(2):  # a file may be another one the next time
+        load_backbone(str(path), torch.float32)
+    assert parsed == [str(path)] * 2
+    assert len(unpacked) == 2 * len(Reader(str(path)).tensors)
+    assert gguf.GGUFReader is Reader, "what was put in its place for the time is gone"
+
+
 def test_packed_gguf_weights_are_unpacked_into_the_number_format_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "half.gguf"
     _write_gguf(path, np.float16)

@@ -3,22 +3,23 @@ from __future__ import annotations
 import pytest
 import torch
 
+from memspan.ops import integers
 from memspan.ops.coarse import (
     CoarseKeys,
     coarse_scores,
     join_keys,
-    num_levels,
     quantize_keys,
     quantize_queries,
 )
+from memspan.ops.integers import key_levels, query_levels
 from memspan.ops.scoring import chunk_scores
 
 SHAPES = [(1, 1, 1, 16), (1, 5, 77, 16), (3, 4, 301, 192), (2, 7, 64, 1024), (1, 2, 9, 4000)]
 
 
-def _scores(query_BTW: torch.Tensor, keys: CoarseKeys, tile: int | None = None) -> torch.Tensor:
+def _scores(query_BTW: torch.Tensor, keys: CoarseKeys) -> torch.Tensor:
     out_BC = torch.full((len(query_BTW), len(keys.scale_C)), float("nan"))
-    coarse_scores(quantize_queries(query_BTW), keys, out_BC, tile)
+    coarse_scores(quantize_queries(query_BTW), keys, out_BC)
     return out_BC
 
 
@@ -32,12 +33,15 @@ def test_a_coarse_score_is_the_product_of_the_rounded_numbers_exactly(B: int, T:
     assert torch.equal(_scores(query_BTW, keys), best_BC * keys.scale_C * queries.scale_B[:, None])
 
 
-def test_neither_tile_nor_batch_nor_number_of_rows_changes_a_bit() -> None:
+def test_neither_tile_nor_batch_nor_number_of_rows_changes_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     query_BTW, key_CW = torch.randn(3, 5, 192), torch.randn(301, 192).bfloat16()
     keys = quantize_keys(key_CW)
     whole = _scores(query_BTW, keys)
     for tile in (1, 2, 16, 17, 300, 1000):
-        assert torch.equal(_scores(query_BTW, keys, tile), whole)
+        monkeypatch.setattr(integers, "_LEAST_TILE", tile)
+        monkeypatch.setattr(integers, "_TILE_BYTES", 1)
+        assert torch.equal(_scores(query_BTW, keys), whole)
+    monkeypatch.undo()
     for row in range(3):
         assert torch.equal(_scores(query_BTW[row : row + 1], keys)[0], whole[row])
     parts = [quantize_keys(part_CW) for part_CW in key_CW.split([1, 100, 200])]
@@ -46,16 +50,17 @@ def test_neither_tile_nor_batch_nor_number_of_rows_changes_a_bit() -> None:
     assert torch.equal(joined.key_CW, keys.key_CW) and torch.equal(joined.scale_C, keys.scale_C)
 
 
-def test_rounding_costs_a_hundredth_of_the_spread_of_scores() -> None:
+def test_rounding_costs_three_hundredths_of_the_spread_of_scores() -> None:
     query_BTW, key_CW = torch.randn(2, 8, 192), torch.randn(5000, 192)
     error = _scores(query_BTW, quantize_keys(key_CW)) - chunk_scores(query_BTW, key_CW)
-    assert error.std() < 0.02 * chunk_scores(query_BTW, key_CW).std()
+    assert error.std() < 0.035 * chunk_scores(query_BTW, key_CW).std()
 
 
 @pytest.mark.parametrize("width", [1, 16, 192, 1024, 1041, 2048, 100_000])
 def test_levels_are_as_many_as_sum_exactly(width: int) -> None:
-    levels = num_levels(width)
+    levels = key_levels(width)
     assert levels**2 * width <= 2**24 and (levels == 127 or (levels + 1) ** 2 * width > 2**24)
+    assert query_levels(width) == min(levels, 63)  # two products with 255 fit into 16 bits
 
 
 def test_rows_and_questions_of_zeros_score_zero() -> None:

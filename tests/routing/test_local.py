@@ -28,7 +28,7 @@ from memspan.bank.scope import Scope
 from memspan.bank.shard import Shard
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
-from memspan.ops import naive
+from memspan.ops import integers, naive
 from memspan.ops.scoring import fold_queries
 from memspan.routing.local import LocalMemory
 from memspan.routing.ranking import rank_documents
@@ -265,13 +265,11 @@ def test_neither_order_nor_number_of_segments_nor_tiles_matter(tmp_path: Path, m
     assert (len(_shards(whole)), len(shards)) == (1, len(cut.catalog.segments()))
     assert len(shards) > 8
     shuffled = random.Random(0).sample(shards, len(shards))
-    for order in (shards, shards[::-1], shuffled):
-        for tile in (1, 3, 16, 17, 10_000):
-            memory = LocalMemory(order, MANIFEST, 2, tile=tile)
-            _assert_same(memory.route(LAYERS[0], *questions), expected)
-    for tile in (1, 5, 69, 1000):
-        memory = LocalMemory(_shards(whole), MANIFEST, 2, tile=tile)
-        _assert_same(memory.route(LAYERS[0], *questions), expected)
+    monkeypatch.setattr(integers, "_TILE_BYTES", 1)
+    for tile in (1, 3, 16, 17, 69, 10_000):
+        monkeypatch.setattr(integers, "_LEAST_TILE", tile)
+        for order in (shards, shards[::-1], shuffled, _shards(whole)):
+            _assert_same(LocalMemory(order, MANIFEST, 2).route(LAYERS[0], *questions), expected)
 
 
 def test_asking_again_gives_the_same_and_other_questions_do_not_matter(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import add_latents, random_latents, tiny_loaded, tiny_manifest
+from helpers import add_latents, random_latents, tiny_loaded, tiny_manifest, tiny_model, tiny_tokenizer
 from ranked import in_processes
 
 from memspan.bank import shard
@@ -20,6 +20,7 @@ from memspan.bank.encode import manifest_of
 from memspan.bank.scope import Scope
 from memspan.errors import RankError
 from memspan.generate.memory import Memory
+from memspan.model.convert import load, save_checkpoint
 from memspan.routing.local import LocalMemory
 from memspan.routing.ranks import Ranks
 from memspan.routing.sharded import ShardedMemory, ShardedSource
@@ -171,12 +172,26 @@ def test_ranks_with_different_models_are_told_apart(tmp_path: Path) -> None:
         assert f"the ranks differ in their models: rank 0 has {own[0]}, rank 1 has {own[1]}" in str(error)
 
 
+def test_ranks_with_different_number_formats_are_told_apart(tmp_path: Path) -> None:
+    """They have one bank and one fingerprint, but would not write the same tokens."""
+    save_checkpoint(tiny_model(), tiny_tokenizer(), tmp_path / "model")
+    MemoryBank.create(tmp_path / "bank", manifest_of(load(tmp_path / "model"))).close()
+
+    def ask(joined: Ranks) -> None:
+        Memory.open(tmp_path / "bank", tmp_path / "model", dtype=("float32", "bfloat16")[joined.rank], ranks=joined)
+
+    for error in in_processes(ask, 2):
+        assert isinstance(error, RankError)
+        assert "differ in their models: rank 0 has torch.float32, rank 1 has torch.bfloat16" in str(error)
+
+
 def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
-    with pytest.raises(RankError, match=r"process 1 .* there are 1; start at most 1 processes on it, or .* cpu"):
-        Ranks.join(torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(dist, "is_backend_available", {"nccl", "xccl"}.__contains__)
+    for kind in ("cuda", "xpu"):
+        with pytest.raises(RankError, match=r"process 1 .* there are 1; start at most 1 processes on it, or .* cpu"):
+            Ranks.join(torch.device(kind))
 
 
 def test_values_of_any_size_are_dealt_and_collected() -> None:
@@ -189,7 +204,7 @@ def test_values_of_any_size_are_dealt_and_collected() -> None:
     assert in_processes(do, 3) == [(own, values) for own in values]
 
 
-@pytest.mark.parametrize("how", ["gone", "silent"])
+@pytest.mark.parametrize("how", ["gone", pytest.param("silent", marks=pytest.mark.slow)])
 def test_a_lost_rank_ends_in_an_error(how: str) -> None:
     def do(joined: Ranks) -> str:
         joined.largest(torch.tensor([joined.rank]))

@@ -303,6 +303,7 @@ def test_the_marked_sentence_is_the_one_with_the_rarer_words(browser: Any, addre
         assert page.evaluate(closest % (text, "Who?")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_model_knows_what_was_added_and_not_what_was_deleted(
     browser: Any, real_checkpoint: Path, tmp_path: Path

@@ -116,7 +116,7 @@ def test_the_command_refuses_to_be_open_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr("memspan.cli.commands.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("memspan.cli.models.load", lambda *_, **__: pytest.fail("a model was loaded"))
     refused = CliRunner().invoke(app, _serve("--host", "0.0.0.0"))
     assert refused.exit_code == 1 and "memspan keys add" in refused.stderr
 

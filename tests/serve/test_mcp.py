@@ -108,6 +108,7 @@ def test_over_http_a_key_must_be_of_the_namespace(served: tuple[ServedBank, Engi
     assert statuses[:2] == [403, 403] and statuses[2] not in (401, 403)
 
 
+@pytest.mark.slow
 def test_tools_and_resources_over_stdio(tmp_path: Path) -> None:
     """The command itself, as an agent starts it."""
     save_backbone(tmp_path / "plain")

@@ -22,6 +22,7 @@ from serving import add_animals, client, question
 from memspan.model.convert import convert
 
 GRACE = 4
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that asks a process to end")
 SOURCE = Path(__file__).parents[2] / "src"
 
 
@@ -68,6 +69,7 @@ def asked(http: httpx.Client, max_tokens: int) -> contextlib.AbstractContextMana
     return http.stream("POST", "/v1/chat/completions", json=body)
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_answers_within_the_grace_and_ends_the_others(
     endless_checkpoint: Path, tmp_path: Path
 ) -> None:

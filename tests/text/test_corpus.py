@@ -20,7 +20,7 @@ from pypdf.generic import DictionaryObject, NameObject, StreamObject
 
 from memspan.errors import CorpusError
 from memspan.text import corpus
-from memspan.text.corpus import Skipped, installed_packages, read_paths, read_stream
+from memspan.text.corpus import Reading, Skipped, installed_packages, read_paths, read_stream
 from memspan.types import Document
 
 
@@ -386,6 +386,8 @@ def test_links_are_followed_to_files_but_not_to_folders_so_that_loops_end(tmp_pa
 
 
 def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("pipes have no names here")
     os.mkfifo(tmp_path / "pipe.txt")
     assert isinstance(read(tmp_path)[0], Skipped)
 
@@ -425,6 +427,32 @@ def test_a_file_is_not_opened_before_it_is_asked_for(tmp_path: Path) -> None:
     *_, last = items
     assert isinstance(last, Document)
     assert last.text == "late"
+
+
+@pytest.mark.parametrize("name", ["many.jsonl", "many.jsonl.gz", "many.jsonl.xz"])
+def test_how_much_is_left_is_told_from_the_bytes_that_are_read(tmp_path: Path, name: str) -> None:
+    lines = "".join(
+        json.dumps({"text": hashlib.sha256(bytes([n % 256, n // 256])).hexdigest()}) + "\n" for n in range(9999)
+    )
+    packed = {".gz": gzip.compress, ".xz": lzma.compress}.get(Path(name).suffix, bytes)(lines.encode())
+    (tmp_path / name).write_bytes(packed)
+    write(tmp_path / "note.txt", "x" * 100_000)
+    write(tmp_path / "no.bin", "x" * 10_000_000)
+    total = 64 * 9999 + 100_000
+    reading = Reading([tmp_path])
+    assert reading.total_characters() is None
+    estimates = [(reading.characters, reading.total_characters()) for _ in read_paths([tmp_path], reading)]
+    for characters, estimate in estimates[5000:]:
+        assert estimate is not None
+        assert characters <= estimate == pytest.approx(total, rel=0.4)
+    assert reading.total_characters() == reading.characters == total
+
+
+def test_nothing_readable_is_no_characters(tmp_path: Path) -> None:
+    write(tmp_path / "empty.txt", "")
+    reading = Reading([tmp_path, tmp_path / "empty.txt"])
+    assert all(isinstance(item, Skipped) for item in read_paths([tmp_path, tmp_path / "empty.txt"], reading))
+    assert reading.total_characters() == 0
 
 
 def test_a_file_of_records_is_read_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Callable
 
 import pytest
+from helpers import CopiedText
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -203,6 +204,12 @@ def test_counting_is_linear(piece: str, counter: Counter) -> None:
 def test_long_runs_of_punctuation_and_blank_lines_are_no_trap() -> None:
     for text in ("." * 50_000 + "x", "a" + "\n" * 50_000 + "b", "a.)" + ")" * 50_000, "a\n" + " " * 50_000 + "b"):
         assert "".join(parts(text, len, 1000)) == text
+
+
+def test_a_long_run_of_combining_marks_is_cut_in_linear_work() -> None:
+    text = CopiedText("a" + "\u0301" * 4000)
+    assert "".join(parts(text, len, 10)) == text
+    assert text.copied[0] <= 100 * len(text)
 
 
 def test_a_heading_is_no_part_of_its_own() -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import file_size_limit
 
 from memspan.errors import CheckpointError
 from memspan.train.checkpoint import Checkpoint, CheckpointStore
@@ -55,22 +53,11 @@ def test_a_step_can_be_written_again(tmp_path: Path) -> None:
     assert_same(store.load(), checkpoint(10))
 
 
-@contextmanager
-def disk_of(max_bytes: int) -> Iterator[None]:
-    """No file may grow beyond `max_bytes`: what a full disk looks like to a writer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=1)
     store.save(checkpoint(10))
     with (
-        disk_of(4096),
+        file_size_limit(4096),
         pytest.raises(CheckpointError, match=r"step-00000020 \(.*the one of step 10 stays; make room and resume"),
     ):
         store.save(checkpoint(20, size=100_000))
@@ -82,7 +69,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_is_not_read_and_goes(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=1)
-    left = tmp_path / ".partial-00000005"
+    left = tmp_path / ".step-00000005.0a1b2c3d.partial"
     left.mkdir()
     (left / "trained.safetensors").write_bytes(b"torn")
     assert store.steps() == []

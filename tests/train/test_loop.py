@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -116,7 +115,7 @@ def test_a_signal_saves_the_run_and_leaves(tmp_path: Path) -> None:
             tmp_path,
             WORLD,
             should_stop=lambda: bool(asked),
-            tell=lambda progress: os.kill(os.getpid(), signal.SIGTERM) if progress.step == 2 else None,
+            tell=lambda progress: signal.raise_signal(signal.SIGTERM) if progress.step == 2 else None,
         )
         result = trainer.run()
     finally:

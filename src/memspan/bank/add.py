@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import groupby
+from typing import IO, Literal
 
 from memspan.bank.bank import BankWriter, MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.encode import Part, SourceParts, manifest_of, tokenise
+from memspan.bank.encode import Part, SourceParts, check_model, manifest_of, tokenise
 from memspan.bank.encoders import Encoders, Group
-from memspan.bank.run import AddReport, Progress, Run
+from memspan.bank.lines import read_exported
+from memspan.bank.run import Progress, Run
 from memspan.errors import BankError, DuplicateDocument
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import BATCH_TOKENS
 from memspan.text.parts import split_document
-from memspan.types import Document
+from memspan.types import AddReport, Document
 
 # Documents are sorted by length within a window of so many batches; it bounds what waits in memory, too.
 WINDOW_BATCHES = 8
@@ -89,7 +91,7 @@ def add_documents(
     manifest = manifest_of(loaded)
     run = Run(loaded, progress, should_stop, batch_tokens)
     with Encoders(run, group, bank.folder, manifest.encoder_fingerprint) as encoders:
-        bank.manifest.check_same(manifest)
+        check_model(bank.manifest, loaded)
         with bank.writer(namespace) as writer:
             adding = _Adding(writer, encoders, run)
             try:
@@ -106,6 +108,29 @@ def add_documents(
                 raise
             adding.commit()
     return run.report
+
+
+def import_documents(
+    bank: MemoryBank,
+    loaded: LoadedModel,
+    stream: IO[str],
+    *,
+    progress: Progress = lambda report: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[AddReport]:
+    """Add what `export_documents` wrote, each document to its namespace; returns a report per run of one namespace.
+
+    Raises:
+        CorpusError: a line is not of that form (named); what came before it is in the bank.
+    """
+    reports: list[AddReport] = []
+    for namespace, group in groupby(read_exported(stream), key=lambda item: item[0]):
+        documents = (document for _, document in group)
+        report = add_documents(bank, loaded, documents, namespace=namespace, progress=progress, should_stop=should_stop)
+        reports.append(report)
+        if report.interrupted:
+            break
+    return reports
 
 
 class _Adding:

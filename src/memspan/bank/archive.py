@@ -1,94 +1,42 @@
-"""Taking a bank elsewhere: its documents as JSON lines, or all of it as one file.
-
-The one file is a zip archive, not compressed: `catalog.sqlite`, `segments/*.safetensors`.
-"""
+"""Taking a whole bank elsewhere, as one file: a zip archive, not compressed, of `catalog.sqlite` and
+`segments/*.safetensors`."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sqlite3
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from itertools import groupby
 from pathlib import Path
-from typing import IO
 
 from memspan.bank import edits
-from memspan.bank.add import AddReport, add_documents
-from memspan.bank.bank import (
+from memspan.bank.bank import MemoryBank
+from memspan.bank.catalog import Catalog
+from memspan.bank.folder import (
     CATALOG,
     PARTIAL_CATALOG,
-    MemoryBank,
+    SegmentFiles,
     check_empty,
+    coarse_path,
     make_folder,
     publish_catalog,
     remove_partial_catalog,
+    segment_of,
+    segment_paths,
+    segments_folder,
 )
-from memspan.bank.catalog import Catalog
-from memspan.bank.compaction import segments_folder
-from memspan.bank.files import fsync_folder
 from memspan.bank.locks import writer_lock
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentFiles, coarse_path, segment_of, segment_paths
-from memspan.errors import BankError, CorpusError
-from memspan.model.convert import LoadedModel
-from memspan.model.fingerprint import file_sha256
-from memspan.types import Document
+from memspan.errors import BankError
+from memspan.files import file_sha256, sync_file, sync_folder, whole_file
 
 _COPY_BYTES = 2**20
 # What zipfile raises for damaged archives.
 _ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
-
-
-def export_documents(bank: MemoryBank, stream: IO[str]) -> int:
-    """Write every live document as a line of JSON, as of now; returns how many.
-
-    Keys: namespace, external_id, title, text, date (its own, or the time it was added), metadata.
-    """
-    count = 0
-    with bank.pinned_catalog() as catalog:
-        for namespace in catalog.namespaces():
-            for stored in catalog.sources(namespace):
-                document = stored.document
-                values = {
-                    "namespace": namespace,
-                    "external_id": document.external_id,
-                    "title": document.title,
-                    "text": document.text,
-                    "date": document.date or stored.added_at,
-                    "metadata": dict(document.metadata),
-                }
-                stream.write(json.dumps(values, ensure_ascii=False) + "\n")
-                count += 1
-    return count
-
-
-def import_documents(
-    bank: MemoryBank,
-    loaded: LoadedModel,
-    stream: IO[str],
-    *,
-    progress: Callable[[AddReport], None] = lambda report: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> list[AddReport]:
-    """Add what `export_documents` wrote, each document to its namespace; returns a report per run of one namespace.
-
-    Raises:
-        CorpusError: a line is not of that form (named); what came before it is in the bank.
-    """
-    reports: list[AddReport] = []
-    for namespace, group in groupby(_read_lines(stream), key=lambda item: item[0]):
-        documents = (document for _, document in group)
-        report = add_documents(bank, loaded, documents, namespace=namespace, progress=progress, should_stop=should_stop)
-        reports.append(report)
-        if report.interrupted:
-            break
-    return reports
 
 
 def export_bank(bank: MemoryBank, path: str | Path) -> None:
@@ -100,34 +48,29 @@ def export_bank(bank: MemoryBank, path: str | Path) -> None:
         BankError: the file exists, or cannot be written; nothing is left of it then.
     """
     target = Path(path).expanduser()
-    partial = target.with_name(target.name + ".partial")
     if target.exists():
         raise BankError(f"{target} exists; name another file")
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch, whole_file(target) as partial:
             copy = Path(scratch)
             _copy(bank, copy)
             with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
                 archive.write(copy / CATALOG, CATALOG)
                 for file in sorted(segments_folder(copy).iterdir()):
                     archive.write(file, f"segments/{file.name}")
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            partial.replace(target)
-            fsync_folder(target.parent)
     except (OSError, sqlite3.Error, ValueError) as error:
         raise BankError(f"cannot write {target}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def import_bank(path: str | Path, folder: str | Path, model: Manifest | None = None) -> MemoryBank:
+def import_bank(
+    path: str | Path, folder: str | Path, check: Callable[[Manifest], object] = lambda manifest: None
+) -> MemoryBank:
     """Make a bank of what `export_bank` wrote. Every file is compared with its checksum.
 
     Args:
         folder: of the new bank.
-        model: the manifest of banks that your model makes (`manifest_of`), to be compared. Default: not compared now;
-            the bank is when a model opens it.
+        check: given the bank's manifest before there is a bank, as `check_model` of your model. Default: it is compared
+            when a model opens the bank.
 
     Raises:
         BankMismatch: another model encoded the bank.
@@ -144,7 +87,7 @@ def import_bank(path: str | Path, folder: str | Path, model: Manifest | None = N
             make_folder(segments_folder(target))
             try:
                 _extract(source, target)
-                _check_import(target, model)
+                _check_import(target, check)
             except BaseException:
                 shutil.rmtree(segments_folder(target), ignore_errors=True)
                 remove_partial_catalog(target)
@@ -202,19 +145,17 @@ def _extract(source: Path, target: Path) -> None:
             with archive.open(entry) as packed, path.open("wb") as file:
                 shutil.copyfileobj(packed, file, _COPY_BYTES)
                 file.flush()
-                os.fsync(file.fileno())
-    fsync_folder(segments_folder(target))
+                sync_file(file.fileno())
+    sync_folder(segments_folder(target))
 
 
-def _check_import(target: Path, model: Manifest | None) -> None:
+def _check_import(target: Path, check: Callable[[Manifest], object]) -> None:
     if not (target / PARTIAL_CATALOG).is_file():
         raise BankError("it is not an exported bank: it holds no catalog")
     with closing(Catalog(target / PARTIAL_CATALOG)) as catalog:
         if catalog.value("PRAGMA integrity_check(1)") != "ok":
             raise BankError("the exported bank is damaged: its catalog is no longer what was written")
-        manifest = Manifest.from_json(catalog.read_manifest())
-        if model is not None:
-            manifest.check_same(model)
+        check(Manifest.from_json(catalog.read_manifest()))
         for _, files in catalog.segments():
             _check_segment(segments_folder(target), files)
 
@@ -223,29 +164,3 @@ def _check_segment(folder: Path, files: SegmentFiles) -> None:
     for path, sha256 in zip(segment_paths(folder, files.name), (files.keys_sha256, files.content_sha256), strict=True):
         if not path.is_file() or file_sha256(path) != sha256:
             raise BankError(f"the exported bank is damaged: {path.name} is missing or has another sha256")
-
-
-def _read_lines(stream: IO[str]) -> Iterator[tuple[str, Document]]:
-    lines, number = iter(stream), 0
-    while True:
-        number += 1
-        try:
-            line = next(lines, None)
-            if line is None:
-                return
-            read = _read_line(line) if line.strip() else None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CorpusError(
-                f"line {number} is not of an exported bank ({type(error).__name__}: {error}); "
-                "files of your own are added with: memspan add BANK FILE"
-            ) from error
-        if read is not None:
-            yield read
-
-
-def _read_line(line: str) -> tuple[str, Document]:
-    values = json.loads(line)
-    namespace, metadata = values["namespace"], values["metadata"]
-    if not isinstance(namespace, str) or not isinstance(metadata, dict):
-        raise TypeError("the namespace is no text, or the metadata are no object")
-    return namespace, Document(values["external_id"], values["text"], values["title"], metadata, values["date"])

@@ -12,16 +12,19 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memspan.bank.database import Database
+from memspan.bank.folder import SegmentFiles
 from memspan.bank.schema import SCHEMA
 from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, Scope
-from memspan.bank.segment import SegmentFiles
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError, FilterError
 from memspan.text.template import encoded_text
 from memspan.types import JSON, Document, Span
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DEFAULT_NAMESPACE = "default"
 STAGED_MANIFEST = "staged"
@@ -32,8 +35,8 @@ _SEGMENT_COLUMNS = ", ".join(f"g.{field.name}" for field in dataclasses.fields(S
 _LIVE = "d.deleted_in IS NULL"
 _PARTS = "documents d JOIN sources s ON s.id = d.source_id"
 _STORED = f"""
-SELECT d.id, d.source_id, s.external_id, s.title, substr(t.text, d.span_start + 1, d.span_end - d.span_start),
-    d.span_start, d.span_end, s.metadata, {EFFECTIVE_DATE}, d.tokens, d.rows
+SELECT d.id, d.source_id, s.external_id, s.title, d.span_start, d.span_end, s.metadata, {EFFECTIVE_DATE}, d.tokens,
+    d.rows
 FROM {_PARTS} JOIN texts t ON t.source_id = d.source_id WHERE {_LIVE} AND s.deleted_in IS NULL
 """
 
@@ -203,7 +206,7 @@ class Catalog(Database):
     def documents(self, namespace: str, ids: Sequence[int]) -> list[StoredDocument]:
         """The given live documents, in the given order; ids that are not live in this namespace are left out."""
         # As one JSON value: SQLite takes a limited number of variables.
-        where = "AND d.id IN (SELECT value FROM json_each(?))"
+        where = "AND d.id IN (SELECT value FROM json_each(?)) ORDER BY d.id"
         found = {stored.id: stored for stored in self._stored(namespace, where, (json.dumps(list(ids)),), by_id=True)}
         return [found[document_id] for document_id in ids if document_id in found]
 
@@ -233,11 +236,9 @@ class Catalog(Database):
 
     def texts_of(self, source_id: int) -> list[tuple[int, str]]:
         """Ids and searched texts of the live documents of one source, by its number."""
-        query = (
-            "SELECT d.id, s.title, substr(t.text, d.span_start + 1, d.span_end - d.span_start) "
-            f"FROM {_PARTS} JOIN texts t ON t.source_id = s.id WHERE {_LIVE} AND s.id = ?"
-        )
-        return [(number, encoded_text(title, text)) for number, title, text in self.read(query, (source_id,))]
+        columns = "d.id, s.id, s.title, d.span_start, d.span_end"
+        query = f"SELECT {columns} FROM {_PARTS} JOIN texts t ON t.source_id = s.id WHERE {_LIVE} AND s.id = ?"
+        return self._encoded_texts(query, (source_id,))
 
     def staged_manifest(self) -> dict[str, Any] | None:
         """The manifest of the latents that are staged, if any are."""
@@ -261,30 +262,35 @@ class Catalog(Database):
 
     def unstaged_documents(self, namespace: str) -> list[StoredDocument]:
         """Live documents that have no staged latents under their id."""
-        return list(self._stored(namespace, "AND d.id NOT IN (SELECT document_id FROM staged)", ()))
+        return list(self._stored(namespace, "AND d.id NOT IN (SELECT document_id FROM staged) ORDER BY d.id", ()))
 
     def new_staged_texts(self, namespace: str) -> list[tuple[int, str]]:
         """Ids and texts of staged documents that are no documents yet."""
         query = (
-            "SELECT p.document_id, s.title, substr(t.text, p.span_start + 1, p.span_end - p.span_start) FROM staged p "
+            "SELECT p.document_id, s.id, s.title, p.span_start, p.span_end FROM staged p "
             "JOIN sources s ON s.id = p.source_id JOIN texts t ON t.source_id = s.id "
             "JOIN namespaces n ON n.id = s.namespace_id "
             "WHERE n.name = ? AND p.document_id NOT IN (SELECT id FROM documents) ORDER BY p.document_id"
         )
-        return [(number, encoded_text(title, text)) for number, title, text in self.read(query, (namespace,))]
+        return self._encoded_texts(query, (namespace,))
 
-    def ids_in_scope(self, namespace: str, scope: Scope) -> list[int]:
-        """Ids of the live documents a scope allows, ascending.
+    def ids_in_scope(self, namespace: str, scope: Scope) -> np.ndarray:
+        """Ids of the live documents a scope allows, ascending, int64.
 
         Raises:
             FilterError: nothing matches, and no document has a field that the filter names.
         """
-        query = f"SELECT d.id FROM {_PARTS} JOIN namespaces n ON n.id = s.namespace_id "
-        where = f"WHERE {_LIVE} AND n.name = ? AND {scope.sql} ORDER BY d.id"
-        ids = [document_id for (document_id,) in self.read(query + where, (namespace, *scope.values))]
-        if not ids:
+        import numpy as np  # what reads no mask need not wait for it
+
+        # As one text: a million rows as Python's tuples take as long as finding them.
+        ids = (
+            f"SELECT d.id FROM {_PARTS} JOIN namespaces n ON n.id = s.namespace_id "
+            f"WHERE {_LIVE} AND n.name = ? AND {scope.sql}"
+        )
+        packed = self.value(f"SELECT group_concat(id, ' ') FROM ({ids})", (namespace, *scope.values))
+        if packed is None:
             self._check_fields(namespace, scope)
-        return ids
+        return np.sort(np.fromstring(packed or "", np.int64, sep=" "))
 
     def _check_fields(self, namespace: str, scope: Scope) -> None:
         for field in scope.fields:
@@ -316,6 +322,10 @@ class Catalog(Database):
         ((deleted,),) = self.read(f"SELECT count(*) FROM documents d WHERE {dead}", values)
         return Counts(sources, documents, int(tokens), int(chunks), deleted, segments, int(size))
 
+    def num_characters(self) -> int:
+        """Of the texts of all live documents."""
+        return int(self.value(f"SELECT total(d.span_end - d.span_start) FROM documents d WHERE {_LIVE}"))
+
     def _of_sources(self, columns: str, namespace: str, where: str, values: tuple[Any, ...]) -> Iterator[Any]:
         query = f"SELECT {columns} FROM sources s JOIN namespaces n ON n.id = s.namespace_id "
         return self.rows(f"{query} WHERE s.deleted_in IS NULL AND n.name = ? AND {where}", (namespace, *values))
@@ -345,12 +355,39 @@ class Catalog(Database):
             by_id: they are looked up or sorted by their ids; SQLite must not begin with the sources of the namespace.
         """
         within = f"AND {'+' if by_id else ''}s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+        texts = _PartTexts(self)
         for row in self.rows(f"{_STORED} {within} {where}", (namespace, *values)):
-            number, source_id, external_id, title, text, start, end, metadata, date, tokens, chunks = row
+            number, source_id, external_id, title, start, end, metadata, date, tokens, chunks = row
             try:
                 values_of = dict(json.loads(metadata))
             except (ValueError, TypeError, RecursionError) as error:
                 raise BankError(f"the metadata of {external_id!r} is damaged ({error}); add it again") from error
+            text = texts.of(source_id, start, end)
             yield StoredDocument(
                 number, source_id, external_id, title, text, Span(start, end), values_of, date, tokens, chunks
             )
+
+    def _encoded_texts(self, query: str, values: tuple[Any, ...]) -> list[tuple[int, str]]:
+        """Ids and searched texts of the parts that a query gives: id, source's number and title, start and end."""
+        texts = _PartTexts(self)
+        return [
+            (number, encoded_text(title, texts.of(source_id, start, end)))
+            for number, source_id, title, start, end in self.read(query, values)
+        ]
+
+
+class _PartTexts:
+    """The texts of parts. That of a source is read once for its parts, where these come one after the other.
+
+    `substr` in a query would read the whole text for every part: quadratic work.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._source_id, self._text = 0, ""
+
+    def of(self, source_id: int, start: int, end: int) -> str:
+        if source_id != self._source_id:
+            self._text = self._db.value("SELECT text FROM texts WHERE source_id = ?", (source_id,))
+            self._source_id = source_id
+        return self._text[start:end]

@@ -7,17 +7,18 @@ lock.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from memspan.bank import edits
 from memspan.bank.catalog import Catalog
 from memspan.bank.edits import Written
-from memspan.bank.files import fsync_folder
+from memspan.bank.folder import SegmentFiles, is_partial, segment_of, segments_folder
 from memspan.bank.locks import holders, pids
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentFiles, SegmentReader, SegmentWriter, is_partial, segment_of
+from memspan.bank.segment import SegmentReader, SegmentWriter
 from memspan.errors import BankBusy, BankError
+from memspan.files import remove, sync_folder
 
 # Segments are merged when so many of a like size have come together: a document is rewritten once per power of 8.
 FAN_OUT = 8
@@ -87,23 +88,24 @@ def erase(catalog: Catalog, folder: Path, timeout: float) -> None:
         edits.rebuild_words(catalog, namespace)
     commit = catalog.commits()
     while readers := [name for name, seen in holders(folder).items() if seen < commit]:
-        _wait(deadline, folder, readers)
-    sweep(catalog, folder)
+        _wait(deadline, folder, pids(readers))
+    while not sweep(catalog, folder):
+        _wait(deadline, folder, "unknown")
     edits.drop_empty_namespaces(catalog)
     catalog.vacuum()
     while not catalog.empty_log():
-        _wait(deadline, folder, holders(folder))
+        _wait(deadline, folder, pids(holders(folder)))
 
 
-def _wait(deadline: float, folder: Path, readers: Iterable[str]) -> None:
-    """Wait a moment for some readers.
+def _wait(deadline: float, folder: Path, readers: str) -> None:
+    """Wait a moment for some readers, named by their pids.
 
     Raises:
         BankBusy: the time is over; names them.
     """
     if time.monotonic() >= deadline:
         raise BankBusy(
-            f"a process reads {folder} (pid {pids(readers)}) and may see what is to be erased; "
+            f"a process reads {folder} (pid {readers}) and may see what is to be erased; "
             "end it, or try again when it is done"
         )
     time.sleep(_POLL_SECONDS)
@@ -147,8 +149,11 @@ def drop_unwanted_staged(catalog: Catalog, folder: Path) -> None:
                 edits.replace_staged(catalog, namespace, number, Written(*writer.finish()))
 
 
-def sweep(catalog: Catalog, folder: Path) -> None:
+def sweep(catalog: Catalog, folder: Path) -> bool:
     """Remove the files of segments that were never committed, and of retired ones that no snapshot sees.
+
+    Returns:
+        Whether none was in use. Windows does not remove a file that is mapped; the next sweep tries again.
 
     Raises:
         BankError: the folder or the catalog cannot be written.
@@ -164,17 +169,13 @@ def sweep(catalog: Catalog, folder: Path) -> None:
             # A commit that failed may still lie in the log and come back after a crash, unless another overwrites it.
             edits.settle(catalog)
         obsolete = [path for path in files if segment_of(path) in gone]
-        for path in (*unknown, *obsolete):
-            path.unlink(missing_ok=True)
+        in_use = [path for path in (*unknown, *obsolete) if not remove(path)]
         if obsolete:
-            fsync_folder(segments_folder(folder))
+            sync_folder(segments_folder(folder))
     except OSError as error:
         raise BankError(f"cannot remove what {folder} no longer needs: {error}") from error
-    edits.forget_segments(catalog, sorted(gone))
-
-
-def segments_folder(folder: Path) -> Path:
-    return folder / "segments"
+    edits.forget_segments(catalog, sorted(gone.difference(map(segment_of, in_use))))
+    return not in_use
 
 
 def _full_tier(segments: Sequence[Numbered], max_bytes: int) -> list[Numbered]:

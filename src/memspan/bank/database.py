@@ -1,4 +1,8 @@
-"""One SQLite connection: how it is opened, read, changed in transactions, and held at a snapshot. Named errors."""
+"""One SQLite connection: how it is opened, read, changed in transactions, and held at a snapshot. Named errors.
+
+A file on this machine has a write-ahead log: readers and the writer do not wait for each other. On a network folder it
+has a rollback journal instead: the writer's commits wait for snapshots to end, and new snapshots for a commit.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from memspan.errors import BankError
+from memspan.bank.network import told_network_type
+from memspan.errors import BankBusy, BankError
 
 _BUSY_SECONDS = 30
 _REMEDY = "run: memspan verify BANK, or restore it from a backup"
@@ -30,26 +35,29 @@ class Database:
         self.read_only = False
         self._db: sqlite3.Connection | None = None
         try:
+            on_network = told_network_type(path.absolute().parent)
             self._db = _connect(f"{path.absolute().as_uri()}?mode={'rw' if schema is None else 'rwc'}")
             if schema is not None:
-                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute(f"PRAGMA journal_mode = {'DELETE' if on_network else 'WAL'}")
                 self._db.executescript(f"BEGIN; {schema} COMMIT;")
             try:
-                self._db.execute("PRAGMA synchronous = FULL")
+                if on_network:
+                    _leave_log(self._db)  # before all that reads the file, and would open its log
+                self._db.execute("PRAGMA fullfsync = ON")  # on macOS an fsync reaches the drive's cache only
+                self._db.execute("PRAGMA synchronous = EXTRA")  # syncs the folder when a journal's end is the commit
                 self._db.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
-            except sqlite3.OperationalError:
+            except sqlite3.OperationalError as error:
                 # A read-only folder, or a full disk: SQLite cannot make the file that readers of a WAL share. With
-                # an empty WAL nothing is in it that the catalog itself does not hold.
-                wal = path.with_name(f"{path.name}-wal")
-                if schema is not None or (wal.exists() and wal.stat().st_size):
+                # an empty log the catalog itself holds everything.
+                if schema is not None or _is_busy(error) or _log_holds_something(path):
                     raise
                 self._db.close()
                 self._db = _connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
                 self._db.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
                 self.read_only = True
-        except (sqlite3.Error, UnicodeError) as error:
+        except (sqlite3.Error, UnicodeError, OSError) as error:
             self.close()
-            raise BankError(f"{path} is not a readable bank catalog ({error}); {_REMEDY}") from error
+            raise self._told(error, f"{path} is not a readable bank catalog ({error}); {_REMEDY}") from error
 
     def close(self) -> None:
         """Let go of the file. A closed connection is of no use."""
@@ -75,7 +83,7 @@ class Database:
         try:
             yield from self.connection.execute(query, values)
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
-            raise BankError(f"cannot read {self.path} ({error}); {_REMEDY}") from error
+            raise self._told(error, f"cannot read {self.path} ({error}); {_REMEDY}") from error
 
     def value(self, query: str, values: Sequence[Any] = ()) -> Any:
         """The first column of the first row, or None."""
@@ -104,10 +112,11 @@ class Database:
             with contextlib.suppress(sqlite3.Error):
                 self.connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error | UnicodeError):
-                raise BankError(
+                message = (
                     f"cannot write {self.path}: {error}. What was committed before is safe; free some space if the "
                     "disk is full, and do it again"
-                ) from error
+                )
+                raise self._told(error, message) from error
             raise
 
     def begin_snapshot(self) -> None:
@@ -128,7 +137,8 @@ class Database:
         try:
             self.connection.execute("VACUUM")
         except (sqlite3.Error, UnicodeError) as error:
-            raise BankError(f"cannot rewrite {self.path}: {error}; it needs free space of its own size") from error
+            message = f"cannot rewrite {self.path}: {error}; it needs free space of its own size"
+            raise self._told(error, message) from error
 
     def empty_log(self) -> bool:
         """Write the log into the file and truncate it; False if a reader needs it now.
@@ -145,8 +155,35 @@ class Database:
         finally:
             self.connection.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_SECONDS}")
 
+    def _told(self, error: Exception, message: str) -> BankError:
+        """The error that the caller gets: of this message, or that the file is in use."""
+        if _is_busy(error):
+            return BankBusy(
+                f"{self.path} is in use ({error}) and nothing was changed; wait for the processes that use it, or end "
+                "them, and do it again"
+            )
+        return BankError(message)
+
 
 def _connect(uri: str) -> sqlite3.Connection:
     db = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=_BUSY_SECONDS)
     db.execute("PRAGMA foreign_keys = ON")
     return db
+
+
+def _leave_log(db: sqlite3.Connection) -> None:
+    """Give a file that has a write-ahead log (it was made on a disk) a journal, without the memory a log shares."""
+    try:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("PRAGMA journal_mode = DELETE")
+    finally:
+        db.execute("PRAGMA locking_mode = NORMAL")  # holds until the next read
+
+
+def _log_holds_something(path: Path) -> bool:
+    logs = [path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-journal")]
+    return any(log.exists() and log.stat().st_size for log in logs)
+
+
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY

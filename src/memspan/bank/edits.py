@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from memspan.bank.catalog import STAGED_MANIFEST, Catalog
+from memspan.bank.folder import Placed, SegmentFiles
 from memspan.bank.schema import SEALED, seal
-from memspan.bank.segment import Placed, SegmentFiles
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError
 from memspan.text.template import part_text

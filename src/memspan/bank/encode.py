@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from memspan.bank.edits import NewDocument, NewSource
-from memspan.bank.manifest import LATENT_DTYPE, Manifest
-from memspan.bank.segment import SegmentWriter, text_crc32
+from memspan.bank.folder import text_crc32
+from memspan.bank.manifest import Manifest
+from memspan.bank.segment import LATENT_DTYPE, SegmentWriter
 from memspan.model.convert import LoadedModel
+from memspan.model.former import is_former_fingerprint
 from memspan.text.packing import length_batches
 from memspan.text.template import PromptTemplate, part_text
 from memspan.types import Document, EncodedDocuments, Span
@@ -60,7 +62,30 @@ class SourceParts:
 def manifest_of(loaded: LoadedModel) -> Manifest:
     """The manifest of a bank that a model makes."""
     model = loaded.model
-    return Manifest.of_model(model.config, model.config.encoder_fingerprint or model.encoder_fingerprint())
+    return Manifest.of_model(model.config, model.encoder_fingerprint())
+
+
+def names_formerly(bank: Manifest, loaded: LoadedModel) -> bool:
+    """Whether a bank is this model's and names it by the fingerprint that it had in a former version."""
+    own = manifest_of(loaded)
+    is_alike = replace(bank, encoder_fingerprint=own.encoder_fingerprint, backbone=own.backbone) == own
+    return is_alike and is_former_fingerprint(bank.encoder_fingerprint, loaded)
+
+
+def check_model(bank: Manifest, loaded: LoadedModel) -> Manifest:
+    """See that a model is the one that encoded a bank.
+
+    Returns:
+        The manifest that the model has for this bank: its own, or that of a bank that `names_formerly`.
+
+    Raises:
+        BankMismatch: another model encoded it.
+    """
+    if names_formerly(bank, loaded):
+        return bank
+    own = manifest_of(loaded)
+    bank.check_same(own)
+    return own
 
 
 def tokenise(document: Document, spans: Sequence[Span], ids: Iterable[int], template: PromptTemplate) -> SourceParts:

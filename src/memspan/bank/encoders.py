@@ -24,14 +24,15 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from memspan.bank.bank import MAX_SEGMENT_BYTES
-from memspan.bank.compaction import segments_folder
 from memspan.bank.edits import Written
 from memspan.bank.encode import Part, manifest_of
-from memspan.bank.run import AddReport, Run
-from memspan.bank.segment import SegmentWriter, segment_paths
+from memspan.bank.folder import segment_paths, segments_folder
+from memspan.bank.run import Run
+from memspan.bank.segment import SegmentWriter
 from memspan.errors import BankError, RankError
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import BATCH_TOKENS, even_shares
+from memspan.types import AddReport
 
 _MODELS = "their models"
 

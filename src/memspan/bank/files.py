@@ -1,8 +1,7 @@
-"""Writing files that are whole or not there: under another name first, synced, renamed, and the folder synced."""
+"""Writing a bank's files of tensors, whole or not at all."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -13,20 +12,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from memspan import files
 from memspan.errors import BankError
-from memspan.model.fingerprint import file_sha256
-
-PARTIAL_SUFFIX = ".partial"
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a loss of power (where the platform can sync folders at all)."""
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+from memspan.files import file_sha256
 
 
 def write_synced(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[int, str]:
@@ -60,28 +48,23 @@ def write_zeros_synced(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tup
 def _complete(path: Path, write: Callable[[Path], object]) -> tuple[int, str]:
     partial = _partial(path)
     try:
-        write(partial)
-        partial.chmod(0o666 & ~_umask())  # safetensors makes files private; a bank may be shared
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        return partial.stat().st_size, file_sha256(partial)
+        with files.synced_file(partial):
+            write(partial)
+            return partial.stat().st_size, file_sha256(partial)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise _cannot_write(path, error) from error
 
 
 def publish(paths: Sequence[Path]) -> None:
     """Give written files their names, durably."""
     try:
-        for path in paths:
-            _partial(path).replace(path)
-        fsync_folder(paths[0].parent)
+        files.publish({_partial(path): path for path in paths})
     except OSError as error:
         raise _cannot_write(paths[0], error) from error
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(path.name + PARTIAL_SUFFIX)
+    return path.with_name(path.name + files.PARTIAL_SUFFIX)
 
 
 def _cannot_write(path: Path, error: Exception) -> BankError:
@@ -89,9 +72,3 @@ def _cannot_write(path: Path, error: Exception) -> BankError:
         f"cannot write {path}: {error}. What was committed before is safe; free some space and do it again: "
         "adding continues where it stopped"
     )
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

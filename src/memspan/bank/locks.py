@@ -52,7 +52,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
         raise BankError(f"{folder} cannot be written: {error}") from error
     try:
         with contextlib.suppress(OSError):  # on a full disk: only a message is poorer without it
-            holder.write_text(str(os.getpid()))
+            holder.write_text(str(os.getpid()), "utf-8")
         yield
     finally:
         lock.release()
@@ -61,7 +61,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
 def _holder(path: Path) -> str:
     """Who holds the lock, for the message that a second writer gets."""
     try:
-        return f"pid {path.read_text(errors='replace').strip()}"
+        return f"pid {path.read_text('utf-8', 'replace').strip()}"
     except OSError:
         return "its pid is unknown"
 
@@ -177,7 +177,7 @@ def pids(names: Iterable[str]) -> str:
 def _is_dead(descriptor: int) -> bool:
     assert fcntl is not None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # NFS gives no other lock on what is open to read
     except OSError:
         return False
     return True

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from memspan.config import MSAConfig
 from memspan.errors import BankError, BankMismatch
+
+if TYPE_CHECKING:
+    from memspan.config import MSAConfig
 
 # Also raised when `memspan.text.terms` cuts words differently: the full-text index must be given the words it got.
 FORMAT_VERSION = 2
-LATENT_DTYPE = torch.bfloat16
+LATENT_DTYPE_NAME, _LATENT_BYTES = "bfloat16", 2
 # Encoder fingerprint of a bank of made-up latents (`memspan bench synth`).
 SYNTHETIC = "synthetic"
 
@@ -61,7 +62,7 @@ class Manifest:
             document_prefix=spec.document_prefix,
             document_suffix=spec.document_suffix,
             max_document_tokens=config.max_document_tokens,
-            dtype=str(LATENT_DTYPE).removeprefix("torch."),
+            dtype=LATENT_DTYPE_NAME,
             backbone=str(config.text_config.name_or_path),
         )
 
@@ -99,7 +100,7 @@ class Manifest:
     @property
     def row_bytes(self) -> int:
         """Bytes on disk of one chunk over all MSA layers: routing key, K and V."""
-        return 3 * len(self.msa_layers) * self.key_width * LATENT_DTYPE.itemsize
+        return 3 * len(self.msa_layers) * self.key_width * _LATENT_BYTES
 
     def check_same(self, model: Manifest) -> None:
         """Compare the bank's manifest (self) with that of a model that wants to read it.

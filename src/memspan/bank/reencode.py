@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from memspan.bank import edits
 from memspan.bank.add import COMMIT_SECONDS, WINDOW_BATCHES
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
-from memspan.bank.compaction import drop_unwanted_staged, segments_folder, sweep
+from memspan.bank.compaction import drop_unwanted_staged, sweep
 from memspan.bank.edits import NewDocument, NewSource, Written
-from memspan.bank.encode import Part, SourceParts, manifest_of, tokenise
-from memspan.bank.run import AddReport, Progress, Run
-from memspan.bank.segment import SegmentWriter, text_crc32
+from memspan.bank.encode import Part, SourceParts, manifest_of, names_formerly, tokenise
+from memspan.bank.folder import segments_folder, text_crc32
+from memspan.bank.run import Progress, Run
+from memspan.bank.segment import SegmentWriter
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import BATCH_TOKENS
 from memspan.text.parts import split_document
-from memspan.types import Document
+from memspan.types import AddReport, Document
 
 _PAGE = 256
 
@@ -41,11 +42,16 @@ def reencode(
     with what it has, also when documents were added or deleted in between. Documents keep their ids where the new
     model cuts their text at the same places; the parts of other texts get new ones.
 
+    A bank that names the model by the fingerprint of a former version is given the new one, and nothing is encoded.
+
     Needs the space of both sets of latents. Arguments and errors are those of `add_documents`.
     """
     manifest = manifest_of(loaded)
     run = Run(loaded, progress, should_stop, batch_tokens)
     with bank.locked():
+        if names_formerly(bank.manifest, loaded):
+            edits.write_manifest(bank.catalog, dataclasses.asdict(manifest))
+            bank.manifest = manifest
         if bank.manifest == manifest:
             if bank.catalog.staged_manifest() is not None:
                 edits.stage_manifest(bank.catalog, None)

@@ -4,35 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from memspan.bank.encode import Part, batches, encode_batch
 from memspan.model.convert import LoadedModel
-
-
-@dataclass(frozen=True, slots=True)
-class AddReport:
-    """What an `add` (or a `reencode`) did.
-
-    Attributes:
-        added: sources new to the bank. updated: sources that replaced an older one, or its metadata alone.
-        unchanged: sources that were there already, with the same content.
-        documents, tokens, chunks: encoded for them (a long source is several documents).
-        characters: of text dealt with, encoded or unchanged; for telling how far along a run is.
-        seconds: spent encoding and writing.
-        interrupted: True if it was stopped before the corpus was done.
-    """
-
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    documents: int = 0
-    tokens: int = 0
-    chunks: int = 0
-    characters: int = 0
-    seconds: float = 0.0
-    interrupted: bool = False
-
+from memspan.types import AddReport
 
 Progress = Callable[[AddReport], None]
 

@@ -13,63 +13,27 @@ its keys in 8 bits beside (see `coarse`).
 
 from __future__ import annotations
 
-import re
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from memspan.bank import coarse
 from memspan.bank.coarse import CoarseFile, crc32, rows_crc32
-from memspan.bank.files import PARTIAL_SUFFIX, publish, write_synced
-from memspan.bank.manifest import LATENT_DTYPE, Manifest
+from memspan.bank.files import publish, write_synced
+from memspan.bank.folder import Placed, SegmentFiles, coarse_path, segment_paths
+from memspan.bank.manifest import LATENT_DTYPE_NAME, Manifest
 from memspan.bank.mapping import Mapped, open_mapped
 from memspan.errors import BankError
-from memspan.model.fingerprint import file_sha256
+from memspan.files import file_sha256
 from memspan.ops.coarse import CoarseKeys, quantize_keys
 from memspan.types import EncodedDocuments
 
-KEYS_SUFFIX = ".keys.safetensors"
-CONTENT_SUFFIX = ".content.safetensors"
-COARSE_SUFFIX = ".coarse.safetensors"
+LATENT_DTYPE: torch.dtype = getattr(torch, LATENT_DTYPE_NAME)
 _DOCUMENTS, _KEYS_CRC, _CONTENT_CRC = "documents", "keys_crc32", "content_crc32"
 _REMEDY = "mend the bank with: memspan verify BANK --repair"
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentFiles:
-    """What the catalog knows of a segment: its name, documents, rows, and sizes and checksums of both files.
-
-    Attributes:
-        index_crc32: over the tensors of the keys file that are no keys (documents and checksums).
-    """
-
-    name: str
-    documents: int
-    rows: int
-    index_crc32: int
-    keys_bytes: int
-    keys_sha256: str
-    content_bytes: int
-    content_sha256: str
-
-    @property
-    def bytes(self) -> int:
-        return self.keys_bytes + self.content_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """Where a document's rows stand: in a segment (by its name), from `first_row`, `rows` of them; of which text."""
-
-    document_id: int
-    segment: str
-    first_row: int
-    rows: int
-    text_crc32: int
 
 
 class SegmentWriter:
@@ -309,34 +273,6 @@ class SegmentReader:
         ):
             if file_sha256(path) != sha256:
                 yield f"{path.name} has another sha256 than the catalog says"
-
-
-def segment_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """The files of a segment: routing keys, content."""
-    return folder / f"{name}{KEYS_SUFFIX}", folder / f"{name}{CONTENT_SUFFIX}"
-
-
-def coarse_path(folder: Path, name: str) -> Path:
-    """Where a segment's keys in 8 bits are, if they are there."""
-    return folder / f"{name}{COARSE_SUFFIX}"
-
-
-def segment_of(path: Path) -> str | None:
-    """The segment that a file belongs to, complete or not; None for a file of another kind."""
-    kinds = "|".join(map(re.escape, (KEYS_SUFFIX, CONTENT_SUFFIX, COARSE_SUFFIX)))
-    found = re.fullmatch(rf"([0-9a-f]{{32}})({kinds})({re.escape(PARTIAL_SUFFIX)})?", path.name)
-    return found[1] if found else None
-
-
-def is_partial(path: Path) -> bool:
-    """Whether a file is a segment's that was never completed (safetensors writes to `.tmp...` first, then renames)."""
-    is_ours = path.name.endswith(PARTIAL_SUFFIX) and segment_of(path) is not None
-    return is_ours or re.fullmatch(r"\.tmp\w{6}", path.name) is not None
-
-
-def text_crc32(text: str) -> int:
-    """What binds latents to the text they were made of (title and part, see `encoded_text`)."""
-    return zlib.crc32(text.encode())
 
 
 def _damaged(path: Path, what: str) -> BankError:

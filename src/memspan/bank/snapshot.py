@@ -10,7 +10,7 @@ from memspan.bank.catalog import Catalog, StoredDocument
 from memspan.bank.manifest import Manifest
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.shard import Shard
-from memspan.bank.tiers import Tiers
+from memspan.bank.tiers import TensorCache, Tiers
 
 
 class Snapshot:
@@ -35,10 +35,15 @@ class Snapshot:
         catalog: Catalog,
         close: Callable[[], None],
         tiers: Tiers,
+        masks: TensorCache,
     ) -> None:
+        """
+        Args:
+            masks: those that snapshots of this commit and namespace have made, by scope.
+        """
         self.namespace, self.commit, self.manifest, self.shards = namespace, commit, manifest, tuple(shards)
         self._catalog, self._close, self.tiers = catalog, close, tiers
-        self._masks: dict[Scope, torch.Tensor] = {}
+        self._masks = masks
         self._open = True
 
     def __enter__(self) -> Snapshot:
@@ -73,12 +78,11 @@ class Snapshot:
         Raises:
             FilterError: nothing matches, and no document has a field that the filter names.
         """
-        if scope not in self._masks:
-            masks = [shard.live_N for shard in self.shards]
-            if scope:
-                allowed = torch.tensor(self._catalog.ids_in_scope(self.namespace, scope), dtype=torch.int64)
-                masks = [
-                    live_N & shard.contains_mask(allowed) for live_N, shard in zip(masks, self.shards, strict=True)
-                ]
-            self._masks[scope] = torch.cat(masks) if masks else torch.empty(0, dtype=torch.bool)
-        return self._masks[scope]
+        return self._masks.get(scope, lambda: self._selectable_mask(scope))
+
+    def _selectable_mask(self, scope: Scope) -> torch.Tensor:
+        masks = [shard.live_N for shard in self.shards]
+        if scope:
+            allowed = torch.from_numpy(self._catalog.ids_in_scope(self.namespace, scope))
+            masks = [live_N & shard.contains_mask(allowed) for live_N, shard in zip(masks, self.shards, strict=True)]
+        return torch.cat(masks) if masks else torch.empty(0, dtype=torch.bool)

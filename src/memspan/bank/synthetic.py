@@ -19,12 +19,13 @@ import torch
 from memspan.bank import edits
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.compaction import segments_folder
 from memspan.bank.edits import NewDocument, NewSource, Written
 from memspan.bank.files import write_zeros_synced
-from memspan.bank.manifest import FORMAT_VERSION, LATENT_DTYPE, SYNTHETIC, Manifest
-from memspan.bank.segment import Placed, publish_segment, segment_paths, text_crc32
+from memspan.bank.folder import Placed, segment_paths, segments_folder, text_crc32
+from memspan.bank.manifest import FORMAT_VERSION, SYNTHETIC, Manifest
+from memspan.bank.segment import LATENT_DTYPE, publish_segment
 from memspan.errors import BankError
+from memspan.files import publish
 from memspan.ops.scoring import fold_keys
 from memspan.text.template import part_text
 from memspan.types import Document, Span
@@ -93,7 +94,7 @@ def open_or_write_synthetic(
         if partial.exists():
             shutil.rmtree(partial)
         write_synthetic(partial, manifest, num_chunks, progress=progress).close()
-        partial.rename(folder)
+        publish({partial: folder})
     bank = MemoryBank.open(folder)
     try:
         _check_fits(bank, manifest, num_chunks)

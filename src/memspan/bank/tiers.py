@@ -7,14 +7,13 @@ The other segments' keys are scored where they lie on disk, a layer at a time, a
 from __future__ import annotations
 
 import operator
-import os
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 from typing import Protocol
 
+import psutil
 import torch
 
 from memspan.bank.shard import Layout, Shard
@@ -36,7 +35,7 @@ class Keys(Protocol):
     def mapped_coarse_bytes(self) -> int: ...
 
 
-class ContentCache:
+class TensorCache:
     """Tensors by key, those read last, of at most so many bytes. For any number of threads."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -85,9 +84,10 @@ class Tiers:
 
     def __init__(self, budget: int | None = None) -> None:
         self.budget = budget
-        self.content = ContentCache(CACHE_BYTES)
+        self.content = TensorCache(CACHE_BYTES)
         self._base: int | None = None
         self._layout: tuple[list[torch.Tensor], Layout] | None = None
+        self._barred: tuple[Layout, torch.Tensor, torch.Tensor | None] | None = None
 
     def layout(self, shards: Sequence[Shard]) -> Layout:
         """The layout of some shards; the last one is kept, since the next question is over the same."""
@@ -96,6 +96,14 @@ class Tiers:
         if known is None or len(known[0]) != len(documents) or any(map(operator.is_not, known[0], documents)):
             known = self._layout = documents, Layout.of(shards)
         return known[1]
+
+    def barred(self, layout: Layout, selectable_N: torch.Tensor) -> torch.Tensor | None:
+        """Of every row of a layout whether it may not be selected, `[C]` bool; None where all may. The last is kept."""
+        known = self._barred
+        if known is None or known[0] is not layout or known[1] is not selectable_N:
+            barred_C = None if bool(selectable_N.all()) else ~selectable_N[layout.document_C]
+            known = self._barred = layout, selectable_N, barred_C
+        return known[2]
 
     def resident(self, keys: Sequence[Keys], num_layers: int) -> list[bool]:
         """For every shard whether its routing keys stay in memory: the first ones, as far as the budget goes.
@@ -140,16 +148,8 @@ def parse_bytes(text: str) -> int:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now.
-
-    Raises:
-        BudgetError: the system does not say.
-    """
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError) as error:
-        raise BudgetError("a memory budget needs /proc (Linux), which says what a process holds") from error
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    """Memory that this process holds now."""
+    return psutil.Process().memory_info().rss
 
 
 def _gigabytes(num_bytes: int, *, up: bool = False) -> str:

@@ -1,7 +1,4 @@
-"""Is every byte of a bank what it was? Checksums are computed again, catalog and segments compared; faults are named.
-
-`repair` mends what can be made again from the stored text: latents, full-text indexes, parts of documents.
-"""
+"""Is every byte of a bank what it was? Checksums are computed again, catalog and segments compared; faults named."""
 
 from __future__ import annotations
 
@@ -14,17 +11,12 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Literal
 
-from memspan.bank import edits
-from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
-from memspan.bank.compaction import segments_folder, sweep, write_missing_coarse
-from memspan.bank.encode import manifest_of
-from memspan.bank.reencode import restore_segments
+from memspan.bank.folder import SegmentFiles, segments_folder, text_crc32
 from memspan.bank.schema import SEALED, seal
-from memspan.bank.segment import SegmentFiles, SegmentReader, text_crc32
+from memspan.bank.segment import SegmentReader
 from memspan.errors import BankError
-from memspan.model.convert import LoadedModel
 from memspan.types import Document
 
 _MOST_REPORTED = 20
@@ -79,41 +71,6 @@ def verify(bank: MemoryBank) -> list[Fault]:
             return faults
         except (BankError, sqlite3.Error, ValueError, TypeError) as error:
             return [Fault("catalog", str(catalog.path), f"it cannot be read: {error}")]
-
-
-def repair(bank: MemoryBank, loaded: LoadedModel, faults: list[Fault]) -> list[Fault]:
-    """Mend what can be mended, and verify again; returns what is left.
-
-    Damaged latents are encoded again under the same ids. A source that lost parts is added anew from its text.
-
-    Raises:
-        BankMismatch: `loaded` is not the model of the bank.
-        BankBusy: another process writes.
-        BankError: the catalog is too damaged to be written.
-    """
-    bank.manifest.check_same(manifest_of(loaded))
-    segments_folder(bank.folder).mkdir(exist_ok=True)
-    broken_sources: dict[str, set[str]] = {}
-    with bank.locked():
-        edits.settle_documents(bank.catalog)
-        for namespace in bank.catalog.namespaces():
-            of_namespace = [fault for fault in faults if fault.namespace == namespace]
-            live = {number for number, _ in bank.catalog.segments(namespace)}
-            segment_ids = sorted(live & {fault.segment_id for fault in of_namespace if fault.segment_id is not None})
-            if segment_ids:
-                restore_segments(bank, loaded, namespace, segment_ids)
-            write_missing_coarse(bank.catalog, bank.folder, bank.manifest, namespace)
-            if of_namespace:
-                edits.rebuild_words(bank.catalog, namespace)
-            broken_sources[namespace] = {fault.where for fault in of_namespace if fault.kind == "document"}
-        sweep(bank.catalog, bank.folder)
-    for namespace, names in broken_sources.items():
-        stored = [bank.catalog.source(namespace, name) for name in sorted(names)]
-        documents = [source.document for source in stored if source is not None]
-        add_documents(bank, loaded, documents, namespace=namespace, existing="renew")
-    with bank.locked():
-        edits.settle_documents(bank.catalog)
-    return verify(bank)
 
 
 def _catalog_faults(catalog: Catalog) -> Iterator[Fault]:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from memspan.cli.importing import imported
 from memspan.errors import MemspanError
 
 app = typer.Typer(
@@ -63,6 +64,9 @@ BudgetOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="Torch device. Default: a GPU if there is one.")]
 
+RouteAnswerOption = Annotated[
+    bool, typer.Option("--route-answer", help="Route the whole context once more for the answer, texts included.")
+]
 WeightsOption = Annotated[
     str | None,
     typer.Option(help="What decoding may read, where it is faster on this CPU: exact, bfloat16 (default), int8, int4."),
@@ -70,21 +74,19 @@ WeightsOption = Annotated[
 
 
 @contextmanager
-def _commands() -> Iterator[ModuleType]:
-    """The module that does the work; known errors end with their message and exit code 1, without a traceback."""
+def commands_of(module: str, bank: Path | None = None) -> Iterator[ModuleType]:
+    """The module of this package that does the work; known errors end as `errors_told` says.
+
+    `stored` needs no torch, `upkeep` no transformers, `commands` a model: which one a command is in decides how soon it
+    begins.
+
+    Args:
+        bank: must be there, and is looked at before the module is imported.
+    """
     with errors_told():
-        from memspan.cli import commands
-
-        yield commands
-
-
-@contextmanager
-def _upkeep() -> Iterator[ModuleType]:
-    """As `_commands`, for the commands that change and check a bank."""
-    with errors_told():
-        from memspan.cli import upkeep
-
-        yield upkeep
+        if bank is not None:
+            imported("stored").check_bank(bank)
+        yield imported(module)
 
 
 @contextmanager
@@ -117,7 +119,7 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Turn a plain decoder (its routers are then untrained) or a released MSA checkpoint into an MSA checkpoint."""
-    with _commands() as commands:
+    with commands_of("commands") as commands:
         commands.convert(source, out, dtype, template, layers, chunk_size, top_k, similarity, seed, as_json)
 
 
@@ -134,7 +136,7 @@ def add(
     as_json: JsonOption = False,
 ) -> None:
     """Remember documents: txt, md, rst, html, pdf, csv, tsv, jsonl. Makes the bank if there is none."""
-    with _commands() as commands:
+    with commands_of("commands") as commands:
         choice = commands.ModelChoice(model, adapter, dtype, device)
         code = commands.add(bank, paths or [], installed, namespace, choice, as_json)
     raise typer.Exit(code)
@@ -158,6 +160,10 @@ def ask(
         int | None, typer.Option(help="At most. Default: 2 where there are several rounds.")
     ] = None,
     no_text: Annotated[bool, typer.Option("--no-text", help="Answer from the compressed memory alone.")] = False,
+    text_only: Annotated[
+        bool, typer.Option("--text-only", help="Answer from the texts that are found, without the compressed memory.")
+    ] = False,
+    route_answer: RouteAnswerOption = False,
     trace: Annotated[bool, typer.Option("--trace", help="Show every round: what was routed, chosen and read.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of an answer, at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -171,7 +177,7 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from a bank, with evidence."""
-    with _commands() as commands:
+    with commands_of("commands", bank) as commands:
         choice = commands.ModelChoice(model, adapter, dtype, device, weights, memory_budget)
         sampling = commands.Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ()))
         scope = commands.ScopeChoice(namespace, where or [], as_of)
@@ -180,6 +186,8 @@ def ask(
             max_documents=0 if no_text else max_documents,
             rounds=rounds,
             documents_per_round=documents_per_round,
+            text_only=text_only,
+            route_answer=route_answer,
             sampling=sampling,
         )
         commands.ask(bank, question, choice, scope, options, trace, as_json)
@@ -202,10 +210,10 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find documents for a question, without answering it."""
-    with _commands() as commands:
-        choice = commands.ModelChoice(model, adapter, dtype, device, memory_budget=memory_budget)
-        scope = commands.ScopeChoice(namespace, where or [], as_of)
-        commands.search(bank, question, choice, scope, selector, limit, as_json)
+    with commands_of("stored") as stored:
+        choice = stored.ModelChoice(model, adapter, dtype, device, memory_budget=memory_budget)
+        scope = stored.ScopeChoice(namespace, where or [], as_of)
+        stored.search(bank, question, choice, scope, selector, limit, as_json)
 
 
 @app.command()
@@ -226,7 +234,7 @@ def summarize(
     as_json: JsonOption = False,
 ) -> None:
     """Sum up all documents of a scope; every statement names the documents that hold its words."""
-    with _commands() as commands:
+    with commands_of("commands", bank) as commands:
         choice = commands.ModelChoice(model, adapter, dtype, device, weights)
         scope = commands.ScopeChoice(namespace, where or [], as_of)
         plan = commands.SummaryPlan(about, max_statements, batch_tokens, commands.Sampling(max_new_tokens))
@@ -244,8 +252,8 @@ def ls(
     as_json: JsonOption = False,
 ) -> None:
     """List the documents of a bank, in order of their ids."""
-    with _commands() as commands:
-        commands.ls(bank, commands.ScopeChoice(namespace, where or [], as_of), after, limit, as_json)
+    with commands_of("stored") as stored:
+        stored.ls(bank, stored.ScopeChoice(namespace, where or [], as_of), after, limit, as_json)
 
 
 @app.command()
@@ -254,8 +262,8 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a bank or a checkpoint."""
-    with _commands() as commands:
-        commands.info(path, as_json)
+    with commands_of("stored") as stored:
+        stored.info(path, as_json)
 
 
 @app.command()
@@ -269,7 +277,7 @@ def estimate(
     as_json: JsonOption = False,
 ) -> None:
     """Say how long a corpus would take to encode on this machine, and how much disk, without encoding it."""
-    with _commands() as commands:
+    with commands_of("commands") as commands:
         choice = commands.ModelChoice(model, adapter, dtype, device)
         commands.estimate(paths or [], installed, choice, as_json)
 
@@ -283,8 +291,8 @@ def rm(
     as_json: JsonOption = False,
 ) -> None:
     """Forget documents: the next question does not see them. `compact` frees, `compact --secure` erases them."""
-    with _upkeep() as upkeep:
-        upkeep.rm(bank, [*(external_ids or []), *(ids or [])], namespace, as_json)
+    with commands_of("stored") as stored:
+        stored.rm(bank, [*(external_ids or []), *(ids or [])], namespace, as_json)
 
 
 @app.command()
@@ -307,9 +315,9 @@ def update(
     as_json: JsonOption = False,
 ) -> None:
     """Replace the text, title, date or metadata of one document."""
-    with _upkeep() as upkeep:
-        choice = upkeep.ModelChoice(model, adapter, dtype, device)
-        upkeep.update(bank, external_id, file, title, date, set_fields or [], namespace, choice, as_json)
+    with commands_of("stored") as stored:
+        choice = stored.ModelChoice(model, adapter, dtype, device)
+        stored.update(bank, external_id, file, title, date, set_fields or [], namespace, choice, as_json)
 
 
 @app.command()
@@ -320,7 +328,7 @@ def compact(
     as_json: JsonOption = False,
 ) -> None:
     """Free the space of deleted documents and join small segments. Readers go on."""
-    with _upkeep() as upkeep:
+    with commands_of("upkeep", bank) as upkeep:
         upkeep.compact(bank, secure, timeout, as_json)
 
 
@@ -334,8 +342,8 @@ def verify(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every byte of a bank. Exit code 1 if something is not what it was."""
-    with _upkeep() as upkeep:
+    """Check every byte of a bank, or all weights of a checkpoint. Exit code 1 if something is not what it was."""
+    with commands_of("upkeep", None if (bank / "config.json").is_file() else bank) as upkeep:
         choice = upkeep.ModelChoice(model, adapter, dtype, device)
         code = upkeep.verify(bank, repair, choice, as_json)
     raise typer.Exit(code)
@@ -351,9 +359,9 @@ def reencode(
     as_json: JsonOption = False,
 ) -> None:
     """Rebuild a bank's latents for another model, from its stored text. Stopped, it continues when run again."""
-    with _upkeep() as upkeep:
-        choice = upkeep.ModelChoice(model, adapter, dtype, device)
-        code = upkeep.reencode(bank, choice, as_json)
+    with commands_of("commands", bank) as commands:
+        choice = commands.ModelChoice(model, adapter, dtype, device)
+        code = commands.reencode(bank, choice, as_json)
     raise typer.Exit(code)
 
 
@@ -363,8 +371,8 @@ def export(
     out: Annotated[Path, typer.Argument(help="X.jsonl: documents and metadata (- prints them); else all in one file.")],
 ) -> None:
     """Write a bank's documents as JSON lines, or the whole bank as one file."""
-    with _upkeep() as upkeep:
-        upkeep.export(bank, out)
+    with commands_of("stored") as stored:
+        stored.export(bank, out)
 
 
 @app.command("import")
@@ -378,7 +386,7 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Make a bank of an exported one; from JSON lines, encode the documents into a new or an existing bank."""
-    with _upkeep() as upkeep:
-        choice = upkeep.ModelChoice(model, adapter, dtype, device)
-        code = upkeep.import_(file, bank, choice, as_json)
+    with commands_of("commands") as commands:
+        choice = commands.ModelChoice(model, adapter, dtype, device)
+        code = commands.import_(file, bank, choice, as_json)
     raise typer.Exit(code)

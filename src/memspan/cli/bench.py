@@ -13,8 +13,9 @@ from memspan.cli.app import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    RouteAnswerOption,
     WeightsOption,
-    errors_told,
+    commands_of,
 )
 
 bench = typer.Typer(
@@ -33,9 +34,7 @@ def synth(
     as_json: JsonOption = False,
 ) -> None:
     """Make a bank of made-up latents at a model's shapes, to measure routing with. `ask` refuses it."""
-    with errors_told():
-        from memspan.cli import bench_commands
-
+    with commands_of("bench_commands") as bench_commands:
         bench_commands.synth(bank, shape, chunks, chunks_per_document, seed, as_json)
 
 
@@ -44,8 +43,9 @@ def latency(
     tokens: Annotated[str, typer.Option(help="Sizes of the memory; K is 1,000.")] = "16k,128k,1m,10m,100m",
     questions: Annotated[int, typer.Option(help="Asked of every size.")] = 5,
     folder: Annotated[Path, typer.Option(help="Where the made-up banks are kept.")] = Path("latency-banks"),
-    injected_tokens: Annotated[int, typer.Option(help="Of the text put before the question; it routes.")] = 256,
+    injected_tokens: Annotated[int, typer.Option(help="Of the text put before the question.")] = 256,
     new_tokens: Annotated[int, typer.Option(help="Decoded behind the first, at most.")] = 32,
+    route_answer: RouteAnswerOption = False,
     png: Annotated[Path | None, typer.Option(help="Draw the curve into this file.")] = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
@@ -55,8 +55,8 @@ def latency(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the time to the first token while the memory grows, over made-up latents of the model's shapes."""
-    with errors_told():
-        from memspan.cli import bench_commands
-
+    with commands_of("bench_commands") as bench_commands:
         choice = bench_commands.ModelChoice(model, adapter, dtype, device, weights)
-        bench_commands.latency(choice, tokens, questions, folder, injected_tokens, new_tokens, png, as_json)
+        bench_commands.latency(
+            choice, tokens, questions, folder, injected_tokens, new_tokens, route_answer, png, as_json
+        )

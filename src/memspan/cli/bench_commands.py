@@ -10,7 +10,8 @@ from typing import Any
 
 from memspan.bank.synthetic import CHUNK_SIZE, synthetic_manifest, write_synthetic
 from memspan.cli import render
-from memspan.cli.commands import ModelChoice, refuse_torchrun, show
+from memspan.cli.choices import ModelChoice
+from memspan.cli.process import refuse_torchrun
 from memspan.eval.latency import STAGES, LatencySettings, draw_latency, measure_latency
 from memspan.eval.plots import check_plots
 from memspan.eval.scale import parse_sizes
@@ -43,7 +44,7 @@ def synth(bank: Path, shape: str, chunks: int, chunks_per_document: int, seed: i
         "tokens_stood_for": chunks * CHUNK_SIZE,
         "segments": counts.segments,
     }
-    show(values, as_json)
+    render.show(values, as_json)
 
 
 def latency(
@@ -53,12 +54,13 @@ def latency(
     folder: Path,
     injected_tokens: int,
     new_tokens: int,
+    route_answer: bool,
     png: Path | None,
     as_json: bool,
 ) -> None:
     refuse_torchrun("bench latency")
     sizes = parse_sizes(tokens, kilo=1000, least=1, option="--tokens")
-    settings = LatencySettings(sizes, questions, injected_tokens, new_tokens)
+    settings = LatencySettings(sizes, questions, injected_tokens, new_tokens, route_answer)
     if png is not None:
         check_plots()
     figures = measure_latency(model.load(), settings, folder, tell=lambda line: render.err.print(line, highlight=False))

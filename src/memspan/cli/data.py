@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated
 
 import typer
 
-from memspan.cli.app import JsonOption, errors_told
+from memspan.cli.app import JsonOption, commands_of
 
 data = typer.Typer(
     help="Prepare training data: questions with their evidence, as JSON lines (docs/training-data.md).",
@@ -26,14 +23,6 @@ AgainstOption = Annotated[
 ModelOption = Annotated[
     Path | None, typer.Option("--model", help="Folder of a model: lengths are then tokens. Default: words.")
 ]
-
-
-@contextmanager
-def _commands() -> Iterator[ModuleType]:
-    with errors_told():
-        from memspan.cli import data_commands
-
-        yield data_commands
 
 
 @data.command()
@@ -66,7 +55,7 @@ def build(
 
     Facts are made up from wordings in a YAML file, as recipes/data/facts.yaml: what people tell an assistant.
     """
-    with _commands() as commands:
+    with commands_of("data_commands") as commands:
         columns = commands.Columns(query, document, title, answer, negative)
         settings = commands.TextSettings(
             tuple(task or ("cloze", "title")),
@@ -91,7 +80,7 @@ def mix(
     as_json: JsonOption = False,
 ) -> None:
     """Mix sources: cleaned, without evaluation questions, a hold-out taken from each, capped, shuffled."""
-    with _commands() as commands:
+    with commands_of("data_commands") as commands:
         code = commands.mix(mixture, out, root, against or [], model, as_json)
     raise typer.Exit(code)
 
@@ -111,7 +100,7 @@ def clean(
     as_json: JsonOption = False,
 ) -> None:
     """Drop duplicates, leaks, what is too long or in another language, and answers that no positive holds."""
-    with _commands() as commands:
+    with commands_of("data_commands") as commands:
         settings = commands.CleanSettings(max_question, max_passage, min_latin, abstractive=tuple(abstractive or ()))
         code = commands.clean(files, out, settings, against or [], model, as_json)
     raise typer.Exit(code)
@@ -122,7 +111,7 @@ def stats(
     files: FilesArgument, against: AgainstOption = None, model: ModelOption = None, as_json: JsonOption = False
 ) -> None:
     """Describe questions by source. With --against: exit code 1 if a question stands in an evaluation set."""
-    with _commands() as commands:
+    with commands_of("data_commands") as commands:
         code = commands.stats(files, against or [], model, as_json)
     raise typer.Exit(code)
 
@@ -141,6 +130,6 @@ def mine(
     as_json: JsonOption = False,
 ) -> None:
     """Add hard negatives: passages that BM25 finds for a question and that hold no answer to it."""
-    with _commands() as commands:
+    with commands_of("data_commands") as commands:
         code = commands.mine(files, out, corpus or [], commands.MineSettings(count, depth, max_overlap), as_json)
     raise typer.Exit(code)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from memspan.cli import render
-from memspan.cli.commands import SKIPPED, show
+from memspan.cli.process import SKIPPED
 from memspan.errors import CheckpointError, DataError
 from memspan.text.corpus import Skipped, read_paths
 from memspan.text.questions import Malformed, Question
@@ -62,7 +62,7 @@ def build(
         questions, skipped = read.questions, read.malformed
     write_questions(out, questions)
     _name_skipped(skipped, as_json)
-    show({"questions": len(questions), "from": kind, "skipped": len(skipped), "out": str(out)}, as_json)
+    render.show({"questions": len(questions), "from": kind, "skipped": len(skipped), "out": str(out)}, as_json)
     return SKIPPED if skipped else 0
 
 
@@ -182,7 +182,7 @@ def mine(files: Sequence[Path], out: Path, corpus: Sequence[Path], settings: Min
     write_questions(out, mined.questions)
     _name_skipped(skipped, as_json)
     values = {name: getattr(mined, name) for name in ("added", "answering", "overlapping")}
-    show({"questions": len(mined.questions), "passages": len(passages), **values, "out": str(out)}, as_json)
+    render.show({"questions": len(mined.questions), "passages": len(passages), **values, "out": str(out)}, as_json)
     return SKIPPED if skipped else 0
 
 

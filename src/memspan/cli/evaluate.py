@@ -14,7 +14,7 @@ from memspan.cli.app import (
     DtypeOption,
     JsonOption,
     ModelOption,
-    errors_told,
+    commands_of,
 )
 
 
@@ -49,9 +49,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure: the same questions answered in several ways, with retrieval and answer metrics and their intervals."""
-    with errors_told():
-        from memspan.cli import evaluate_commands as commands
-
+    with commands_of("evaluate_commands") as commands:
         choice = commands.ModelChoice(model, adapter, dtype, device, memory_budget=memory_budget)
         files = tuple(map(str, texts or ()))
         grown = commands.parse_sizes(sizes) if task == commands.SCALE_TASK else None
@@ -75,9 +73,7 @@ def judge(
     as_json: JsonOption = False,
 ) -> None:
     """Let a language model grade a run's answers from 0 to 5. Grades are kept; failed calls are asked again."""
-    with errors_told():
-        from memspan.cli import evaluate_commands as commands
-
+    with commands_of("evaluate_commands") as commands:
         code = commands.grade(run, commands.Endpoint(endpoint, model, key), parallel, as_json)
     raise typer.Exit(code)
 
@@ -88,7 +84,5 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Put runs side by side, in the layout of the paper's tables and figures: Markdown, and plots."""
-    with errors_told():
-        from memspan.cli import evaluate_commands as commands
-
+    with commands_of("evaluate_commands") as commands:
         commands.side_by_side(runs, out, as_json)

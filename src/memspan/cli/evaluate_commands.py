@@ -8,7 +8,8 @@ from pathlib import Path
 
 from memspan.bank.tiers import parse_bytes
 from memspan.cli import render
-from memspan.cli.commands import INTERRUPTED, ModelChoice, refuse_torchrun, stop_flag
+from memspan.cli.choices import ModelChoice
+from memspan.cli.process import INTERRUPTED, refuse_torchrun, stop_flag
 from memspan.eval.dense import SentenceRetriever
 from memspan.eval.judge import JUDGE_TABLE, JUDGED, Endpoint, judge
 from memspan.eval.runner import RESULT, TABLE, RunSettings, run

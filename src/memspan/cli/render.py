@@ -7,16 +7,19 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from memspan.bank.add import AddReport
-from memspan.generate.summarize import Summary
-from memspan.types import Answer, Evidence, LayerRouting, Round
+from memspan.types import AddReport, Answer, Evidence, LayerRouting, Round
+
+if TYPE_CHECKING:
+    from memspan.bank.texts import TextBank
+    from memspan.generate.summarize import Summary
+    from memspan.text.corpus import Skipped
 
 
 class _PlainConsole(Console):
@@ -59,6 +62,11 @@ def fields(values: Mapping[str, Any]) -> None:
         out.print(f"{name:<{width}}  {value}")
 
 
+def show(values: Mapping[str, Any], json_wanted: bool) -> None:
+    """Print names and values, as JSON or a line each."""
+    (as_json if json_wanted else fields)(values)
+
+
 def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """A table on a terminal, tab-separated lines elsewhere."""
     if not out.is_terminal:
@@ -69,6 +77,20 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     for row in rows:
         shown.add_row(*(str(cell) for cell in row))
     out.print(shown)
+
+
+def report(done: AddReport, skipped: Sequence[Skipped], bank: TextBank, json_wanted: bool) -> None:
+    """What an `add`, a `reencode` or an `update` did."""
+    if json_wanted:
+        as_json({**dataclasses.asdict(done), "skipped": skipped, "bank": bank.catalog.counts()})
+        return
+    for found in skipped:
+        err.print(f"skipped {found.source}: {found.reason}")
+    rate = done.tokens / done.seconds if done.seconds else 0.0
+    ended = "stopped" if done.interrupted else "done"
+    counts = f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {len(skipped)} skipped"
+    work = f"{done.documents} documents, {done.tokens:,} tokens in {done.seconds:.1f} s ({rate:,.0f} tokens/s)"
+    out.print(f"{ended}: {counts}\n{work}")
 
 
 def answer_footer(answer: Answer) -> None:
@@ -140,7 +162,11 @@ def evidence_line(place: int, item: Evidence) -> str:
 class AddProgress:
     """Documents, tokens per second and time left: a bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, total_characters: int | None) -> None:
+    def __init__(self, total_characters: Callable[[], float | None]) -> None:
+        """
+        Args:
+            total_characters: asked at every report; None: unknown.
+        """
         self._total = total_characters
         self._bar: Progress | None = None
         self._next_line = _PLAIN_EVERY_TOKENS
@@ -149,7 +175,7 @@ class AddProgress:
         if err.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=err)
-            self._task = self._bar.add_task("reading", total=self._total)
+            self._task = self._bar.add_task("reading", total=None)
             self._bar.start()
         return self
 
@@ -161,16 +187,17 @@ class AddProgress:
         rate = report.tokens / report.seconds if report.seconds else 0.0
         text = f"{report.documents} documents, {rate:,.0f} tokens/s"
         if self._bar:
-            self._bar.update(self._task, completed=report.characters, description=text)
+            self._bar.update(self._task, completed=report.characters, total=self._total(), description=text)
         elif report.tokens >= self._next_line:
             self._next_line = report.tokens + _PLAIN_EVERY_TOKENS
             left = self._seconds_left(report)
             err.print(text + (f", {left:.0f} s left" if left is not None else ""))
 
     def _seconds_left(self, report: AddReport) -> float | None:
-        if not self._total or not report.characters:
+        total = self._total()
+        if not total or not report.characters:
             return None
-        return report.seconds * (self._total - report.characters) / report.characters
+        return report.seconds * (total - report.characters) / report.characters
 
 
 class CountProgress:

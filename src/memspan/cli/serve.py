@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -17,7 +14,7 @@ from memspan.cli.app import (
     JsonOption,
     ModelOption,
     NamespaceOption,
-    errors_told,
+    commands_of,
 )
 
 keys = typer.Typer(help="API keys of the server: who may do what, in which namespaces.", no_args_is_help=True)
@@ -29,14 +26,6 @@ KeysOption = Annotated[
     Path | None,
     typer.Option("--keys", envvar="MEMSPAN_KEYS", help="File of API keys. Default: ~/.config/memspan/keys.json."),
 ]
-
-
-@contextmanager
-def _commands() -> Iterator[ModuleType]:
-    with errors_told():
-        from memspan.cli import serve_commands
-
-        yield serve_commands
 
 
 def serve(
@@ -64,7 +53,7 @@ def serve(
     device: DeviceOption = None,
 ) -> None:
     """Answer over HTTP, as OpenAI's API and with memories of its own (docs/serving.md). Ctrl-C stops."""
-    with _commands() as commands:
+    with commands_of("serve_commands") as commands:
         choice = commands.ModelChoice(model, adapter, dtype, device)
         settings = {
             "host": host,
@@ -95,14 +84,14 @@ def add_key(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and print it: it is shown this once, and only its hash is kept."""
-    with _commands() as commands:
+    with commands_of("keys_commands") as commands:
         commands.add_key(name, scope or ["read"], namespace or [], keys, as_json)
 
 
 @keys.command("list")
 def list_keys(keys: KeysOption = None, as_json: JsonOption = False) -> None:
     """List the keys, without their secrets."""
-    with _commands() as commands:
+    with commands_of("keys_commands") as commands:
         commands.list_keys(keys, as_json)
 
 
@@ -113,7 +102,7 @@ def revoke_key(
     as_json: JsonOption = False,
 ) -> None:
     """Take a key out of use, for running servers too."""
-    with _commands() as commands:
+    with commands_of("keys_commands") as commands:
         commands.revoke_key(key_id, keys, as_json)
 
 
@@ -130,9 +119,7 @@ def mcp(
     device: DeviceOption = None,
 ) -> None:
     """Give agents a memory by the Model Context Protocol: remember, recall, ask, forget, list."""
-    with errors_told():
-        from memspan.cli import mcp_commands
-
+    with commands_of("mcp_commands") as mcp_commands:
         choice = mcp_commands.ModelChoice(model, adapter, dtype, device)
         settings = mcp_commands.ServeSettings(host=host, port=port)
         mcp_commands.mcp(bank, namespace, choice, settings, keys, http)

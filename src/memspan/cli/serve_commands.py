@@ -1,4 +1,4 @@
-"""What `memspan serve` and `memspan keys` do."""
+"""What `memspan serve` does."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from memspan.cli import render
-from memspan.cli.commands import ModelChoice as ModelChoice
-from memspan.cli.commands import show
+from memspan.cli.choices import ModelChoice as ModelChoice
 from memspan.errors import MemspanError
 
 try:
     from memspan.serve.app import check_closed
-    from memspan.serve.keys import Key, KeyFile, default_key_file
+    from memspan.serve.keys import KeyFile, default_key_file
     from memspan.serve.run import make_server, run_server
     from memspan.serve.settings import ServeSettings
 except ImportError as error:
@@ -47,36 +46,3 @@ def served_keys(settings: ServeSettings, key_file: Path | None) -> KeyFile | Non
     if not keys.stored():
         raise MemspanError(f"{key_file} holds no keys; make one with: memspan keys add NAME --keys {key_file}")
     return keys
-
-
-def add_key(name: str, scopes: Sequence[str], namespaces: Sequence[str], key_file: Path | None, as_json: bool) -> None:
-    key, secret = _keys(key_file).add(name, tuple(scopes), tuple(namespaces))
-    show({**_public(key), "key": secret}, as_json)
-
-
-def list_keys(key_file: Path | None, as_json: bool) -> None:
-    found = [_public(key) for key in _keys(key_file).stored()]
-    if as_json:
-        render.as_json(found)
-        return
-    render.table(("id", "name", "scopes", "namespaces", "created"), ((*key.values(),) for key in found))
-
-
-def revoke_key(key_id: str, key_file: Path | None, as_json: bool) -> None:
-    _keys(key_file).revoke(key_id)
-    show({"revoked": key_id}, as_json)
-
-
-def _keys(key_file: Path | None) -> KeyFile:
-    return KeyFile(key_file or default_key_file())
-
-
-def _public(key: Key) -> dict[str, str]:
-    """A key without its digest."""
-    return {
-        "id": key.id,
-        "name": key.name,
-        "scopes": ", ".join(key.scopes),
-        "namespaces": ", ".join(key.namespaces) or "all",
-        "created": key.created,
-    }

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from memspan.cli.app import JsonOption, errors_told
+from memspan.cli.app import JsonOption, commands_of
 
 
 def train(
@@ -21,8 +21,6 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train routers, and what else a recipe names, into an adapter. Ctrl-C saves; --resume goes on exactly there."""
-    with errors_told():
-        from memspan.cli import train_commands
-
+    with commands_of("train_commands") as train_commands:
         code = train_commands.train(recipe, changes or [], out, resume, dry_run, as_json)
     raise typer.Exit(code)

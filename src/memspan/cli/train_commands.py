@@ -13,7 +13,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from memspan.cli import render
-from memspan.cli.commands import INTERRUPTED
+from memspan.cli.process import INTERRUPTED
 from memspan.train.loop import Progress as Said
 from memspan.train.loop import RunResult, Trainer
 from memspan.train.recipe import load_recipe

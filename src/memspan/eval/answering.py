@@ -102,13 +102,6 @@ def answer(
     ]
 
 
-class _TextOnly(RoundState):
-    """Rounds in which the MSA layers attend to no memory: only the texts that were put in are read."""
-
-    def decode(self, contexts, memory, sampling, guides=None, questions=None) -> Decoding:  # type: ignore[no-untyped-def]
-        return super().decode(contexts, None, sampling, guides, questions)  # type: ignore[arg-type]
-
-
 def answer_in_rounds(
     memory: Memory, arm: Arm, questions: Sequence[Question], sampling: Sampling, prompt_tokens: int | None
 ) -> list[tuple[Ranking, Answered]]:
@@ -120,8 +113,15 @@ def answer_in_rounds(
     check_not_empty(memory)
     loaded = memory.loaded
     selector = "generate" if arm.retriever == "generate" else SELECTORS[arm.retriever]
-    plan = Plan(selector, arm.rounds, arm.documents or 0, context_tokens=prompt_tokens)
-    state = RoundState(loaded) if arm.latents else _TextOnly(loaded)
+    plan = Plan(
+        selector,
+        arm.rounds,
+        arm.documents or 0,
+        context_tokens=prompt_tokens,
+        text_only=not arm.latents,
+        route_answer=arm.reroute,
+    )
+    state = RoundState(loaded)
     with memory.bank.snapshot(memory.namespace) as snapshot:
         finder = Finder(loaded, snapshot, EVERYTHING)
         try:

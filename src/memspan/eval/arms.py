@@ -12,6 +12,8 @@
 K is 5 unless named; `@0` puts no text before the question. Options are added to a name, in any order:
 
     +latents -latents   whether the MSA layers attend to memory: `router@5-latents` is plain retrieval by the router
+    +reroute            the whole prompt routes once more for the answer (as in the paper), texts included; else the
+                        answer attends to what the question was routed to
     +rerank +cross      the first documents of the ranking are ranked anew (see `rerank`)
     +adaptive           up to K documents: those scored low beside the best are left out
     +roundsN            up to N looks into the memory, each led by what was found before (2; 4 for generate)
@@ -34,10 +36,11 @@ SELECTORS: dict[Retriever, Selector] = {"bm25": "lexical", "router": "router", "
 """Retrievers that are a selector of the bank."""
 
 _WITH_LATENTS = ("router", "hybrid", "generate")
+_ROUTED = ("router", "hybrid")
 _WITHOUT_RANKING = ("none", "oracle", "context")
 _SPEC = re.compile(rf"(?P<retriever>{'|'.join(get_args(Retriever))})(?:@(?P<k>\d+))?(?P<options>(?:[+-][a-z]+\d*)*)")
 _OPTION = re.compile(r"(?P<sign>[+-])(?P<name>[a-z]+)(?P<count>\d*)")
-_OPTIONS = ("adaptive", "rerank", "cross", "rounds", "latents")
+_OPTIONS = ("adaptive", "rerank", "cross", "rounds", "latents", "reroute")
 _DEFAULT_DOCUMENTS = 5
 _DEFAULT_ROUNDS = 2
 
@@ -52,6 +55,7 @@ class Arm:
         rounds: looks into the memory, at most.
         rerank: who ranks the first documents anew.
         adaptive: whether documents that are scored low are left out.
+        reroute: whether the prompt routes for the answer.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Arm:
     rounds: int = 1
     rerank: Rerank = ""
     adaptive: bool = False
+    reroute: bool = False
 
     @property
     def ranks(self) -> bool:
@@ -84,7 +89,7 @@ def parse_arm(text: str) -> Arm:
     if match is None or not options.keys() <= set(_OPTIONS):
         raise EvaluationError(
             f"no arm {text!r}; write one of {', '.join(get_args(Retriever))}, with @K documents, and of the options "
-            f"+latents, -latents, +rerank, +cross, +adaptive, +roundsN"
+            f"+latents, -latents, +reroute, +rerank, +cross, +adaptive, +roundsN"
         )
     retriever: Retriever = match["retriever"]  # type: ignore[assignment]
     ranks = retriever not in _WITHOUT_RANKING
@@ -101,6 +106,8 @@ def parse_arm(text: str) -> Arm:
         rounds=_rounds(retriever, options),
         rerank=next((name for name in get_args(Rerank) if name and name in options), ""),
         adaptive="adaptive" in options,
+        # What routed no question has nothing else to attend to, and the model that names documents routes all it reads.
+        reroute=latents and ("reroute" in options or retriever not in _ROUTED),
     )
     if reason := _contradiction(arm, options):
         raise EvaluationError(f"there is no arm {text!r}: {reason}")
@@ -127,11 +134,13 @@ def _rounds(retriever: Retriever, options: dict[str, str]) -> int:
 
 def _contradiction(arm: Arm, options: dict[str, str]) -> str:
     """Why an arm cannot be; empty where it can."""
+    if "reroute" in options and not arm.latents:
+        return "without latents nothing routes; leave out +reroute"
     if not arm.ranks and options.keys() - {"latents"}:
         return f"{arm.retriever} ranks no documents, so it has no option but latents"
     if arm.documents == 0 and not arm.latents:
         return "it is the arm none under another name; give it documents or +latents"
-    if arm.documents == 0 and options.keys() - {"latents"}:
+    if arm.documents == 0 and options.keys() - {"latents", "reroute"}:
         return "without documents there is nothing to choose; leave out the options"
     if arm.rerank and "cross" in options and "rerank" in options:
         return "name one reranker"

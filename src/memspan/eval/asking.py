@@ -21,7 +21,9 @@ from memspan.generate.finder import Finder
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.memory_api import LayerMemory
+from memspan.routing.local import Recalled
 from memspan.text.questions import Question
+from memspan.types import LayerRouting
 
 _WINDOW = 4
 """Batches whose prompts are made together, so that those of like length are answered together."""
@@ -127,7 +129,8 @@ class Asking:
         for namespace, group in groups:
             group.sort(key=lambda one: len(prompts[one.id].context.ids), reverse=True)
             for batch in _batches(group, self._budget.batch):
-                answers = self._answer([prompts[one.id] for one in batch], namespace)
+                routed = [rankings[one.id].routed for one in batch]
+                answers = self._answer([prompts[one.id] for one in batch], namespace, None if arm.reroute else routed)
                 yield [score(one, arm, rankings[one.id], found) for one, found in zip(batch, answers, strict=True)]
 
     def _rankings(self, arm: Arm, namespace: str, questions: Sequence[Question]) -> dict[str, Ranking]:
@@ -138,18 +141,27 @@ class Asking:
             found = self._ranker.rank(memory, arm, questions)
         return {question.id: ranking for question, ranking in zip(questions, found, strict=True)}
 
-    def _answer(self, prompts: Sequence[Prompt], namespace: str | None) -> list[Answered]:
-        with self._layers(namespace) as layers:
+    def _answer(
+        self, prompts: Sequence[Prompt], namespace: str | None, routed: Sequence[Sequence[LayerRouting]] | None
+    ) -> list[Answered]:
+        with self._layers(namespace, routed) as layers:
             return answering.answer(self._memory.loaded, prompts, layers, self._budget.sampling)
 
     @contextmanager
-    def _layers(self, namespace: str | None) -> Iterator[LayerMemory | None]:
-        """What the MSA layers attend to in a namespace; nothing without one."""
+    def _layers(
+        self, namespace: str | None, routed: Sequence[Sequence[LayerRouting]] | None
+    ) -> Iterator[LayerMemory | None]:
+        """What the MSA layers attend to in a namespace; nothing without one.
+
+        Args:
+            routed: what the questions were routed to; None: their prompts route.
+        """
         if namespace is None:
             yield None
             return
         with self._memory.bank.snapshot(namespace) as snapshot:
-            yield Finder(self._memory.loaded, snapshot, EVERYTHING).layer_memory()
+            memory = Finder(self._memory.loaded, snapshot, EVERYTHING).memory
+            yield memory if routed is None else Recalled(memory, routed)
 
 
 def _by_namespace(questions: Sequence[Question]) -> list[tuple[str, list[Question]]]:

@@ -24,8 +24,9 @@ from typing import Any
 
 from memspan.errors import EvaluationError
 from memspan.eval import metrics
-from memspan.eval.runfiles import append_lines, read_lines, read_result, write_atomically
+from memspan.eval.runfiles import append_lines, read_lines, read_result
 from memspan.eval.scoring import Row, as_json
+from memspan.files import write_text
 
 JUDGED, JUDGE_LOG, JUDGE_TABLE = "judge.json", "judge.jsonl", "judge.md"
 BEST = 5
@@ -210,10 +211,10 @@ def _write(
         "arms": arms,
         "rows": [{"arm": row.arm, "id": row.id, "score": grade} for row, grade in zip(rows, grades, strict=True)],
     }
-    write_atomically(folder / JUDGED, json.dumps(judged, ensure_ascii=False, indent=1))
+    write_text(folder / JUDGED, json.dumps(judged, ensure_ascii=False, indent=1))
     lines = [f"Graded 0 to {BEST} by {endpoint.model}.", "", "| arm | mean grade | unscored |", "| --- | --- | --- |"]
     for name, arm in arms.items():
         score = arm["score"]
         shown = f"{score['mean']:.2f} ({score['low']:.2f}–{score['high']:.2f})" if score else "–"
         lines.append(f"| `{name}` | {shown} | {arm['unscored']} |")
-    write_atomically(folder / JUDGE_TABLE, "\n".join(lines) + "\n")
+    write_text(folder / JUDGE_TABLE, "\n".join(lines) + "\n")

@@ -3,7 +3,7 @@
 Banks of made-up latents at the model's own shapes stand for documents (`memspan.bank.synthetic`), so that a size can be
 measured before there is a corpus of it. A question goes the way of `Memory.ask` with the selector "router": a snapshot
 of the bank, a prefill of the question that routes through every MSA layer, the ranking, then the prefill of the
-context to answer in, which routes once more, then decoding. Only the text that is put in is always the same.
+context to answer in, then decoding. Only the text that is put in is always the same.
 
 Not covered: full-text search (made-up documents have no words; `benchmarks/bank.py` measures it); content that must
 come from a slow disk (made-up content is holes in files); what decoded tokens say.
@@ -26,8 +26,8 @@ from memspan.bank.manifest import Manifest
 from memspan.bank.scope import EVERYTHING
 from memspan.bank.synthetic import disk_bytes, made_up, open_or_write_synthetic, write_synthetic
 from memspan.errors import EvaluationError
+from memspan.eval.machine import machine
 from memspan.eval.plots import Spread, draw_curves
-from memspan.eval.runner import machine
 from memspan.generate.context import room_for
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import Asked, Interleave, Plan
@@ -36,10 +36,10 @@ from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.ops.pooling import num_chunks
 from memspan.text.template import Context, Passage
-from memspan.types import Answer, Done, Event, Round, RoundDone, RoundStarted, TextWritten
+from memspan.types import Answer, Done, Event, LayerRouting, Round, RoundDone, RoundStarted, TextWritten
 
 # The size that the largest one is compared with, and how much longer its first token may take.
-BASE_TOKENS, MOST_RATIO = 10**6, 3.0
+BASE_TOKENS, MOST_RATIO = 10**6, 2.0
 STAGES = ("select", "prefill", "routing", "fetch")
 _QUESTION = "Tell me a long story about beekeeper number {number} and her dog."
 _SENTENCE = "Note {number}: the beekeeper of house {number} feeds her dog at dawn and counts {number} hives by noon. "
@@ -56,14 +56,16 @@ class LatencySettings:
     Attributes:
         sizes: tokens of memory, growing.
         questions: asked of every size, after one that is not counted.
-        injected_tokens: of the text that is put in; it routes, as found documents do.
+        injected_tokens: of the text that is put in.
         new_tokens: decoded behind the first, at most.
+        route_answer: the context to answer in routes too, its text included.
     """
 
     sizes: tuple[int, ...]
     questions: int = 5
     injected_tokens: int = 256
     new_tokens: int = 32
+    route_answer: bool = False
 
     def __post_init__(self) -> None:
         """
@@ -110,6 +112,9 @@ class FixedReading:
     def context(self, asked: Asked) -> Context:
         return self._loaded.template.context(asked.question, self._passages)
 
+    def routed(self, asked: Asked) -> Sequence[LayerRouting] | None:
+        return None if self._plan.route_answer else asked.rounds[-1].routed
+
 
 class Latency:
     """Asks banks of made-up latents."""
@@ -131,7 +136,7 @@ class Latency:
 
     def ask(self, bank: MemoryBank, number: int) -> Waited:
         """Ask one question; those of different numbers differ in their words."""
-        loaded, plan = self._loaded, Plan("router", 1, 0)
+        loaded, plan = self._loaded, Plan("router", 1, 0, route_answer=self._settings.route_answer)
         started, started_cpu = time.perf_counter(), time.process_time()
         first: tuple[float, float] | None = None
         answer: Answer | None = None

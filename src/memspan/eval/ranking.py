@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from memspan.bank.catalog import StoredDocument
@@ -32,11 +32,13 @@ class Ranking:
     Attributes:
         layers: per MSA layer, external ids of the question's evidence that the layer routed to; empty where nothing
             was routed.
+        routed: what every MSA layer routed the question to.
     """
 
     documents: tuple[Evidence, ...]
     seconds: float
     layers: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    routed: tuple[LayerRouting, ...] = ()
 
 
 class DenseRetriever(Protocol):
@@ -107,7 +109,7 @@ class Ranker:
             documents = [tuple(finder.evidence(one.selected[:depth])) for one in ranked]
         seconds = (time.perf_counter() - started) / len(questions)
         return [
-            Ranking(items, seconds, layers_found(memory, question, one.routed))
+            Ranking(items, seconds, layers_found(memory, question, one.routed), one.routed)
             for question, items, one in zip(questions, documents, ranked, strict=True)
         ]
 
@@ -116,18 +118,15 @@ class Ranker:
             raise EvaluationError(f"the arm {arm.name} needs a reranker; name one: --cross-encoder MODEL")
         started = time.perf_counter()
         reranker, documents = self._rerankers[arm.rerank], ranking.documents[: self._rerank_depth]
-        return Ranking(
-            tuple(reranked(reranker, question.question, documents)),
-            ranking.seconds + time.perf_counter() - started,
-            ranking.layers,
-        )
+        documents = tuple(reranked(reranker, question.question, documents))
+        return replace(ranking, documents=documents, seconds=ranking.seconds + time.perf_counter() - started)
 
 
 def _adaptive(ranking: Ranking, at_most: int) -> Ranking:
     """The ranking without what `memspan ask` would not read either: documents scored low beside the best one."""
     scored = [Selected(item.document_id, item.score, item.layers) for item in ranking.documents]
     kept = len(keep_adaptively(scored, at_most, MIN_SHARE))
-    return Ranking(ranking.documents[:kept], ranking.seconds, ranking.layers)
+    return replace(ranking, documents=ranking.documents[:kept])
 
 
 def _oracle(memory: Memory, question: Question) -> Ranking:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memspan.errors import EvaluationError
+from memspan.files import sync_file, write_text
 
 CONFIG, RESULT, TABLE = "config.json", "result.json", "table.md"
 ENCODING, ROWS, ASKED = "encoding.jsonl", "rows.jsonl", "asked.jsonl"
@@ -30,7 +31,7 @@ def keep_config(out: Path, config: dict[str, Any]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EvaluationError(f"{out} exists and is not a run of this command; name another folder")
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(config, indent=1))
+    write_text(path, json.dumps(config, indent=1))
 
 
 def _differences(first: Any, second: Any, where: str = "") -> Iterator[str]:
@@ -42,22 +43,12 @@ def _differences(first: Any, second: Any, where: str = "") -> Iterator[str]:
         yield where
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is there completely or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def append_lines(path: Path, values: Sequence[Any]) -> None:
     """Add JSON values to a log, a line each; they are on the disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", newline="") as file:
         file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
         file.flush()
-        os.fsync(file.fileno())
+        sync_file(file.fileno())
 
 
 def read_lines(path: Path) -> list[Any]:

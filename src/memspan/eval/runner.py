@@ -14,17 +14,12 @@ Writes into its folder:
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
@@ -32,6 +27,7 @@ from memspan.errors import EvaluationError
 from memspan.eval import report
 from memspan.eval.arms import Arm, parse_arm
 from memspan.eval.asking import Asking, Budget, ShouldStop, Tell
+from memspan.eval.machine import machine
 from memspan.eval.ranking import RERANK_DEPTH, DenseRetriever, Ranker
 from memspan.eval.rerank import BackboneReranker, CrossEncoderReranker, Reranker
 from memspan.eval.runfiles import (
@@ -42,10 +38,10 @@ from memspan.eval.runfiles import (
     append_lines,
     keep_config,
     read_lines,
-    write_atomically,
 )
 from memspan.eval.scoring import as_json, compare, main_score, summarise
 from memspan.eval.tasks import MemoryPlan, Task, TaskSettings, build_task
+from memspan.files import write_text
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
@@ -192,25 +188,6 @@ def config_of(loaded: LoadedModel, settings: RunSettings) -> dict[str, Any]:
     }
 
 
-def machine(loaded: LoadedModel) -> dict[str, Any]:
-    """Where a run was made."""
-    return {
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(loaded.model.device),
-        **{name: _version(name) for name in ("memspan", "torch", "transformers")},
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "run from its source, not installed"
-
-
 # Encoding -------------------------------------------------------------------------------------------------------------
 
 
@@ -280,7 +257,7 @@ def write_results(
         "differences": {"from": first, "of": name, "arms": as_json(differences)},
         "rows": as_json(rows),
     }
-    write_atomically(out / RESULT, json.dumps(result, ensure_ascii=False, indent=1))
-    write_atomically(out / TABLE, report.markdown(result, summaries, differences))
+    write_text(out / RESULT, json.dumps(result, ensure_ascii=False, indent=1))
+    write_text(out / TABLE, report.markdown(result, summaries, differences))
     report.plot(out / "plot.png", summaries, name)
     return result

@@ -24,15 +24,15 @@ from memspan.bank.estimate import estimate
 from memspan.errors import EvaluationError
 from memspan.eval import metrics, report
 from memspan.eval.asking import Asking, ShouldStop, Tell
+from memspan.eval.machine import machine
 from memspan.eval.ranking import DenseRetriever
-from memspan.eval.runfiles import ENCODING, TABLE, append_lines, keep_config, read_lines, write_atomically
+from memspan.eval.runfiles import ENCODING, TABLE, append_lines, keep_config, read_lines
 from memspan.eval.runner import (
     BANK,
     Outcome,
     RunSettings,
     config_of,
     encode,
-    machine,
     open_memory,
     ranker_of,
     write_results,
@@ -40,6 +40,7 @@ from memspan.eval.runner import (
 from memspan.eval.scoring import as_json
 from memspan.eval.sets import each_once
 from memspan.eval.tasks import MemoryPlan, question_set, texts_of
+from memspan.files import write_text
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
 from memspan.text.questions import QuestionSet
@@ -224,6 +225,6 @@ def _write_curve(
             }
             curve.setdefault(arm, []).append(point)
     scale = {"config": config, "main_score": score, "curve": curve}
-    write_atomically(out / SCALE, json.dumps(scale, ensure_ascii=False, indent=1))
-    write_atomically(out / TABLE, report.curve_markdown(scale))
+    write_text(out / SCALE, json.dumps(scale, ensure_ascii=False, indent=1))
+    write_text(out / TABLE, report.curve_markdown(scale))
     report.plot_curves(out / "plot.png", {arm: points for arm, points in curve.items()}, score)

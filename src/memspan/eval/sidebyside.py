@@ -20,10 +20,11 @@ from memspan.eval.judge import JUDGED
 from memspan.eval.metrics import Interval
 from memspan.eval.niah import NIAH_TASKS
 from memspan.eval.report import line, plot_curves, share, size_name
-from memspan.eval.runfiles import read_result, write_atomically
+from memspan.eval.runfiles import read_result
 from memspan.eval.scale import SCALE
 from memspan.eval.scoring import as_json
 from memspan.eval.tasks import DEFAULT_NEEDLE_TOKENS
+from memspan.files import write_text
 
 REPORT, FIGURE_1, FIGURE_4 = "report.md", "figure1.png", "figure4.png"
 _MSA = ("router", "hybrid", "generate")
@@ -109,7 +110,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
         *_scale(scales, out),
         *_needles(needles, out),
     ]
-    write_atomically(out / REPORT, "\n".join(parts) + "\n")
+    write_text(out / REPORT, "\n".join(parts) + "\n")
     return out / REPORT
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from transformers import DynamicCache
@@ -12,6 +13,7 @@ from transformers import DynamicCache
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.generate.decode import check_fits, prefill
+from memspan.generate.lexical import SEARCH_DEPTH, evidence_of
 from memspan.model.convert import LoadedModel
 from memspan.routing.local import LocalMemory, SourceMemory
 from memspan.routing.ranking import Ranked, rank_documents
@@ -23,10 +25,10 @@ from memspan.text.template import Context, Passage, encoded_text, shown_passage
 from memspan.text.terms import query_terms
 from memspan.types import Evidence, LayerRouting, Retrieved, Turn
 
-_SEARCH_DEPTH = 64
 _TURNS_SEARCHED = 2
 _WORD = re.compile(r"(?<!\w)[^\W\d_][\w'’-]*")
 _OPENS_SENTENCE = ".!?:\n"
+_BEFORE_WORD = " \t\"'“(*_#-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,9 @@ class Finder:
         """What other ranks sent to this process so far; 0 where it is the only one."""
         return 0 if self._ranks is None else self._ranks.received_bytes
 
-    def layer_memory(self) -> SourceMemory:
-        """What the MSA layers route over."""
+    @cached_property
+    def memory(self) -> SourceMemory:
+        """What the MSA layers route over; made when something routes."""
         config, device = self._loaded.model.config, self._loaded.model.device
         selectable_N = self._snapshot.selectable_mask(self._scope)
         if self._ranks is not None:
@@ -73,7 +76,7 @@ class Finder:
 
     def rank(self, selector: Selector, looks: Sequence[Look], depth: int) -> list[Found]:
         """Rank documents for every look, by full-text search at least `depth` (where so many match)."""
-        depth = max(depth, _SEARCH_DEPTH)
+        depth = max(depth, SEARCH_DEPTH)
         routed: list[tuple[list[Ranked], tuple[LayerRouting, ...]]] = [([], ()) for _ in looks]
         lexical: list[list[tuple[int, float]]] = [[] for _ in looks]
         if selector != "lexical":
@@ -91,7 +94,7 @@ class Finder:
         """Route contexts, and rank what the MSA layers considered."""
         for context in contexts:
             check_fits(self._loaded, len(context.ids), 0)
-        model, memory = self._loaded.model, self.layer_memory()
+        model, memory = self._loaded.model, self.memory
         packed = pack_contexts(contexts, model.config.offset).to(model.device)
         retrieved: dict[int, Retrieved] = {}
         prefill(model, packed, memory, retrieved, DynamicCache(config=model.config.text_config))
@@ -110,34 +113,17 @@ class Finder:
 
     def in_scope(self, document_ids: Sequence[int]) -> list[int]:
         """Those of the ids that are of live documents in the scope, in order."""
-        shards = self._snapshot.shards
-        if not (shards and document_ids):
-            return []
-        wanted = torch.tensor(sorted(document_ids))
-        masks = [shard.contains_mask(wanted) for shard in shards]
-        ids_N = torch.cat([shard.ids_N for shard in shards])
-        there = set(ids_N[torch.cat(masks) & self._snapshot.selectable_mask(self._scope)].tolist())
+        shards, wanted_K = self._snapshot.shards, torch.tensor(document_ids, dtype=torch.int64)
+        masks = self._snapshot.selectable_mask(self._scope).split([len(shard.ids_N) for shard in shards])
+        there: set[int] = set()
+        for shard, mask_N in zip(shards, masks, strict=True):
+            found_K, places_K = shard.find(wanted_K)
+            there.update(wanted_K[found_K[mask_N[places_K]]].tolist())
         return [document_id for document_id in document_ids if document_id in there]
 
     def evidence(self, selected: Sequence[Selected]) -> list[Evidence]:
         """The stored documents that were chosen, in order."""
-        stored = self._snapshot.documents([found.document_id for found in selected])
-        by_id = {document.id: document for document in stored}
-        return [
-            Evidence(
-                document_id=document.id,
-                external_id=document.external_id,
-                title=document.title,
-                text=document.text,
-                span=document.span,
-                score=found.score,
-                layers=found.layers,
-                metadata=document.metadata,
-                date=document.date,
-            )
-            for found in selected
-            if (document := by_id.get(found.document_id)) is not None
-        ]
+        return evidence_of(selected, self._snapshot.documents([found.document_id for found in selected]))
 
 
 def routing_of(retrieved: Mapping[int, Retrieved], row: int) -> tuple[LayerRouting, ...]:
@@ -148,7 +134,9 @@ def routing_of(retrieved: Mapping[int, Retrieved], row: int) -> tuple[LayerRouti
 
 
 def with_layers(items: Iterable[Evidence], routed: Sequence[LayerRouting]) -> tuple[Evidence, ...]:
-    """Evidence with the number of MSA layers that attended to its document while answering."""
+    """Evidence with the number of MSA layers that attended to its document while answering; if none did, as it was."""
+    if not routed:
+        return tuple(items)
     return tuple(replace(x, layers=sum(x.document_id in layer.document_ids for layer in routed)) for x in items)
 
 
@@ -183,9 +171,11 @@ def _with_names(question: str, texts: Iterable[str]) -> str:
 
 def names_in(text: str) -> list[str]:
     """The capitalised words inside sentences, each once. A word that opens a sentence says nothing by its capital."""
-    names = []
+    names, end = [], 0
     for word in _WORD.finditer(text):
-        before = text[: word.start()].rstrip(" \t\"'“(*_#-")
+        # The word before counts from its last letter: marks at its end may stand there as well.
+        before = text[end : word.start()].rstrip(_BEFORE_WORD)
         if word[0][0].isupper() and before and before[-1] not in _OPENS_SENTENCE:
             names.append(word[0])
+        end = word.start() + len(word[0].rstrip(_BEFORE_WORD)) - 1
     return list(dict.fromkeys(names))

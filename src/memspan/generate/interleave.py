@@ -21,10 +21,12 @@ from memspan.generate.finder import Finder, Found, Look, first_query, next_query
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
+from memspan.model.memory_api import LayerMemory
+from memspan.routing.local import Recalled
 from memspan.routing.selector import Selector, keep_adaptively
 from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
 from memspan.text.template import Context
-from memspan.types import Answer, Done, Event, Evidence, Round, RoundDone, RoundStarted, TextWritten, Turn
+from memspan.types import Answer, Done, Event, Evidence, LayerRouting, Round, RoundDone, RoundStarted, TextWritten, Turn
 
 # Documents scored below this share of the best one's score are left out.
 MIN_SHARE = 0.5
@@ -47,6 +49,10 @@ class Plan:
             the "newest" (as in the released code).
         constrain_ids: the model can name only what was routed to; False: whatever it writes is parsed.
         context_tokens: of a whole context, at most; None: what the model has room for.
+        text_only: the answer is written from the texts alone; latents only help to find them, if at all.
+        route_answer: the whole context routes once more for the answer, texts included (as in the paper; always so with
+            "generate"). False: the answer attends to what the last look-up was routed to, and after a look-up that
+            routes nothing (`lexical`) to no latents.
     """
 
     selector: Selector | Literal["generate"]
@@ -57,6 +63,8 @@ class Plan:
     route_tokens: RouteTokens = "all"
     constrain_ids: bool = True
     context_tokens: int | None = None
+    text_only: bool = False
+    route_answer: bool = False
 
     def __post_init__(self) -> None:
         leasts = {"rounds": 1, "documents": 0, "documents_per_round": 1, "injected_tokens": 0, "context_tokens": 1}
@@ -66,6 +74,12 @@ class Plan:
                 raise MemspanError(f"{name} must be at least {least}, not {value}")
         if self.route_tokens not in ROUTE_TOKENS:
             raise MemspanError(f"route_tokens must be one of {', '.join(ROUTE_TOKENS)}, not {self.route_tokens!r}")
+        if self.text_only and (self.route_answer or self.selector == "generate"):
+            what = "the selector generate" if self.selector == "generate" else "route_answer"
+            raise MemspanError(f"text_only leaves the latents out, which {what} reads; leave one of them out")
+        if not self.documents and (self.text_only or (self.selector == "lexical" and not self.route_answer)):
+            what = "text_only" if self.text_only else "the selector lexical, which routes nothing,"
+            raise MemspanError(f"without documents {what} leaves nothing to answer from; allow at least one document")
 
     @property
     def per_round(self) -> int:
@@ -115,6 +129,10 @@ class Reading(Protocol):
         """The context to answer in."""
         ...
 
+    def routed(self, asked: Asked) -> Sequence[LayerRouting] | None:
+        """What the answer attends to, of every question alike; empty: to no latents. None: its context routes."""
+        ...
+
 
 class SearchedReading:
     """Documents found by search, put before the question: the oldest first, so that of two that disagree the later is
@@ -140,6 +158,11 @@ class SearchedReading:
 
     def context(self, asked: Asked) -> Context:
         return self._contexts.get(id(asked)) or self._first_context(asked)
+
+    def routed(self, asked: Asked) -> Sequence[LayerRouting] | None:
+        if self._plan.route_answer:
+            return None
+        return () if self._plan.text_only else asked.rounds[-1].routed
 
     def _first_context(self, asked: Asked) -> Context:
         return self._loaded.template.context(asked.question, history=asked.history)
@@ -200,8 +223,8 @@ class Interleave:
                 break
         contexts = [self._reading.context(one) for one in asked]
         selected_at = time.perf_counter()
-        memory, keys = self._finder.layer_memory(), [id(one) for one in asked]
-        decoding = self._state.decode(contexts, memory, self._sampling, questions=keys)
+        keys = [id(one) for one in asked]
+        decoding = self._state.decode(contexts, self._memory(asked), self._sampling, questions=keys)
         prefilled_at, shown = selected_at, [0] * len(asked)
         for step, _ in enumerate(self._state.run(decoding)):
             if step == 0:
@@ -220,6 +243,13 @@ class Interleave:
         for place, one in enumerate(asked):
             answer = self._answer(one, contexts[place], decoding, place, timings)
             yield place, Done(replace(answer, received_bytes=received))
+
+    def _memory(self, asked: Sequence[Asked]) -> LayerMemory | None:
+        """What the answers attend to."""
+        routed = [found for one in asked if (found := self._reading.routed(one)) is not None]
+        if len(routed) < len(asked):
+            return self._finder.memory
+        return Recalled(self._finder.memory, routed) if any(routed) else None
 
     def _answer(self, one: Asked, context: Context, decoding: Decoding, place: int, timings: dict) -> Answer:
         row, routed = decoding.rows[place], routing_of(decoding.retrieved, place)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from memspan.bank.add import AddReport, add_documents
-from memspan.bank.bank import MemoryBank, check_namespace
+from memspan.bank.add import add_documents
+from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.encode import manifest_of
+from memspan.bank.encode import check_model, manifest_of
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
+from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
-from memspan.errors import BankMismatch, EmptyBank, UnknownDocument
+from memspan.errors import BankMismatch, EmptyBank
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import Interleave, SearchedReading
+from memspan.generate.lexical import check_limit, nothing_stored
 from memspan.generate.named import NamedReading
 from memspan.generate.request import AskOptions, Request, turn_document
 from memspan.generate.state import RoundState
@@ -27,7 +30,9 @@ from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
 from memspan.routing.ranks import Ranks
 from memspan.routing.selector import check_selector, default_selector
-from memspan.types import JSON, Answer, Document, Done, Event, Evidence, TextWritten
+from memspan.types import JSON, AddReport, Answer, Document, Done, Event, Evidence, TextWritten
+
+_log = logging.getLogger(__name__)
 
 
 class Memory:
@@ -58,14 +63,20 @@ class Memory:
         """
         check_namespace(namespace)
         self.ranks = ranks
-        self._manifest = manifest_of(loaded)
         try:
-            bank.manifest.check_same(self._manifest)
+            self._manifest = check_model(bank.manifest, loaded)
         except BankMismatch:
             bank.close()
             raise
+        if self._manifest.encoder_fingerprint != loaded.model.encoder_fingerprint():
+            _log.warning(
+                "%s names its model by the fingerprint of a former version, so all weights are hashed to open it; "
+                "renew it, which encodes nothing: memspan reencode %s (with the same --model and --adapter)",
+                *(bank.folder, bank.folder),
+            )
         if ranks is not None:
-            ranks.check_equal("their models", [loaded.model.encoder_fingerprint()])
+            # They decode together: a dtype keeps a bank valid, and may change what is written.
+            ranks.check_equal("their models", [self._manifest.encoder_fingerprint, str(loaded.model.dtype)])
         self.bank, self.loaded, self.namespace = bank, loaded, namespace
         self._owns_bank = True
         self._pinned = bank.snapshot(namespace) if snapshot else None
@@ -169,10 +180,7 @@ class Memory:
         Raises:
             UnknownDocument: there is none.
         """
-        stored = self.bank.catalog.source(self.namespace, self.bank.resolve(id, self.namespace))
-        if stored is None:
-            raise UnknownDocument(f"document {id!r} was deleted just now")
-        return stored.document
+        return self.bank.get(id, self.namespace)
 
     def update(
         self,
@@ -271,9 +279,8 @@ class Memory:
     ) -> list[Evidence]:
         """The documents a selector finds for a question, best first, without generating anything."""
         chosen = check_selector(selector or self.default_selector)
-        request = self._request(
-            [question], {"selector": chosen, "max_documents": limit, "where": where, "as_of": as_of}
-        )
+        check_limit(limit)
+        request = self._request([question], {"selector": chosen, "where": where, "as_of": as_of})
         with self._snapshot() as snapshot:
             self._check_not_empty(snapshot)
             if not snapshot.selectable_mask(request.scope).any():
@@ -341,12 +348,10 @@ class Memory:
             yield self._pinned
             return
         with self.bank.snapshot(self.namespace) as snapshot:
-            snapshot.manifest.check_same(self._manifest)
+            if snapshot.manifest != self._manifest:
+                self._manifest = check_model(snapshot.manifest, self.loaded)
             yield snapshot
 
     def _check_not_empty(self, snapshot: Snapshot) -> None:
         if not snapshot.num_documents:
-            folder, name = self.bank.folder, self.namespace
-            where = str(folder) if name == DEFAULT_NAMESPACE else f"namespace {name!r} of {folder}"
-            option = "" if name == DEFAULT_NAMESPACE else f" --namespace {name}"
-            raise EmptyBank(f"{where} holds no documents; add some with: memspan add {folder} FILES...{option}")
+            raise nothing_stored(self.bank.folder, self.namespace)

@@ -53,7 +53,7 @@ class NamedReading:
             yield one, RoundStarted(number, one.question)
         started = time.perf_counter()
         contexts = [self._transcripts[id(one)].context(self._plan.route_tokens) for one in asked]
-        memory = self._finder.layer_memory()
+        memory = self._finder.memory
         guides = [self._guide(one, row, lambda: decoding) for row, one in enumerate(asked)]
         decoding = self._state.decode(contexts, memory, self._sampling, guides, [id(one) for one in asked])
         seconds: dict[str, float] = {}
@@ -65,6 +65,10 @@ class NamedReading:
             routed = routing_of(decoding.retrieved, row)
             done = Round(number, "generate", one.question, routed, timings=seconds)
             yield one, RoundDone(self._read(one, decoding.rows[row], done, self._scores(memory, row)))
+
+    def routed(self, asked: Asked) -> None:
+        """The context to answer in routes anew: the model has named documents by what its own words routed to."""
+        return None
 
     def context(self, asked: Asked) -> Context:
         self._start(asked)

@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from typing import Any, TypedDict
 
 from memspan.bank.scope import Scope
-from memspan.errors import QuestionError
 from memspan.generate.context import fitted_history, room_for
 from memspan.generate.decode import check_fits
 from memspan.generate.interleave import Plan
+from memspan.generate.lexical import check_limit, check_questions
 from memspan.generate.sampling import GREEDY, Sampling
 from memspan.model.convert import LoadedModel
 from memspan.routing.selector import check_selector
 from memspan.text.rounds import RoundProtocol, RouteTokens
-from memspan.types import JSON, Document, Turn, is_unicode, normal_date
+from memspan.types import JSON, Document, Turn, normal_date
 
 MAX_DOCUMENTS = 5
 # Rounds of a model that says itself when it has read enough.
@@ -29,11 +29,12 @@ class AskOptions(TypedDict, total=False):
 
     Keys:
         selector: router, lexical, hybrid, or generate (the model names documents itself; its template needs markers
-            of rounds); default: lexical while the router is untrained, hybrid after.
+            of rounds); default: lexical while the router is untrained, hybrid after; router where max_documents
+            is 0.
         max_documents: documents whose original text is put before the model, at most (fewer where fewer matter, none
             for 0: the model answers from its compressed memory alone).
         rounds: looks into the memory, at most. Default: 1; 4 for generate.
-        documents_per_round, max_injected_tokens, route_tokens, constrain_ids: see `Plan`
+        documents_per_round, max_injected_tokens, route_tokens, constrain_ids, text_only, route_answer: see `Plan`
             (`memspan.generate.interleave`; `max_injected_tokens` is its `injected_tokens`).
         sampling: how to decode.
         where: only documents whose metadata match; see `memspan.bank.scope.Scope.parse`.
@@ -49,6 +50,8 @@ class AskOptions(TypedDict, total=False):
     max_injected_tokens: int | None
     route_tokens: RouteTokens
     constrain_ids: bool
+    text_only: bool
+    route_answer: bool
     sampling: Sampling
     where: Mapping[str, Any] | None
     as_of: str | None
@@ -73,18 +76,14 @@ class Request:
             FilterError: the scope is malformed.
             MemspanError: there is no such selector, or the model's template has no rounds for it.
         """
-        selector = options.get("selector") or default_selector
+        max_documents = options.get("max_documents", MAX_DOCUMENTS)
+        # Words alone find texts, and nothing else: where none is read, latents are.
+        selector = options.get("selector") or (default_selector if max_documents else "router")
         if selector == "generate":
             RoundProtocol(loaded.template)
-        max_documents = options.get("max_documents", MAX_DOCUMENTS)
-        if max_documents < 0:
-            raise QuestionError(f"max_documents must not be negative, not {max_documents}")
-        if not questions or not all(question.strip() for question in questions):
-            raise QuestionError("the question is empty; write one")
+        check_limit(max_documents)
         history = options.get("history", ())
-        said = [text for turn in history for text in (turn.question, turn.answer)]
-        if not all(is_unicode(text) for text in (*questions, *said)):
-            raise QuestionError("the question is not valid Unicode; check the encoding it is read in")
+        check_questions(questions, [text for turn in history for text in (turn.question, turn.answer)])
         rounds = options.get("rounds")
         plan = Plan(
             "generate" if selector == "generate" else check_selector(selector, ["generate"]),
@@ -94,6 +93,8 @@ class Request:
             options.get("max_injected_tokens"),
             options.get("route_tokens", "all"),
             options.get("constrain_ids", True),
+            text_only=options.get("text_only", False),
+            route_answer=options.get("route_answer", False),
         )
         sampling = options.get("sampling", GREEDY)
         scope = Scope.parse(options.get("where"), options.get("as_of"))

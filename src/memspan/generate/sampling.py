@@ -47,7 +47,7 @@ def pick_token(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Gene
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     # In float64 with the best logit at 0, so that no temperature, however small, overflows.
-    logits_V = logits_V.double().cpu()
+    logits_V = logits_V.cpu().double()
     probabilities_V = torch.softmax((logits_V - logits_V.max()) / sampling.temperature, dim=-1).float()
     if sampling.top_p < 1:
         sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)

@@ -59,7 +59,7 @@ class RoundState:
     def decode(
         self,
         contexts: Sequence[Context],
-        memory: LayerMemory,
+        memory: LayerMemory | None,
         sampling: Sampling,
         guides: Sequence[Guide] | None = None,
         questions: Sequence[Hashable] | None = None,

@@ -45,7 +45,17 @@ except ImportError as error:
 
 _ROLES = ((AIMessage, "assistant"), (HumanMessage, "user"), (SystemMessage, "system"))
 # Settings of `ChatMemspan` that are `AskOptions`, and those that are `Sampling`.
-_ASKING = ("selector", "max_documents", "rounds", "documents_per_round", "max_injected_tokens", "where", "as_of")
+_ASKING = (
+    "selector",
+    "max_documents",
+    "rounds",
+    "documents_per_round",
+    "max_injected_tokens",
+    "text_only",
+    "route_answer",
+    "where",
+    "as_of",
+)
 _WRITING = ("max_tokens", "temperature", "top_p", "seed")
 
 
@@ -109,8 +119,8 @@ class ChatMemspan(BaseChatModel):
 
     Attributes:
         memory: of which bank and namespace; `Memory.open`. Not one of a snapshot.
-        selector, max_documents, rounds, documents_per_round, max_injected_tokens, where, as_of: see
-            `memspan.generate.memory.AskOptions`.
+        selector, max_documents, rounds, documents_per_round, max_injected_tokens, text_only, route_answer, where,
+            as_of: see `memspan.generate.memory.AskOptions`.
         max_tokens: of an answer, at most.
         temperature, top_p: of sampling; 0 takes the likeliest tokens.
         seed: of sampling; None: another one for every answer.
@@ -127,6 +137,8 @@ class ChatMemspan(BaseChatModel):
     rounds: int | None = None
     documents_per_round: int | None = None
     max_injected_tokens: int | None = None
+    text_only: bool = False
+    route_answer: bool = False
     where: dict[str, Any] | None = None
     as_of: str | None = None
     max_tokens: int = 256

@@ -1,7 +1,8 @@
 """Adapters: trained weights that belong to one backbone, kept apart from it.
 
 adapter.json          fingerprint of the backbone, the MSA layers, settings it was trained with, what LoRA there is,
-                      whether there is a score bias
+                      whether there is a score bias; the fingerprint of what shapes documents, and a sample of the
+                      weights by which a changed file is noticed (`memspan.model.fingerprint`)
 adapter.safetensors   the weights, by the backbone's own parameter names (routers, and whatever else was trained);
                       LoRA as NAME.lora_a and NAME.lora_b
 """
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from memspan.config import MSAConfig
 from memspan.errors import CheckpointError
-from memspan.model.fingerprint import fingerprint
+from memspan.model.fingerprint import fingerprint, sample
 from memspan.model.lora import SIDES, Side, install, linear_modules, lora_modules, mark_sides, merge_lora
 from memspan.model.modeling import MSAForCausalLM, is_lora, is_router, routed_modules
 from memspan.model.router import SCORE_BIAS
@@ -76,7 +77,8 @@ def save_adapter(
         names, dtype: see `adapter_weights`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(adapter_weights(model, names, dtype), folder / _WEIGHTS)
+    weights = adapter_weights(model, names, dtype)
+    save_file(weights, folder / _WEIGHTS)
     lora = {
         name: {"rank": len(module.lora_a), "scale": module.lora_scale, "sides": module.lora_sides}
         for name, module in lora_modules(model).items()
@@ -87,22 +89,29 @@ def save_adapter(
         "settings": _settings(model.config),
         "score_bias": model.config.score_bias is not None,
         "lora": lora,
+        "document_fingerprint": model.document_fingerprint(weights),
+        "weights_sample": _sample(weights, lora),
     }
-    (folder / _CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+    (folder / _CONFIG).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
-def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
+def apply_adapter(model: MSAForCausalLM, folder: Path, *, verify: bool = False) -> None:
     """Put an adapter's weights into a model, whose router then counts as trained.
 
     LoRA is merged into the weights, in float32, and rounded once; where it is of one side, a layer then has two weights
-    (see `merge_lora`). The encoder fingerprint is computed anew: banks made without the adapter do not fit it any more.
+    (see `merge_lora`). The encoder fingerprint is that of backbone and adapter as they are stored: banks made without
+    the adapter do not fit it any more.
+
+    Args:
+        verify: hash what shapes documents, also where a sample says that it is what was saved.
 
     Raises:
-        CheckpointError: no adapter there, a damaged one, or one that belongs to another backbone or other layers.
+        CheckpointError: no adapter there, a damaged one, or one that belongs to another backbone or other layers; with
+            `verify`, one that is not what was saved.
     """
     weights = read_weights(folder)
     with _readable(folder):
-        values = json.loads((folder / _CONFIG).read_text())
+        values = json.loads((folder / _CONFIG).read_text("utf-8"))
         belongs_to, layers = values["backbone_fingerprint"], tuple(values["msa_layers"])
         settings = dict(values.get("settings", {}))
         score_bias, lora = bool(values.get("score_bias")), _read_lora(values.get("lora", {}))
@@ -125,14 +134,23 @@ def apply_adapter(model: MSAForCausalLM, folder: Path) -> None:
     if score_bias and config.score_bias is None:
         add_score_bias(model)
     _check_weights(model, folder, weights, lora)
+    stored = dict(weights)
     _install(model, weights, lora)
+    # That of an adapter from before it was stored, or of a changed file, is computed.
+    is_same = values.get("weights_sample") == _sample(stored, values.get("lora", {}))
+    document = values.get("document_fingerprint") if is_same else None
+    if document is None or verify:
+        found = model.document_fingerprint(stored)
+        if verify and values.get("document_fingerprint", found) != found:
+            raise CheckpointError(f"the weights in {folder} are not those that were saved; train or fetch them again")
+        document = found
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in weights.items():
             parameters[name].copy_(weight)
     merge_lora(model)
     config.router_trained = True
-    config.encoder_fingerprint = model.encoder_fingerprint()
+    config.backbone_fingerprint, config.document_fingerprint = own, document
 
 
 def take_lora(model: MSAForCausalLM, folder: Path, but: str) -> None:
@@ -146,10 +164,15 @@ def take_lora(model: MSAForCausalLM, folder: Path, but: str) -> None:
     """
     weights = read_weights(folder)
     with _readable(folder):
-        lora = _read_lora(json.loads((folder / _CONFIG).read_text()).get("lora", {}))
+        lora = _read_lora(json.loads((folder / _CONFIG).read_text("utf-8")).get("lora", {}))
     _check_weights(model, folder, weights, lora)
     _install(model, weights, {name: item for name, item in lora.items() if not re.search(but, name)})
     mark_sides(model)
+
+
+def _sample(weights: Mapping[str, torch.Tensor], lora: Mapping[str, Any]) -> str:
+    """By which it is noticed that an adapter's weights, or how its LoRA holds, are not what was saved."""
+    return sample(weights.items(), settings=json.dumps(lora, sort_keys=True))
 
 
 def adapter_layers(folder: Path) -> tuple[int, ...]:
@@ -159,7 +182,7 @@ def adapter_layers(folder: Path) -> tuple[int, ...]:
         CheckpointError: there is no readable adapter.
     """
     with _readable(folder):
-        return tuple(json.loads((folder / _CONFIG).read_text())["msa_layers"])
+        return tuple(json.loads((folder / _CONFIG).read_text("utf-8"))["msa_layers"])
 
 
 def _settings(config: MSAConfig) -> dict[str, Any]:

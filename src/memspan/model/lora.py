@@ -95,8 +95,9 @@ class LoraLinear(nn.Linear):
     @torch.no_grad()
     def merged_weight(self) -> torch.Tensor:
         """The weight with the change in it, rounded once."""
-        change = self.lora_b.float() @ self.lora_a.float() * self.lora_scale
-        return (self.weight.float() + change).to(self.weight.dtype)
+        # In place: new memory for every step takes longer than the arithmetic.
+        merged = self.lora_b.float() @ self.lora_a.float()
+        return merged.mul_(self.lora_scale).add_(self.weight).to(self.weight.dtype)
 
 
 class TwoSidedLinear(nn.Linear):
@@ -198,7 +199,8 @@ def merge_lora(model: MSAForCausalLM) -> int:
 
     A layer with LoRA of one side then has two weights: a forward costs what the backbone's does, and the model takes
     more memory. In float32 the merged model computes the same but for rounding; in bfloat16 every merged weight is
-    rounded once (to 1/256 of itself at most).
+    rounded once (to 1/256 of itself at most). Where the document side changes, the stored fingerprints are not this
+    model's any more, and its config forgets them.
     """
     merged = 0
     modules: dict[str, Any] = {**lora_modules(model)}
@@ -211,6 +213,7 @@ def merge_lora(model: MSAForCausalLM) -> int:
             module.register_buffer("query_weight", asked, persistent=False)
         if "document" in sides:
             module.weight.data.copy_(changed)
+            model.config.backbone_fingerprint = model.config.document_fingerprint = None
         merged += 1
     mark_sides(model)
     return merged

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,10 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixi
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memspan.config import MSAConfig
-from memspan.errors import UnsupportedBackbone
+from memspan.errors import CheckpointError, UnsupportedBackbone
 from memspan.model.attention import ATTENTION_NAME
 from memspan.model.costs import StepCosts
-from memspan.model.fingerprint import fingerprint
+from memspan.model.fingerprint import fingerprint, mapped_weights, sample
 from memspan.model.lower import keep_lower
 from memspan.model.memory_api import AllRecorded, AskStep, EncodeStep, Step
 from memspan.model.packed import DecodeWeights, reading_packed
@@ -26,8 +28,10 @@ from memspan.ops.pooling import num_chunks, valid_chunks
 from memspan.ops.scoring import fold_keys
 from memspan.types import EncodedDocuments
 
+_log = logging.getLogger(__name__)
+
 _PREFIX = "backbone."
-# Fields of a config that do not change what the model computes.
+# Fields of a config that have no part in `weights_fingerprint`.
 _INCIDENTAL = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
 
 
@@ -195,8 +199,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs["state_dict"] = {
                 name.removeprefix(_PREFIX): value for name, value in self.state_dict().items() if name not in tied
             }
-        self.config.backbone_fingerprint = fingerprint(self.named_backbone_weights())
-        self.config.encoder_fingerprint = self.encoder_fingerprint()
+        set_fingerprints(self.config, kwargs["state_dict"])
         super().save_pretrained(save_directory, **kwargs)
 
     def named_backbone_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -205,14 +208,37 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
             if not is_router(name) and not is_lora(name):
                 yield name.removeprefix(_PREFIX), parameter
 
-    def encoder_fingerprint(self, router_keys: bool = True) -> str:
-        """sha256 of everything that shapes a document's latents: banks record it and are refused by another encoder.
+    def encoder_fingerprint(self) -> str:
+        """sha256 of everything that shapes a document's latents: that of the stored files, where the model has any.
 
-        Query-side changes (router query projections, score bias, an untied language-model head, LoRA of the query
-        side only) keep it, and so a bank, valid.
+        Of a model made in memory, or with LoRA that is not merged, it is what saving and loading would give. A change
+        of the query side (router query projections, score bias, what an adapter holds for questions) keeps it, and so
+        a bank, valid.
+        """
+        stored = self.config.encoder_fingerprint
+        added = {name: weight for name, weight in self.named_parameters() if is_router(name) or is_lora(name)}
+        if stored is not None and not any(map(is_lora, added)):
+            return stored
+        backbone = self.config.backbone_fingerprint or fingerprint(self.named_backbone_weights())
+        return self.config.encoder_fingerprint_of(backbone, self.document_fingerprint(added))
+
+    def document_fingerprint(self, weights: Mapping[str, torch.Tensor]) -> str:
+        """sha256 of weights that stand beside or in the place of the backbone's, those of the query side left out.
+
+        Args:
+            weights: by the names of `named_parameters`; the model has the modules that LoRA among them belongs to.
+        """
+        kept = {name: weight for name, weight in weights.items() if not self.is_query_side(name)}
+        owners = {name.rpartition(".")[0] for name in kept if is_lora(name)}
+        scales = {name: float(cast(float, self.get_submodule(name).lora_scale)) for name in owners}
+        return fingerprint(kept.items(), settings=json.dumps(scales, sort_keys=True))
+
+    def weights_fingerprint(self, router_keys: bool = True, dtype: torch.dtype | None = None) -> str:
+        """sha256 of the document side as this process holds it: weights in their number format, and settings.
 
         Args:
             router_keys: False: leave out the router key projections, which only make keys of pooled hidden states.
+            dtype: as if the weights were rounded to this number format; None: as they are.
         """
         config = self.config
         spec = config.template_spec
@@ -221,7 +247,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         settings = (config.chunk_size, config.layers, config.similarity, spec.document_prefix, spec.document_suffix)
         settings = json.dumps([settings, computed], sort_keys=True, default=str)
         weights = (
-            (name, parameter)
+            (name, parameter.detach().to(dtype or parameter.dtype))
             for name, parameter in self.named_parameters()
             if not self.is_query_side(name) and (router_keys or not is_router(name))
         )
@@ -242,6 +268,49 @@ def is_router(parameter_name: str) -> bool:
 def is_lora(parameter_name: str) -> bool:
     """Whether a parameter is part of a low-rank change (`memspan.model.lora`)."""
     return parameter_name.endswith((".lora_a", ".lora_b"))
+
+
+def set_fingerprints(config: MSAConfig, weights: Mapping[str, torch.Tensor]) -> None:
+    """Put the fingerprints of a checkpoint's weights, given by their stored names, into its config."""
+    config.backbone_fingerprint = fingerprint((n, weight) for n, weight in weights.items() if not is_router(n))
+    config.document_fingerprint = _router_fingerprint(weights)
+    config.weights_sample = sample(weights.items())
+
+
+def check_fingerprints(config: MSAConfig, folder: Path, *, verify: bool = False) -> None:
+    """See that the fingerprints in a checkpoint's config are those of its files, by a sample of the weights.
+
+    Where the files were changed since, all of them are hashed, and a warning says so. Of a checkpoint from before there
+    were samples its backbone's fingerprint counts as it is stored, and its few router key projections are hashed.
+
+    Args:
+        verify: hash all weights in any case.
+
+    Raises:
+        CheckpointError: they are not those that were saved (only with `verify`).
+    """
+    weights = mapped_weights(folder)
+    if verify:
+        stored = config.backbone_fingerprint, config.document_fingerprint
+        set_fingerprints(config, weights)
+        found = config.backbone_fingerprint, config.document_fingerprint
+        if any(one not in (None, other) for one, other in zip(stored, found, strict=True)):
+            raise CheckpointError(f"the weights in {folder} are not those that were saved; run memspan convert again")
+    elif config.weights_sample not in (None, sample(weights.items())) or config.backbone_fingerprint is None:
+        set_fingerprints(config, weights)
+        _log.warning(
+            "the weights in %s are not those that its config.json was written with: all were hashed, as they will be "
+            "at every load. If the change was meant, save the model anew (save_pretrained); else convert it again",
+            folder,
+        )
+    elif config.document_fingerprint is None:
+        config.document_fingerprint = _router_fingerprint(weights)
+
+
+def _router_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """`MSAForCausalLM.document_fingerprint` of a checkpoint's weights, by their stored names."""
+    keys = ((f"{_PREFIX}{name}", weight) for name, weight in weights.items() if "router_k_proj" in name)
+    return fingerprint(keys, settings="{}")
 
 
 def attention_modules(backbone: nn.Module, layers: Iterable[int]) -> list[nn.Module]:

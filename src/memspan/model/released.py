@@ -24,8 +24,8 @@ from transformers import Qwen3Config
 from memspan.config import TEMPLATES, MSAConfig
 from memspan.errors import CheckpointError, UnsupportedBackbone
 from memspan.model.backbones import first_line, hub_access
-from memspan.model.fingerprint import fingerprint
-from memspan.model.modeling import MSAForCausalLM
+from memspan.model.fingerprint import mapped_weights
+from memspan.model.modeling import MSAForCausalLM, set_fingerprints
 
 RELEASED_TYPE = "msa"
 TEMPLATE = "msa"
@@ -108,7 +108,7 @@ def released_config(
     """
     file = folder / "config.json"
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text("utf-8"))
         if values["model_type"] != RELEASED_TYPE:
             raise CheckpointError(f"{file} is not of model_type {RELEASED_TYPE}, but {values['model_type']!r}")
         settings = values["msa_config"]
@@ -190,8 +190,8 @@ def convert_released(folder: Path, into: Path, config: MSAConfig, dtype: torch.d
     if len(shards) > 1:
         size = sum(key.numel for shard in shards for key in shard) * dtype.itemsize
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(written.items()))}
-        (into / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    _set_fingerprints(model, into, written)
+        (into / _INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    set_fingerprints(config, mapped_weights(into))
     config.architectures, config.dtype, config.text_config.dtype = [type(model).__name__], dtype, dtype
     config.save_pretrained(into)
     if (folder / "generation_config.json").is_file():
@@ -239,7 +239,9 @@ def _read_headers(folder: Path) -> list[_Key]:
     """Every weight of a checkpoint, under its stored name; nothing but headers is read."""
     index = folder / _INDEX
     try:
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [_WEIGHTS]
+        files = (
+            sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())) if index.is_file() else [_WEIGHTS]
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is damaged ({first_line(error)}); fetch the checkpoint again") from error
     keys: dict[str, _Key] = {}
@@ -336,19 +338,6 @@ def _write_shard(shard: Sequence[_Key], file: Path, dtype: torch.dtype) -> None:
         raise OSError(first_line(error)) from error
 
 
-def _set_fingerprints(model: MSAForCausalLM, into: Path, written: Mapping[str, str]) -> None:
-    """Compute the fingerprints of written weights, mapped from disk, and put them into the model's config."""
-    prefix = f"{model.base_model_prefix}."
-    weights: dict[str, torch.Tensor] = {}
-    for file in sorted(set(written.values())):
-        with _opened(into / file) as source:
-            weights |= {prefix + name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
-    model.load_state_dict(weights, strict=False, assign=True)
-    model.tie_weights()
-    model.config.backbone_fingerprint = fingerprint(model.named_backbone_weights())
-    model.config.encoder_fingerprint = model.encoder_fingerprint()
-
-
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     try:
@@ -362,6 +351,6 @@ def _opened(file: Path) -> Iterator[Any]:
 
 def _model_type(config_file: Path) -> str | None:
     try:
-        return json.loads(config_file.read_text())["model_type"]
+        return json.loads(config_file.read_text("utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from memspan.errors import MemspanError
@@ -10,13 +12,14 @@ DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bf
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The named device, or the best one present.
+    """The named device, or that of the environment variable MEMSPAN_DEVICE, or the best one present.
 
     Raises:
         MemspanError: the named device is not present.
     """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = name or os.environ.get("MEMSPAN_DEVICE")
+    if not name:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -35,9 +38,18 @@ def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are faster than float32 ones: GPUs, and CPUs with AVX512_BF16 or AMX."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+    """Whether bfloat16 matrix products are faster than float32 ones.
+
+    They are on GPUs that have them, and on CPUs with AVX512_BF16, AMX, or ARM's BF16 (Graviton3, Apple M2, and newer)
+    where torch has oneDNN, which alone uses them (it is not in torch for macOS).
+    """
+    if device.type in ("cuda", "xpu"):
+        return torch.get_device_module(device).is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
     if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() == "AVX2":
+            return False
+        can = torch.cpu.get_capabilities()
+        return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return False

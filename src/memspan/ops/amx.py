@@ -74,7 +74,9 @@ def amx_largest(query_BTW: Tensor, scale_B: Tensor) -> ScaledLargest | None:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """The compiled file, if there is one and it works here."""
+    """The compiled file, if there is one, it works here, and `MEMSPAN_COMPILED` is not "off"."""
+    if os.environ.get("MEMSPAN_COMPILED") == "off":
+        return None
     try:
         # It stands where a Python module would, but is none: a compiler is enough to make it.
         found = importlib.util.find_spec("memspan.ops._amx")

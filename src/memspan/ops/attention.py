@@ -71,12 +71,14 @@ def attend(
         scaling: of the logits; None means D**-0.5.
     """
     grouped = query_BHTD.shape[1] != key_BGSD.shape[1]
-    if grouped and mask_BHTS is not None and query_BHTD.is_cuda:
-        # CUDA's fused kernels take grouped heads only without a mask; else the slow kernel would be picked.
+    device = query_BHTD.device.type
+    if grouped and device != "cpu" and (mask_BHTS is not None or device != "cuda"):
+        # CUDA's fused kernels take grouped heads only without a mask; else the slow kernel would be picked. Of other
+        # devices it is not known that they take any.
         repeats = query_BHTD.shape[1] // key_BGSD.shape[1]
         key_BGSD, value_BGSD = (x.repeat_interleave(repeats, dim=1) for x in (key_BGSD, value_BGSD))
         grouped = False
-    if query_BHTD.device.type == "cpu" and torch.is_grad_enabled() and query_BHTD.requires_grad and not dropout:
+    if device == "cpu" and torch.is_grad_enabled() and query_BHTD.requires_grad and not dropout:
         return _attend_plainly(query_BHTD, key_BGSD, value_BGSD, mask_BHTS, scaling)
     out_BHTD = F.scaled_dot_product_attention(
         query_BHTD,

@@ -1,23 +1,20 @@
 """Routing keys in 8 bits, and their scores: the coarse pass of routing (paper 3.4.2).
 
-A row is an int8 vector with one float32 scale. Its product with a query in 8 bits is a sum of small integers that never
+A row is an int8 vector with one float32 scale. Its product with a query in 7 bits is a sum of small integers that never
 exceeds 2**24, so int32 and float32 both hold it exactly, in any order of summing: a coarse score does not depend on
 device, thread, tile, batch or rank. `memspan.ops.scoring` re-scores what the coarse pass leaves.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from memspan.ops.integers import LargestProducts
+from memspan.ops.integers import LargestProducts, key_levels, query_levels
 
-_MOST_LEVELS = 127
-_EXACT_INTEGERS = 2**24
 _SMALLEST_SCALE = 1e-30
 _QUANTIZED_AT_ONCE = 2**15
 
@@ -36,32 +33,27 @@ class CoarseKeys:
 
 @dataclass(frozen=True)
 class CoarseQueries:
-    """Folded queries in 8 bits, with one scale a question: so the max over tokens can be taken of integers.
+    """Folded queries in 7 bits, with one scale a question: so the max over tokens can be taken of integers.
 
     Attributes:
         query_BTW: int8.
         scale_B: float32.
-        fused: see `LargestProducts`.
+        way: see `LargestProducts`.
     """
 
     query_BTW: Tensor
     scale_B: Tensor
-    fused: bool = True
+    way: str | None = None
 
     @cached_property
     def largest(self) -> LargestProducts:
         """What scores keys with these queries."""
-        return LargestProducts(self.query_BTW, self.scale_B, fused=self.fused)
-
-
-def num_levels(width: int) -> int:
-    """The largest absolute value of a quantised number: 127, or less where `width` products would not sum exactly."""
-    return min(_MOST_LEVELS, math.isqrt(_EXACT_INTEGERS // width))
+        return LargestProducts(self.query_BTW, self.scale_B, way=self.way)
 
 
 def quantize_keys(key_CW: Tensor) -> CoarseKeys:
     """Round folded keys to 8 bits, every row by its own largest value. Row by row, so parts can be joined."""
-    levels = num_levels(key_CW.shape[1])
+    levels = key_levels(key_CW.shape[1])
     quantized = torch.empty(key_CW.shape, dtype=torch.int8, device=key_CW.device)
     scale_C = torch.empty(len(key_CW), dtype=torch.float32, device=key_CW.device)
     for first in range(0, len(key_CW), _QUANTIZED_AT_ONCE):
@@ -78,20 +70,19 @@ def join_keys(parts: list[CoarseKeys]) -> CoarseKeys:
 
 
 def quantize_queries(query_BTW: Tensor) -> CoarseQueries:
-    """Round folded queries, in which every token routes, to 8 bits: a question by the largest value of its tokens."""
-    scale_B = query_BTW.abs().amax((1, 2)) / num_levels(query_BTW.shape[2])
+    """Round folded queries, in which every token routes, to 7 bits: a question by the largest value of its tokens."""
+    scale_B = query_BTW.abs().amax((1, 2)) / query_levels(query_BTW.shape[2])
     rounded_BTW = (query_BTW / scale_B.clamp_min(_SMALLEST_SCALE)[:, None, None]).round().to(torch.int8)
     return CoarseQueries(rounded_BTW, scale_B.float())
 
 
-def coarse_scores(queries: CoarseQueries, keys: CoarseKeys, out_BC: Tensor, tile: int | None = None) -> None:
+def coarse_scores(queries: CoarseQueries, keys: CoarseKeys, out_BC: Tensor) -> None:
     """Write the score of every chunk for every question: the max over query tokens, float32.
 
     One pass over the keys serves the whole batch.
 
     Args:
         out_BC: where the scores go.
-        tile: see `LargestProducts.write`.
     """
     if len(keys.scale_C):
-        queries.largest.write(keys.key_CW, keys.scale_C, out_BC, tile)
+        queries.largest.write(keys.key_CW, keys.scale_C, out_BC)

@@ -1,109 +1,195 @@
-"""The largest products of int8 rows with int8 queries, exact but for their scales, as fast as this machine does it."""
+"""The largest products of int8 rows with int8 queries, exact but for their scales, in the fastest way this machine has.
+
+A *way* takes queries of some questions and gives what writes their scores. All exact ways write the same numbers, so
+which of them is taken is a matter of speed alone: a CPU saturates where another does not (sums of two products at 16
+bits without VNNI), a library has no kernel where another machine has one, and packing pays for many rows only. So the
+ways are tried, once per process and kind of shape.
+"""
 
 from __future__ import annotations
 
 import functools
+import math
+import time
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from memspan.ops.amx import TOKEN_STEP, ScaledLargest, amx_largest
 
+Way = Callable[[Tensor, Tensor], ScaledLargest | None]
+"""int8 queries (B, T, W) and their float32 scales (B) -> what writes scores; None where it cannot be done."""
 Product = Callable[[Tensor], Tensor]
-"""int8 rows (C, W) -> their products with one matrix (C, Q), int32 or float32."""
+"""int8 rows (C, W) -> their products with one matrix (C, Q), float32."""
 
-# Sums held at once, rows times query tokens: 8 MiB.
-_TILE_SUMS = 2**21
-_LEAST_TILE, _MOST_TILE = 64, 2**13
-# Sums of a call from which on packing the queries saves more than it takes.
-_WORTH_PACKING = 2**20
+_EXACT_INTEGERS = 2**24
+# Queries have 7 bits: where two products with unsigned bytes are added in 16 bits (x86 without VNNI) 2 * 255 * 63 fits.
+_MOST_KEY_LEVELS, _MOST_QUERY_LEVELS = 127, 63
+# Of what is multiplied at a time: products held (4 MiB of them), and bytes of rows, so that both stay in a cache.
+_TILE_SUMS, _TILE_BYTES = 2**20, 2**21
+_LEAST_TILE = 64
 # Where products are held, matrices of other widths are multiplied up to twice as slowly.
 _PRODUCT_STEP = 32
 # oneDNN lays a matrix out for so many rows, and multiplies any number of them.
 _TYPICAL_ROWS = 2048
-_LARGEST = 127
+# Products of a call from which on it counts as one of many rows.
+_MANY_SUMS = 2**17
+# A way is timed by so many multiplications (a millisecond or two), and the best of so many times counts; one that is so
+# much slower than another is not timed again.
+_TRIED_WORK, _TIMES, _HOPELESS = 2**27, 5, 4.0
+
+
+def key_levels(width: int) -> int:
+    """The largest number in a key: 127, or less where `width` products of two such would not sum exactly."""
+    return min(_MOST_KEY_LEVELS, math.isqrt(_EXACT_INTEGERS // width))
+
+
+def query_levels(width: int) -> int:
+    """The largest number in a query: 63, or less where `width` products would not sum exactly."""
+    return min(_MOST_QUERY_LEVELS, key_levels(width))
 
 
 class LargestProducts:
-    """Finds the largest product of int8 rows with the tokens of each question: exact, if no sum exceeds 2**24.
+    """Finds the largest product of int8 rows with the tokens of each question: exact, if no sum exceeds 2**24."""
 
-    On a CPU by AMX in one pass (`memspan.ops.amx`); or as products of a tile of rows, whose largest is then taken: by
-    oneDNN with the queries packed (AMX, VNNI), or as they are, or in float32. Which of them are exact is tried once per
-    process: CPUs without VNNI saturate sums of two products at 16 bits. Queries are laid out at most once for each.
-    """
-
-    def __init__(self, query_BTW: Tensor, scale_B: Tensor, *, fused: bool = True) -> None:
+    def __init__(self, query_BTW: Tensor, scale_B: Tensor, *, way: str | None = None) -> None:
         """
         Args:
-            query_BTW: int8.
+            query_BTW: int8, no number larger than `query_levels`.
             scale_B: float32.
-            fused: whether AMX may be used in one pass, where it is there.
+            way: a name of `exact_ways`. Default: the fastest.
         """
-        self._query_BTW, self._scale_B, self._fused = query_BTW, scale_B, fused
+        self._query_BTW, self._scale_B, self._way = query_BTW, scale_B, way
+        self._writers: dict[str, ScaledLargest] = {}
 
-    def write(self, left_CW: Tensor, scale_C: Tensor, out_BC: Tensor, tile: int | None = None) -> None:
+    def write(self, left_CW: Tensor, scale_C: Tensor, out_BC: Tensor) -> None:
         """Write for every question and row the largest product, times the row's scale, times the question's.
 
         Args:
-            left_CW: int8.
+            left_CW: int8, no number larger than `key_levels`.
             scale_C, out_BC: float32; the scores of a question stand one after the other.
-            tile: rows multiplied at a time where products are held. Default: as many as take 8 MiB.
         """
-        if self._in_one_pass is not None:
-            self._in_one_pass(left_CW, scale_C, out_BC)
-            return
-        B, T, _ = self._query_BTW.shape
-        T += -T % _PRODUCT_STEP
-        product = self._packed if len(left_CW) * B * T >= _WORTH_PACKING else self._plain
-        rows = tile or min(max(_LEAST_TILE, _TILE_SUMS // (B * T)), _MOST_TILE)
-        best = [product(part_CW).view(-1, B, T).amax(-1) for part_CW in left_CW.split(rows)]
-        torch.mul(torch.cat(best).T, scale_C, out=out_BC)
-        out_BC *= self._scale_B.unsqueeze(1)
+        name = self._way or self.fastest(len(left_CW))
+        if name not in self._writers:  # queries are laid out once for all rows
+            writer = WAYS[name](self._query_BTW, self._scale_B)
+            assert writer is not None, "a way that is exact for a width can be taken"
+            self._writers[name] = writer
+        self._writers[name](left_CW, scale_C, out_BC)
 
-    @property
-    def is_fused(self) -> bool:
-        """Whether AMX is used in one pass."""
-        return self._in_one_pass is not None
+    def fastest(self, num_rows: int) -> str:
+        """The name of the way that is taken for so many rows."""
+        B, T, W = self._query_BTW.shape
+        if self._query_BTW.device.type != "cpu":
+            return "float"
+        tokens = 2 ** math.ceil(math.log2(B * T))
+        return fastest_way(W, min(tokens, _TYPICAL_ROWS), num_rows * B * T >= _MANY_SUMS)
 
-    @cached_property
-    def _in_one_pass(self) -> ScaledLargest | None:
-        usable = self._fused and self._query_BTW.device.type == "cpu" and _amx_is_exact()
-        return amx_largest(self._filled(TOKEN_STEP), self._scale_B) if usable else None
 
-    @cached_property
-    def _packed(self) -> Product:
-        return self._product(pack=True)
+@functools.cache
+def fastest_way(width: int, tokens: int, many_rows: bool) -> str:
+    """The name of the way that scores some rows in the least time: few of them with the queries laid out each time."""
+    rows = max(1, _TRIED_WORK // (width * tokens)) if many_rows else _LEAST_TILE
+    query_1TW = _extremes(tokens, 3, query_levels(width), width)[None]
+    left_CW = _extremes(rows, 2, key_levels(width), width)
+    one, scale_C, out_1C = torch.ones(1), torch.ones(rows), torch.empty(1, rows)
 
-    @cached_property
-    def _plain(self) -> Product:
-        return self._product(pack=False)
+    def attempt(way: Way) -> Callable[[], None]:
+        laid_out = way(query_1TW, one) if many_rows else None
 
-    def _product(self, pack: bool) -> Product:
-        right_WQ = self._filled(_PRODUCT_STEP).flatten(0, 1).T.contiguous()
-        return (_exact_way(pack) if right_WQ.device.type == "cpu" else _float_product)(right_WQ)
+        def score() -> None:
+            writer = laid_out or way(query_1TW, one)
+            assert writer is not None, "only ways that are exact are tried"
+            writer(left_CW, scale_C, out_1C)
 
-    def _filled(self, step: int) -> Tensor:
-        """The queries with their first tokens again, up to a multiple of so many: that changes no maximum."""
-        again = -self._query_BTW.shape[1] % step
-        return torch.cat([self._query_BTW, self._query_BTW[:, :1].expand(-1, again, -1)], dim=1)
+        return score
+
+    return fastest({name: attempt(WAYS[name]) for name in exact_ways(width)})
+
+
+def fastest(attempts: dict[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> str:
+    """The name of the attempt that takes the least time: best of a few, after one that is not counted."""
+    best: dict[str, float] = {}
+    for name, attempt in attempts.items():
+        attempt()
+        for _ in range(_TIMES):
+            began = clock()
+            attempt()
+            best[name] = min(clock() - began, best.get(name, math.inf))
+            if best[name] > _HOPELESS * min(best.values()):
+                break
+    return min(best, key=lambda name: best[name])
+
+
+@functools.cache
+def exact_ways(width: int) -> tuple[str, ...]:
+    """The names of the ways that find what float32 finds on this CPU; `float` is always among them."""
+    return tuple(name for name, way in WAYS.items() if name == "float" or _is_exact(way, width))
+
+
+def _is_exact(way: Way, width: int) -> bool:
+    """Whether the largest sums come out right, of few rows and of many, with either sign."""
+    for rows, questions in ((1, 1), (33, 2)):
+        left_CW, found_BC = _extremes(rows, 2, key_levels(width), width), torch.empty(questions, rows)
+        query_BTW = _extremes(questions * 48, 3, query_levels(width), width).view(questions, 48, width)
+        try:
+            largest = way(query_BTW, torch.ones(questions))
+            if largest is None:
+                return False
+            largest(left_CW, torch.ones(rows), found_BC)
+        except (AttributeError, TypeError, RuntimeError):  # another torch, another CPU
+            return False
+        if not torch.equal(found_BC, (query_BTW.float() @ left_CW.float().T).amax(1)):
+            return False
+    return True
+
+
+def _extremes(rows: int, step: int, levels: int, width: int) -> Tensor:
+    """Rows of the largest numbers, every `step`-th negative."""
+    extremes = torch.full((rows, width), levels, dtype=torch.int8)
+    extremes[::step] *= -1
+    return extremes
+
+
+def _tiled(lay_out: Callable[[Tensor], Product]) -> Way:
+    """The way that writes the products of a tile of rows, and takes the largest of them."""
+
+    def way(query_BTW: Tensor, scale_B: Tensor) -> ScaledLargest:
+        query_BTW = filled(query_BTW, _PRODUCT_STEP)
+        B, T, W = query_BTW.shape
+        product = lay_out(query_BTW.flatten(0, 1).T.contiguous())
+        rows = max(_LEAST_TILE, min(_TILE_SUMS // (B * T), _TILE_BYTES // W))
+
+        def largest(left_CW: Tensor, scale_C: Tensor, out_BC: Tensor) -> None:
+            parts = zip(left_CW.split(rows), scale_C.split(rows), out_BC.split(rows, dim=1), strict=True)
+            for part_CW, part_C, part_BC in parts:
+                torch.mul(product(part_CW).view(-1, B, T).amax(-1).T, part_C, out=part_BC)
+            out_BC *= scale_B.unsqueeze(1)
+
+        return largest
+
+    return way
+
+
+def filled(query_BTW: Tensor, step: int) -> Tensor:
+    """The queries with their first tokens again, up to a multiple of `step`: that changes no maximum."""
+    again = -query_BTW.shape[1] % step
+    return torch.cat([query_BTW, query_BTW[:, :1].expand(-1, again, -1)], dim=1) if again else query_BTW
 
 
 def _packed_product(right_WQ: Tensor) -> Product:
-    onednn = torch.ops.onednn
+    onednn, zero_point = torch.ops.onednn, 128
     packed = onednn.qlinear_prepack(right_WQ.T.contiguous(), [_TYPICAL_ROWS, len(right_WQ)])
     one, zero = torch.ones(1), torch.zeros(1, dtype=torch.int64)
 
     def product(left_CW: Tensor) -> Tensor:
-        # Scale 1, zero point 0, no bias, nothing after: the sums themselves.
-        return onednn.qlinear_pointwise(left_CW, 1.0, 0, packed, one, zero, None, 1.0, 0, torch.float32, "none", [], "")
+        # Unsigned, which every x86 has a kernel for; with scale 1, no bias and nothing after: the sums themselves.
+        left_CW = left_CW.view(torch.uint8) ^ zero_point
+        return onednn.qlinear_pointwise(
+            left_CW, 1.0, zero_point, packed, one, zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
 
     return product
-
-
-def _plain_product(right_WQ: Tensor) -> Product:
-    return lambda left_CW: torch.ops.aten._int_mm(left_CW, right_WQ)
 
 
 def _float_product(right_WQ: Tensor) -> Product:
@@ -111,42 +197,9 @@ def _float_product(right_WQ: Tensor) -> Product:
     return lambda left_CW: left_CW.float() @ right
 
 
-@functools.cache
-def _exact_way(pack: bool) -> Callable[[Tensor], Product]:
-    ways = (_packed_product, _plain_product) if pack else (_plain_product,)
-    return next((way for way in ways if _is_exact(way)), _float_product)
-
-
-def _is_exact(way: Callable[[Tensor], Product]) -> bool:
-    """Whether the largest sums come out right, of few rows and of many, with either sign."""
-    for rows, columns in ((1, 1), (64, 32), (65, 300)):
-        left_CW, right_WQ = _extremes(rows, 2), _extremes(columns, 3).T.contiguous()
-        try:
-            found = way(right_WQ)(left_CW)
-        except (AttributeError, TypeError, RuntimeError):  # another torch, another CPU
-            return False
-        if not torch.equal(found.float(), _float_product(right_WQ)(left_CW)):
-            return False
-    return True
-
-
-@functools.cache
-def _amx_is_exact() -> bool:
-    """Whether AMX can be used, and finds what float32 finds."""
-    for rows, questions in ((1, 1), (32, 2), (100, 3)):
-        left_CW, query_BTW = _extremes(rows, 2), _extremes(questions * 48, 3).view(questions, 48, 192)
-        largest = amx_largest(query_BTW, torch.ones(questions))
-        if largest is None:
-            return False
-        found_BC = torch.empty(questions, rows)
-        largest(left_CW, torch.ones(rows), found_BC)
-        if not torch.equal(found_BC, (query_BTW.float() @ left_CW.float().T).amax(1)):
-            return False
-    return True
-
-
-def _extremes(rows: int, step: int) -> Tensor:
-    """Rows of the largest numbers, every so many negative."""
-    extremes = torch.full((rows, 192), _LARGEST, dtype=torch.int8)
-    extremes[::step] *= -1
-    return extremes
+WAYS: dict[str, Way] = {
+    "amx": lambda query_BTW, scale_B: amx_largest(filled(query_BTW, TOKEN_STEP), scale_B),
+    "packed": _tiled(_packed_product),
+    "float": _tiled(_float_product),
+}
+"""By name: AMX in one pass; oneDNN with the queries packed once; float32."""

@@ -13,6 +13,8 @@ from torch import Tensor
 
 # Chunks of which only the best is looked at when a bound is sought.
 _BLOCK = 128
+# Exact products held at once: 2 MiB of them.
+_PRODUCTS_HELD = 2**18
 
 
 def fold_queries(query_BTHD: Tensor, num_kv_heads: int, similarity: str) -> Tensor:
@@ -76,9 +78,12 @@ def exact_chunk_scores(query_TW: Tensor, key_CW: Tensor) -> Tensor:
     """Scores of a few chunks for one question, `[C]` float32, independent of batch, tile and shard.
 
     Float32 GEMM results change with the shape of the call. Accumulating in float64 and rounding once leaves no such
-    difference in practice, which is what makes N ranks (and any batch) rank documents exactly as one does.
+    difference in practice, which is what makes N ranks (and any batch) rank documents exactly as one does. Products of
+    a few chunks are held at a time, so a long question over many candidates takes no more memory than others.
     """
-    return (key_CW.double() @ query_TW.double().T).amax(-1).float()
+    query_WT = query_TW.double().T
+    rows = max(1, _PRODUCTS_HELD // query_WT.shape[1])
+    return torch.cat([(part_CW.double() @ query_WT).amax(-1) for part_CW in key_CW.split(rows)]).float()
 
 
 def document_scores(score_BC: Tensor, document_C: Tensor, num_documents: int) -> Tensor:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Where torch holds on to page-locked memory until its copy is done.
+_PAGE_LOCKED = ("cuda", "xpu")
+
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of ordinary memory on a device; the tensor itself where it is there already.
 
-    A copy to a GPU goes by way of page-locked memory and does not wait for itself: what is launched behind it on the
-    same stream does. torch keeps such memory, and gives it out again only when the copy is done.
+    A copy to a GPU with memory of its own goes by way of page-locked memory and does not wait for itself: what is
+    launched behind it on the same stream does. torch keeps such memory, and gives it out again only when the copy is
+    done.
     """
-    if device.type != "cuda" or tensor.device.type != "cpu":
+    if device.type not in _PAGE_LOCKED or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from memspan.bank.manifest import LATENT_DTYPE, Manifest
+from memspan.bank.manifest import Manifest
+from memspan.bank.segment import LATENT_DTYPE
 from memspan.bank.shard import Shard
 from memspan.bank.tiers import Tiers
 from memspan.ops.scoring import fold_queries, routing_queries, top_documents
 from memspan.ops.transfer import to_device
 from memspan.routing.source import Candidates, LocalSource, Source
 from memspan.stages import stage
-from memspan.types import Retrieved
+from memspan.types import LayerRouting, Retrieved
 
 _CANDIDATES_PER_SELECTED = 8
 MOST_CANDIDATES = 4096
@@ -59,7 +60,7 @@ class SourceMemory:
         self.candidates[layer] = [
             found for part_BTW in query_BTW.split(at_once) for found in self._candidates(layer, part_BTW)
         ]
-        retrieved = self._gather(layer, self.candidates[layer])
+        retrieved = self.gather(layer, self.candidates[layer])
         self._source.prefetch(layer, sorted({document_id for ids in retrieved.doc_ids for document_id in ids}))
         return retrieved
 
@@ -97,8 +98,9 @@ class SourceMemory:
         return float(exact.scores.topk(self._top_k).values[-1]) - _ERROR_MARGIN * error
 
     @stage("fetch")
-    def _gather(self, layer: int, candidates: Sequence[Candidates]) -> Retrieved:
-        """Fetch the best documents' content, in the order of their ids (bank order), zero-padded to the longest."""
+    def gather(self, layer: int, candidates: Sequence[Candidates]) -> Retrieved:
+        """Fetch the content of every question's best documents, in the order of their ids (bank order), zero-padded to
+        the longest. All that this memory has ever considered can be fetched; of a bank in one process, any document."""
         chosen = [tuple(found.ids[: self._top_k].tolist()) for found in candidates]
         G, D = self._manifest.num_kv_heads, self._manifest.head_dim
         wanted = sorted({document_id for ids in chosen for document_id in ids})
@@ -134,7 +136,6 @@ class LocalMemory(SourceMemory):
         *,
         selectable_N: torch.Tensor | None = None,
         device: torch.device | None = None,
-        tile: int | None = None,
         tiers: Tiers | None = None,
     ) -> None:
         """
@@ -143,10 +144,29 @@ class LocalMemory(SourceMemory):
             manifest, top_k, device: as for `SourceMemory`. Keys are scored where they lie, on the CPU.
             selectable_N: for every document of the shards, in order, whether it may be selected
                 (`Snapshot.selectable_mask`). Default: every live one.
-            tile: chunks scored at a time. Default: as many as bound the scratch memory to less than a MiB.
             tiers: what is kept in memory (`Snapshot.tiers`). Default: all routing keys.
         """
-        super().__init__(LocalSource(shards, manifest.msa_layers, selectable_N, tile, tiers), manifest, top_k, device)
+        super().__init__(LocalSource(shards, manifest.msa_layers, selectable_N, tiers), manifest, top_k, device)
+
+
+class Recalled:
+    """A `LayerMemory` that selects for a batch of questions what was selected for them before, whatever routes now.
+
+    Args:
+        routed: per question what every MSA layer was routed to, in a snapshot of the same documents.
+    """
+
+    def __init__(self, memory: SourceMemory, routed: Sequence[Sequence[LayerRouting]]) -> None:
+        self._memory = memory
+        self._found: dict[int, list[Candidates]] = {}
+        for question in routed:
+            for found in question:
+                candidates = Candidates(torch.tensor(found.document_ids, dtype=torch.int64), torch.tensor(found.scores))
+                self._found.setdefault(found.layer, []).append(candidates)
+
+    def route(self, layer: int, router_query_BTHD: torch.Tensor, query_mask_BT: torch.Tensor) -> Retrieved:
+        """See `LayerMemory.route`."""
+        return self._memory.gather(layer, self._found[layer])
 
 
 def best(found: Candidates, count: int) -> Candidates:

@@ -33,7 +33,7 @@ class Ranks:
         Args:
             group: None: the default group, which must have been made with this timeout.
             timeout: seconds after which a rank that does not answer is lost.
-            device: where tensors of collectives must lie: the CPU for gloo, this rank's GPU for nccl.
+            device: where tensors of collectives must lie: the CPU for gloo, else this rank's GPU.
         """
         self._group, self._timeout, self._device = group, timeout, device or torch.device("cpu")
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
@@ -41,17 +41,19 @@ class Ranks:
 
     @classmethod
     def join(cls, device: torch.device, timeout: float = DEFAULT_TIMEOUT) -> Ranks:
-        """Meet the other processes that `torchrun` started: over nccl where each has a GPU, else over gloo.
+        """Meet the other processes that `torchrun` started: over their GPUs (nccl, xccl) where each has one, else gloo.
 
         Raises:
             RankError: they did not all come, or there are more on this machine than GPUs.
         """
-        on_gpu = device.type == "cuda" and dist.is_nccl_available()
+        backend, where = dist.get_default_backend_for_device(device), None
+        if not dist.is_backend_available(backend):
+            backend = "gloo"
         with _told(timeout):
-            where = torch.device("cuda", own_gpu()) if on_gpu else None
-            if where is not None:
-                torch.cuda.set_device(where)
-            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
+            if backend != "gloo":
+                where = torch.device(device.type, own_gpu())
+                torch.accelerator.set_device_index(where.index)
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         return cls(None, timeout, where)
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
@@ -128,7 +130,7 @@ def own_gpu() -> int:
     Raises:
         RankError: the machine has fewer GPUs than processes.
     """
-    number, present = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    number, present = int(os.environ["LOCAL_RANK"]), torch.accelerator.device_count()
     if number >= present:
         raise RankError(
             f"process {number} of this machine has no GPU of its own: there are {present}; start at most {present} "

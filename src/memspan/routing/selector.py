@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from memspan.errors import MemspanError
-from memspan.routing.ranking import Ranked
+
+if TYPE_CHECKING:
+    from memspan.routing.ranking import Ranked
 
 Selector = Literal["router", "lexical", "hybrid"]
 # Share of the router's score in `hybrid`; measured by benchmarks/retrieval.py on held-out questions, see docs/LOG.md.

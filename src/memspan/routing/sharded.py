@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from memspan.bank.manifest import LATENT_DTYPE, Manifest
+from memspan.bank.manifest import Manifest
+from memspan.bank.segment import LATENT_DTYPE
 from memspan.bank.snapshot import Snapshot
 from memspan.errors import RankError
 from memspan.routing.local import MOST_CANDIDATES, SourceMemory, best

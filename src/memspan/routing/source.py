@@ -55,7 +55,7 @@ class Source(Protocol):
         ...
 
     def content(self, layer: int, ids: Sequence[int]) -> list[torch.Tensor]:
-        """K and V of such documents, `[rows, 2, G, D]` each."""
+        """K and V of such documents, `[rows, 2, G, D]` each; where one source holds all documents, of any."""
         ...
 
     def prefetch(self, layer: int, ids: Sequence[int]) -> None:
@@ -71,7 +71,6 @@ class LocalSource:
         shards: Sequence[Shard],
         layers: Sequence[int],
         selectable_N: torch.Tensor | None = None,
-        tile: int | None = None,
         tiers: Tiers | None = None,
     ) -> None:
         """
@@ -79,21 +78,20 @@ class LocalSource:
             shards: in any order.
             layers: MSA layers of the bank.
             selectable_N: for every document of the shards, in order, whether it may be selected. Default: the live.
-            tile: chunks scored at a time. Default: see `coarse_scores`.
             tiers: what is kept in memory. Default: all routing keys.
 
         Raises:
             BudgetError: the budget of `tiers` has no room for a tile.
         """
-        self._shards, self._layers, self._tile = list(shards), tuple(layers), tile
+        self._shards, self._layers = list(shards), tuple(layers)
         self._tiers = tiers or Tiers()
         self._resident = self._tiers.resident([shard.reader for shard in self._shards], len(self._layers))
         self._layout = self._tiers.layout(self._shards)
         if selectable_N is None:
             selectable_N = torch.cat([torch.empty(0, dtype=torch.bool), *(shard.live_N for shard in self._shards)])
-        self._barred_C = None if bool(selectable_N.all()) else ~selectable_N[self._layout.document_C]
+        self._barred_C = self._tiers.barred(self._layout, selectable_N)
         self._score_BC = torch.empty(0, 0)
-        # Where the documents stand that were among the leading: nothing else is asked for.
+        # Where documents stand that were asked for.
         self._places: dict[int, int] = {}
 
     @property
@@ -106,7 +104,7 @@ class LocalSource:
         self._score_BC = torch.empty(len(query_BTW), len(self._layout.document_C))
         parts = self._score_BC.split([len(shard.document_C) for shard in self._shards], dim=1)
         for shard, part_BC, is_resident in zip(self._shards, parts, self._resident, strict=True):
-            coarse_scores(queries, shard.reader.coarse_keys(layer), part_BC, self._tile)
+            coarse_scores(queries, shard.reader.coarse_keys(layer), part_BC)
             if not is_resident:
                 shard.reader.give_back_coarse(layer)
         if self._barred_C is not None:
@@ -160,6 +158,8 @@ class LocalSource:
 
     def _find(self, document_id: int) -> tuple[Shard, int]:
         """The shard of a document, and its index there."""
+        if document_id not in self._places:
+            self._places[document_id] = int((self._layout.ids_N == document_id).nonzero())
         place = self._places[document_id]
         at = bisect_right(self._layout.first_document, place) - 1
         return self._shards[at], place - self._layout.first_document[at]

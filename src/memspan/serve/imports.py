@@ -8,13 +8,12 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from memspan.bank.add import AddReport
 from memspan.errors import MemspanError
 from memspan.generate.memory import Memory
 from memspan.serve.banks import ServedBank
 from memspan.serve.engine import QueueFull, Stopping
 from memspan.serve.errors import ApiError, api_error
-from memspan.types import Document
+from memspan.types import AddReport, Document
 
 _SLICE = 32
 _MOST_RUNNING = 8

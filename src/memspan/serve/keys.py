@@ -8,16 +8,16 @@ import hmac
 import json
 import os
 import secrets
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock
 
-from memspan.bank.bank import check_namespace
 from memspan.bank.catalog import DEFAULT_NAMESPACE
+from memspan.bank.texts import check_namespace
 from memspan.errors import MemspanError
+from memspan.files import write_text
 
 SCOPES = ("read", "write", "admin")
 _PREFIX = "msk"
@@ -137,7 +137,7 @@ class KeyFile:
         seen = (status.st_mtime_ns, status.st_size, status.st_ino)
         if seen != self._seen:
             try:
-                found = json.loads(self.path.read_text())
+                found = json.loads(self.path.read_text("utf-8"))
                 if found["version"] != _VERSION:
                     raise ValueError(f"its version is {found['version']!r}")
                 keys = [Key(**entry) for entry in found["keys"]]
@@ -157,12 +157,7 @@ class KeyFile:
         """Put a new file (made with mode 600) in the place of the old."""
         text = json.dumps({"version": _VERSION, "keys": [dataclasses.asdict(key) for key in keys]}, indent=1)
         try:
-            descriptor, partial = tempfile.mkstemp(dir=self.path.parent, prefix=f"{self.path.name}.")
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.path)
+            write_text(self.path, text, private=True)
         except OSError as error:
             raise MemspanError(f"{self.path} cannot be written: {error}") from error
 

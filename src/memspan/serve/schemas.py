@@ -51,6 +51,8 @@ class AskFields(Strict):
     rounds: int | None = Field(None, ge=1, le=_MOST_ROUNDS)
     documents_per_round: int | None = Field(None, ge=1, le=_MOST_DOCUMENTS)
     max_injected_tokens: int | None = Field(None, ge=0)
+    text_only: bool = Field(False, description="Answer from the texts that are found, without the compressed memory.")
+    route_answer: bool = Field(False, description="Route the context once more for the answer, texts included.")
     where: dict[str, JsonValue] | None = Field(None, description="Only memories whose metadata match.")
     as_of: str | None = Field(None, description="Only memories dated this day or moment, or before.")
     session: str = Field("", max_length=200, description="Conversation that a remembered turn belongs to.")

@@ -14,7 +14,7 @@ import anyio
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
-from memspan.bank.bank import check_namespace
+from memspan.bank.texts import check_namespace
 from memspan.errors import BankError
 from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions

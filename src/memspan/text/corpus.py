@@ -67,7 +67,53 @@ class Skipped:
     reason: str
 
 
-def read_paths(paths: Iterable[Path]) -> Iterator[Document | Skipped]:
+class Reading:
+    """How far the files of some paths are read, and an estimate of the text in them.
+
+    Attributes:
+        characters: of the documents read so far.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths = tuple(paths)
+        self.characters = self._bytes_before = self._position = 0
+        self._total_bytes: int | None = None
+        self._is_done = False
+
+    def at(self, position: int) -> None:
+        """So many bytes are read of the file that is being read."""
+        self._position = position
+
+    def next_file(self) -> None:
+        self._bytes_before, self._position = self._bytes_before + self._position, 0
+
+    def done(self) -> None:
+        self._is_done = True
+
+    def total_characters(self) -> float | None:
+        """Of all documents, if the bytes not read yet hold as many as those that are; None before anything is read."""
+        if self._is_done:
+            return self.characters
+        if self._total_bytes is None:
+            self._total_bytes = sum(map(_size, self._files()))
+        num_bytes = self._bytes_before + self._position
+        return self.characters * max(1.0, self._total_bytes / num_bytes) if num_bytes else None
+
+    def _files(self) -> Iterator[Path]:
+        for path in self._paths:
+            for file in _walk(path) if path.is_dir() else [path]:
+                if isinstance(file, Path) and (file is path or is_supported(file)):
+                    yield file
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def read_paths(paths: Iterable[Path], reading: Reading | None = None) -> Iterator[Document | Skipped]:
     """Return an iterator over the documents of files and folders, in the order given, and over what was skipped.
 
     A folder is read with the folders in it, sorted by name; hidden files and folders are passed over silently, and
@@ -76,6 +122,9 @@ def read_paths(paths: Iterable[Path]) -> Iterator[Document | Skipped]:
 
     Files are opened one at a time, when the iterator gets to them, and files of records are read line by line.
 
+    Args:
+        reading: told how far it is.
+
     Raises:
         CorpusError: a path does not exist; raised by the call itself, before anything is read.
     """
@@ -83,20 +132,25 @@ def read_paths(paths: Iterable[Path]) -> Iterator[Document | Skipped]:
     for path in given:
         if not os.path.exists(path):
             raise CorpusError(f"{path} does not exist, or its folder may not be entered; check the path")
-    return (item for path in given for item in (_read_folder(path) if path.is_dir() else _read_named(path)))
+    return _read_paths(given, reading or Reading(given))
 
 
-def _read_named(path: Path) -> Iterator[Document | Skipped]:
-    return _read_file(path, path.as_posix())
+def _read_paths(paths: Iterable[Path], reading: Reading) -> Iterator[Document | Skipped]:
+    for path in paths:
+        for item in _read_folder(path, reading) if path.is_dir() else _read_file(path, path.as_posix(), reading):
+            if isinstance(item, Document):
+                reading.characters += len(item.text)
+            yield item
+    reading.done()
 
 
-def _read_folder(folder: Path) -> Iterator[Document | Skipped]:
+def _read_folder(folder: Path, reading: Reading) -> Iterator[Document | Skipped]:
     for path in _walk(folder):
         if isinstance(path, Skipped):
             yield path
         elif is_supported(path):
             # With the folder's own name: two folders may both hold a README.md.
-            yield from _read_file(path, f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}")
+            yield from _read_file(path, f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}", reading)
         else:
             yield Skipped(str(path), f"unsupported file type {path.suffix or '(no extension)'}")
 
@@ -120,22 +174,24 @@ def _walk(folder: Path) -> Iterator[Path | Skipped]:
             yield from _walk(child)
 
 
-def _read_file(path: Path, name: str) -> Iterator[Document | Skipped]:
+def _read_file(path: Path, name: str, reading: Reading) -> Iterator[Document | Skipped]:
     """Yield the document called `name`, or one for each record; damage to the file ends it with a `Skipped`."""
     if not is_text([str(path), name]):
         yield Skipped(os.fsencode(path).decode(errors="backslashreplace"), "the file's name is not UTF-8")
         return
+    reading.next_file()
     metadata: dict[str, JSON] = {"path": str(path.resolve())}
     date = _valid_date(_DATE_NAME.match(path.name))
     try:
         if holds_records(path):
-            for record in read_records(path):
+            for record in read_records(path, reading.at):
                 yield _document_of_record(record, name, str(path), metadata, date)
         else:
             content = read_content(path)
             title = content.title or _title_line(content.text) or path.stem
             date = _date_in(content.text) or date
             metadata |= content.metadata
+            reading.at(_size(path))
             yield _document(name, content.text, " ".join(title.split()), metadata, date, str(path))
     except Unreadable as error:
         yield Skipped(str(path), str(error))

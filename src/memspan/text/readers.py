@@ -17,8 +17,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
-import pypdf
-
 from memspan.types import JSON, is_unicode
 
 TEXT_KEYS = ("text", "content", "body")
@@ -91,20 +89,24 @@ def read_content(path: Path) -> Content:
     return content
 
 
-def read_records(path: Path) -> Iterator[Record | BadRecord]:
+def read_records(path: Path, at: Callable[[int], object] = lambda position: None) -> Iterator[Record | BadRecord]:
     """Yield the records of a file, reading it as far as they are asked for.
+
+    Args:
+        at: told before every record how many bytes of the file are read.
 
     Raises:
         Unreadable: the file is damaged, binary or blank, may not be read, or is a table without a text column. It may
             be raised after some records, where the damage begins there.
     """
-    with _named_failures(), _open_lines(path) as lines:
-        records = _RECORD_READERS[_extension(path)](lines)
-        first = next(records, None)
-        if first is None:
+    with _named_failures(), path.open("rb") as file, _open_lines(file, path) as lines:
+        is_empty = True
+        for record in _RECORD_READERS[_extension(path)](lines):
+            is_empty = False
+            at(file.tell())
+            yield record
+        if is_empty:
             raise Unreadable(_EMPTY)
-        yield first
-        yield from records
 
 
 def read_rows(path: Path) -> Iterator[Record | BadRecord]:
@@ -113,7 +115,7 @@ def read_rows(path: Path) -> Iterator[Record | BadRecord]:
     Raises:
         Unreadable: the file is damaged or binary, or may not be read.
     """
-    with _named_failures(), _open_lines(path) as lines:
+    with _named_failures(), path.open("rb") as file, _open_lines(file, path) as lines:
         yield from _read_table(lines, "\t" if _extension(path) == ".tsv" else ",", needs_text=False)
 
 
@@ -163,6 +165,8 @@ def _read_html(path: Path) -> Content:
 
 
 def _read_pdf(path: Path) -> Content:
+    import pypdf  # takes as long as all of `memspan ls`
+
     try:
         reader = pypdf.PdfReader(path)
         if reader.is_encrypted:
@@ -327,9 +331,9 @@ def _numbered_rows(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, 
 
 
 @contextmanager
-def _open_lines(path: Path) -> Iterator[TextIO]:
-    """Open a text file, compressed or not, for reading line by line."""
-    with _OPENERS.get(path.suffix.lower(), _open_plain)(path) as data:
+def _open_lines(file: BinaryIO, path: Path) -> Iterator[TextIO]:
+    """A text file that is open, compressed or not, for reading line by line."""
+    with _OPENERS.get(path.suffix.lower(), _open_plain)(file) as data:
         encoding = _sniff_encoding(data.read(_SNIFFED_BYTES))
         data.seek(0)
         # Undecodable bytes pass as lone surrogates, so that they cost one record and not the rest of the file.
@@ -337,19 +341,19 @@ def _open_lines(path: Path) -> Iterator[TextIO]:
             yield lines
 
 
-def _open_plain(path: Path) -> BinaryIO:
-    return path.open("rb")
+def _open_plain(file: BinaryIO) -> BinaryIO:
+    return file
 
 
-def _open_gzip(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path))
+def _open_gzip(file: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(file))
 
 
-def _open_xz(path: Path) -> BinaryIO:
-    return cast(BinaryIO, lzma.open(path))
+def _open_xz(file: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, lzma.open(file))
 
 
-_OPENERS: dict[str, Callable[[Path], BinaryIO]] = {".gz": _open_gzip, ".xz": _open_xz}
+_OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": _open_gzip, ".xz": _open_xz}
 
 _RECORD_READERS: dict[str, Callable[[Iterable[str]], Iterator[Record | BadRecord]]] = {
     ".csv": _read_comma_table,

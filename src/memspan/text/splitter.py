@@ -197,10 +197,10 @@ def _middle_cut(text: str) -> tuple[_Border, list[int]]:
     """Cut `text` near its middle, where that tears nothing if there is such a place, but at least somewhere."""
     if len(text) < 2:
         return _Border.CHARACTER, []
-    middle = len(text) // 2
+    middle, blank_start = len(text) // 2, len(text) - len(text.lstrip())
     outwards = chain(range(middle, 0, -1), range(middle + 1, len(text)))
     clean = (
-        cut for cut in outwards if not (text[cut].isspace() or text[:cut].isspace() or _continues_character(text, cut))
+        cut for cut in outwards if cut > blank_start and not (text[cut].isspace() or _continues_character(text, cut))
     )
     cut = next(clean, None)
     return (_Border.TORN, [middle]) if cut is None else (_Border.CHARACTER, [cut])

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NewType, cast
+from typing import TYPE_CHECKING, Any, NewType, cast
 
-from transformers import PreTrainedTokenizerBase
-
-from memspan.config import TemplateSpec
 from memspan.types import Document, Span, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from memspan.config import TemplateSpec
 
 Marker = NewType("Marker", int)
 """Id of a token that the template writes as one token."""
@@ -140,11 +142,12 @@ class PromptTemplate:
     def _spans_of(self, passages: Sequence[Passage], wanted: Collection[int], start: int) -> Iterable[Span]:
         """Where some passages of a context stand. A token over the border of two passages counts to the later one."""
         written, _, _ = self.spec.grounded_question.partition("{passages}")
+        end = start + self.count_tokens(written)
         for passage in passages:
-            begin = start + self.count_tokens(written)
             written += self.passages([passage])
+            begin, end = end, start + self.count_tokens(written)
             if passage.document_id in wanted:
-                yield Span(begin, start + self.count_tokens(written))
+                yield Span(begin, end)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a plain text, without any template."""

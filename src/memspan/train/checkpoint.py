@@ -12,7 +12,6 @@ Random numbers have no state of their own: they are drawn from the run's seed an
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,10 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from memspan.errors import CheckpointError
+from memspan.files import PARTIAL_SUFFIX, whole_folder
 
 FORMAT = 1
 _TRAINED, _OPTIMIZER, _STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
-_PREFIX, _PARTIAL = "step-", ".partial-"
+_PREFIX = "step-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +73,18 @@ class CheckpointStore:
             CheckpointError: it cannot be written (a full disk); those written before are untouched.
         """
         step = int(checkpoint.state["step"])
-        target, partial = self.path(step), self.folder / f"{_PARTIAL}{step:08d}"
+        target = self.path(step)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
-            partial.mkdir()
-            save_file(_storable(checkpoint.trained), partial / _TRAINED)
-            save_file(_storable(checkpoint.optimizer), partial / _OPTIMIZER)
-            state = json.dumps({**checkpoint.state, "format": FORMAT}, allow_nan=False)
-            (partial / _STATE).write_text(state, encoding="utf-8")
-            for path in (*partial.iterdir(), partial):
-                _sync(path)
-            if target.exists():  # this step once more, after a resume: the same bytes
-                shutil.rmtree(target)
-            partial.rename(target)
-            _sync(self.folder)
+            with whole_folder(target) as partial:
+                save_file(_storable(checkpoint.trained), partial / _TRAINED)
+                save_file(_storable(checkpoint.optimizer), partial / _OPTIMIZER)
+                state = json.dumps({**checkpoint.state, "format": FORMAT}, allow_nan=False)
+                (partial / _STATE).write_text(state, encoding="utf-8")
+                if target.exists():  # this step once more, after a resume: the same bytes
+                    shutil.rmtree(target)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
             kept = self.steps()
             left = f"the one of step {kept[-1]} stays" if kept else "there is none before it"
             message = f"cannot write the checkpoint {target} ({error}); {left}; make room and resume"
@@ -117,7 +112,7 @@ class CheckpointStore:
 
     def _sweep(self) -> None:
         """Remove what an interrupted writer left."""
-        for path in self.folder.glob(f"{_PARTIAL}*"):
+        for path in self.folder.glob(f".{_PREFIX}*{PARTIAL_SUFFIX}"):
             shutil.rmtree(path)
 
     def _retain(self, best_step: int | None) -> None:
@@ -129,11 +124,3 @@ class CheckpointStore:
 
 def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import random
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from memspan.errors import MemspanError
+from memspan.files import whole_file
 from memspan.model.modeling import MSAForCausalLM, is_router, routed_modules
 from memspan.ops.pooling import valid_chunks
 from memspan.ops.scoring import fold_keys
@@ -182,7 +181,7 @@ class FrozenMemory:
 
 
 def _fingerprint(model: MSAForCausalLM) -> str:
-    return model.encoder_fingerprint(router_keys=False)
+    return model.weights_fingerprint(router_keys=False)
 
 
 def _shapes_documents(model: MSAForCausalLM) -> Iterator[str]:
@@ -226,14 +225,9 @@ def _encode(
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    partial = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f".{path.stem}.", dir=path.parent)
-        os.close(handle)
-        save_file(tensors, partial)
-        Path(partial).rename(path)
+        with whole_file(path) as partial:
+            save_file(tensors, partial)
     except (OSError, SafetensorError) as error:
-        if partial:
-            Path(partial).unlink(missing_ok=True)
         raise MemspanError(f"cannot write {path}: {error}") from error

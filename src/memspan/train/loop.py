@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from memspan.errors import CheckpointError, NotLearning, TrainingError
+from memspan.files import write_text
 from memspan.model.modeling import MSAForCausalLM
 from memspan.text.questions import Question
 from memspan.train.checkpoint import Checkpoint, CheckpointStore
@@ -342,7 +343,7 @@ class Trainer:
             self.metrics.keep_until(self._at.step)
             if not found and self.history.references:
                 self.metrics.write({"step": 0, "kind": "references", **self.history.references})
-            (self.out / RECIPE_FILE).write_text(json.dumps(plain(self.recipe), indent=2) + "\n", encoding="utf-8")
+            write_text(self.out / RECIPE_FILE, json.dumps(plain(self.recipe), indent=2) + "\n")
         if self.recipe.trackers:
             self.accelerator.init_trackers(self.recipe.name)
         self.accelerator.wait_for_everyone()

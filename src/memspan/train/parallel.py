@@ -74,11 +74,8 @@ def layer_class_of(model: MSAForCausalLM) -> str:
 
 
 def summed(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
-    """Numbers added up over all processes, in float64."""
-    total = torch.tensor(list(values), dtype=torch.float64, device=accelerator.device)
-    if accelerator.num_processes > 1:
-        dist.all_reduce(total)
-    return total.tolist()
+    """Numbers added up over all processes, in Python: not every device has float64."""
+    return [sum(theirs) for theirs in zip(*gathered(accelerator, list(values)), strict=True)]
 
 
 def gathered(accelerator: Accelerator, value: Any) -> list[Any]:

@@ -19,10 +19,9 @@ from filelock import FileLock
 from memspan.errors import DataError, TrainingError
 from memspan.model.adapter import add_score_bias, apply_adapter, read_weights, save_adapter, take_lora
 from memspan.model.convert import LoadedModel, convert, load, save_checkpoint
-from memspan.model.fingerprint import fingerprint
 from memspan.model.lora import merge_lora
 from memspan.model.modeling import is_lora, is_router
-from memspan.model.runtime import DTYPES
+from memspan.model.runtime import DTYPES, pick_device
 from memspan.model.shipped import NO_ADAPTER
 from memspan.text.questions import Question
 from memspan.train.batch import Collator, TrainBatch
@@ -91,8 +90,9 @@ def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell:
     data = load_data(recipe)
     tell(f"{len(data.train):,} questions to train on, {len(data.holdout.questions)} held out")
     loaded, groups = load_model(recipe, out)
-    if torch.cuda.is_available() and recipe.model.sharding == "none":
-        torch.nn.Module.to(loaded.model, f"cuda:{rank % torch.cuda.device_count()}")
+    device = pick_device()
+    if device.type != "cpu" and recipe.model.sharding == "none":
+        torch.nn.Module.to(loaded.model, torch.device(device.type, rank % torch.accelerator.device_count()))
     begun = bool(CheckpointStore(out / CHECKPOINTS, recipe.checkpoints.keep).steps())  # a checkpoint has its routers
     if recipe.model.initial_routers == "whitened" and not begun:
         tell("whitening the routers")
@@ -135,8 +135,6 @@ def load_model(recipe: Recipe, out: Path) -> tuple[LoadedModel, tuple[ParameterG
     # LoRA that goes on training must stay apart; loading it as serving does would merge it.
     loaded = load(path, adapter=NO_ADAPTER if with_lora else adapter or NO_ADAPTER, dtype="float32", device="cpu")
     model = loaded.model
-    if model.config.backbone_fingerprint is None:
-        model.config.backbone_fingerprint = fingerprint(model.named_backbone_weights())
     if settings.score_bias is not None and model.config.score_bias is None:
         add_score_bias(model, settings.score_bias)
     frozen_dtype = DTYPES[settings.frozen_dtype]

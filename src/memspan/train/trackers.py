@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memspan.errors import TrainingError
+from memspan.files import write_text
 
 PACKAGES = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
 """Trackers by name, with the package that each needs."""
@@ -31,10 +32,10 @@ class MetricsFile:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, values: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(json.dumps(values) + "\n")
 
 

@@ -64,7 +64,7 @@ def whiten_routers(
         key_GDF = weight_WF.view(num_kv_heads, head_dim, -1)
         attention.router_k_proj.weight.copy_(weight_WF)
         query_WF = key_GDF.repeat_interleave(num_heads // num_kv_heads, dim=0).flatten(0, 1)
-        noise_WF = torch.randn(query_WF.shape, generator=generator).to(query_WF.device)
+        noise_WF = torch.randn(query_WF.shape, generator=generator)
         attention.router_q_proj.weight.copy_(query_WF + _NOISE * _STD * noise_WF)
 
 
@@ -76,15 +76,16 @@ def whitening(
     Args:
         documents_XF: pooled states of documents. tokens_XF: states of question tokens. last_BF: of the last of each.
     """
-    documents_XF, tokens_XF, last_BF = documents_XF.double(), tokens_XF.double(), last_BF.double()
+    # In float64, so on the CPU: not every device has it.
+    documents_XF, tokens_XF, last_BF = (states.cpu().double() for states in (documents_XF, tokens_XF, last_BF))
     means_F3 = torch.stack([documents_XF.mean(0), tokens_XF.mean(0), last_BF.mean(0)], dim=1)
     basis_F3, _ = torch.linalg.qr(means_F3)
-    keep_FF = torch.eye(len(basis_F3), dtype=torch.double, device=basis_F3.device) - basis_F3 @ basis_F3.T
+    keep_FF = torch.eye(len(basis_F3), dtype=torch.double) - basis_F3 @ basis_F3.T
     spread_FF = (torch.cov((documents_XF @ keep_FF).T) + torch.cov((tokens_XF @ keep_FF).T)) / 2
     values_F, vectors_FF = torch.linalg.eigh(spread_FF)
     kept = (values_F > _LEAST_SHARE * values_F.mean()).nonzero()[:, 0][-width:]
     white_RF = (vectors_FF[:, kept] * values_F[kept].rsqrt()).T @ keep_FF
-    rotation_WR = torch.randn(width, len(kept), generator=generator, dtype=torch.double).to(white_RF.device)
+    rotation_WR = torch.randn(width, len(kept), generator=generator, dtype=torch.double)
     rotation_WR = torch.linalg.qr(rotation_WR).Q
     weight_WF = rotation_WR @ white_RF
     return (weight_WF / weight_WF.std() * _STD).float()

@@ -139,6 +139,8 @@ def _question(body: ChatRequest, service: Service) -> tuple[str, AskOptions]:
         rounds=fields.rounds,
         documents_per_round=fields.documents_per_round,
         max_injected_tokens=fields.max_injected_tokens,
+        text_only=fields.text_only,
+        route_answer=fields.route_answer,
         where=fields.where,
         as_of=fields.as_of,
         sampling=sampling,

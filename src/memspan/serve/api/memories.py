@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
 
-from memspan.bank.add import AddReport, Existing
+from memspan.bank.add import Existing
 from memspan.bank.scope import Scope
 from memspan.errors import EmptyBank, FilterError, UnknownDocument
 from memspan.generate.memory import Memory
@@ -39,7 +39,7 @@ from memspan.serve.schemas import (
     UpdateRequest,
 )
 from memspan.serve.service import Reader, Service, ServiceDep, Writer, namespace_for, told, written
-from memspan.types import Document
+from memspan.types import AddReport, Document
 
 router = APIRouter(responses=ERRORS, tags=["memories"])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any, TextIO
 import yaml
 
 from memspan.errors import DataError
+from memspan.files import whole_file
 from memspan.text.questions import UNDATED, Malformed, Question, read_questions
 from memspan.types import JSON, Document
 
@@ -156,15 +156,11 @@ def write_json(path: Path, value: JSON) -> None:
 
 @contextmanager
 def _written_whole(path: Path) -> Iterator[TextIO]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as raw:
+        with whole_file(path) as partial, partial.open("wb") as raw:
             packed = gzip.GzipFile("", "wb", 6, raw, mtime=0) if path.name.endswith(".gz") else raw
             with io.TextIOWrapper(packed, "utf-8", newline="\n") as text:  # type: ignore[arg-type]
                 yield text
-        os.replace(temporary, path)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}; nothing of it is left") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""A bank's folder: the names of its files, what the catalog knows of a segment's, and making the folder whole.
+
+catalog.sqlite           documents, text, metadata, full-text indexes, manifest (see `catalog`)
+segments/                latents, immutable (see `segment`)
+writer.lock, readers/    who uses the bank (see `locks`)
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from memspan.bank.locks import HOLDER, LOCK, READERS
+from memspan.errors import BankError
+from memspan.files import PARTIAL_SUFFIX, publish, sync_folder
+
+CATALOG, PARTIAL_CATALOG = "catalog.sqlite", "catalog.sqlite.partial"
+_SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
+KEYS_SUFFIX = ".keys.safetensors"
+CONTENT_SUFFIX = ".content.safetensors"
+COARSE_SUFFIX = ".coarse.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFiles:
+    """What the catalog knows of a segment: its name, documents, rows, and sizes and checksums of both files.
+
+    Attributes:
+        index_crc32: over the tensors of the keys file that are no keys (documents and checksums).
+    """
+
+    name: str
+    documents: int
+    rows: int
+    index_crc32: int
+    keys_bytes: int
+    keys_sha256: str
+    content_bytes: int
+    content_sha256: str
+
+    @property
+    def bytes(self) -> int:
+        return self.keys_bytes + self.content_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a document's rows stand: in a segment (by its name), from `first_row`, `rows` of them; of which text."""
+
+    document_id: int
+    segment: str
+    first_row: int
+    rows: int
+    text_crc32: int
+
+
+def segments_folder(folder: Path) -> Path:
+    """Where the segments of a bank are."""
+    return folder / "segments"
+
+
+def segment_paths(folder: Path, name: str) -> tuple[Path, Path]:
+    """The files of a segment: routing keys, content."""
+    return folder / f"{name}{KEYS_SUFFIX}", folder / f"{name}{CONTENT_SUFFIX}"
+
+
+def coarse_path(folder: Path, name: str) -> Path:
+    """Where a segment's keys in 8 bits are, if they are there."""
+    return folder / f"{name}{COARSE_SUFFIX}"
+
+
+def segment_of(path: Path) -> str | None:
+    """The segment that a file belongs to, complete or not; None for a file of another kind."""
+    kinds = "|".join(map(re.escape, (KEYS_SUFFIX, CONTENT_SUFFIX, COARSE_SUFFIX)))
+    found = re.fullmatch(rf"([0-9a-f]{{32}})({kinds})({re.escape(PARTIAL_SUFFIX)})?", path.name)
+    return found[1] if found else None
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file is a segment's that was never completed (safetensors writes to `.tmp...` first, then renames)."""
+    is_ours = path.name.endswith(PARTIAL_SUFFIX) and segment_of(path) is not None
+    return is_ours or re.fullmatch(r"\.tmp\w{6}", path.name) is not None
+
+
+def text_crc32(text: str) -> int:
+    """What binds latents to the text they were made of (title and part, see `encoded_text`)."""
+    return zlib.crc32(text.encode())
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder with its parents, so that it survives a loss of power."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
+def publish_catalog(folder: Path) -> None:
+    """Give a complete, closed catalog its name: from now on the folder is a bank.
+
+    Raises:
+        OSError: closing it did not write everything to it (a full disk), or the folder cannot be written.
+    """
+    partial = folder / PARTIAL_CATALOG
+    if any(partial.with_name(f"{PARTIAL_CATALOG}{log}").exists() for log in ("-wal", "-journal")):
+        raise OSError("the catalog could not be written completely")
+    publish({partial: folder / CATALOG})
+
+
+def remove_partial_catalog(folder: Path) -> None:
+    """Remove what an attempt that failed left of a catalog."""
+    for suffix in _SQLITE_SUFFIXES:
+        (folder / f"{PARTIAL_CATALOG}{suffix}").unlink(missing_ok=True)
+
+
+def check_empty(folder: Path) -> None:
+    """A new bank's folder holds nothing, or what an attempt that failed left behind.
+
+    Raises:
+        BankError: it holds something else.
+    """
+    ours = {LOCK, HOLDER, READERS, *(f"{PARTIAL_CATALOG}{suffix}" for suffix in _SQLITE_SUFFIXES)}
+    if not folder.is_dir():
+        raise BankError(f"{folder} is a file; name a folder for the new bank")
+    others = [path for path in folder.iterdir() if path.name not in ours]
+    if any(path != segments_folder(folder) or any(path.iterdir()) for path in others):
+        raise BankError(f"{folder} exists and is not an empty folder; name another one for the new bank")

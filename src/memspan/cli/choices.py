@@ -1,0 +1,53 @@
+"""What options come to: the model a command works with, and the documents it looks at. A model is imported when it is
+loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memspan.bank.catalog import DEFAULT_NAMESPACE
+from memspan.bank.scope import Scope, parse_expressions
+from memspan.cli.importing import imported
+
+if TYPE_CHECKING:
+    from memspan.generate.memory import Memory
+    from memspan.model.convert import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """The model a command works with; see `memspan.model.convert.load` for the fields."""
+
+    path: Path | None
+    adapter: str | None
+    dtype: str | None
+    device: str | None
+    weights: str | None = None
+    memory_budget: str | None = None
+
+    def load(self) -> LoadedModel:
+        return imported("models").load_model(self)
+
+    def open(self, bank: Path, namespace: str = DEFAULT_NAMESPACE, create: bool = False) -> Memory:
+        """The bank with this model; `create` makes an empty one where there is none, in this process alone."""
+        return imported("models").open_memory(self, bank, namespace, create)
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeChoice:
+    """The documents a command looks at."""
+
+    namespace: str
+    expressions: Sequence[str]
+    as_of: str | None
+
+    @property
+    def where(self) -> dict[str, Any]:
+        return parse_expressions(self.expressions)
+
+    @property
+    def scope(self) -> Scope:
+        return Scope.parse(self.where, self.as_of)

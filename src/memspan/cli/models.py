@@ -1,0 +1,59 @@
+"""Loading the model that a command works with, in one process or in each of several."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from memspan.cli.choices import ModelChoice
+from memspan.cli.process import started_by_torchrun
+from memspan.generate.memory import Memory
+from memspan.model.convert import LoadedModel, load
+from memspan.model.runtime import pick_device
+from memspan.routing.ranks import DEFAULT_TIMEOUT, Ranks, own_gpu
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+def load_model(choice: ModelChoice) -> LoadedModel:
+    return load(choice.path, adapter=choice.adapter, dtype=choice.dtype, device=choice.device, weights=choice.weights)
+
+
+def open_memory(choice: ModelChoice, bank: Path, namespace: str, create: bool) -> Memory:
+    """See `ModelChoice.open`."""
+    return Memory.open(
+        bank,
+        choice.path,
+        adapter=choice.adapter,
+        namespace=namespace,
+        create=create,
+        dtype=choice.dtype,
+        device=choice.device,
+        weights=choice.weights,
+        memory_budget=choice.memory_budget,
+        ranks=None if create else joined_ranks(pick_device(choice.device)),
+    )
+
+
+def on_own_gpu(choice: ModelChoice) -> ModelChoice:
+    """The choice on this rank's own GPU, where it is to be on one."""
+    device = pick_device(choice.device)
+    if device.type == "cpu" or device.index is not None:
+        return choice
+    return dataclasses.replace(choice, device=f"{device.type}:{own_gpu()}")
+
+
+def joined_ranks(device: torch.device, timeout: float = DEFAULT_TIMEOUT) -> Ranks | None:
+    """The processes that `torchrun` started, if it started several. Only the first prints."""
+    if not started_by_torchrun():
+        return None
+    ranks = Ranks.join(device, timeout)
+    if ranks.rank:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
+    return ranks

@@ -1,0 +1,89 @@
+"""Search by words alone: what needs neither a model nor latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from memspan.bank.catalog import DEFAULT_NAMESPACE, StoredDocument
+from memspan.bank.scope import EVERYTHING, Scope
+from memspan.bank.texts import TextBank, check_namespace
+from memspan.errors import EmptyBank, QuestionError
+from memspan.routing.selector import Selected, select
+from memspan.types import Evidence, is_unicode
+
+# Documents that full-text search ranks, at least.
+SEARCH_DEPTH = 64
+
+
+def search_words(
+    bank: TextBank, question: str, scope: Scope = EVERYTHING, limit: int = 10, namespace: str = DEFAULT_NAMESPACE
+) -> list[Evidence]:
+    """What `Memory.search` finds with the selector "lexical", best first.
+
+    Raises:
+        QuestionError: the question is empty or no text, or `limit` is negative.
+        FilterError: the scope names a field that no document has.
+        EmptyBank: the namespace holds no documents.
+    """
+    check_namespace(namespace)
+    check_limit(limit)
+    check_questions([question])
+    with bank.pinned_catalog() as catalog:
+        if not catalog.page(namespace, 0, 1):
+            raise nothing_stored(bank.folder, namespace)
+        if not catalog.page(namespace, 0, 1, scope):
+            return []
+        found = select("lexical", catalog.search(namespace, question, max(limit, SEARCH_DEPTH), scope), ())[:limit]
+        return evidence_of(found, catalog.documents(namespace, [one.document_id for one in found]))
+
+
+def check_questions(questions: Sequence[str], said: Sequence[str] = ()) -> None:
+    """See that there is something to ask.
+
+    Args:
+        said: what else the model is to read.
+
+    Raises:
+        QuestionError: a question is empty, or a text cannot be written as UTF-8.
+    """
+    if not questions or not all(question.strip() for question in questions):
+        raise QuestionError("the question is empty; write one")
+    if not all(map(is_unicode, (*questions, *said))):
+        raise QuestionError("the question is not valid Unicode; check the encoding it is read in")
+
+
+def check_limit(documents: int) -> None:
+    """
+    Raises:
+        QuestionError: a number of documents is negative.
+    """
+    if documents < 0:
+        raise QuestionError(f"max_documents must not be negative, not {documents}")
+
+
+def nothing_stored(folder: Path, namespace: str) -> EmptyBank:
+    """The error of a question to a namespace without documents."""
+    where = str(folder) if namespace == DEFAULT_NAMESPACE else f"namespace {namespace!r} of {folder}"
+    option = "" if namespace == DEFAULT_NAMESPACE else f" --namespace {namespace}"
+    return EmptyBank(f"{where} holds no documents; add some with: memspan add {folder} FILES...{option}")
+
+
+def evidence_of(selected: Sequence[Selected], stored: Iterable[StoredDocument]) -> list[Evidence]:
+    """The chosen documents in order, as far as they are stored."""
+    by_id = {document.id: document for document in stored}
+    return [
+        Evidence(
+            document_id=document.id,
+            external_id=document.external_id,
+            title=document.title,
+            text=document.text,
+            span=document.span,
+            score=found.score,
+            layers=found.layers,
+            metadata=document.metadata,
+            date=document.date,
+        )
+        for found in selected
+        if (document := by_id.get(found.document_id)) is not None
+    ]
