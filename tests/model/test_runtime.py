@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memspan.cli.commands import ModelChoice
+from memspan.cli.choices import ModelChoice
+from memspan.cli.models import on_own_gpu
 from memspan.errors import MemspanError
 from memspan.model.runtime import fast_bfloat16, pick_device, pick_dtype
 from memspan.ops import transfer
@@ -46,10 +47,10 @@ def test_each_rank_has_its_own_accelerator(
     monkeypatch: pytest.MonkeyPatch, kind: str, rank: str, expected: str
 ) -> None:
     _with_accelerator(monkeypatch, None)
-    monkeypatch.setattr("memspan.cli.commands.pick_device", torch.device)
+    monkeypatch.setattr("memspan.cli.models.pick_device", torch.device)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
     monkeypatch.setenv("LOCAL_RANK", rank)
-    assert ModelChoice(None, None, None, kind).of_rank().device == expected
+    assert on_own_gpu(ModelChoice(None, None, None, kind)).device == expected
 
 
 def _cpu(monkeypatch: pytest.MonkeyPatch, has_onednn: bool, isa: str, *flags: str) -> None:

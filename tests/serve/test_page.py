@@ -88,7 +88,8 @@ def test_the_status_tells_sizes_of_a_namespace_and_what_a_key_may_do(loaded: Loa
 
 
 def test_documents_of_a_trace_are_named_and_those_of_other_namespaces_are_not(http: httpx.Client) -> None:
-    trace = http.post("/v1/chat/completions", json=question()).json()["memspan"]
+    body = {**question(), "memspan": {"selector": "router"}}
+    trace = http.post("/v1/chat/completions", json=body).json()["memspan"]
     ids = [number for layer in trace["routed"] for number in layer["document_ids"]]
     found = http.get("/v1/documents", params={"ids": [*dict.fromkeys(ids), 10**30, -1]}).json()["data"]
     assert [one["document_id"] for one in found] == list(dict.fromkeys(ids))
