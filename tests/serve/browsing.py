@@ -68,6 +68,12 @@ def ask(page: sync_api.Page, question: str) -> sync_api.Locator:
     return exchange
 
 
+def route_too(page: sync_api.Page) -> None:
+    """Have passages found by routing as well as by words; an untrained router is not asked by itself."""
+    page.locator(".composer summary").click()
+    page.get_by_label("Find passages by").select_option("hybrid")
+
+
 def open_memories(page: sync_api.Page) -> None:
     page.get_by_role("link", name="Memories", exact=True).click()
     page.locator(".memory-list[aria-busy=false]").wait_for()

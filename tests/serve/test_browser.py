@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import add_by_paste, ask, chromium, connected, open_memories, open_page
+from browsing import add_by_paste, ask, chromium, connected, open_memories, open_page, route_too
 from serving import ANIMALS, add_animals, client, serving
 
 from memspan.model.convert import LoadedModel, load
@@ -49,7 +49,7 @@ def _in_bank(page: Any, bank: str) -> None:
 def test_an_answer_comes_with_its_evidence_and_how_it_was_found(browser: Any, address: str) -> None:
     with open_page(browser, address) as page:
         connected(page)
-        page.locator(".composer summary").click()
+        route_too(page)
         page.get_by_label("Tokens, at most").fill("6")
         exchange = ask(page, "Where does the otter live?")
         assert exchange.locator(".answer").get_attribute("aria-busy") == "false"
@@ -67,13 +67,14 @@ def test_an_answer_comes_with_its_evidence_and_how_it_was_found(browser: Any, ad
         scored = [cell.inner_text() for cell in grid.locator("td.routed .unseen").all()]
         assert scored and all(-1.01 <= float(text) <= 1.01 for text in scored)
         heading = exchange.locator("h4").first.inner_text()
-        assert re.search(r"^Time: .*, \d+ tokens read, 6 written$", heading)
+        assert re.search(r"^Time: .*, [\d,]+ tokens read, 6 written$", heading)
         assert {"Finding", "Reading", "Writing"} <= set(exchange.locator(".legend dt").all_text_contents())
 
 
 def test_the_map_of_routing_is_walked_with_the_arrow_keys(browser: Any, address: str) -> None:
     with open_page(browser, address) as page:
         connected(page)
+        route_too(page)
         exchange = ask(page, "Where does the heron live?")
         exchange.locator(".inspector summary").press("Enter")
         cells = exchange.locator("tbody tr").first.locator("td")
@@ -263,6 +264,7 @@ def test_nothing_is_wider_than_a_phone_and_dark_is_dark(browser: Any, address: s
     phone = {"viewport": {"width": 360, "height": 700}, "color_scheme": "dark"}
     with open_page(browser, address, **phone) as page:
         connected(page)
+        route_too(page)
         exchange = ask(page, "Where does the newt live?")
         exchange.locator(".inspector summary").click()
         exchange.get_by_role("grid").wait_for()
