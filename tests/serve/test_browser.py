@@ -274,7 +274,7 @@ def test_nothing_is_wider_than_a_phone_and_dark_is_dark(browser: Any, address: s
         page.locator(".detail .document").wait_for()
         assert _width(page) <= 360 and not page.locator(".list-pane").is_visible()
         page.get_by_text("← All memories").click()
-        assert page.locator(".list-pane").is_visible()
+        page.locator(".list-pane").wait_for()
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert max(map(int, re.findall(r"\d+", background))) < 60
         page.evaluate("localStorage.setItem('memspan.theme', 'light')")
