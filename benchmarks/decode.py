@@ -1,7 +1,7 @@
 """Decoding speed: answers over injected documents, against the backbone's own cached `generate`, in one run.
 
-    python benchmarks/decode.py [--model DIR] [--bank DIR] [--questions 8] [--tokens 64] [--bars] [--json FILE]
-                                [--png FILE]
+    python benchmarks/decode.py [--model DIR] [--adapter none] [--bank DIR] [--questions 8] [--tokens 64]
+                                [--bars] [--json FILE] [--png FILE]
 
 Every question of `examples/` is answered from the documents that full-text search finds in `examples/notes`, whose text
 stands before it; all rows get the same tokens (so the same local length), weights and number format, question by
@@ -201,6 +201,7 @@ def main() -> None:
         "--bank", type=Path, help="bank of the notes; made where it is missing. Default: a temporary one"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: what this machine computes fast")
+    parser.add_argument("--adapter", help="as of `memspan ask`; none: the default model's answers are longer")
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
     parser.add_argument("--texts", type=int, default=4, help="notes whose tokens measure the loss")
@@ -208,7 +209,10 @@ def main() -> None:
     options = parse_options(parser)
 
     weights: tuple[DecodeWeights, ...] = ("exact", "bfloat16", "int8", "int4")
-    models = {name: load(options.model, device="cpu", dtype=options.dtype, weights=name) for name in weights}
+    models = {
+        name: load(options.model, adapter=options.adapter, device="cpu", dtype=options.dtype, weights=name)
+        for name in weights
+    }
     for model in models.values():
         prepare(model.model)
     loaded = models["exact"]
