@@ -20,7 +20,7 @@ from memspan.cli.app import (
 
 def evaluate(
     task: Annotated[
-        str, typer.Argument(help="A format of question sets, a needle task, or scale; see docs/commands.md.")
+        str, typer.Argument(help="A format of question sets, a needle task, or scale; see docs/evaluation.md.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; an unfinished one is continued.")] = ...,  # type: ignore[assignment]
     data: Annotated[Path | None, typer.Option("--data", help="File of the question set.")] = None,
