@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from memspan.bank.scope import EVERYTHING
 from memspan.errors import EvaluationError, MemspanError
 from memspan.eval.arms import SELECTORS, Arm
-from memspan.eval.ranking import Ranking, check_not_empty, evidence_of, layers_found
+from memspan.eval.ranking import Ranking, check_not_empty, layers_found
 from memspan.generate.context import fitted_context
 from memspan.generate.decode import Decoding
 from memspan.generate.finder import Finder
 from memspan.generate.interleave import Interleave, Plan, SearchedReading
+from memspan.generate.lexical import evidence_of
 from memspan.generate.memory import Memory
 from memspan.generate.named import NamedReading
 from memspan.generate.sampling import Sampling

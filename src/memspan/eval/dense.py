@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from memspan.errors import EvaluationError
-from memspan.eval.ranking import evidence_of
+from memspan.generate.lexical import evidence_of
 from memspan.generate.memory import Memory
 from memspan.types import Evidence
 

@@ -14,6 +14,7 @@ from memspan.eval.arms import SELECTORS, Arm, Retriever
 from memspan.eval.rerank import Reranker, reranked
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import MIN_SHARE
+from memspan.generate.lexical import evidence_of
 from memspan.generate.memory import Memory
 from memspan.routing.selector import Selected, keep_adaptively
 from memspan.text.questions import Question
@@ -153,18 +154,3 @@ def check_not_empty(memory: Memory) -> None:
     """
     if not memory.bank.catalog.counts(memory.namespace).documents:
         raise EvaluationError(f"the memory {memory.namespace!r} holds no documents; give some: --distractors FILES")
-
-
-def evidence_of(stored: StoredDocument, score: float = 0.0) -> Evidence:
-    """A stored document as evidence that no router chose."""
-    return Evidence(
-        document_id=stored.id,
-        external_id=stored.external_id,
-        title=stored.title,
-        text=stored.text,
-        span=stored.span,
-        score=score,
-        layers=None,
-        metadata=stored.metadata,
-        date=stored.date,
-    )

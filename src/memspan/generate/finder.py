@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.generate.decode import check_fits, prefill
-from memspan.generate.lexical import SEARCH_DEPTH, evidence_of
+from memspan.generate.lexical import SEARCH_DEPTH, chosen_evidence
 from memspan.model.convert import LoadedModel
 from memspan.routing.local import LocalMemory, SourceMemory
 from memspan.routing.ranking import Ranked, rank_documents
@@ -123,7 +123,7 @@ class Finder:
 
     def evidence(self, selected: Sequence[Selected]) -> list[Evidence]:
         """The stored documents that were chosen, in order."""
-        return evidence_of(selected, self._snapshot.documents([found.document_id for found in selected]))
+        return chosen_evidence(selected, self._snapshot.documents([found.document_id for found in selected]))
 
 
 def routing_of(retrieved: Mapping[int, Retrieved], row: int) -> tuple[LayerRouting, ...]:

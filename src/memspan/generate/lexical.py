@@ -35,7 +35,7 @@ def search_words(
         if not catalog.page(namespace, 0, 1, scope):
             return []
         found = select("lexical", catalog.search(namespace, question, max(limit, SEARCH_DEPTH), scope), ())[:limit]
-        return evidence_of(found, catalog.documents(namespace, [one.document_id for one in found]))
+        return chosen_evidence(found, catalog.documents(namespace, [one.document_id for one in found]))
 
 
 def check_questions(questions: Sequence[str], said: Sequence[str] = ()) -> None:
@@ -69,21 +69,26 @@ def nothing_stored(folder: Path, namespace: str) -> EmptyBank:
     return EmptyBank(f"{where} holds no documents; add some with: memspan add {folder} FILES...{option}")
 
 
-def evidence_of(selected: Sequence[Selected], stored: Iterable[StoredDocument]) -> list[Evidence]:
+def chosen_evidence(selected: Sequence[Selected], stored: Iterable[StoredDocument]) -> list[Evidence]:
     """The chosen documents in order, as far as they are stored."""
     by_id = {document.id: document for document in stored}
     return [
-        Evidence(
-            document_id=document.id,
-            external_id=document.external_id,
-            title=document.title,
-            text=document.text,
-            span=document.span,
-            score=found.score,
-            layers=found.layers,
-            metadata=document.metadata,
-            date=document.date,
-        )
+        evidence_of(document, found.score, found.layers)
         for found in selected
         if (document := by_id.get(found.document_id)) is not None
     ]
+
+
+def evidence_of(stored: StoredDocument, score: float = 0.0, layers: int | None = None) -> Evidence:
+    """A stored document as evidence; of `layers` None where no router chose it."""
+    return Evidence(
+        document_id=stored.id,
+        external_id=stored.external_id,
+        title=stored.title,
+        text=stored.text,
+        span=stored.span,
+        score=score,
+        layers=layers,
+        metadata=stored.metadata,
+        date=stored.date,
+    )
