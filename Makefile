@@ -33,7 +33,7 @@ docs: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/encode.py --bars
-	$(BIN)/python benchmarks/decode.py --bars
+	$(BIN)/python benchmarks/decode.py --adapter none --questions 3 --texts 2 --bars
 	$(BIN)/python benchmarks/route.py --bars
 
 soak: $(VENV)/.installed-dev

@@ -14,6 +14,7 @@ from helpers import TensorMemory, random_context, random_ids, tiny_loaded
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.config import TEMPLATES
+from memspan.generate import batching
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.decode import Decoding, Generated
 from memspan.generate.memory import Memory
@@ -157,3 +158,17 @@ def _rounds_template() -> dict[str, object]:
     """The chatml template with markers of rounds."""
     spec = dataclasses.replace(TEMPLATES["chatml"], round_end="#", retrieval_end="$")
     return dataclasses.asdict(spec)
+
+
+def test_a_model_is_prepared_once_it_decodes_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_loaded()
+    loaded.model.decode_weights = "exact"
+    monkeypatch.setattr(batching, "_UNPREPARED_STEPS", 5)
+    prepared: list[int] = []
+    for _ in range(2):
+        decoding = Decoding(loaded, [random_context(3, 9, 2)], None, Sampling(max_new_tokens=7))
+        decoding.lookup = None
+        for _ in decoding.run():
+            if loaded.model.decode_weights is None:
+                prepared.append(loaded.model.decode_steps)
+    assert prepared and prepared[0] == 6 and loaded.model.decode_steps > 6

@@ -15,6 +15,7 @@ from memspan.generate.sampling import Sampling
 from memspan.model import buffers
 from memspan.model.convert import LoadedModel
 from memspan.model.costs import StepCosts
+from memspan.model.decoding import prepare
 from memspan.text.template import Context
 from memspan.types import Retrieved, Span
 
@@ -136,7 +137,8 @@ def test_a_score_bias_is_added_for_every_token_of_a_draft() -> None:
     decoding = Decoding(loaded, [context], memory, GREEDY)
     decoding.lookup = _Parrot(plain[0])
     assert _write(decoding) == plain
-    loaded.model.decode_weights = "exact"  # and from here on layers are replayed
+    loaded.model.decode_weights = "exact"
+    prepare(loaded.model)  # from here on layers are replayed
     assert _plain(loaded, context, memory, GREEDY) == plain
     for layer in loaded.model.backbone.modules():
         if getattr(layer, "router_score_bias", None) is not None:

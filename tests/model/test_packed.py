@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -16,11 +17,22 @@ from memspan.model.convert import load
 from memspan.model.decoding import DecodeRows
 from memspan.model.lora import LoraSpec, add_lora, merge_lora
 from memspan.model.memory_api import AskStep
-from memspan.model.packed import Form, PackedLinear, Packing, Seconds, check_weights, pack_weights, reading_packed
+from memspan.model.packed import (
+    ROWS,
+    DecodeWeights,
+    Form,
+    PackedLinear,
+    Packing,
+    Seconds,
+    check_weights,
+    pack_weights,
+    reading_packed,
+)
 
-PACKINGS: tuple[Packing, ...] = ("bfloat16", "int8", "int4")
+QUANTIZED: tuple[Literal["int8", "int4"], ...] = ("int8", "int4")
+PACKINGS: tuple[Packing, ...] = ("float16", "bfloat16", "int8", "int4")
 # A fifteenth of a group's range of about four deviations, uniform: 0.08 of a deviation. An eighth bit: far less.
-_ERROR = {"bfloat16": 0.01, "int8": 0.01, "int4": 0.1}
+_ERROR = {"float16": 0.001, "bfloat16": 0.01, "int8": 0.01, "int4": 0.1}
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +43,11 @@ def small_weights_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
 def _taking(packing: Packing, dtype: torch.dtype = torch.float32, most_rows: int = 8) -> Seconds:
     """Timings by which one packing (int8 in place of int4 as well), with rows of one number format, is the fastest."""
 
-    def seconds(form: Form | None, linears: Sequence[torch.nn.Linear], num_rows: int) -> float:
+    def seconds(form: Form | None, weights: Sequence[torch.Tensor]) -> list[float]:
         if form is None:
-            return 1.0
+            return [1.0] * len(ROWS)
         fits = form.packing in (packing, "int8" if packing == "int4" else packing) and form.rows == dtype
-        return 0.1 if fits and num_rows <= most_rows else 2.0
+        return [0.1 if fits and num_rows <= most_rows else 2.0 for num_rows in ROWS]
 
     return seconds
 
@@ -44,9 +56,11 @@ def _taking(packing: Packing, dtype: torch.dtype = torch.float32, most_rows: int
     ("loaded", "rows"),
     [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)],
 )
-@pytest.mark.parametrize("packing", ["int8", "int4"])
+@pytest.mark.parametrize("packing", QUANTIZED)
 @torch.no_grad()
-def test_a_packed_product_is_near_the_product(packing: Packing, loaded: torch.dtype, rows: torch.dtype) -> None:
+def test_a_packed_product_is_near_the_product(
+    packing: Literal["int8", "int4"], loaded: torch.dtype, rows: torch.dtype
+) -> None:
     model = tiny_model("qwen2", dtype=loaded)  # its q, k and v have biases
     names = [name for name, module in model.backbone.named_modules() if type(module) is torch.nn.Linear]
     names = [name for name in names if "router" not in name]
@@ -65,15 +79,16 @@ def test_a_packed_product_is_near_the_product(packing: Packing, loaded: torch.dt
 
 
 def test_of_all_forms_the_fastest_is_taken_and_none_where_nothing_is_faster() -> None:
-    asked: list[tuple[Form | None, int]] = []
+    asked: list[Form | None] = []
 
-    def seconds(form: Form | None, linears: Sequence[torch.nn.Linear], num_rows: int) -> float:
-        asked.append((form, num_rows))
-        if linears[0].out_features == 64:  # of the tiny model: not its head, and not what the MLP begins with
-            return 1.0 if form is None else 1.1
-        return {None: 1.0, "bfloat16": 0.5, "int8": 0.6 if form and form.rows == torch.float32 else 0.4}[
-            form and form.packing
-        ] + (num_rows >= 4 and form is not None)
+    def seconds(form: Form | None, weights: Sequence[torch.Tensor]) -> list[float]:
+        asked.append(form)
+        if form is None:
+            return [1.0] * len(ROWS)
+        if len(weights[0]) == 64:  # of the tiny model: not its head, and not what the MLP begins with
+            return [1.1] * len(ROWS)
+        one = {"float16": 0.5, "bfloat16": 0.5, "int8": 0.6 if form.rows == torch.float32 else 0.4}[form.packing]
+        return [one + (num_rows >= 4) for num_rows in ROWS]
 
     model = tiny_model()
     linears = [x for name, x in model.backbone.named_modules() if type(x) is torch.nn.Linear and "router" not in name]
@@ -83,7 +98,7 @@ def test_of_all_forms_the_fastest_is_taken_and_none_where_nothing_is_faster() ->
     assert {type(x) for x in plain} == {torch.nn.Linear}
     packed = [x for x in linears if isinstance(x, PackedLinear)]
     assert {(x.form, x.most_rows) for x in packed} == {(Form("int8", torch.bfloat16), 2)}
-    assert (Form("bfloat16", torch.bfloat16), 1) in asked, "what loses less was tried as well"
+    assert Form("float16", torch.float32) in asked, "what loses less was tried as well"
     x_TF = torch.randn(1, 3, packed[0].in_features)
     with reading_packed(AskStep(buffers=DecodeBuffers(1))), torch.no_grad():
         assert torch.equal(packed[0](x_TF), torch.nn.functional.linear(x_TF, packed[0].weight)), "rows it is slow for"
@@ -94,9 +109,13 @@ def test_weights_that_stay_in_a_cache_are_kept(monkeypatch: pytest.MonkeyPatch) 
     assert set(pack_weights(tiny_model().backbone, "int8", _taking("int8"))) == {"plain"}
 
 
-def test_weights_as_loaded_are_kept_where_they_are_bfloat16_already() -> None:
-    model = tiny_model(dtype=torch.bfloat16)
-    assert set(pack_weights(model.backbone, "bfloat16", _taking("bfloat16", torch.bfloat16))) == {"plain"}
+def test_half_is_float16_where_it_can_be_packed_and_else_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert set(pack_weights(tiny_model(dtype=dtype).backbone, "half", _taking("float16"))) == {"float16"}
+    monkeypatch.setattr(packed, "_has_fbgemm", lambda: False)
+    fastest = _taking("bfloat16", torch.bfloat16)
+    assert set(pack_weights(tiny_model().backbone, "half", fastest)) == {"bfloat16"}
+    assert set(pack_weights(tiny_model(dtype=torch.bfloat16).backbone, "half", fastest)) == {"plain"}, "as loaded"
 
 
 @torch.no_grad()
@@ -115,22 +134,26 @@ def test_weights_of_sixteen_steps_a_group_lose_nothing_in_int4() -> None:
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @torch.no_grad()
-def test_only_steps_that_decode_a_few_tokens_read_packed_weights(packing: Packing) -> None:
-    plain, packed = tiny_loaded(), tiny_loaded()
+def test_only_steps_that_decode_a_few_tokens_read_packed_weights(
+    packing: Packing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, loaded = tiny_loaded(), tiny_loaded()
     rows = torch.bfloat16 if packing == "bfloat16" else torch.float32
-    pack_weights(packed.model.backbone, packing, _taking(packing, rows))
+    weights: DecodeWeights = packing if packing in ("int8", "int4") else "half"
+    monkeypatch.setattr(packed, "_has_fbgemm", lambda: packing == "float16")
+    pack_weights(loaded.model.backbone, weights, _taking(packing, rows))
     documents = random_ids(3, 9, 2)  # fewer tokens than rows that are packed
-    for one, other in zip(*(vars_of(loaded.model.encode(documents)) for loaded in (plain, packed)), strict=True):
+    for one, other in zip(*(vars_of(model.model.encode(documents)) for model in (plain, loaded)), strict=True):
         assert torch.equal(one, other)
     context = random_context(1, 2, 1)
-    decodings = [Decoding(loaded, [context], None, Sampling(max_new_tokens=8)) for loaded in (plain, packed)]
+    decodings = [Decoding(model, [context], None, Sampling(max_new_tokens=8)) for model in (plain, loaded)]
     for decoding in decodings:
         decoding.begin()
     for one, other in zip(*(decoding.cache.layers for decoding in decodings), strict=True):
         assert torch.equal(one.keys, other.keys) and torch.equal(one.values, other.values)  # type: ignore[arg-type]
     logits = []
-    for loaded, decoding in zip((plain, packed), decodings, strict=True):
-        step = DecodeRows(loaded.model, 1)
+    for model, decoding in zip((plain, loaded), decodings, strict=True):
+        step = DecodeRows(model.model, 1)
         step.join(decoding.packed, decoding.cache, {})
         logits.append(step.step([[7, 8]]))
     error = float((logits[0] - logits[1]).norm() / logits[0].norm())
@@ -141,8 +164,8 @@ def vars_of(encoded: object) -> tuple[torch.Tensor, torch.Tensor]:
     return encoded.router_keys_LCW, encoded.content_LC2GD  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("packing", ["int8", "int4"])
-def test_a_batch_and_a_question_alone_decode_alike(packing: Packing) -> None:
+@pytest.mark.parametrize("packing", QUANTIZED)
+def test_a_batch_and_a_question_alone_decode_alike(packing: Literal["int8", "int4"]) -> None:
     loaded = tiny_loaded("qwen3")
     pack_weights(loaded.model.backbone, packing, _taking(packing))
     with torch.no_grad():
@@ -188,9 +211,9 @@ def test_wrong_weights_are_refused_by_name(tmp_path: Path) -> None:
     loaded = tiny_loaded()
     loaded.model.save_pretrained(tmp_path)
     loaded.template.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(MemspanError, match="exact, bfloat16, int8, int4"):
+    with pytest.raises(MemspanError, match="exact, half, int8, int4"):
         load(tmp_path, device="cpu", weights="int2")
     for weights in ("exact", "int4", None):
-        assert load(tmp_path, device="cpu", weights=weights).model.decode_weights == (weights or "bfloat16")
+        assert load(tmp_path, device="cpu", weights=weights).model.decode_weights == (weights or "half")
     with pytest.raises(MemspanError, match="CPU"):
         check_weights("int8", torch.device("cuda"))

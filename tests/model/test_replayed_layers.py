@@ -70,6 +70,7 @@ def test_replayed_layers_write_the_same(family: str, monkeypatch: pytest.MonkeyP
 def test_a_batch_that_is_joined_and_left_replays_any_sizes() -> None:
     plain, loaded = tiny_loaded(), tiny_loaded()
     loaded.model.decode_weights = "exact"
+    prepare(loaded.model)
     contexts = [random_context(3, length, 4) for length in (9, 30, 2)]
     memory = _memory(plain)
     alone = [_written(plain, [context], memory)[0] for context in contexts]

@@ -69,7 +69,9 @@ RouteAnswerOption = Annotated[
 ]
 WeightsOption = Annotated[
     str | None,
-    typer.Option(help="What decoding may read, where it is faster on this CPU: exact, bfloat16 (default), int8, int4."),
+    typer.Option(
+        help="What decoding may read, where it is faster on this CPU: exact, half (16 bits, default), int8, int4."
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ from memspan.cli.serve_commands import ModelChoice as ModelChoice
 from memspan.cli.serve_commands import ServeSettings as ServeSettings
 from memspan.cli.serve_commands import served_keys
 from memspan.errors import MemspanError
+from memspan.model.decoding import prepare
 from memspan.serve.app import check_closed
 from memspan.serve.banks import ServedBank, close_banks, open_banks
 from memspan.serve.engine import Engine
@@ -43,6 +44,7 @@ def _tell(address: str) -> None:
 def _serving(bank: str, model: ModelChoice, settings: ServeSettings) -> Iterator[tuple[ServedBank, Engine]]:
     """The bank and its engine, closed at the end."""
     loaded = model.load()
+    prepare(loaded.model)
     banks = open_banks([bank], loaded, settings.max_writes)
     engine = Engine(loaded, max_batch=settings.max_batch, max_queue=settings.max_queue, timeout=settings.timeout)
     try:

@@ -10,6 +10,7 @@ from typing import Any
 from memspan.cli import render
 from memspan.cli.choices import ModelChoice as ModelChoice
 from memspan.errors import MemspanError
+from memspan.model.decoding import prepare
 
 try:
     from memspan.serve.app import check_closed
@@ -29,7 +30,9 @@ def serve(banks: Sequence[str], model: ModelChoice, settings: dict[str, Any], ke
     checked = ServeSettings(**settings)
     check_closed(checked, keys)  # before the model, which takes longer to load
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    server = make_server(model.load(), banks, checked, keys)
+    loaded = model.load()
+    prepare(loaded.model)
+    server = make_server(loaded, banks, checked, keys)
     who = "with an API key" if keys is not None else "without a key, from this machine"
     run_server(server, lambda address: render.err.print(f"serving on {address} ({who}); Ctrl-C stops"))
 

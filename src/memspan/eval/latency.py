@@ -34,6 +34,7 @@ from memspan.generate.interleave import Asked, Interleave, Plan
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
+from memspan.model.decoding import prepare
 from memspan.ops.pooling import num_chunks
 from memspan.text.template import Context, Passage
 from memspan.types import Answer, Done, Event, LayerRouting, Round, RoundDone, RoundStarted, TextWritten
@@ -174,6 +175,7 @@ def measure_latency(
         BankError: the folder holds other banks.
     """
     latency, own = Latency(loaded, settings), manifest_of(loaded)
+    prepare(loaded.model)
     manifest = made_up(own)
     tell_cost(folder, manifest, settings.sizes, tell)
     with ExitStack() as stack:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from memspan.generate.lookup import PromptLookup
 
 
+# Steps of a model before it is prepared: to prepare the default model takes about as long as it saves in so many.
+_UNPREPARED_STEPS = 24
+
+
 class DecodingBatch:
     """Decodings that join and leave between steps. For one thread.
 
@@ -82,7 +86,9 @@ class DecodingBatch:
 
     def _forward(self) -> torch.Tensor:
         """Run the newest token of every row, and a draft behind it where there is one row: logits `[R, V]`."""
-        prepare(self._model)
+        self._model.decode_steps += 1
+        if self._model.decode_steps > _UNPREPARED_STEPS:
+            prepare(self._model)
         (writing, lookup), draft = self._members[0], list[int]()
         if len(self) == 1 and lookup is not None:
             draft = lookup.draft(writing.room - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -86,8 +87,9 @@ class DecodeBuffers:
             assert all(x is not None for x in held.scores), "a layer with a score bias needs a memory with row scores"
             seen = mask if mask is not None else torch.ones(1, 1, T, S, dtype=torch.bool, device=device)
             scores_RM = torch.nn.utils.rnn.pad_sequence([x for x in held.scores if x is not None], batch_first=True)
-            mask = with_row_bias(seen, (score_bias * scores_RM).to(query_RHTD.dtype))
-        return attend(query_RHTD, held.keys[:R, :, :S], held.values[:R, :, :S], mask, scaling)
+            mask = with_row_bias(seen, (score_bias * scores_RM).to(held.keys.dtype))
+        query = query_RHTD.to(held.keys.dtype)
+        return attend(query, held.keys[:R, :, :S], held.values[:R, :, :S], mask, scaling).to(query_RHTD.dtype)
 
     def _mask(self, held: _LayerBuffers, T: int, window: int | None, device: torch.device) -> Tensor | None:
         """Which columns each new token sees, `[R, 1, T, S]`; None: all. Layers alike share one."""
@@ -111,6 +113,8 @@ class DecodeBuffers:
 class _LayerBuffers:
     """One layer's K and V, `[max_rows, G, capacity, D]`: of each row its memory, then its tokens, then room.
 
+    They are float32 on a CPU, and of the model's number format elsewhere.
+
     What stands in a row's room is left over from others: it is finite, and masked.
 
     Attributes:
@@ -122,8 +126,12 @@ class _LayerBuffers:
         self.used: list[int] = []
         self.memory: list[int] = []
         self.scores: list[Tensor | None] = []
-        shapes = [(max_rows, x.shape[1], 0, x.shape[3]) for x in (like.keys, like.values)]  # type: ignore[attr-defined]
-        self.keys, self.values = (like.keys.new_zeros(shape) for shape in shapes)  # type: ignore[attr-defined]
+        keys, values = cast(Tensor, like.keys), cast(Tensor, like.values)  # type: ignore[attr-defined]
+        # A CPU attends to short rows three times as fast in float32 (docs/LOG.md).
+        dtype = torch.float32 if keys.device.type == "cpu" else keys.dtype
+        self.keys, self.values = (
+            x.new_zeros((max_rows, x.shape[1], 0, x.shape[3]), dtype=dtype) for x in (keys, values)
+        )
 
     def join(self, local: list[Tensor], retrieved: Retrieved | None, row: int) -> None:
         """Fill the next row from K and V `[G, S, D]` and from one row of what was routed to."""

@@ -197,8 +197,8 @@ def load(
             says which layers route, whatever the checkpoint's own are.
         dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
-        weights: what decoding may read instead of the weights as they are loaded, where that is faster on this machine
-            (`memspan.model.packed`; CPU only): "bfloat16" (the default on a CPU), "int8", "int4"; or "exact", nothing.
+        weights: what decoding may read instead of the weights as loaded, where that is faster on this machine (CPU only;
+            `memspan.model.packed`): "half" (16 bits; the default on a CPU), "int8", "int4"; "exact": nothing.
         verify: compare all weights, not a sample of them, with the fingerprints that were stored with them.
 
     Raises:
@@ -208,7 +208,7 @@ def load(
     folder = default_checkpoint() if path is None else Path(path).expanduser()
     check_folder(folder)
     target = pick_device(device)
-    decode_weights: DecodeWeights | None = "bfloat16" if target.type == "cpu" else None
+    decode_weights: DecodeWeights | None = "half" if target.type == "cpu" else None
     if weights is not None:
         decode_weights = check_weights(weights, target)
     adapter = find_adapter(adapter, default_model=path is None)

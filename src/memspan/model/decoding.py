@@ -26,11 +26,11 @@ def prepare(model: MSAForCausalLM) -> None:
     It takes part of a second, so a model that only encodes never does it. Weights must not change afterwards.
     """
     with _preparing:
-        packing, model.decode_weights = model.decode_weights, None
-        if packing is None:
+        weights, model.decode_weights = model.decode_weights, None
+        if weights is None:
             return
-        if packing != "exact":
-            pack_weights(model.backbone, packing)
+        if weights != "exact":
+            pack_weights(model.backbone, weights)
         num_layers = model.config.text_config.num_hidden_layers
         replay_layers(model, list(decoder_layers(model.backbone, range(num_layers)).values()))
 

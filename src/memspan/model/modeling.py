@@ -41,7 +41,8 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
     `forward` without `memory=` is the backbone, unchanged. Checkpoints use the backbone's own key names.
 
     Attributes:
-        decode_weights: what `memspan.model.decoding.prepare` is to do before the first decoding step; None: nothing.
+        decode_weights: what `memspan.model.decoding.prepare` is to do before decoding steps; None: nothing.
+        decode_steps: decoding steps so far.
         step_costs: what decoding steps take.
     """
 
@@ -55,7 +56,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: MSAConfig) -> None:
         super().__init__(config)
-        self.step_costs = StepCosts()
+        self.step_costs, self.decode_steps = StepCosts(), 0
         try:
             self.backbone = AutoModelForCausalLM.from_config(config.backbone_config, attn_implementation=ATTENTION_NAME)
         except KeyError as error:

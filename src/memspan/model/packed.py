@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +28,12 @@ from memspan.model.memory_api import AskStep, Step
 
 _log = logging.getLogger(__name__)
 
-Packing = Literal["bfloat16", "int8", "int4"]
-DecodeWeights = Literal["exact", "bfloat16", "int8", "int4"]
-"""What decoding steps may read; "exact": the weights as they are loaded."""
-_WEIGHTS = ("exact", "bfloat16", "int8", "int4")
+Packing = Literal["float16", "bfloat16", "int8", "int4"]
+DecodeWeights = Literal["exact", "half", "int8", "int4"]
+"""What decoding steps may read; "exact": the weights as they are loaded; "half": copies of 16 bits."""
+_WEIGHTS = ("exact", "half", "int8", "int4")
 # Rows a packed product is timed with, and read for at most.
-_ROWS = (1, 2, 4, 8)
+ROWS = (1, 2, 4, 8)
 # A packed product must take less than this share of the plain one's time: a timing is not more exact.
 _WORTH = 0.95
 # Weights that share a scale and a zero in int4: as in the Q4_1 files that small models are published in.
@@ -52,28 +52,34 @@ class Form:
     """How a weight is kept, and the number format of the rows that are multiplied with it.
 
     Attributes:
-        packing: "bfloat16": `[out, in]`. "int8": one scale a row. "int4": a scale and a zero for `_GROUP` weights.
+        packing: "float16": as FBGEMM tiles them, which adds up in float32. "bfloat16": `[out, in]`. "int8": one scale a
+            row. "int4": a scale and a zero for `_GROUP` weights.
     """
 
     packing: Packing
     rows: torch.dtype
 
-    def pack(self, weight_OF: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight and its scales (bfloat16 has none)."""
+    def pack(self, weight_OF: Tensor) -> tuple[Any, ...]:
+        """What `product` takes: the weight, and its scales where it has some."""
+        if self.packing == "float16":
+            return (torch.ops.quantized.linear_prepack_fp16(weight_OF.detach().float().contiguous(), None),)
         if self.packing == "bfloat16":
-            return weight_OF.bfloat16(), weight_OF.new_empty(0)
+            return (weight_OF.bfloat16(),)
         weight, scales = _int8(weight_OF) if self.packing == "int8" else _int4(weight_OF)
         return weight, scales.to(self.rows)
 
-    def product(self, input: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    def product(self, input: Tensor, *packed: Any) -> Tensor:
         """`[..., out]` of `[..., in]`, in the number format of `input`."""
         rows = input.to(self.rows)
+        if self.packing == "float16":
+            return torch.ops.quantized.linear_dynamic_fp16(rows, *packed).to(input.dtype)
         if self.packing == "bfloat16":
-            return F.linear(rows, weight).to(input.dtype)
+            return F.linear(rows, *packed).to(input.dtype)
         rows_RF = rows.reshape(-1, rows.shape[-1])
         if self.packing == "int8":
-            out_RO = torch.ops.aten._weight_int8pack_mm(rows_RF, weight, scales)
+            out_RO = torch.ops.aten._weight_int8pack_mm(rows_RF, *packed)
         else:
+            weight, scales = packed
             out_RO = torch.ops.aten._weight_int4pack_mm_for_cpu(rows_RF, weight, _GROUP, scales)
         return out_RO.to(input.dtype).view(*input.shape[:-1], -1)
 
@@ -84,13 +90,12 @@ class PackedLinear(nn.Linear):
     Attributes:
         form: of the copy.
         most_rows: rows up to which it is read.
-        packed_weight, packed_scales: not saved with the model.
+        packed: the copy, not saved with the model.
     """
 
     form: Form
     most_rows: int
-    packed_weight: Tensor
-    packed_scales: Tensor
+    packed: tuple[Any, ...]
 
     def forward(self, input: Tensor) -> Tensor:
         return self.product(input) if self.reads_packed(input) else super().forward(input)
@@ -101,7 +106,7 @@ class PackedLinear(nn.Linear):
 
     def product(self, input: Tensor) -> Tensor:
         """The product with the copy, in the number format of `input`."""
-        out = self.form.product(input, self.packed_weight, self.packed_scales)
+        out = self.form.product(input, *self.packed)
         return out if self.bias is None else out + self.bias
 
 
@@ -133,30 +138,30 @@ def asked_weight(linear: nn.Linear) -> Tensor:
     return cast(Tensor, getattr(linear, "query_weight", linear.weight))
 
 
-Seconds = Callable[[Form | None, Sequence[nn.Linear], int], float]
-"""How long some linear layers of one shape take for so many rows, one after the other; None: as they are."""
+Seconds = Callable[[Form | None, Sequence[Tensor]], list[float]]
+"""How long products with some weights of one shape take, one after the other, for each of `ROWS`; None: as they are."""
 
 
-def _seconds(form: Form | None, linears: Sequence[nn.Linear], num_rows: int) -> float:
-    rows_RF = asked_weight(linears[0]).new_ones(num_rows, linears[0].in_features)
-    packed = [form.pack(asked_weight(linear)) if form else (asked_weight(linear),) for linear in linears]
+def _seconds(form: Form | None, weights: Sequence[Tensor]) -> list[float]:
+    packed: list[tuple[Any, ...]] = [form.pack(weight) if form else (weight,) for weight in weights]
 
-    def run() -> float:
+    def run(rows_RF: Tensor) -> float:
         begin = time.perf_counter()
         for tensors in packed:
             form.product(rows_RF, *tensors) if form else F.linear(rows_RF, *tensors)
         return time.perf_counter() - begin
 
-    return min(run() for _ in range(3))
+    inputs = [weights[0].new_ones(num_rows, weights[0].shape[1]) for num_rows in ROWS]
+    return [min(run(rows_RF) for _ in range(5)) for rows_RF in inputs]
 
 
 @torch.no_grad()
-def pack_weights(backbone: PreTrainedModel, packing: Packing, seconds: Seconds = _seconds) -> dict[str, int]:
+def pack_weights(backbone: PreTrainedModel, weights: DecodeWeights, seconds: Seconds = _seconds) -> dict[str, int]:
     """Give linear layers of a decoder a packed copy of their weights where that is read faster, in place.
 
-    Layers of one shape are decided together. Where bfloat16 is faster than what is asked for, it is taken, as it loses
-    less. The language-model head takes int8 for int4: 4 bits lose most there. A layer whose shape int4 cannot hold does
-    as well. Weights must not change afterwards.
+    Layers of one shape are decided together. Where 16 bits are faster than what is asked for, they are taken, as they
+    lose less. The language-model head takes int8 for int4: 4 bits lose most there. A layer whose shape int4 cannot hold
+    does as well. Weights must not change afterwards.
 
     Args:
         seconds: times a product.
@@ -172,13 +177,13 @@ def pack_weights(backbone: PreTrainedModel, packing: Packing, seconds: Seconds =
         assert not isinstance(module, PackedLinear), "weights are packed once"
         assert not hasattr(module, "lora_a"), "LoRA is merged before weights are packed"
         fits = module.in_features % _GROUP == 0 and module.out_features % _INT4_ROWS == 0
-        own = "int8" if packing == "int4" and (module is head or not fits) else packing
+        own = "int8" if weights == "int4" and (module is head or not fits) else weights
         shapes.setdefault((own, module.weight.shape, module.weight.dtype), []).append(module)
     counts: Counter[str] = Counter()
     for (own, *_), linears in shapes.items():
         form, most_rows = None, 0
         if sum(asked_weight(linear).nbytes for linear in linears) >= _LEAST_BYTES:
-            form, most_rows = _fastest(cast(Packing, own), linears, seconds)
+            form, most_rows = _fastest(cast(DecodeWeights, own), linears, seconds)
         counts[form.packing if form else "plain"] += len(linears)
         for linear in linears if form else ():
             _give(linear, cast(Form, form), most_rows)
@@ -186,30 +191,35 @@ def pack_weights(backbone: PreTrainedModel, packing: Packing, seconds: Seconds =
     return dict(counts)
 
 
-def _fastest(packing: Packing, linears: Sequence[nn.Linear], seconds: Seconds) -> tuple[Form | None, int]:
+def _fastest(weights: DecodeWeights, linears: Sequence[nn.Linear], seconds: Seconds) -> tuple[Form | None, int]:
     """The form in which layers of one shape are read fastest for one row, and rows up to which it is worth it."""
-    weight = asked_weight(linears[0])
-    timed = linears[: max(1, _TIMED_BYTES // weight.nbytes)]
-    forms = [Form("bfloat16", torch.bfloat16)] if weight.dtype == torch.float32 else []
-    if packing != "bfloat16":
-        forms += [Form(packing, dtype) for dtype in dict.fromkeys((weight.dtype, torch.bfloat16))]
-    took = {form: seconds(form, timed, 1) for form in forms}
-    best = min(took, key=took.__getitem__, default=None)
-    most_rows = 0
-    for num_rows in _ROWS if best else ():
-        packed = took[cast(Form, best)] if num_rows == 1 else seconds(best, timed, num_rows)
-        if packed > _WORTH * seconds(None, timed, num_rows):
-            break
-        most_rows = num_rows
-    return (best, most_rows) if most_rows else (None, 0)
+    timed = [asked_weight(linear) for linear in linears]
+    dtype, row_bytes = timed[0].dtype, timed[0][0].nbytes
+    timed = timed[: max(1, _TIMED_BYTES // timed[0].nbytes)]
+    timed[0] = timed[0][: max(_INT4_ROWS, _TIMED_BYTES // row_bytes // _INT4_ROWS * _INT4_ROWS)]
+    if _has_fbgemm():
+        forms = [Form("float16", torch.float32)]
+    else:
+        forms = [Form("bfloat16", torch.bfloat16)] if dtype == torch.float32 else []
+    if weights in ("int8", "int4"):
+        forms += [Form(weights, rows) for rows in dict.fromkeys((dtype, torch.bfloat16))]
+    took = {form: seconds(form, timed) for form in forms}
+    best = min(took, key=lambda form: took[form][0], default=None)
+    plain = seconds(None, timed)
+    faster = [] if best is None else [took[best][place] <= _WORTH * plain[place] for place in range(len(ROWS))]
+    if not faster or not faster[0]:
+        return None, 0
+    return best, max(rows for rows, is_faster in zip(ROWS, faster, strict=True) if is_faster)
+
+
+def _has_fbgemm() -> bool:
+    """Whether float16 can be packed: on x86."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def _give(linear: nn.Linear, form: Form, most_rows: int) -> None:
-    weight, scales = form.pack(asked_weight(linear))
-    linear.register_buffer("packed_weight", weight, persistent=False)
-    linear.register_buffer("packed_scales", scales, persistent=False)
     made = cast(PackedLinear, linear)
-    made.form, made.most_rows = form, most_rows
+    made.form, made.most_rows, made.packed = form, most_rows, form.pack(asked_weight(linear))
     # Last, so that another thread that runs the layer finds all of it.
     linear.__class__ = _packed_class(type(linear))
 
