@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from memspan.cli.importing import imported
+from memspan.cli.listing import ListingCommand
 from memspan.errors import MemspanError
 
 app = typer.Typer(
@@ -44,16 +45,12 @@ WhereOption = Annotated[
     typer.Option("--where", help="FIELD=VALUE (or !=, <, <=, >, >=) of the metadata, or JSON; may be repeated."),
 ]
 AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Only documents dated this day, or before.")]
-SelectorOption = Annotated[
-    str | None,
-    typer.Option(help="Who chooses documents: router, lexical or hybrid. Default: hybrid, lexical if untrained."),
-]
+_DEFAULT = "Default: hybrid, lexical if untrained."
+SelectorOption = Annotated[str | None, typer.Option(help=f"Who chooses documents: {{ranking selectors}}. {_DEFAULT}")]
 AskSelectorOption = Annotated[
     str | None,
     typer.Option(
-        "--selector",
-        help="Who chooses documents: router, lexical, hybrid, or generate (the model names them). "
-        "Default: hybrid, lexical if untrained.",
+        "--selector", help=f"Who chooses documents: {{selectors}} (generate: the model names them). {_DEFAULT}"
     ),
 ]
 IdOption = Annotated[list[int] | None, typer.Option("--id", help="The bank's id of a document; may be repeated.")]
@@ -103,7 +100,7 @@ def errors_told() -> Iterator[None]:
         raise typer.Exit(130) from error
 
 
-@app.command()
+@app.command(cls=ListingCommand)
 def convert(
     source: Annotated[
         str, typer.Argument(help="Hugging Face folder, .gguf file or hub id. Default: the embedded SmolLM2.")
@@ -115,7 +112,7 @@ def convert(
     chunk_size: Annotated[int, typer.Option(help="Tokens pooled into one row.")] = 64,
     top_k: Annotated[int, typer.Option(help="Documents an MSA layer attends to.")] = 16,
     similarity: Annotated[
-        str | None, typer.Option(help="cosine or dot. Default: cosine, or as a released checkpoint serves.")
+        str | None, typer.Option(help="One of {similarities}. Default: cosine, or as a released checkpoint serves.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the routers' random initialisation.")] = 0,
     as_json: JsonOption = False,
@@ -125,10 +122,12 @@ def convert(
         commands.convert(source, out, dtype, template, layers, chunk_size, top_k, similarity, seed, as_json)
 
 
-@app.command()
+@app.command(cls=ListingCommand)
 def add(
     bank: BankArgument,
-    paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders; - reads standard input.")] = None,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Files ({formats}) and folders; - reads standard input.")
+    ] = None,
     installed: InstalledOption = False,
     namespace: NamespaceOption = "default",
     model: ModelOption = None,
@@ -137,14 +136,14 @@ def add(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remember documents: txt, md, rst, html, pdf, csv, tsv, jsonl. Makes the bank if there is none."""
+    """Remember documents. Makes the bank if there is none."""
     with commands_of("commands") as commands:
         choice = commands.ModelChoice(model, adapter, dtype, device)
         code = commands.add(bank, paths or [], installed, namespace, choice, as_json)
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=ListingCommand)
 def ask(
     bank: BankArgument,
     question: Annotated[str | None, typer.Argument(help="Left out: asked for, one after the other.")] = None,
@@ -195,7 +194,7 @@ def ask(
         commands.ask(bank, question, choice, scope, options, trace, as_json)
 
 
-@app.command()
+@app.command(cls=ListingCommand)
 def search(
     bank: BankArgument,
     question: Annotated[str, typer.Argument(help="What to look for.")],

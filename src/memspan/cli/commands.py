@@ -30,6 +30,7 @@ from memspan.errors import MemspanError
 from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling as Sampling  # the options of the commands are made of these
+from memspan.generate.selectors import check_packages
 from memspan.generate.summarize import SummaryPlan as SummaryPlan
 from memspan.model.convert import check_folder, load
 from memspan.model.convert import convert as convert_model
@@ -115,8 +116,10 @@ def ask(
     as_json: bool,
 ) -> None:
     options["where"], options["as_of"] = scope.where, scope.as_of  # a malformed filter fails before anything is loaded
+    if (selector := options.get("selector")) is not None:
+        check_packages(selector)
     with model.open(bank, scope.namespace) as memory:
-        if options.get("selector") is None and memory.default_selector == "lexical":
+        if selector is None and not memory.loaded.model.config.router_trained:
             render.err.print("note: this model's router is untrained; documents are chosen by full-text search")
         if question is not None:
             _answer(memory, question, options, trace, as_json)

@@ -18,6 +18,7 @@ from memspan.cli.importing import imported
 from memspan.cli.process import started_by_torchrun
 from memspan.errors import MemspanError
 from memspan.generate.lexical import search_words
+from memspan.generate.selectors import ranking_selector
 from memspan.text.readers import Unreadable, read_content
 from memspan.types import JSON, AddReport
 
@@ -39,11 +40,12 @@ def search(
     limit: int,
     as_json: bool,
 ) -> None:
-    """With the selector "lexical" no model is loaded (by one process; of several the first prints, as with a model)."""
+    """No model is loaded for a selector that needs none (in one process; of several the first prints)."""
+    chooser = None if selector is None else ranking_selector(selector)
     check_bank(bank)
-    if selector == "lexical" and not started_by_torchrun():
+    if chooser is not None and not chooser.needs.model and not started_by_torchrun():
         with closing(TextBank.open(bank)) as opened:
-            found = search_words(opened, question, scope.scope, limit, scope.namespace)
+            found = search_words(opened, question, scope.scope, limit, scope.namespace, selector or "")
     else:
         where = scope.where
         with model.open(bank, scope.namespace) as memory:

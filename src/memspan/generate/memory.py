@@ -20,16 +20,15 @@ from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
 from memspan.errors import BankMismatch, EmptyBank
 from memspan.generate.batching import DecodingBatch
-from memspan.generate.finder import Finder, Look
-from memspan.generate.interleave import Interleave, SearchedReading
+from memspan.generate.finder import Finder
+from memspan.generate.interleave import Interleave, reading_of
 from memspan.generate.lexical import check_limit, nothing_stored
-from memspan.generate.named import NamedReading
 from memspan.generate.request import AskOptions, Request, turn_document
+from memspan.generate.selectors import Look, default_selector, ranking_selector
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
 from memspan.routing.ranks import Ranks
-from memspan.routing.selector import check_selector, default_selector
 from memspan.types import JSON, AddReport, Answer, Document, Done, Event, Evidence, TextWritten
 
 _log = logging.getLogger(__name__)
@@ -278,7 +277,8 @@ class Memory:
         as_of: str | None = None,
     ) -> list[Evidence]:
         """The documents a selector finds for a question, best first, without generating anything."""
-        chosen = check_selector(selector or self.default_selector)
+        chosen = selector or self.default_selector
+        needs = ranking_selector(chosen).needs
         check_limit(limit)
         request = self._request([question], {"selector": chosen, "where": where, "as_of": as_of})
         with self._snapshot() as snapshot:
@@ -286,7 +286,7 @@ class Memory:
             if not snapshot.selectable_mask(request.scope).any():
                 return []
             finder = Finder(self.loaded, snapshot, request.scope, self.ranks)
-            context = None if chosen == "lexical" else self.loaded.template.context(question)
+            context = self.loaded.template.context(question) if needs.routing else None
             (found,) = finder.rank(chosen, [Look(question, context)], limit)
             return finder.evidence(found.selected[:limit])
 
@@ -313,17 +313,13 @@ class Memory:
             return Summarizer(self.loaded, snapshot, finder, plan or SummaryPlan(), progress).run()
 
     def _request(self, questions: Sequence[str], options: AskOptions) -> Request:
-        return Request.of(self.loaded, questions, options, self.default_selector)
+        return Request.of(self.loaded, questions, options)
 
     def _answering(self, request: Request, batch: DecodingBatch | None = None) -> Iterator[tuple[int, Event | None]]:
         """Yield what happens, with the place of the question it happens to; None after every token."""
         with self._snapshot() as snapshot:
             finder, state = self._finder(snapshot, request.scope), RoundState(self.loaded, batch)
-            reading = (
-                NamedReading(state, finder, request.plan, request.sampling)
-                if request.plan.selector == "generate"
-                else SearchedReading(self.loaded, finder, request.plan, request.sampling)
-            )
+            reading = reading_of(state, finder, request.plan, request.sampling)
             interleave = Interleave(state, finder, reading, request.plan, request.sampling)
             yield from interleave.run(request.questions, request.history)
 

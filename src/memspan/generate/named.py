@@ -63,7 +63,7 @@ class NamedReading:
         seconds["decode"] = time.perf_counter() - started - seconds["prefill"]
         for row, one in enumerate(asked):
             routed = routing_of(decoding.retrieved, row)
-            done = Round(number, "generate", one.question, routed, timings=seconds)
+            done = Round(number, self._plan.selector, one.question, routed, timings=seconds)
             yield one, RoundDone(self._read(one, decoding.rows[row], done, self._scores(memory, row)))
 
     def routed(self, asked: Asked) -> None:

@@ -14,9 +14,9 @@ from memspan.generate.decode import check_fits
 from memspan.generate.interleave import Plan
 from memspan.generate.lexical import check_limit, check_questions
 from memspan.generate.sampling import GREEDY, Sampling
+from memspan.generate.selectors import ReadingSelector, default_selector, served_selector
 from memspan.model.convert import LoadedModel
-from memspan.routing.selector import check_selector
-from memspan.text.rounds import RoundProtocol, RouteTokens
+from memspan.text.rounds import RouteTokens
 from memspan.types import JSON, Document, Turn, normal_date
 
 MAX_DOCUMENTS = 5
@@ -28,9 +28,9 @@ class AskOptions(TypedDict, total=False):
     """How to ask.
 
     Keys:
-        selector: router, lexical, hybrid, or generate (the model names documents itself; its template needs markers
-            of rounds); default: lexical while the router is untrained, hybrid after; router where max_documents
-            is 0.
+        selector: router, lexical, hybrid, generate (the model names documents itself; its template needs markers
+            of rounds), or another of `memspan.generate.selectors`; default: lexical while the router is untrained,
+            hybrid after; router where max_documents is 0.
         max_documents: documents whose original text is put before the model, at most (fewer where fewer matter, none
             for 0: the model answers from its compressed memory alone).
         rounds: looks into the memory, at most. Default: 1; 4 for generate.
@@ -69,25 +69,24 @@ class Request:
     history: Sequence[Turn]
 
     @classmethod
-    def of(cls, loaded: LoadedModel, questions: Sequence[str], options: AskOptions, default_selector: str) -> Request:
+    def of(cls, loaded: LoadedModel, questions: Sequence[str], options: AskOptions) -> Request:
         """
         Raises:
             QuestionError: a question is empty, is not text, or does not fit into the model.
             FilterError: the scope is malformed.
-            MemspanError: there is no such selector, or the model's template has no rounds for it.
+            MemspanError: there is no such selector, or the model cannot serve it.
         """
         max_documents = options.get("max_documents", MAX_DOCUMENTS)
-        # Words alone find texts, and nothing else: where none is read, latents are.
-        selector = options.get("selector") or (default_selector if max_documents else "router")
-        if selector == "generate":
-            RoundProtocol(loaded.template)
+        trained = loaded.model.config.router_trained
+        selector = options.get("selector") or default_selector(trained, reads_texts=max_documents != 0)
+        reads = isinstance(served_selector(selector, loaded), ReadingSelector)
         check_limit(max_documents)
         history = options.get("history", ())
         check_questions(questions, [text for turn in history for text in (turn.question, turn.answer)])
         rounds = options.get("rounds")
         plan = Plan(
-            "generate" if selector == "generate" else check_selector(selector, ["generate"]),
-            (MAX_ROUNDS if selector == "generate" else 1) if rounds is None else rounds,
+            selector,
+            (MAX_ROUNDS if reads else 1) if rounds is None else rounds,
             max_documents,
             options.get("documents_per_round"),
             options.get("max_injected_tokens"),

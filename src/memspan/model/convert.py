@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from memspan.config import SIMILARITIES, TEMPLATES, MSAConfig, TemplateSpec
+from memspan.config import TEMPLATES, MSAConfig, TemplateSpec
 from memspan.errors import CheckpointError
 from memspan.files import whole_folder
 from memspan.model.adapter import adapter_layers, apply_adapter
@@ -28,6 +28,7 @@ from memspan.model.probe import probe
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
 from memspan.model.runtime import pick_device, pick_dtype
 from memspan.model.shipped import find_adapter
+from memspan.ops.similarity import SIMILARITIES
 from memspan.text.template import PromptTemplate, added_tokens
 
 # Below this size the probe runs in float32, where an attention that is nearly right cannot pass for right.
@@ -76,7 +77,7 @@ def convert(
         dtype: of the saved weights.
         template: name of a preset; default: chatml where the tokenizer has its markers, else plain.
         msa_layers, chunk_size, top_k_docs, max_document_tokens: see `MSAConfig`.
-        similarity: "cosine" or "dot"; default: cosine, or what the released serving code computes.
+        similarity: see `MSAConfig`; default: cosine, or what the released serving code computes.
         seed: of the routers' initialisation.
 
     Raises:
@@ -88,8 +89,8 @@ def convert(
         raise CheckpointError(f"{out} exists and is not an empty folder; name another --out, or remove it")
     if template is not None and template not in TEMPLATES:
         raise ValueError(f"template must be one of {', '.join(TEMPLATES)}, not {template!r}")
-    if similarity is not None and similarity not in SIMILARITIES:
-        raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, not {similarity!r}")
+    if similarity is not None:
+        SIMILARITIES[similarity]  # an unknown one fails before anything is read
     name = source if "/" not in source or not Path(source).exists() else Path(source).name
     folder = find_released(source)
     if folder is not None:

@@ -1,20 +1,19 @@
-"""Who chooses the documents whose text is put before the model: the router, the full-text index, or both."""
+"""Chosen documents: from scores of the router and of the full-text index, alone or together, and how many are kept.
+
+Who chooses stands in `memspan.generate.selectors`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
-
-from memspan.errors import MemspanError
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from memspan.routing.ranking import Ranked
 
-Selector = Literal["router", "lexical", "hybrid"]
 # Share of the router's score in `hybrid`; measured by benchmarks/retrieval.py on held-out questions, see docs/LOG.md.
 ROUTER_WEIGHT = 0.4
-SELECTORS: tuple[str, ...] = get_args(Selector)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,39 +25,13 @@ class Selected:
     layers: int | None
 
 
-def default_selector(router_trained: bool) -> Selector:
-    """`lexical` while a router is untrained (its scores mean nothing yet), `hybrid` after."""
-    return "hybrid" if router_trained else "lexical"
-
-
-def check_selector(name: str, others: Sequence[str] = ()) -> Selector:
-    """A selector by its name.
+def chosen(scores: Sequence[tuple[int, float]], routed: Sequence[Ranked]) -> list[Selected]:
+    """Documents with their scores as chosen ones, in order.
 
     Args:
-        others: what else could have been named, for the message.
-
-    Raises:
-        MemspanError: no such selector.
-    """
-    if name not in SELECTORS:
-        raise MemspanError(f"selector must be one of {', '.join((*SELECTORS, *others))}, not {name!r}")
-    return name  # type: ignore[return-value]
-
-
-def select(selector: Selector, lexical: Sequence[tuple[int, float]], routed: Sequence[Ranked]) -> list[Selected]:
-    """Rank documents by a selector, best first.
-
-    Args:
-        lexical: (id, BM25 score) from the full-text index, best first; empty for `router`.
-        routed: the ranking over MSA layers; empty for `lexical`.
+        routed: the ranking over MSA layers; empty where nothing was routed.
     """
     layers = {found.document_id: found.layers for found in routed}
-    if selector == "router":
-        scores = _scaled(routed)
-    elif selector == "lexical":
-        scores = list(lexical)
-    else:
-        scores = fuse(lexical, routed)
     absent = 0 if routed else None
     return [Selected(document_id, score, layers.get(document_id, absent)) for document_id, score in scores]
 
@@ -68,17 +41,17 @@ def fuse(
 ) -> list[tuple[int, float]]:
     """Convex combination of both scores. Scores, not ranks: rank fusion makes the best noise of one list a best hit.
 
-    A BM25 score is divided by the best one's (0 is its natural floor); for the router's see `_scaled`.
+    A BM25 score is divided by the best one's (0 is its natural floor); for the router's see `scaled`.
     """
     scaled = [(document_id, (1 - router_weight) * score / lexical[0][1]) for document_id, score in lexical]
-    scaled += [(document_id, router_weight * score) for document_id, score in _scaled(routed)]
+    scaled += [(document_id, router_weight * score) for document_id, score in scaled(routed)]
     fused: dict[int, float] = {}
     for document_id, score in scaled:
         fused[document_id] = fused.get(document_id, 0.0) + score
     return sorted(fused.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _scaled(routed: Sequence[Ranked]) -> list[tuple[int, float]]:
+def scaled(routed: Sequence[Ranked]) -> list[tuple[int, float]]:
     """Router scores from 1 for the best to 0 for the last one considered: a sum of cosines has no floor of its own."""
     if not routed:
         return []
