@@ -1,4 +1,4 @@
-"""Registries: bad entries are named errors when they are registered or asked for, and never break what is beside them."""
+"""Registries: bad entries are named errors when they are registered or asked for, and harm nothing beside them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_an_entry_is_an_object_a_class_or_where_it_is_imported_from(shapes: Regi
 def test_an_unknown_name_is_refused_with_those_there_are(shapes: Registry[Shape]) -> None:
     shapes.register("a", Square())
     shapes.register("b", Square())
-    with pytest.raises(UnknownName, match="^shape must be one of a, b, not 'c'$") as caught:
+    with pytest.raises(UnknownName, match=r"^shape must be one of a, b, not 'c'$") as caught:
         shapes["c"]
     assert isinstance(caught.value, MemspanError) and isinstance(caught.value, ValueError)
 
@@ -88,7 +88,7 @@ def test_a_name_is_registered_once(shapes: Registry[Shape]) -> None:
     ],
 )
 def test_what_an_entry_lacks_is_named_when_it_is_registered(shapes: Registry[Shape], entry: object, said: str) -> None:
-    with pytest.raises(PluginError, match=f"the shape 'a' {said}"):
+    with pytest.raises(PluginError, match=rf"the shape 'a' {said}"):
         shapes.register("a", entry)  # type: ignore[arg-type]
     assert list(shapes) == []
 
@@ -106,7 +106,7 @@ def test_packages_add_entries_and_none_of_them_harms_another(
 ) -> None:
     shapes.register("own", Square())
     shapes.register("claimed", Square())
-    points = "good = test_registry:Square\nbroken = no_such_module:X\npoor = test_registry:object\n"
+    points = "good = test_registry:Square\nbroken = no_such_module:X\npoor = builtins:object\n"
     points += "claimed = test_registry:Square\ntwice = test_registry:Square\n"
     installed(tmp_path / "a", "apackage", f"[memspan.testshapes]\n{points}[memspan.others]\nelse = x:y\n", monkeypatch)
     installed(tmp_path / "b", "bpackage", "[memspan.testshapes]\ntwice = test_registry:Square\n", monkeypatch)
@@ -114,13 +114,13 @@ def test_packages_add_entries_and_none_of_them_harms_another(
     assert shapes["good"].colour == "red" and shapes["own"].colour == "red"
     with pytest.raises(PluginError, match=r"'broken' cannot be imported from no_such_module:X of apackage \(.*mend or"):
         shapes["broken"]
-    with pytest.raises(PluginError, match="the shape 'poor' cannot be imported|lacks area, colour"):
+    with pytest.raises(PluginError, match="the shape 'poor' lacks area, colour"):
         shapes["poor"]
     with pytest.raises(
         PluginError, match=r"several memspan.testshapes of the name 'claimed': test_registry.Square, .*of ap"
     ):
         shapes["claimed"]
-    with pytest.raises(PluginError, match="'twice': .* of [ab]package, .* of [ab]package; leave out all but one"):
+    with pytest.raises(PluginError, match=r"'twice': .* of [ab]package, .* of [ab]package; leave out all but one"):
         shapes["twice"]
     with pytest.raises(UnknownName, match="own, claimed, "):
         shapes["else"]

@@ -19,9 +19,9 @@ from memspan.cli import app, render
 from memspan.config import TEMPLATES
 from memspan.generate.request import MAX_DOCUMENTS
 from memspan.generate.sampling import Sampling
+from memspan.generate.selectors import selector_names
 from memspan.model.backbones import DEFAULT_SOURCE
 from memspan.model.convert import convert
-from memspan.generate.selectors import selector_names
 from memspan.routing.selector import fuse
 from memspan.text import corpus
 from memspan.types import Answer

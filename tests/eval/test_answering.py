@@ -235,7 +235,7 @@ def test_dense_ranks_by_cosine(memory: Memory, monkeypatch: pytest.MonkeyPatch) 
     left = [TEXTS[0], TEXTS[2]]
     assert [item.text for item in memory.search("heron", selector="dense")] == ["another heron", *left]
     with remembering(memory.loaded, memory.bank.folder.parent / "other") as other:
-        assert [item.text for item in other.search("lynx", selector="dense")][0] == TEXTS[2], "of its own bank"
+        assert other.search("lynx", selector="dense")[0].text == TEXTS[2], "of its own bank"
     assert answered(memory, "dense@1+rounds", ["heron?"])[0].used
 
 

@@ -43,10 +43,10 @@ def fuse(
 
     A BM25 score is divided by the best one's (0 is its natural floor); for the router's see `scaled`.
     """
-    scaled = [(document_id, (1 - router_weight) * score / lexical[0][1]) for document_id, score in lexical]
-    scaled += [(document_id, router_weight * score) for document_id, score in scaled(routed)]
+    parts = [(document_id, (1 - router_weight) * score / lexical[0][1]) for document_id, score in lexical]
+    parts += [(document_id, router_weight * score) for document_id, score in scaled(routed)]
     fused: dict[int, float] = {}
-    for document_id, score in scaled:
+    for document_id, score in parts:
         fused[document_id] = fused.get(document_id, 0.0) + score
     return sorted(fused.items(), key=lambda item: (-item[1], item[0]))
 
