@@ -22,7 +22,7 @@ from memspan.generate.sampling import Sampling
 from memspan.generate.selectors import selector_names
 from memspan.model.backbones import DEFAULT_SOURCE
 from memspan.model.convert import convert
-from memspan.routing.selector import fuse
+from memspan.routing.ranking import fuse
 from memspan.text import corpus
 from memspan.types import Answer
 

@@ -29,7 +29,7 @@ from memspan.types import Document
 
 MODULE = """
 from memspan.generate.selectors import Found, Needs
-from memspan.routing.selector import Selected
+from memspan.routing.ranking import Selected
 from memspan.text.readers import Content, OneText
 
 
@@ -131,9 +131,9 @@ def test_the_commands_know_it(bank: Path, tmp_path: Path) -> None:
     assert memspan("ask", bank, "otter?", *options).json["selector"] == "shortest"
     assert "'broken' cannot be imported" in failed("search", bank, "otter", "--selector", "broken")
     data = tmp_path / "asked.jsonl"
-    data.write_text(
-        json.dumps({"question": "Where?", "answers": ["Rome"], "positives": [{"text": "The otter of Rome."}]})
-    )
+    evidence = [{"title": "otter", "text": "The otter of Rome."}]
+    line = {"id": "q", "question": "Where?", "answers": ["Rome"], "positives": evidence, "negatives": []}
+    data.write_text(json.dumps(line | {"type": "single", "hops": 1}) + "\n")
     out = tmp_path / "run"
     arms = ("--arms", "shortest@1,shortest@1+adaptive", "--max-new-tokens", 2)
     assert memspan("eval", "jsonl", "--data", data, "--out", out, *arms).code == 0

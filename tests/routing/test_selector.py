@@ -4,8 +4,7 @@ import itertools
 
 import pytest
 
-from memspan.routing.ranking import Ranked
-from memspan.routing.selector import ROUTER_WEIGHT, Selected, chosen, fuse, keep_adaptively, scaled
+from memspan.routing.ranking import ROUTER_WEIGHT, Ranked, Selected, chosen, fuse, keep_adaptively, scaled
 
 
 def _routed(*scores: tuple[int, float]) -> list[Ranked]:

@@ -46,7 +46,7 @@ WhereOption = Annotated[
 ]
 AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Only documents dated this day, or before.")]
 _DEFAULT = "Default: hybrid, lexical if untrained."
-SelectorOption = Annotated[str | None, typer.Option(help=f"Who chooses documents: {{ranking selectors}}. {_DEFAULT}")]
+SelectorOption = Annotated[str | None, typer.Option(help=f"Who chooses documents: {{ranking_selectors}}. {_DEFAULT}")]
 AskSelectorOption = Annotated[
     str | None,
     typer.Option(

@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from typing import Any
 
-from typer import Context
 from typer.core import TyperCommand
 
 
-def _selectors() -> Iterable[str]:
-    from memspan.generate.selectors import selector_names
-
-    return selector_names()
-
-
-def _ranking_selectors() -> Iterable[str]:
-    from memspan.generate.selectors import selector_names
-
-    return selector_names(ranking=True)
-
-
-def _similarities() -> Iterable[str]:
-    from memspan.ops.similarity import SIMILARITIES
-
-    return SIMILARITIES
-
-
-def _formats() -> Iterable[str]:
-    from memspan.text.readers import FORMATS
-
-    return FORMATS
-
-
-_LISTS: dict[str, Callable[[], Iterable[str]]] = {
-    "{selectors}": _selectors,
-    "{ranking selectors}": _ranking_selectors,
-    "{similarities}": _similarities,
-    "{formats}": _formats,
-}
-
-
 class ListingCommand(TyperCommand):
-    """In the help of its parameters a key of `_LISTS` stands for the names, which are looked up when help is shown."""
+    """In the help of its parameters {selectors}, {ranking_selectors}, {similarities} and {formats} stand for the names.
 
-    def format_help(self, ctx: Context, formatter: object) -> None:
-        for parameter in self.params:
-            said = getattr(parameter, "help", None) or ""
-            for mark, names in _LISTS.items():
-                if mark in said:
-                    parameter.help = said = said.replace(mark, ", ".join(names()))  # type: ignore[attr-defined]
-        super().format_help(ctx, formatter)  # type: ignore[arg-type]
+    They are looked up when help is shown: what holds them is imported then, and no command waits for it.
+    """
+
+    def format_help(self, *arguments: Any) -> None:
+        from memspan.generate.selectors import selector_names
+        from memspan.ops.similarity import SIMILARITIES
+        from memspan.text.readers import FORMATS
+
+        kinds = {
+            "selectors": selector_names(),
+            "ranking_selectors": selector_names(ranking=True),
+            "similarities": SIMILARITIES,
+            "formats": FORMATS,
+        }
+        names = {kind: ", ".join(found) for kind, found in kinds.items()}
+        helps: dict[Any, str] = {one: one.help for one in self.params if getattr(one, "help", None)}  # type: ignore[attr-defined]
+        try:
+            for parameter, text in helps.items():
+                parameter.help = text.format(**names)
+            super().format_help(*arguments)
+        finally:
+            for parameter, text in helps.items():
+                parameter.help = text

@@ -17,7 +17,7 @@ from memspan.generate.lexical import evidence_of
 from memspan.generate.memory import Memory
 from memspan.generate.selectors import Look, RankingSelector, ReadingSelector, served_selector
 from memspan.model.convert import LoadedModel
-from memspan.routing.selector import Selected, keep_adaptively
+from memspan.routing.ranking import Selected, keep_adaptively
 from memspan.text.questions import Question
 from memspan.types import Evidence, LayerRouting
 

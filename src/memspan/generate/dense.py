@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from memspan.errors import MemspanError
 from memspan.generate.selectors import Found, Look, Needs
-from memspan.routing.selector import chosen
+from memspan.routing.ranking import chosen
 
 if TYPE_CHECKING:
     import torch

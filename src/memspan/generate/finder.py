@@ -18,9 +18,8 @@ from memspan.generate.lexical import SEARCH_DEPTH, chosen_evidence
 from memspan.generate.selectors import Found, Look, ranking_selector
 from memspan.model.convert import LoadedModel
 from memspan.routing.local import LocalMemory, SourceMemory
-from memspan.routing.ranking import Ranked, rank_documents
+from memspan.routing.ranking import Ranked, Selected, rank_documents
 from memspan.routing.ranks import Ranks
-from memspan.routing.selector import Selected
 from memspan.routing.sharded import ShardedMemory
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Context, Passage, encoded_text, shown_passage

@@ -24,7 +24,7 @@ from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import LayerMemory
 from memspan.routing.local import Recalled
-from memspan.routing.selector import keep_adaptively
+from memspan.routing.ranking import keep_adaptively
 from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
 from memspan.text.template import Context
 from memspan.types import Answer, Done, Event, Evidence, LayerRouting, Round, RoundDone, RoundStarted, TextWritten, Turn

@@ -11,7 +11,7 @@ from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.texts import TextBank, check_namespace
 from memspan.errors import EmptyBank, QuestionError
 from memspan.generate.selectors import Look, check_packages, ranking_selector
-from memspan.routing.selector import Selected
+from memspan.routing.ranking import Selected
 from memspan.types import Evidence, is_unicode
 
 if TYPE_CHECKING:

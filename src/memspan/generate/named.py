@@ -14,7 +14,7 @@ from memspan.generate.interleave import Asked, Ended, Plan
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
 from memspan.routing.local import SourceMemory
-from memspan.routing.selector import Selected
+from memspan.routing.ranking import Selected
 from memspan.text.rounds import Named, RoundProtocol, Transcript
 from memspan.text.template import Context
 from memspan.types import Event, Evidence, Round, RoundDone, RoundStarted

@@ -8,13 +8,14 @@ imports torch, so that commands list selectors, and search by words, without wai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from memspan.errors import MemspanError
 from memspan.registry import Registry
-from memspan.routing.selector import Selected, chosen, fuse, scaled
+from memspan.routing.ranking import Selected, chosen, fuse, scaled
 from memspan.types import LayerRouting
 
 if TYPE_CHECKING:
@@ -176,12 +177,12 @@ def selector_names(ranking: bool = False, loaded: LoadedModel | None = None, bas
     cannot be used are left out: whoever asks one of them meets its error."""
     names: list[str] = []
     for name in SELECTORS:
-        try:
-            found = SELECTORS[name] if loaded is None else served_selector(name, loaded)
-        except MemspanError:
-            continue
-        if (baselines or not found.needs.baseline) and (isinstance(found, RankingSelector) or not ranking):
-            names.append(name)
+        with suppress(MemspanError):
+            found = SELECTORS[name]
+            if (baselines or not found.needs.baseline) and (isinstance(found, RankingSelector) or not ranking):
+                if loaded is not None:
+                    served_selector(name, loaded)
+                names.append(name)
     return names
 
 

@@ -69,7 +69,7 @@ class MemspanRetriever(BaseRetriever):
     Attributes:
         memory: of which bank and namespace; `Memory.open`. Not one of a snapshot.
         k: documents found, at most.
-        selector: router, lexical or hybrid; default: the memory's own.
+        selector: as of `Memory.search`; default: the memory's own.
         where, as_of: see `memspan.generate.memory.AskOptions`.
     """
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue
-from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from memspan.generate.request import MAX_DOCUMENTS
-from memspan.generate.selectors import SELECTORS, selector_names
+from memspan.serve.selectors import RankingSelector, Selector
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = dict[str, float]
@@ -17,24 +15,6 @@ Seconds = dict[str, float]
 _MOST_MESSAGES = 1000
 _MOST_DOCUMENTS = 100
 _MOST_ROUNDS = 16
-
-
-@dataclass(frozen=True)
-class _Selector:
-    """A name that is registered, checked when a request comes and listed when the schema is read."""
-
-    ranking: bool = False
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return no_info_after_validator_function(self._check, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "string", "enum": selector_names(self.ranking)}
-
-    def _check(self, name: str) -> str:
-        if name not in (names := selector_names(self.ranking)):
-            raise ValueError(str(SELECTORS.none_of(names, name)))
-        return name
 
 
 class Strict(BaseModel):
@@ -67,7 +47,7 @@ class AskFields(Strict):
 
     bank: Name | None = Field(None, description="Instead of the bank that the model's name says.")
     namespace: Name | None = Field(None, description="Whose memories. Default: the key's first, or `default`.")
-    selector: Annotated[str, _Selector()] | None = None
+    selector: Selector | None = None
     max_documents: int = Field(MAX_DOCUMENTS, ge=0, le=_MOST_DOCUMENTS)
     rounds: int | None = Field(None, ge=1, le=_MOST_ROUNDS)
     documents_per_round: int | None = Field(None, ge=1, le=_MOST_DOCUMENTS)
@@ -272,7 +252,7 @@ class UpdateRequest(Place):
 
 class SearchRequest(Place):
     query: str = Field(min_length=1)
-    selector: Annotated[str, _Selector(ranking=True)] | None = None
+    selector: RankingSelector | None = None
     limit: int = Field(10, ge=1, le=_MOST_DOCUMENTS)
     where: dict[str, JsonValue] | None = None
     as_of: str | None = None
