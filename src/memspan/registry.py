@@ -31,7 +31,7 @@ class Registry(Generic[T]):
     Args:
         kind: of the entries, for messages.
         group: of the entry points.
-        protocols: what an entry must have: all of one of them.
+        protocols: what an entry must have: all of one of them (or, of a class that is no protocol, be one).
     """
 
     def __init__(self, kind: str, group: str, *protocols: type) -> None:
@@ -119,6 +119,8 @@ def _origin(entry: object) -> str:
 
 def _lacking(entry: object, protocol: type) -> list[str]:
     """Attributes and methods of a protocol that an entry has not."""
+    if not getattr(protocol, "_is_protocol", False):
+        return [] if isinstance(entry, protocol) else [f"the class {protocol.__name__}"]
     bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
     methods = [n for base in bases for n, value in vars(base).items() if callable(value) and n[0] != "_"]
     attributes = [n for base in bases for n in inspect.get_annotations(base)]

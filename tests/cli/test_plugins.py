@@ -16,7 +16,7 @@ from memspan import registry
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.config import MSAConfig
-from memspan.errors import MemspanError
+from memspan.errors import MemspanError, PluginError
 from memspan.eval.arms import parse_arm
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
@@ -24,7 +24,7 @@ from memspan.generate.selectors import SELECTORS, selector_names
 from memspan.model.convert import LoadedModel
 from memspan.ops.similarity import SIMILARITIES
 from memspan.serve.schemas import AskFields, SearchRequest
-from memspan.text.readers import FORMATS
+from memspan.text.readers import FORMATS, holds_records, read_content
 from memspan.types import Document
 
 MODULE = """
@@ -179,3 +179,10 @@ def test_a_file_format_of_another_package_is_read(tmp_path: Path) -> None:
     found = memspan("search", tmp_path / "bank", "otter", "--selector", "lexical", "--json").json
     assert [item["text"] for item in found] == ["THE OTTER OF OSLO"]
     assert "shout" in memspan("add", "--help").out
+    with pytest.raises(PluginError, match="'bare' lacks the class OneText; give it what .*OneText or .*Records has"):
+        FORMATS.register("bare", lambda path: path.read_text())  # type: ignore[arg-type]
+
+
+def test_a_file_of_records_is_one_text_where_one_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("text,n\notter,1\n")
+    assert read_content(tmp_path / "table.csv").text == "text,n\notter,1\n" and holds_records(tmp_path / "table.csv")

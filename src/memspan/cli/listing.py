@@ -13,7 +13,7 @@ class ListingCommand(TyperCommand):
     They are looked up when help is shown: what holds them is imported then, and no command waits for it.
     """
 
-    def format_help(self, *arguments: Any) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         from memspan.generate.selectors import selector_names
         from memspan.ops.similarity import SIMILARITIES
         from memspan.text.readers import FORMATS
@@ -29,7 +29,7 @@ class ListingCommand(TyperCommand):
         try:
             for parameter, text in helps.items():
                 parameter.help = text.format(**names)
-            super().format_help(*arguments)
+            super().format_help(ctx, formatter)
         finally:
             for parameter, text in helps.items():
                 parameter.help = text

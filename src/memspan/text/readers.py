@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import BinaryIO, Protocol, TextIO, cast
+from typing import BinaryIO, TextIO, TypeVar, cast
 
 from memspan.registry import Registry
 from memspan.types import JSON, is_unicode
@@ -72,12 +72,6 @@ class BadRecord:
     reason: str
 
 
-class Format(Protocol):
-    """How files of an extension are read: `OneText` or `Records`."""
-
-    read: Callable
-
-
 @dataclass(frozen=True, slots=True)
 class OneText:
     """A file that is one document. `read` raises `Unreadable` where it gives no text."""
@@ -92,7 +86,8 @@ class Records:
     read: Callable[[Iterable[str]], Iterator[Record | BadRecord]]
 
 
-FORMATS: Registry[OneText | Records] = Registry("file format", "memspan.formats", Format)
+F = TypeVar("F", OneText, Records)
+FORMATS: Registry[OneText | Records] = Registry("file format", "memspan.formats", OneText, Records)
 """By extension in lower case, without its dot: "md", "jsonl.gz"."""
 
 
@@ -103,17 +98,18 @@ def is_supported(path: Path) -> bool:
 
 def holds_records(path: Path) -> bool:
     """Whether the file is one for `read_records`; any other is one for `read_content`."""
-    return is_supported(path) and isinstance(FORMATS[_extension(path)], Records)
+    return _format(path, Records) is not None
 
 
 def read_content(path: Path) -> Content:
-    """Read a file that is one document; one of unknown extension is read as plain text.
+    """Read a file as one document; of another extension than that of such a file it is read as plain text.
 
     Raises:
         Unreadable: the file is damaged, binary or blank, or may not be read.
     """
+    one_text = _format(path, OneText) or OneText(_read_text)
     with _named_failures():
-        content = (FORMATS[_extension(path)].read if is_supported(path) else _read_text)(path)
+        content = one_text.read(path)
     if not content.text.strip():
         raise Unreadable(_EMPTY)
     return content
@@ -129,9 +125,11 @@ def read_records(path: Path, at: Callable[[int], object] = lambda position: None
         Unreadable: the file is damaged, binary or blank, may not be read, or is a table without a text column. It may
             be raised after some records, where the damage begins there.
     """
+    records = _format(path, Records)
+    assert records is not None, "holds_records says which files have records"
     with _named_failures(), path.open("rb") as file, _open_lines(file, path) as lines:
         is_empty = True
-        for record in FORMATS[_extension(path)].read(lines):
+        for record in records.read(lines):
             is_empty = False
             at(file.tell())
             yield record
@@ -152,6 +150,12 @@ def read_rows(path: Path) -> Iterator[Record | BadRecord]:
 def is_text(value: JSON) -> bool:
     """Whether all strings in a JSON value can be written as UTF-8 (a lone surrogate can not)."""
     return is_unicode(json.dumps(value, ensure_ascii=False))
+
+
+def _format(path: Path, kind: type[F]) -> F | None:
+    """The format of a file's extension, if it is one of this kind."""
+    found = FORMATS[_extension(path)] if is_supported(path) else None
+    return found if isinstance(found, kind) else None
 
 
 def _extension(path: Path) -> str:
