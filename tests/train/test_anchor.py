@@ -65,12 +65,12 @@ def test_it_is_a_term_of_the_loss() -> None:
     model = _model()
     batch = replace(random_batch(), anchors=tuple(map(tuple, TEXTS)))
     terms = training_forward(model, batch, Objective())
-    assert terms.num_anchored == batch.num_anchor_tokens == 22
-    torch.testing.assert_close(terms.anchor_sum, anchor_loss(model, TEXTS))
+    assert terms.counts["anchor"] == batch.counts(False)["anchor"] == 22
+    torch.testing.assert_close(terms.sums["anchor"], anchor_loss(model, TEXTS))
     weights = LossWeights(lm=0, routing=0, anchor=2.0)
-    torch.testing.assert_close(terms.total(weights), 2 * terms.anchor_sum / 22)
-    torch.testing.assert_close(terms.total(weights, num_anchored=44), 2 * terms.anchor_sum / 44)
-    assert float(training_forward(model, random_batch(), Objective()).anchor_sum) == 0
+    torch.testing.assert_close(terms.total(weights), 2 * terms.sums["anchor"] / 22)
+    torch.testing.assert_close(terms.total(weights, {"anchor": 44}), 2 * terms.sums["anchor"] / 44)
+    assert float(training_forward(model, random_batch(), Objective()).sums["anchor"]) == 0
 
 
 def test_without_lora_there_is_nothing_to_compare_with() -> None:

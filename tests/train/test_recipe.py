@@ -53,9 +53,9 @@ def test_a_recipe_written_as_json_is_read_back_the_same() -> None:
         (changed(seed="three"), "seed must be a whole number, not 'three'"),
         (changed(seed=True), "seed must be a whole number"),
         (changed(seed=1.5), "seed must be a whole number"),
-        (changed(product="zip"), "product must be one of adapter, checkpoint"),
+        (changed(product="zip"), "product must be 'adapter' or 'checkpoint', not 'zip'"),
         (changed(trackers="wandb"), "trackers must be a list"),
-        (changed(model="x"), "model must hold keys and values"),
+        (changed(model="x"), "model must be a table of keys and values, not 'x'"),
         (changed(model={"checkpoint": "a", "source": "b"}), "model: name a checkpoint or a source"),
         (changed(model={"checkpoint": "a", "chunk_size": 8}), "belong to the conversion"),
         (changed(train=[]), "nothing trains"),
@@ -71,7 +71,7 @@ def test_a_recipe_written_as_json_is_read_back_the_same() -> None:
         (changed(gates=[{"kind": "falling", "after": 3, "value": 0.5}]), "must span its window twice"),
         (changed(frozen_memory="batch", lora={"targets": "q"}), "must not train the document side"),
         (changed(product="checkpoint", lora={"targets": "q", "sides": ["query"]}), "of one side makes an adapter"),
-        (changed(batch={"answer": 2.0}), "batch"),
+        (changed(batch={"answer": 2.0}), "batch.answer must be less than or equal to 1, not 2.0"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(values: dict[str, Any], message: str) -> None:

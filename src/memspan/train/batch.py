@@ -74,14 +74,23 @@ class TrainBatch:
         """Tokens that are learned."""
         return int((self.labels_BT != IGNORED).sum())
 
-    @property
-    def num_anchor_tokens(self) -> int:
-        return sum(map(len, self.anchors))
-
     @cached_property
     def num_routed_questions(self) -> int:
         """Questions with a positive document: those the routing loss counts."""
         return int(self.positives_BN.any(1).sum())
+
+    def counts(self, taught: bool) -> dict[str, int]:
+        """What each loss is a sum over, by the names of `LossWeights`: learned tokens, questions that have a positive,
+        questions that a teacher scores documents for, tokens of the anchors."""
+        routed, questions = self.num_routed_questions, len(self.questions) if taught else 0
+        anchors = sum(map(len, self.anchors))
+        return {
+            "lm": self.num_label_tokens,
+            "routing": routed,
+            "fused": routed,
+            "teacher": questions,
+            "anchor": anchors,
+        }
 
     def to(self, device: torch.device) -> TrainBatch:
         """The same batch with its tensors on a device (documents are moved when they are encoded)."""

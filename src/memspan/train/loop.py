@@ -24,14 +24,14 @@ from memspan.files import write_text
 from memspan.model.modeling import MSAForCausalLM
 from memspan.text.questions import Question
 from memspan.train.checkpoint import Checkpoint, CheckpointStore
-from memspan.train.forward import Objective
+from memspan.train.frozen import FrozenMemory
 from memspan.train.gates import History, check_gates, check_phase, out_of_patience, phase_reached
 from memspan.train.parallel import Runner, agreed, assign, layer_class_of, like, make_accelerator, whole
 from memspan.train.parameters import ParameterGroup
 from memspan.train.recipe import plain
 from memspan.train.schedule import lr_share
-from memspan.train.settings import PhaseSettings, Recipe
-from memspan.train.step import Collate, MicroBatch, Teacher, accumulate, micro_batches, refuse_bad
+from memspan.train.settings import Objective, PhaseSettings, Recipe
+from memspan.train.step import Collate, MicroBatch, TeacherScores, accumulate, micro_batches, refuse_bad
 from memspan.train.trackers import MetricsFile
 
 RECIPE_FILE, METRICS_FILE, CHECKPOINTS = "recipe.json", "metrics.jsonl", "checkpoints"
@@ -86,7 +86,8 @@ class RunParts:
     stream: Stream
     objective: Objective
     evaluator: Evaluator | None = None
-    teacher: Teacher | None = None
+    teacher: TeacherScores | None = None
+    frozen: FrozenMemory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +246,7 @@ class Trainer:
             self.parts.objective,
             phase.loss,
             self.parts.teacher,
+            self.parts.frozen,
             self._should_stop,
         )
         norm = self._clip()
