@@ -18,7 +18,7 @@ from memspan.train.anchor import anchor_loss
 from memspan.train.batch import Collator
 from memspan.train.batch_settings import BatchSettings
 from memspan.train.forward import LossWeights, Objective, training_forward
-from memspan.train.lora import ROUTERS, Trainable, make_trainable
+from memspan.train.parameters import make_trainable
 from memspan.train.recipe import recipe_of
 
 TEXTS = random_ids(7, 3, 12)
@@ -26,7 +26,7 @@ TEXTS = random_ids(7, 3, 12)
 
 def _model(changed: bool = True) -> MSAForCausalLM:
     model = tiny_model()
-    make_trainable(model, Trainable((ROUTERS,), LoraSpec(r"layers\.3\..*_proj$", rank=2)), seed=0)
+    make_trainable(model, lora=LoraSpec(r"layers\.3\..*_proj$", rank=2), seed=0)
     if changed:
         torch.manual_seed(1)
         with torch.no_grad():

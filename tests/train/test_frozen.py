@@ -20,8 +20,8 @@ from memspan.train.batch import Collator, TrainBatch
 from memspan.train.batch_settings import BatchSettings
 from memspan.train.forward import LossTerms, LossWeights, Objective, training_forward
 from memspan.train.frozen import FrozenMemory
-from memspan.train.lora import Trainable, make_trainable, trained_parameters
 from memspan.train.memory import encode_documents
+from memspan.train.parameters import make_trainable
 from memspan.types import Document
 
 WORDS = "the otter lives in Oslo by a river and eats fish while ferries pass on their way to Bergen"
@@ -59,7 +59,7 @@ def losses(loaded: LoadedModel, batch: TrainBatch, frozen: FrozenMemory | None) 
 @pytest.fixture
 def loaded() -> LoadedModel:
     loaded = tiny_loaded("qwen3", max_document_tokens=64)
-    make_trainable(loaded.model, Trainable(lora=LoraSpec(r"layers\.3.*q_proj", sides=("query",))))
+    make_trainable(loaded.model, lora=LoraSpec(r"layers\.3.*q_proj", sides=("query",)))
     return loaded
 
 
@@ -74,7 +74,7 @@ def test_frozen_documents_give_the_losses_and_gradients_of_encoded_ones(
     (terms, grads), (expected, expected_grads) = (losses(loaded, batch, memory) for memory in (frozen, None))
     torch.testing.assert_close(terms.scores_LBN, expected.scores_LBN, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(terms.sums["lm"], expected.sums["lm"], atol=1e-5, rtol=1e-6)
-    assert grads.keys() == expected_grads.keys() == trained_parameters(loaded.model).keys()
+    assert grads.keys() == expected_grads.keys() == {n for n, p in loaded.model.named_parameters() if p.requires_grad}
     assert sum(is_router(name) for name in grads) == 4
     for name, grad in grads.items():
         torch.testing.assert_close(grad, expected_grads[name], atol=1e-6, rtol=1e-5)
@@ -85,7 +85,7 @@ def test_what_is_kept_is_exactly_what_encoding_gives(loaded: LoadedModel, tmp_pa
     """Bit for bit where the same sub-batches are encoded; after the routers have trained as well."""
     documents = some_documents()
     frozen = build(loaded, documents, tmp_path)
-    for parameter in trained_parameters(loaded.model).values():
+    for parameter in filter(lambda p: p.requires_grad, loaded.model.parameters()):
         parameter.add_(0.3 * torch.randn_like(parameter))
     named = zip(frozen.names, frozen.texts, strict=True)
     ids = [loaded.template.document(frozen.ids[name], text) for name, text in named]

@@ -2,7 +2,6 @@
 
 OUT/model/        the checkpoint that `model.source` was converted into
 OUT/frozen/       documents encoded once (`frozen_memory`)
-OUT/teacher/      a teacher's embeddings
 OUT/adapter/, or OUT/checkpoint/     what the run leaves behind
 """
 
@@ -76,7 +75,7 @@ class Run:
 def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell: Callable[[str], None] = print) -> Run:
     """Load and make everything that a recipe names.
 
-    Writes `out/model`, `out/frozen` and `out/teacher`, where the recipe asks for what is in them.
+    Writes `out/model` and `out/frozen`, where the recipe asks for what is in them.
 
     Args:
         rank, world: this process, of so many.
@@ -119,7 +118,7 @@ def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell:
         seed=recipe.seed,
         frozen_in=out / "frozen" if frozen else None,
     )
-    teacher = _teacher(recipe, data, out)
+    teacher = _teacher(recipe, data)
     parts = RunParts(loaded.model, groups, collate, stream, recipe.objective, progress, teacher, frozen)
     return Run(parts, loaded, data)
 
@@ -255,11 +254,11 @@ def _every(documents: int, tell: Callable[[str], None]) -> Callable[[int, int], 
     return progress
 
 
-def _teacher(recipe: Recipe, data: RunData, out: Path) -> TeacherScores | None:
+def _teacher(recipe: Recipe, data: RunData) -> TeacherScores | None:
     if recipe.teacher is None:
         return None
     texts = [document.text for document in data.fillers]
-    teacher = load_teacher(recipe.teacher.name, texts, out / "teacher")
+    teacher = load_teacher(recipe.teacher.name, texts)
     return lambda batch: teacher.scores(batch.questions, batch.document_texts)
 
 

@@ -1,8 +1,7 @@
 """Values from YAML or the command line become settings here and nowhere else: dataclasses that pydantic checks.
 
 A settings class is a `pydantic.dataclasses.dataclass` with `STRICT`, whose annotations say what a field may be. What
-needs two fields is checked in its `__post_init__`, by a `ValueError`. Every error names file and key, and what may stand
-there.
+needs two fields is checked in its `__post_init__`, by a `ValueError`. Every error names file, key and what it may be.
 """
 
 from __future__ import annotations
