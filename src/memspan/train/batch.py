@@ -80,19 +80,6 @@ class TrainBatch:
         """Questions with a positive document: those the routing loss counts."""
         return int(self.positives_BN.any(1).sum())
 
-    def counts(self, taught: bool) -> dict[str, int]:
-        """What each loss is a sum over, by the names of `LossWeights`: learned tokens, questions that have a positive,
-        questions that a teacher scores documents for, tokens of the anchors."""
-        routed, questions = self.num_routed_questions, len(self.questions) if taught else 0
-        anchors = sum(map(len, self.anchors))
-        return {
-            "lm": self.num_label_tokens,
-            "routing": routed,
-            "fused": routed,
-            "teacher": questions,
-            "anchor": anchors,
-        }
-
     def to(self, device: torch.device) -> TrainBatch:
         """The same batch with its tensors on a device (documents are moved when they are encoded)."""
         tensors = {name: getattr(self, name).to(device) for name in ("labels_BT", "positives_BN", "candidates_BN")}

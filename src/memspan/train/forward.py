@@ -10,13 +10,12 @@ import torch.nn.functional as F
 
 from memspan.model.memory_api import AskStep
 from memspan.model.modeling import MSAForCausalLM
-from memspan.ops.losses import distillation_loss, routing_loss
 from memspan.text.packing import PackedContexts, length_batches
-from memspan.train.anchor import anchor_loss
 from memspan.train.batch import IGNORED, TrainBatch
 from memspan.train.frozen import FrozenMemory
+from memspan.train.losses import LOSSES, Outputs, counts
 from memspan.train.memory import BatchMemory, encode_documents
-from memspan.train.settings import LOSSES, LossWeights, Objective
+from memspan.train.settings import LossWeights, Objective
 from memspan.types import EncodedDocuments
 
 __all__ = ["LossTerms", "LossWeights", "Objective", "training_forward"]
@@ -27,9 +26,8 @@ class LossTerms:
     """Sums of a step's losses, and what they are sums over: those of several steps or ranks can be added up.
 
     Attributes:
-        sums: by the names of `LossWeights`. lm: negative log-likelihood. routing: over questions, of the mean over MSA
-            layers of eq. 5; fused: of eq. 5 on fused scores. 0 of what a batch does not have.
-        counts: see `TrainBatch.counts`.
+        sums: by the names of `LOSSES`.
+        counts: see `memspan.train.losses`.
         routing_by_layer: mean over the questions that route, per MSA layer; detached.
         scores_LBN: routing scores of the documents, detached, for metrics.
     """
@@ -39,15 +37,15 @@ class LossTerms:
     routing_by_layer: dict[int, torch.Tensor]
     scores_LBN: torch.Tensor
 
-    def total(self, weights: LossWeights, counts: Mapping[str, int] | None = None) -> torch.Tensor:
+    def total(self, weights: LossWeights, shared: Mapping[str, int] | None = None) -> torch.Tensor:
         """The weighted loss, a scalar. A loss of weight 0 has no part in it, not even as NaN.
 
         Args:
-            counts: to divide by, over all steps and ranks that share an update (for DDP, which averages gradients,
+            shared: counts to divide by, over all steps and ranks that share an update (for DDP, which averages gradients,
                 divided by the number of ranks). Of what is not named, this step's own.
         """
-        divided_by = {**self.counts, **(counts or {})}
-        weighted = [(name, weight) for name in LOSSES if (weight := getattr(weights, name))]
+        divided_by = {**self.counts, **(shared or {})}
+        weighted = [(name, weight) for name in LOSSES if (weight := weights.of(name))]
         terms = [weight * self.sums[name] / max(1, divided_by[name]) for name, weight in weighted]
         return torch.stack(terms).sum() if terms else self.sums["lm"] * 0
 
@@ -84,27 +82,11 @@ def training_forward(
         documents = frozen.encoded(model, batch.document_names)
     lm_sum, scores_LBN = _asked(model, batch, documents, objective)
 
-    def losses(scores_BN: torch.Tensor, temperature: float) -> torch.Tensor:
-        return routing_loss(
-            scores_BN, batch.positives_BN, temperature, objective.decoupled, valid_BN=batch.candidates_BN
-        )
-
-    routing_LB = torch.stack([losses(scores_BN, objective.temperature) for scores_BN in scores_LBN])
-    by_layer_L = routing_LB.detach().sum(1) / max(1, batch.num_routed_questions)
-    sums = {
-        "lm": lm_sum,
-        "routing": routing_LB.mean(0).sum(),
-        "fused": losses(scores_LBN.mean(0), objective.fused_temperature).sum(),
-        "teacher": lm_sum.new_zeros(()),
-        "anchor": anchor_loss(model, batch.anchors) if batch.anchors else lm_sum.new_zeros(()),
-    }
-    if teacher_scores_BN is not None:
-        tau = objective.temperature, objective.teacher_temperature
-        taught = [distillation_loss(x, teacher_scores_BN, *tau, batch.candidates_BN) for x in scores_LBN]
-        sums["teacher"] = torch.stack(taught).mean(0).sum()
+    out = Outputs(model, batch, objective, lm_sum, scores_LBN, teacher_scores_BN)
+    by_layer_L = out.routing_LB.detach().sum(1) / max(1, batch.num_routed_questions)
     return LossTerms(
-        sums=sums,
-        counts=batch.counts(teacher_scores_BN is not None),
+        sums={name: loss.sum(out) for name, loss in LOSSES.items()},
+        counts=counts(batch, teacher_scores_BN is not None),
         routing_by_layer=dict(zip(config.layers, by_layer_L.unbind(), strict=True)),
         scores_LBN=scores_LBN.detach(),
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic_core import to_jsonable_python
 
 from memspan.errors import RecipeError
@@ -37,8 +40,19 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_of(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """A recipe from plain values, as YAML gives them. Raises `RecipeError`."""
+    """A recipe from plain values, as YAML gives them; its plug-ins are read first. Raises `RecipeError`."""
+    for plugin in [plugins] if isinstance(plugins := values.get("plugins", ()), str) else plugins:
+        _read_plugin(str(Path(plugin).expanduser().resolve()))
     return structured(Recipe, _spread_batch(values, where), where, RecipeError)
+
+
+@cache
+def _read_plugin(path: str) -> None:
+    """Run a file of Python, once in a process."""
+    try:
+        runpy.run_path(path)
+    except OSError as error:
+        raise RecipeError(f"the plug-in {path} cannot be read: {error}") from error
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:
@@ -67,7 +81,10 @@ def _override(values: dict[str, Any], text: str) -> None:
     holder: Any = values
     for depth, part in enumerate(parents):
         holder = _descend(holder, part, ".".join(parents[: depth + 1]))
-    parsed = parse_yaml(value) if value.strip() else ""
+    try:
+        parsed = parse_yaml(value) if value.strip() else ""
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value of {text!r} is not YAML: {error}") from error
     if not isinstance(holder, list):
         holder[last] = parsed
     elif parsed is None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -14,8 +15,9 @@ from pydantic.dataclasses import dataclass
 from memspan.model.lora import SIDES, LoraSpec
 from memspan.text.packing import BATCH_TOKENS
 from memspan.train.batch_settings import BatchSettings
+from memspan.train.losses import LOSSES
 from memspan.train.schedule import Schedule
-from memspan.train.structure import STRICT, Above0, AtLeast0, Count, Pattern, Positive, Share
+from memspan.train.structure import STRICT, Above0, AtLeast0, Count, Names, Pattern, Positive, Share
 
 
 def _check(condition: bool, message: str) -> None:
@@ -126,6 +128,7 @@ class LossWeights:
         fused: eq. 5 on the mean of a document's scores over all MSA layers, by which documents are ranked.
         teacher: divergence of the scores from a teacher's, averaged over MSA layers.
         anchor: divergence from the backbone on plain text (`memspan.train.anchor`); needs `BatchSettings.anchors`.
+        other: of losses that the recipe's plug-ins register (`memspan.train.losses`), by name.
     """
 
     lm: AtLeast0 = 1.0
@@ -133,10 +136,15 @@ class LossWeights:
     fused: AtLeast0 = 0.0
     teacher: AtLeast0 = 0.0
     anchor: AtLeast0 = 0.0
+    other: Mapping[str, AtLeast0] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in self.other:
+            _check(name in LOSSES, f"there is no loss {name!r}; name the file that registers it under `plugins`")
 
-LOSSES = tuple(LossWeights.__dataclass_fields__)
-"""Names of all losses."""
+    def of(self, name: str) -> float:
+        """The weight of a loss by its name."""
+        return self.other.get(name) or getattr(self, name, 0.0)
 
 
 @dataclass(frozen=True, slots=True, config=STRICT)
@@ -207,7 +215,7 @@ class PhaseSettings:
         where = f"phase {self.name!r}: "
         _check(self.warmup_steps <= self.steps, f"{where}warmup_steps must be in 0..{self.steps}")
         weights, shares = self.loss, self.batch
-        _check(max(weights.lm, weights.routing, weights.fused, weights.teacher) > 0, f"{where}all weights are 0")
+        _check(any(weights.of(name) for name in LOSSES if name != "anchor"), f"{where}all weights are 0")
         _check(
             (shares.answer + shares.latent + shares.generate > 0) == (weights.lm > 0),
             f"{where}loss.lm and the batch's shares of answer, latent, generate go together: above 0, or 0",
@@ -317,6 +325,7 @@ class Recipe:
         product: what the run leaves behind: an adapter (trained weights alone) or a whole checkpoint.
         product_dtype: number format of its weights.
         trackers: beside metrics.jsonl: tensorboard, wandb, trackio.
+        plugins: Python files, read first; they may register losses of their own (`memspan.train.losses.register_loss`).
         corpus: files or a folder of plain text: questions are made from it, in the place of `data.mixture`.
     """
 
@@ -338,6 +347,7 @@ class Recipe:
     trackers: tuple[str, ...] = ()
     product: Literal["adapter", "checkpoint"] = "adapter"
     product_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    plugins: Names = ()
     corpus: str = ""
     seed: int = 0
 

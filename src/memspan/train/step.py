@@ -22,8 +22,9 @@ from memspan.text.questions import Question
 from memspan.train.batch import TrainBatch
 from memspan.train.forward import training_forward
 from memspan.train.frozen import FrozenMemory
+from memspan.train.losses import LOSSES, counts
 from memspan.train.parallel import gathered, summed
-from memspan.train.settings import LOSSES, LossWeights, Objective
+from memspan.train.settings import LossWeights, Objective
 
 Collate = Callable[[Sequence[Question], Random], TrainBatch]
 TeacherScores = Callable[[TrainBatch], torch.Tensor]
@@ -88,9 +89,9 @@ def accumulate(
     Raises:
         TrainingError: a loss is not finite; the message names the questions of the batch.
     """
-    own = [micro.batch.counts(teacher is not None) for micro in batches]
+    own = [counts(micro.batch, teacher is not None) for micro in batches]
     found = summed(accelerator, [sum(count[name] for count in own) for name in LOSSES])
-    counts = {name: round(count) for name, count in zip(LOSSES, found, strict=True)}
+    shared = {name: round(count) for name, count in zip(LOSSES, found, strict=True)}
     sums: dict[str, float] = {}
     bad: list[str] = []
     for place, micro in enumerate(batches):
@@ -98,7 +99,7 @@ def accumulate(
         torch.manual_seed(micro.seed)
         with contextlib.nullcontext() if last else accelerator.no_sync(runner):
             taught_by = teacher(micro.batch).to(accelerator.device) if teacher and weights.teacher else None
-            arguments = (micro.batch.to(accelerator.device), objective, weights, counts, taught_by, frozen)
+            arguments = (micro.batch.to(accelerator.device), objective, weights, shared, taught_by, frozen)
             loss, shown = runner(_losses, *arguments)
             # DDP and FSDP average over processes; a sum over their micro-batches is wanted.
             accelerator.backward(loss * accelerator.num_processes)
@@ -111,7 +112,7 @@ def accumulate(
     *totals, stop = summed(accelerator, [*(sums[name] for name in names), float(should_stop())])
     # Of a step in which nothing routes (or is written) there is no mean, rather than one of 0.
     values = {
-        name: total / count for name, total in zip(names, totals, strict=True) if (count := counts[name.split("/")[1]])
+        name: total / count for name, total in zip(names, totals, strict=True) if (count := shared[name.split("/")[1]])
     }
     return StepLosses(values, stop > 0)
 
@@ -135,16 +136,16 @@ def _losses(
     batch: TrainBatch,
     objective: Objective,
     weights: LossWeights,
-    counts: Mapping[str, int],
+    shared: Mapping[str, int],
     teacher_scores_BN: torch.Tensor | None,
     frozen: FrozenMemory | None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """A micro-batch's part of the step's loss, and the sums that are shown."""
     terms = training_forward(model, batch, objective, teacher_scores_BN, frozen)
-    loss = terms.total(weights, counts)
+    loss = terms.total(weights, shared)
     if not loss.requires_grad:  # only the LM loss counts, and nothing is written in this batch
         loss = loss + 0 * next(p for p in model.parameters() if p.requires_grad).sum()
-    shown = {"routing", "fused", *(name for name in LOSSES if getattr(weights, name))}
+    shown = {"routing", "fused", *(name for name in LOSSES if weights.of(name))}
     sums = {f"loss/{name}": terms.sums[name] for name in shown}
     by_layer = terms.routing_by_layer.items()
     sums |= {f"loss/routing/{layer}": mean * terms.counts["routing"] for layer, mean in by_layer}
