@@ -6,29 +6,23 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from memspan.generate.selectors import selector_names
+from memspan.ops.similarity import SIMILARITIES
+from memspan.text.readers import FORMATS
+
 
 class ListingCommand(TyperCommand):
-    """In the help of its parameters {selectors}, {ranking_selectors}, {similarities} and {formats} stand for the names.
-
-    They are looked up when help is shown: what holds them is imported then, and no command waits for it.
-    """
+    """In the help of its parameters {selectors}, {ranking_selectors}, {similarities} and {formats} stand for the names,
+    which are looked up when help is shown."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from memspan.generate.selectors import selector_names
-        from memspan.ops.similarity import SIMILARITIES
-        from memspan.text.readers import FORMATS
-
-        kinds = {
-            "selectors": selector_names(),
-            "ranking_selectors": selector_names(ranking=True),
-            "similarities": SIMILARITIES,
-            "formats": FORMATS,
-        }
-        names = {kind: ", ".join(found) for kind, found in kinds.items()}
+        lists = {"{selectors}": selector_names(), "{ranking_selectors}": selector_names(ranking=True)}
+        lists |= {"{similarities}": [*SIMILARITIES], "{formats}": [*FORMATS]}
         helps: dict[Any, str] = {one: one.help for one in self.params if getattr(one, "help", None)}  # type: ignore[attr-defined]
         try:
-            for parameter, text in helps.items():
-                parameter.help = text.format(**names)
+            for mark, names in lists.items():
+                for parameter in helps:
+                    parameter.help = parameter.help.replace(mark, ", ".join(names))
             super().format_help(ctx, formatter)
         finally:
             for parameter, text in helps.items():
