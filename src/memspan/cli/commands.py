@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from memspan.cli.models import joined_ranks, on_own_gpu
 from memspan.cli.process import INTERRUPTED, SKIPPED, refuse_torchrun, stop_flag
 from memspan.config import MSAConfig
 from memspan.errors import MemspanError
+from memspan.generate.documents import found_documents
 from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling as Sampling  # the options of the commands are made of these
@@ -36,7 +37,7 @@ from memspan.model.convert import convert as convert_model
 from memspan.model.modeling import check_fingerprints
 from memspan.model.runtime import pick_device, pick_dtype
 from memspan.text.corpus import Reading, Skipped, installed_packages, read_paths, read_stream
-from memspan.types import Answer, Document
+from memspan.types import Answer
 
 # Ranks that encode hear of each other once a round, which may take long; that a process ended is noticed at once.
 _ENCODING_TIMEOUT = 1800.0
@@ -99,7 +100,7 @@ def add(
 
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
-            documents = _corpus(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
+            documents = found_documents(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
             report = memory.add(documents, progress=progress, should_stop=stop.is_set, group=ranks)
         render.report(report, skipped, memory.bank, as_json)
     return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
@@ -148,8 +149,8 @@ def estimate(
 ) -> None:
     if not (paths or installed):
         raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
-    stream = read_paths(paths)
-    result = estimate_corpus(model.load(), _corpus([], stream, installed_packages() if installed else ()))
+    documents = found_documents([], read_paths(paths), installed_packages() if installed else ())
+    result = estimate_corpus(model.load(), documents)
     if as_json:
         render.as_json(result)
         return
@@ -199,24 +200,6 @@ def _layer_list(layers: str | None) -> list[int] | None:
         return [int(layer) for layer in layers.split(",")] if layers else None
     except ValueError as error:
         raise MemspanError(f"--layers must be numbers as in 15,16,17, not {layers!r}") from error
-
-
-def _corpus(skipped: list[Skipped], *sources: Iterable[Document | Skipped]) -> Iterator[Document]:
-    """The documents of all sources; what cannot be read is collected in `skipped`.
-
-    So is a second document of one external id: adding it would replace the first.
-    """
-    seen: set[int] = set()  # hashes, so that a million ids stay small
-    for source in sources:
-        for found in source:
-            if isinstance(found, Skipped):
-                skipped.append(found)
-            elif hash(found.external_id) in seen:
-                where = str(found.metadata.get("path", found.external_id))
-                skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
-            else:
-                seen.add(hash(found.external_id))
-                yield found
 
 
 def _lines(file: Path) -> TextIO:

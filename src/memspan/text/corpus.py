@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import TextIO
@@ -25,7 +24,7 @@ from memspan.text.readers import (
     read_json_lines,
     read_records,
 )
-from memspan.types import JSON, Document, normal_date
+from memspan.types import JSON, Document, Skipped, normal_date
 
 _ID_KEYS = ("external_id", "id")
 
@@ -52,19 +51,6 @@ _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"`+_{0,2}|\*\*", ""),  # code and bold
     )
 )
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A file, or a record of one, that gave no document.
-
-    Attributes:
-        source: the file's path; for a record with the line it begins on, `path#line`.
-        reason: why, for people.
-    """
-
-    source: str
-    reason: str
 
 
 class Reading:

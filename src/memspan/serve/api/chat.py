@@ -14,8 +14,9 @@ from sse_starlette import EventSourceResponse
 
 from memspan.errors import QuestionError
 from memspan.generate.context import question_of
+from memspan.generate.documents import turn_document
 from memspan.generate.memory import Memory
-from memspan.generate.request import AskOptions, turn_document
+from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.serve.api.shapes import evidence_out, layers_out, round_out
 from memspan.serve.banks import ServedBank
