@@ -1,13 +1,8 @@
-"""The documents of a memory: added as texts, documents or files, read, listed, changed, deleted; how calls are checked."""
+"""The documents of a memory: added as texts, documents or files, read, listed, deleted; how calls are checked."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,8 @@ from memspan.bank.encode import manifest_of
 from memspan.errors import CorpusError, DuplicateDocument, FilterError, UnknownDocument
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
-from memspan.generate.summarize import SummaryPlan
 from memspan.model.convert import LoadedModel
-from memspan.types import Answer, Document, Done
+from memspan.types import Document
 
 SHORT = Sampling(max_new_tokens=4)
 OTTER, HERON, LYNX = "The otter lives in Rome.", "The heron lives in Oslo.", "The lynx lives in Quito."
@@ -222,7 +216,6 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "search": ("otter",),
     "summarize": (),
 }
-TWINS = sorted(f"a{name}" for name in CALLS.keys() - {"steps"})
 
 
 @pytest.mark.parametrize("name", CALLS)
