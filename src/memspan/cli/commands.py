@@ -83,7 +83,7 @@ def add(
         model = on_own_gpu(model)
         if ranks.rank:
             with stop_flag() as stop:
-                report = encode_for_first(bank, model.load(), ranks, should_stop=stop.is_set)
+                report = encode_for_first(bank, model.load(bank), ranks, should_stop=stop.is_set)
             return INTERRUPTED if report.interrupted else 0
     files = [path for path in paths if str(path) != "-"]
     use_stdin = len(files) < len(paths)
@@ -173,7 +173,7 @@ def reencode(bank: Path, model: ModelChoice, as_json: bool) -> int:
     with closing(MemoryBank.open(bank)) as opened, stop_flag() as stop:
         total = opened.catalog.num_characters()
         with render.AddProgress(lambda: total) as progress:
-            report = reencode_bank(opened, model.load(), progress=progress, should_stop=stop.is_set)
+            report = reencode_bank(opened, model.load(bank), progress=progress, should_stop=stop.is_set)
         render.report(report, [], opened, as_json)
     return INTERRUPTED if report.interrupted else 0
 

@@ -13,7 +13,7 @@ from memspan.cli.serve_commands import served_keys
 from memspan.errors import MemspanError
 from memspan.model.decoding import prepare
 from memspan.serve.app import check_closed
-from memspan.serve.banks import ServedBank, close_banks, open_banks
+from memspan.serve.banks import ServedBank, bank_folders, close_banks, open_banks
 from memspan.serve.engine import Engine
 from memspan.serve.run import run_app
 
@@ -43,7 +43,7 @@ def _tell(address: str) -> None:
 @contextlib.contextmanager
 def _serving(bank: str, model: ModelChoice, settings: ServeSettings) -> Iterator[tuple[ServedBank, Engine]]:
     """The bank and its engine, closed at the end."""
-    loaded = model.load()
+    loaded = model.load(*bank_folders([bank]).values())
     prepare(loaded.model)
     banks = open_banks([bank], loaded, settings.max_writes)
     engine = Engine(loaded, max_batch=settings.max_batch, max_queue=settings.max_queue, timeout=settings.timeout)

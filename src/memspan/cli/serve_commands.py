@@ -14,6 +14,7 @@ from memspan.model.decoding import prepare
 
 try:
     from memspan.serve.app import check_closed
+    from memspan.serve.banks import bank_folders
     from memspan.serve.keys import KeyFile, default_key_file
     from memspan.serve.run import make_server, run_server
     from memspan.serve.settings import ServeSettings
@@ -30,7 +31,7 @@ def serve(banks: Sequence[str], model: ModelChoice, settings: dict[str, Any], ke
     checked = ServeSettings(**settings)
     check_closed(checked, keys)  # before the model, which takes longer to load
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    loaded = model.load()
+    loaded = model.load(*bank_folders(banks).values())
     prepare(loaded.model)
     server = make_server(loaded, banks, checked, keys)
     who = "with an API key" if keys is not None else "without a key, from this machine"

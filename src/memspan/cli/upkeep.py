@@ -47,7 +47,7 @@ def verify(bank: Path, repair: bool, model: ModelChoice, as_json: bool) -> int:
         faults = verification.verify(opened)
         if repair and any(fault.repairable for fault in faults):
             _tell(faults)
-            faults = imported("commands").repair_bank(opened, model.load(), faults)
+            faults = imported("commands").repair_bank(opened, model.load(bank), faults)
     if as_json:
         render.as_json({"faults": [verification.describe(fault) for fault in faults]})
     else:

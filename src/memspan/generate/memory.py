@@ -12,6 +12,7 @@ from typing import Any, Unpack
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.encode import check_model, manifest_of
+from memspan.bank.remembered import names_for, remember
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
@@ -105,9 +106,11 @@ class Memory(DocumentStore):
 
         Args:
             bank: folder of the bank.
-            model: folder of the MSA checkpoint; None: the embedded default (SmolLM2-135M-Instruct).
-            adapter: folder or name of an adapter trained on that model's backbone, or "none"; None: with the default
-                model the one that comes with the package, else none.
+            model: folder of the MSA checkpoint, or "smollm2-135m-instruct", the embedded default; None: the one the
+                bank was made with, and for a new bank the default.
+            adapter: folder or name of an adapter trained on that model's backbone, or "none"; None: where `model` is
+                left out too, the one the bank was made with; else with the default model the one that comes with the
+                package, and with others none.
             namespace: whose documents are asked and changed; no others can be reached.
             create: make an empty bank where there is none.
             snapshot: see the bank as it is now until `refresh` or `close`.
@@ -117,16 +120,23 @@ class Memory(DocumentStore):
             ranks: as for `Memory`.
 
         Raises:
+            CheckpointError: there is no model, or it is not where it was when the bank was made.
             BudgetError: the budget is malformed; asking raises it where it is too small.
         """
         check_namespace(namespace)
         budget = parse_bytes(memory_budget) if isinstance(memory_budget, str) else memory_budget
         if not create or MemoryBank.exists(bank):
             opened = MemoryBank.open(bank, budget)  # before the model, which takes longer to load
-            loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
+            try:
+                model, adapter = names_for(opened, model, adapter)
+                loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
+            except BaseException:
+                opened.close()
+                raise
         else:
             loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
             opened = MemoryBank.create(bank, manifest_of(loaded), budget)
+            remember(opened.catalog, loaded.names)
         return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks)
 
     def in_namespace(self, namespace: str) -> Memory:
