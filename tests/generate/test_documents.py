@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,13 @@ def test_a_text_where_a_list_of_questions_is_wanted_is_refused(animals: Memory, 
 def test_a_list_where_one_question_is_wanted_is_refused(animals: Memory, name: str) -> None:
     with pytest.raises(TypeError, match="a question is one text"):
         list(getattr(animals, name)(["otter?"]))
+
+
+# --- the page of the docs -------------------------------------------------------------------------------------------
+
+
+def test_the_page_runs_as_it_is_written(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(Memory, "open", lambda folder, create: memory)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+    exec(compile(code, "python.md", "exec"), {})
