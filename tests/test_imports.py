@@ -20,6 +20,7 @@ _LEVELS = (
     ("routing",),
     ("generate",),
     ("eval", "integrations"),
+    ("bench",),
     ("serve", "cli", "__init__", "__main__"),
 )
 LEVEL = {part: level for level, parts in enumerate(_LEVELS) for part in parts}

@@ -20,8 +20,8 @@ from memspan.bank.scope import Scope
 from memspan.errors import FilterError
 from memspan.generate.calls import named_options
 from memspan.model.convert import LoadedModel
-from memspan.text.corpus import Skipped, read_paths
-from memspan.types import JSON, AddReport, Document, normal_date
+from memspan.text.corpus import found_documents, read_paths
+from memspan.types import JSON, AddReport, Document, Skipped, normal_date
 
 _ADD_OPTIONS = sorted((add_documents.__kwdefaults__ or {}).keys() - {"namespace"})
 _Id = int | str
@@ -269,24 +269,6 @@ def _document_of(item: Any, values: Mapping[str, Any]) -> Document:
 def _text_id(text: str) -> str:
     """An id made from a text: the same text is the same document."""
     return f"text-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:24]}"
-
-
-def found_documents(skipped: list[Skipped], *sources: Iterable[Document | Skipped]) -> Iterator[Document]:
-    """The documents of all sources; what cannot be read is collected in `skipped`.
-
-    So is a second document of one external id: adding it would replace the first.
-    """
-    seen: set[int] = set()  # hashes, so that a million ids stay small
-    for source in sources:
-        for found in source:
-            if isinstance(found, Skipped):
-                skipped.append(found)
-            elif hash(found.external_id) in seen:
-                where = str(found.metadata.get("path", found.external_id))
-                skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
-            else:
-                seen.add(hash(found.external_id))
-                yield found
 
 
 def turn_document(turn: str, speaker: str = "", session: str = "", date: str | None = None) -> Document:

@@ -276,6 +276,24 @@ def read_stream(stream: TextIO, external_id: str | None = None) -> Iterator[Docu
         yield _document(external_id, text, _title_line(text), {}, _date_in(text), "stdin")
 
 
+def found_documents(skipped: list[Skipped], *sources: Iterable[Document | Skipped]) -> Iterator[Document]:
+    """The documents of all sources; what cannot be read is collected in `skipped`.
+
+    So is a second document of one external id: adding it would replace the first.
+    """
+    seen: set[int] = set()  # hashes, so that a million ids stay small
+    for source in sources:
+        for found in source:
+            if isinstance(found, Skipped):
+                skipped.append(found)
+            elif hash(found.external_id) in seen:
+                where = str(found.metadata.get("path", found.external_id))
+                skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
+            else:
+                seen.add(hash(found.external_id))
+                yield found
+
+
 def installed_packages() -> Iterator[Document]:
     """Yield one document for each distribution of the running Python, sorted by normalised name.
 
