@@ -34,14 +34,18 @@ InstalledOption = Annotated[
 ]
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", envvar="MEMSPAN_MODEL", help="MSA checkpoint folder. Default: SmolLM2-135M-Instruct."),
+    typer.Option(
+        "--model",
+        envvar="MEMSPAN_MODEL",
+        help="MSA checkpoint folder. Default: the one the bank was made with, or else smollm2-135m-instruct.",
+    ),
 ]
 AdapterOption = Annotated[
     str | None,
     typer.Option(
         "--adapter",
         envvar="MEMSPAN_ADAPTER",
-        help="Weights trained for that model: a folder, a shipped name, or none. Default: the default model's own.",
+        help="Weights trained for that model: a folder, a shipped name, or none. Default: that of the default model.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,8 +29,8 @@ from memspan.cli.process import INTERRUPTED, SKIPPED, stop_flag
 from memspan.cli.stored import check_bank, checkpoint_info
 from memspan.errors import MemspanError
 from memspan.generate.selectors import check_packages
-from memspan.text.corpus import Reading, Skipped, installed_packages, read_paths, read_stream
-from memspan.types import Answer, Document
+from memspan.text.corpus import Reading, Skipped, found_documents, installed_packages, read_paths, read_stream
+from memspan.types import Answer
 
 if TYPE_CHECKING:
     from memspan.generate.memory import Memory
@@ -107,7 +107,7 @@ def add(
         model = on_own_gpu(model)
         if ranks.rank:
             with stop_flag() as stop:
-                report = encode_for_first(bank, model.load(), ranks, should_stop=stop.is_set)
+                report = encode_for_first(bank, model.load(bank), ranks, should_stop=stop.is_set)
             return INTERRUPTED if report.interrupted else 0
     if not (paths or installed):
         raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
@@ -124,28 +124,10 @@ def add(
 
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
-            documents = _corpus(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
+            documents = found_documents(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
             report = memory.add(documents, progress=progress, should_stop=stop.is_set, group=ranks)
         render.report(report, skipped, memory.bank, as_json)
     return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
-
-
-def _corpus(skipped: list[Skipped], *sources: Iterable[Document | Skipped]) -> Iterator[Document]:
-    """The documents of all sources; what cannot be read is collected in `skipped`.
-
-    So is a second document of one external id: adding it would replace the first.
-    """
-    seen: set[int] = set()  # hashes, so that a million ids stay small
-    for source in sources:
-        for found in source:
-            if isinstance(found, Skipped):
-                skipped.append(found)
-            elif hash(found.external_id) in seen:
-                where = str(found.metadata.get("path", found.external_id))
-                skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
-            else:
-                seen.add(hash(found.external_id))
-                yield found
 
 
 @command
@@ -162,7 +144,7 @@ def estimate(
     stream = read_paths(paths or ())
     with importing():
         from memspan.bank.estimate import estimate
-    result = estimate(model.load(), _corpus([], stream, installed_packages() if installed else ()))
+    result = estimate(model.load(), found_documents([], stream, installed_packages() if installed else ()))
     if as_json:
         render.as_json(result)
         return

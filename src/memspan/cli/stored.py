@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from memspan.bank.lines import export_documents
+from memspan.bank.remembered import remembered
 from memspan.bank.texts import TextBank
 from memspan.cli import render
 from memspan.cli.app import (
@@ -103,8 +104,9 @@ def info(
     if TextBank.exists(path):
         with closing(TextBank.open(path)) as bank:
             counts, manifest = dataclasses.asdict(bank.catalog.counts()), dataclasses.asdict(bank.manifest)
-            namespaces = bank.catalog.namespaces()
-        values = {"bank": str(path), "namespaces": namespaces, **counts, **manifest}
+            namespaces, names = bank.catalog.namespaces(), remembered(bank.catalog)
+        made_with = {} if names is None else dataclasses.asdict(names)
+        values = {"bank": str(path), "namespaces": namespaces, **counts, **manifest, **made_with}
     elif (path / "config.json").is_file():
         values = checkpoint_info(path)
     else:

@@ -1,11 +1,9 @@
-"""What is asked, checked: questions with their options; and a turn of a conversation to remember."""
+"""What is asked, checked: questions with their options."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, TypedDict
 
 from memspan.bank.scope import Scope
@@ -17,7 +15,7 @@ from memspan.generate.sampling import GREEDY, Sampling
 from memspan.generate.selectors import ReadingSelector, default_selector, served_selector
 from memspan.model.convert import LoadedModel
 from memspan.text.rounds import RouteTokens
-from memspan.types import JSON, Document, Turn, normal_date
+from memspan.types import Turn
 
 MAX_DOCUMENTS = 5
 # Rounds of a model that says itself when it has read enough.
@@ -81,6 +79,8 @@ class Request:
         selector = options.get("selector") or default_selector(trained, reads_texts=max_documents != 0)
         reads = isinstance(served_selector(selector, loaded), ReadingSelector)
         check_limit(max_documents)
+        if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
+            raise TypeError("a question is one text for ask, and ask_batch takes a list of texts")
         history = options.get("history", ())
         check_questions(questions, [text for turn in history for text in (turn.question, turn.answer)])
         rounds = options.get("rounds")
@@ -104,14 +104,3 @@ class Request:
             context = loaded.template.context(question, history=history)
             check_fits(loaded, len(context.ids), sampling.max_new_tokens)
         return cls(questions, plan, sampling, scope, history)
-
-
-def turn_document(turn: str, speaker: str = "", session: str = "", date: str | None = None) -> Document:
-    """One turn of a conversation as a document; see `Memory.remember`."""
-    if not turn.strip():
-        raise ValueError("the turn is empty; there is nothing to remember")
-    date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
-    text = f"{speaker}: {turn}" if speaker else turn
-    digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
-    metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
-    return Document(f"{session or 'turn'}/{digest}", text, metadata=metadata, date=date)

@@ -27,7 +27,7 @@ from memspan.model.packed import DecodeWeights, check_weights
 from memspan.model.probe import probe
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
 from memspan.model.runtime import pick_device, pick_dtype
-from memspan.model.shipped import find_adapter
+from memspan.model.shipped import NO_ADAPTER, SHIPPED, ModelNames, find_adapter
 from memspan.ops.similarity import SIMILARITIES
 from memspan.text.template import PromptTemplate, added_tokens
 
@@ -48,6 +48,17 @@ class LoadedModel:
     template: PromptTemplate
     path: Path
     adapter: Path | None = None
+
+    @property
+    def names(self) -> ModelNames | None:
+        """What `load` takes to load it again; None of a model that came from no folder."""
+        if not (self.path / "config.json").is_file():
+            return None
+        path = DEFAULT_SOURCE if self.path == default_folder() else str(self.path.resolve())
+        if self.adapter is None:
+            return ModelNames(path, NO_ADAPTER)
+        is_shipped = self.adapter.parent == SHIPPED
+        return ModelNames(path, self.adapter.name if is_shipped else str(self.adapter.resolve()))
 
 
 def convert(
@@ -192,7 +203,8 @@ def load(
     """Load an MSA checkpoint for use.
 
     Args:
-        path: a checkpoint folder; None: the embedded default backbone, converted once into the user's cache.
+        path: a checkpoint folder; None or "smollm2-135m-instruct": the embedded default backbone, converted once into
+            the user's cache.
         adapter: a folder with trained weights for this backbone (see `memspan.model.adapter`), the name of one that
             comes with the package, or "none"; default: with the default backbone the one shipped for it, else none. It
             says which layers route, whatever the checkpoint's own are.
@@ -206,13 +218,14 @@ def load(
         CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone; or, with
             `verify`, weights that are not those that were saved.
     """
-    folder = default_checkpoint() if path is None else Path(path).expanduser()
+    is_default = path is None or (str(path) == DEFAULT_SOURCE and not Path(path).exists())
+    folder = default_checkpoint() if path is None or is_default else Path(path).expanduser()
     check_folder(folder)
     target = pick_device(device)
     decode_weights: DecodeWeights | None = "half" if target.type == "cpu" else None
     if weights is not None:
         decode_weights = check_weights(weights, target)
-    adapter = find_adapter(adapter, default_model=path is None)
+    adapter = find_adapter(adapter, default_model=is_default)
     layers = None if adapter is None else adapter_layers(adapter)
     try:
         config = MSAConfig.from_pretrained(folder, local_files_only=True)

@@ -41,7 +41,7 @@ class LossTerms:
         """The weighted loss, a scalar. A loss of weight 0 has no part in it, not even as NaN.
 
         Args:
-            shared: counts to divide by, over all steps and ranks that share an update (for DDP, which averages gradients,
+            shared: counts to divide by, over all steps and ranks that share an update (for DDP, which averages them,
                 divided by the number of ranks). Of what is not named, this step's own.
         """
         divided_by = {**self.counts, **(shared or {})}
