@@ -182,7 +182,8 @@ def test_bm25_ranks_by_the_full_text_index_and_the_rest_by_the_router(memory: Me
 
 
 def test_an_adaptive_number_of_documents_leaves_out_what_scores_low(memory: Memory) -> None:
-    scored = [(item.text, item.score) for item in rank(memory, "hybrid@3").documents]
+    ranking = rank(memory, "hybrid@3")
+    scored = [(item.text, one.score) for item, one in zip(ranking.documents, ranking.selected, strict=False)]
     kept = [item.text for item in rank(memory, "hybrid@3+adaptive").documents]
     assert kept == [text for text, score in scored if score >= scored[0][1] / 2] and 0 < len(kept) < 3
     assert len(rank(memory, "hybrid@1+adaptive").documents) == 1

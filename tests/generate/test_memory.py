@@ -146,6 +146,43 @@ def test_an_answer_counts_its_tokens_and_times_its_stages(memory: Memory, loaded
 # --- evidence -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("selector", ["router", "lexical", "hybrid"])
+def test_a_score_is_the_same_whatever_else_is_there(empty: Memory, selector: str) -> None:
+    question = "Where does the otter of Rome live?"
+    empty.add(DOCUMENTS[:1])
+    empty.add(DOCUMENTS[1:], existing="replace")
+    all_found = empty.search(question, selector=selector, limit=20)
+    scores = [item.score for item in all_found]
+    assert scores == sorted(scores, reverse=True) and 0 <= scores[-1] <= scores[0] <= 1
+    found = empty.search(question, selector=selector, where={"external_id": all_found[0].external_id})
+    assert [item.score for item in found] == [pytest.approx(scores[0], abs=0.01)], "not 1 because it is the best"
+    assert empty.ask(question, selector=selector, sampling=SHORT).evidence[0].score == pytest.approx(scores[0])
+
+
+@pytest.mark.parametrize("selector", ["router", "lexical", "hybrid"])
+def test_a_search_leaves_out_what_scores_less(memory: Memory, selector: str) -> None:
+    every = memory.search(QUESTIONS[0], selector=selector, limit=20)
+    least = every[len(every) // 2].score
+    some = memory.search(QUESTIONS[0], selector=selector, limit=20, min_score=least)
+    assert some == [item for item in every if item.score >= least] and 0 < len(some) <= len(every)
+    assert memory.search(QUESTIONS[0], selector=selector, min_score=1.0) == []
+    assert memory.search(QUESTIONS[0], selector=selector, limit=20, min_score=0.0) == every
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="min_score is from 0 to 1"):
+            memory.search(QUESTIONS[0], selector=selector, min_score=wrong)
+
+
+def test_scores_without_a_bound_have_no_least_one(tmp_path: Path) -> None:
+    loaded = tiny_loaded(similarity="dot")
+    with Memory(MemoryBank.create(tmp_path / "dot", manifest_of(loaded)), loaded) as memory:
+        memory.add(DOCUMENTS)
+        assert memory.search(QUESTIONS[0], selector="router")[0].score == pytest.approx(1), "the ranking's own"
+        for selector in ("router", "hybrid"):
+            with pytest.raises(MemspanError, match=f"scores of the selector {selector} with this model mean something"):
+                memory.search(QUESTIONS[0], selector=selector, min_score=0.5)
+        assert memory.search(QUESTIONS[0], selector="lexical", min_score=0.01)
+
+
 def test_evidence_is_the_stored_document_best_first(memory: Memory) -> None:
     answer = memory.ask("Where does the otter of Rome live?", sampling=SHORT)
     first = answer.evidence[0]

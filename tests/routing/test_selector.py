@@ -4,7 +4,18 @@ import itertools
 
 import pytest
 
-from memspan.routing.ranking import ROUTER_WEIGHT, Ranked, Selected, chosen, fuse, keep_adaptively, scaled
+from memspan.routing.ranking import (
+    ROUTER_WEIGHT,
+    Ranked,
+    Selected,
+    chosen,
+    fuse,
+    fused_fits,
+    keep_adaptively,
+    router_fits,
+    scaled,
+    words_fits,
+)
 
 
 def _routed(*scores: tuple[int, float]) -> list[Ranked]:
@@ -85,6 +96,24 @@ def test_the_only_lexical_hits_do_not_lose_to_noise(lexical: list[tuple[int, flo
 def test_the_only_document_of_a_bank_has_a_score() -> None:
     ((document_id, score),) = fuse([(1, 2.0)], _routed((1, 0.5)))
     assert (document_id, score) == (1, pytest.approx(1.0))
+
+
+# --- how well -------------------------------------------------------------------------------------------------------
+
+
+def test_how_well_a_document_fits_is_the_same_whatever_else_is_found() -> None:
+    assert router_fits(_routed((1, 1.5), (2, 0.6)), 3) == router_fits(_routed((1, 1.5)), 3) | {2: pytest.approx(0.2)}
+    assert router_fits(_routed((1, 3.3), (2, -0.6)), 3) == {1: 1.0, 2: 0.0}
+    assert words_fits([(1, 8.0), (2, 24.0), (3, 0.0)]) == {1: 0.5, 2: 0.75, 3: 0.0}
+    both = fused_fits([(1, 8.0), (2, 24.0)], {1: 0.5, 3: 0.5})
+    assert both == {1: pytest.approx(0.5), 2: pytest.approx(0.45), 3: pytest.approx(0.2)}
+    assert words_fits([]) == fused_fits([], {}) == {}
+
+
+def test_no_document_fits_better_than_one_ranked_before_it() -> None:
+    found = chosen([(1, 1.0), (2, 0.9), (3, 0.1)], (), {1: 0.4, 2: 0.6, 3: 0.2})
+    assert [document.fit for document in found] == [0.4, 0.4, 0.2]
+    assert [document.score for document in found] == [1.0, 0.9, 0.1], "the ranking's own scores are left"
 
 
 # --- how many -------------------------------------------------------------------------------------------------------

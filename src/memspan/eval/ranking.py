@@ -35,12 +35,14 @@ class Ranking:
         layers: per MSA layer, external ids of the question's evidence that the layer routed to; empty where nothing
             was routed.
         routed: what every MSA layer routed the question to.
+        selected: the documents as they were ranked; of a retriever's own ranking.
     """
 
     documents: tuple[Evidence, ...]
     seconds: float
     layers: Mapping[int, frozenset[str]] = field(default_factory=dict)
     routed: tuple[LayerRouting, ...] = ()
+    selected: Sequence[Selected] = ()
 
 
 class Ranker:
@@ -95,7 +97,7 @@ class Ranker:
             documents = [tuple(finder.evidence(one.selected[:depth])) for one in ranked]
         seconds = (time.perf_counter() - started) / len(questions)
         return [
-            Ranking(items, seconds, layers_found(memory, question, one.routed), one.routed)
+            Ranking(items, seconds, layers_found(memory, question, one.routed), one.routed, one.selected)
             for question, items, one in zip(questions, documents, ranked, strict=True)
         ]
 
@@ -110,8 +112,7 @@ class Ranker:
 
 def _adaptive(ranking: Ranking, at_most: int) -> Ranking:
     """The ranking without what `memspan ask` would not read either: documents scored low beside the best one."""
-    scored = [Selected(item.document_id, item.score, item.layers) for item in ranking.documents]
-    kept = len(keep_adaptively(scored, at_most, MIN_SHARE))
+    kept = len(keep_adaptively(ranking.selected, at_most, MIN_SHARE))
     return replace(ranking, documents=ranking.documents[:kept])
 
 

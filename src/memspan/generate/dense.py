@@ -60,7 +60,7 @@ class Dense:
         found: list[Found] = []
         for score_N in (query_BF @ embedded_NF.T).tolist():
             best = sorted(zip(ids, score_N, strict=True), key=lambda item: (-item[1], item[0]))[:depth]
-            found.append(Found(chosen(best, ())))
+            found.append(Found(chosen(best, (), {id: min(1.0, max(0.0, score)) for id, score in best})))
         return found
 
     def _embeddings(self, finder: Finder, ids: Sequence[int]) -> torch.Tensor:

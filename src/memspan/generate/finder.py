@@ -17,8 +17,9 @@ from memspan.generate.decode import check_fits, prefill
 from memspan.generate.lexical import SEARCH_DEPTH, chosen_evidence
 from memspan.generate.selectors import Found, Look, ranking_selector
 from memspan.model.convert import LoadedModel
+from memspan.ops.similarity import SIMILARITIES
 from memspan.routing.local import LocalMemory, SourceMemory
-from memspan.routing.ranking import Ranked, Selected, rank_documents
+from memspan.routing.ranking import Ranked, Selected, rank_documents, router_fits
 from memspan.routing.ranks import Ranks
 from memspan.routing.sharded import ShardedMemory
 from memspan.text.packing import pack_contexts
@@ -92,6 +93,11 @@ class Finder:
         """The ranking over all MSA layers of what a memory considered for one question."""
         considered = {layer: found[row] for layer, found in memory.candidates.items()}
         return rank_documents(considered, self._loaded.model.config.top_k_docs)
+
+    def router_fits(self, ranked: Sequence[Ranked], num_layers: int) -> dict[int, float] | None:
+        """How well routed documents fit, 0 to 1; None where the model's similarity has no bound."""
+        is_bounded = getattr(SIMILARITIES[self._loaded.model.config.similarity], "bounded", False)
+        return router_fits(ranked, num_layers) if is_bounded else None
 
     def ids(self) -> list[int]:
         """The live documents in the scope, in the order they were added."""

@@ -105,7 +105,7 @@ def chosen_evidence(selected: Sequence[Selected], stored: Iterable[StoredDocumen
     """The chosen documents in order, as far as they are stored."""
     by_id = {document.id: document for document in stored}
     return [
-        evidence_of(document, found.score, found.layers)
+        evidence_of(document, found.score if found.fit is None else found.fit, found.layers)
         for found in selected
         if (document := by_id.get(found.document_id)) is not None
     ]

@@ -17,7 +17,7 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
-from memspan.errors import BankMismatch, EmptyBank
+from memspan.errors import BankMismatch, EmptyBank, MemspanError
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.calls import in_thread, named_options, streamed_in_thread
 from memspan.generate.documents import DocumentStore
@@ -244,10 +244,23 @@ class Memory(DocumentStore):
         *,
         selector: str | None = None,
         limit: int = 10,
+        min_score: float | None = None,
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
     ) -> list[Evidence]:
-        """The documents a selector finds for a question, best first, without generating anything."""
+        """The documents a selector finds for a question, best first, without generating anything.
+
+        Args:
+            limit: documents, at most.
+            min_score: leave out what scores less, 0 to 1; see `Evidence.score`.
+
+        Raises:
+            QuestionError, FilterError, EmptyBank: as for `ask_batch`.
+            MemspanError: there is no such selector; or `min_score` is given, and its scores do not say how well a
+                document fits.
+        """
+        if min_score is not None and not 0 <= min_score <= 1:
+            raise ValueError(f"min_score is from 0 to 1, not {min_score}")
         chosen = selector or self.default_selector
         needs = ranking_selector(chosen).needs
         check_limit(limit)
@@ -259,7 +272,15 @@ class Memory(DocumentStore):
             finder = Finder(self.loaded, snapshot, request.scope, self.ranks)
             context = self.loaded.template.context(question) if needs.routing else None
             (found,) = finder.rank(chosen, [Look(question, context)], limit)
-            return finder.evidence(found.selected[:limit])
+            selected = found.selected[:limit]
+            if min_score is not None:
+                if any(one.fit is None for one in selected):
+                    raise MemspanError(
+                        f"scores of the selector {chosen} with this model mean something else for each question; leave "
+                        "min_score out"
+                    )
+                selected = [one for one in selected if (one.fit or 0.0) >= min_score]
+            return finder.evidence(selected)
 
     @named_options()
     def summarize(

@@ -14,7 +14,7 @@ from memspan.generate.interleave import Asked, Ended, Plan
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
 from memspan.routing.local import SourceMemory
-from memspan.routing.ranking import Selected
+from memspan.routing.ranking import Selected, chosen
 from memspan.text.rounds import Named, RoundProtocol, Transcript
 from memspan.text.template import Context
 from memspan.types import Event, Evidence, Round, RoundDone, RoundStarted
@@ -113,7 +113,8 @@ class NamedReading:
     def _scores(self, memory: SourceMemory, row: int) -> dict[int, Selected]:
         """What was routed to, with the score over all MSA layers."""
         ranked = self._finder.ranking(memory, row)
-        return {found.document_id: Selected(found.document_id, found.score, found.layers) for found in ranked}
+        fits = self._finder.router_fits(ranked, len(memory.candidates))
+        return {found.document_id: found for found in chosen([(x.document_id, x.score) for x in ranked], ranked, fits)}
 
     def _read(self, one: Asked, row: Generated, done: Round, scores: dict[int, Selected]) -> Round:
         """Parse what the model wrote, and put in what it named."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from memspan.errors import MemspanError
 from memspan.registry import Registry
-from memspan.routing.ranking import Selected, chosen, fuse, scaled
+from memspan.routing.ranking import Selected, chosen, fuse, fused_fits, scaled, words_fits
 from memspan.types import LayerRouting
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from memspan.generate.sampling import Sampling
     from memspan.generate.state import RoundState
     from memspan.model.convert import LoadedModel
+    from memspan.routing.ranking import Ranked
     from memspan.text.template import Context
 
 
@@ -40,7 +41,8 @@ class Look:
 class Found:
     """A ranking of documents for one question, best first, with the routing behind it, if any.
 
-    Of the ranking those are read that score at least half as well as the best.
+    Of the ranking those are read that score at least half as well as the best. `Selected.fit` is what is shown as a
+    document's score, and what `min_score` of a search is compared with; a selector that gives none has no `min_score`.
     """
 
     selected: Sequence[Selected]
@@ -108,7 +110,10 @@ class Router:
     needs = Needs(routing=True, words=False)
 
     def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
-        return [Found(chosen(scaled(ranked), ranked), routed) for ranked, routed in finder.route(looks)]
+        return [
+            Found(chosen(scaled(ranked), ranked, finder.router_fits(ranked, len(routed))), routed)
+            for ranked, routed in finder.route(looks)
+        ]
 
 
 class Lexical:
@@ -117,7 +122,8 @@ class Lexical:
     needs = Needs(model=False)
 
     def rank(self, finder: Finder | TextFinder, looks: Sequence[Look], depth: int) -> list[Found]:
-        return [Found(chosen(finder.search(look.query, depth), ())) for look in looks]
+        found = [finder.search(look.query, depth) for look in looks]
+        return [Found(chosen(scores, (), words_fits(scores))) for scores in found]
 
 
 class Hybrid:
@@ -126,11 +132,21 @@ class Hybrid:
     needs = Needs(routing=True)
 
     def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
-        routes = finder.route(looks)
         return [
-            Found(chosen(fuse(finder.search(look.query, depth), ranked), ranked), routed)
-            for look, (ranked, routed) in zip(looks, routes, strict=True)
+            self._fused(finder, finder.search(look.query, depth), *route)
+            for look, route in zip(looks, finder.route(looks), strict=True)
         ]
+
+    def _fused(
+        self,
+        finder: Finder,
+        lexical: Sequence[tuple[int, float]],
+        ranked: Sequence[Ranked],
+        routed: tuple[LayerRouting, ...],
+    ) -> Found:
+        of_router = finder.router_fits(ranked, len(routed))
+        fits = None if of_router is None else fused_fits(lexical, of_router)
+        return Found(chosen(fuse(lexical, ranked), ranked, fits), routed)
 
 
 class Generate:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:  # the commands list the names, and need no torch for that
 
 
 class Similarity(Protocol):
-    """Scales heads, the last dimension of a tensor in float32 or wider. Differentiable."""
+    """Scales heads, the last dimension of a tensor in float32 or wider. Differentiable.
+
+    One whose scores lie between -1 and 1 says so by an attribute `bounded`; they are then shown as they are.
+    """
 
     def query(self, x_D: Tensor) -> Tensor:
         """Query heads `[..., D]`."""
@@ -27,6 +30,8 @@ class Similarity(Protocol):
 
 class Cosine:
     """Every head has unit length."""
+
+    bounded = True
 
     def query(self, x_D: Tensor) -> Tensor:
         return _unit(x_D)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # search by words alone needs no torch
 
 # Share of the router's score in `hybrid`; measured by benchmarks/retrieval.py on held-out questions, see docs/LOG.md.
 ROUTER_WEIGHT = 0.4
+# The BM25 score that counts 0.5 of 1; measured on the example notes, see docs/LOG.md.
+_HALF_BM25 = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +55,56 @@ def rank_documents(candidates: Mapping[int, Candidates], top_k: int) -> list[Ran
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """A chosen document. `layers`: how many MSA layers routed to it; None where nothing was routed."""
+    """A chosen document.
+
+    Attributes:
+        score: by which it was ranked; comparable within one ranking only.
+        layers: how many MSA layers routed to it; None where nothing was routed.
+        fit: how well it fits the question, 0 to 1: the same whatever else was found. None: its selector does not say.
+    """
 
     document_id: int
     score: float
     layers: int | None
+    fit: float | None = None
 
 
-def chosen(scores: Sequence[tuple[int, float]], routed: Sequence[Ranked]) -> list[Selected]:
+def chosen(
+    scores: Sequence[tuple[int, float]], routed: Sequence[Ranked], fits: Mapping[int, float] | None = None
+) -> list[Selected]:
     """Documents with their scores as chosen ones, in order.
 
     Args:
         routed: the ranking over MSA layers; empty where nothing was routed.
+        fits: of each document. None is said to fit better than one that is ranked before it.
     """
     layers = {found.document_id: found.layers for found in routed}
-    absent = 0 if routed else None
-    return [Selected(document_id, score, layers.get(document_id, absent)) for document_id, score in scores]
+    absent, least, selected = 0 if routed else None, 1.0, list[Selected]()
+    for document_id, score in scores:
+        least = least if fits is None else min(least, fits[document_id])
+        fit = None if fits is None else least
+        selected.append(Selected(document_id, score, layers.get(document_id, absent), fit))
+    return selected
+
+
+def router_fits(routed: Sequence[Ranked], num_layers: int) -> dict[int, float]:
+    """How well documents fit by cosines: their mean over MSA layers, one that points away being 0."""
+    return {found.document_id: min(1.0, max(0.0, found.score / num_layers)) for found in routed}
+
+
+def words_fits(lexical: Sequence[tuple[int, float]]) -> dict[int, float]:
+    """How well documents fit by words: their BM25 score, which has no bound, bent to 0..1."""
+    return {document_id: score / (score + _HALF_BM25) for document_id, score in lexical}
+
+
+def fused_fits(lexical: Sequence[tuple[int, float]], of_router: Mapping[int, float]) -> dict[int, float]:
+    """How well documents fit by both; what only one of the two found is 0 for the other."""
+    of_words = words_fits(lexical)
+    return {
+        document_id: (1 - ROUTER_WEIGHT) * of_words.get(document_id, 0.0)
+        + ROUTER_WEIGHT * of_router.get(document_id, 0.0)
+        for document_id in of_words.keys() | of_router.keys()
+    }
 
 
 def fuse(
