@@ -12,7 +12,7 @@ from memspan.cli.choices import ModelChoice
 from memspan.cli.process import INTERRUPTED, refuse_torchrun, stop_flag
 from memspan.eval.dense import SentenceRetriever
 from memspan.eval.judge import JUDGE_TABLE, JUDGED, Endpoint, judge
-from memspan.eval.runner import RESULT, TABLE, RunSettings, run
+from memspan.eval.runner import RESULT, TABLE, RunOptions, RunSettings, run
 from memspan.eval.scale import SCALE, SCALE_TASK, parse_sizes, run_scale
 from memspan.eval.sidebyside import write_report
 from memspan.eval.tasks import TaskSettings
@@ -34,8 +34,8 @@ def evaluate(
     dense = SentenceRetriever.of_package() if uses_dense else None  # missing, it is an error before anything is loaded
     with stop_flag() as stop:
         loaded = model.load()
-        how = {"dense": dense, "memory_budget": budget, "tell": render.err.print, "should_stop": stop.is_set}
-        outcome = run_scale(loaded, settings, sizes, out, **how) if sizes else run(loaded, settings, out, **how)
+        how = RunOptions(dense, budget, render.err.print, stop.is_set)
+        outcome = run_scale(loaded, settings, sizes, out, how) if sizes else run(loaded, settings, out, how)
     if as_json:
         written = out / (SCALE if sizes else RESULT)
         render.as_json({**dataclasses.asdict(outcome), "result": str(written)})

@@ -41,8 +41,8 @@ class LossTerms:
         """The weighted loss, a scalar. A loss of weight 0 has no part in it, not even as NaN.
 
         Args:
-            shared: counts to divide by, over all steps and ranks that share an update (for DDP, which averages gradients,
-                divided by the number of ranks). Of what is not named, this step's own.
+            shared: counts to divide by, over all steps and ranks that share an update (for DDP, which averages
+                gradients, divided by the number of ranks). Of what is not named, this step's own.
         """
         divided_by = {**self.counts, **(shared or {})}
         weighted = [(name, weight) for name in LOSSES if (weight := weights.of(name))]

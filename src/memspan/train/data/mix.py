@@ -15,7 +15,6 @@ from pydantic.dataclasses import dataclass as settings
 from memspan.errors import DataError
 from memspan.text.questions import Question, passage
 from memspan.text.readers import BadRecord, Record, Unreadable, read_records
-from memspan.train.data.caps import CAP, capped
 from memspan.train.data.clean import Cleaner, CleanSettings, CountTokens
 from memspan.train.data.files import Read, bank_record, read_training, write_json, write_lines, write_questions
 from memspan.train.data.holdout import BankPassage, HoldoutSettings, Split, holdout_bank, split_holdout
@@ -23,6 +22,7 @@ from memspan.train.data.leakage import Held
 from memspan.train.data.matching import passage_hash
 from memspan.train.data.mine import Miner, MineSettings, passages_of
 from memspan.train.data.neighbours import NeighbourSettings, in_groups
+from memspan.train.data.stream import CAP, capped
 from memspan.train.structure import STRICT, Above0, Count, Names, Positive, read_yaml, structured
 from memspan.train.teacher import SentenceTeacher
 from memspan.types import JSON, Document
