@@ -40,7 +40,8 @@ from memspan.eval.runfiles import (
     read_lines,
 )
 from memspan.eval.scoring import as_json, compare, main_score, summarise
-from memspan.eval.tasks import MemoryPlan, Task, TaskSettings, build_task
+from memspan.eval.sets import MemoryPlan
+from memspan.eval.tasks import Task, TaskSettings, build_task
 from memspan.files import write_text
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
@@ -212,7 +213,7 @@ def encode(memory: Memory, namespace: str, plan: MemoryPlan, how: RunOptions) ->
     """Encode a memory as far as it is not yet; the line of the log that says what it took."""
     cpu = time.process_time()
     done = memory.in_namespace(namespace).add(
-        plan.documents(),
+        plan.documents,
         should_stop=how.should_stop,
         progress=lambda report: how.tell(f"encoding: {report.documents} documents, {report.tokens:,} tokens"),
     )

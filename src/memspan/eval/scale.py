@@ -38,8 +38,8 @@ from memspan.eval.runner import (
     write_results,
 )
 from memspan.eval.scoring import as_json
-from memspan.eval.sets import each_once
-from memspan.eval.tasks import MemoryPlan, question_set, texts_of
+from memspan.eval.sets import MemoryPlan, each_once
+from memspan.eval.tasks import question_set, texts_of
 from memspan.files import write_text
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
@@ -91,9 +91,7 @@ def parse_sizes(text: str, *, kilo: int = 1024, least: int = 2, option: str = "-
     return tuple(sizes)
 
 
-def run_scale(
-    loaded: LoadedModel, settings: RunSettings, sizes: Sequence[int], out: Path, how: RunOptions
-) -> Outcome:
+def run_scale(loaded: LoadedModel, settings: RunSettings, sizes: Sequence[int], out: Path, how: RunOptions) -> Outcome:
     """Measure the curve. For the other arguments and errors see `runner.run`.
 
     Args:
@@ -184,7 +182,7 @@ def _grow(memory: Memory, step: Step, log: Path, how: RunOptions) -> bool:
     """Add a step's documents, unless they are there; False if it was stopped before that."""
     if any(line["size"] == step.size and line["complete"] for line in read_lines(log)):
         return True
-    line = encode(memory, memory.namespace, MemoryPlan(lambda: step.documents, step.tokens), how)
+    line = encode(memory, memory.namespace, MemoryPlan(step.documents, step.tokens), how)
     append_lines(log, [{"size": step.size, **line}])
     return line["complete"]
 

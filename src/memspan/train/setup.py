@@ -187,8 +187,9 @@ def load_data(recipe: Recipe) -> RunData:
 
 def _mixture(recipe: Recipe) -> RunData:
     mixed = read_mixture(Path(recipe.data.mixture).expanduser())
+    bank = tuple(item.document for item in mixed.bank)
     fillers = _distinct(document for q in mixed.train for document in (*q.positives, *q.negatives))
-    return RunData(mixed.train, HoldOut(mixed.holdout, mixed.bank), fillers, dict(mixed.weights), mixed.group)
+    return RunData(mixed.train, HoldOut(mixed.holdout, bank), fillers, dict(mixed.weights), mixed.group)
 
 
 def _corpus(recipe: Recipe) -> RunData:

@@ -25,7 +25,7 @@ from memspan.train.data.neighbours import NeighbourSettings, in_groups
 from memspan.train.data.stream import CAP, capped
 from memspan.train.structure import STRICT, Above0, Count, Names, Positive, read_yaml, structured
 from memspan.train.teacher import SentenceTeacher
-from memspan.types import JSON, Document
+from memspan.types import JSON
 
 TRAIN, HOLDOUT, BANK, REPORT = "train.jsonl.gz", "holdout.jsonl.gz", "bank.jsonl.gz", "mixture.json"
 
@@ -234,18 +234,7 @@ def write_mixture(mixture: Mixture, folder: Path) -> None:
     write_json(folder / REPORT, report)
 
 
-@dataclass(frozen=True, slots=True)
-class MixedData:
-    """What a mixture's folder holds, for a training run; see `Mixture`."""
-
-    train: tuple[Question, ...]
-    holdout: tuple[Question, ...]
-    bank: tuple[Document, ...]
-    weights: Mapping[str, float]
-    group: int = 1
-
-
-def read_mixture(folder: Path) -> MixedData:
+def read_mixture(folder: Path) -> Mixture:
     """Read what `write_mixture` wrote.
 
     Raises:
@@ -253,17 +242,17 @@ def read_mixture(folder: Path) -> MixedData:
     """
     try:
         told = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        weights, group = told["weights"], int(told.get("group", 1))
-        records = [record for record in read_records(folder / BANK)]
+        weights, group, report = told["weights"], int(told.get("group", 1)), told.get("sources", {})
+        records = list(read_records(folder / BANK))
     except (OSError, ValueError, KeyError, Unreadable) as error:
         raise DataError(f"{folder} holds no whole mixture ({error}); make it with: memspan data mix") from error
-    holdout = folder / HOLDOUT
-    bank = [_bank_document(record, folder / BANK) for record in records]
-    train = read_training([folder / TRAIN]).questions
-    return MixedData(train, read_training([holdout]).questions, tuple(bank), weights, group)
+    train, holdout = (read_training([folder / name]).questions for name in (TRAIN, HOLDOUT))
+    return Mixture(train, holdout, tuple(_bank_passage(one, folder / BANK) for one in records), weights, report, group)
 
 
-def _bank_document(record: Record | BadRecord, path: Path) -> Document:
+def _bank_passage(record: Record | BadRecord, path: Path) -> BankPassage:
     if isinstance(record, BadRecord):
         raise DataError(f"{path}#{record.line}: {record.reason}; make the mixture again: memspan data mix")
-    return passage(str(record.values.get("title", "")), str(record.values["text"]))
+    values = record.values
+    document = passage(str(values.get("title", "")), str(values["text"]))
+    return BankPassage(document, str(values.get("source", "")))
