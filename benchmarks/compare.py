@@ -217,7 +217,8 @@ def check_keys(snapshot: Snapshot) -> None:
     for layer in snapshot.manifest.msa_layers:
         for shard in snapshot.shards:
             shard.reader.coarse_keys(layer)
-            shard.reader.router_rows(layer, 0)
+            segment, place = shard.place(0)
+            segment.router_rows(layer, place)
 
 
 def first_tokens(latency: Latency, bank: MemoryBank, count: int) -> Times:

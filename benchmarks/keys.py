@@ -81,6 +81,7 @@ def questions(snapshot: Snapshot, num_heads: int, tokens: int, count: int) -> to
     for number in range(count):
         shard = snapshot.shards[number % len(snapshot.shards)]
         for place, layer in enumerate(manifest.msa_layers):
-            key_GD = shard.reader.router_rows(layer, 7 * number % len(shard.ids_N))[0].float().view(G, D)
+            segment, index = shard.place(7 * number % len(shard.ids_N))
+            key_GD = segment.router_rows(layer, index)[0].float().view(G, D)
             query[place, number, 0] += 0.7 * D**0.5 * key_GD.repeat_interleave(num_heads // G, 0)
     return query

@@ -33,6 +33,7 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog, StoredDocument
 from memspan.bank.edits import NewDocument, NewSource, Written, add_sources
 from memspan.bank.manifest import FORMAT_VERSION, Manifest
 from memspan.bank.segment import Placed, SegmentFiles
+from memspan.bank.shard import Shard
 from memspan.config import MSAConfig
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep, LayerMemory
@@ -80,6 +81,11 @@ class CopiedText(str):
         piece = super().__getitem__(key)
         self.copied[0] += len(piece)
         return CopiedText(piece, self.copied)
+
+
+def examples_here(number: int) -> int:
+    """How many examples a costly property is tried on: a share of them (`MEMSPAN_TEST_EXAMPLES`) in `make test`."""
+    return max(1, round(number * float(os.environ.get("MEMSPAN_TEST_EXAMPLES", "1"))))
 
 
 def tiny_config(family: str) -> PretrainedConfig:
@@ -319,11 +325,17 @@ def receive(pipe: Connection) -> Any:
     return pipe.recv()
 
 
+def latents_in(shard: Shard, index: int) -> EncodedDocuments:
+    """Everything kept of a document of a shard."""
+    segment, place = shard.place(index)
+    return segment.latents(place)
+
+
 def read_latents(bank: MemoryBank, namespace: str = DEFAULT_NAMESPACE) -> dict[int, EncodedDocuments]:
     """The stored latents of every live document, by id."""
     with bank.snapshot(namespace) as snapshot:
         return {
-            document_id: shard.reader.latents(index)
+            document_id: latents_in(shard, index)
             for shard in snapshot.shards
             for index, document_id in enumerate(shard.ids_N.tolist())
             if shard.live_N[index]

@@ -19,6 +19,7 @@ from helpers import (
     bits,
     child_process,
     fill,
+    latents_in,
     random_latents,
     read_bank,
     read_latents,
@@ -269,7 +270,7 @@ def test_a_snapshot_keeps_its_files_until_it_is_closed_and_a_writer_sweeps(bank:
     assert [text.text for text in snapshot.documents([1, 2])] == ["text of a", "text of b"]
     assert snapshot.search("text of a", 9) == found
     (shard,) = snapshot.shards
-    assert [bits(shard.reader.latents(index)) for index in (0, 1)] == [tuple(rest) for _, *rest in before]
+    assert [bits(latents_in(shard, index)) for index in (0, 1)] == [tuple(rest) for _, *rest in before]
     with bank.locked():
         assert old < _segments(bank), "while the snapshot is open"
     snapshot.close()
@@ -302,7 +303,7 @@ def test_the_files_of_a_process_that_reads_are_kept_as_long_as_it_does(bank: Mem
         pipe.send("ready")
         receive(pipe)
         (shard,) = snapshot.shards
-        pipe.send([bits(shard.reader.latents(index)) for index in (0, 1)])
+        pipe.send([bits(latents_in(shard, index)) for index in (0, 1)])
         receive(pipe)
         if ending == "closed":
             snapshot.close()
@@ -338,7 +339,7 @@ def test_a_merge_keeps_the_files_of_an_open_snapshot(bank: MemoryBank) -> None:
         assert bank.catalog.segment_states().keys() > {files.name for _, files in bank.catalog.segments()}
         (shard,) = snapshot.shards
         assert all(path.exists() for path in segment_paths(bank.folder / "segments", shard.reader.files.name))
-        assert bits(shard.reader.latents(0)) == bits(given[1])
+        assert bits(latents_in(shard, 0)) == bits(given[1])
 
 
 # --- sweeping -------------------------------------------------------------------------------------------------------

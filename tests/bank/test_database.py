@@ -18,6 +18,7 @@ from helpers import (
     enterable_folder,
     file_size_limit,
     fill,
+    latents_in,
     random_latents,
     read_bank,
     receive,
@@ -365,7 +366,7 @@ def test_many_snapshots_of_a_read_only_bank_are_alike(enterable: Path) -> None:
         bank = MemoryBank.open(folder)
         with bank.snapshot() as one, bank.snapshot() as two, bank.snapshot("other") as other:
             seen = [
-                [bits(shard.reader.latents(n)) for shard in snapshot.shards for n in range(len(shard.ids_N))]
+                [bits(latents_in(shard, n)) for shard in snapshot.shards for n in range(len(shard.ids_N))]
                 for snapshot in (one, two, other)
             ]
             return [*seen[:2], len(seen[2])], bank.catalog.read_only

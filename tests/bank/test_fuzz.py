@@ -20,7 +20,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import add_latents, bits, child_process, random_latents, tiny_loaded, tiny_manifest
+from helpers import (
+    add_latents,
+    bits,
+    child_process,
+    examples_here,
+    latents_in,
+    random_latents,
+    tiny_loaded,
+    tiny_manifest,
+)
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +56,7 @@ Latents = dict[int, tuple[bytes, bytes]]
 
 def _fuzz(examples: int) -> Callable[[Any], Any]:
     return settings(
-        max_examples=examples,
+        max_examples=examples_here(examples),
         derandomize=True,
         database=None,
         deadline=None,
@@ -105,7 +114,7 @@ def _latents(folder: Path) -> Latents:
             with bank.snapshot(namespace) as snapshot:
                 for shard in snapshot.shards:
                     found |= {
-                        number: bits(shard.reader.latents(index)) for index, number in enumerate(shard.ids_N.tolist())
+                        number: bits(latents_in(shard, index)) for index, number in enumerate(shard.ids_N.tolist())
                     }
         return found
 
@@ -231,7 +240,7 @@ def _read(bank: MemoryBank, namespace: str, whole: Latents) -> None:
         for shard in snapshot.shards:
             for index, number in enumerate(shard.ids_N.tolist()):
                 with contextlib.suppress(MemspanError):
-                    assert bits(shard.reader.latents(index)) == whole[number], "a wrong latent was read"
+                    assert bits(latents_in(shard, index)) == whole[number], "a wrong latent was read"
 
 
 def _try(use: Callable[[], Any]) -> None:
@@ -346,7 +355,7 @@ def test_a_live_reader_whose_file_holds_junk_is_waited_for(closed: Path, tmp_pat
         with pytest.raises(BankBusy, match=str(os.getpid())):
             writer.compact(secure=True, timeout=0)
         for shard in snapshot.shards:
-            assert all(bits(shard.reader.latents(index)) for index in range(len(shard.ids_N)))
+            assert all(bits(latents_in(shard, index)) for index in range(len(shard.ids_N)))
     writer.compact(secure=True, timeout=0)
 
 

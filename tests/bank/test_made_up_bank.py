@@ -38,7 +38,7 @@ def test_a_made_up_bank_is_a_whole_bank_whose_content_takes_no_space(tmp_path: P
         assert verify(bank) == []
         with bank.snapshot() as snapshot:
             (shard,) = snapshot.shards
-            keys_CW = torch.cat([shard.reader.router_rows(1, index) for index in range(34)]).float()
+            keys_CW = torch.cat([segment.router_rows(1, at) for segment, at in map(shard.place, range(34))]).float()
             assert keys_CW.view(-1, 2, 16).norm(dim=-1).sub(1).abs().max() < 0.01
             memory = LocalMemory(snapshot.shards, manifest, 4)
             found = memory.route(3, torch.randn(1, 2, 4, 16), torch.ones(1, 2).bool())
@@ -50,7 +50,8 @@ def test_a_made_up_bank_is_a_whole_bank_whose_content_takes_no_space(tmp_path: P
 def test_the_same_seed_makes_the_same_keys(tmp_path: Path) -> None:
     def keys(name: str, seed: int) -> torch.Tensor:
         with closing(write_synthetic(tmp_path / name, _tiny(), 10, seed=seed)) as bank, bank.snapshot() as snapshot:
-            return snapshot.shards[0].reader.router_rows(1, 2)
+            segment, place = snapshot.shards[0].place(2)
+            return segment.router_rows(1, place)
 
     assert torch.equal(keys("a", 1), keys("b", 1)) and not torch.equal(keys("c", 1), keys("d", 2))
 

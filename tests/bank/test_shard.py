@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import bits, random_latents, tiny_manifest
+from helpers import bits, latents_in, random_latents, tiny_manifest
 
 from memspan.bank import shard as module
 from memspan.bank.segment import SegmentReader, SegmentWriter
@@ -99,9 +99,10 @@ def test_joined_segments_read_as_the_one_that_holds_all_their_documents(
         coarse, expected = joined.reader.coarse_keys(layer), whole.reader.coarse_keys(layer)
         assert coarse.key_CW.equal(expected.key_CW) and coarse.scale_C.equal(expected.scale_C)
         for index in range(7):
-            assert joined.reader.router_rows(layer, index).equal(whole.reader.router_rows(layer, index))
-            assert joined.reader.content(layer, index).equal(whole.reader.content(layer, index))
-    assert [bits(joined.reader.latents(n)) for n in range(7)] == [bits(encoded) for encoded in latents]
+            (part, at), (segment, place) = joined.place(index), whole.place(index)
+            assert part.router_rows(layer, at).equal(segment.router_rows(layer, place))
+            assert part.content(layer, at).equal(segment.content(layer, place))
+    assert [bits(latents_in(joined, n)) for n in range(7)] == [bits(encoded) for encoded in latents]
 
 
 def test_joining_leaves_the_parts_as_they_were(parts: list[tuple[SegmentReader, list[EncodedDocuments]]]) -> None:

@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import add_latents, bits, child_process, fill, random_latents, read_bank, receive, tiny_manifest
+from helpers import (
+    add_latents,
+    bits,
+    child_process,
+    fill,
+    latents_in,
+    random_latents,
+    read_bank,
+    receive,
+    tiny_manifest,
+)
 
 from memspan.bank import bank as module
 from memspan.bank import compaction, locks
@@ -35,7 +45,7 @@ def bank(tmp_path: Path) -> MemoryBank:
 def _seen(snapshot: Snapshot) -> tuple[Any, ...]:
     """Everything a snapshot shows: text, full-text scores, latents."""
     latents = {
-        number: bits(shard.reader.latents(index))
+        number: bits(latents_in(shard, index))
         for shard in snapshot.shards
         for index, number in enumerate(shard.ids_N.tolist())
         if shard.live_N[index]
@@ -437,7 +447,7 @@ def _check(bank: MemoryBank) -> int:
     """Look at a snapshot in which all documents must be of one round; returns the round."""
     with bank.snapshot() as snapshot:
         latents = {
-            number: bits(shard.reader.latents(index))
+            number: bits(latents_in(shard, index))
             for shard in snapshot.shards
             for index, number in enumerate(shard.ids_N.tolist())
             if shard.live_N[index]

@@ -19,7 +19,7 @@ from helpers import add_latents, bits, random_latents, read_bank, read_latents, 
 from memspan.bank import edits
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.verify import Fault, describe, verify
+from memspan.bank.verify import Fault, verify
 from memspan.errors import BankError
 from memspan.types import Document
 
@@ -516,7 +516,7 @@ def test_a_changed_catalog_is_found_and_what_is_wrong_is_named(folder: Path, wha
     assert kinds is None or {fault.kind for fault in faults} >= kinds, faults
     assert any(named in f"{fault.where} {fault.message}" for fault in faults), faults
     assert all(fault.repairable == (fault.kind != "catalog") for fault in faults)
-    assert all(describe(fault)["message"] == fault.message for fault in faults)
+    assert all(fault.described()["message"] == fault.message for fault in faults)
 
 
 def test_a_deleted_document_that_was_taken_for_alive_is_found(folder: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from command import ANSI, failed, memspan, runner
 
 from memspan.bank.bank import MemoryBank
-from memspan.cli import app, render
+from memspan.cli import app, commands, render
 from memspan.config import TEMPLATES
 from memspan.generate.request import MAX_DOCUMENTS
 from memspan.generate.sampling import Sampling
@@ -67,9 +67,7 @@ def test_every_command_explains_its_options(command: str) -> None:
 
 def test_defaults_and_choices_shown_are_the_librarys() -> None:
     """They are written out in the command line, which must not import what takes seconds."""
-    options = {
-        name: inspect.signature(getattr(sys.modules["memspan.cli.app"], name)).parameters for name in ("ask", "convert")
-    }
+    options = {name: inspect.signature(getattr(commands, name)).parameters for name in ("ask", "convert")}
     sampling = Sampling()
     defaults = {name: options["ask"][name].default for name in ("max_new_tokens", "temperature", "top_p", "seed")}
     assert defaults == {name: getattr(sampling, name) for name in defaults}

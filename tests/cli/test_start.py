@@ -99,7 +99,7 @@ def test_what_reads_latents_imports_no_model(kept: Path, command: str) -> None:
 
 
 def test_importing_leaves_the_collector_as_it_was(kept: Path) -> None:
-    program = "import gc\nfrom memspan.cli.importing import imported\n{0}imported('upkeep')\n"
+    program = "import gc\nfrom memspan.cli.importing import imported\n{0}imported('models')\n"
     program += "assert gc.isenabled() == {1} and (gc.get_freeze_count() > 0) == {1}"
     for before, after in (("", True), ("gc.disable(); ", False)):
         subprocess.run([sys.executable, "-c", program.format(before, after)], timeout=120, check=True)

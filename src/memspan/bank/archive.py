@@ -19,20 +19,15 @@ from memspan.bank.catalog import Catalog
 from memspan.bank.folder import (
     CATALOG,
     PARTIAL_CATALOG,
-    SegmentFiles,
-    check_empty,
     coarse_path,
-    make_folder,
-    publish_catalog,
-    remove_partial_catalog,
+    new_bank,
     segment_of,
     segment_paths,
     segments_folder,
 )
-from memspan.bank.locks import writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.errors import BankError
-from memspan.files import file_sha256, sync_file, sync_folder, whole_file
+from memspan.files import sync_file, sync_folder, whole_file
 
 _COPY_BYTES = 2**20
 # What zipfile raises for damaged archives.
@@ -78,30 +73,10 @@ def import_bank(
     """
     source, target = Path(path).expanduser(), Path(folder).expanduser()
     try:
-        if target.exists():
-            check_empty(target)
-        make_folder(target)
-        with writer_lock(target):
-            check_empty(target)
-            remove_partial_catalog(target)
-            make_folder(segments_folder(target))
-            try:
-                _extract(source, target)
-                _check_import(target, check)
-            except BaseException:
-                shutil.rmtree(segments_folder(target), ignore_errors=True)
-                remove_partial_catalog(target)
-                raise
-            publish_catalog(target)
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        struct.error,
-    ) as error:
+        with new_bank(target):
+            _extract(source, target)
+            _check_import(target, check)
+    except (OSError, *_ZIP_ERRORS) as error:
         raise BankError(f"cannot import {source} into {target}: {error}") from error
     return MemoryBank.open(target)
 
@@ -156,11 +131,6 @@ def _check_import(target: Path, check: Callable[[Manifest], object]) -> None:
         if catalog.value("PRAGMA integrity_check(1)") != "ok":
             raise BankError("the exported bank is damaged: its catalog is no longer what was written")
         check(Manifest.from_json(catalog.read_manifest()))
-        for _, files in catalog.segments():
-            _check_segment(segments_folder(target), files)
-
-
-def _check_segment(folder: Path, files: SegmentFiles) -> None:
-    for path, sha256 in zip(segment_paths(folder, files.name), (files.keys_sha256, files.content_sha256), strict=True):
-        if not path.is_file() or file_sha256(path) != sha256:
-            raise BankError(f"the exported bank is damaged: {path.name} is missing or has another sha256")
+        changed = [path for _, files in catalog.segments() for path in files.changed(segments_folder(target))]
+    if changed:
+        raise BankError(f"the exported bank is damaged: {changed[0].name} is missing or has another sha256")

@@ -12,15 +12,7 @@ from pathlib import Path
 from memspan.bank import compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.edits import NewSource, Written
-from memspan.bank.folder import (
-    PARTIAL_CATALOG,
-    check_empty,
-    make_folder,
-    publish_catalog,
-    remove_partial_catalog,
-    segments_folder,
-    text_crc32,
-)
+from memspan.bank.folder import PARTIAL_CATALOG, new_bank, segments_folder, text_crc32
 from memspan.bank.locks import writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter
@@ -74,20 +66,8 @@ class MemoryBank(TextBank):
         """
         path = Path(folder).expanduser()
         try:
-            if path.exists():
-                check_empty(path)  # before a lock is left in a folder that is not ours
-            make_folder(path)
-            with writer_lock(path):
-                check_empty(path)
-                make_folder(segments_folder(path))
-                # The catalog appears under its name only when it is complete: a half-made bank is no bank.
-                remove_partial_catalog(path)
-                catalog = Catalog(path / PARTIAL_CATALOG, create=True)
-                try:
-                    edits.write_manifest(catalog, dataclasses.asdict(manifest))
-                finally:
-                    catalog.close()
-                publish_catalog(path)
+            with new_bank(path), contextlib.closing(Catalog(path / PARTIAL_CATALOG, create=True)) as catalog:
+                edits.write_manifest(catalog, dataclasses.asdict(manifest))
         except OSError as error:
             raise BankError(f"cannot create a bank in {path}: {error}") from error
         return cls.open(path, memory_budget)

@@ -7,14 +7,17 @@ writer.lock, readers/    who uses the bank (see `locks`)
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from memspan.bank.locks import HOLDER, LOCK, READERS
+from memspan.bank.locks import HOLDER, LOCK, READERS, writer_lock
 from memspan.errors import BankError
-from memspan.files import PARTIAL_SUFFIX, publish, sync_folder
+from memspan.files import PARTIAL_SUFFIX, file_sha256, publish, sync_folder
 
 CATALOG, PARTIAL_CATALOG = "catalog.sqlite", "catalog.sqlite.partial"
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
@@ -43,6 +46,11 @@ class SegmentFiles:
     @property
     def bytes(self) -> int:
         return self.keys_bytes + self.content_bytes
+
+    def changed(self, folder: Path) -> list[Path]:
+        """Which of both files are missing, or have another sha256; reads them whole."""
+        wanted = zip(segment_paths(folder, self.name), (self.keys_sha256, self.content_sha256), strict=True)
+        return [path for path, sha256 in wanted if not path.is_file() or file_sha256(path) != sha256]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,30 +105,41 @@ def make_folder(path: Path) -> None:
         sync_folder(folder.parent)
 
 
-def publish_catalog(folder: Path) -> None:
-    """Give a complete, closed catalog its name: from now on the folder is a bank.
+@contextlib.contextmanager
+def new_bank(folder: Path) -> Iterator[None]:
+    """A new bank's folder, locked, to be filled: segments, and a catalog named `PARTIAL_CATALOG`, closed at the end.
+
+    The catalog gets its name at the end: a half-made bank is no bank. Where anything fails no bank is left.
 
     Raises:
-        OSError: closing it did not write everything to it (a full disk), or the folder cannot be written.
+        BankError: the folder holds something else than what an attempt that failed left behind.
+        OSError: it cannot be written, or closing the catalog did not write everything to it (a full disk).
     """
-    partial = folder / PARTIAL_CATALOG
-    if any(partial.with_name(f"{PARTIAL_CATALOG}{log}").exists() for log in ("-wal", "-journal")):
-        raise OSError("the catalog could not be written completely")
-    publish({partial: folder / CATALOG})
+    if folder.exists():
+        _check_empty(folder)  # before a lock is left in a folder that is not ours
+    make_folder(folder)
+    with writer_lock(folder):
+        _check_empty(folder)
+        make_folder(segments_folder(folder))
+        _remove_partial_catalog(folder)
+        try:
+            yield
+            partial = folder / PARTIAL_CATALOG
+            if any(partial.with_name(f"{PARTIAL_CATALOG}{log}").exists() for log in ("-wal", "-journal")):
+                raise OSError("the catalog could not be written completely")
+        except BaseException:
+            shutil.rmtree(segments_folder(folder), ignore_errors=True)
+            _remove_partial_catalog(folder)
+            raise
+        publish({partial: folder / CATALOG})
 
 
-def remove_partial_catalog(folder: Path) -> None:
-    """Remove what an attempt that failed left of a catalog."""
+def _remove_partial_catalog(folder: Path) -> None:
     for suffix in _SQLITE_SUFFIXES:
         (folder / f"{PARTIAL_CATALOG}{suffix}").unlink(missing_ok=True)
 
 
-def check_empty(folder: Path) -> None:
-    """A new bank's folder holds nothing, or what an attempt that failed left behind.
-
-    Raises:
-        BankError: it holds something else.
-    """
+def _check_empty(folder: Path) -> None:
     ours = {LOCK, HOLDER, READERS, *(f"{PARTIAL_CATALOG}{suffix}" for suffix in _SQLITE_SUFFIXES)}
     if not folder.is_dir():
         raise BankError(f"{folder} is a file; name a folder for the new bank")

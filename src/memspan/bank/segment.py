@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,6 @@ from memspan.bank.folder import Placed, SegmentFiles, coarse_path, segment_paths
 from memspan.bank.manifest import LATENT_DTYPE_NAME, Manifest
 from memspan.bank.mapping import Mapped, open_mapped
 from memspan.errors import BankError
-from memspan.files import file_sha256
 from memspan.ops.coarse import CoarseKeys, quantize_keys
 from memspan.types import EncodedDocuments
 
@@ -197,9 +196,9 @@ class SegmentReader:
             self._rounded[layer] = quantize_keys(self.router_keys(layer))
         return self._rounded[layer]
 
-    def content_key(self, document: int) -> tuple[str, int]:
-        """What tells a document's content from that of all others."""
-        return self.files.name, document
+    def place(self, document: int) -> tuple[SegmentReader, int]:
+        """The segment that holds a document, and its index there: this one; see `JoinedReader`."""
+        return self, document
 
     def prefetch_rows(self, layer: int, document: int) -> None:
         """As `prefetch`, a document's routing keys."""
@@ -264,15 +263,6 @@ class SegmentReader:
     def _open_coarse(self) -> CoarseFile | None:
         rows, documents, sha256 = self.files.rows, self.files.documents, self.files.keys_sha256
         return coarse.open_coarse(self.coarse_path, self._layers, rows, documents, self._width, sha256)
-
-    def check(self) -> Iterator[str]:
-        """Compare both files with their sha256; yields what differs."""
-        for path, sha256 in (
-            (self._keys_path, self.files.keys_sha256),
-            (self._content_path, self.files.content_sha256),
-        ):
-            if file_sha256(path) != sha256:
-                yield f"{path.name} has another sha256 than the catalog says"
 
 
 def _damaged(path: Path, what: str) -> BankError:

@@ -13,7 +13,6 @@ import torch
 from memspan.bank.coarse import LEAST_KEYS_BYTES
 from memspan.bank.segment import SegmentReader
 from memspan.ops.coarse import CoarseKeys, join_keys, quantize_keys
-from memspan.types import EncodedDocuments
 
 # Segments whose keys take less are scored together, from a copy in memory of at most so many bytes.
 _SMALL_KEYS_BYTES = LEAST_KEYS_BYTES
@@ -31,12 +30,7 @@ class Reader(Protocol):
     def mapped_coarse_bytes(self) -> int: ...
     def coarse_keys(self, layer: int) -> CoarseKeys: ...
     def give_back_coarse(self, layer: int) -> None: ...
-    def content_key(self, document: int) -> tuple[str, int]: ...
-    def prefetch(self, layer: int, document: int) -> None: ...
-    def prefetch_rows(self, layer: int, document: int) -> None: ...
-    def router_rows(self, layer: int, document: int) -> torch.Tensor: ...
-    def content(self, layer: int, document: int) -> torch.Tensor: ...
-    def latents(self, document: int) -> EncodedDocuments: ...
+    def place(self, document: int) -> tuple[SegmentReader, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +58,10 @@ class Shard:
         document_C = torch.repeat_interleave(torch.arange(len(ids_N)), rows_N)
         sorted_N, order_N = torch.sort(ids_N)
         return cls(reader, ids_N, document_C, torch.ones(len(ids_N), dtype=torch.bool), order_N, sorted_N)
+
+    def place(self, index: int) -> tuple[SegmentReader, int]:
+        """The segment that holds a document (by its index here), and its index there."""
+        return self.reader.place(index)
 
     def without(self, document_ids: Collection[int]) -> Shard:
         """The shard after some documents were deleted."""
@@ -144,31 +142,7 @@ class JoinedReader:
     def give_back_coarse(self, layer: int) -> None:
         """Nothing is mapped: small segments stay in memory."""
 
-    def content_key(self, document: int) -> tuple[str, int]:
-        part, index = self._part(document)
-        return part.content_key(index)
-
-    def prefetch(self, layer: int, document: int) -> None:
-        part, index = self._part(document)
-        part.prefetch(layer, index)
-
-    def prefetch_rows(self, layer: int, document: int) -> None:
-        part, index = self._part(document)
-        part.prefetch_rows(layer, index)
-
-    def router_rows(self, layer: int, document: int) -> torch.Tensor:
-        part, index = self._part(document)
-        return part.router_rows(layer, index)
-
-    def content(self, layer: int, document: int) -> torch.Tensor:
-        part, index = self._part(document)
-        return part.content(layer, index)
-
-    def latents(self, document: int) -> EncodedDocuments:
-        part, index = self._part(document)
-        return part.latents(index)
-
-    def _part(self, document: int) -> tuple[SegmentReader, int]:
+    def place(self, document: int) -> tuple[SegmentReader, int]:
         place = bisect_right(self._first_documents, document) - 1
         return self.parts[place], document - self._first_documents[place]
 

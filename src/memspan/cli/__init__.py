@@ -2,19 +2,38 @@
 
 from memspan.cli.app import app
 from memspan.cli.bench import bench
+from memspan.cli.commands import add, ask, convert, estimate, summarize
 from memspan.cli.data import data
 from memspan.cli.evaluate import evaluate, judge, report
 from memspan.cli.serve import keys, mcp, serve
+from memspan.cli.stored import export, info, ls, rm, search, update
 from memspan.cli.train import train
+from memspan.cli.upkeep import compact, import_, reencode, verify
 
+# In the order that `--help` shows them.
+for _command in (
+    convert,
+    add,
+    ask,
+    search,
+    summarize,
+    ls,
+    info,
+    estimate,
+    rm,
+    update,
+    compact,
+    verify,
+    reencode,
+    export,
+):
+    app.command()(_command)
+app.command("import")(import_)
 app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
 app.command("eval")(evaluate)
-app.command()(judge)
-app.command()(report)
-app.command()(train)
-app.command()(serve)
-app.command()(mcp)
+for _command in (judge, report, train, serve, mcp):
+    app.command()(_command)
 app.add_typer(keys, name="keys")
 
 __all__ = ["app"]

@@ -1,60 +1,68 @@
-"""What the commands do. Imported when one runs, not for `--help`: torch and transformers take seconds to import."""
+"""Commands that use a model: torch and transformers, which take seconds to import, are imported when one runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
-from functools import partial
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Annotated
 
-import torch
+import typer
 
-from memspan.bank.add import import_documents
-from memspan.bank.archive import import_bank
-from memspan.bank.bank import MemoryBank
-from memspan.bank.encode import check_model
-from memspan.bank.encoders import encode_for_first
-from memspan.bank.estimate import estimate as estimate_corpus
-from memspan.bank.reencode import reencode as reencode_bank
-from memspan.bank.repair import repair as repair_bank  # noqa: F401 (for `upkeep`)
 from memspan.cli import render
-from memspan.cli.choices import ModelChoice, ScopeChoice
-from memspan.cli.models import joined_ranks, on_own_gpu
-from memspan.cli.process import INTERRUPTED, SKIPPED, refuse_torchrun, stop_flag
-from memspan.config import MSAConfig
+from memspan.cli.app import (
+    AskSelectorOption,
+    BankArgument,
+    BudgetOption,
+    InstalledOption,
+    JsonOption,
+    Model,
+    NamespaceOption,
+    RouteAnswerOption,
+    ScopeOptions,
+    WeightsOption,
+    command,
+)
+from memspan.cli.importing import importing
+from memspan.cli.process import INTERRUPTED, SKIPPED, stop_flag
+from memspan.cli.stored import check_bank, checkpoint_info
 from memspan.errors import MemspanError
-from memspan.generate.memory import Memory
-from memspan.generate.request import AskOptions
-from memspan.generate.sampling import Sampling as Sampling  # the options of the commands are made of these
-from memspan.generate.summarize import SummaryPlan as SummaryPlan
-from memspan.model.convert import check_folder, load
-from memspan.model.convert import convert as convert_model
-from memspan.model.modeling import check_fingerprints
-from memspan.model.runtime import pick_device, pick_dtype
 from memspan.text.corpus import Reading, Skipped, installed_packages, read_paths, read_stream
 from memspan.types import Answer, Document
+
+if TYPE_CHECKING:
+    from memspan.generate.memory import Memory
+    from memspan.generate.request import AskOptions
 
 # Ranks that encode hear of each other once a round, which may take long; that a process ended is noticed at once.
 _ENCODING_TIMEOUT = 1800.0
 
 
+@command
 def convert(
-    source: str,
-    out: Path,
-    dtype: str,
-    template: str | None,
-    layers: str | None,
-    chunk_size: int,
-    top_k: int,
-    similarity: str | None,
-    seed: int,
-    as_json: bool,
+    source: Annotated[
+        str, typer.Argument(help="Hugging Face folder, .gguf file or hub id. Default: the embedded SmolLM2.")
+    ] = "smollm2-135m-instruct",
+    *,
+    out: Annotated[Path, typer.Option("--out", help="New checkpoint folder.")],
+    dtype: Annotated[str, typer.Option(help="Of the saved weights.")] = "bfloat16",
+    template: Annotated[str | None, typer.Option(help="chatml, msa or plain. Default: by the tokenizer.")] = None,
+    layers: Annotated[str | None, typer.Option(help="MSA layers, as 15,16,17. Default: the upper half.")] = None,
+    chunk_size: Annotated[int, typer.Option(help="Tokens pooled into one row.")] = 64,
+    top_k: Annotated[int, typer.Option(help="Documents an MSA layer attends to.")] = 16,
+    similarity: Annotated[
+        str | None, typer.Option(help="cosine or dot. Default: cosine, or as a released checkpoint serves.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the routers' random initialisation.")] = 0,
+    as_json: JsonOption = False,
 ) -> None:
-    convert_model(
+    """Turn a plain decoder (its routers are then untrained) or a released MSA checkpoint into an MSA checkpoint."""
+    with importing():
+        import memspan.cli.models  # noqa: F401 (transformers writes no warnings then)
+        from memspan.model.convert import convert
+        from memspan.model.runtime import pick_device, pick_dtype
+    convert(
         source,
         out,
         dtype=pick_dtype(dtype, pick_device("cpu")),
@@ -68,15 +76,29 @@ def convert(
     render.show(checkpoint_info(out), as_json)
 
 
+def _layer_list(layers: str | None) -> list[int] | None:
+    try:
+        return [int(layer) for layer in layers.split(",")] if layers else None
+    except ValueError as error:
+        raise MemspanError(f"--layers must be numbers as in 15,16,17, not {layers!r}") from error
+
+
+@command
 def add(
-    bank: Path,
-    paths: Sequence[Path],
-    installed: bool,
-    namespace: str,
-    model: ModelChoice,
-    as_json: bool,
+    bank: BankArgument,
+    paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders; - reads standard input.")] = None,
+    installed: InstalledOption = False,
+    namespace: NamespaceOption = "default",
+    *,
+    model: Model,
+    as_json: JsonOption = False,
 ) -> int:
-    """Returns the exit code: 0, SKIPPED or INTERRUPTED."""
+    """Remember documents: txt, md, rst, html, pdf, csv, tsv, jsonl. Makes the bank if there is none."""
+    with importing():
+        import torch
+
+        from memspan.bank.encoders import encode_for_first
+        from memspan.cli.models import joined_ranks, on_own_gpu
     ranks = joined_ranks(torch.device("cpu"), _ENCODING_TIMEOUT)  # what they tell each other is on the CPU
     if ranks is not None:
         model = on_own_gpu(model)
@@ -84,10 +106,10 @@ def add(
             with stop_flag() as stop:
                 report = encode_for_first(bank, model.load(), ranks, should_stop=stop.is_set)
             return INTERRUPTED if report.interrupted else 0
-    files = [path for path in paths if str(path) != "-"]
-    use_stdin = len(files) < len(paths)
     if not (paths or installed):
         raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
+    files = [path for path in paths or () if str(path) != "-"]
+    use_stdin = len(files) < len(paths or ())
     reading = Reading(files)
     stream = read_paths(files, reading)  # a path that does not exist is an error before anything is loaded
     packages = list(installed_packages()) if installed else []
@@ -103,102 +125,6 @@ def add(
             report = memory.add(documents, progress=progress, should_stop=stop.is_set, group=ranks)
         render.report(report, skipped, memory.bank, as_json)
     return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
-
-
-def ask(
-    bank: Path,
-    question: str | None,
-    model: ModelChoice,
-    scope: ScopeChoice,
-    options: AskOptions,
-    trace: bool,
-    as_json: bool,
-) -> None:
-    options["where"], options["as_of"] = scope.where, scope.as_of  # a malformed filter fails before anything is loaded
-    with model.open(bank, scope.namespace) as memory:
-        if options.get("selector") is None and memory.default_selector == "lexical":
-            render.err.print("note: this model's router is untrained; documents are chosen by full-text search")
-        if question is not None:
-            _answer(memory, question, options, trace, as_json)
-            return
-        if memory.ranks is not None:
-            raise MemspanError("several processes cannot read questions from one prompt; write the question")
-        for line in _questions():
-            try:
-                _answer(memory, line, options, trace, as_json)
-            except MemspanError as error:
-                render.err.print(f"error: {error}")
-
-
-def summarize(bank: Path, model: ModelChoice, scope: ScopeChoice, plan: SummaryPlan, as_json: bool) -> None:
-    where = scope.where
-    with model.open(bank, scope.namespace) as memory, render.CountProgress("documents read") as progress:
-        summary = memory.summarize(plan, where=where, as_of=scope.as_of, progress=progress)
-    if as_json:
-        render.as_json(summary)
-    else:
-        render.summary(summary)
-
-
-def estimate(
-    paths: Sequence[Path],
-    installed: bool,
-    model: ModelChoice,
-    as_json: bool,
-) -> None:
-    if not (paths or installed):
-        raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
-    stream = read_paths(paths)
-    result = estimate_corpus(model.load(), _corpus([], stream, installed_packages() if installed else ()))
-    if as_json:
-        render.as_json(result)
-        return
-    render.fields(
-        {
-            "sources": f"{result.sources:,}",
-            "documents": f"{result.documents:,}",
-            "tokens": f"{result.tokens:,}",
-            "speed": f"{result.tokens_per_second:,.0f} tokens/s (measured on a sample)",
-            "time": render.duration(result.seconds),
-            "latents": render.size(result.latent_bytes),
-            "routing keys": f"{render.size(result.routing_key_bytes)} of the latents, read by every routed question",
-            "catalog": f"about {render.size(result.catalog_bytes)}",
-        }
-    )
-
-
-def reencode(bank: Path, model: ModelChoice, as_json: bool) -> int:
-    """Returns the exit code: 0 or INTERRUPTED."""
-    with closing(MemoryBank.open(bank)) as opened, stop_flag() as stop:
-        total = opened.catalog.num_characters()
-        with render.AddProgress(lambda: total) as progress:
-            report = reencode_bank(opened, model.load(), progress=progress, should_stop=stop.is_set)
-        render.report(report, [], opened, as_json)
-    return INTERRUPTED if report.interrupted else 0
-
-
-def import_(file: Path, bank: Path, model: ModelChoice, as_json: bool) -> int:
-    """Returns the exit code: 0 or INTERRUPTED."""
-    refuse_torchrun("import")
-    if not file.is_file():
-        raise MemspanError(f"{file} does not exist")
-    if zipfile.is_zipfile(file):
-        check = partial(check_model, loaded=model.load()) if model.path is not None else lambda manifest: None
-        with closing(import_bank(file, bank, check)) as imported:
-            render.show({"bank": str(bank), **dataclasses.asdict(imported.catalog.counts())}, as_json)
-        return 0
-    with model.open(bank, create=True) as memory, stop_flag() as stop, _lines(file) as stream:
-        reports = import_documents(memory.bank, memory.loaded, stream, should_stop=stop.is_set)
-        for report in reports:
-            render.report(report, [], memory.bank, as_json)
-    return INTERRUPTED if any(report.interrupted for report in reports) else 0
-
-
-def _layer_list(layers: str | None) -> list[int] | None:
-    try:
-        return [int(layer) for layer in layers.split(",")] if layers else None
-    except ValueError as error:
-        raise MemspanError(f"--layers must be numbers as in 15,16,17, not {layers!r}") from error
 
 
 def _corpus(skipped: list[Skipped], *sources: Iterable[Document | Skipped]) -> Iterator[Document]:
@@ -219,9 +145,98 @@ def _corpus(skipped: list[Skipped], *sources: Iterable[Document | Skipped]) -> I
                 yield found
 
 
-def _lines(file: Path) -> TextIO:
-    """A file to be read line by line; what is not UTF-8 is found in its own line."""
-    return file.open(encoding="utf-8", errors="surrogateescape")
+@command
+def estimate(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders.")] = None,
+    installed: InstalledOption = False,
+    *,
+    model: Model,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how long a corpus would take to encode on this machine, and how much disk, without encoding it."""
+    if not (paths or installed):
+        raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
+    stream = read_paths(paths or ())
+    with importing():
+        from memspan.bank.estimate import estimate
+    result = estimate(model.load(), _corpus([], stream, installed_packages() if installed else ()))
+    if as_json:
+        render.as_json(result)
+        return
+    render.fields(
+        {
+            "sources": f"{result.sources:,}",
+            "documents": f"{result.documents:,}",
+            "tokens": f"{result.tokens:,}",
+            "speed": f"{result.tokens_per_second:,.0f} tokens/s (measured on a sample)",
+            "time": render.duration(result.seconds),
+            "latents": render.size(result.latent_bytes),
+            "routing keys": f"{render.size(result.routing_key_bytes)} of the latents, read by every routed question",
+            "catalog": f"about {render.size(result.catalog_bytes)}",
+        }
+    )
+
+
+@command
+def ask(
+    bank: BankArgument,
+    question: Annotated[str | None, typer.Argument(help="Left out: asked for, one after the other.")] = None,
+    *,
+    model: Model,
+    scope: ScopeOptions,
+    selector: AskSelectorOption = None,
+    max_documents: Annotated[int, typer.Option(help="Documents put before the model, at most.")] = 5,
+    rounds: Annotated[
+        int | None, typer.Option(help="Looks into the memory, at most. Default: 1; 4 with generate.")
+    ] = None,
+    documents_per_round: Annotated[
+        int | None, typer.Option(help="At most. Default: 2 where there are several rounds.")
+    ] = None,
+    no_text: Annotated[bool, typer.Option("--no-text", help="Answer from the compressed memory alone.")] = False,
+    text_only: Annotated[
+        bool, typer.Option("--text-only", help="Answer from the texts that are found, without the compressed memory.")
+    ] = False,
+    route_answer: RouteAnswerOption = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Show every round: what was routed, chosen and read.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of an answer, at most.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="String that ends an answer; may be repeated.")] = None,
+    weights: WeightsOption = None,
+    memory_budget: BudgetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question from a bank, with evidence."""
+    check_bank(bank)
+    with importing():
+        from memspan.generate.request import AskOptions
+        from memspan.generate.sampling import Sampling
+    options = AskOptions(
+        selector=selector,
+        max_documents=0 if no_text else max_documents,
+        rounds=rounds,
+        documents_per_round=documents_per_round,
+        text_only=text_only,
+        route_answer=route_answer,
+        sampling=Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ())),
+        where=scope.where,  # a malformed filter fails before anything is loaded
+        as_of=scope.as_of,
+    )
+    model = dataclasses.replace(model, weights=weights, memory_budget=memory_budget)
+    with model.open(bank, scope.namespace) as memory:
+        if selector is None and memory.default_selector == "lexical":
+            render.err.print("note: this model's router is untrained; documents are chosen by full-text search")
+        if question is not None:
+            _answer(memory, question, options, trace, as_json)
+            return
+        if memory.ranks is not None:
+            raise MemspanError("several processes cannot read questions from one prompt; write the question")
+        for line in _questions():
+            try:
+                _answer(memory, line, options, trace, as_json)
+            except MemspanError as error:
+                render.err.print(f"error: {error}")
 
 
 def _questions() -> Iterator[str]:
@@ -250,32 +265,29 @@ def _answer(memory: Memory, question: str, options: AskOptions, trace: bool, as_
         render.trace(answers[0])
 
 
-def verify_checkpoint(folder: Path, model: ModelChoice) -> None:
-    """
-    Raises:
-        CheckpointError: its weights, or the adapter's, are not those that were saved.
-    """
-    load(folder, adapter=model.adapter, device="cpu", verify=True)
-
-
-def checkpoint_info(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        CheckpointError: the folder holds no MSA checkpoint.
-    """
-    check_folder(path)
-    config = MSAConfig.from_pretrained(path)
-    check_fingerprints(config, path)
-    return {
-        "checkpoint": str(path),
-        "backbone": config.text_config.model_type,
-        "layers": config.text_config.num_hidden_layers,
-        "msa_layers": list(config.layers),
-        "chunk_size": config.chunk_size,
-        "top_k_docs": config.top_k_docs,
-        "similarity": config.similarity,
-        "template": config.template_spec.name,
-        "router_trained": config.router_trained,
-        "backbone_fingerprint": config.backbone_fingerprint,
-        "encoder_fingerprint": config.encoder_fingerprint,
-    }
+@command
+def summarize(
+    bank: BankArgument,
+    about: Annotated[str, typer.Option(help="What is wanted of the documents. Default: everything.")] = "",
+    *,
+    model: Model,
+    scope: ScopeOptions,
+    max_statements: Annotated[int, typer.Option(help="Of the summary.")] = 10,
+    batch_tokens: Annotated[int, typer.Option(help="Of the texts that are read together, at most.")] = 512,
+    max_new_tokens: Annotated[int, typer.Option(help="Written about the texts of one batch, at most.")] = 96,
+    weights: WeightsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Sum up all documents of a scope; every statement names the documents that hold its words."""
+    check_bank(bank)
+    with importing():
+        from memspan.generate.sampling import Sampling
+        from memspan.generate.summarize import SummaryPlan
+    plan = SummaryPlan(about, max_statements, batch_tokens, Sampling(max_new_tokens))
+    where, model = scope.where, dataclasses.replace(model, weights=weights)
+    with model.open(bank, scope.namespace) as memory, render.CountProgress("documents read") as progress:
+        summary = memory.summarize(plan, where=where, as_of=scope.as_of, progress=progress)
+    if as_json:
+        render.as_json(summary)
+    else:
+        render.summary(summary)

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import gc
 import importlib
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
-def imported(name: str) -> ModuleType:
-    """A module of the commands, with all that it imports.
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around imports: the garbage collector rests meanwhile, and passes over what was made from then on.
 
-    The garbage collector rests meanwhile, and passes over what was made from then on: the million objects of torch and
-    transformers all stay, and to look for garbage among them took a fifth of the time.
+    The million objects of torch and transformers all stay, and to look for garbage among them took a fifth of the time.
     """
-    path = f"{__package__}.{name}"
-    if path in sys.modules or not gc.isenabled():
-        return importlib.import_module(path)
+    if not gc.isenabled():
+        yield
+        return
     gc.disable()
     try:
-        return importlib.import_module(path)
+        yield
     finally:
         gc.enable()
         gc.freeze()
+
+
+def imported(name: str) -> ModuleType:
+    """A module of the commands, with all that it imports."""
+    with importing():
+        return importlib.import_module(f"{__package__}.{name}")

@@ -1,21 +1,26 @@
-"""The options of `memspan serve`, `memspan keys` and `memspan mcp`."""
+"""`memspan serve`, `memspan keys` and `memspan mcp`: serving banks to others, and who may come."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memspan.cli.app import (
-    AdapterOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    NamespaceOption,
-    commands_of,
-)
+from memspan.cli import render
+from memspan.cli.app import Group, JsonOption, Model, NamespaceOption, command
+from memspan.cli.importing import importing
+from memspan.errors import MemspanError
+from memspan.serve.keys import Key, KeyFile, default_key_file
+from memspan.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from memspan.serve.banks import ServedBank
+    from memspan.serve.engine import Engine
 
 keys = typer.Typer(help="API keys of the server: who may do what, in which namespaces.", no_args_is_help=True)
 
@@ -26,17 +31,14 @@ KeysOption = Annotated[
     Path | None,
     typer.Option("--keys", envvar="MEMSPAN_KEYS", help="File of API keys. Default: ~/.config/memspan/keys.json."),
 ]
+_REQUESTS_PER_MINUTE = 600
 
 
-def serve(
-    banks: BanksArgument,
-    model: ModelOption = None,
-    adapter: AdapterOption = None,
+def _settings(
     host: Annotated[str, typer.Option(help="Address to listen on. Others than this machine's own need keys.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
-    keys: KeysOption = None,
     max_batch: Annotated[int, typer.Option(help="Questions answered at a time.")] = 8,
     max_queue: Annotated[int, typer.Option(help="Questions that wait, at most; others are refused (429).")] = 64,
     max_new_tokens: Annotated[int, typer.Option(help="Of one answer that may be asked for.")] = 1024,
@@ -49,28 +51,122 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Web page that may call, as https://example.org; may be repeated.")
     ] = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
+) -> ServeSettings:
+    return ServeSettings(
+        host=host,
+        port=port,
+        max_batch=max_batch,
+        max_queue=max_queue,
+        max_new_tokens=max_new_tokens,
+        max_request_bytes=max_request_mb * 2**20,
+        requests_per_minute=requests_per_minute,
+        timeout=timeout,
+        grace=grace,
+        cors_origins=tuple(cors_origin or ()),
+    )
+
+
+@command
+def serve(
+    banks: BanksArgument,
+    *,
+    model: Model,
+    settings: Annotated[ServeSettings, Group(_settings)],
+    keys: KeysOption = None,
 ) -> None:
     """Answer over HTTP, as OpenAI's API and with memories of its own (docs/serving.md). Ctrl-C stops."""
-    with commands_of("serve_commands") as commands:
-        choice = commands.ModelChoice(model, adapter, dtype, device)
-        settings = {
-            "host": host,
-            "port": port,
-            "max_batch": max_batch,
-            "max_queue": max_queue,
-            "max_new_tokens": max_new_tokens,
-            "max_request_bytes": max_request_mb * 2**20,
-            "requests_per_minute": requests_per_minute,
-            "timeout": timeout,
-            "grace": grace,
-            "cors_origins": tuple(cors_origin or ()),
-        }
-        commands.serve(banks, choice, settings, keys)
+    with _packages("serving", "serve"):
+        from memspan.model.decoding import prepare
+        from memspan.serve.app import check_closed
+        from memspan.serve.run import make_server, run_server
+    key_file = _served_keys(settings, keys)
+    if key_file is not None and settings.requests_per_minute is None:
+        settings = replace(settings, requests_per_minute=_REQUESTS_PER_MINUTE)
+    check_closed(settings, key_file)  # before the model, which takes longer to load
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    loaded = model.load()
+    prepare(loaded.model)
+    who = "with an API key" if key_file is not None else "without a key, from this machine"
+    server = make_server(loaded, banks, settings, key_file)
+    run_server(server, lambda address: render.err.print(f"serving on {address} ({who}); Ctrl-C stops"))
+
+
+@command
+def mcp(
+    bank: Annotated[str, typer.Argument(metavar="BANK", help="Folder of a bank; made where there is none.")],
+    namespace: NamespaceOption = "default",
+    *,
+    model: Model,
+    http: Annotated[bool, typer.Option("--http", help="Streamable HTTP at /mcp, instead of stdio.")] = False,
+    host: Annotated[str, typer.Option(help="With --http: address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="With --http: 0 takes a free one.")] = 8001,
+    keys: KeysOption = None,
+) -> None:
+    """Give agents a memory by the Model Context Protocol: remember, recall, ask, forget, list."""
+    with _packages("MCP", "mcp"):
+        from memspan.serve.app import check_closed
+        from memspan.serve.mcp import make_mcp, mcp_app
+        from memspan.serve.run import run_app
+    settings = ServeSettings(host=host, port=port)
+    key_file = _served_keys(settings, keys) if http else None
+    if http:
+        check_closed(settings, key_file)  # before the model, which takes longer to load
+    with _engine_of(bank, model, settings) as (served, engine):
+        if http:
+            app = mcp_app(served, engine, namespace, settings, key_file)
+            run_app(app, settings, lambda address: render.err.print(f"serving on {address}/mcp; Ctrl-C stops"))
+        else:
+            make_mcp(served, engine, namespace).run("stdio")
+
+
+@contextlib.contextmanager
+def _packages(what: str, extra: str) -> Iterator[None]:
+    """Around imports of what an extra of the package brings.
+
+    Raises:
+        MemspanError: it is not installed.
+    """
+    try:
+        with importing():
+            yield
+    except ImportError as error:
+        raise MemspanError(f"{what} needs more packages ({error.name}): pip install 'memspan[{extra}]'") from error
+
+
+@contextlib.contextmanager
+def _engine_of(bank: str, model: Model, settings: ServeSettings) -> Iterator[tuple[ServedBank, Engine]]:
+    """A bank and its engine, closed at the end."""
+    from memspan.model.decoding import prepare
+    from memspan.serve.banks import close_banks, open_banks
+    from memspan.serve.engine import Engine
+
+    loaded = model.load()
+    prepare(loaded.model)
+    banks = open_banks([bank], loaded, settings.max_writes)
+    engine = Engine(loaded, max_batch=settings.max_batch, max_queue=settings.max_queue, timeout=settings.timeout)
+    try:
+        yield next(iter(banks.values())), engine
+    finally:
+        engine.close()
+        close_banks(banks)
+
+
+def _served_keys(settings: ServeSettings, key_file: Path | None) -> KeyFile | None:
+    """The keys a server asks for: those of a named file; on other addresses than the machine's own, always some.
+
+    Raises:
+        MemspanError: a named file holds no key.
+    """
+    if key_file is None:
+        return None if settings.is_local else KeyFile(default_key_file())
+    found = KeyFile(key_file)
+    if not found.stored():
+        raise MemspanError(f"{key_file} holds no keys; make one with: memspan keys add NAME --keys {key_file}")
+    return found
 
 
 @keys.command("add")
+@command
 def add_key(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
     scope: Annotated[
@@ -84,42 +180,43 @@ def add_key(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and print it: it is shown this once, and only its hash is kept."""
-    with commands_of("keys_commands") as commands:
-        commands.add_key(name, scope or ["read"], namespace or [], keys, as_json)
+    key, secret = _key_file(keys).add(name, tuple(scope or ["read"]), tuple(namespace or ()))
+    render.show({**_public(key), "key": secret}, as_json)
 
 
 @keys.command("list")
+@command
 def list_keys(keys: KeysOption = None, as_json: JsonOption = False) -> None:
     """List the keys, without their secrets."""
-    with commands_of("keys_commands") as commands:
-        commands.list_keys(keys, as_json)
+    found = [_public(key) for key in _key_file(keys).stored()]
+    if as_json:
+        render.as_json(found)
+        return
+    render.table(("id", "name", "scopes", "namespaces", "created"), ((*key.values(),) for key in found))
 
 
 @keys.command("revoke")
+@command
 def revoke_key(
     key_id: Annotated[str, typer.Argument(help="Of the key, as `list` shows it.")],
     keys: KeysOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take a key out of use, for running servers too."""
-    with commands_of("keys_commands") as commands:
-        commands.revoke_key(key_id, keys, as_json)
+    _key_file(keys).revoke(key_id)
+    render.show({"revoked": key_id}, as_json)
 
 
-def mcp(
-    bank: Annotated[str, typer.Argument(metavar="BANK", help="Folder of a bank; made where there is none.")],
-    namespace: NamespaceOption = "default",
-    model: ModelOption = None,
-    adapter: AdapterOption = None,
-    http: Annotated[bool, typer.Option("--http", help="Streamable HTTP at /mcp, instead of stdio.")] = False,
-    host: Annotated[str, typer.Option(help="With --http: address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="With --http: 0 takes a free one.")] = 8001,
-    keys: KeysOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-) -> None:
-    """Give agents a memory by the Model Context Protocol: remember, recall, ask, forget, list."""
-    with commands_of("mcp_commands") as mcp_commands:
-        choice = mcp_commands.ModelChoice(model, adapter, dtype, device)
-        settings = mcp_commands.ServeSettings(host=host, port=port)
-        mcp_commands.mcp(bank, namespace, choice, settings, keys, http)
+def _key_file(path: Path | None) -> KeyFile:
+    return KeyFile(path or default_key_file())
+
+
+def _public(key: Key) -> dict[str, str]:
+    """A key without its digest."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "scopes": ", ".join(key.scopes),
+        "namespaces": ", ".join(key.namespaces) or "all",
+        "created": key.created,
+    }

@@ -1,20 +1,31 @@
-"""What the commands do that read and change what is stored, and need no model: torch and transformers, which take
-seconds to import, are not."""
+"""Commands that read and change what is stored. None needs torch or transformers before it loads a model."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from memspan.bank.lines import export_documents
 from memspan.bank.texts import TextBank
 from memspan.cli import render
-from memspan.cli.choices import ModelChoice, ScopeChoice
-from memspan.cli.importing import imported
+from memspan.cli.app import (
+    BankArgument,
+    BudgetOption,
+    IdOption,
+    JsonOption,
+    Model,
+    NamespaceOption,
+    ScopeOptions,
+    SelectorOption,
+    command,
+)
+from memspan.cli.importing import importing
 from memspan.cli.process import started_by_torchrun
 from memspan.errors import MemspanError
 from memspan.generate.lexical import search_words
@@ -30,23 +41,26 @@ def check_bank(bank: Path) -> None:
     TextBank.open(bank).close()
 
 
+@command
 def search(
-    bank: Path,
-    question: str,
-    model: ModelChoice,
-    scope: ScopeChoice,
-    selector: str | None,
-    limit: int,
-    as_json: bool,
+    bank: BankArgument,
+    question: Annotated[str, typer.Argument(help="What to look for.")],
+    *,
+    model: Model,
+    scope: ScopeOptions,
+    selector: SelectorOption = None,
+    limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 10,
+    memory_budget: BudgetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """With the selector "lexical" no model is loaded (by one process; of several the first prints, as with a model)."""
+    """Find documents for a question, without answering it."""
     check_bank(bank)
-    if selector == "lexical" and not started_by_torchrun():
+    if selector == "lexical" and not started_by_torchrun():  # needs no model; of several processes the first prints
         with closing(TextBank.open(bank)) as opened:
             found = search_words(opened, question, scope.scope, limit, scope.namespace)
     else:
         where = scope.where
-        with model.open(bank, scope.namespace) as memory:
+        with dataclasses.replace(model, memory_budget=memory_budget).open(bank, scope.namespace) as memory:
             found = memory.search(question, selector=selector, limit=limit, where=where, as_of=scope.as_of)
     if as_json:
         render.as_json(found)
@@ -57,7 +71,16 @@ def search(
         render.err.print("nothing found")
 
 
-def ls(bank: Path, scope: ScopeChoice, after: int, limit: int, as_json: bool) -> None:
+@command
+def ls(
+    bank: BankArgument,
+    *,
+    scope: ScopeOptions,
+    after: Annotated[int, typer.Option(help="Continue after this id.")] = 0,
+    limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List the documents of a bank, in order of their ids."""
     with closing(TextBank.open(bank)) as opened:
         documents = opened.catalog.page(scope.namespace, after, limit, scope.scope)
     if as_json:
@@ -69,39 +92,88 @@ def ls(bank: Path, scope: ScopeChoice, after: int, limit: int, as_json: bool) ->
         render.err.print(f"more with --after {documents[-1].id}")
 
 
-def info(path: Path, as_json: bool) -> None:
+@command
+def info(
+    path: Annotated[Path, typer.Argument(help="Folder of a bank or of an MSA checkpoint.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a bank or a checkpoint."""
     if TextBank.exists(path):
         with closing(TextBank.open(path)) as bank:
             counts, manifest = dataclasses.asdict(bank.catalog.counts()), dataclasses.asdict(bank.manifest)
             namespaces = bank.catalog.namespaces()
         values = {"bank": str(path), "namespaces": namespaces, **counts, **manifest}
     elif (path / "config.json").is_file():
-        values = imported("commands").checkpoint_info(path)
+        values = checkpoint_info(path)
     else:
         raise MemspanError(f"{path} is neither a bank nor a checkpoint")
     render.show(values, as_json)
 
 
-def rm(bank: Path, ids: Sequence[int | str], namespace: str, as_json: bool) -> None:
-    if not ids:
+def checkpoint_info(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        CheckpointError: the folder holds no MSA checkpoint.
+    """
+    with importing():
+        import memspan.cli.models  # noqa: F401 (transformers writes no warnings then)
+        from memspan.config import MSAConfig
+        from memspan.model.convert import check_folder
+        from memspan.model.modeling import check_fingerprints
+    check_folder(path)
+    config = MSAConfig.from_pretrained(path)
+    check_fingerprints(config, path)
+    return {
+        "checkpoint": str(path),
+        "backbone": config.text_config.model_type,
+        "layers": config.text_config.num_hidden_layers,
+        "msa_layers": list(config.layers),
+        "chunk_size": config.chunk_size,
+        "top_k_docs": config.top_k_docs,
+        "similarity": config.similarity,
+        "template": config.template_spec.name,
+        "router_trained": config.router_trained,
+        "backbone_fingerprint": config.backbone_fingerprint,
+        "encoder_fingerprint": config.encoder_fingerprint,
+    }
+
+
+@command
+def rm(
+    bank: BankArgument,
+    external_ids: Annotated[list[str] | None, typer.Argument(help="External ids, as `ls` shows them.")] = None,
+    ids: IdOption = None,
+    namespace: NamespaceOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Forget documents: the next question does not see them. `compact` frees, `compact --secure` erases them."""
+    named = [*(external_ids or []), *(ids or [])]
+    if not named:
         raise MemspanError("nothing to delete; name external ids, or --id NUMBER")
     with closing(TextBank.open(bank)) as opened:
-        deleted = opened.delete(ids, namespace)
+        deleted = opened.delete(named, namespace)
     render.show({"deleted": deleted}, as_json)
 
 
+@command
 def update(
-    bank: Path,
-    external_id: str,
-    file: Path | None,
-    title: str | None,
-    date: str | None,
-    set_fields: Sequence[str],
-    namespace: str,
-    model: ModelChoice,
-    as_json: bool,
+    bank: BankArgument,
+    external_id: Annotated[str, typer.Argument(help="The document, as `ls` shows it.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="Its new text; - reads standard input. Default: unchanged.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="A new title.")] = None,
+    date: Annotated[str | None, typer.Option(help="A new date, as 2026-03-01.")] = None,
+    set_fields: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of the metadata; may be repeated.")
+    ] = None,
+    namespace: NamespaceOption = "default",
+    *,
+    model: Model,
+    as_json: JsonOption = False,
 ) -> None:
-    fields = dict(map(_field, set_fields))
+    """Replace the text, title, date or metadata of one document."""
+    fields = dict(map(_field, set_fields or []))
     text = None if file is None else _read_text(file)
     if text is None and title is None and date is None and not fields:
         raise MemspanError("nothing to update; name a FILE, --title, --date or --set KEY=VALUE")
@@ -118,12 +190,21 @@ def update(
         render.report(report, [], memory.bank, as_json)
 
 
-def export(bank: Path, out: Path) -> None:
+@command
+def export(
+    bank: BankArgument,
+    out: Annotated[Path, typer.Argument(help="X.jsonl: documents and metadata (- prints them); else all in one file.")],
+) -> None:
+    """Write a bank's documents as JSON lines, or the whole bank as one file."""
     if str(out) == "-" or out.suffix in (".jsonl", ".json"):
         with closing(TextBank.open(bank)) as opened:
             _export_lines(opened, out)
         return
-    imported("upkeep").export_bank(bank, out)
+    with importing():
+        from memspan.bank.archive import export_bank
+        from memspan.bank.bank import MemoryBank
+    with closing(MemoryBank.open(bank)) as opened:
+        export_bank(opened, out)
     render.err.print(f"{render.size(out.stat().st_size)} written to {out}")
 
 

@@ -1,27 +1,40 @@
-"""What the commands do that read latents and need no model: torch is imported, transformers is not."""
+"""Commands that look after a bank and its latents. None needs transformers before it loads a model."""
 
 from __future__ import annotations
 
+import dataclasses
+import zipfile
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from memspan.bank import archive
-from memspan.bank import verify as verification
-from memspan.bank.bank import MemoryBank
-from memspan.bank.verify import Fault
+import typer
+
+from memspan.bank.texts import TextBank
 from memspan.cli import render
-from memspan.cli.choices import ModelChoice as ModelChoice
-from memspan.cli.importing import imported
+from memspan.cli.app import BankArgument, JsonOption, Model, command
+from memspan.cli.importing import importing
+from memspan.cli.process import INTERRUPTED, refuse_torchrun, stop_flag
+from memspan.cli.stored import check_bank
+from memspan.errors import MemspanError
+
+if TYPE_CHECKING:
+    from memspan.bank.verify import Fault
 
 
-def export_bank(bank: Path, out: Path) -> None:
-    with closing(MemoryBank.open(bank)) as opened:
-        archive.export_bank(opened, out)
-
-
-def compact(bank: Path, secure: bool, timeout: float, as_json: bool) -> None:
+@command
+def compact(
+    bank: BankArgument,
+    secure: Annotated[bool, typer.Option("--secure", help="Leave no deleted text or latents in any file.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for readers, with --secure.")] = 30.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Free the space of deleted documents and join small segments. Readers go on."""
+    check_bank(bank)
+    with importing():
+        from memspan.bank.bank import MemoryBank
     with closing(MemoryBank.open(bank)) as opened:
         before = opened.catalog.counts()
         opened.compact(secure=secure, timeout=timeout)
@@ -34,32 +47,95 @@ def compact(bank: Path, secure: bool, timeout: float, as_json: bool) -> None:
     render.show(values, as_json)
 
 
-def verify(bank: Path, repair: bool, model: ModelChoice, as_json: bool) -> int:
-    """Returns the exit code: 1 if faults are left."""
-    if not MemoryBank.exists(bank) and (bank / "config.json").is_file():
-        imported("commands").verify_checkpoint(bank, model)
-        if as_json:
-            render.as_json({"faults": []})
-        else:
-            render.out.print("no fault found")
-        return 0
-    with closing(MemoryBank.open(bank)) as opened:
-        faults = verification.verify(opened)
-        if repair and any(fault.repairable for fault in faults):
-            _tell(faults)
-            faults = imported("commands").repair_bank(opened, model.load(), faults)
-    if as_json:
-        render.as_json({"faults": [verification.describe(fault) for fault in faults]})
+@command
+def verify(
+    bank: BankArgument,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be made again from the stored text.")] = False,
+    *,
+    model: Model,
+    as_json: JsonOption = False,
+) -> int:
+    """Check every byte of a bank, or all weights of a checkpoint. Exit code 1 if something is not what it was."""
+    faults: Sequence[Fault] = ()
+    if (bank / "config.json").is_file() and not TextBank.exists(bank):
+        with importing():
+            from memspan.cli.models import load
+        load(bank, adapter=model.adapter, device="cpu", verify=True)  # raises where weights are not those saved
     else:
-        _tell(faults)
-        if not faults:
-            render.out.print("no fault found")
-        elif any(fault.repairable for fault in faults):
-            render.err.print(f"mend what can be mended with: memspan verify {bank} --repair")
+        check_bank(bank)
+        faults = _verified(bank, repair, model)
+    if as_json:
+        render.as_json({"faults": [fault.described() for fault in faults]})
+        return int(bool(faults))
+    _show(faults)
+    if not faults:
+        render.out.print("no fault found")
+    elif any(fault.repairable for fault in faults):
+        render.err.print(f"mend what can be mended with: memspan verify {bank} --repair")
     return int(bool(faults))
 
 
-def _tell(faults: Sequence[Fault]) -> None:
+def _verified(bank: Path, repair: bool, model: Model) -> Sequence[Fault]:
+    """The faults of a bank that are left when what is to be mended has been."""
+    with importing():
+        from memspan.bank.bank import MemoryBank
+        from memspan.bank.verify import verify
+    with closing(MemoryBank.open(bank)) as opened:
+        faults = verify(opened)
+        if not (repair and any(fault.repairable for fault in faults)):
+            return faults
+        _show(faults)
+        with importing():
+            from memspan.bank.repair import repair as mend
+        return mend(opened, model.load(), faults)
+
+
+def _show(faults: Sequence[Fault]) -> None:
     for fault in faults:
         whose = "" if fault.namespace is None else f" (namespace {fault.namespace})"
         render.out.print(f"{fault.kind}: {fault.where}{whose}: {fault.message}")
+
+
+@command
+def reencode(bank: BankArgument, *, model: Model, as_json: JsonOption = False) -> int:
+    """Rebuild a bank's latents for another model, from its stored text. Stopped, it continues when run again."""
+    check_bank(bank)
+    with importing():
+        from memspan.bank.bank import MemoryBank
+        from memspan.bank.reencode import reencode
+    with closing(MemoryBank.open(bank)) as opened, stop_flag() as stop:
+        total = opened.catalog.num_characters()
+        with render.AddProgress(lambda: total) as progress:
+            report = reencode(opened, model.load(), progress=progress, should_stop=stop.is_set)
+        render.report(report, [], opened, as_json)
+    return INTERRUPTED if report.interrupted else 0
+
+
+@command
+def import_(
+    file: Annotated[Path, typer.Argument(help="What `export` wrote.")],
+    bank: BankArgument,
+    *,
+    model: Model,
+    as_json: JsonOption = False,
+) -> int:
+    """Make a bank of an exported one; from JSON lines, encode the documents into a new or an existing bank."""
+    refuse_torchrun("import")
+    if not file.is_file():
+        raise MemspanError(f"{file} does not exist")
+    with importing():
+        from memspan.bank.add import import_documents
+        from memspan.bank.archive import import_bank
+        from memspan.bank.encode import check_model
+    if zipfile.is_zipfile(file):
+        check = partial(check_model, loaded=model.load()) if model.path is not None else lambda manifest: None
+        with closing(import_bank(file, bank, check)) as imported:
+            render.show({"bank": str(bank), **dataclasses.asdict(imported.catalog.counts())}, as_json)
+        return 0
+    # What is not UTF-8 is found in its own line.
+    lines = file.open(encoding="utf-8", errors="surrogateescape")
+    with model.open(bank, create=True) as memory, stop_flag() as stop, lines:
+        reports = import_documents(memory.bank, memory.loaded, lines, should_stop=stop.is_set)
+        for report in reports:
+            render.report(report, [], memory.bank, as_json)
+    return INTERRUPTED if any(report.interrupted for report in reports) else 0

@@ -197,7 +197,7 @@ def load(
             says which layers route, whatever the checkpoint's own are.
         dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
-        weights: what decoding may read instead of the weights as loaded, where that is faster on this machine (CPU only;
+        weights: what decoding may read instead of the weights as loaded, where that is faster here (CPU only;
             `memspan.model.packed`): "half" (16 bits; the default on a CPU), "int8", "int4"; "exact": nothing.
         verify: compare all weights, not a sample of them, with the fingerprints that were stored with them.
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from memspan.bank.segment import SegmentReader
 from memspan.bank.shard import Shard
 from memspan.bank.tiers import Tiers
 from memspan.ops.coarse import coarse_scores, quantize_queries
@@ -125,29 +126,29 @@ class LocalSource:
     def content(self, layer: int, ids: Sequence[int]) -> list[torch.Tensor]:
         """See `Source.content`."""
         found = [self._find(document_id) for document_id in ids]
-        cache, keys = self._tiers.content, [(layer, *shard.reader.content_key(index)) for shard, index in found]
-        for key, (shard, index) in zip(keys, found, strict=True):
+        cache, keys = self._tiers.content, [(layer, segment.files.name, index) for segment, index in found]
+        for key, (segment, index) in zip(keys, found, strict=True):
             if key not in cache:
-                shard.reader.prefetch(layer, index)
+                segment.prefetch(layer, index)
         return [
-            cache.get(key, partial(shard.reader.content, layer, index))
-            for key, (shard, index) in zip(keys, found, strict=True)
+            cache.get(key, partial(segment.content, layer, index))
+            for key, (segment, index) in zip(keys, found, strict=True)
         ]
 
     def prefetch(self, layer: int, ids: Sequence[int]) -> None:
         """See `Source.prefetch`."""
         for following in self._layers[self._layers.index(layer) + 1 :][:1]:
-            for shard, index in map(self._find, ids):
-                if (following, *shard.reader.content_key(index)) not in self._tiers.content:
-                    shard.reader.prefetch(following, index)
+            for segment, index in map(self._find, ids):
+                if (following, segment.files.name, index) not in self._tiers.content:
+                    segment.prefetch(following, index)
 
     def _exact(self, layer: int, query_TW: torch.Tensor, ids_K: torch.Tensor) -> torch.Tensor:
         if not len(ids_K):
             return torch.empty(0)
         found = [self._find(document_id) for document_id in ids_K.tolist()]
-        for shard, index in found:
-            shard.reader.prefetch_rows(layer, index)
-        keys = [shard.reader.router_rows(layer, index) for shard, index in found]
+        for segment, index in found:
+            segment.prefetch_rows(layer, index)
+        keys = [segment.router_rows(layer, index) for segment, index in found]
         owner_C = torch.repeat_interleave(torch.tensor([len(rows_CW) for rows_CW in keys]))
         return document_scores(exact_chunk_scores(query_TW, torch.cat(keys))[None], owner_C, len(keys))[0]
 
@@ -156,10 +157,10 @@ class LocalSource:
         self._places.update(zip(ids_K.tolist(), places_K.tolist(), strict=True))
         return Candidates(ids_K, scores_K)
 
-    def _find(self, document_id: int) -> tuple[Shard, int]:
-        """The shard of a document, and its index there."""
+    def _find(self, document_id: int) -> tuple[SegmentReader, int]:
+        """The segment of a document, and its index there."""
         if document_id not in self._places:
             self._places[document_id] = int((self._layout.ids_N == document_id).nonzero())
         place = self._places[document_id]
         at = bisect_right(self._layout.first_document, place) - 1
-        return self._shards[at], place - self._layout.first_document[at]
+        return self._shards[at].place(place - self._layout.first_document[at])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -56,7 +56,7 @@ class ApiError(HTTPException):
 
 
 def api_error(error: Exception) -> ApiError:
-    """What a client is told of an error."""
+    """An error as a client sees it."""
     match error:
         case ApiError():
             return error
@@ -85,12 +85,12 @@ def api_error(error: Exception) -> ApiError:
     return ApiError(500, "something went wrong in the server; its log says what", "internal_error")
 
 
-def error_response(error: Exception, headers: Mapping[str, str] | None = None) -> Response:
+def error_response(error: Exception) -> Response:
     """The response to a request that met an error."""
-    told = api_error(error)
+    found = api_error(error)
     # Escaped: what a message repeats of a request may be no valid Unicode.
-    content = json.dumps(told.body).encode()
-    return Response(content, told.status_code, {**(told.headers or {}), **(headers or {})}, "application/json")
+    content = json.dumps(found.body).encode()
+    return Response(content, found.status_code, found.headers, "application/json")
 
 
 async def handle(request: Request, error: Exception) -> Response:
@@ -111,9 +111,9 @@ def _of_framework(error: HTTPException) -> ApiError:
     if error.status_code == 404:
         return ApiError(404, "there is no such route; see /openapi.json", "route_not_found")
     if error.status_code == 405:
-        told = ApiError(405, "this route does not take this method; see /openapi.json", "method_not_allowed")
-        told.headers = error.headers
-        return told
+        found = ApiError(405, "this route does not take this method; see /openapi.json", "method_not_allowed")
+        found.headers = error.headers
+        return found
     if error.status_code == 400:
         return ApiError(400, "the body is not JSON in UTF-8", "invalid_json")
     return ApiError(error.status_code, str(error.detail), "invalid_request")

@@ -18,7 +18,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from memspan import __version__
 from memspan.bank.scope import EVERYTHING
 from memspan.errors import EmptyBank, MemspanError, UnknownDocument
-from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.serve.api.memories import MemoryIn, documents_of
@@ -28,9 +27,9 @@ from memspan.serve.errors import ApiError, api_error, error_response
 from memspan.serve.gate import Gate
 from memspan.serve.keys import KeyFile, Principal
 from memspan.serve.metrics import Metrics
-from memspan.serve.service import Asking, written
+from memspan.serve.service import EventStream, written
 from memspan.serve.settings import ServeSettings
-from memspan.types import Done, Evidence
+from memspan.types import Evidence
 
 _INSTRUCTIONS = (
     "A memory of documents. Use `remember` for what should be known later, `recall` to find texts, `ask` for an answer "
@@ -51,13 +50,9 @@ def make_mcp(bank: ServedBank, engine: Engine, namespace: str) -> MCPServer:
         text: Annotated[str, Field(min_length=1)], title: str = "", id: str | None = None, date: str | None = None
     ) -> dict[str, str]:
         """Remember a text verbatim. One of the same id is replaced. Returns its id."""
-        with _told():
+        with _tool_errors():
             (document,) = documents_of([MemoryIn(text=text, title=title, id=id or None, date=date)])
-
-            def change(memory: Memory) -> None:
-                memory.add([document])
-
-            await written(bank.write(namespace, change))
+            await written(bank, namespace, lambda memory: memory.add([document]))
         return {"id": document.external_id, "uri": _uri(document.external_id)}
 
     @mcp.tool()
@@ -70,7 +65,7 @@ def make_mcp(bank: ServedBank, engine: Engine, namespace: str) -> MCPServer:
             except EmptyBank:
                 return []
 
-        with _told():
+        with _tool_errors():
             return [_source(item) for item in await run_in_threadpool(find)]
 
     @mcp.tool()
@@ -81,30 +76,25 @@ def make_mcp(bank: ServedBank, engine: Engine, namespace: str) -> MCPServer:
     ) -> dict[str, Any]:
         """Answer a question from the memories, with the memories it rests on."""
         options = AskOptions(max_documents=max_documents, sampling=Sampling(max_tokens))
-        with _told():
-            asking = Asking(engine, bank.memory(namespace), question, options)
+        with _tool_errors():
+            events = EventStream(engine, bank.memory(namespace), question, options)
             try:
-                while not isinstance(event := await asking.next(), Done):
-                    pass
+                answer = await events.answer()
             finally:
-                asking.cancel()
-        return {"answer": event.answer.text, "sources": [_source(item) for item in event.answer.evidence]}
+                events.cancel()
+        return {"answer": answer.text, "sources": [_source(item) for item in answer.evidence]}
 
     @mcp.tool()
     async def forget(id: str) -> dict[str, bool]:
         """Forget a memory, by the id it was remembered under: nothing finds it any more."""
-        with _told():
-
-            def change(memory: Memory) -> None:
-                memory.delete([id])
-
-            await written(bank.write(namespace, change))
+        with _tool_errors():
+            await written(bank, namespace, lambda memory: memory.delete([id]))
         return {"forgotten": True}
 
     @mcp.tool(name="list")
     async def list_memories(after: Annotated[int, Field(ge=0)] = 0, limit: Limit = 20) -> dict[str, Any]:
         """List memories in the order they were added; `next` is the `after` of the next page, if there is one."""
-        with _told():
+        with _tool_errors():
             found = await run_in_threadpool(bank.page, namespace, after, limit + 1, EVERYTHING)
         shown = [
             {"id": x.document.external_id, "title": x.document.title, "uri": _uri(x.document.external_id)}
@@ -164,8 +154,8 @@ def _source(item: Evidence) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """What is refused is told to the agent, in the words that HTTP's clients get."""
+def _tool_errors() -> Iterator[None]:
+    """Errors as the protocol has them, in the words that HTTP's clients get."""
     try:
         yield
     except (MemspanError, HTTPException) as error:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
+from memspan.bank.catalog import StoredSource
 from memspan.generate.request import MAX_DOCUMENTS
+from memspan.types import Evidence, LayerRouting, Span
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = dict[str, float]
@@ -91,43 +94,38 @@ class PlainFormat(BaseModel):
     type: Literal["text"]
 
 
-class SpanOut(BaseModel):
-    """Characters of the memory's original text."""
+class Out(BaseModel):
+    """A part of a response that is made of a value of the library, by its attributes: `of`."""
 
-    start: int
-    end: int
+    model_config = ConfigDict(from_attributes=True)
+
+    @classmethod
+    def of(cls, value: object) -> Self:
+        return cls.model_validate(value)
 
 
-class EvidenceOut(BaseModel):
+class EvidenceOut(Out):
     """A document that was put before the model, or found."""
 
     document_id: int
-    id: str = Field(description="Of the memory, as it was given.")
+    id: str = Field(validation_alias="external_id", description="Of the memory, as it was given.")
     title: str
     text: str
-    span: SpanOut
+    span: Span
     score: float
     layers: int | None = Field(description="MSA layers that attended to it.")
     metadata: dict[str, JsonValue]
     date: str
 
 
-class LayerOut(BaseModel):
-    """What one MSA layer routed to, best first."""
-
-    layer: int
-    document_ids: list[int]
-    scores: list[float]
-
-
-class RoundOut(BaseModel):
+class RoundOut(Out):
     """One look into the memory."""
 
     number: int
     selector: str
     query: str
     chosen: list[int] = Field(description="Ids of the documents whose text went in.")
-    routed: list[LayerOut]
+    routed: list[LayerRouting]
     written: str
     num_written_tokens: int
     num_injected_tokens: int
@@ -138,6 +136,11 @@ class RoundOut(BaseModel):
     ended: str
     timings: Seconds
 
+    @field_validator("chosen", mode="before")
+    @classmethod
+    def _ids(cls, chosen: Iterable[Evidence]) -> list[int]:
+        return [item.document_id for item in chosen]
+
 
 class TraceOut(BaseModel):
     """How an answer came about."""
@@ -147,7 +150,7 @@ class TraceOut(BaseModel):
     selector: str
     evidence: list[EvidenceOut]
     rounds: list[RoundOut]
-    routed: list[LayerOut]
+    routed: list[LayerRouting]
     timings: Seconds
     remembered: list[str] = Field(description="Ids of the memories that this turn became.")
 
@@ -270,6 +273,20 @@ class MemoryOut(BaseModel):
     date: str | None
     added_at: str
 
+    @classmethod
+    def of(cls, bank: str, namespace: str, stored: StoredSource, with_text: bool = True) -> Self:
+        document = stored.document
+        return cls(
+            id=document.external_id,
+            bank=bank,
+            namespace=namespace,
+            title=document.title,
+            text=document.text if with_text else None,
+            metadata=dict(document.metadata),
+            date=document.date,
+            added_at=stored.added_at,
+        )
+
 
 class MemoryDeleted(BaseModel):
     object: Literal["memory.deleted"] = "memory.deleted"
@@ -289,7 +306,7 @@ class SearchResults(BaseModel):
     data: list[EvidenceOut]
 
 
-class BatchReport(BaseModel):
+class BatchReport(Out):
     """What a batch did, with the ids of its memories in order."""
 
     object: Literal["memory.batch"] = "memory.batch"
@@ -299,12 +316,12 @@ class BatchReport(BaseModel):
     unchanged: int
 
 
-class ImportOut(BaseModel):
+class ImportOut(Out):
     """An import on its way, or done."""
 
     object: Literal["import"] = "import"
     id: str
-    bank: str
+    bank: str = Field(validation_alias=AliasPath("bank", "name"))
     namespace: str
     status: Literal["running", "done", "failed", "cancelled"]
     total: int
@@ -344,13 +361,13 @@ class StatusOut(BaseModel):
     banks: list[BankOut]
 
 
-class DocumentOut(BaseModel):
+class DocumentOut(Out):
     """A document of the bank, and the memory it is (a part of)."""
 
-    document_id: int
-    id: str = Field(description="Of the memory, as it was given.")
+    document_id: int = Field(validation_alias="id")
+    id: str = Field(validation_alias="external_id", description="Of the memory, as it was given.")
     title: str
-    span: SpanOut
+    span: Span
 
 
 class DocumentList(BaseModel):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar, cast
 
@@ -25,7 +24,7 @@ from memspan.serve.imports import Imports
 from memspan.serve.keys import Principal
 from memspan.serve.metrics import Metrics
 from memspan.serve.settings import ServeSettings
-from memspan.types import Event
+from memspan.types import Answer, Done, Event
 
 Result = TypeVar("Result")
 
@@ -126,7 +125,7 @@ Writer = Annotated[Principal, Depends(_Needs("write"))]
 Admin = Annotated[Principal, Depends(_Needs("admin"))]
 
 
-class Asking:
+class EventStream:
     """One question in the engine, for a coroutine: its events as they come."""
 
     def __init__(self, engine: Engine, memory: Memory, question: str, options: AskOptions) -> None:
@@ -141,7 +140,7 @@ class Asking:
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
         self._engine = engine
-        with told():
+        with refusals():
             self.ticket: Ticket = engine.submit(memory, question, options, deliver)
 
     async def next(self) -> Event:
@@ -153,9 +152,15 @@ class Asking:
         """
         event = await self._events.get()
         if isinstance(event, Failed):
-            with told():
+            with refusals():
                 raise event.error
         return event
+
+    async def answer(self) -> Answer:
+        """The answer, once it is whole. Raises as `next` does."""
+        while not isinstance(event := await self.next(), Done):
+            pass
+        return event.answer
 
     def cancel(self) -> None:
         """Give it up; nothing happens to one that is answered."""
@@ -163,7 +168,7 @@ class Asking:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
+def refusals() -> Iterator[None]:
     """What the engine or a writer refuses, with its status."""
     try:
         yield
@@ -175,9 +180,14 @@ def told() -> Iterator[None]:
         raise ApiError(504, str(error), "timeout") from error
 
 
-async def written(change: Future[Result]) -> Result:
-    """The result of a change in a bank's queue. It is made even if nobody waits for it any more."""
-    return await asyncio.shield(asyncio.wrap_future(change))
+async def written(bank: ServedBank, namespace: str, change: Callable[[Memory], Result]) -> Result:
+    """The result of a change, made in the bank's queue, even if nobody waits for it any more.
+
+    Raises:
+        ApiError: 429 too many wait, 503 the server stops.
+    """
+    with refusals():
+        return await asyncio.shield(asyncio.wrap_future(bank.write(namespace, change)))
 
 
 class ClientGone(Exception):

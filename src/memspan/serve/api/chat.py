@@ -14,10 +14,8 @@ from sse_starlette import EventSourceResponse
 
 from memspan.errors import QuestionError
 from memspan.generate.context import question_of
-from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions, turn_document
 from memspan.generate.sampling import Sampling
-from memspan.serve.api.shapes import evidence_out, layers_out, round_out
 from memspan.serve.banks import ServedBank
 from memspan.serve.errors import ApiError, api_error, values_checked
 from memspan.serve.schemas import (
@@ -27,21 +25,22 @@ from memspan.serve.schemas import (
     ChatCompletion,
     ChatRequest,
     Choice,
+    EvidenceOut,
     ModelList,
     ModelOut,
+    RoundOut,
     TraceOut,
     UrlCitation,
     Usage,
 )
 from memspan.serve.service import (
     MODEL_PREFIX,
-    Asking,
     ClientGone,
+    EventStream,
     Reader,
     Service,
     ServiceDep,
     namespace_for,
-    told,
     while_connected,
     written,
 )
@@ -132,20 +131,8 @@ def _question(body: ChatRequest, service: Service) -> tuple[str, AskOptions]:
             secrets.randbits(62) if body.seed is None else body.seed,
             tuple(stops),
         )
-    fields = body.memspan
-    return question, AskOptions(
-        selector=fields.selector,
-        max_documents=fields.max_documents,
-        rounds=fields.rounds,
-        documents_per_round=fields.documents_per_round,
-        max_injected_tokens=fields.max_injected_tokens,
-        text_only=fields.text_only,
-        route_answer=fields.route_answer,
-        where=fields.where,
-        as_of=fields.as_of,
-        sampling=sampling,
-        history=history,
-    )
+    fields = body.memspan.model_dump(exclude={"bank", "namespace", "session"})
+    return question, AskOptions(**fields, sampling=sampling, history=history)
 
 
 class _Exchange:
@@ -163,23 +150,21 @@ class _Exchange:
         self._service, self._bank, self._namespace, self._body = service, bank, namespace, body
         self._question = question
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
-        self._asking = Asking(service.engine, bank.memory(namespace), question, options)
+        self._events = EventStream(service.engine, bank.memory(namespace), question, options)
 
     def cancel(self) -> None:
-        self._asking.cancel()
+        self._events.cancel()
 
     async def closed(self, _: object) -> None:
         """The client has gone, perhaps before the first chunk was asked for."""
         self.cancel()
 
     async def next(self) -> Event:
-        return await self._asking.next()
+        return await self._events.next()
 
     async def completion(self) -> ChatCompletion:
         """The whole answer."""
-        while not isinstance(event := await self.next(), Done):
-            pass
-        answer = event.answer
+        answer = await self._events.answer()
         trace = await self._finish(answer)
         message = AnswerMessage(content=answer.text, annotations=self._annotations(answer))
         return ChatCompletion(
@@ -202,7 +187,7 @@ class _Exchange:
                 if isinstance(event, TextWritten):
                     yield self._chunk({"content": event.text})
                 elif isinstance(event, RoundDone):
-                    yield self._chunk({}, memspan={"round": round_out(event.round).model_dump()})
+                    yield self._chunk({}, memspan={"round": RoundOut.of(event.round).model_dump()})
                 event = await self.next()
             answer = event.answer
             trace = await self._finish(answer)
@@ -230,15 +215,15 @@ class _Exchange:
 
     async def _finish(self, answer: Answer) -> TraceOut:
         """Count the answer, remember the turn if that is wished, and say how it came about."""
-        queued = self._asking.ticket.queued_seconds
+        queued = self._events.ticket.queued_seconds
         self._service.metrics.answer(self._bank.name, answer, queued)
         return TraceOut(
             bank=self._bank.name,
             namespace=self._namespace,
             selector=answer.selector,
-            evidence=[evidence_out(item) for item in answer.evidence],
-            rounds=[round_out(done) for done in answer.rounds],
-            routed=layers_out(answer.routed),
+            evidence=[EvidenceOut.of(item) for item in answer.evidence],
+            rounds=[RoundOut.of(done) for done in answer.rounds],
+            routed=list(answer.routed),
             timings={"queue": queued, **answer.timings},
             remembered=await self._remember(answer) if self._body.remember else [],
         )
@@ -246,14 +231,9 @@ class _Exchange:
     async def _remember(self, answer: Answer) -> list[str]:
         """Store the last message and its answer; their ids."""
         session = self._body.memspan.session
-        said = (("user", self._question), ("assistant", answer.text))
-        documents = [turn_document(text, speaker, session) for speaker, text in said if text.strip()]
-
-        def change(memory: Memory) -> None:
-            memory.add(documents)
-
-        with told():
-            await written(self._bank.write(self._namespace, change))
+        turns = (("user", self._question), ("assistant", answer.text))
+        documents = [turn_document(text, speaker, session) for speaker, text in turns if text.strip()]
+        await written(self._bank, self._namespace, lambda memory: memory.add(documents))
         return [document.external_id for document in documents]
 
     def _annotations(self, answer: Answer) -> list[Annotation]:

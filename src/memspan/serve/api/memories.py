@@ -13,11 +13,9 @@ from fastapi import APIRouter, Query
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
 
-from memspan.bank.add import Existing
 from memspan.bank.scope import Scope
 from memspan.errors import EmptyBank, FilterError, UnknownDocument
 from memspan.generate.memory import Memory
-from memspan.serve.api.shapes import evidence_out, import_out, memory_out
 from memspan.serve.banks import ServedBank
 from memspan.serve.errors import ApiError, values_checked
 from memspan.serve.imports import Import
@@ -27,6 +25,7 @@ from memspan.serve.schemas import (
     AddRequest,
     BatchReport,
     BatchRequest,
+    EvidenceOut,
     ImportOut,
     ImportRequest,
     MemoryDeleted,
@@ -38,8 +37,8 @@ from memspan.serve.schemas import (
     SearchResults,
     UpdateRequest,
 )
-from memspan.serve.service import Reader, Service, ServiceDep, Writer, namespace_for, told, written
-from memspan.types import AddReport, Document
+from memspan.serve.service import Reader, Service, ServiceDep, Writer, namespace_for, written
+from memspan.types import Document
 
 router = APIRouter(responses=ERRORS, tags=["memories"])
 
@@ -54,7 +53,7 @@ async def add(body: AddRequest, service: ServiceDep, writer: Writer) -> MemoryOu
     """Remember a text. One of the same id is replaced; the next question sees it."""
     bank, namespace = _place(service, writer, body)
     (document,) = documents_of([body])
-    await _add(bank, namespace, [document], body.existing)
+    await written(bank, namespace, lambda memory: memory.add([document], existing=body.existing))
     return await run_in_threadpool(_get, bank, namespace, document.external_id)
 
 
@@ -63,7 +62,7 @@ async def add_batch(body: BatchRequest, service: ServiceDep, writer: Writer) -> 
     """Remember several texts, in one transaction."""
     bank, namespace = _place(service, writer, body)
     documents = documents_of(body.memories)
-    report = await _add(bank, namespace, documents, body.existing)
+    report = await written(bank, namespace, lambda memory: memory.add(documents, existing=body.existing))
     return BatchReport(
         ids=[document.external_id for document in documents],
         added=report.added,
@@ -84,7 +83,7 @@ async def search(body: SearchRequest, service: ServiceDep, reader: Reader) -> Se
             found = memory.search(body.query, limit=body.limit, **options)
         except EmptyBank:
             found = []
-        return SearchResults(data=[evidence_out(item) for item in found])
+        return SearchResults(data=[EvidenceOut.of(item) for item in found])
 
     return await anyio.to_thread.run_sync(find, limiter=service.search_slots)
 
@@ -108,7 +107,7 @@ async def list_memories(
     found = await run_in_threadpool(served.page, name, after, limit + 1, scope)
     shown, more = found[:limit], len(found) > limit
     return MemoryList(
-        data=[memory_out(served.name, name, stored, text) for stored in shown],
+        data=[MemoryOut.of(served.name, name, stored, text) for stored in shown],
         has_more=more,
         next_cursor=str(shown[-1].id) if more else None,
     )
@@ -133,8 +132,7 @@ async def update(id: str, body: UpdateRequest, service: ServiceDep, writer: Writ
         with values_checked():
             memory.update(_known(id), **changes)
 
-    with told():
-        await written(bank.write(namespace, change))
+    await written(bank, namespace, change)
     return await run_in_threadpool(_get, bank, namespace, id)
 
 
@@ -144,12 +142,7 @@ async def delete(
 ) -> MemoryDeleted:
     """Forget a memory: the next question does not see it."""
     served, name = service.bank(bank), namespace_for(writer, namespace)
-
-    def change(memory: Memory) -> None:
-        memory.delete([_known(id)])
-
-    with told():
-        await written(served.write(name, change))
+    await written(served, name, lambda memory: memory.delete([_known(id)]))
     return MemoryDeleted(id=id)
 
 
@@ -157,13 +150,13 @@ async def delete(
 async def start_import(body: ImportRequest, service: ServiceDep, writer: Writer) -> ImportOut:
     """Remember many texts in the background; see how far it is with the import's id."""
     bank, namespace = _place(service, writer, body)
-    return import_out(service.imports.start(bank, namespace, documents_of(body.memories)))
+    return ImportOut.of(service.imports.start(bank, namespace, documents_of(body.memories)))
 
 
 @router.get("/v1/imports/{id}")
 async def get_import(id: str, service: ServiceDep, reader: Reader) -> ImportOut:
     """How far an import is."""
-    return import_out(_import(service, reader, id))
+    return ImportOut.of(_import(service, reader, id))
 
 
 @router.get(
@@ -177,7 +170,7 @@ async def watch_import(id: str, service: ServiceDep, reader: Reader) -> EventSou
 
     async def events() -> AsyncIterator[dict[str, str]]:
         async for state in job.watch():
-            yield {"event": state.status, "data": json.dumps(import_out(state).model_dump())}
+            yield {"event": state.status, "data": json.dumps(ImportOut.of(state).model_dump())}
 
     return EventSourceResponse(events(), sep="\n")
 
@@ -189,7 +182,7 @@ async def cancel_import(id: str, service: ServiceDep, writer: Writer) -> ImportO
     if job.task is not None:
         job.task.cancel()
         await asyncio.gather(job.task, return_exceptions=True)
-    return import_out(job)
+    return ImportOut.of(job)
 
 
 def _place(service: Service, principal: Principal, body: Place) -> tuple[ServedBank, str]:
@@ -211,16 +204,8 @@ def _id_of(given: MemoryIn) -> str:
     return f"memory-{hashlib.sha256(content.encode()).hexdigest()[:24]}"
 
 
-async def _add(bank: ServedBank, namespace: str, documents: Sequence[Document], existing: Existing) -> AddReport:
-    def change(memory: Memory) -> AddReport:
-        return memory.add(documents, existing=existing)
-
-    with told():
-        return await written(bank.write(namespace, change))
-
-
 def _get(bank: ServedBank, namespace: str, id: str) -> MemoryOut:
-    return memory_out(bank.name, namespace, bank.get(namespace, _known(id)))
+    return MemoryOut.of(bank.name, namespace, bank.get(namespace, _known(id)))
 
 
 def _known(id: str) -> str:

@@ -14,7 +14,7 @@ from memspan.routing.selector import SELECTORS
 from memspan.serve.api.memories import BankQuery, NamespaceQuery
 from memspan.serve.banks import ServedBank
 from memspan.serve.keys import SCOPES, Principal
-from memspan.serve.schemas import ERRORS, BankOut, DocumentList, DocumentOut, SpanOut, StatusOut
+from memspan.serve.schemas import ERRORS, BankOut, DocumentList, DocumentOut, StatusOut
 from memspan.serve.service import Reader, ServiceDep, namespace_for
 from memspan.text.rounds import RoundProtocol
 
@@ -54,17 +54,7 @@ async def documents(
     """The memories that documents are parts of, by the numbers a trace names. Those that are gone are left out."""
     served, name = service.bank(bank), namespace_for(reader, namespace)
     found = await run_in_threadpool(served.documents, name, ids)
-    return DocumentList(
-        data=[
-            DocumentOut(
-                document_id=stored.id,
-                id=stored.external_id,
-                title=stored.title,
-                span=SpanOut(start=stored.span.start, end=stored.span.end),
-            )
-            for stored in found
-        ]
-    )
+    return DocumentList(data=[DocumentOut.of(stored) for stored in found])
 
 
 def _bank_out(bank: ServedBank, namespace: str, reader: Principal) -> BankOut:
