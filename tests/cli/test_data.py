@@ -107,7 +107,8 @@ def test_clean_of_everything_is_an_error(tmp_path: Path) -> None:
     out = ("--out", tmp_path / "y.jsonl")
     assert "3 question of an evaluation set" in failed("data", "clean", path, "--against", path, *out)
     assert not (tmp_path / "y.jsonl").exists()
-    assert "the options: min_latin must be less than or equal to 1, not 3.0" in failed("data", "clean", path, "--min-latin", 3, *out)
+    refused = failed("data", "clean", path, "--min-latin", 3, *out)
+    assert "the options: min_latin must be less than or equal to 1, not 3.0" in refused
 
 
 def test_lengths_are_tokens_of_a_model(tmp_path: Path, checkpoint: Path) -> None:

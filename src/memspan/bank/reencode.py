@@ -13,6 +13,7 @@ from memspan.bank.compaction import drop_unwanted_staged, sweep
 from memspan.bank.edits import NewDocument, NewSource, Written
 from memspan.bank.encode import Part, SourceParts, manifest_of, names_formerly, tokenise
 from memspan.bank.folder import segments_folder, text_crc32
+from memspan.bank.remembered import remember
 from memspan.bank.run import Progress, Run
 from memspan.bank.segment import SegmentWriter
 from memspan.model.convert import LoadedModel
@@ -53,6 +54,7 @@ def reencode(
             edits.write_manifest(bank.catalog, dataclasses.asdict(manifest))
             bank.manifest = manifest
         if bank.manifest == manifest:
+            remember(bank.catalog, loaded.names)
             if bank.catalog.staged_manifest() is not None:
                 edits.stage_manifest(bank.catalog, None)
                 sweep(bank.catalog, bank.folder)
@@ -68,6 +70,7 @@ def reencode(
                 return run.report
         drop_unwanted_staged(bank.catalog, bank.folder)
         edits.swap(bank.catalog, values)
+        remember(bank.catalog, loaded.names)
         sweep(bank.catalog, bank.folder)
     bank.manifest = manifest
     return run.report

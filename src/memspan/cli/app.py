@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from memspan.cli.choices import ModelChoice, ScopeChoice
-from memspan.cli.importing import imported
 from memspan.errors import MemspanError
 
 app = typer.Typer(
@@ -34,14 +32,18 @@ InstalledOption = Annotated[
 ]
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", envvar="MEMSPAN_MODEL", help="MSA checkpoint folder. Default: SmolLM2-135M-Instruct."),
+    typer.Option(
+        "--model",
+        envvar="MEMSPAN_MODEL",
+        help="MSA checkpoint folder. Default: the one the bank was made with, or else smollm2-135m-instruct.",
+    ),
 ]
 AdapterOption = Annotated[
     str | None,
     typer.Option(
         "--adapter",
         envvar="MEMSPAN_ADAPTER",
-        help="Weights trained for that model: a folder, a shipped name, or none. Default: the default model's own.",
+        help="Weights trained for that model: a folder, a shipped name, or none. Default: that of the default model.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
@@ -51,16 +53,12 @@ WhereOption = Annotated[
     typer.Option("--where", help="FIELD=VALUE (or !=, <, <=, >, >=) of the metadata, or JSON; may be repeated."),
 ]
 AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Only documents dated this day, or before.")]
-SelectorOption = Annotated[
-    str | None,
-    typer.Option(help="Who chooses documents: router, lexical or hybrid. Default: hybrid, lexical if untrained."),
-]
+_DEFAULT = "Default: hybrid, lexical if untrained."
+SelectorOption = Annotated[str | None, typer.Option(help=f"Who chooses documents: {{ranking_selectors}}. {_DEFAULT}")]
 AskSelectorOption = Annotated[
     str | None,
     typer.Option(
-        "--selector",
-        help="Who chooses documents: router, lexical, hybrid, or generate (the model names them). "
-        "Default: hybrid, lexical if untrained.",
+        "--selector", help=f"Who chooses documents: {{selectors}} (generate: the model names them). {_DEFAULT}"
     ),
 ]
 IdOption = Annotated[list[int] | None, typer.Option("--id", help="The bank's id of a document; may be repeated.")]
@@ -145,22 +143,6 @@ def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, Any, inspec
     hints = get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
         yield name, hints[name], parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
-
-
-@contextmanager
-def commands_of(module: str, bank: Path | None = None) -> Iterator[ModuleType]:
-    """The module of this package that does the work; known errors end as `errors_told` says.
-
-    `stored` needs no torch, `upkeep` no transformers, `commands` a model: which one a command is in decides how soon it
-    begins.
-
-    Args:
-        bank: must be there, and is looked at before the module is imported.
-    """
-    with errors_told():
-        if bank is not None:
-            imported("stored").check_bank(bank)
-        yield imported(module)
 
 
 @contextmanager

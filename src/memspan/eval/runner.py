@@ -28,7 +28,7 @@ from memspan.eval import report
 from memspan.eval.arms import Arm, parse_arm
 from memspan.eval.asking import Asking, Budget, ShouldStop, Tell
 from memspan.eval.machine import machine
-from memspan.eval.ranking import RERANK_DEPTH, DenseRetriever, Ranker
+from memspan.eval.ranking import RERANK_DEPTH, Ranker
 from memspan.eval.rerank import BackboneReranker, CrossEncoderReranker, Reranker
 from memspan.eval.runfiles import (
     CONFIG,
@@ -105,13 +105,11 @@ class RunOptions:
     """What results do not depend on.
 
     Attributes:
-        dense: the retriever of the arm `dense`.
         memory_budget: see `MemoryBank.open`.
         tell: is given a line about the progress now and then.
         should_stop: asked after every batch.
     """
 
-    dense: DenseRetriever | None = None
     memory_budget: int | None = None
     tell: Tell = lambda line: None
     should_stop: ShouldStop = lambda: False
@@ -142,7 +140,7 @@ def run(loaded: LoadedModel, settings: RunSettings, out: Path, how: RunOptions) 
     with open_memory(out / BANK, loaded, how.memory_budget) as memory:
         if not _encode(memory, task, out / ENCODING, how):
             return Outcome(True, {}, len(task.malformed))
-        ranker = ranker_of(loaded, settings, how.dense)
+        ranker = ranker_of(loaded, settings)
         asking = Asking(memory, task.questions, ranker, settings.budget, out, how.tell)
         finished = asking.run(settings.parsed_arms(), how.should_stop)
         if finished:
@@ -161,14 +159,14 @@ def open_memory(folder: Path, loaded: LoadedModel, memory_budget: int | None = N
         yield memory
 
 
-def ranker_of(loaded: LoadedModel, settings: RunSettings, dense: DenseRetriever | None) -> Ranker:
+def ranker_of(loaded: LoadedModel, settings: RunSettings) -> Ranker:
     """The ranker with the rerankers that the arms name."""
     arms, rerankers = settings.parsed_arms(), dict[str, Reranker]()
     if any(arm.rerank == "rerank" for arm in arms):
         rerankers["rerank"] = BackboneReranker(loaded)
     if settings.cross_encoder is not None:
         rerankers["cross"] = CrossEncoderReranker(settings.cross_encoder)
-    return Ranker(arms, dense, rerankers, settings.rerank_depth)
+    return Ranker(arms, rerankers, settings.rerank_depth)
 
 
 def config_of(loaded: LoadedModel, settings: RunSettings) -> dict[str, Any]:
