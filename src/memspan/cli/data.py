@@ -220,8 +220,8 @@ def clean(
     with importing():
         from memspan.train.data.clean import Cleaner
         from memspan.train.data.files import read_training, write_questions
-        from memspan.train.data.leakage import Held
-    held = Held(_questions(against))
+        from memspan.train.data.leakage import EvaluationQuestions
+    held = EvaluationQuestions(_questions(against))
     read = read_training(files)
     cleaner = Cleaner(settings, _counter(model), held.leaks)
     kept = cleaner.clean(read.questions)

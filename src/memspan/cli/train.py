@@ -21,7 +21,7 @@ from memspan.cli.process import INTERRUPTED
 if TYPE_CHECKING:
     from memspan.train.loop import RunEvent, RunResult
     from memspan.train.settings import Recipe
-    from memspan.train.setup import Run
+    from memspan.train.setup import PreparedRun
 
 _SHOWN = ("recall@1", "recall@5", "recall@16", "precision", "all_gold@16")
 _LINE_EVERY = 20
@@ -122,7 +122,7 @@ class TrainingProgress:
             render.err.print(text)
 
 
-def _show_plan(recipe: Recipe, run: Run, as_json: bool) -> None:
+def _show_plan(recipe: Recipe, run: PreparedRun, as_json: bool) -> None:
     from memspan.train.setup import first_batch
 
     batch, model = first_batch(recipe, run), run.loaded.model

@@ -26,7 +26,7 @@ from memspan.bank.encode import manifest_of
 from memspan.errors import EvaluationError
 from memspan.eval import report
 from memspan.eval.arms import Arm, parse_arm
-from memspan.eval.asking import Asking, Budget, ShouldStop, Tell
+from memspan.eval.asking import Budget, Evaluation, ShouldStop, Tell
 from memspan.eval.machine import machine
 from memspan.eval.ranking import RERANK_DEPTH, Ranker
 from memspan.eval.rerank import BackboneReranker, CrossEncoderReranker, Reranker
@@ -141,11 +141,11 @@ def run(loaded: LoadedModel, settings: RunSettings, out: Path, how: RunOptions) 
         if not _encode(memory, task, out / ENCODING, how):
             return Outcome(True, {}, len(task.malformed))
         ranker = ranker_of(loaded, settings)
-        asking = Asking(memory, task.questions, ranker, settings.budget, out, how.tell)
-        finished = asking.run(settings.parsed_arms(), how.should_stop)
+        evaluation = Evaluation(memory, task.questions, ranker, settings.budget, out, how.tell)
+        finished = evaluation.run(settings.parsed_arms(), how.should_stop)
         if finished:
-            write_results(out, config, task.malformed, read_lines(out / ENCODING), asking, machine(loaded))
-        return Outcome(not finished, asking.refused, len(task.malformed))
+            write_results(out, config, task.malformed, read_lines(out / ENCODING), evaluation, machine(loaded))
+        return Outcome(not finished, evaluation.refused, len(task.malformed))
 
 
 @contextmanager
@@ -235,12 +235,12 @@ def write_results(
     config: Mapping[str, Any],
     malformed: Iterable[Malformed],
     memories: list[dict[str, Any]],
-    asking: Asking,
+    evaluation: Evaluation,
     made_on: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Sum up the rows of the arms that answered every question; see the top of this module for the files."""
-    rows = list(asking.rows.values())
-    wanted = {question.id for question in asking.questions}
+    rows = list(evaluation.rows.values())
+    wanted = {question.id for question in evaluation.questions}
     by_arm = {name: [row for row in rows if row.arm == name] for name in config["arms"]}
     by_arm = {name: found for name, found in by_arm.items() if len(found) == len(wanted)}
     seed, name = config["settings"]["seed"], main_score(rows)
@@ -252,9 +252,9 @@ def write_results(
         "machine": made_on,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "memories": memories,
-        "asked": asking.cost(),
+        "asked": evaluation.cost(),
         "malformed": as_json(tuple(malformed)),
-        "refused": asking.refused,
+        "refused": evaluation.refused,
         "main_score": name,
         "summaries": as_json(summaries),
         "differences": {"from": first, "of": name, "arms": as_json(differences)},

@@ -23,7 +23,7 @@ from typing import Any
 from memspan.bank.estimate import estimate
 from memspan.errors import EvaluationError
 from memspan.eval import metrics, report
-from memspan.eval.asking import Asking, Tell
+from memspan.eval.asking import Evaluation, Tell
 from memspan.eval.machine import machine
 from memspan.eval.runfiles import ENCODING, TABLE, append_lines, keep_config, read_lines
 from memspan.eval.runner import (
@@ -116,12 +116,12 @@ def run_scale(loaded: LoadedModel, settings: RunSettings, sizes: Sequence[int], 
                 return Outcome(True, refused, len(found.malformed))
             how.tell(f"{step.size:,} tokens")
             ranker = ranker_of(loaded, settings)  # a new one: rankings of a smaller memory are no longer true
-            asking = Asking(memory, found.questions, ranker, settings.budget, folder, how.tell)
-            if not asking.run(settings.parsed_arms(), how.should_stop):
+            evaluation = Evaluation(memory, found.questions, ranker, settings.budget, folder, how.tell)
+            if not evaluation.run(settings.parsed_arms(), how.should_stop):
                 return Outcome(True, refused, len(found.malformed))
-            refused |= asking.refused
+            refused |= evaluation.refused
             memories = [_encoded(read_lines(out / ENCODING), step.size)]
-            results[step.size] = write_results(folder, config, found.malformed, memories, asking, machine(loaded))
+            results[step.size] = write_results(folder, config, found.malformed, memories, evaluation, machine(loaded))
     _write_curve(out, config, steps, results)
     return Outcome(False, refused, len(found.malformed))
 

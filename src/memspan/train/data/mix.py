@@ -16,9 +16,9 @@ from memspan.errors import DataError
 from memspan.text.questions import Question, passage
 from memspan.text.readers import BadRecord, Record, Unreadable, read_records
 from memspan.train.data.clean import Cleaner, CleanSettings, CountTokens
-from memspan.train.data.files import Read, bank_record, read_training, write_json, write_lines, write_questions
+from memspan.train.data.files import ReadQuestions, bank_record, read_training, write_json, write_lines, write_questions
 from memspan.train.data.holdout import BankPassage, HoldoutSettings, Split, holdout_bank, split_holdout
-from memspan.train.data.leakage import Held
+from memspan.train.data.leakage import EvaluationQuestions
 from memspan.train.data.matching import passage_hash
 from memspan.train.data.mine import Miner, MineSettings, passages_of
 from memspan.train.data.neighbours import NeighbourSettings, in_groups
@@ -133,7 +133,7 @@ def mix(
     Raises:
         DataError: a file cannot be used, or nothing of a source is left.
     """
-    held = Held(evaluation)
+    held = EvaluationQuestions(evaluation)
     abstractive = (*spec.clean.abstractive, *(name for name, source in spec.sources.items() if source.abstractive))
     cleaner = Cleaner(replace(spec.clean, abstractive=abstractive), count_tokens, held.leaks)
     splits: dict[str, Split] = {}
@@ -191,13 +191,13 @@ def _train(
     return train
 
 
-def _read_source(name: str, source: SourceSpec, root: Path) -> Read:
+def _read_source(name: str, source: SourceSpec, root: Path) -> ReadQuestions:
     read = read_training(root / file for file in source.files)
     wanted = [q for q in read.questions if not source.only or q.source in source.only]
     if not wanted:
         known = ", ".join(sorted({question.source for question in read.questions}))
         raise DataError(f"no line of {name} is of {', '.join(source.only)}; its lines are of {known}")
-    return Read(tuple(replace(question, source=name) for question in wanted), read.malformed)
+    return ReadQuestions(tuple(replace(question, source=name) for question in wanted), read.malformed)
 
 
 def _mine(
@@ -241,8 +241,8 @@ def read_mixture(folder: Path) -> Mixture:
         DataError: a file of it is missing or damaged.
     """
     try:
-        told = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        weights, group, report = told["weights"], int(told.get("group", 1)), told.get("sources", {})
+        written = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        weights, group, report = written["weights"], int(written.get("group", 1)), written.get("sources", {})
         records = list(read_records(folder / BANK))
     except (OSError, ValueError, KeyError, Unreadable) as error:
         raise DataError(f"{folder} holds no whole mixture ({error}); make it with: memspan data mix") from error
