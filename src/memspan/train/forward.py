@@ -85,7 +85,7 @@ def training_forward(
     out = Outputs(model, batch, objective, lm_sum, scores_LBN, teacher_scores_BN)
     by_layer_L = out.routing_LB.detach().sum(1) / max(1, batch.num_routed_questions)
     return LossTerms(
-        sums={name: loss.sum(out) for name, loss in LOSSES.items()},
+        sums={name: LOSSES[name].sum(out) for name in LOSSES},
         counts=counts(batch, teacher_scores_BN is not None),
         routing_by_layer=dict(zip(config.layers, by_layer_L.unbind(), strict=True)),
         scores_LBN=scores_LBN.detach(),
