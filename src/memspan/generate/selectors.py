@@ -72,15 +72,10 @@ class Needs:
 
 
 @runtime_checkable
-class Selector(Protocol):
-    """What all selectors have."""
+class RankingSelector(Protocol):
+    """Ranks the documents of a memory; the best of them are put before the question."""
 
     needs: Needs
-
-
-@runtime_checkable
-class RankingSelector(Selector, Protocol):
-    """Ranks the documents of a memory; the best of them are put before the question."""
 
     def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
         """Rank documents for every look.
@@ -94,8 +89,10 @@ class RankingSelector(Selector, Protocol):
 
 
 @runtime_checkable
-class ReadingSelector(Selector, Protocol):
+class ReadingSelector(Protocol):
     """Chooses documents while it reads, round by round; it ranks none before."""
+
+    needs: Needs
 
     def reading(self, state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> Reading: ...
 
@@ -111,7 +108,7 @@ class Router:
     needs = Needs(routing=True, words=False)
 
     def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
-        return [Found(chosen(scaled(ranked), ranked), routed) for ranked, routed in finder.route(_contexts(looks))]
+        return [Found(chosen(scaled(ranked), ranked), routed) for ranked, routed in finder.route(looks)]
 
 
 class Lexical:
@@ -129,7 +126,7 @@ class Hybrid:
     needs = Needs(routing=True)
 
     def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
-        routes = finder.route(_contexts(looks))
+        routes = finder.route(looks)
         return [
             Found(chosen(fuse(finder.search(look.query, depth), ranked), ranked), routed)
             for look, (ranked, routed) in zip(looks, routes, strict=True)
@@ -216,9 +213,3 @@ def check_packages(name: str) -> None:
     for module, remedy in SELECTORS[name].needs.packages.items():
         if find_spec(module) is None:
             raise MemspanError(f"the selector {name} needs {module}; install it: {remedy}")
-
-
-def _contexts(looks: Sequence[Look]) -> list[Context]:
-    contexts = [look.context for look in looks if look.context is not None]
-    assert len(contexts) == len(looks), "a routed look has a context"
-    return contexts
