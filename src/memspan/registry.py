@@ -1,4 +1,4 @@
-"""What is chosen by a name: selectors, similarities, file formats. Each kind is a `Registry`, to which others may add.
+"""What is chosen by a name: selectors, similarities, file formats, losses. Each kind is a `Registry`, open to others.
 
 Two ways to add an entry, from a program or from a package that is installed beside memspan:
 

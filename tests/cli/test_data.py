@@ -89,7 +89,7 @@ def test_build_with_wrong_options(tmp_path: Path) -> None:
     assert "--bank goes with plain text" in failed("data", "build", path, "--bank", tmp_path / "y.jsonl", *out)
     assert "name both columns" in failed("data", "build", path, "--query", "title", *out)
     assert "written as .jsonl" in failed("data", "build", path, "--out", tmp_path / "x.csv")
-    assert "tasks are some of cloze, title" in failed("data", "build", path, "--task", "guess", *out)
+    assert "tasks.0 must be 'cloze' or 'title', not 'guess'" in failed("data", "build", path, "--task", "guess", *out)
 
 
 def test_clean_reports_by_source_and_reason(tmp_path: Path) -> None:
@@ -107,7 +107,8 @@ def test_clean_of_everything_is_an_error(tmp_path: Path) -> None:
     out = ("--out", tmp_path / "y.jsonl")
     assert "3 question of an evaluation set" in failed("data", "clean", path, "--against", path, *out)
     assert not (tmp_path / "y.jsonl").exists()
-    assert "min_latin is 3" in failed("data", "clean", path, "--min-latin", 3, *out)
+    refused = failed("data", "clean", path, "--min-latin", 3, *out)
+    assert "the options: min_latin must be less than or equal to 1, not 3.0" in refused
 
 
 def test_lengths_are_tokens_of_a_model(tmp_path: Path, checkpoint: Path) -> None:

@@ -24,7 +24,7 @@ SET = QuestionSet((question("q1", A, negatives=(B,)), question("q2", B, C)))
 def test_documents_of_the_questions_are_there_once_with_their_titles_counted() -> None:
     memory = build_memory(SET, [], count_words)["default"]
     assert memory.documents == (A, B, C)
-    assert (memory.tokens, memory.own) == (4 + 3 + 1, 8)
+    assert memory.tokens == 4 + 3 + 1
     assert {document.date for document in memory.documents} == {UNDATED}
 
 
@@ -46,7 +46,7 @@ def test_distractors_fill_the_budget_exactly_and_are_read_no_further() -> None:
     memory = build_memory(SET, stream(), count_words, 12)["default"]
     assert [document.external_id for document in memory.documents[3:]] == ["d1", "d2"]
     assert [document.date for document in memory.documents[3:]] == ["2024-01-02", UNDATED]
-    assert (memory.tokens, memory.own, read[-1]) == (12, 8, "d3")
+    assert (memory.tokens, read[-1]) == (12, "d3")
     assert len(build_memory(SET, stream(), count_words, 3)["default"].documents) == 3, "its own are always in"
     assert len(build_memory(SET, stream(), count_words)["default"].documents) == 7
 

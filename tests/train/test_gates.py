@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -86,4 +87,4 @@ def test_a_phase_that_does_not_reach_its_recall_stops_the_run() -> None:
 def test_the_history_is_json() -> None:
     history = shown(0.1, 0.3, losses=(1.0, 0.1 + 0.2))
     history.add_losses({"loss/lm": 2.0})
-    assert History.of_state(json.loads(json.dumps(history.state()))) == history
+    assert History(**json.loads(json.dumps(asdict(history)))) == history

@@ -11,8 +11,8 @@ import pytest
 import torch
 from runs import key_value_world, random_model, small_recipe, trainer_of
 
-from memspan.errors import RecipeError
-from memspan.train import losses
+from memspan.errors import PluginError, RecipeError
+from memspan.train.losses import LOSSES
 from memspan.train.recipe import load_recipe, plain, recipe_of
 
 pytest.importorskip("yaml")
@@ -155,9 +155,9 @@ def test_the_recipes_of_the_paper_have_its_values() -> None:
 
 
 PLUGIN = """
-from memspan.train.losses import Loss, register_loss
+from memspan.train.losses import LOSSES, Loss
 
-register_loss("spread", Loss(lambda out: out.scores_LBN.var(), lambda batch, taught: len(batch.questions)))
+LOSSES.register("spread", Loss(lambda out: out.scores_LBN.var(), lambda batch, taught: len(batch.questions)))
 """
 
 
@@ -177,9 +177,11 @@ def test_a_loss_of_ones_own_is_a_file_and_a_line(tmp_path: Path) -> None:
         shown = json.loads((tmp_path / "out" / "metrics.jsonl").read_text("utf-8").splitlines()[1])
         assert shown["loss/spread"] > 0
         assert not torch.equal(before, model.get_parameter("backbone.model.layers.1.self_attn.router_q_proj.weight"))
-        with pytest.raises(RecipeError, match="there is a loss 'spread' already"):
-            losses.register_loss("spread", losses.LOSSES["lm"])
+        with pytest.raises(PluginError, match="there is a loss 'spread' already"):
+            LOSSES.register("spread", LOSSES["lm"])
+        with pytest.raises(PluginError, match="the loss 'odd' lacks the class Loss"):
+            LOSSES.register("odd", len)
     finally:
-        losses.LOSSES.pop("spread", None)
+        LOSSES._registered.pop("spread", None)
     with pytest.raises(RecipeError, match=r"the plug-in .*none\.py cannot be read"):
         recipe_of(changed(plugins=["none.py"]))

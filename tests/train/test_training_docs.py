@@ -19,7 +19,7 @@ LINES = [line[2:] for block in re.findall(r"```console\n(.*?)```", TEXT, re.DOTA
 
 @pytest.mark.parametrize("line", LINES)
 def test_a_command_of_the_page_is_understood(line: str) -> None:
-    words = shlex.split(line)
+    words = shlex.split(line, comments=True)
     command, *rest = words[words.index("memspan") + 1 :]
     parser = get_command(app).commands[command]  # type: ignore[attr-defined]
     parser.make_context(command, list(rest))

@@ -78,7 +78,7 @@ class LatencySettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Waited:
+class QuestionTimes:
     """One question's times.
 
     Attributes:
@@ -135,7 +135,7 @@ class Latency:
                 "answer; give fewer --injected-tokens or --new-tokens"
             )
 
-    def ask(self, bank: MemoryBank, number: int) -> Waited:
+    def ask(self, bank: MemoryBank, number: int) -> QuestionTimes:
         """Ask one question; those of different numbers differ in their words."""
         loaded, plan = self._loaded, Plan("router", 1, 0, route_answer=self._settings.route_answer)
         started, started_cpu = time.perf_counter(), time.process_time()
@@ -154,7 +154,7 @@ class Latency:
         stages = {stage: answer.timings[stage] for stage in STAGES}
         more = answer.num_new_tokens - 1
         pace = more / answer.timings["decode"] if more else None
-        return Waited(*first, {**stages, "other": first[0] - sum(stages.values())}, pace)
+        return QuestionTimes(*first, {**stages, "other": first[0] - sum(stages.values())}, pace)
 
 
 def measure_latency(
@@ -188,7 +188,7 @@ def measure_latency(
             tell(f"{size:,} tokens: the first question of all took {opened[size].first_token:.1f} s to its first token")
         most = settings.questions * sum(waited.first_token for waited in opened.values())
         tell(f"{settings.questions} questions of {len(banks)} sizes: at most about {most:.0f} s and their decoding")
-        asked: dict[int, list[Waited]] = {size: [] for size in banks}
+        asked: dict[int, list[QuestionTimes]] = {size: [] for size in banks}
         for number in range(1, settings.questions + 1):
             for size, bank in banks.items():
                 asked[size].append(latency.ask(bank, number))
@@ -254,7 +254,7 @@ def draw_latency(path: Path, figures: Mapping[str, Any]) -> None:
     draw_curves(path, curves, across="tokens of memory", up="seconds", title=title)
 
 
-def _point(size: int, bank: MemoryBank, first: Waited, asked: Sequence[Waited]) -> dict[str, Any]:
+def _point(size: int, bank: MemoryBank, first: QuestionTimes, asked: Sequence[QuestionTimes]) -> dict[str, Any]:
     counts, paces = bank.catalog.counts(), [waited.pace for waited in asked if waited.pace is not None]
     return {
         "tokens": size,

@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from memspan.cli.choices import ModelChoice, ScopeChoice
-from memspan.cli.importing import imported
 from memspan.errors import MemspanError
 
 app = typer.Typer(
@@ -145,22 +143,6 @@ def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, Any, inspec
     hints = get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
         yield name, hints[name], parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
-
-
-@contextmanager
-def commands_of(module: str, bank: Path | None = None) -> Iterator[ModuleType]:
-    """The module of this package that does the work; known errors end as `errors_told` says.
-
-    `stored` needs no torch, `upkeep` no transformers, `commands` a model: which one a command is in decides how soon it
-    begins.
-
-    Args:
-        bank: must be there, and is looked at before the module is imported.
-    """
-    with errors_told():
-        if bank is not None:
-            imported("stored").check_bank(bank)
-        yield imported(module)
 
 
 @contextmanager

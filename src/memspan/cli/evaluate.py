@@ -1,28 +1,25 @@
-"""The options of `memspan eval`, `judge` and `report`."""
+"""`memspan eval`, `judge` and `report`: measuring, grading, putting runs side by side."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from memspan.cli.app import (
-    AdapterOption,
-    BudgetOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    commands_of,
-)
+from memspan.cli import render
+from memspan.cli.app import BudgetOption, JsonOption, Model, command
+from memspan.cli.importing import importing
+from memspan.cli.process import INTERRUPTED, refuse_torchrun, stop_flag
 
 
+@command
 def evaluate(
     task: Annotated[
         str, typer.Argument(help="A format of question sets, a needle task, or scale; see docs/evaluation.md.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run; an unfinished one is continued.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; an unfinished one is continued.")],
     data: Annotated[Path | None, typer.Option("--data", help="File of the question set.")] = None,
     arms: Annotated[str, typer.Option(help="As none,bm25@5,router@0.")] = "none,bm25,oracle,router,hybrid",
     questions: Annotated[int | None, typer.Option(help="The first so many. Default: all; 10 haystacks.")] = None,
@@ -41,48 +38,73 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of needles and intervals.")] = 0,
     rerank_depth: Annotated[int, typer.Option(help="Documents that +rerank and +cross rank anew.")] = 100,
     cross_encoder: Annotated[str | None, typer.Option(help="Model of +cross: a folder or a name.")] = None,
-    model: ModelOption = None,
-    adapter: AdapterOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    *,
+    model: Model,
     memory_budget: BudgetOption = None,
     as_json: JsonOption = False,
-) -> None:
+) -> int:
     """Measure: the same questions answered in several ways, with retrieval and answer metrics and their intervals."""
-    with commands_of("evaluate_commands") as commands:
-        choice = commands.ModelChoice(model, adapter, dtype, device, memory_budget=memory_budget)
-        files = tuple(map(str, texts or ()))
-        grown = commands.parse_sizes(sizes) if task == commands.SCALE_TASK else None
-        wanted = commands.TaskSettings(
-            format if grown else task, str(data) if data else None, questions, memory_tokens, files, seed
-        )
-        names = tuple(name.strip() for name in arms.split(",") if name.strip())
-        settings = commands.RunSettings(
-            wanted, names, max_new_tokens, prompt_tokens, batch, seed, rerank_depth, cross_encoder
-        )
-        code = commands.evaluate(settings, choice, out, as_json, grown)
-    raise typer.Exit(code)
+    with importing():
+        from memspan.bank.tiers import parse_bytes
+        from memspan.eval.runner import RESULT, TABLE, RunOptions, RunSettings, run
+        from memspan.eval.scale import SCALE, SCALE_TASK, parse_sizes, run_scale
+        from memspan.eval.tasks import TaskSettings
+        from memspan.generate.selectors import check_packages
+    files, grown = tuple(map(str, texts or ())), parse_sizes(sizes) if task == SCALE_TASK else None
+    wanted = TaskSettings(format if grown else task, str(data) if data else None, questions, memory_tokens, files, seed)
+    names = tuple(name.strip() for name in arms.split(",") if name.strip())
+    settings = RunSettings(wanted, names, max_new_tokens, prompt_tokens, batch, seed, rerank_depth, cross_encoder)
+    refuse_torchrun("eval")
+    budget = parse_bytes(memory_budget) if memory_budget else None
+    for arm in settings.parsed_arms():
+        if arm.ranks:  # a package that is missing is an error before anything is loaded
+            check_packages(arm.selector)
+    with stop_flag() as stop:
+        loaded, how = model.load(), RunOptions(budget, render.err.print, stop.is_set)
+        outcome = run_scale(loaded, settings, grown, out, how) if grown else run(loaded, settings, out, how)
+    if as_json:
+        written = out / (SCALE if grown else RESULT)
+        render.as_json({**dataclasses.asdict(outcome), "result": str(written)})
+    elif outcome.interrupted:
+        render.err.print(f"stopped; run the same command again to continue {out}")
+    else:
+        render.out.print((out / TABLE).read_text("utf-8"))
+    return INTERRUPTED if outcome.interrupted else 0
 
 
+@command
 def judge(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run of `memspan eval`.")],
-    endpoint: Annotated[str, typer.Option(help="OpenAI-compatible, as http://localhost:8000/v1.")] = ...,  # type: ignore[assignment]
-    model: Annotated[str, typer.Option(help="Name of the judge at the endpoint.")] = ...,  # type: ignore[assignment]
+    endpoint: Annotated[str, typer.Option(help="OpenAI-compatible, as http://localhost:8000/v1.")],
+    model: Annotated[str, typer.Option(help="Name of the judge at the endpoint.")],
     key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="Of the endpoint.")] = "",
     parallel: Annotated[int, typer.Option(help="Calls under way at the same time.")] = 4,
     as_json: JsonOption = False,
-) -> None:
+) -> int:
     """Let a language model grade a run's answers from 0 to 5. Grades are kept; failed calls are asked again."""
-    with commands_of("evaluate_commands") as commands:
-        code = commands.grade(run, commands.Endpoint(endpoint, model, key), parallel, as_json)
-    raise typer.Exit(code)
+    with importing():
+        from memspan.eval.judge import JUDGE_TABLE, JUDGED, Endpoint, judge
+    with stop_flag() as stop:
+        where = Endpoint(endpoint, model, key)
+        finished = judge(run, where, parallel=parallel, tell=render.err.print, should_stop=stop.is_set)
+    if as_json:
+        render.as_json({"interrupted": not finished, "result": str(run / JUDGED)})
+    else:
+        render.out.print((run / JUDGE_TABLE).read_text("utf-8"))
+    return 0 if finished else INTERRUPTED
 
 
+@command
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of `memspan eval`.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("report"),
     as_json: JsonOption = False,
 ) -> None:
     """Put runs side by side, in the layout of the paper's tables and figures: Markdown, and plots."""
-    with commands_of("evaluate_commands") as commands:
-        commands.side_by_side(runs, out, as_json)
+    with importing():
+        from memspan.eval.sidebyside import write_report
+    written = write_report(runs, out)
+    if as_json:
+        render.as_json({"report": str(written)})
+    else:
+        render.out.print(written.read_text("utf-8"))

@@ -46,7 +46,7 @@ class Budget:
     batch: int
 
 
-class Asking:
+class Evaluation:
     """The questions of one memory, or of many by namespace, in all arms.
 
     Attributes:

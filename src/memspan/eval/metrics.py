@@ -163,8 +163,7 @@ def paired_bootstrap(
     Raises:
         ValueError: the two differ in length, or are empty.
     """
-    if len(first) != len(second):
-        raise ValueError(f"paired values needed, not {len(first)} and {len(second)}; score the same questions")
+    _check_paired(first, second)
     differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     interval = bootstrap(differences.tolist(), resamples=resamples, seed=seed)
     centred = _resampled_means(differences, resamples, seed) - interval.mean
@@ -182,8 +181,7 @@ def degradation(
     Raises:
         ValueError: the two differ in length, or are empty.
     """
-    if len(smallest) != len(larger):
-        raise ValueError(f"paired values needed, not {len(smallest)} and {len(larger)}; score the same questions")
+    _check_paired(smallest, larger)
     first = _resampled_means(np.asarray(smallest, dtype=float), resamples, seed)
     second = _resampled_means(np.asarray(larger, dtype=float), resamples, seed)
     if not any(smallest):
@@ -200,6 +198,11 @@ def mean_of(intervals: Sequence[Interval]) -> Interval:
     below = float(np.sqrt(np.sum([(one.mean - one.low) ** 2 for one in intervals]))) / len(intervals)
     above = float(np.sqrt(np.sum([(one.high - one.mean) ** 2 for one in intervals]))) / len(intervals)
     return Interval(average, average - below, average + above, sum(one.count for one in intervals))
+
+
+def _check_paired(first: Sequence[float], second: Sequence[float]) -> None:
+    if len(first) != len(second):
+        raise ValueError(f"paired values needed, not {len(first)} and {len(second)}; score the same questions")
 
 
 def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:

@@ -134,6 +134,10 @@ class Haystack:
     essays: Essays | None
     document_tokens: int
 
+    def __iter__(self) -> Iterator[Document]:
+        """Yield its documents as a memory takes them."""
+        return (found.document for found in self.documents())
+
     def documents(self) -> Iterator[HaystackDocument]:
         """Yield the haystack in documents of at most `document_tokens` tokens (or one sentence)."""
         parts: list[str] = []

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,7 @@ def check_plots() -> None:
     Raises:
         EvaluationError: matplotlib is missing.
     """
-    if find_spec("matplotlib") is None:
-        raise EvaluationError("a plot needs matplotlib: pip install 'memspan[eval]', or leave out --png")
+    _figure()
 
 
 def draw_curves(
@@ -94,15 +92,20 @@ def draw_bars(path: Path, bars: Mapping[str, Spread], *, up: str, title: str = "
 @contextmanager
 def _axes(path: Path, size: tuple[float, float], up: str, title: str) -> Iterator[Any]:
     """Axes to draw on, without a window, written as a PNG at the end."""
-    check_plots()
-    from matplotlib.figure import Figure  # type: ignore[import-not-found]
-
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.set_ylabel(up)
     axes.set_title(title, fontsize="medium")
     yield axes
     figure.savefig(path, dpi=150, format="png")
+
+
+def _figure(**options: Any) -> Any:
+    try:
+        from matplotlib.figure import Figure  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise EvaluationError("a plot needs matplotlib: pip install 'memspan[eval]', or leave out --png") from error
+    return Figure(**options)
 
 
 def _medians(spreads: Sequence[Spread]) -> tuple[list[float], list[list[float]]]:

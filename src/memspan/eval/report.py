@@ -9,14 +9,14 @@ from typing import Any
 from memspan.errors import EvaluationError
 from memspan.eval.metrics import Interval
 from memspan.eval.plots import Spread, draw_bars, draw_curves
-from memspan.eval.scoring import SHOWN, Summary
+from memspan.eval.scoring import SHOWN, ArmSummary
 
 _PLAIN = ("empty", "malformed")
 
 
 def markdown(
     result: Mapping[str, Any],
-    summaries: Sequence[Summary],
+    summaries: Sequence[ArmSummary],
     differences: Mapping[str, tuple[Interval, float] | None],
 ) -> str:
     """The table of a run, with what is needed to read it. Shares are in percent, in brackets their 95% intervals."""
@@ -47,7 +47,7 @@ def _cost(lines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _table(
-    summaries: Sequence[Summary], differences: Mapping[str, tuple[Interval, float] | None], main: str
+    summaries: Sequence[ArmSummary], differences: Mapping[str, tuple[Interval, float] | None], main: str
 ) -> list[str]:
     names = [name for name in SHOWN if any(name in summary.scores for summary in summaries)]
     hops = list(dict.fromkeys(hop for summary in summaries for hop in summary.hops))
@@ -57,7 +57,7 @@ def _table(
     return [line(cells) for cells in (columns, ["---"] * len(columns), *rows)]
 
 
-def _layers_table(summaries: Sequence[Summary], top_k: int) -> list[str]:
+def _layers_table(summaries: Sequence[ArmSummary], top_k: int) -> list[str]:
     """What each MSA layer found by itself, for the arms that route."""
     layers = list(dict.fromkeys(layer for summary in summaries for layer in summary.layers))
     if not layers:
@@ -76,7 +76,7 @@ def _layers_table(summaries: Sequence[Summary], top_k: int) -> list[str]:
 
 
 def _cells(
-    summary: Summary, names: Sequence[str], hops: Sequence[str], difference: tuple[Interval, float] | None
+    summary: ArmSummary, names: Sequence[str], hops: Sequence[str], difference: tuple[Interval, float] | None
 ) -> list[str]:
     shares = [share(summary.scores.get(name), plain=name in _PLAIN) for name in names]
     shares += [share(summary.hops.get(hop), plain=True) for hop in hops]
@@ -111,7 +111,7 @@ def share(interval: Interval | None, *, plain: bool) -> str:
     return mean if plain else f"{mean} ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
 
 
-def plot(path: Path, summaries: Sequence[Summary], name: str) -> bool:
+def plot(path: Path, summaries: Sequence[ArmSummary], name: str) -> bool:
     """Draw an arm's main score with its interval as a bar each; False (and no file) without matplotlib."""
     bars = {summary.arm: _spread(summary.scores[name]) for summary in summaries if name in summary.scores}
     return _drawn(lambda: draw_bars(path, bars, up=name, shares=True))

@@ -26,7 +26,7 @@ from memspan.bank.encode import manifest_of
 from memspan.errors import EvaluationError
 from memspan.eval import report
 from memspan.eval.arms import Arm, parse_arm
-from memspan.eval.asking import Asking, Budget, ShouldStop, Tell
+from memspan.eval.asking import Budget, Evaluation, ShouldStop, Tell
 from memspan.eval.machine import machine
 from memspan.eval.ranking import RERANK_DEPTH, Ranker
 from memspan.eval.rerank import BackboneReranker, CrossEncoderReranker, Reranker
@@ -40,14 +40,15 @@ from memspan.eval.runfiles import (
     read_lines,
 )
 from memspan.eval.scoring import as_json, compare, main_score, summarise
-from memspan.eval.tasks import MemoryPlan, Task, TaskSettings, build_task
+from memspan.eval.sets import MemoryPlan
+from memspan.eval.tasks import Task, TaskSettings, build_task
 from memspan.files import write_text
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
 from memspan.text.questions import Malformed
 
-__all__ = ["CONFIG", "RESULT", "TABLE", "Outcome", "RunSettings", "run"]
+__all__ = ["CONFIG", "RESULT", "TABLE", "Outcome", "RunOptions", "RunSettings", "run"]
 
 BANK = "bank"
 FORMAT_VERSION = 2
@@ -100,6 +101,21 @@ class RunSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What results do not depend on.
+
+    Attributes:
+        memory_budget: see `MemoryBank.open`.
+        tell: is given a line about the progress now and then.
+        should_stop: asked after every batch.
+    """
+
+    memory_budget: int | None = None
+    tell: Tell = lambda line: None
+    should_stop: ShouldStop = lambda: False
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended: whether it was stopped, and the arms that could not be run, with the reason."""
 
@@ -108,21 +124,8 @@ class Outcome:
     malformed: int
 
 
-def run(
-    loaded: LoadedModel,
-    settings: RunSettings,
-    out: Path,
-    *,
-    memory_budget: int | None = None,
-    tell: Tell = lambda line: None,
-    should_stop: ShouldStop = lambda: False,
-) -> Outcome:
+def run(loaded: LoadedModel, settings: RunSettings, out: Path, how: RunOptions) -> Outcome:
     """Measure. Everything is in `out` (see above); called again with the same settings, what is done is not redone.
-
-    Args:
-        memory_budget: see `MemoryBank.open`; results do not depend on it.
-        tell: is given a line about the progress now and then.
-        should_stop: asked after every batch.
 
     Raises:
         EvaluationError: `out` holds a run with other settings or of another model, or the task cannot be made.
@@ -131,16 +134,18 @@ def run(
     config = config_of(loaded, settings)
     keep_config(out, config)
     task = build_task(settings.task, loaded.template.count_tokens)
-    tell(f"{len(task.questions)} questions, {sum(plan.tokens for plan in task.memories.values()):,} tokens of memory")
-    with open_memory(out / BANK, loaded, memory_budget) as memory:
-        if not _encode(memory, task, out / ENCODING, tell, should_stop):
+    how.tell(
+        f"{len(task.questions)} questions, {sum(plan.tokens for plan in task.memories.values()):,} tokens of memory"
+    )
+    with open_memory(out / BANK, loaded, how.memory_budget) as memory:
+        if not _encode(memory, task, out / ENCODING, how):
             return Outcome(True, {}, len(task.malformed))
         ranker = ranker_of(loaded, settings)
-        asking = Asking(memory, task.questions, ranker, settings.budget, out, tell)
-        finished = asking.run(settings.parsed_arms(), should_stop)
+        evaluation = Evaluation(memory, task.questions, ranker, settings.budget, out, how.tell)
+        finished = evaluation.run(settings.parsed_arms(), how.should_stop)
         if finished:
-            write_results(out, config, task.malformed, read_lines(out / ENCODING), asking, machine(loaded))
-        return Outcome(not finished, asking.refused, len(task.malformed))
+            write_results(out, config, task.malformed, read_lines(out / ENCODING), evaluation, machine(loaded))
+        return Outcome(not finished, evaluation.refused, len(task.malformed))
 
 
 @contextmanager
@@ -189,26 +194,26 @@ def config_of(loaded: LoadedModel, settings: RunSettings) -> dict[str, Any]:
 # Encoding -------------------------------------------------------------------------------------------------------------
 
 
-def _encode(memory: Memory, task: Task, log: Path, tell: Tell, should_stop: ShouldStop) -> bool:
+def _encode(memory: Memory, task: Task, log: Path, how: RunOptions) -> bool:
     """Encode every memory that is not complete yet; False if it was stopped before it was done."""
     done = {line["namespace"] for line in read_lines(log) if line["complete"]}
     for namespace, plan in task.memories.items():
         if namespace in done:
             continue
-        line = encode(memory, namespace, plan, tell, should_stop)
+        line = encode(memory, namespace, plan, how)
         append_lines(log, [line])
         if not line["complete"]:
             return False
     return True
 
 
-def encode(memory: Memory, namespace: str, plan: MemoryPlan, tell: Tell, should_stop: ShouldStop) -> dict[str, Any]:
+def encode(memory: Memory, namespace: str, plan: MemoryPlan, how: RunOptions) -> dict[str, Any]:
     """Encode a memory as far as it is not yet; the line of the log that says what it took."""
     cpu = time.process_time()
     done = memory.in_namespace(namespace).add(
-        plan.documents(),
-        should_stop=should_stop,
-        progress=lambda report: tell(f"encoding: {report.documents} documents, {report.tokens:,} tokens"),
+        plan.documents,
+        should_stop=how.should_stop,
+        progress=lambda report: how.tell(f"encoding: {report.documents} documents, {report.tokens:,} tokens"),
     )
     return {
         "namespace": namespace,
@@ -230,12 +235,12 @@ def write_results(
     config: Mapping[str, Any],
     malformed: Iterable[Malformed],
     memories: list[dict[str, Any]],
-    asking: Asking,
+    evaluation: Evaluation,
     made_on: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Sum up the rows of the arms that answered every question; see the top of this module for the files."""
-    rows = list(asking.rows.values())
-    wanted = {question.id for question in asking.questions}
+    rows = list(evaluation.rows.values())
+    wanted = {question.id for question in evaluation.questions}
     by_arm = {name: [row for row in rows if row.arm == name] for name in config["arms"]}
     by_arm = {name: found for name, found in by_arm.items() if len(found) == len(wanted)}
     seed, name = config["settings"]["seed"], main_score(rows)
@@ -247,9 +252,9 @@ def write_results(
         "machine": made_on,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "memories": memories,
-        "asked": asking.cost(),
+        "asked": evaluation.cost(),
         "malformed": as_json(tuple(malformed)),
-        "refused": asking.refused,
+        "refused": evaluation.refused,
         "main_score": name,
         "summaries": as_json(summaries),
         "differences": {"from": first, "of": name, "arms": as_json(differences)},

@@ -23,12 +23,13 @@ from typing import Any
 from memspan.bank.estimate import estimate
 from memspan.errors import EvaluationError
 from memspan.eval import metrics, report
-from memspan.eval.asking import Asking, ShouldStop, Tell
+from memspan.eval.asking import Evaluation, Tell
 from memspan.eval.machine import machine
 from memspan.eval.runfiles import ENCODING, TABLE, append_lines, keep_config, read_lines
 from memspan.eval.runner import (
     BANK,
     Outcome,
+    RunOptions,
     RunSettings,
     config_of,
     encode,
@@ -37,8 +38,8 @@ from memspan.eval.runner import (
     write_results,
 )
 from memspan.eval.scoring import as_json
-from memspan.eval.sets import each_once
-from memspan.eval.tasks import MemoryPlan, question_set, texts_of
+from memspan.eval.sets import MemoryPlan, each_once
+from memspan.eval.tasks import question_set, texts_of
 from memspan.files import write_text
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
@@ -90,17 +91,8 @@ def parse_sizes(text: str, *, kilo: int = 1024, least: int = 2, option: str = "-
     return tuple(sizes)
 
 
-def run_scale(
-    loaded: LoadedModel,
-    settings: RunSettings,
-    sizes: Sequence[int],
-    out: Path,
-    *,
-    memory_budget: int | None = None,
-    tell: Tell = lambda line: None,
-    should_stop: ShouldStop = lambda: False,
-) -> Outcome:
-    """Measure the curve. For the arguments and errors see `runner.run`.
+def run_scale(loaded: LoadedModel, settings: RunSettings, sizes: Sequence[int], out: Path, how: RunOptions) -> Outcome:
+    """Measure the curve. For the other arguments and errors see `runner.run`.
 
     Args:
         sizes: tokens of the memory, growing.
@@ -113,23 +105,23 @@ def run_scale(
     keep_config(out, config)
     found = question_set(settings.task)
     steps = plan_steps(found, texts_of(settings.task.texts), loaded.template.count_tokens, sizes)
-    _tell_cost(loaded, steps, read_lines(out / ENCODING), tell)
+    _tell_cost(loaded, steps, read_lines(out / ENCODING), how.tell)
     refused: dict[str, str] = {}
     results: dict[int, dict[str, Any]] = {}
-    with open_memory(out / BANK, loaded, memory_budget) as memory:
+    with open_memory(out / BANK, loaded, how.memory_budget) as memory:
         for step in steps:
             folder = out / "points" / str(step.size)
             folder.mkdir(parents=True, exist_ok=True)
-            if not _grow(memory, step, out / ENCODING, tell, should_stop):
+            if not _grow(memory, step, out / ENCODING, how):
                 return Outcome(True, refused, len(found.malformed))
-            tell(f"{step.size:,} tokens")
+            how.tell(f"{step.size:,} tokens")
             ranker = ranker_of(loaded, settings)  # a new one: rankings of a smaller memory are no longer true
-            asking = Asking(memory, found.questions, ranker, settings.budget, folder, tell)
-            if not asking.run(settings.parsed_arms(), should_stop):
+            evaluation = Evaluation(memory, found.questions, ranker, settings.budget, folder, how.tell)
+            if not evaluation.run(settings.parsed_arms(), how.should_stop):
                 return Outcome(True, refused, len(found.malformed))
-            refused |= asking.refused
+            refused |= evaluation.refused
             memories = [_encoded(read_lines(out / ENCODING), step.size)]
-            results[step.size] = write_results(folder, config, found.malformed, memories, asking, machine(loaded))
+            results[step.size] = write_results(folder, config, found.malformed, memories, evaluation, machine(loaded))
     _write_curve(out, config, steps, results)
     return Outcome(False, refused, len(found.malformed))
 
@@ -184,11 +176,11 @@ def _tell_cost(loaded: LoadedModel, steps: Sequence[Step], done: Sequence[Mappin
         )
 
 
-def _grow(memory: Memory, step: Step, log: Path, tell: Tell, should_stop: ShouldStop) -> bool:
+def _grow(memory: Memory, step: Step, log: Path, how: RunOptions) -> bool:
     """Add a step's documents, unless they are there; False if it was stopped before that."""
     if any(line["size"] == step.size and line["complete"] for line in read_lines(log)):
         return True
-    line = encode(memory, memory.namespace, MemoryPlan(lambda: step.documents, step.tokens), tell, should_stop)
+    line = encode(memory, memory.namespace, MemoryPlan(step.documents, step.tokens), how)
     append_lines(log, [{"size": step.size, **line}])
     return line["complete"]
 

@@ -16,7 +16,7 @@ from memspan.eval.metrics import Interval
 from memspan.eval.ranking import RANKED_DEPTH, Ranking
 from memspan.text.questions import Question
 
-__all__ = ["Row", "Summary", "as_json", "compare", "main_score", "score", "summarise"]
+__all__ = ["ArmSummary", "Row", "as_json", "compare", "main_score", "score", "summarise"]
 
 DEPTHS = (1, 5, RANKED_DEPTH)
 _HOP_DEPTH = 5
@@ -122,7 +122,7 @@ def _recall_of(question: Question) -> Callable[[Sequence[str], set[str], int], f
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class ArmSummary:
     """An arm over all its questions.
 
     Attributes:
@@ -146,7 +146,7 @@ class Summary:
     seconds: Mapping[str, float]
 
 
-def summarise(arm: str, rows: Sequence[Row], seed: int = 0) -> Summary:
+def summarise(arm: str, rows: Sequence[Row], seed: int = 0) -> ArmSummary:
     """Average an arm's rows; the order of the rows does not matter.
 
     Raises:
@@ -157,7 +157,7 @@ def summarise(arm: str, rows: Sequence[Row], seed: int = 0) -> Summary:
         raise ValueError(f"the arm {arm} has no rows; answer at least one question")
     names = sorted({name for row in rows for name in row.scores}, key=SHOWN.index)
     by_name = {name: [row.scores[name] for row in rows if name in row.scores] for name in names}
-    return Summary(
+    return ArmSummary(
         arm=arm,
         questions=len(rows),
         scores={name: metrics.bootstrap(values, seed=seed) for name, values in by_name.items()},

@@ -11,16 +11,11 @@ from memspan.types import Document
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryOf:
-    """The documents of one namespace, and how many tokens they have.
+class MemoryPlan:
+    """A memory that a task needs: the documents of one namespace, read anew every time, and their tokens."""
 
-    Attributes:
-        own: tokens of the questions' own documents; distractors make up the rest.
-    """
-
-    documents: tuple[Document, ...]
+    documents: Iterable[Document]
     tokens: int
-    own: int
 
 
 def build_memory(
@@ -28,7 +23,7 @@ def build_memory(
     distractors: Iterable[Document],
     count_tokens: Callable[[str], int],
     max_tokens: int | None = None,
-) -> dict[str, MemoryOf]:
+) -> dict[str, MemoryPlan]:
     """All documents of the questions, by namespace, and distractors up to `max_tokens`.
 
     The questions' own documents are always in, also where they have more tokens than that. A distractor whose title
@@ -39,12 +34,12 @@ def build_memory(
         count_tokens: of the model that will read them.
     """
     own = _own_documents(found)
-    memories: dict[str, MemoryOf] = {}
+    memories: dict[str, MemoryPlan] = {}
     for namespace, documents in own.items():
         tokens = sum(count_tokens(encoded_text(document.title, document.text)) for document in documents)
         more = list(_fill(documents, distractors, count_tokens, tokens, max_tokens)) if len(own) == 1 else []
         taken = [document for document, _ in more]
-        memories[namespace] = MemoryOf((*documents, *taken), tokens + sum(count for _, count in more), tokens)
+        memories[namespace] = MemoryPlan((*documents, *taken), tokens + sum(count for _, count in more))
     return memories
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from memspan.errors import EvaluationError
 from memspan.eval import niah
 from memspan.eval.formats import FORMATS, read_set
-from memspan.eval.sets import MemoryOf, build_memory
+from memspan.eval.sets import MemoryPlan, build_memory
 from memspan.text.corpus import Skipped, read_paths
 from memspan.text.questions import Malformed, Question, QuestionSet
 from memspan.types import Document
@@ -71,14 +71,6 @@ class TaskSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """A memory that a task needs: its documents, streamed anew at every call, and its tokens."""
-
-    documents: Callable[[], Iterable[Document]]
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class Task:
     """Questions with the memories they are asked of, by namespace."""
 
@@ -113,11 +105,7 @@ def question_set(settings: TaskSettings) -> QuestionSet:
 def _question_set(settings: TaskSettings, count_tokens: CountTokens) -> Task:
     found = question_set(settings)
     memories = build_memory(found, texts_of(settings.texts), count_tokens, settings.memory_tokens)
-    return Task(found.questions, {name: _fixed(memory) for name, memory in memories.items()}, found.malformed)
-
-
-def _fixed(memory: MemoryOf) -> MemoryPlan:
-    return MemoryPlan(lambda: memory.documents, memory.tokens)
+    return Task(found.questions, memories, found.malformed)
 
 
 def _needles(settings: TaskSettings, count_tokens: CountTokens) -> Task:
@@ -126,7 +114,7 @@ def _needles(settings: TaskSettings, count_tokens: CountTokens) -> Task:
     questions: list[Question] = []
     memories: dict[str, MemoryPlan] = {}
     for index in range(settings.questions or DEFAULT_NEEDLE_QUESTIONS):
-        sample = niah.make_haystack(
+        haystack = niah.make_haystack(
             settings.name,
             settings.memory_tokens or DEFAULT_NEEDLE_TOKENS,
             index=index,
@@ -134,14 +122,10 @@ def _needles(settings: TaskSettings, count_tokens: CountTokens) -> Task:
             essays=essays,
             seed=settings.seed,
         )
-        question, tokens = sample.as_question()
+        question, tokens = haystack.as_question()
         questions.append(question)
-        memories[question.namespace] = MemoryPlan(_streamed(sample), tokens)
+        memories[question.namespace] = MemoryPlan(haystack, tokens)
     return Task(tuple(questions), memories)
-
-
-def _streamed(sample: niah.Haystack) -> Callable[[], Iterator[Document]]:
-    return lambda: (found.document for found in sample.documents())
 
 
 def texts_of(paths: Sequence[str]) -> Iterator[Document]:

@@ -99,9 +99,9 @@ def _shortened(question: Question) -> Question:
     own = whole_words(question.answers)
     positives = []
     for found in question.positives:
-        told = [found.text[start:end] for start, end in sentence_bounds(found.text)]
+        sentences = [found.text[start:end] for start, end in sentence_bounds(found.text)]
         # Notes of two sentences are short enough, and one of them may say who speaks.
-        text = "".join(sentence for sentence in told if own.search(sentence)).strip() if len(told) > 2 else ""
+        text = "".join(sentence for sentence in sentences if own.search(sentence)).strip() if len(sentences) > 2 else ""
         positives.append(replace(passage("", text), date=found.date) if text else found)
     return replace(question, positives=tuple(positives))
 

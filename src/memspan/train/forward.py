@@ -41,8 +41,8 @@ class LossTerms:
         """The weighted loss, a scalar. A loss of weight 0 has no part in it, not even as NaN.
 
         Args:
-            shared: counts to divide by, over all steps and ranks that share an update (for DDP, which averages them,
-                divided by the number of ranks). Of what is not named, this step's own.
+            shared: counts to divide by, over all steps and ranks that share an update (for DDP, which averages
+                gradients, divided by the number of ranks). Of what is not named, this step's own.
         """
         divided_by = {**self.counts, **(shared or {})}
         weighted = [(name, weight) for name in LOSSES if (weight := weights.of(name))]
@@ -85,7 +85,7 @@ def training_forward(
     out = Outputs(model, batch, objective, lm_sum, scores_LBN, teacher_scores_BN)
     by_layer_L = out.routing_LB.detach().sum(1) / max(1, batch.num_routed_questions)
     return LossTerms(
-        sums={name: loss.sum(out) for name, loss in LOSSES.items()},
+        sums={name: LOSSES[name].sum(out) for name in LOSSES},
         counts=counts(batch, teacher_scores_BN is not None),
         routing_by_layer=dict(zip(config.layers, by_layer_L.unbind(), strict=True)),
         scores_LBN=scores_LBN.detach(),

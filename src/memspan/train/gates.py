@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from memspan.errors import NotLearning
 from memspan.train.settings import GateSettings, PhaseSettings, StoppingSettings
@@ -33,14 +32,6 @@ class History:
     def add_losses(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self.losses.setdefault(name, []).append(value)
-
-    def state(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"evaluations": self.evaluations, "references": self.references, "losses": self.losses}
-
-    @classmethod
-    def of_state(cls, state: Mapping[str, Any]) -> History:
-        return cls(list(state["evaluations"]), dict(state["references"]), dict(state["losses"]))
 
     def best(self, metric: str, min_delta: float = 0.0) -> int:
         """Place of the last phase's best evaluation: the first that no later one exceeds by more than `min_delta`.

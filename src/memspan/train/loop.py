@@ -346,7 +346,7 @@ class Trainer:
                 self.optimizer.state[parameter] = self._moments(name, parameter, checkpoint.optimizer)
         self._at = _Position(**checkpoint.state["position"])
         self._saved_step = self._at.step
-        self.history = History.of_state(checkpoint.state["history"])
+        self.history = History(**checkpoint.state["history"])
         self.parts.stream.load_state_dict(checkpoint.state["stream"])
 
     def _moments(
@@ -376,7 +376,7 @@ class Trainer:
         state = {
             "step": self._at.step,
             "position": asdict(self._at),
-            "history": self.history.state(),
+            "history": asdict(self.history),
             "stream": self.parts.stream.state_dict(),
             "recipe": plain(self.recipe),
         }

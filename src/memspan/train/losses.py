@@ -1,4 +1,4 @@
-"""The losses of a step, by name: the sum over a batch, and what it is a sum over. A recipe's `plugins` add others."""
+"""The losses of a step by name: the sum over a batch, and what it is a sum over. Packages and `plugins` add others."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from memspan.errors import RecipeError
 from memspan.model.modeling import MSAForCausalLM
 from memspan.ops.losses import distillation_loss, routing_loss
+from memspan.registry import Registry
 from memspan.train.anchor import anchor_loss
 from memspan.train.batch import TrainBatch
 
@@ -76,24 +76,16 @@ def _routed(batch: TrainBatch, _: bool) -> int:
     return batch.num_routed_questions
 
 
-LOSSES: dict[str, Loss] = {
-    "lm": Loss(lambda out: out.lm_sum, lambda batch, _: batch.num_label_tokens),
-    "routing": Loss(lambda out: out.routing_LB.mean(0).sum(), _routed),
-    "fused": Loss(lambda out: out.routing(out.scores_LBN.mean(0), out.objective.fused_temperature).sum(), _routed),
-    "teacher": Loss(_teacher, lambda batch, taught: len(batch.questions) if taught else 0),
-    "anchor": Loss(_anchor, lambda batch, _: sum(map(len, batch.anchors))),
-}
+LOSSES: Registry[Loss] = Registry("loss", "memspan.losses", Loss)
+"""A recipe weighs those beside the first five as `loss: {other: {NAME: 0.5}}`."""
 
-
-def register_loss(name: str, loss: Loss) -> None:
-    """Make a loss known to recipes: `loss: {other: {NAME: 0.5}}`.
-
-    Raises:
-        RecipeError: there is a loss of this name.
-    """
-    if name in LOSSES:
-        raise RecipeError(f"there is a loss {name!r} already; give this one another name")
-    LOSSES[name] = loss
+LOSSES.register("lm", Loss(lambda out: out.lm_sum, lambda batch, _: batch.num_label_tokens))
+LOSSES.register("routing", Loss(lambda out: out.routing_LB.mean(0).sum(), _routed))
+LOSSES.register(
+    "fused", Loss(lambda out: out.routing(out.scores_LBN.mean(0), out.objective.fused_temperature).sum(), _routed)
+)
+LOSSES.register("teacher", Loss(_teacher, lambda batch, taught: len(batch.questions) if taught else 0))
+LOSSES.register("anchor", Loss(_anchor, lambda batch, _: sum(map(len, batch.anchors))))
 
 
 def counts(batch: TrainBatch, taught: bool) -> dict[str, int]:
@@ -102,4 +94,4 @@ def counts(batch: TrainBatch, taught: bool) -> dict[str, int]:
     Args:
         taught: whether a teacher scores its documents.
     """
-    return {name: loss.count(batch, taught) for name, loss in LOSSES.items()}
+    return {name: LOSSES[name].count(batch, taught) for name in LOSSES}

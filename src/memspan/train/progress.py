@@ -29,6 +29,7 @@ from memspan.text.template import PromptTemplate, encoded_text
 from memspan.train.batch import Collator
 from memspan.train.batch_settings import BatchSettings
 from memspan.train.bm25 import Bm25
+from memspan.train.data.stream import by_source
 from memspan.train.frozen import FrozenMemory
 from memspan.train.memory import BatchMemory, encode_documents
 from memspan.train.parallel import assign, whole
@@ -61,10 +62,8 @@ class HoldOut:
 
     def cut(self, questions: int = 0, documents: int = 0) -> HoldOut:
         """At most so many questions of every source, and so many documents (the questions' own come first); 0: all."""
-        kept: dict[str, list[Question]] = {}
-        for question in self.questions:
-            kept.setdefault(question.source, []).append(question)
-        chosen = tuple(question for found in kept.values() for question in found[: questions or None])
+        kept = by_source(self.questions).values()
+        chosen = tuple(question for found in kept for question in found[: questions or None])
         own = {d.external_id for q in chosen for d in (*q.positives, *q.negatives)}
         order = sorted(self.documents, key=lambda document: document.external_id not in own)
         gold = {d.external_id for q in chosen for d in q.positives}

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic_core import to_jsonable_python
 
-from memspan.errors import RecipeError
+from memspan.errors import MemspanError, RecipeError
 from memspan.train.batch_settings import BatchSettings
 from memspan.train.settings import Recipe
 from memspan.train.structure import parse_yaml, read_yaml, structured
@@ -51,8 +51,10 @@ def _read_plugin(path: str) -> None:
     """Run a file of Python, once in a process."""
     try:
         runpy.run_path(path)
-    except OSError as error:
-        raise RecipeError(f"the plug-in {path} cannot be read: {error}") from error
+    except MemspanError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"the plug-in {path} cannot be read ({error!r}); mend it, or take it out") from error
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

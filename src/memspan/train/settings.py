@@ -128,7 +128,7 @@ class LossWeights:
         fused: eq. 5 on the mean of a document's scores over all MSA layers, by which documents are ranked.
         teacher: divergence of the scores from a teacher's, averaged over MSA layers.
         anchor: divergence from the backbone on plain text (`memspan.train.anchor`); needs `BatchSettings.anchors`.
-        other: of losses that the recipe's plug-ins register (`memspan.train.losses`), by name.
+        other: of losses that packages or the recipe's plug-ins register (`memspan.train.losses`), by name.
     """
 
     lm: AtLeast0 = 1.0
@@ -325,7 +325,7 @@ class Recipe:
         product: what the run leaves behind: an adapter (trained weights alone) or a whole checkpoint.
         product_dtype: number format of its weights.
         trackers: beside metrics.jsonl: tensorboard, wandb, trackio.
-        plugins: Python files, read first; they may register losses of their own (`memspan.train.losses.register_loss`).
+        plugins: Python files, read first; they may register losses of their own (`memspan.train.losses.LOSSES`).
         corpus: files or a folder of plain text: questions are made from it, in the place of `data.mixture`.
     """
 

@@ -64,7 +64,7 @@ class RunData:
 
 
 @dataclass(frozen=True)
-class Run:
+class PreparedRun:
     """A run, ready to begin."""
 
     parts: RunParts
@@ -72,7 +72,9 @@ class Run:
     data: RunData
 
 
-def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell: Callable[[str], None] = print) -> Run:
+def build_run(
+    recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell: Callable[[str], None] = print
+) -> PreparedRun:
     """Load and make everything that a recipe names.
 
     Writes `out/model` and `out/frozen`, where the recipe asks for what is in them.
@@ -120,7 +122,7 @@ def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell:
     )
     teacher = _teacher(recipe, data)
     parts = RunParts(loaded.model, groups, collate, stream, recipe.objective, progress, teacher, frozen)
-    return Run(parts, loaded, data)
+    return PreparedRun(parts, loaded, data)
 
 
 def load_model(recipe: Recipe, out: Path) -> tuple[LoadedModel, tuple[ParameterGroup, ...]]:
@@ -187,8 +189,9 @@ def load_data(recipe: Recipe) -> RunData:
 
 def _mixture(recipe: Recipe) -> RunData:
     mixed = read_mixture(Path(recipe.data.mixture).expanduser())
+    bank = tuple(item.document for item in mixed.bank)
     fillers = _distinct(document for q in mixed.train for document in (*q.positives, *q.negatives))
-    return RunData(mixed.train, HoldOut(mixed.holdout, mixed.bank), fillers, dict(mixed.weights), mixed.group)
+    return RunData(mixed.train, HoldOut(mixed.holdout, bank), fillers, dict(mixed.weights), mixed.group)
 
 
 def _corpus(recipe: Recipe) -> RunData:
@@ -244,11 +247,11 @@ def _freeze(
 
 
 def _every(documents: int, tell: Callable[[str], None]) -> Callable[[int, int], None]:
-    told = [0]
+    shown = [0]
 
     def progress(done: int, total: int) -> None:
-        if done >= told[0] + documents:
-            told[0] = done
+        if done >= shown[0] + documents:
+            shown[0] = done
             tell(f"{done:,} of {total:,} documents")
 
     return progress
@@ -289,7 +292,7 @@ def write_product(recipe: Recipe, out: Path, step: int) -> Path:
     return out / "adapter"
 
 
-def first_batch(recipe: Recipe, run: Run) -> TrainBatch:
+def first_batch(recipe: Recipe, run: PreparedRun) -> TrainBatch:
     """A batch of the first phase, for a look before the run begins."""
     questions = next(ExampleStream(by_source(run.data.train), recipe.step.questions, seed=recipe.seed))
     return run.parts.collate[0](questions, Random(f"{recipe.seed}:look"))

@@ -10,7 +10,7 @@ from made import pair, question, questions
 from memspan.text.questions import Question, passage
 from memspan.train.data import clean as reasons
 from memspan.train.data.clean import Cleaner, CleanSettings, latin_share
-from memspan.train.data.leakage import Held, find_leakage
+from memspan.train.data.leakage import EvaluationQuestions, find_leakage
 from memspan.train.data.matching import AnswerFinder, text_hash
 
 TEXT = passage("Otter", "The otter's name is Mabli Jones; it came in 1952, and weighs 5,200 grams.")
@@ -147,7 +147,7 @@ def test_the_report_names_examples_by_source_and_reason() -> None:
 
 
 def test_evaluation_questions_are_dropped_by_text_and_by_id() -> None:
-    held = Held([question(1, id="dev-1"), question(2, id="dev-0123456789abcdef")])
+    held = EvaluationQuestions([question(1, id="dev-1"), question(2, id="dev-0123456789abcdef")])
     cleaner = Cleaner(leaks=held.leaks)
     kept = cleaner.clean([question(1), question(7, id="train-0123456789abcdef"), question(8)])
     assert [found.id for found in kept] == ["zoo-8"]
@@ -166,7 +166,7 @@ def test_leakage_tells_questions_ids_and_passages_apart() -> None:
 
 
 def test_short_ids_of_two_sources_are_not_taken_for_the_same() -> None:
-    assert not Held([question(1, id="dev-17")]).leaks(question(2, id="train-17"))
+    assert not EvaluationQuestions([question(1, id="dev-17")]).leaks(question(2, id="train-17"))
 
 
 def test_hashes_look_past_case_and_punctuation_only() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,7 @@ def test_a_mixture_is_read_as_it_was_written(root: Path) -> None:
     mixture = made(root, spec(mine={"count": 2}))
     write_mixture(mixture, root / "out")
     found = read_mixture(root / "out")
-    assert (found.train, found.holdout, found.weights) == (mixture.train, mixture.holdout, mixture.weights)
-    assert found.bank == tuple(item.document for item in mixture.bank)
+    assert replace(found, report={}) == replace(mixture, report={})
     first = (root / "out" / "train.jsonl.gz").read_bytes()
     write_mixture(mixture, root / "out")
     assert (root / "out" / "train.jsonl.gz").read_bytes() == first

@@ -85,7 +85,7 @@ class Cleaner:
         """
         Args:
             count_tokens: of the model that will read the texts. Default: words, between white space.
-            leaks: whether a question stands in an evaluation set (see `leakage.Held`).
+            leaks: whether a question stands in an evaluation set (see `leakage.EvaluationQuestions`).
         """
         self.settings = settings or CleanSettings()
         self.report: dict[str, SourceReport] = {}

@@ -23,14 +23,14 @@ _NUM_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class ReadQuestions:
     """What was read of some files: questions in order, and the lines that are none."""
 
     questions: tuple[Question, ...]
     malformed: tuple[Malformed, ...] = ()
 
 
-def read_training(paths: Iterable[Path], source: str | None = None) -> Read:
+def read_training(paths: Iterable[Path], source: str | None = None) -> ReadQuestions:
     """Read files of the JSONL form (plain, .gz, .xz), every file by itself checked for malformed lines.
 
     A passage that several questions have is one object in memory. A question that names no source gets the file's
@@ -56,7 +56,7 @@ def read_training(paths: Iterable[Path], source: str | None = None) -> Read:
                 positives=_shared(question.positives, known),
                 negatives=_shared(question.negatives, known),
             )
-    return Read(tuple(questions.values()), tuple(malformed))
+    return ReadQuestions(tuple(questions.values()), tuple(malformed))
 
 
 def _read_file(path: Path, malformed: list[Malformed]) -> tuple[Question, ...]:

@@ -12,7 +12,7 @@ _LONG_ENOUGH = 12
 """Characters from which a source's own id is taken to be unique in the world (a hash, not a number)."""
 
 
-class Held:
+class EvaluationQuestions:
     """The questions of evaluation sets, by the hash of their normalised text and by id."""
 
     def __init__(self, questions: Iterable[Question]) -> None:
@@ -64,7 +64,7 @@ class Leakage:
 
 def find_leakage(training: Iterable[Question], evaluation: Iterable[Question]) -> Leakage:
     """Compare the two by hashes; no question is compared with every other."""
-    held = Held(evaluation)
+    held = EvaluationQuestions(evaluation)
     questions: list[tuple[str, str]] = []
     ids: list[tuple[str, str]] = []
     passages: set[str] = set()

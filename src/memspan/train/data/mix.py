@@ -15,17 +15,17 @@ from pydantic.dataclasses import dataclass as settings
 from memspan.errors import DataError
 from memspan.text.questions import Question, passage
 from memspan.text.readers import BadRecord, Record, Unreadable, read_records
-from memspan.train.data.caps import CAP, capped
 from memspan.train.data.clean import Cleaner, CleanSettings, CountTokens
-from memspan.train.data.files import Read, bank_record, read_training, write_json, write_lines, write_questions
+from memspan.train.data.files import ReadQuestions, bank_record, read_training, write_json, write_lines, write_questions
 from memspan.train.data.holdout import BankPassage, HoldoutSettings, Split, holdout_bank, split_holdout
-from memspan.train.data.leakage import Held
+from memspan.train.data.leakage import EvaluationQuestions
 from memspan.train.data.matching import passage_hash
 from memspan.train.data.mine import Miner, MineSettings, passages_of
 from memspan.train.data.neighbours import NeighbourSettings, in_groups
+from memspan.train.data.stream import CAP, capped
 from memspan.train.structure import STRICT, Above0, Count, Names, Positive, read_yaml, structured
 from memspan.train.teacher import SentenceTeacher
-from memspan.types import JSON, Document
+from memspan.types import JSON
 
 TRAIN, HOLDOUT, BANK, REPORT = "train.jsonl.gz", "holdout.jsonl.gz", "bank.jsonl.gz", "mixture.json"
 
@@ -133,7 +133,7 @@ def mix(
     Raises:
         DataError: a file cannot be used, or nothing of a source is left.
     """
-    held = Held(evaluation)
+    held = EvaluationQuestions(evaluation)
     abstractive = (*spec.clean.abstractive, *(name for name, source in spec.sources.items() if source.abstractive))
     cleaner = Cleaner(replace(spec.clean, abstractive=abstractive), count_tokens, held.leaks)
     splits: dict[str, Split] = {}
@@ -191,13 +191,13 @@ def _train(
     return train
 
 
-def _read_source(name: str, source: SourceSpec, root: Path) -> Read:
+def _read_source(name: str, source: SourceSpec, root: Path) -> ReadQuestions:
     read = read_training(root / file for file in source.files)
     wanted = [q for q in read.questions if not source.only or q.source in source.only]
     if not wanted:
         known = ", ".join(sorted({question.source for question in read.questions}))
         raise DataError(f"no line of {name} is of {', '.join(source.only)}; its lines are of {known}")
-    return Read(tuple(replace(question, source=name) for question in wanted), read.malformed)
+    return ReadQuestions(tuple(replace(question, source=name) for question in wanted), read.malformed)
 
 
 def _mine(
@@ -234,36 +234,25 @@ def write_mixture(mixture: Mixture, folder: Path) -> None:
     write_json(folder / REPORT, report)
 
 
-@dataclass(frozen=True, slots=True)
-class MixedData:
-    """What a mixture's folder holds, for a training run; see `Mixture`."""
-
-    train: tuple[Question, ...]
-    holdout: tuple[Question, ...]
-    bank: tuple[Document, ...]
-    weights: Mapping[str, float]
-    group: int = 1
-
-
-def read_mixture(folder: Path) -> MixedData:
+def read_mixture(folder: Path) -> Mixture:
     """Read what `write_mixture` wrote.
 
     Raises:
         DataError: a file of it is missing or damaged.
     """
     try:
-        told = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        weights, group = told["weights"], int(told.get("group", 1))
-        records = [record for record in read_records(folder / BANK)]
+        written = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        weights, group, report = written["weights"], int(written.get("group", 1)), written.get("sources", {})
+        records = list(read_records(folder / BANK))
     except (OSError, ValueError, KeyError, Unreadable) as error:
         raise DataError(f"{folder} holds no whole mixture ({error}); make it with: memspan data mix") from error
-    holdout = folder / HOLDOUT
-    bank = [_bank_document(record, folder / BANK) for record in records]
-    train = read_training([folder / TRAIN]).questions
-    return MixedData(train, read_training([holdout]).questions, tuple(bank), weights, group)
+    train, holdout = (read_training([folder / name]).questions for name in (TRAIN, HOLDOUT))
+    return Mixture(train, holdout, tuple(_bank_passage(one, folder / BANK) for one in records), weights, report, group)
 
 
-def _bank_document(record: Record | BadRecord, path: Path) -> Document:
+def _bank_passage(record: Record | BadRecord, path: Path) -> BankPassage:
     if isinstance(record, BadRecord):
         raise DataError(f"{path}#{record.line}: {record.reason}; make the mixture again: memspan data mix")
-    return passage(str(record.values.get("title", "")), str(record.values["text"]))
+    values = record.values
+    document = passage(str(values.get("title", "")), str(values["text"]))
+    return BankPassage(document, str(values.get("source", "")))

@@ -11,7 +11,7 @@ from typing import Any
 from memspan.errors import DataError
 from memspan.text.questions import BAD_RECORD, Malformed, Question, checked_text, describe, json_records, passage
 from memspan.text.readers import BadRecord, Unreadable, read_rows
-from memspan.train.data.files import Read, check_malformed
+from memspan.train.data.files import ReadQuestions, check_malformed
 
 KNOWN_PAIRS = (("query", "document"), ("question", "answer"), ("title", "body"), ("title", "text"))
 """Columns that are taken where none are named, the first pair that a file has."""
@@ -57,7 +57,7 @@ class Columns:
         raise ValueError(f"no pair of columns among {', '.join(record)}; name them with --query and --document")
 
 
-def from_pairs(paths: Iterable[Path], source: str, columns: Columns | None = None) -> Read:
+def from_pairs(paths: Iterable[Path], source: str, columns: Columns | None = None) -> ReadQuestions:
     """Read pairs from .jsonl (plain or packed), .json, .csv and .tsv files. A line that was read before is passed over.
 
     Raises:
@@ -78,7 +78,7 @@ def from_pairs(paths: Iterable[Path], source: str, columns: Columns | None = Non
                 bad.append(Malformed(where, describe(error)))
         check_malformed(str(path), good, bad)
         malformed += bad
-    return Read(tuple(questions.values()), tuple(malformed))
+    return ReadQuestions(tuple(questions.values()), tuple(malformed))
 
 
 def _question(record: Mapping[str, Any], columns: Columns, source: str) -> Question:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from memspan.text.questions import Question
 from memspan.train.data.clean import CountTokens, count_words
+from memspan.train.data.stream import by_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,7 @@ def stats(questions: Sequence[Question], count_tokens: CountTokens | None = None
     Args:
         count_tokens: of a model. Default: words, between white space.
     """
-    by_source: dict[str, list[Question]] = {}
-    for question in questions:
-        by_source.setdefault(question.source, []).append(question)
-    return {name: _source(found, count_tokens or count_words) for name, found in by_source.items()}
+    return {name: _source(found, count_tokens or count_words) for name, found in by_source(questions).items()}
 
 
 def _source(questions: Sequence[Question], count: CountTokens) -> SourceStats:

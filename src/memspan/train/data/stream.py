@@ -10,7 +10,9 @@ from typing import Any
 
 from memspan.errors import DataError
 from memspan.text.questions import Question
-from memspan.train.data.caps import CAP, capped
+
+CAP = 500_000
+"""Questions of a source at most, unless it says otherwise (paper, Table 5)."""
 
 
 @dataclass(slots=True)
@@ -167,6 +169,14 @@ class ExampleStream:
             for question in self._questions[name]:
                 digest.update(f"{name}\0{question.id}\0{question.question}\0".encode(errors="replace"))
         return digest.hexdigest()
+
+
+def capped(questions: Sequence[Question], cap: int, seed: str) -> list[Question]:
+    """At most `cap` questions, drawn at random, in their order."""
+    if len(questions) <= cap:
+        return list(questions)
+    chosen = sorted(random.Random(seed).sample(range(len(questions)), cap))
+    return [questions[place] for place in chosen]
 
 
 def by_source(questions: Iterable[Question]) -> dict[str, list[Question]]:
