@@ -227,7 +227,7 @@ def _reencode(folder: Path, done: Done) -> None:
     bank = MemoryBank.open(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memspan.bank.reencode, "manifest_of", lambda loaded: loaded.manifest)
-        patch.setattr(memspan.bank.reencode, "names_formerly", lambda manifest, loaded: False)
+        patch.setattr(memspan.bank.reencode, "has_former_name", lambda manifest, loaded: False)
         patch.setattr(memspan.bank.run, "encode_batch", encoder.encode_batch)
         memspan.bank.reencode.reencode(bank, encoder, batch_tokens=1, commit_seconds=0)
     done()

@@ -65,7 +65,7 @@ def manifest_of(loaded: LoadedModel) -> Manifest:
     return Manifest.of_model(model.config, model.encoder_fingerprint())
 
 
-def names_formerly(bank: Manifest, loaded: LoadedModel) -> bool:
+def has_former_name(bank: Manifest, loaded: LoadedModel) -> bool:
     """Whether a bank is this model's and names it by the fingerprint that it had in a former version."""
     own = manifest_of(loaded)
     is_alike = replace(bank, encoder_fingerprint=own.encoder_fingerprint, backbone=own.backbone) == own
@@ -76,12 +76,12 @@ def check_model(bank: Manifest, loaded: LoadedModel) -> Manifest:
     """See that a model is the one that encoded a bank.
 
     Returns:
-        The manifest that the model has for this bank: its own, or that of a bank that `names_formerly`.
+        The manifest that the model has for this bank: its own, or that of a bank that `has_former_name`.
 
     Raises:
         BankMismatch: another model encoded it.
     """
-    if names_formerly(bank, loaded):
+    if has_former_name(bank, loaded):
         return bank
     own = manifest_of(loaded)
     bank.check_same(own)

@@ -11,9 +11,9 @@ from memspan.bank.add import COMMIT_SECONDS, WINDOW_BATCHES
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.compaction import drop_unwanted_staged, sweep
 from memspan.bank.edits import NewDocument, NewSource, Written
-from memspan.bank.encode import Part, SourceParts, manifest_of, names_formerly, tokenise
+from memspan.bank.encode import Part, SourceParts, has_former_name, manifest_of, tokenise
 from memspan.bank.folder import segments_folder, text_crc32
-from memspan.bank.run import Progress, Run
+from memspan.bank.run import EncodingRun, Progress
 from memspan.bank.segment import SegmentWriter
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import BATCH_TOKENS
@@ -47,9 +47,9 @@ def reencode(
     Needs the space of both sets of latents. Arguments and errors are those of `add_documents`.
     """
     manifest = manifest_of(loaded)
-    run = Run(loaded, progress, should_stop, batch_tokens)
+    run = EncodingRun(loaded, progress, should_stop, batch_tokens)
     with bank.locked():
-        if names_formerly(bank.manifest, loaded):
+        if has_former_name(bank.manifest, loaded):
             edits.write_manifest(bank.catalog, dataclasses.asdict(manifest))
             bank.manifest = manifest
         if bank.manifest == manifest:
@@ -67,7 +67,7 @@ def reencode(
             if run.report.interrupted:
                 return run.report
         drop_unwanted_staged(bank.catalog, bank.folder)
-        edits.swap(bank.catalog, values)
+        edits.publish_staged(bank.catalog, values)
         sweep(bank.catalog, bank.folder)
     bank.manifest = manifest
     return run.report
@@ -78,7 +78,7 @@ def restore_segments(bank: MemoryBank, loaded: LoadedModel, namespace: str, segm
 
     A document whose text is lost cannot be encoded, and is no document any more.
     """
-    run = Run(loaded, lambda report: None, lambda: False, BATCH_TOKENS)
+    run = EncodingRun(loaded, lambda report: None, lambda: False, BATCH_TOKENS)
     writer = SegmentWriter(segments_folder(bank.folder), bank.manifest.msa_layers, MAX_SEGMENT_BYTES)
     for segment_id in segment_ids:
         documents = bank.catalog.documents_in_segment(namespace, segment_id)
@@ -98,7 +98,7 @@ def restore_segments(bank: MemoryBank, loaded: LoadedModel, namespace: str, segm
 class _Staging:
     """Encodes sources and keeps their latents in the catalog's staging tables."""
 
-    def __init__(self, bank: MemoryBank, loaded: LoadedModel, run: Run, commit_seconds: float) -> None:
+    def __init__(self, bank: MemoryBank, loaded: LoadedModel, run: EncodingRun, commit_seconds: float) -> None:
         self._bank, self._loaded, self._run, self._commit_seconds = bank, loaded, run, commit_seconds
         self._next_id = bank.catalog.next_document_id()
         self._layers = loaded.model.config.layers

@@ -1,4 +1,4 @@
-"""`Run`: encoding on its way, counted and told batch by batch, until it is done or asked to stop."""
+"""`EncodingRun`: encoding on its way, counted and reported batch by batch, until it is done or asked to stop."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from memspan.types import AddReport
 Progress = Callable[[AddReport], None]
 
 
-class Run:
-    """Encoding on its way: what is done is told and counted here."""
+class EncodingRun:
+    """Encoding on its way: what is done is counted and reported here."""
 
     def __init__(
         self, loaded: LoadedModel, progress: Progress, should_stop: Callable[[], bool], batch_tokens: int
@@ -47,7 +47,7 @@ class Run:
                 return
             encode_batch(self._loaded, batch)
             self.count_batch(batch)
-            self.tell()
+            self.report_progress()
 
     def count_batch(self, batch: Sequence[Part]) -> None:
         """Add a batch that is encoded to the report's numbers."""
@@ -58,8 +58,8 @@ class Run:
             chunks=sum(part.chunks for part in batch),
         )
 
-    def tell(self) -> None:
-        """Say how far it is, and hear whether to go on."""
+    def report_progress(self) -> None:
+        """Report how far it is, and ask whether to go on."""
         self._progress(self.report)
         if self._should_stop():
             self.interrupt()

@@ -199,7 +199,7 @@ def documents_of(given: Sequence[MemoryIn]) -> list[Document]:
 
 
 def _id_of(given: MemoryIn) -> str:
-    """An id made from the content: the same memory told twice is remembered once."""
+    """An id made from the content: the same memory added twice is stored once."""
     content = json.dumps([given.title, given.text, given.date])
     return f"memory-{hashlib.sha256(content.encode()).hexdigest()[:24]}"
 
