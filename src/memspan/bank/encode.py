@@ -34,6 +34,16 @@ class Part:
     chunks: int = 0
     latents: EncodedDocuments | None = None
 
+    @classmethod
+    def of(cls, document_id: int, span: Span, text: str, template: PromptTemplate) -> Part:
+        """A document in tokens.
+
+        Args:
+            text: its part of the source, with the title where that is encoded (`part_text`).
+        """
+        ids = template.document(document_id, text)
+        return cls(NewDocument(document_id, span, len(ids)), ids, text_crc32(text))
+
     def write(self, segments: SegmentWriter) -> None:
         """Give the latents to a segment."""
         assert self.latents is not None, "this process encoded it"
@@ -90,12 +100,8 @@ def check_model(bank: Manifest, loaded: LoadedModel) -> Manifest:
 
 def tokenise(document: Document, spans: Sequence[Span], ids: Iterable[int], template: PromptTemplate) -> SourceParts:
     """Give the parts of a source their ids, in tokens."""
-    source = SourceParts(document)
-    for document_id, span in zip(ids, spans, strict=True):
-        text = part_text(document, span)
-        tokens = template.document(document_id, text)
-        source.parts.append(Part(NewDocument(document_id, span, len(tokens)), tokens, text_crc32(text)))
-    return source
+    pairs = zip(ids, spans, strict=True)
+    return SourceParts(document, [Part.of(number, span, part_text(document, span), template) for number, span in pairs])
 
 
 def batches(parts: Sequence[Part], batch_tokens: int) -> Iterator[list[Part]]:

@@ -10,9 +10,9 @@ from memspan.bank import edits
 from memspan.bank.add import COMMIT_SECONDS, WINDOW_BATCHES
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.compaction import drop_unwanted_staged, sweep
-from memspan.bank.edits import NewDocument, NewSource, Written
+from memspan.bank.edits import NewSource, Written
 from memspan.bank.encode import Part, SourceParts, has_former_name, manifest_of, tokenise
-from memspan.bank.folder import segments_folder, text_crc32
+from memspan.bank.folder import segments_folder
 from memspan.bank.run import EncodingRun, Progress
 from memspan.bank.segment import SegmentWriter
 from memspan.model.convert import LoadedModel
@@ -83,14 +83,10 @@ def restore_segments(bank: MemoryBank, loaded: LoadedModel, namespace: str, segm
     for segment_id in segment_ids:
         documents = bank.catalog.documents_in_segment(namespace, segment_id)
         for start in range(0, len(documents), _PAGE):
-            window: list[Part] = []
             page = documents[start : start + _PAGE]
-            for stored in page:
-                ids = loaded.template.document(stored.id, stored.encoded_text)
-                document = NewDocument(stored.id, stored.span, len(ids))
-                window.append(Part(document, ids, text_crc32(stored.encoded_text)))
-            run.encode(run.batches(window))
-            for part in window:
+            parts = [Part.of(stored.id, stored.span, stored.encoded_text, loaded.template) for stored in page]
+            run.encode(run.batches(parts))
+            for part in parts:
                 part.write(writer)
     edits.replace_segments(bank.catalog, namespace, segment_ids, Written(*writer.finish()), losing=True)
 

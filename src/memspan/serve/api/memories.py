@@ -104,7 +104,7 @@ async def list_memories(
     served, name = service.bank(bank), namespace_for(reader, namespace)
     after = _after(cursor)
     scope = Scope.parse(_filter(where), as_of)
-    found = await run_in_threadpool(served.page, name, after, limit + 1, scope)
+    found = await run_in_threadpool(served.read, lambda catalog: catalog.source_page(name, after, limit + 1, scope))
     shown, more = found[:limit], len(found) > limit
     return MemoryList(
         data=[MemoryOut.of(served.name, name, stored, text) for stored in shown],
