@@ -9,10 +9,9 @@ from typing import IO, Literal
 
 from memspan.bank.bank import BankWriter, MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.encode import Part, SourceParts, check_model, manifest_of, tokenise
+from memspan.bank.encode import EncodingRun, Part, Progress, SourceParts, check_model, manifest_of, tokenise
 from memspan.bank.encoders import Encoders, Group
 from memspan.bank.lines import read_exported
-from memspan.bank.run import EncodingRun, Progress
 from memspan.errors import BankError, DuplicateDocument
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import BATCH_TOKENS

@@ -1,8 +1,9 @@
-"""Text -> latents: a source is split into parts, parts are encoded in batches of like length."""
+"""Text -> latents: a source is split into parts, parts are encoded in batches of like length, counted and reported."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,7 +16,7 @@ from memspan.model.convert import LoadedModel
 from memspan.model.former import is_former_fingerprint
 from memspan.text.packing import length_batches
 from memspan.text.template import PromptTemplate, part_text
-from memspan.types import Document, EncodedDocuments, Span
+from memspan.types import AddReport, Document, EncodedDocuments, Span
 
 
 @dataclass(slots=True)
@@ -125,3 +126,62 @@ def encode_batch(loaded: LoadedModel, batch: Sequence[Part]) -> None:
         )
         part.chunks = rows
         first += rows
+
+
+Progress = Callable[[AddReport], None]
+
+
+class EncodingRun:
+    """Encoding on its way: what is done is counted and reported here."""
+
+    def __init__(
+        self, loaded: LoadedModel, progress: Progress, should_stop: Callable[[], bool], batch_tokens: int
+    ) -> None:
+        self.report = AddReport()
+        self._loaded, self._progress, self._should_stop = loaded, progress, should_stop
+        self._batch_tokens = batch_tokens
+        self._started = self._last_commit = time.monotonic()
+
+    @property
+    def seconds_since_commit(self) -> float:
+        return time.monotonic() - self._last_commit
+
+    def committed(self) -> None:
+        self._last_commit = time.monotonic()
+
+    def count(self, **more: int) -> None:
+        """Add to the report's numbers."""
+        numbers = {name: getattr(self.report, name) + number for name, number in more.items()}
+        self.report = replace(self.report, seconds=time.monotonic() - self._started, **numbers)
+
+    def batches(self, parts: Sequence[Part]) -> list[list[Part]]:
+        """Parts as they are encoded together."""
+        return list(batches(parts, self._batch_tokens))
+
+    def encode(self, batches: Iterable[Sequence[Part]]) -> None:
+        """Encode batch by batch, unless asked to stop."""
+        for batch in batches:
+            if self.report.interrupted:
+                return
+            encode_batch(self._loaded, batch)
+            self.count_batch(batch)
+            self.report_progress()
+
+    def count_batch(self, batch: Sequence[Part]) -> None:
+        """Add a batch that is encoded to the report's numbers."""
+        self.count(
+            documents=len(batch),
+            tokens=sum(part.document.tokens for part in batch),
+            characters=sum(part.document.span.length for part in batch),
+            chunks=sum(part.chunks for part in batch),
+        )
+
+    def report_progress(self) -> None:
+        """Report how far it is, and ask whether to go on."""
+        self._progress(self.report)
+        if self._should_stop():
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        """Encode nothing more."""
+        self.report = replace(self.report, interrupted=True)

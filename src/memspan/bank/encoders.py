@@ -25,9 +25,8 @@ from typing import Any, Protocol
 
 from memspan.bank.bank import MAX_SEGMENT_BYTES
 from memspan.bank.edits import Written
-from memspan.bank.encode import Part, manifest_of
+from memspan.bank.encode import EncodingRun, Part, manifest_of
 from memspan.bank.folder import segment_paths, segments_folder
-from memspan.bank.run import EncodingRun
 from memspan.bank.segment import SegmentWriter
 from memspan.errors import BankError, RankError
 from memspan.model.convert import LoadedModel

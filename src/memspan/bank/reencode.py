@@ -11,9 +11,8 @@ from memspan.bank.add import COMMIT_SECONDS, WINDOW_BATCHES
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.compaction import drop_unwanted_staged, sweep
 from memspan.bank.edits import NewSource, Written
-from memspan.bank.encode import Part, SourceParts, has_former_name, manifest_of, tokenise
+from memspan.bank.encode import EncodingRun, Part, Progress, SourceParts, has_former_name, manifest_of, tokenise
 from memspan.bank.folder import segments_folder
-from memspan.bank.run import EncodingRun, Progress
 from memspan.bank.segment import SegmentWriter
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import BATCH_TOKENS
