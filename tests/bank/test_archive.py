@@ -460,7 +460,7 @@ def test_documents_come_back_through_a_file_as_they_were(tmp_path: Path, loaded:
 def test_an_import_that_was_stopped_continues(
     tmp_path: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memspan.bank.run.batches", lambda parts, tokens: [[part] for part in parts])
+    monkeypatch.setattr("memspan.bank.encode.batches", lambda parts, tokens: [[part] for part in parts])
     bank = MemoryBank.create(tmp_path / "bank", manifest_of(loaded))
     for namespace in ("a", "b"):
         add_documents(

@@ -425,7 +425,7 @@ def test_what_is_staged_is_seen_by_nobody_until_it_is_swapped_in(catalog: Catalo
     assert (catalog.page(DEFAULT, 0, 9), catalog.segments(), catalog.counts(), _found(catalog, "gnu")) == before
     assert (catalog.read_manifest(), catalog.staged_manifest()) == ({"chunk_size": 1}, {"chunk_size": 2})
     assert catalog.next_document_id() == 9, "ids that are staged are not given again"
-    edits.swap(catalog, {"chunk_size": 2})
+    edits.publish_staged(catalog, {"chunk_size": 2})
     assert (catalog.read_manifest(), catalog.staged_manifest()) == ({"chunk_size": 2}, None)
     assert [(d.id, d.external_id, d.text, d.chunks) for d in catalog.page(DEFAULT, 0, 9)] == [
         (kept, "a", "zebra", 5),
@@ -444,7 +444,7 @@ def test_deleting_a_source_drops_what_is_staged_of_it(catalog: Catalog) -> None:
     _stage(catalog, "b", two)
     edits.delete_sources(catalog, DEFAULT, ["a"])
     assert [wanted for *_, wanted in catalog.staged_segments(DEFAULT)] == [set(), {two}]
-    edits.swap(catalog, {})
+    edits.publish_staged(catalog, {})
     assert _ids(catalog) == [two]
 
 

@@ -28,7 +28,7 @@ from helpers import (
 from memspan.bank import database, network
 from memspan.bank.bank import MemoryBank
 from memspan.bank.database import Database
-from memspan.bank.network import network_type, told_network_type
+from memspan.bank.network import network_type, network_type_with_warning
 from memspan.errors import BankBusy, BankError
 from memspan.types import Document
 
@@ -39,12 +39,12 @@ SCHEMA = "CREATE TABLE t (x UNIQUE); INSERT INTO t VALUES (1);"
 @pytest.fixture
 def remote(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every folder is on a network; nobody waits long for a lock."""
-    monkeypatch.setattr(database, "told_network_type", lambda folder: "made up")
+    monkeypatch.setattr(database, "network_type_with_warning", lambda folder: "made up")
     monkeypatch.setattr(database, "_BUSY_SECONDS", 0.05)
 
 
 def _local(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "told_network_type", lambda folder: None)
+    monkeypatch.setattr(database, "network_type_with_warning", lambda folder: None)
 
 
 def _rows(handle: Database) -> list[int]:
@@ -154,7 +154,7 @@ def test_a_network_folder_is_told_of_once(
         read_bank(MemoryBank.open(tmp_path / "bank"))
     (record,) = caplog.records
     assert "nfs" in record.getMessage() and str(tmp_path / "bank") in record.getMessage()
-    told_network_type.cache_clear()
+    network_type_with_warning.cache_clear()
 
 
 # --- the journal ----------------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_a_file_with_a_log_is_given_a_journal_without_shared_memory(
     local.close()
     # A folder where the shared memory would be: SQLite cannot make it.
     (tmp_path / "share" / "file.sqlite-shm").mkdir()
-    monkeypatch.setattr(database, "told_network_type", lambda folder: "made up")
+    monkeypatch.setattr(database, "network_type_with_warning", lambda folder: "made up")
     handle = Database(tmp_path / "share" / "file.sqlite")
     assert handle.value("PRAGMA journal_mode") == "delete" and _rows(handle) == [1, 2]
     assert not (tmp_path / "share" / "file.sqlite-wal").exists()
@@ -251,7 +251,7 @@ def test_a_file_with_a_log_is_given_a_journal_without_shared_memory(
 
 def test_a_file_whose_log_someone_uses_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = Database(tmp_path / "file.sqlite", schema=SCHEMA)
-    monkeypatch.setattr(database, "told_network_type", lambda folder: "made up")
+    monkeypatch.setattr(database, "network_type_with_warning", lambda folder: "made up")
     monkeypatch.setattr(database, "_BUSY_SECONDS", 0.05)
     with pytest.raises(BankBusy, match="is in use"):
         Database(local.path)

@@ -47,7 +47,7 @@ Stop = dict[str, Any]
 @pytest.fixture(autouse=True)
 def _encoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every document is encoded in a batch of its own: in another batch its last bits may be others."""
-    monkeypatch.setattr("memspan.bank.run.batches", lambda parts, tokens: [[part] for part in parts])
+    monkeypatch.setattr("memspan.bank.encode.batches", lambda parts, tokens: [[part] for part in parts])
 
 
 @pytest.fixture(scope="module")

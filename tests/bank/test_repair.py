@@ -40,7 +40,7 @@ Sources = dict[str, list[tuple[Any, ...]]]
 @pytest.fixture(autouse=True)
 def _encoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every document is encoded in a batch of its own: in another batch its last bits may be others."""
-    monkeypatch.setattr("memspan.bank.run.batches", lambda parts, tokens: [[part] for part in parts])
+    monkeypatch.setattr("memspan.bank.encode.batches", lambda parts, tokens: [[part] for part in parts])
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def template(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> P
     """Two namespaces; texts in parts, one replaced, one deleted; three segments."""
     folder = tmp_path_factory.mktemp("repair") / "bank"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("memspan.bank.run.batches", lambda parts, tokens: [[part] for part in parts])
+        patch.setattr("memspan.bank.encode.batches", lambda parts, tokens: [[part] for part in parts])
         with closing(MemoryBank.create(folder, manifest_of(loaded))) as bank:
             add_documents(bank, loaded, CORPUS)
             add_documents(bank, loaded, [Document("replaced", "the new text")])

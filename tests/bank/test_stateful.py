@@ -81,7 +81,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         # In another batch its last bits may be others.
-        self.patch.setattr("memspan.bank.run.batches", _one_by_one)
+        self.patch.setattr("memspan.bank.encode.batches", _one_by_one)
         self.folder = tempfile.TemporaryDirectory()
         self.number = 0
         self.bank = MemoryBank.create(Path(self.folder.name) / "bank", manifest_of(_model(0)))

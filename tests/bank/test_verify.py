@@ -553,6 +553,18 @@ def test_two_texts_that_changed_places_are_found(folder: Path) -> None:
     assert {"long", "described"} <= {fault.where for fault in _faults(folder) if fault.kind == "catalog"}
 
 
+def test_a_text_that_changed_with_its_hashes_is_found_by_what_its_latents_were_made_of(folder: Path) -> None:
+    changed = Document("long", "ONE two three four five six")  # with the same words, so the index is right
+    _change(
+        folder,
+        f"UPDATE texts SET text = '{changed.text}' WHERE {_id('long', 'texts')}",
+        f"UPDATE sources SET content_hash = '{changed.content_hash}', text_hash = '{changed.text_hash}' "
+        f"WHERE {_id('long', 'sources')}",
+    )
+    (fault,) = _faults(folder)
+    assert fault.kind == "segment" and "those of another text" in fault.message
+
+
 def test_two_documents_that_changed_their_ids_are_found(folder: Path) -> None:
     # Of equal size, and both rows are whole: only who is who is wrong.
     _fill(bank := MemoryBank.open(folder), Document("one", "of two"), Document("two", "of two."))

@@ -100,7 +100,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.network:
-        database.told_network_type = lambda folder: "made up"
+        database.network_type_with_warning = lambda folder: "made up"
     warnings.simplefilter("ignore", DeprecationWarning)  # forking is safe here: no other thread runs
     harness = Harness(Shim(arguments.library), arguments.folder.resolve(), arguments.sampling)
     kinds = {name: (scenario, tuple(KINDS)) for name, scenario in SCENARIOS.items()}

@@ -31,8 +31,8 @@ import pytest
 import torch
 from helpers import add_latents, random_latents, tiny_manifest
 
+import memspan.bank.encode
 import memspan.bank.reencode
-import memspan.bank.run
 from memspan.bank import coarse
 from memspan.bank.bank import MemoryBank
 from memspan.bank.compaction import FAN_OUT
@@ -227,8 +227,8 @@ def _reencode(folder: Path, done: Done) -> None:
     bank = MemoryBank.open(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memspan.bank.reencode, "manifest_of", lambda loaded: loaded.manifest)
-        patch.setattr(memspan.bank.reencode, "names_formerly", lambda manifest, loaded: False)
-        patch.setattr(memspan.bank.run, "encode_batch", encoder.encode_batch)
+        patch.setattr(memspan.bank.reencode, "has_former_name", lambda manifest, loaded: False)
+        patch.setattr(memspan.bank.encode, "encode_batch", encoder.encode_batch)
         memspan.bank.reencode.reencode(bank, encoder, batch_tokens=1, commit_seconds=0)
     done()
     bank.close()

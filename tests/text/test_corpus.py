@@ -20,7 +20,7 @@ from pypdf.generic import DictionaryObject, NameObject, StreamObject
 
 from memspan.errors import CorpusError
 from memspan.text import corpus
-from memspan.text.corpus import Reading, Skipped, installed_packages, read_paths, read_stream
+from memspan.text.corpus import ReadProgress, Skipped, installed_packages, read_paths, read_stream
 from memspan.types import Document
 
 
@@ -439,7 +439,7 @@ def test_how_much_is_left_is_told_from_the_bytes_that_are_read(tmp_path: Path, n
     write(tmp_path / "note.txt", "x" * 100_000)
     write(tmp_path / "no.bin", "x" * 10_000_000)
     total = 64 * 9999 + 100_000
-    reading = Reading([tmp_path])
+    reading = ReadProgress([tmp_path])
     assert reading.total_characters() is None
     estimates = [(reading.characters, reading.total_characters()) for _ in read_paths([tmp_path], reading)]
     for characters, estimate in estimates[5000:]:
@@ -450,7 +450,7 @@ def test_how_much_is_left_is_told_from_the_bytes_that_are_read(tmp_path: Path, n
 
 def test_nothing_readable_is_no_characters(tmp_path: Path) -> None:
     write(tmp_path / "empty.txt", "")
-    reading = Reading([tmp_path, tmp_path / "empty.txt"])
+    reading = ReadProgress([tmp_path, tmp_path / "empty.txt"])
     assert all(isinstance(item, Skipped) for item in read_paths([tmp_path, tmp_path / "empty.txt"], reading))
     assert reading.total_characters() == 0
 

@@ -9,11 +9,10 @@ from typing import IO, Literal
 
 from memspan.bank.bank import BankWriter, MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.encode import Part, SourceParts, check_model, manifest_of, tokenise
+from memspan.bank.encode import EncodingRun, Part, Progress, SourceParts, check_model, manifest_of, tokenise
 from memspan.bank.encoders import Encoders, Group
 from memspan.bank.lines import read_exported
 from memspan.bank.remembered import remember
-from memspan.bank.run import Progress, Run
 from memspan.errors import BankError, DuplicateDocument
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import BATCH_TOKENS
@@ -90,7 +89,7 @@ def add_documents(
     Any other exception (from `documents`, say) ends the run after what was encoded is committed.
     """
     manifest = manifest_of(loaded)
-    run = Run(loaded, progress, should_stop, batch_tokens)
+    run = EncodingRun(loaded, progress, should_stop, batch_tokens)
     with Encoders(run, group, bank.folder, manifest.encoder_fingerprint) as encoders:
         check_model(bank.manifest, loaded)
         with bank.writer(namespace) as writer:
@@ -138,7 +137,7 @@ def import_documents(
 class _Adding:
     """A writer, and who encodes for it."""
 
-    def __init__(self, writer: BankWriter, encoders: Encoders, run: Run) -> None:
+    def __init__(self, writer: BankWriter, encoders: Encoders, run: EncodingRun) -> None:
         self.writer, self.encoders = writer, encoders
         self._run = run
         self._committing = False

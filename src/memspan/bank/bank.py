@@ -100,15 +100,15 @@ class MemoryBank(TextBank):
         """
         seen = -1
         while True:
-            held = contextlib.ExitStack()
-            catalog = held.enter_context(self.pinned_catalog())
+            stack = contextlib.ExitStack()
+            catalog = stack.enter_context(self.pinned_catalog())
             commit = catalog.commits()
             try:
                 view = self._view(catalog, namespace, commit)
-                shards, close = view.joined, held.close
+                shards, close = view.joined, stack.close
                 return Snapshot(namespace, commit, self.manifest, shards, catalog, close, self.tiers, view.masks)
             except BaseException as error:
-                held.close()
+                stack.close()
                 # A reader that cannot be registered (a read-only folder) may find a file compacted away under it: it
                 # looks again. If nothing was committed meanwhile, the file is missing for good.
                 if not isinstance(error, BankError) or commit == seen:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from memspan.bank.database import Database
 from memspan.bank.folder import SegmentFiles
@@ -170,12 +170,14 @@ class Catalog(Database):
             (namespace, document_id),
         )
 
-    def segments(self, namespace: str | None = None) -> list[tuple[int, SegmentFiles]]:
-        """Numbers and files of the live segments, oldest first; of one namespace, or of all."""
+    def segments(
+        self, namespace: str | None = None, state: Literal["live", "staged"] = "live"
+    ) -> list[tuple[int, SegmentFiles]]:
+        """Numbers and files of the segments in a state, oldest first; of one namespace, or of all."""
         within = "" if namespace is None else "AND n.name = ?"
         query = (
             f"SELECT g.id, {_SEGMENT_COLUMNS} FROM segments g JOIN namespaces n ON n.id = g.namespace_id "
-            f"WHERE g.state = 'live' {within} ORDER BY g.id"
+            f"WHERE g.state = '{state}' {within} ORDER BY g.id"
         )
         values = () if namespace is None else (namespace,)
         return [(row[0], SegmentFiles(*row[1:])) for row in self.read(query, values)]
@@ -250,14 +252,10 @@ class Catalog(Database):
 
     def staged_segments(self, namespace: str) -> list[tuple[int, SegmentFiles, set[int]]]:
         """Numbers and files of the staged segments of a namespace, with the ids that are still wanted of each."""
-        query = (
-            f"SELECT g.id, {_SEGMENT_COLUMNS} FROM segments g JOIN namespaces n ON n.id = g.namespace_id "
-            "WHERE g.state = 'staged' AND n.name = ? ORDER BY g.id"
-        )
         wanted = "SELECT document_id FROM staged WHERE segment_id = ?"
         return [
-            (row[0], SegmentFiles(*row[1:]), {number for (number,) in self.read(wanted, (row[0],))})
-            for row in self.read(query, (namespace,))
+            (segment_id, files, {number for (number,) in self.read(wanted, (segment_id,))})
+            for segment_id, files in self.segments(namespace, "staged")
         ]
 
     def unstaged_documents(self, namespace: str) -> list[StoredDocument]:

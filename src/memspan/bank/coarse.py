@@ -96,7 +96,7 @@ def coarse_tensors(
 def open_coarse(
     path: Path, layers: Sequence[int], num_rows: int, num_documents: int, width: int, keys_sha256: str
 ) -> CoarseFile | None:
-    """The file of a segment; None where there is none, or none of these keys (a damaged one is told of)."""
+    """The file of a segment; None where there is none, or none of these keys (a damaged one is logged)."""
     L = len(layers)
     expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         **{f"layer_{layer}": ((num_rows, width), torch.int8) for layer in layers},

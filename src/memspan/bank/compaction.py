@@ -167,7 +167,7 @@ def sweep(catalog: Catalog, folder: Path) -> bool:
         unknown = [path for path in files if is_partial(path) or segment_of(path) not in {None, *states}]
         if unknown:
             # A commit that failed may still lie in the log and come back after a crash, unless another overwrites it.
-            edits.settle(catalog)
+            edits.overwrite_log(catalog)
         obsolete = [path for path in files if segment_of(path) in gone]
         in_use = [path for path in (*unknown, *obsolete) if not remove(path)]
         if obsolete:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from memspan.bank.network import told_network_type
+from memspan.bank.network import network_type_with_warning
 from memspan.errors import BankBusy, BankError
 
 _BUSY_SECONDS = 30
@@ -35,7 +35,7 @@ class Database:
         self.read_only = False
         self._db: sqlite3.Connection | None = None
         try:
-            on_network = told_network_type(path.absolute().parent)
+            on_network = network_type_with_warning(path.absolute().parent)
             self._db = _connect(f"{path.absolute().as_uri()}?mode={'rw' if schema is None else 'rwc'}")
             if schema is not None:
                 self._db.execute(f"PRAGMA journal_mode = {'DELETE' if on_network else 'WAL'}")
@@ -57,7 +57,7 @@ class Database:
                 self.read_only = True
         except (sqlite3.Error, UnicodeError, OSError) as error:
             self.close()
-            raise self._told(error, f"{path} is not a readable bank catalog ({error}); {_REMEDY}") from error
+            raise self._bank_error(error, f"{path} is not a readable bank catalog ({error}); {_REMEDY}") from error
 
     def close(self) -> None:
         """Let go of the file. A closed connection is of no use."""
@@ -83,7 +83,7 @@ class Database:
         try:
             yield from self.connection.execute(query, values)
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
-            raise self._told(error, f"cannot read {self.path} ({error}); {_REMEDY}") from error
+            raise self._bank_error(error, f"cannot read {self.path} ({error}); {_REMEDY}") from error
 
     def value(self, query: str, values: Sequence[Any] = ()) -> Any:
         """The first column of the first row, or None."""
@@ -116,7 +116,7 @@ class Database:
                     f"cannot write {self.path}: {error}. What was committed before is safe; free some space if the "
                     "disk is full, and do it again"
                 )
-                raise self._told(error, message) from error
+                raise self._bank_error(error, message) from error
             raise
 
     def begin_snapshot(self) -> None:
@@ -138,7 +138,7 @@ class Database:
             self.connection.execute("VACUUM")
         except (sqlite3.Error, UnicodeError) as error:
             message = f"cannot rewrite {self.path}: {error}; it needs free space of its own size"
-            raise self._told(error, message) from error
+            raise self._bank_error(error, message) from error
 
     def empty_log(self) -> bool:
         """Write the log into the file and truncate it; False if a reader needs it now.
@@ -155,7 +155,7 @@ class Database:
         finally:
             self.connection.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_SECONDS}")
 
-    def _told(self, error: Exception, message: str) -> BankError:
+    def _bank_error(self, error: Exception, message: str) -> BankError:
         """The error that the caller gets: of this message, or that the file is in use."""
         if _is_busy(error):
             return BankBusy(

@@ -158,7 +158,7 @@ def forget_unfinished(catalog: Catalog) -> None:
 
 
 def stage(catalog: Catalog, namespace: str, sources: Iterable[tuple[int, NewSource]], written: Written) -> None:
-    """Keep the new latents of some sources (by their numbers) until `swap`. Readers do not see them."""
+    """Keep the new latents of some sources (by their numbers) until `publish_staged`. Readers do not see them."""
     placed = {place.document_id: place for place in written.places}
     with _change(catalog):
         number = catalog.namespace_id(namespace)
@@ -176,7 +176,7 @@ def stage(catalog: Catalog, namespace: str, sources: Iterable[tuple[int, NewSour
                 )
 
 
-def swap(catalog: Catalog, manifest: dict[str, Any]) -> None:
+def publish_staged(catalog: Catalog, manifest: dict[str, Any]) -> None:
     """Put everything staged in the place of what there is, and a new manifest in the place of the old."""
     columns = "document_id, source_id, span_start, span_end, tokens, segment_id, first_row, rows"
     with _change(catalog) as commit:
@@ -226,7 +226,7 @@ def rebuild_words(catalog: Catalog, namespace: str) -> None:
             index.rebuild(catalog.texts(namespace))
 
 
-def settle_documents(catalog: Catalog) -> None:
+def delete_orphans(catalog: Catalog) -> None:
     """See to it that no document lives whose source does not; seal the deleted, forget those without a segment."""
     with _change(catalog) as commit:
         dead = (
@@ -256,7 +256,7 @@ def drop_empty_namespaces(catalog: Catalog) -> None:
             catalog.execute("DELETE FROM namespaces WHERE id = ?", (number,))
 
 
-def settle(catalog: Catalog) -> None:
+def overwrite_log(catalog: Catalog) -> None:
     """Commit nothing, durably: what the log may hold of a commit that failed is overwritten."""
     with _change(catalog):
         pass

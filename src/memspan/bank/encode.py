@@ -1,8 +1,9 @@
-"""Text -> latents: a source is split into parts, parts are encoded in batches of like length."""
+"""Text -> latents: a source is split into parts, parts are encoded in batches of like length, counted and reported."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,7 +17,7 @@ from memspan.model.decoding import unprepared_alone
 from memspan.model.former import is_former_fingerprint
 from memspan.text.packing import length_batches
 from memspan.text.template import PromptTemplate, part_text
-from memspan.types import Document, EncodedDocuments, Span
+from memspan.types import AddReport, Document, EncodedDocuments, Span
 
 
 @dataclass(slots=True)
@@ -34,6 +35,16 @@ class Part:
     text_crc32: int
     chunks: int = 0
     latents: EncodedDocuments | None = None
+
+    @classmethod
+    def of(cls, document_id: int, span: Span, text: str, template: PromptTemplate) -> Part:
+        """A document in tokens.
+
+        Args:
+            text: its part of the source, with the title where that is encoded (`part_text`).
+        """
+        ids = template.document(document_id, text)
+        return cls(NewDocument(document_id, span, len(ids)), ids, text_crc32(text))
 
     def write(self, segments: SegmentWriter) -> None:
         """Give the latents to a segment."""
@@ -66,7 +77,7 @@ def manifest_of(loaded: LoadedModel) -> Manifest:
     return Manifest.of_model(model.config, model.encoder_fingerprint())
 
 
-def names_formerly(bank: Manifest, loaded: LoadedModel) -> bool:
+def has_former_name(bank: Manifest, loaded: LoadedModel) -> bool:
     """Whether a bank is this model's and names it by the fingerprint that it had in a former version."""
     own = manifest_of(loaded)
     is_alike = replace(bank, encoder_fingerprint=own.encoder_fingerprint, backbone=own.backbone) == own
@@ -77,12 +88,12 @@ def check_model(bank: Manifest, loaded: LoadedModel) -> Manifest:
     """See that a model is the one that encoded a bank.
 
     Returns:
-        The manifest that the model has for this bank: its own, or that of a bank that `names_formerly`.
+        The manifest that the model has for this bank: its own, or that of a bank that `has_former_name`.
 
     Raises:
         BankMismatch: another model encoded it.
     """
-    if names_formerly(bank, loaded):
+    if has_former_name(bank, loaded):
         return bank
     own = manifest_of(loaded)
     bank.check_same(own)
@@ -91,12 +102,8 @@ def check_model(bank: Manifest, loaded: LoadedModel) -> Manifest:
 
 def tokenise(document: Document, spans: Sequence[Span], ids: Iterable[int], template: PromptTemplate) -> SourceParts:
     """Give the parts of a source their ids, in tokens."""
-    source = SourceParts(document)
-    for document_id, span in zip(ids, spans, strict=True):
-        text = part_text(document, span)
-        tokens = template.document(document_id, text)
-        source.parts.append(Part(NewDocument(document_id, span, len(tokens)), tokens, text_crc32(text)))
-    return source
+    pairs = zip(ids, spans, strict=True)
+    return SourceParts(document, [Part.of(number, span, part_text(document, span), template) for number, span in pairs])
 
 
 def batches(parts: Sequence[Part], batch_tokens: int) -> Iterator[list[Part]]:
@@ -121,3 +128,62 @@ def encode_batch(loaded: LoadedModel, batch: Sequence[Part]) -> None:
         )
         part.chunks = rows
         first += rows
+
+
+Progress = Callable[[AddReport], None]
+
+
+class EncodingRun:
+    """Encoding on its way: what is done is counted and reported here."""
+
+    def __init__(
+        self, loaded: LoadedModel, progress: Progress, should_stop: Callable[[], bool], batch_tokens: int
+    ) -> None:
+        self.report = AddReport()
+        self._loaded, self._progress, self._should_stop = loaded, progress, should_stop
+        self._batch_tokens = batch_tokens
+        self._started = self._last_commit = time.monotonic()
+
+    @property
+    def seconds_since_commit(self) -> float:
+        return time.monotonic() - self._last_commit
+
+    def committed(self) -> None:
+        self._last_commit = time.monotonic()
+
+    def count(self, **more: int) -> None:
+        """Add to the report's numbers."""
+        numbers = {name: getattr(self.report, name) + number for name, number in more.items()}
+        self.report = replace(self.report, seconds=time.monotonic() - self._started, **numbers)
+
+    def batches(self, parts: Sequence[Part]) -> list[list[Part]]:
+        """Parts as they are encoded together."""
+        return list(batches(parts, self._batch_tokens))
+
+    def encode(self, batches: Iterable[Sequence[Part]]) -> None:
+        """Encode batch by batch, unless asked to stop."""
+        for batch in batches:
+            if self.report.interrupted:
+                return
+            encode_batch(self._loaded, batch)
+            self.count_batch(batch)
+            self.report_progress()
+
+    def count_batch(self, batch: Sequence[Part]) -> None:
+        """Add a batch that is encoded to the report's numbers."""
+        self.count(
+            documents=len(batch),
+            tokens=sum(part.document.tokens for part in batch),
+            characters=sum(part.document.span.length for part in batch),
+            chunks=sum(part.chunks for part in batch),
+        )
+
+    def report_progress(self) -> None:
+        """Report how far it is, and ask whether to go on."""
+        self._progress(self.report)
+        if self._should_stop():
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        """Encode nothing more."""
+        self.report = replace(self.report, interrupted=True)

@@ -25,9 +25,8 @@ from typing import Any, Protocol
 
 from memspan.bank.bank import MAX_SEGMENT_BYTES
 from memspan.bank.edits import Written
-from memspan.bank.encode import Part, manifest_of
+from memspan.bank.encode import EncodingRun, Part, manifest_of
 from memspan.bank.folder import segment_paths, segments_folder
-from memspan.bank.run import Run
 from memspan.bank.segment import SegmentWriter
 from memspan.errors import BankError, RankError
 from memspan.model.convert import LoadedModel
@@ -79,7 +78,7 @@ class _Task:
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
+class _Outcome:
     """What a rank did of its task.
 
     Attributes:
@@ -96,7 +95,7 @@ class _Done:
 class Encoders:
     """The processes that encode, as the one that adds sees them: itself alone, or the ranks of a group.
 
-    A context: at its end the other ranks are told how it ended.
+    A context: at its end the other ranks hear how it ended.
 
     Attributes:
         num_ranks: how many processes they are.
@@ -104,7 +103,7 @@ class Encoders:
             encoded since the last commit is lost, too.
     """
 
-    def __init__(self, run: Run, group: Group | None, folder: Path, fingerprint: str) -> None:
+    def __init__(self, run: EncodingRun, group: Group | None, folder: Path, fingerprint: str) -> None:
         """
         Args:
             group: of which this is rank 0; the others call `encode_for_first`. None: no others.
@@ -128,7 +127,7 @@ class Encoders:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._group is None or not self.in_step:
             return
-        task = _Task(end=self._run.report) if error is None else _Task(error=_told(error))
+        task = _Task(end=self._run.report) if error is None else _Task(error=_error_text(error))
         with contextlib.nullcontext() if error is None else contextlib.suppress(RankError):
             self._group.deal([task] * self.num_ranks)
 
@@ -145,12 +144,12 @@ class Encoders:
         else:
             self._run.encode(batches)
             if not batches:
-                self._run.tell()
+                self._run.report_progress()
 
     def _encode_together(self, shares: Sequence[Sequence[list[Part]]]) -> None:
-        def own() -> _Done:
+        def own() -> _Outcome:
             self._run.encode(shares[0])
-            return _Done(interrupted=self._run.report.interrupted)
+            return _Outcome(interrupted=self._run.report.interrupted)
 
         done = self._do([_Task(), *(_Task(share) for share in shares[1:])], own)
         for share, theirs in zip(shares[1:], done[1:], strict=True):
@@ -160,7 +159,7 @@ class Encoders:
                 self._run.count_batch(batch)
         if any(theirs.interrupted for theirs in done):
             self._run.interrupt()
-        self._run.tell()
+        self._run.report_progress()
 
     def keep(self, parts: Iterable[Part]) -> None:
         """Documents that are to be written: the catalog will know them."""
@@ -175,7 +174,7 @@ class Encoders:
         if self._group is None:
             return []
         tasks = [_Task(write=True, dropped=frozenset(self._unwanted))] * self.num_ranks
-        written = [done.written for done in self._do(tasks, _Done) if done.written is not None]
+        written = [done.written for done in self._do(tasks, _Outcome) if done.written is not None]
         for files in (files for found in written for files in found.segments):
             paths = segment_paths(segments_folder(self._folder), files.name)
             for path, size in zip(paths, (files.keys_bytes, files.content_bytes), strict=True):
@@ -183,7 +182,7 @@ class Encoders:
                     raise BankError(f"another rank wrote {path.name}, but it is not here; let all use the same folder")
         return written
 
-    def _do(self, tasks: Sequence[_Task], own: Callable[[], _Done]) -> list[_Done]:
+    def _do(self, tasks: Sequence[_Task], own: Callable[[], _Outcome]) -> list[_Outcome]:
         assert self._group is not None, "there are other ranks"
         self.in_step = False
         self._group.deal(tasks)
@@ -214,7 +213,7 @@ def encode_for_first(
     group.check_equal(_MODELS, [manifest.encoder_fingerprint])
     path = segments_folder(Path(folder).expanduser())
     share = _Share(
-        Run(loaded, lambda report: None, should_stop, BATCH_TOKENS),
+        EncodingRun(loaded, lambda report: None, should_stop, BATCH_TOKENS),
         SegmentWriter(path, manifest.msa_layers, MAX_SEGMENT_BYTES),
     )
     while True:
@@ -229,24 +228,24 @@ def encode_for_first(
 class _Share:
     """What one rank but 0 encodes and writes."""
 
-    def __init__(self, run: Run, segments: SegmentWriter) -> None:
+    def __init__(self, run: EncodingRun, segments: SegmentWriter) -> None:
         self._run, self._segments = run, segments
         self._encoded: list[Part] = []
 
-    def do(self, task: _Task) -> _Done:
+    def do(self, task: _Task) -> _Outcome:
         for part in self._encoded:
             if part.document.document_id not in task.dropped:
                 part.write(self._segments)
         self._encoded = []
         if task.write:
-            return _Done(written=Written(*self._segments.finish()))
+            return _Outcome(written=Written(*self._segments.finish()))
         self._run.encode(task.batches)
         batches = [batch for batch in task.batches if batch[0].chunks]
         self._encoded = [part for batch in batches for part in batch]
-        return _Done([[part.chunks for part in batch] for batch in batches], self._run.report.interrupted)
+        return _Outcome([[part.chunks for part in batch] for batch in batches], self._run.report.interrupted)
 
 
-def _together(group: Group, own: Callable[[], _Done]) -> list[_Done]:
+def _together(group: Group, own: Callable[[], _Outcome]) -> list[_Outcome]:
     """Do one's own task, and hear what all did of theirs.
 
     Raises:
@@ -256,8 +255,8 @@ def _together(group: Group, own: Callable[[], _Done]) -> list[_Done]:
         done = own()
     except Exception as error:
         with contextlib.suppress(RankError):
-            group.collect(_Done(error=_told(error)))
-        raise _failed(group.rank, _told(error)) from error
+            group.collect(_Outcome(error=_error_text(error)))
+        raise _failed(group.rank, _error_text(error)) from error
     found = group.collect(done)
     for rank, theirs in enumerate(found):
         if theirs.error:
@@ -265,7 +264,7 @@ def _together(group: Group, own: Callable[[], _Done]) -> list[_Done]:
     return found
 
 
-def _told(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 

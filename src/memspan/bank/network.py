@@ -39,7 +39,7 @@ def network_type(folder: Path) -> str | None:
 
 
 @functools.cache
-def told_network_type(folder: Path) -> str | None:
+def network_type_with_warning(folder: Path) -> str | None:
     """As `network_type`, with a warning the first time."""
     found = network_type(folder)
     if found is not None:

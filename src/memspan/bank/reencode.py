@@ -10,11 +10,10 @@ from memspan.bank import edits
 from memspan.bank.add import COMMIT_SECONDS, WINDOW_BATCHES
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.compaction import drop_unwanted_staged, sweep
-from memspan.bank.edits import NewDocument, NewSource, Written
-from memspan.bank.encode import Part, SourceParts, manifest_of, names_formerly, tokenise
-from memspan.bank.folder import segments_folder, text_crc32
+from memspan.bank.edits import NewSource, Written
+from memspan.bank.encode import EncodingRun, Part, Progress, SourceParts, has_former_name, manifest_of, tokenise
+from memspan.bank.folder import segments_folder
 from memspan.bank.remembered import remember
-from memspan.bank.run import Progress, Run
 from memspan.bank.segment import SegmentWriter
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import BATCH_TOKENS
@@ -48,9 +47,9 @@ def reencode(
     Needs the space of both sets of latents. Arguments and errors are those of `add_documents`.
     """
     manifest = manifest_of(loaded)
-    run = Run(loaded, progress, should_stop, batch_tokens)
+    run = EncodingRun(loaded, progress, should_stop, batch_tokens)
     with bank.locked():
-        if names_formerly(bank.manifest, loaded):
+        if has_former_name(bank.manifest, loaded):
             edits.write_manifest(bank.catalog, dataclasses.asdict(manifest))
             bank.manifest = manifest
         if bank.manifest == manifest:
@@ -69,7 +68,7 @@ def reencode(
             if run.report.interrupted:
                 return run.report
         drop_unwanted_staged(bank.catalog, bank.folder)
-        edits.swap(bank.catalog, values)
+        edits.publish_staged(bank.catalog, values)
         remember(bank.catalog, loaded.names)
         sweep(bank.catalog, bank.folder)
     bank.manifest = manifest
@@ -81,19 +80,15 @@ def restore_segments(bank: MemoryBank, loaded: LoadedModel, namespace: str, segm
 
     A document whose text is lost cannot be encoded, and is no document any more.
     """
-    run = Run(loaded, lambda report: None, lambda: False, BATCH_TOKENS)
+    run = EncodingRun(loaded, lambda report: None, lambda: False, BATCH_TOKENS)
     writer = SegmentWriter(segments_folder(bank.folder), bank.manifest.msa_layers, MAX_SEGMENT_BYTES)
     for segment_id in segment_ids:
         documents = bank.catalog.documents_in_segment(namespace, segment_id)
         for start in range(0, len(documents), _PAGE):
-            window: list[Part] = []
             page = documents[start : start + _PAGE]
-            for stored in page:
-                ids = loaded.template.document(stored.id, stored.encoded_text)
-                document = NewDocument(stored.id, stored.span, len(ids))
-                window.append(Part(document, ids, text_crc32(stored.encoded_text)))
-            run.encode(run.batches(window))
-            for part in window:
+            parts = [Part.of(stored.id, stored.span, stored.encoded_text, loaded.template) for stored in page]
+            run.encode(run.batches(parts))
+            for part in parts:
                 part.write(writer)
     edits.replace_segments(bank.catalog, namespace, segment_ids, Written(*writer.finish()), losing=True)
 
@@ -101,7 +96,7 @@ def restore_segments(bank: MemoryBank, loaded: LoadedModel, namespace: str, segm
 class _Staging:
     """Encodes sources and keeps their latents in the catalog's staging tables."""
 
-    def __init__(self, bank: MemoryBank, loaded: LoadedModel, run: Run, commit_seconds: float) -> None:
+    def __init__(self, bank: MemoryBank, loaded: LoadedModel, run: EncodingRun, commit_seconds: float) -> None:
         self._bank, self._loaded, self._run, self._commit_seconds = bank, loaded, run, commit_seconds
         self._next_id = bank.catalog.next_document_id()
         self._layers = loaded.model.config.layers

@@ -27,7 +27,7 @@ def repair(bank: MemoryBank, loaded: LoadedModel, faults: list[Fault]) -> list[F
     segments_folder(bank.folder).mkdir(exist_ok=True)
     broken_sources: dict[str, set[str]] = {}
     with bank.locked():
-        edits.settle_documents(bank.catalog)
+        edits.delete_orphans(bank.catalog)
         for namespace in bank.catalog.namespaces():
             of_namespace = [fault for fault in faults if fault.namespace == namespace]
             live = {number for number, _ in bank.catalog.segments(namespace)}
@@ -44,5 +44,5 @@ def repair(bank: MemoryBank, loaded: LoadedModel, faults: list[Fault]) -> list[F
         documents = [source.document for source in stored if source is not None]
         add_documents(bank, loaded, documents, namespace=namespace, existing="renew")
     with bank.locked():
-        edits.settle_documents(bank.catalog)
+        edits.delete_orphans(bank.catalog)
     return verify(bank)

@@ -133,7 +133,7 @@ def write_synthetic(
 
     Args:
         manifest: of `synthetic_manifest` or `made_up`.
-        progress: told the chunks written so far.
+        progress: called with the number of chunks written so far.
 
     Raises:
         BankError: a number is not positive, or as `MemoryBank.create`.

@@ -11,12 +11,11 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
 
 import psutil
 import torch
 
-from memspan.bank.shard import Layout, Shard
+from memspan.bank.shard import Layout, Reader, Shard
 from memspan.errors import BudgetError
 
 # Of content, kept unless a budget says less.
@@ -26,13 +25,6 @@ _CACHE_SHARE = 8
 # For what a question takes while it is routed: coarse scores, candidates, content of the selected.
 _SCRATCH_BYTES = 2**26
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
-
-class Keys(Protocol):
-    """The routing keys of a shard, as far as their size goes; see `SegmentReader`."""
-
-    @property
-    def mapped_coarse_bytes(self) -> int: ...
 
 
 class TensorCache:
@@ -105,7 +97,7 @@ class Tiers:
             known = self._barred = layout, selectable_N, barred_C
         return known[2]
 
-    def resident(self, keys: Sequence[Keys], num_layers: int) -> list[bool]:
+    def resident(self, readers: Sequence[Reader], num_layers: int) -> list[bool]:
         """For every shard whether its routing keys stay in memory: the first ones, as far as the budget goes.
 
         Raises:
@@ -113,10 +105,10 @@ class Tiers:
                 holds already.
         """
         if self.budget is None:
-            return [True] * len(keys)
+            return [True] * len(readers)
         if self._base is None:
             self._base = resident_bytes()
-        sizes = [shard.mapped_coarse_bytes for shard in keys]
+        sizes = [reader.mapped_coarse_bytes for reader in readers]
         least = self._base + _SCRATCH_BYTES + max(sizes, default=0)
         if self.budget < least:
             raise BudgetError(

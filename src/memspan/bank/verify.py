@@ -95,7 +95,7 @@ def _catalog_faults(catalog: Catalog) -> Iterator[Fault]:
         if given < (catalog.value(f"SELECT max(id) FROM {table}") or 0):
             yield Fault("catalog", where, f"the counter of {table} was set back")
     sealed = ", ".join(f"d.{column}" for column in SEALED["documents"])
-    of_the_dead = (  # those of live sources are told of with their source
+    of_the_dead = (  # those of live sources are reported with their source
         f"SELECT s.external_id, d.seal, {sealed} FROM documents d JOIN sources s ON s.id = d.source_id "
         "WHERE d.deleted_in IS NOT NULL OR s.deleted_in IS NOT NULL"
     )
@@ -158,7 +158,7 @@ def _source_faults(catalog: Catalog, namespace: str) -> Iterator[Fault]:
     for text, title, metadata, date, content_hash, text_hash, found_seal, *values in rows:
         number, _, name, *_ = values
         if found_seal != seal(*values):
-            continue  # told of with the catalog; it may have been deleted, and must not come back by a repair
+            continue  # reported with the catalog; it may have been deleted, and must not come back by a repair
         while number_of_parts is not None and number_of_parts < number:
             number_of_parts, current = next(parts, (None, []))
         try:

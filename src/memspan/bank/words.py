@@ -84,10 +84,10 @@ class WordIndex:
         Where even the rarest is too frequent it is scored all the same.
         """
         count = f"SELECT value, (SELECT count(*) FROM {self._table} WHERE {self._table} MATCH value) FROM json_each(?)"
-        held = {term: number for term, number in self._db.read(count, (json.dumps(terms),)) if number}
+        frequency = {term: number for term, number in self._db.read(count, (json.dumps(terms),)) if number}
         rare, common, total = [], [], 0
-        for term in sorted(held, key=held.__getitem__):
-            total += held[term]
+        for term in sorted(frequency, key=frequency.__getitem__):
+            total += frequency[term]
             (rare if not rare or total <= _MOST_SCORED else common).append(term)
         return rare, common
 

@@ -83,8 +83,8 @@ WeightsOption = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Options that make one value: a parameter `Annotated[T, Group(make)]` of a command stands for those of `make`.
+class OptionGroup:
+    """Options that make one value: a command's parameter `Annotated[T, OptionGroup(make)]` stands for those of `make`.
 
     Attributes:
         make: makes the value; its parameters are the options.
@@ -103,19 +103,19 @@ def _scope(namespace: NamespaceOption = "default", where: WhereOption = None, as
     return ScopeChoice(namespace, where or [], as_of)
 
 
-Model = Annotated[ModelChoice, Group(_model)]
-ScopeOptions = Annotated[ScopeChoice, Group(_scope)]
+Model = Annotated[ModelChoice, OptionGroup(_model)]
+ScopeOptions = Annotated[ScopeChoice, OptionGroup(_scope)]
 
 
 def command(function: Callable[..., int | None]) -> Callable[..., None]:
-    """A function as Typer calls it: groups are opened, known errors end as `errors_told` says.
+    """A function as Typer calls it: groups are opened, known errors end as `known_errors` says.
 
     What the function returns is the exit code; None is 0.
     """
     parameters: dict[str, inspect.Parameter] = {}
     groups: dict[str, tuple[Callable[..., Any], list[str]]] = {}
     for name, hint, parameter in _parameters(function):
-        group = next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Group)), None)
+        group = next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, OptionGroup)), None)
         if group is None:
             parameters[name] = parameter
         else:
@@ -125,7 +125,7 @@ def command(function: Callable[..., int | None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(**given: Any) -> None:
-        with errors_told():
+        with known_errors():
             made = {
                 name: make(**{option: given.pop(option) for option in names}) for name, (make, names) in groups.items()
             }
@@ -146,7 +146,7 @@ def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, Any, inspec
 
 
 @contextmanager
-def errors_told() -> Iterator[None]:
+def known_errors() -> Iterator[None]:
     """Known errors end with their message and exit code 1, without a traceback."""
     try:
         yield

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from memspan.cli import render
-from memspan.cli.app import Group, JsonOption, Model, RouteAnswerOption, WeightsOption, command
+from memspan.cli.app import JsonOption, Model, OptionGroup, RouteAnswerOption, WeightsOption, command
 from memspan.cli.importing import importing
 from memspan.cli.process import refuse_torchrun
 
@@ -73,7 +73,7 @@ def _settings(
 @bench.command()
 @command
 def latency(
-    settings: Annotated[Any, Group(_settings)],
+    settings: Annotated[Any, OptionGroup(_settings)],
     folder: Annotated[Path, typer.Option(help="Where the made-up banks are kept.")] = Path("latency-banks"),
     png: Annotated[Path | None, typer.Option(help="Draw the curve into this file.")] = None,
     *,

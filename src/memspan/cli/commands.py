@@ -29,7 +29,7 @@ from memspan.cli.process import INTERRUPTED, SKIPPED, stop_flag
 from memspan.cli.stored import check_bank, checkpoint_info
 from memspan.errors import MemspanError
 from memspan.generate.selectors import check_packages
-from memspan.text.corpus import Reading, Skipped, found_documents, installed_packages, read_paths, read_stream
+from memspan.text.corpus import ReadProgress, Skipped, found_documents, installed_packages, read_paths, read_stream
 from memspan.types import Answer
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def add(
         raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
     files = [path for path in paths or () if str(path) != "-"]
     use_stdin = len(files) < len(paths or ())
-    reading = Reading(files)
+    reading = ReadProgress(files)
     stream = read_paths(files, reading)  # a path that does not exist is an error before anything is loaded
     packages = list(installed_packages()) if installed else []
     skipped: list[Skipped] = []

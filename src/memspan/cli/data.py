@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 import typer
 
 from memspan.cli import render
-from memspan.cli.app import Group, JsonOption, command
+from memspan.cli.app import JsonOption, OptionGroup, command
 from memspan.cli.importing import importing
 from memspan.cli.process import SKIPPED
 from memspan.errors import CheckpointError, DataError
@@ -122,8 +122,8 @@ def build(
     ] = None,
     source: Annotated[str | None, typer.Option(help="Name of the source. Default: the first file's.")] = None,
     *,
-    columns: Annotated[Any, Group(_columns)],
-    settings: Annotated[Any, Group(_text_settings)],
+    columns: Annotated[Any, OptionGroup(_columns)],
+    settings: Annotated[Any, OptionGroup(_text_settings)],
     bank: Annotated[Path | None, typer.Option(help="Text: also write all passages, as a file to add.")] = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -212,7 +212,7 @@ def clean(
     out: OutOption,
     against: AgainstOption = None,
     *,
-    settings: Annotated[Any, Group(_clean_settings)],
+    settings: Annotated[Any, OptionGroup(_clean_settings)],
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -299,7 +299,7 @@ def mine(
         typer.Option(help="Files and folders of further passages, as `add` reads them; may be repeated."),
     ] = None,
     *,
-    settings: Annotated[Any, Group(_mine_settings)],
+    settings: Annotated[Any, OptionGroup(_mine_settings)],
     as_json: JsonOption = False,
 ) -> int:
     """Add hard negatives: passages that BM25 finds for a question and that hold no answer to it."""

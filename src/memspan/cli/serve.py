@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memspan.cli import render
-from memspan.cli.app import Group, JsonOption, Model, NamespaceOption, command
+from memspan.cli.app import JsonOption, Model, NamespaceOption, OptionGroup, command
 from memspan.cli.importing import importing
 from memspan.errors import MemspanError
 from memspan.serve.keys import Key, KeyFile, default_key_file
@@ -71,7 +71,7 @@ def serve(
     banks: BanksArgument,
     *,
     model: Model,
-    settings: Annotated[ServeSettings, Group(_settings)],
+    settings: Annotated[ServeSettings, OptionGroup(_settings)],
     keys: KeysOption = None,
 ) -> None:
     """Answer over HTTP, as OpenAI's API and with memories of its own (docs/serving.md). Ctrl-C stops."""

@@ -107,7 +107,7 @@ def convert(
     if folder is not None:
         config = released_config(folder, similarity=similarity, max_document_tokens=max_document_tokens, name=name)
         layers = None if msa_layers is None else list(msa_layers)
-        _check_asked(config, msa_layers=layers, chunk_size=chunk_size, top_k_docs=top_k_docs, template=template)
+        _check_requested(config, msa_layers=layers, chunk_size=chunk_size, top_k_docs=top_k_docs, template=template)
         return _save_released(folder, config, dtype, out)
     backbone, tokenizer = load_backbone(source, dtype)
     spec = TEMPLATES[template or _template_for(tokenizer)]
@@ -181,10 +181,10 @@ def _check_markers(tokenizer: PreTrainedTokenizerBase, spec: TemplateSpec) -> No
         )
 
 
-def _check_asked(config: MSAConfig, **asked: Any) -> None:
-    """Refuse settings that contradict those a released checkpoint was trained with. Defaults count as not asked for."""
-    own = {name: getattr(config, name) for name in asked} | {"template": config.template_spec.name}
-    for name, value in asked.items():
+def _check_requested(config: MSAConfig, **requested: Any) -> None:
+    """Refuse settings that contradict those a released checkpoint was trained with. Defaults count as none."""
+    own = {name: getattr(config, name) for name in requested} | {"template": config.template_spec.name}
+    for name, value in requested.items():
         if value not in (getattr(MSAConfig, name), own[name]):
             raise ValueError(
                 f"{name} {value} was asked for, but the checkpoint was trained with {own[name]}; leave it out"

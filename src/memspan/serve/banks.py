@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from memspan.bank.bank import MemoryBank
-from memspan.bank.catalog import Counts, StoredDocument, StoredSource
+from memspan.bank.catalog import Catalog, Counts, StoredSource
 from memspan.bank.encode import manifest_of
-from memspan.bank.scope import Scope
 from memspan.errors import BankBusy, MemspanError, UnknownDocument
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
@@ -80,30 +79,18 @@ class ServedBank:
         Raises:
             UnknownDocument: there is none.
         """
-        with self._memory.bank.pinned_catalog() as catalog:
-            found = catalog.source(namespace, external_id)
+        found = self.read(lambda catalog: catalog.source(namespace, external_id))
         if found is None:
             raise UnknownDocument(f"there is no document {external_id!r}")
         return found
 
-    def page(self, namespace: str, after: int, limit: int, scope: Scope) -> list[StoredSource]:
-        """Memories in the order they were added; see `Catalog.source_page`."""
-        with self._memory.bank.pinned_catalog() as catalog:
-            return catalog.source_page(namespace, after, limit, scope)
-
-    def documents(self, namespace: str, ids: Sequence[int]) -> list[StoredDocument]:
-        """Documents by the bank's ids of them, in that order; those that are not there are left out."""
-        with self._memory.bank.pinned_catalog() as catalog:
-            return catalog.documents(namespace, ids)
-
-    def namespaces(self) -> list[str]:
-        """Names of all namespaces that hold or held memories."""
-        with self._memory.bank.pinned_catalog() as catalog:
-            return catalog.namespaces()
-
     def counts(self, namespace: str | None = None) -> Counts:
+        return self.read(lambda catalog: catalog.counts(namespace))
+
+    def read(self, query: Callable[[Catalog], Result]) -> Result:
+        """What a query gives of the catalog as it is now."""
         with self._memory.bank.pinned_catalog() as catalog:
-            return catalog.counts(namespace)
+            return query(catalog)
 
     def close(self) -> None:
         """Make the changes that wait, take no others, and close the bank."""

@@ -16,7 +16,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from memspan import __version__
-from memspan.bank.scope import EVERYTHING
 from memspan.errors import EmptyBank, MemspanError, UnknownDocument
 from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
@@ -95,7 +94,7 @@ def make_mcp(bank: ServedBank, engine: Engine, namespace: str) -> MCPServer:
     async def list_memories(after: Annotated[int, Field(ge=0)] = 0, limit: Limit = 20) -> dict[str, Any]:
         """List memories in the order they were added; `next` is the `after` of the next page, if there is one."""
         with _tool_errors():
-            found = await run_in_threadpool(bank.page, namespace, after, limit + 1, EVERYTHING)
+            found = await run_in_threadpool(bank.read, lambda catalog: catalog.source_page(namespace, after, limit + 1))
         shown = [
             {"id": x.document.external_id, "title": x.document.title, "uri": _uri(x.document.external_id)}
             for x in found[:limit]

@@ -22,7 +22,7 @@ _ENDING_SECONDS = 10
 
 
 class Server(uvicorn.Server):
-    """A server that, told to stop, takes no more questions at once, and lets running answers finish."""
+    """A server that, asked to stop, takes no more questions at once, and lets running answers finish."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if isinstance(self.config.app, FastAPI):

@@ -7,7 +7,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
-from memspan.bank.catalog import StoredSource
 from memspan.generate.request import MAX_DOCUMENTS
 from memspan.serve.selectors import RankingSelector, Selector
 from memspan.types import Evidence, LayerRouting, Span
@@ -273,20 +272,6 @@ class MemoryOut(BaseModel):
     metadata: dict[str, JsonValue]
     date: str | None
     added_at: str
-
-    @classmethod
-    def of(cls, bank: str, namespace: str, stored: StoredSource, with_text: bool = True) -> Self:
-        document = stored.document
-        return cls(
-            id=document.external_id,
-            bank=bank,
-            namespace=namespace,
-            title=document.title,
-            text=document.text if with_text else None,
-            metadata=dict(document.metadata),
-            date=document.date,
-            added_at=stored.added_at,
-        )
 
 
 class MemoryDeleted(BaseModel):

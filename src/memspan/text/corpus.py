@@ -53,7 +53,7 @@ _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 
 
-class Reading:
+class ReadProgress:
     """How far the files of some paths are read, and an estimate of the text in them.
 
     Attributes:
@@ -99,7 +99,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def read_paths(paths: Iterable[Path], reading: Reading | None = None) -> Iterator[Document | Skipped]:
+def read_paths(paths: Iterable[Path], reading: ReadProgress | None = None) -> Iterator[Document | Skipped]:
     """Return an iterator over the documents of files and folders, in the order given, and over what was skipped.
 
     A folder is read with the folders in it, sorted by name; hidden files and folders are passed over silently, and
@@ -109,7 +109,7 @@ def read_paths(paths: Iterable[Path], reading: Reading | None = None) -> Iterato
     Files are opened one at a time, when the iterator gets to them, and files of records are read line by line.
 
     Args:
-        reading: told how far it is.
+        reading: updated with how far it is.
 
     Raises:
         CorpusError: a path does not exist; raised by the call itself, before anything is read.
@@ -118,10 +118,10 @@ def read_paths(paths: Iterable[Path], reading: Reading | None = None) -> Iterato
     for path in given:
         if not os.path.exists(path):
             raise CorpusError(f"{path} does not exist, or its folder may not be entered; check the path")
-    return _read_paths(given, reading or Reading(given))
+    return _read_paths(given, reading or ReadProgress(given))
 
 
-def _read_paths(paths: Iterable[Path], reading: Reading) -> Iterator[Document | Skipped]:
+def _read_paths(paths: Iterable[Path], reading: ReadProgress) -> Iterator[Document | Skipped]:
     for path in paths:
         for item in _read_folder(path, reading) if path.is_dir() else _read_file(path, path.as_posix(), reading):
             if isinstance(item, Document):
@@ -130,7 +130,7 @@ def _read_paths(paths: Iterable[Path], reading: Reading) -> Iterator[Document | 
     reading.done()
 
 
-def _read_folder(folder: Path, reading: Reading) -> Iterator[Document | Skipped]:
+def _read_folder(folder: Path, reading: ReadProgress) -> Iterator[Document | Skipped]:
     for path in _walk(folder):
         if isinstance(path, Skipped):
             yield path
@@ -160,7 +160,7 @@ def _walk(folder: Path) -> Iterator[Path | Skipped]:
             yield from _walk(child)
 
 
-def _read_file(path: Path, name: str, reading: Reading) -> Iterator[Document | Skipped]:
+def _read_file(path: Path, name: str, reading: ReadProgress) -> Iterator[Document | Skipped]:
     """Yield the document called `name`, or one for each record; damage to the file ends it with a `Skipped`."""
     if not is_text([str(path), name]):
         yield Skipped(os.fsencode(path).decode(errors="backslashreplace"), "the file's name is not UTF-8")

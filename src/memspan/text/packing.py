@@ -106,9 +106,9 @@ def even_shares(sizes: Sequence[int], count: int) -> list[list[int]]:
     shares: list[list[int]] = [[] for _ in range(count)]
     load = [(0, share) for share in range(count)]
     for place in sorted(range(len(sizes)), key=lambda place: (-sizes[place], place)):
-        held, share = heapq.heappop(load)
+        size, share = heapq.heappop(load)
         shares[share].append(place)
-        heapq.heappush(load, (held + sizes[place], share))
+        heapq.heappush(load, (size + sizes[place], share))
     return [sorted(places) for places in shares]
 
 

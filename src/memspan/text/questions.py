@@ -111,8 +111,8 @@ def passage(title: str, text: str, date: str = UNDATED) -> Document:
         ValueError: it has no text, or the date is none.
     """
     day = normal_date(date)
-    said = (title, text) if day == UNDATED else (title, text, day)
-    digest = hashlib.sha256("\0".join(said).encode(errors="replace")).hexdigest()[:_ID_DIGITS]
+    identity = (title, text) if day == UNDATED else (title, text, day)
+    digest = hashlib.sha256("\0".join(identity).encode(errors="replace")).hexdigest()[:_ID_DIGITS]
     return Document(f"p-{digest}", text, title, date=day)
 
 

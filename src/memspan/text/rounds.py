@@ -89,7 +89,7 @@ class Transcript:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class RetrievalStep:
     """One retrieval step as a training sample (paper 3.3).
 
     Attributes:
@@ -165,7 +165,7 @@ class RoundProtocol:
         distinct = tuple(dict.fromkeys(named))
         return Named(distinct, len(named) - len(distinct), malformed, "round" if end else "")
 
-    def samples(self, question: str, hops: Sequence[Sequence[Passage]], answer: str) -> list[Sample]:
+    def samples(self, question: str, hops: Sequence[Sequence[Passage]], answer: str) -> list[RetrievalStep]:
         """A retrieval chain as one training sample per step.
 
         The first step sees the query alone, each further one the query with the documents of the hops before, and is
@@ -178,13 +178,13 @@ class RoundProtocol:
         samples, transcript = [], self.start(question)
         for passages in hops:
             written = transcript.add("model", self.naming([passage.document_id for passage in passages]))
-            samples.append(Sample(written, (Span(len(transcript), len(written)),)))
+            samples.append(RetrievalStep(written, (Span(len(transcript), len(written)),)))
             transcript = written.add("texts", self.texts(passages))
         enough = transcript.add("model", self.retrieval_end)
         asked = enough.add("system", self.final(question))
         done = asked.add("model", self.template.answer(answer))
         spans = (Span(len(transcript), len(enough)), Span(len(asked), len(done)))
-        return [*samples, Sample(done, spans)]
+        return [*samples, RetrievalStep(done, spans)]
 
 
 def id_text(document_id: int) -> str:

@@ -106,8 +106,8 @@ class PromptTemplate:
         ids: list[int] = []
         for turn in turns:
             if turn.question:
-                said = self.spec.plain_question.format(question=turn.question)
-                ids += self._plain_ids(self._escape(said if turn.answer else f"{said}\n\n"))
+                text = self.spec.plain_question.format(question=turn.question)
+                ids += self._plain_ids(self._escape(text if turn.answer else f"{text}\n\n"))
             if turn.answer:
                 ids += [*self.suffix_ids, *self.answer(turn.answer), *self.tokens(f"\n{self.spec.context_prefix}")]
         return ids

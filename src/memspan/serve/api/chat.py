@@ -179,7 +179,7 @@ class _Exchange:
     async def chunks(self, event: Event) -> AsyncIterator[dict[str, str]]:
         """The answer as server-sent events, from the first event of the engine on.
 
-        An error after the first chunk is told in a chunk of its own: the status has been sent by then.
+        An error after the first chunk is sent in a chunk of its own: the status has been sent by then.
         """
         try:
             yield self._chunk({"role": "assistant", "content": ""})

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Query
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
 
+from memspan.bank.catalog import StoredSource
 from memspan.bank.scope import Scope
 from memspan.errors import EmptyBank, FilterError, UnknownDocument
 from memspan.generate.memory import Memory
@@ -103,10 +104,10 @@ async def list_memories(
     served, name = service.bank(bank), namespace_for(reader, namespace)
     after = _after(cursor)
     scope = Scope.parse(_filter(where), as_of)
-    found = await run_in_threadpool(served.page, name, after, limit + 1, scope)
+    found = await run_in_threadpool(served.read, lambda catalog: catalog.source_page(name, after, limit + 1, scope))
     shown, more = found[:limit], len(found) > limit
     return MemoryList(
-        data=[MemoryOut.of(served.name, name, stored, text) for stored in shown],
+        data=[_memory_out(served.name, name, stored, text) for stored in shown],
         has_more=more,
         next_cursor=str(shown[-1].id) if more else None,
     )
@@ -198,13 +199,27 @@ def documents_of(given: Sequence[MemoryIn]) -> list[Document]:
 
 
 def _id_of(given: MemoryIn) -> str:
-    """An id made from the content: the same memory told twice is remembered once."""
+    """An id made from the content: the same memory added twice is stored once."""
     content = json.dumps([given.title, given.text, given.date])
     return f"memory-{hashlib.sha256(content.encode()).hexdigest()[:24]}"
 
 
 def _get(bank: ServedBank, namespace: str, id: str) -> MemoryOut:
-    return MemoryOut.of(bank.name, namespace, bank.get(namespace, _known(id)))
+    return _memory_out(bank.name, namespace, bank.get(namespace, _known(id)))
+
+
+def _memory_out(bank: str, namespace: str, stored: StoredSource, with_text: bool = True) -> MemoryOut:
+    document = stored.document
+    return MemoryOut(
+        id=document.external_id,
+        bank=bank,
+        namespace=namespace,
+        title=document.title,
+        text=document.text if with_text else None,
+        metadata=dict(document.metadata),
+        date=document.date,
+        added_at=stored.added_at,
+    )
 
 
 def _known(id: str) -> str:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from fastapi.concurrency import run_in_threadpool
 
 from memspan import __version__
+from memspan.bank.catalog import Catalog
 from memspan.generate.selectors import selector_names
 from memspan.serve.api.memories import BankQuery, NamespaceQuery
 from memspan.serve.banks import ServedBank
@@ -51,15 +52,15 @@ async def documents(
 ) -> DocumentList:
     """The memories that documents are parts of, by the numbers a trace names. Those that are gone are left out."""
     served, name = service.bank(bank), namespace_for(reader, namespace)
-    found = await run_in_threadpool(served.documents, name, ids)
+    found = await run_in_threadpool(served.read, lambda catalog: catalog.documents(name, ids))
     return DocumentList(data=[DocumentOut.of(stored) for stored in found])
 
 
 def _bank_out(bank: ServedBank, namespace: str, reader: Principal) -> BankOut:
-    counts, memory = bank.counts(namespace), bank.memory(namespace)
+    counts, memory, namespaces = bank.counts(namespace), bank.memory(namespace), bank.read(Catalog.namespaces)
     return BankOut(
         name=bank.name,
-        namespaces=[name for name in bank.namespaces() if reader.may_enter(name)],
+        namespaces=[name for name in namespaces if reader.may_enter(name)],
         selectors=selector_names(loaded=memory.loaded),
         default_selector=memory.default_selector,
         memories=counts.sources,
