@@ -56,7 +56,7 @@ class Bench:
         template = self._memory.loaded.template
         with self._memory.bank.snapshot(self._memory.namespace) as snapshot:
             finder = Finder(self._memory.loaded, snapshot, EVERYTHING)
-            routed = finder.route([template.context(one.question) for one in questions])
+            routed = finder.route([Look(one.question, template.context(one.question)) for one in questions])
             lexical = [snapshot.search(one.question, SEARCHED, EVERYTHING) for one in questions]
             found = []
             for words, (ranked, layers) in zip(lexical, routed, strict=True):

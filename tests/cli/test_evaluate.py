@@ -117,7 +117,7 @@ def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(
         file.write('{"arm": "bm25@2", "id": "q0", "torn')
     encoded: list[object] = []
     monkeypatch.setattr(
-        "memspan.generate.memory.add_documents", lambda *a, **k: encoded.append(a) or add_documents(*a, **k)
+        "memspan.generate.documents.add_documents", lambda *a, **k: encoded.append(a) or add_documents(*a, **k)
     )
     result = evaluate(out, *command)
     assert not encoded, "the bank is reused"

@@ -50,7 +50,7 @@ def test_the_same_questions_while_the_memory_grows(
     scripted(monkeypatch, read_aloud)
     encoded: list[str] = []
     monkeypatch.setattr(
-        "memspan.generate.memory.add_documents",
+        "memspan.generate.documents.add_documents",
         lambda bank, loaded, documents, **k: add_documents(bank, loaded, noted(documents, encoded), **k),
     )
     found = grown(tmp_path / "run", data, distractors, "--arms", "none,oracle,bm25@1,context")

@@ -59,7 +59,7 @@ def answered(memory: Memory, name: str, questions: Sequence[str], tokens: int | 
     asked = [Question(text, text, ("x",), QUESTION.positives) for text in questions]
     if arm.reads_in_rounds:
         return [found for _, found in answer_in_rounds(memory, arm, asked, SAMPLING, tokens)]
-    rankings = Ranker([arm], None, {}).rank(memory, arm, asked)
+    rankings = Ranker([arm], {}).rank(memory, arm, asked)
     prompts = [
         prompt_of(memory.loaded, arm, one.question, found.documents, room)
         for one, found in zip(asked, rankings, strict=True)

@@ -60,7 +60,7 @@ def test_the_best_comes_first_and_equals_keep_their_order() -> None:
 
 def test_only_the_first_documents_are_ranked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     arms = [parse_arm("bm25@1"), parse_arm("bm25@1+rerank"), parse_arm("bm25@1+cross")]
-    ranker = Ranker(arms, None, {"rerank": Longest()}, depth=2)
+    ranker = Ranker(arms, {"rerank": Longest()}, depth=2)
     first = Ranking((evidence(1, "a"), evidence(2, "bb"), evidence(3, "ccc")), 1.0)
     monkeypatch.setattr(ranker, "_first", lambda memory, arm, questions: [first] * len(questions))
     question = Question("q", QUESTION, ("Oslo",), ())

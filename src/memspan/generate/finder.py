@@ -23,7 +23,7 @@ from memspan.routing.ranking import Ranked, Selected, rank_documents, router_fit
 from memspan.routing.ranks import Ranks
 from memspan.routing.sharded import ShardedMemory
 from memspan.text.packing import pack_contexts
-from memspan.text.template import Context, Passage, encoded_text, shown_passage
+from memspan.text.template import Passage, encoded_text, shown_passage
 from memspan.text.terms import query_terms
 from memspan.types import Evidence, LayerRouting, Retrieved, Turn
 
@@ -77,8 +77,10 @@ class Finder:
         """Live documents by their ids, in the order given."""
         return self._snapshot.documents(ids)
 
-    def route(self, contexts: Sequence[Context]) -> list[tuple[list[Ranked], tuple[LayerRouting, ...]]]:
-        """Route contexts, and rank what the MSA layers considered."""
+    def route(self, looks: Sequence[Look]) -> list[tuple[list[Ranked], tuple[LayerRouting, ...]]]:
+        """Route the contexts of looks, and rank what the MSA layers considered."""
+        contexts = [look.context for look in looks if look.context is not None]
+        assert len(contexts) == len(looks), "a routed look has a context"
         for context in contexts:
             check_fits(self._loaded, len(context.ids), 0)
         model, memory = self._loaded.model, self.memory

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from memspan.generate.sampling import Sampling
     from memspan.generate.state import RoundState
     from memspan.model.convert import LoadedModel
-    from memspan.routing.ranking import Ranked
     from memspan.text.template import Context
 
 
@@ -74,15 +73,10 @@ class Needs:
 
 
 @runtime_checkable
-class Selector(Protocol):
-    """What all selectors have."""
+class RankingSelector(Protocol):
+    """Ranks the documents of a memory; the best of them are put before the question."""
 
     needs: Needs
-
-
-@runtime_checkable
-class RankingSelector(Selector, Protocol):
-    """Ranks the documents of a memory; the best of them are put before the question."""
 
     def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
         """Rank documents for every look.
@@ -96,8 +90,10 @@ class RankingSelector(Selector, Protocol):
 
 
 @runtime_checkable
-class ReadingSelector(Selector, Protocol):
+class ReadingSelector(Protocol):
     """Chooses documents while it reads, round by round; it ranks none before."""
+
+    needs: Needs
 
     def reading(self, state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> Reading: ...
 
@@ -115,7 +111,7 @@ class Router:
     def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
         return [
             Found(chosen(scaled(ranked), ranked, finder.router_fits(ranked, len(routed))), routed)
-            for ranked, routed in finder.route(_contexts(looks))
+            for ranked, routed in finder.route(looks)
         ]
 
 
@@ -135,21 +131,12 @@ class Hybrid:
     needs = Needs(routing=True)
 
     def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
-        return [
-            self._fused(finder, finder.search(look.query, depth), *route)
-            for look, route in zip(looks, finder.route(_contexts(looks)), strict=True)
-        ]
-
-    def _fused(
-        self,
-        finder: Finder,
-        lexical: Sequence[tuple[int, float]],
-        ranked: Sequence[Ranked],
-        routed: tuple[LayerRouting, ...],
-    ) -> Found:
-        of_router = finder.router_fits(ranked, len(routed))
-        fits = None if of_router is None else fused_fits(lexical, of_router)
-        return Found(chosen(fuse(lexical, ranked), ranked, fits), routed)
+        found: list[Found] = []
+        for look, (ranked, routed) in zip(looks, finder.route(looks), strict=True):
+            lexical = finder.search(look.query, depth)
+            fits = fused_fits(lexical, finder.router_fits(ranked, len(routed)))
+            found.append(Found(chosen(fuse(lexical, ranked), ranked, fits), routed))
+        return found
 
 
 class Generate:
@@ -232,9 +219,3 @@ def check_packages(name: str) -> None:
     for module, remedy in SELECTORS[name].needs.packages.items():
         if find_spec(module) is None:
             raise MemspanError(f"the selector {name} needs {module}; install it: {remedy}")
-
-
-def _contexts(looks: Sequence[Look]) -> list[Context]:
-    contexts = [look.context for look in looks if look.context is not None]
-    assert len(contexts) == len(looks), "a routed look has a context"
-    return contexts

@@ -6,9 +6,11 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from memspan.errors import (
@@ -22,6 +24,36 @@ from memspan.errors import (
 )
 
 _log = logging.getLogger(__name__)
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorOut(BaseModel):
+    """OpenAI's form of an error."""
+
+    error: ErrorBody
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorOut, "description": text}
+    for status, text in {
+        400: "The request is malformed, or a value is not allowed.",
+        401: "No valid API key.",
+        403: "The key may not do this, or not in this namespace.",
+        404: "There is no such thing.",
+        409: "It is there already.",
+        413: "The request is too large.",
+        415: "The body is not JSON.",
+        429: "Too many requests; see Retry-After.",
+        503: "Not now; see Retry-After.",
+        504: "It took too long.",
+    }.items()
+}
 
 _TYPES = {
     401: "authentication_error",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
@@ -378,33 +378,3 @@ class DocumentList(BaseModel):
 
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
-
-
-class ErrorBody(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorOut(BaseModel):
-    """OpenAI's form of an error."""
-
-    error: ErrorBody
-
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorOut, "description": text}
-    for status, text in {
-        400: "The request is malformed, or a value is not allowed.",
-        401: "No valid API key.",
-        403: "The key may not do this, or not in this namespace.",
-        404: "There is no such thing.",
-        409: "It is there already.",
-        413: "The request is too large.",
-        415: "The body is not JSON.",
-        429: "Too many requests; see Retry-After.",
-        503: "Not now; see Retry-After.",
-        504: "It took too long.",
-    }.items()
-}

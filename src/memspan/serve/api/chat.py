@@ -18,9 +18,8 @@ from memspan.generate.documents import turn_document
 from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.serve.banks import ServedBank
-from memspan.serve.errors import ApiError, api_error, values_checked
+from memspan.serve.errors import ERRORS, ApiError, api_error, values_checked
 from memspan.serve.schemas import (
-    ERRORS,
     Annotation,
     AnswerMessage,
     ChatCompletion,

@@ -6,9 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from memspan.serve.errors import ApiError
+from memspan.serve.errors import ERRORS, ApiError
 from memspan.serve.metrics import CONTENT_TYPE
-from memspan.serve.schemas import ERRORS, Health
+from memspan.serve.schemas import Health
 from memspan.serve.service import Admin, ServiceDep
 
 router = APIRouter(responses={status: ERRORS[status] for status in (401, 403, 429, 503)}, tags=["server"])

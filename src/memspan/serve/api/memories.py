@@ -17,11 +17,10 @@ from memspan.bank.scope import Scope
 from memspan.errors import EmptyBank, FilterError, UnknownDocument
 from memspan.generate.memory import Memory
 from memspan.serve.banks import ServedBank
-from memspan.serve.errors import ApiError, values_checked
+from memspan.serve.errors import ERRORS, ApiError, values_checked
 from memspan.serve.imports import Import
 from memspan.serve.keys import Principal
 from memspan.serve.schemas import (
-    ERRORS,
     AddRequest,
     BatchReport,
     BatchRequest,

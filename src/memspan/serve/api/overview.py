@@ -11,8 +11,9 @@ from memspan import __version__
 from memspan.generate.selectors import selector_names
 from memspan.serve.api.memories import BankQuery, NamespaceQuery
 from memspan.serve.banks import ServedBank
+from memspan.serve.errors import ERRORS
 from memspan.serve.keys import SCOPES, Principal
-from memspan.serve.schemas import ERRORS, BankOut, DocumentList, DocumentOut, StatusOut
+from memspan.serve.schemas import BankOut, DocumentList, DocumentOut, StatusOut
 from memspan.serve.service import Reader, ServiceDep, namespace_for
 
 router = APIRouter(responses=ERRORS, tags=["server"])
