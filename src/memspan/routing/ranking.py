@@ -98,7 +98,7 @@ def words_fits(lexical: Sequence[tuple[int, float]]) -> dict[int, float]:
 
 
 def fused_fits(lexical: Sequence[tuple[int, float]], of_router: Mapping[int, float] | None) -> dict[int, float] | None:
-    """How well documents fit by both; what only one of the two found is 0 for the other. None: the router does not say."""
+    """How well documents fit by both; what only one found is 0 for the other. None: the router does not say."""
     if of_router is None:
         return None
     of_words = words_fits(lexical)
