@@ -197,9 +197,10 @@ class Evidence:
         text: the text that was put before the model (a part of the source, where that was split).
         span: where `text` stands in the source's original text.
         score: how well it fits the question, 0 to 1, whatever else was found: by routing the mean cosine over the MSA
-            layers, by words its BM25 score bent to 0..1, in `hybrid` the weighted sum of both. Comparable between
-            questions of one bank and selector; it says nothing where the router is untrained. Of a model of another
-            similarity than cosine, and of selectors that have no such score: comparable within one answer only.
+            layers (one that looked at others only counts with the last of those), by words its BM25 score bent to 0..1,
+            in `hybrid` the weighted sum of both. Comparable between questions of one bank and selector; it says nothing
+            where the router is untrained. Of a model of another similarity than cosine, and of selectors that have no
+            such score: comparable within one answer only.
         layers: how many MSA layers attended to it while answering; in a search without an answer, how many routed to
             it, or None where the selector does not route.
         metadata: as the caller gave it.

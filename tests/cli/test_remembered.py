@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,25 @@ def test_every_command_opens_the_model_of_the_bank(bank: Path, model: Path, tmp_
     info = memspan("info", bank, "--json").json
     assert (info["model"], info["adapter"]) == (str(model), "none")
     assert ModelChoice(None, None, None, None).load(tmp_path / "no-bank-yet", bank).path == model
+
+
+def test_servers_open_it_too(bank: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi", reason="needs the extra 'serve'")
+    pytest.importorskip("mcp", reason="needs the extra 'mcp'")
+    opened: list[Path] = []
+
+    class Tools:
+        def __init__(self, served: Any, *_: object) -> None:
+            opened.append(served.memory("default").loaded.path)
+
+        def run(self, transport: str) -> None:
+            assert transport == "stdio"
+
+    monkeypatch.setattr("memspan.serve.run.make_server", lambda loaded, *_: opened.append(loaded.path))
+    monkeypatch.setattr("memspan.serve.run.run_server", lambda *_: None)
+    monkeypatch.setattr("memspan.serve.mcp.make_mcp", Tools)
+    assert memspan("serve", f"notes={bank}").code == memspan("mcp", bank).code == 0
+    assert opened == [model, model]
 
 
 def test_an_empty_bank_remembers_the_model_that_made_it(model: Path, tmp_path: Path) -> None:

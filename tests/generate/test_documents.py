@@ -122,7 +122,7 @@ def test_files_are_read_as_the_command_reads_them(memory: Memory, tmp_path: Path
         memory.add_files(notes, tmp_path / "nothing")
     for wrong in ((), ([notes],)):
         with pytest.raises(TypeError, match="each by itself"):
-            memory.add_files(*wrong)
+            memory.add_files(*wrong)  # type: ignore[arg-type]
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

@@ -147,16 +147,15 @@ def test_an_answer_counts_its_tokens_and_times_its_stages(memory: Memory, loaded
 
 
 @pytest.mark.parametrize("selector", ["router", "lexical", "hybrid"])
-def test_a_score_is_the_same_whatever_else_is_there(empty: Memory, selector: str) -> None:
+def test_a_score_is_the_same_whatever_else_is_there(memory: Memory, selector: str) -> None:
     question = "Where does the otter of Rome live?"
-    empty.add(DOCUMENTS[:1])
-    empty.add(DOCUMENTS[1:], existing="replace")
-    all_found = empty.search(question, selector=selector, limit=20)
+    all_found = memory.search(question, selector=selector, limit=20)
     scores = [item.score for item in all_found]
     assert scores == sorted(scores, reverse=True) and 0 <= scores[-1] <= scores[0] <= 1
-    found = empty.search(question, selector=selector, where={"external_id": all_found[0].external_id})
-    assert [item.score for item in found] == [pytest.approx(scores[0], abs=0.01)], "not 1 because it is the best"
-    assert empty.ask(question, selector=selector, sampling=SHORT).evidence[0].score == pytest.approx(scores[0])
+    found = memory.search(question, selector=selector, where={"external_id": all_found[0].external_id})
+    # A layer that looked at others only is taken to score it as the last of those.
+    assert [item.score for item in found] == [pytest.approx(scores[0], abs=0.03)], "not 1 because it is the only one"
+    assert memory.ask(question, selector=selector, sampling=SHORT).evidence[0].score == pytest.approx(scores[0])
 
 
 @pytest.mark.parametrize("selector", ["router", "lexical", "hybrid"])

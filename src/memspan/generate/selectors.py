@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from memspan.generate.sampling import Sampling
     from memspan.generate.state import RoundState
     from memspan.model.convert import LoadedModel
-    from memspan.routing.ranking import Ranked
     from memspan.text.template import Context
 
 
@@ -132,21 +131,12 @@ class Hybrid:
     needs = Needs(routing=True)
 
     def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
-        return [
-            self._fused(finder, finder.search(look.query, depth), *route)
-            for look, route in zip(looks, finder.route(looks), strict=True)
-        ]
-
-    def _fused(
-        self,
-        finder: Finder,
-        lexical: Sequence[tuple[int, float]],
-        ranked: Sequence[Ranked],
-        routed: tuple[LayerRouting, ...],
-    ) -> Found:
-        of_router = finder.router_fits(ranked, len(routed))
-        fits = None if of_router is None else fused_fits(lexical, of_router)
-        return Found(chosen(fuse(lexical, ranked), ranked, fits), routed)
+        found: list[Found] = []
+        for look, (ranked, routed) in zip(looks, finder.route(looks), strict=True):
+            lexical = finder.search(look.query, depth)
+            fits = fused_fits(lexical, finder.router_fits(ranked, len(routed)))
+            found.append(Found(chosen(fuse(lexical, ranked), ranked, fits), routed))
+        return found
 
 
 class Generate:

@@ -97,8 +97,10 @@ def words_fits(lexical: Sequence[tuple[int, float]]) -> dict[int, float]:
     return {document_id: score / (score + _HALF_BM25) for document_id, score in lexical}
 
 
-def fused_fits(lexical: Sequence[tuple[int, float]], of_router: Mapping[int, float]) -> dict[int, float]:
-    """How well documents fit by both; what only one of the two found is 0 for the other."""
+def fused_fits(lexical: Sequence[tuple[int, float]], of_router: Mapping[int, float] | None) -> dict[int, float] | None:
+    """How well documents fit by both; what only one found is 0 for the other. None: the router does not say."""
+    if of_router is None:
+        return None
     of_words = words_fits(lexical)
     return {
         document_id: (1 - ROUTER_WEIGHT) * of_words.get(document_id, 0.0)
