@@ -240,6 +240,29 @@ def test_dense_ranks_by_cosine(memory: Memory, monkeypatch: pytest.MonkeyPatch) 
     assert answered(memory, "dense@1+rounds", ["heron?"])[0].used
 
 
+def test_words_and_embeddings_are_fused_by_scores_or_by_ranks(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    near = {TEXTS[2]: [0.0, 1.0], TEXTS[0]: [0.6, 0.8], TEXTS[1]: [1.0, 0.0]}
+    named(monkeypatch, Dense(lambda texts: torch.tensor([near.get(text, [0.0, 1.0]) for text in texts])))
+    with memory.bank.snapshot(memory.namespace) as snapshot:
+        words = snapshot.search(QUESTION.question, 16, EVERYTHING)
+        texts = {one.id: one.text for one in snapshot.documents([number for number, _ in words])}
+    by_words = {texts[number]: score / words[0][1] for number, score in words}
+    cosines = {
+        text: row[1] for text, row in near.items()
+    }  # from 1 for the best to 0 for the last: they are their scores
+    found = {name: rank(memory, f"{name}@3").documents for name in ("fused", "rrf")}
+    for item in found["fused"]:
+        assert item.score == pytest.approx(0.5 * by_words.get(item.text, 0.0) + 0.5 * cosines[item.text])
+    places = [list(by_words), [TEXTS[2], TEXTS[0], TEXTS[1]]]
+    for item in found["rrf"]:
+        ranks = [ranking.index(item.text) + 1 for ranking in places if item.text in ranking]
+        assert item.score == pytest.approx(sum(1 / (60 + place) for place in ranks))
+    for documents in found.values():
+        assert len(documents) == 3 and [x.score for x in documents] == sorted(
+            (x.score for x in documents), reverse=True
+        )
+
+
 def test_a_package_that_a_selector_needs_is_named(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memspan.generate.selectors.find_spec", lambda module: None)
     with pytest.raises(EvaluationError, match="sentence_transformers; install it: pip install"):

