@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# A file at a time, so that its models are made once, and in the order of their names: sorted by the number of their tests,
-# as they would be, the files with few and long ones came last, and the other processes waited.
+# A file at a time, so that its models are made once, and in the order of tests/conftest.py: sorted by the number of their
+# tests, as they would be, the files with few and long ones came last, and the other processes waited.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --benchmark-disable
 
 .PHONY: demo test test-all check lint types docs bench soak clean
@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-dev
-	$(PYTEST) -m "not slow"
+	MEMSPAN_TEST_EXAMPLES=0.4 $(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.installed-dev
 	$(PYTEST)

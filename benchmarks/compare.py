@@ -50,7 +50,7 @@ from memspan.bank.encode import manifest_of
 from memspan.bank.manifest import Manifest
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.synthetic import made_up
-from memspan.eval.latency import Latency, LatencySettings, made_up_bank, tell_cost
+from memspan.bench.latency import Latency, LatencySettings, made_up_bank, tell_cost
 from memspan.eval.plots import Spread, draw_curves
 from memspan.eval.scale import parse_sizes
 from memspan.model.convert import LoadedModel, load

@@ -31,7 +31,7 @@ def measure(task: str, tokens: int, texts: list[str]) -> dict[str, Any]:
     started = time.perf_counter()
     cpu = time.process_time()
     essays = niah.Essays((document.text for document in texts_of(texts)), count)
-    sample = niah.make_sample(task, tokens, index=0, count_tokens=count, essays=essays)
+    sample = niah.make_haystack(task, tokens, index=0, count_tokens=count, essays=essays)
     question, found = sample.as_question()
     return {
         "task": task,

@@ -24,7 +24,7 @@ from memspan import Memory
 from memspan.bank.scope import EVERYTHING
 from memspan.eval.metrics import all_found_at, paired_bootstrap, recall_at
 from memspan.generate.finder import Finder, Look, next_query, passages_of
-from memspan.routing.selector import ROUTER_WEIGHT, Selected, fuse
+from memspan.routing.ranking import ROUTER_WEIGHT, Selected, fuse
 from memspan.text.questions import Question, read_questions
 
 DEPTHS = (1, 5, 16)

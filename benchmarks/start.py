@@ -30,7 +30,7 @@ from plots import parse_options, spread, write_figures
 
 from memspan.bank.encode import manifest_of
 from memspan.bank.synthetic import made_up
-from memspan.eval.latency import Latency, LatencySettings, made_up_bank
+from memspan.bench.latency import Latency, LatencySettings, made_up_bank
 from memspan.eval.plots import Spread, draw_bars
 from memspan.eval.runner import machine
 from memspan.model.convert import LoadedModel, load

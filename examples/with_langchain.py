@@ -16,9 +16,8 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
 from transformers.utils import logging
 
-from memspan import Document, Memory
+from memspan import Memory
 from memspan.integrations.langchain import ChatMemspan, MemspanRetriever
-from memspan.text.corpus import read_paths
 
 NOTES = Path(__file__).parent / "notes" / "people"
 QUESTIONS = ("Where does Owen Pritchard live?", "What did he study?")
@@ -52,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bank = parser.parse_args().bank or Path(scratch) / "people"
         with Memory.open(bank, create=True) as memory:
-            memory.add(found for found in read_paths([NOTES]) if isinstance(found, Document))
+            memory.add_files(NOTES)
             converse(memory)
             chain(memory)
 

@@ -16,9 +16,8 @@ from llama_index.core.llms.mock import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from transformers.utils import logging
 
-from memspan import Document, Memory
+from memspan import Memory
 from memspan.integrations.llama_index import MemspanRetriever
-from memspan.text.corpus import read_paths
 
 NOTES = Path(__file__).parent / "notes" / "decisions"
 QUESTION = "How many years of warranty does Brindlecomb give?"
@@ -31,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bank = parser.parse_args().bank or Path(scratch) / "decisions"
         with Memory.open(bank, create=True) as memory:
-            memory.add(found for found in read_paths([NOTES]) if isinstance(found, Document))
+            memory.add_files(NOTES)
             for name, as_of in (("now", None), ("as of June 2024", "2024-06-30")):
                 (best, *_) = MemspanRetriever(memory, k=3, as_of=as_of).retrieve(QUESTION)
                 print(f"{name}: {best.metadata['source']} ({best.score:.2f})")

@@ -25,6 +25,16 @@ pytest_sessionfinish = allowed_skips.pytest_sessionfinish
 pytest_terminal_summary = allowed_skips.pytest_terminal_summary
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests wait for files, and for processes that they start."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with one long test begin first: at the end the other processes would wait for them."""
+    items.sort(key=lambda item: item.path.name not in ("test_crash.py", "test_synthetic.py", "test_real.py"))
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)

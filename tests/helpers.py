@@ -83,6 +83,11 @@ class CopiedText(str):
         return CopiedText(piece, self.copied)
 
 
+def examples_here(number: int) -> int:
+    """How many examples a costly property is tried on: a share of them (`MEMSPAN_TEST_EXAMPLES`) in `make test`."""
+    return max(1, round(number * float(os.environ.get("MEMSPAN_TEST_EXAMPLES", "1"))))
+
+
 def tiny_config(family: str) -> PretrainedConfig:
     """A four-layer decoder's config (H=4, G=2, D=16). Weights are large, so that every layer matters to the logits."""
     return AutoConfig.for_model(

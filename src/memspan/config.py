@@ -11,13 +11,12 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 from transformers import AutoConfig, PretrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-Similarity = Literal["cosine", "dot"]
-SIMILARITIES: tuple[str, ...] = ("cosine", "dot")
+from memspan.ops.similarity import SIMILARITIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +154,7 @@ class MSAConfig(PretrainedConfig):
         top_k_docs: k, documents selected per MSA layer, at training time and by default at serving time (paper: 16).
         position_offset: the active context starts this far after the template prefix; a constant of the model,
             whatever k is asked for. Default: `top_k_docs`.
-        similarity: "cosine" (paper) or "dot" (scaled dot product, as some released checkpoints serve).
+        similarity: of `memspan.ops.similarity`: "cosine" (paper), "dot" (as some released checkpoints serve) ...
         template: literals of documents and prompts.
         max_document_tokens: longer texts are split into several documents.
         score_bias: every MSA layer adds a learned multiple of a document's routing score to the attention logits of its
@@ -213,8 +212,7 @@ class MSAConfig(PretrainedConfig):
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.offset < 0:
             raise ValueError(f"position_offset must not be negative, not {self.position_offset}")
-        if self.similarity not in SIMILARITIES:
-            raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, not {self.similarity!r}")
+        SIMILARITIES[self.similarity]  # an unknown one fails here
         self.template_spec  # noqa: B018 - builds it, so that a wrong template fails here
 
     @property

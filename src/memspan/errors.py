@@ -7,6 +7,14 @@ class MemspanError(Exception):
     """Base of every error a user of memspan can meet."""
 
 
+class UnknownName(MemspanError, ValueError):
+    """Nothing of this kind (a selector, a similarity, a file format ...) has this name; the message lists the names."""
+
+
+class PluginError(MemspanError):
+    """What was registered under a name lacks something, cannot be imported, or its name is taken."""
+
+
 class UnsupportedBackbone(MemspanError):
     """The model cannot be served exactly by the memory attention; the message names the reason."""
 

@@ -39,6 +39,10 @@ class Document:
     date: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("external_id", "text", "title"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(f"the {name} of a Document is a text, not {type(value).__name__} ({str(value)[:80]!r})")
         if not self.external_id:
             raise ValueError("a Document needs an external_id that is not empty")
         if not self.text.strip():
@@ -105,6 +109,19 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file, or a record of one, that gave no document.
+
+    Attributes:
+        source: the file's path; for a record with the line it begins on, `path#line`.
+        reason: why, for people.
+    """
+
+    source: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +336,7 @@ class AddReport:
         characters: of text dealt with, encoded or unchanged; for telling how far along a run is.
         seconds: spent encoding and writing.
         interrupted: True if it was stopped before the corpus was done.
+        skipped: files, and records of them, that gave no document, where files were added (`Memory.add_files`).
     """
 
     added: int = 0
@@ -330,3 +348,4 @@ class AddReport:
     characters: int = 0
     seconds: float = 0.0
     interrupted: bool = False
+    skipped: tuple[Skipped, ...] = ()

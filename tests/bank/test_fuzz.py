@@ -20,7 +20,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import add_latents, bits, child_process, latents_in, random_latents, tiny_loaded, tiny_manifest
+from helpers import (
+    add_latents,
+    bits,
+    child_process,
+    examples_here,
+    latents_in,
+    random_latents,
+    tiny_loaded,
+    tiny_manifest,
+)
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +56,7 @@ Latents = dict[int, tuple[bytes, bytes]]
 
 def _fuzz(examples: int) -> Callable[[Any], Any]:
     return settings(
-        max_examples=examples,
+        max_examples=examples_here(examples),
         derandomize=True,
         database=None,
         deadline=None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import bits, latents_in, read_bank, tiny_loaded
+from helpers import bits, examples_here, latents_in, read_bank, tiny_loaded
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -281,7 +281,7 @@ def test_any_sequence_of_changes_leaves_what_a_dictionary_and_a_fresh_bank_hold(
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=40,
+            max_examples=examples_here(40),
             stateful_step_count=16,
             deadline=None,
             derandomize=True,

@@ -19,9 +19,10 @@ from memspan.cli import app, commands, render
 from memspan.config import TEMPLATES
 from memspan.generate.request import MAX_DOCUMENTS
 from memspan.generate.sampling import Sampling
+from memspan.generate.selectors import selector_names
 from memspan.model.backbones import DEFAULT_SOURCE
 from memspan.model.convert import convert
-from memspan.routing.selector import SELECTORS, fuse
+from memspan.routing.ranking import fuse
 from memspan.text import corpus
 from memspan.types import Answer
 
@@ -76,7 +77,7 @@ def test_defaults_and_choices_shown_are_the_librarys() -> None:
     library = inspect.signature(convert).parameters
     for ours, theirs in (("chunk_size", "chunk_size"), ("top_k", "top_k_docs"), ("seed", "seed")):
         assert options["convert"][ours].default == library[theirs].default
-    assert all(name in _help("ask") for name in SELECTORS)
+    assert all(name in _help("ask") for name in selector_names())
     assert all(name in _help("convert") for name in TEMPLATES)
 
 
@@ -448,7 +449,10 @@ def test_a_question_that_fails_does_not_end_the_ones_after_it(bank: Path) -> Non
     "arguments, message",
     [
         ((" ",), "the question is empty; write one"),
-        (("otter", "--selector", "magic"), "selector must be one of router, lexical, hybrid, generate, not 'magic'"),
+        (
+            ("otter", "--selector", "magic"),
+            "selector must be one of router, lexical, hybrid, generate, dense, not 'magic'",
+        ),
         (("otter", "--max-new-tokens", "0"), "max_new_tokens must be at least 1, not 0"),
         (("otter", "--temperature", "-1"), "temperature must be 0 or a positive number"),
         (("otter", "--top-p", "0"), "top_p must be above 0"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from command import Done, failed, memspan
 
-from memspan.eval.latency import ratio_of
+from memspan.bench.latency import ratio_of
 from memspan.eval.scale import parse_sizes
 from memspan.routing.local import SourceMemory
 
@@ -96,7 +96,7 @@ def test_a_bank_that_does_not_fit_is_refused(folder: Path, bank: Path) -> None:
 
 def test_a_full_disk_is_told_before_anything_is_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("memspan.eval.latency.shutil.disk_usage", lambda path: usage(10**9, 0, 10**6))
+    monkeypatch.setattr("memspan.bench.latency.shutil.disk_usage", lambda path: usage(10**9, 0, 10**6))
     message = failed("bench", "latency", "--tokens", "40,1m", "--folder", folder)
     assert "40, 1,000,000 tokens take 0.06 GB" in message and "0.00 GB free" in message
     assert not list(folder.iterdir())

@@ -24,10 +24,10 @@ from shim import compile_library, unavailable
 import memspan
 
 _HERE = Path(__file__).parent
-_LEAST_STATES = {Sampling.QUICK: 300, Sampling.USUAL: 1000, Sampling.THOROUGH: 1000}
+_LEAST_STATES = {Sampling.QUICK: 200, Sampling.USUAL: 1000, Sampling.THOROUGH: 1000}
 _MORE = Sampling.THOROUGH if os.environ.get("MEMSPAN_CRASH_THOROUGH") else Sampling.USUAL
-# One of those that make a bank, change it, remove files of it, and replace all of them.
-_QUICK = ("create in new folders", "update", "compact and erase", "reencode")
+# One of those that make a bank, change it, and remove files of it.
+_QUICK = ("create in new folders", "update", "compact and erase")
 _SECONDS = 3600
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 

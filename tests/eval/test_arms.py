@@ -25,6 +25,7 @@ from memspan.eval.arms import Arm, parse_arm
         ("router-latents+rounds3", Arm("router@5+rounds3-latents", "router", 5, False, rounds=3)),
         ("bm25@1+rerank", Arm("bm25@1+rerank", "bm25", 1, False, rerank="rerank")),
         ("dense@10+cross", Arm("dense@10+cross", "dense", 10, False, rerank="cross")),
+        ("dense+rounds", Arm("dense@5+rounds", "dense", 5, False, rounds=2)),
         ("hybrid@0+reroute", Arm("hybrid@0+reroute", "hybrid", 0, True, reroute=True)),
         ("hybrid+adaptive", Arm("hybrid@5+adaptive", "hybrid", 5, True, adaptive=True)),
     ],
@@ -36,7 +37,7 @@ def test_an_arm_is_its_name(text: str, arm: Arm) -> None:
 @pytest.mark.parametrize(
     "text",
     """|bm25@|rag|none@5|oracle@1|bm25@0|router@0-latents|bm25@-1|bm25+rank|bm25-rerank|bm25+rerank2|none+rounds
-    oracle+adaptive|generate-latents|dense+rounds|bm25+rerank+cross|bm25+rounds+rerank|hybrid+rounds+adaptive
+    oracle+adaptive|generate-latents|bm25+rerank+cross|bm25+rounds+rerank|hybrid+rounds+adaptive
     bm25+rerank+adaptive|router@0+adaptive|bm25+rounds0|router+latents-latents
     router-latents+reroute|none+reroute""".replace("\n", "|").split("|"),
 )

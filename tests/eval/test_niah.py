@@ -13,7 +13,7 @@ from helpers import tiny_tokenizer
 from memspan.config import TEMPLATES
 from memspan.errors import EvaluationError
 from memspan.eval import metrics
-from memspan.eval.niah import NIAH_TASKS, NOISE, TASKS, Essays, Sample, make_sample
+from memspan.eval.niah import NIAH_TASKS, NOISE, TASKS, Essays, Haystack, make_haystack
 from memspan.text.template import PromptTemplate
 
 BOOK = "".join(f"Dr. Ames walked {number} miles. It  rained\nall day {number}! " for number in range(400))
@@ -26,12 +26,12 @@ def count_words(text: str) -> int:
     return len(text.split())
 
 
-def sample(task: str, num_tokens: int = 4000, index: int = 0, **changes: object) -> Sample:
+def sample(task: str, num_tokens: int = 4000, index: int = 0, **changes: object) -> Haystack:
     options = {"count_tokens": count_words, "essays": Essays([BOOK], count_words), **changes}
-    return make_sample(task, num_tokens, index=index, **options)  # type: ignore[arg-type]
+    return make_haystack(task, num_tokens, index=index, **options)  # type: ignore[arg-type]
 
 
-def text_of(made: Sample) -> str:
+def text_of(made: Haystack) -> str:
     return "\n".join(found.document.text for found in made.documents())
 
 
@@ -136,7 +136,7 @@ def test_a_reader_scores_everything_and_a_guesser_chance() -> None:
     """Over many haystacks: who reads the needle asked for, who names a random needle's value, who makes one up."""
     chance = {"niah_multikey_1": 0.25, "niah_multivalue": 0.25, "niah_multiquery": 0.25}
 
-    def read(needles: list[tuple[str, str, str]], made: Sample) -> str:
+    def read(needles: list[tuple[str, str, str]], made: Haystack) -> str:
         return " ".join(value for _, key, value in needles if key in made.question)
 
     generator = random.Random(0)

@@ -17,10 +17,11 @@ from memspan.bank.encode import manifest_of
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
-from memspan.routing.selector import SELECTORS
 from memspan.text.corpus import read_paths
 from memspan.text.template import Context, Passage, PromptTemplate
 from memspan.types import Document, Evidence
+
+SELECTORS = ("router", "lexical", "hybrid")
 
 SHORT = Sampling(max_new_tokens=2)
 NOTES = Path(__file__).parents[2] / "examples" / "notes"

@@ -505,5 +505,7 @@ def test_a_template_without_markers_is_refused_by_name(name: str, tmp_path: Path
         memory.add(DOCUMENTS)
         with pytest.raises(MemspanError, match=f"template '{name}' of this model has no markers.*choose router"):
             memory.ask("lynx", selector="generate")
-        with pytest.raises(MemspanError, match="selector must be one of router, lexical, hybrid, not 'generate'"):
+        with pytest.raises(
+            MemspanError, match="selector must be one of router, lexical, hybrid, dense, not 'generate'"
+        ):
             memory.search("lynx", selector="generate")

@@ -32,9 +32,10 @@ from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel, convert
 from memspan.routing.local import LocalMemory
-from memspan.routing.selector import SELECTORS
 from memspan.text.template import Context, Passage, encoded_text
 from memspan.types import Answer, Document, Evidence, Retrieved, Span
+
+SELECTORS = ("router", "lexical", "hybrid")
 
 SHORT = Sampling(max_new_tokens=8)
 SAMPLED = Sampling(max_new_tokens=8, temperature=1.0, top_p=0.9, seed=3)
@@ -303,7 +304,7 @@ def test_the_default_selector_follows_the_router(filled: Path, loaded: LoadedMod
 
 
 def test_an_unknown_selector_is_refused_with_the_known_ones(memory: Memory) -> None:
-    for call, known in ((memory.ask, "hybrid, generate"), (memory.search, "hybrid")):
+    for call, known in ((memory.ask, "hybrid, generate, dense"), (memory.search, "hybrid, dense")):
         with pytest.raises(MemspanError, match=f"selector must be one of router, lexical, {known}, not 'magic'"):
             call("lynx", selector="magic")
 

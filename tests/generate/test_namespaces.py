@@ -26,9 +26,10 @@ from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
 from memspan.routing.local import LocalMemory
-from memspan.routing.selector import SELECTORS
 from memspan.text.template import Context, Passage, PromptTemplate
 from memspan.types import Answer, Document, Evidence, Retrieved
+
+SELECTORS = ("router", "lexical", "hybrid")
 
 SHORT = Sampling(max_new_tokens=3)
 ANIMALS = ("otter", "heron", "badger", "newt", "falcon", "lynx", "marmot", "viper", "ibis", "gecko", "stoat", "raven")

@@ -16,11 +16,12 @@ from memspan.errors import MemspanError
 from memspan.generate.finder import names_in, next_query
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
-from memspan.routing.selector import SELECTORS
 from memspan.text.corpus import Skipped, read_paths
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Passage
 from memspan.types import Answer, Done, RoundDone, RoundStarted
+
+SELECTORS = ("router", "lexical", "hybrid")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ASKED = [json.loads(line) for line in (EXAMPLES / "questions.jsonl").read_text().splitlines()]

@@ -259,12 +259,22 @@ def test_the_example_runs_on_the_notes(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "[people/owen-pritchard.md] # Owen Pritchard" in shown
 
 
-def test_a_memory_of_a_snapshot_is_refused(memory: Memory) -> None:
+def test_a_memory_of_a_snapshot_sees_it_in_every_thread(memory: Memory) -> None:
     bank = MemoryBank.open(memory.bank.folder)
-    with Memory(bank, memory.loaded, snapshot=True) as pinned:
-        for asked in (MemspanRetriever(memory=pinned), ChatMemspan(memory=pinned)):
-            with pytest.raises(ValueError, match="snapshot"):
-                asked.invoke(ASKED)
+    with Memory(bank, memory.loaded, namespace="snapshots", snapshot=False) as other:
+        other.add([Document("a", "The wombat lives in Perth.")])
+        with Memory(MemoryBank.open(bank.folder), memory.loaded, namespace="snapshots", snapshot=True) as pinned:
+            other.add([Document("b", "The wombat lives in Hobart.")])
+            found = MemspanRetriever(memory=pinned).batch(["wombat"] * 8, {"max_concurrency": 4})
+    assert [[item.metadata["source"] for item in items] for items in found] == [["a"]] * 8
+
+
+def test_a_memory_of_ranks_is_refused(memory: Memory) -> None:
+    ranked = memory.in_namespace(memory.namespace)
+    ranked.ranks = object()  # type: ignore[assignment]
+    for asked in (MemspanRetriever(memory=ranked), ChatMemspan(memory=ranked)):
+        with pytest.raises(ValueError, match="ranks ask in one order"):
+            asked.invoke(ASKED)
 
 
 def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,18 +4,7 @@ import itertools
 
 import pytest
 
-from memspan.errors import MemspanError
-from memspan.routing.ranking import Ranked
-from memspan.routing.selector import (
-    ROUTER_WEIGHT,
-    SELECTORS,
-    Selected,
-    check_selector,
-    default_selector,
-    fuse,
-    keep_adaptively,
-    select,
-)
+from memspan.routing.ranking import ROUTER_WEIGHT, Ranked, Selected, chosen, fuse, keep_adaptively, scaled
 
 
 def _routed(*scores: tuple[int, float]) -> list[Ranked]:
@@ -27,34 +16,18 @@ LEXICAL = [(7, 12.0), (1, 3.0), (2, 2.5), (3, 2.0)]
 NOISE = _routed((4, 0.52), (1, 0.51), (5, 0.505), (2, 0.5))
 
 
-def test_an_untrained_router_is_not_asked_by_default() -> None:
-    assert default_selector(router_trained=False) == "lexical"
-    assert default_selector(router_trained=True) == "hybrid"
+def test_the_routers_own_scores_are_told_from_the_last_one_considered_to_the_best() -> None:
+    assert scaled([Ranked(1, 1.5, 2), Ranked(7, 0.75, 1), Ranked(9, 0.5, 0)]) == [(1, 1.0), (7, 0.25), (9, 0.0)]
+    assert scaled(_routed((1, 1.5))) == [(1, 1.0)]
+    assert scaled(_routed((4, -0.5), (6, -0.5))) == [(4, 1.0), (6, 1.0)]
+    assert scaled([]) == []
 
 
-def test_unknown_selectors_are_refused_with_those_there_are() -> None:
-    assert [check_selector(name) for name in SELECTORS] == ["router", "lexical", "hybrid"]
-    for name in ("", "bm25", "Router"):
-        with pytest.raises(MemspanError, match=f"router, lexical, hybrid, not '{name}'"):
-            check_selector(name)
-
-
-def test_every_selector_ranks_by_its_own_scores_and_tells_what_routed() -> None:
-    lexical = [(3, 4.0), (1, 2.0)]
-    routed = [Ranked(1, 1.5, 2), Ranked(7, 0.75, 1), Ranked(9, 0.5, 0)]
-    assert select("lexical", lexical, []) == [Selected(3, 4.0, None), Selected(1, 2.0, None)]
-    # The router's own scores have no floor: they are told from the last one considered to the best.
-    assert select("router", [], routed) == [Selected(1, 1.0, 2), Selected(7, 0.25, 1), Selected(9, 0.0, 0)]
-    assert select("router", [], routed[:1]) == [Selected(1, 1.0, 2)]
-    assert select("router", [], _routed((4, -0.5), (6, -0.5))) == [Selected(4, 1.0, 2), Selected(6, 1.0, 2)]
-    found = select("hybrid", lexical, routed)
-    assert [(document.document_id, document.layers) for document in found] == [(1, 2), (3, 0), (7, 1), (9, 0)]
-    assert [(document.document_id, document.score) for document in found] == fuse(lexical, routed)
-
-
-def test_nothing_found_is_nothing_selected() -> None:
-    for selector in ("router", "lexical", "hybrid"):
-        assert select(selector, [], []) == []
+def test_a_chosen_document_tells_how_many_layers_routed_to_it() -> None:
+    scores = [(3, 4.0), (1, 2.0)]
+    assert chosen(scores, []) == [Selected(3, 4.0, None), Selected(1, 2.0, None)]
+    assert chosen(scores, [Ranked(1, 1.5, 2)]) == [Selected(3, 4.0, 0), Selected(1, 2.0, 2)]
+    assert chosen([], _routed((1, 1.0))) == []
 
 
 def test_fusing_is_the_weighted_sum_of_shares_of_the_best_score() -> None:

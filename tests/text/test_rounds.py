@@ -148,5 +148,5 @@ def test_what_is_written_is_parsed(ids: list[int]) -> None:
 @pytest.mark.parametrize("change", [{"round_end": ""}, {"retrieval_end": ""}, {"document_prefix": "({id})"}])
 def test_a_template_without_markers_or_ids_in_brackets_has_no_rounds(change: dict[str, str]) -> None:
     spec = dataclasses.replace(TEMPLATES["msa"], **change)
-    with pytest.raises(MemspanError, match="choose router, lexical or hybrid, or convert with --template msa"):
+    with pytest.raises(MemspanError, match="choose router or another selector, or convert with --template msa"):
         RoundProtocol(PromptTemplate(spec, tiny_tokenizer()))

@@ -18,7 +18,7 @@ from memspan.train.anchor import anchor_loss
 from memspan.train.batch import Collator
 from memspan.train.batch_settings import BatchSettings
 from memspan.train.forward import LossWeights, Objective, training_forward
-from memspan.train.lora import ROUTERS, Trainable, make_trainable
+from memspan.train.parameters import make_trainable
 from memspan.train.recipe import recipe_of
 
 TEXTS = random_ids(7, 3, 12)
@@ -26,7 +26,7 @@ TEXTS = random_ids(7, 3, 12)
 
 def _model(changed: bool = True) -> MSAForCausalLM:
     model = tiny_model()
-    make_trainable(model, Trainable((ROUTERS,), LoraSpec(r"layers\.3\..*_proj$", rank=2)), seed=0)
+    make_trainable(model, lora=LoraSpec(r"layers\.3\..*_proj$", rank=2), seed=0)
     if changed:
         torch.manual_seed(1)
         with torch.no_grad():
@@ -65,12 +65,12 @@ def test_it_is_a_term_of_the_loss() -> None:
     model = _model()
     batch = replace(random_batch(), anchors=tuple(map(tuple, TEXTS)))
     terms = training_forward(model, batch, Objective())
-    assert terms.num_anchored == batch.num_anchor_tokens == 22
-    torch.testing.assert_close(terms.anchor_sum, anchor_loss(model, TEXTS))
+    assert terms.counts["anchor"] == sum(map(len, batch.anchors)) == 22
+    torch.testing.assert_close(terms.sums["anchor"], anchor_loss(model, TEXTS))
     weights = LossWeights(lm=0, routing=0, anchor=2.0)
-    torch.testing.assert_close(terms.total(weights), 2 * terms.anchor_sum / 22)
-    torch.testing.assert_close(terms.total(weights, num_anchored=44), 2 * terms.anchor_sum / 44)
-    assert float(training_forward(model, random_batch(), Objective()).anchor_sum) == 0
+    torch.testing.assert_close(terms.total(weights), 2 * terms.sums["anchor"] / 22)
+    torch.testing.assert_close(terms.total(weights, {"anchor": 44}), 2 * terms.sums["anchor"] / 44)
+    assert float(training_forward(model, random_batch(), Objective()).sums["anchor"]) == 0
 
 
 def test_without_lora_there_is_nothing_to_compare_with() -> None:

@@ -45,8 +45,8 @@ def test_losses_are_those_of_whole_logits_and_of_naive_scores() -> None:
     packed = batch.contexts
     logits_BTV = model(packed.ids, position_ids=packed.positions, memory=ask_step(packed, memory)).logits
     expected = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), batch.labels_BT[:, 1:].flatten(), reduction="sum")
-    torch.testing.assert_close(terms.lm_sum, expected)
-    assert terms.num_tokens == 12 and terms.num_questions == 3
+    torch.testing.assert_close(terms.sums["lm"], expected)
+    assert terms.counts["lm"] == 12 and terms.counts["routing"] == 3
 
     def eq5(score_N: torch.Tensor, positives: list[int], tau: float) -> float:
         e = torch.exp(score_N / tau)
@@ -57,12 +57,12 @@ def test_losses_are_those_of_whole_logits_and_of_naive_scores() -> None:
     naive_LB = [
         [eq5(score_N, p, 0.3) for score_N, p in zip(score_BN, positives, strict=True)] for score_BN in terms.scores_LBN
     ]
-    assert float(terms.routing_sum) == pytest.approx(sum(map(sum, naive_LB)) / 2, rel=1e-5)
+    assert float(terms.sums["routing"]) == pytest.approx(sum(map(sum, naive_LB)) / 2, rel=1e-5)
     by_layer = [float(loss) for loss in terms.routing_by_layer.values()]
     assert by_layer == pytest.approx([sum(losses) / 3 for losses in naive_LB], rel=1e-5)
     assert list(terms.routing_by_layer) == [2, 3]
     fused = [eq5(s, p, 0.2) for s, p in zip(terms.scores_LBN.mean(0), positives, strict=True)]
-    assert float(terms.fused_sum) == pytest.approx(sum(fused), rel=1e-5)
+    assert float(terms.sums["fused"]) == pytest.approx(sum(fused), rel=1e-5)
 
 
 def test_documents_that_are_no_candidates_do_not_count() -> None:
@@ -72,12 +72,12 @@ def test_documents_that_are_no_candidates_do_not_count() -> None:
     candidates_BN |= batch.positives_BN
     with_all, without = run(model, batch), run(model, replace(batch, candidates_BN=candidates_BN))
     assert torch.equal(with_all.scores_LBN, without.scores_LBN)
-    assert float(without.routing_sum) < float(with_all.routing_sum)
+    assert float(without.sums["routing"]) < float(with_all.sums["routing"])
 
 
 def test_positives_compete_only_when_coupled() -> None:
     model, batch = tiny_model(), random_batch()
-    assert float(run(model, batch, decoupled=False).routing_sum) > float(run(model, batch).routing_sum)
+    assert float(run(model, batch, decoupled=False).sums["routing"]) > float(run(model, batch).sums["routing"])
 
 
 @torch.no_grad()
@@ -98,10 +98,10 @@ def test_a_question_alone_has_the_losses_it_has_among_others() -> None:
         )
         terms = run(model, alone, batch_tokens=13)
         torch.testing.assert_close(terms.scores_LBN[:, 0], together.scores_LBN[:, row])
-        lm += float(terms.lm_sum)
-        routing += float(terms.routing_sum)
-    assert lm == pytest.approx(float(together.lm_sum), rel=1e-5)
-    assert routing == pytest.approx(float(together.routing_sum), rel=1e-5)
+        lm += float(terms.sums["lm"])
+        routing += float(terms.sums["routing"])
+    assert lm == pytest.approx(float(together.sums["lm"]), rel=1e-5)
+    assert routing == pytest.approx(float(together.sums["routing"]), rel=1e-5)
 
 
 def test_sub_batches_of_contexts_change_nothing() -> None:
@@ -110,7 +110,7 @@ def test_sub_batches_of_contexts_change_nothing() -> None:
     assert len(list(length_batches(batch.contexts.lengths, longest))) > 1
     together, apart = (run(model, batch, batch_tokens=tokens) for tokens in (8192, longest))
     torch.testing.assert_close(apart.scores_LBN, together.scores_LBN)
-    torch.testing.assert_close(apart.lm_sum, together.lm_sum)
+    torch.testing.assert_close(apart.sums["lm"], together.sums["lm"])
     wanted, found = (gradients(model, terms, LossWeights(lm=1.0, routing=1.0)) for terms in (together, apart))
     torch.testing.assert_close(found, wanted)
 
@@ -122,7 +122,7 @@ def test_what_padding_holds_changes_nothing() -> None:
     other = replace(packed, ids=packed.ids.masked_fill(~packed.valid, 77))
     before, after = run(model, batch), run(model, replace(batch, contexts=other))
     torch.testing.assert_close(after.scores_LBN, before.scores_LBN, rtol=0, atol=0)
-    torch.testing.assert_close(after.lm_sum, before.lm_sum, rtol=0, atol=0)
+    torch.testing.assert_close(after.sums["lm"], before.sums["lm"], rtol=0, atol=0)
 
 
 def test_only_learned_tokens_count() -> None:
@@ -136,8 +136,8 @@ def test_only_learned_tokens_count() -> None:
     other = replace(masked, contexts=replace(batch.contexts, ids=ids))
     lm = LossWeights(lm=1.0, routing=0.0)
     first, second = (gradients(model, run(model, b), lm) for b in (masked, other))
-    assert run(model, masked).num_tokens == 9
-    assert torch.equal(run(model, masked).lm_sum, run(model, other).lm_sum)
+    assert run(model, masked).counts["lm"] == 9
+    assert torch.equal(run(model, masked).sums["lm"], run(model, other).sums["lm"])
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-6, atol=1e-6)
 
@@ -146,7 +146,7 @@ def test_a_batch_without_responses_never_computes_the_head() -> None:
     model, batch = tiny_model(), random_batch(responses=(0, 0, 0))
     model.get_output_embeddings().register_forward_hook(lambda *_: pytest.fail("the head was computed"))
     terms = run(model, batch)
-    assert terms.num_tokens == 0 and float(terms.lm_sum) == 0
+    assert terms.counts["lm"] == 0 and float(terms.sums["lm"]) == 0
     assert all(is_router(n) or "embed" in n or "layers" in n for n in gradients(model, terms, EVERYTHING))
 
 
@@ -262,7 +262,7 @@ def test_scores_are_computed_in_float32_under_autocast() -> None:
     plain = run(model, batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = run(model, batch)
-    assert mixed.scores_LBN.dtype == torch.float32 and mixed.lm_sum.dtype == torch.float32
+    assert mixed.scores_LBN.dtype == torch.float32 and mixed.sums["lm"].dtype == torch.float32
     torch.testing.assert_close(mixed.scores_LBN, plain.scores_LBN, atol=0.03, rtol=0)
     assert not torch.equal(mixed.scores_LBN, mixed.scores_LBN.bfloat16().float())
     assert len(gradients(model, mixed, EVERYTHING)) == len(list(model.parameters()))
@@ -286,9 +286,9 @@ def test_a_batch_that_is_not_sparse_is_refused_unless_told(top_k: int) -> None:
     with pytest.raises(ValueError, match=rf"5 documents .*top_k_docs {top_k}\).*allow_dense"):
         run(model, batch)
     dense = run(model, batch, allow_dense=True)
-    assert math.isfinite(float(dense.lm_sum))
+    assert math.isfinite(float(dense.sums["lm"]))
     sparse = tiny_model(position_offset=2)
-    assert float(run(sparse, batch).lm_sum) != float(dense.lm_sum)
+    assert float(run(sparse, batch).sums["lm"]) != float(dense.sums["lm"])
 
 
 def test_without_memory_contexts_are_the_backbones_and_still_scored() -> None:
@@ -297,7 +297,7 @@ def test_without_memory_contexts_are_the_backbones_and_still_scored() -> None:
     packed = batch.contexts
     logits = model(packed.ids, position_ids=packed.positions, memory=ask_step(packed, None)).logits
     expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels_BT[:, 1:].flatten(), reduction="sum")
-    torch.testing.assert_close(without.lm_sum, expected)
+    torch.testing.assert_close(without.sums["lm"], expected)
     # The first MSA layer has not read any memory yet: it scores the same.
     torch.testing.assert_close(without.scores_LBN[0], run(model, batch).scores_LBN[0])
 
@@ -306,11 +306,11 @@ def test_a_teacher_that_agrees_teaches_nothing() -> None:
     model, batch = tiny_model(msa_layers=[3]), random_batch()
     scores_BN = run(model, batch).scores_LBN[0]
     same = training_forward(model, batch, Objective(temperature=0.2, teacher_temperature=0.4), 2 * scores_BN + 3)
-    assert float(same.teacher_sum) == pytest.approx(0, abs=1e-5) and same.num_taught == 3
+    assert float(same.sums["teacher"]) == pytest.approx(0, abs=1e-5) and same.counts["teacher"] == 3
     other_BN = scores_BN.flip(1)
     other_BN[0, 1] = -math.inf
     taught = training_forward(model, batch, Objective(), other_BN)
-    assert float(taught.teacher_sum) > 0.01
+    assert float(taught.sums["teacher"]) > 0.01
     found = gradients(model, taught, LossWeights(lm=0, routing=0, teacher=1))
     assert all(bool(grad.isfinite().all()) for grad in found.values())
     assert any(bool(grad.any()) for name, grad in found.items() if is_router(name))
@@ -319,9 +319,9 @@ def test_a_teacher_that_agrees_teaches_nothing() -> None:
 def test_totals_are_over_the_counts_given() -> None:
     terms = run(tiny_model(), random_batch())
     weights = LossWeights(lm=0.5, routing=2.0)
-    expected = 0.5 * terms.lm_sum / 24 + 2.0 * terms.routing_sum / 9
-    torch.testing.assert_close(terms.total(weights, num_tokens=24, num_questions=9), expected)
-    poisoned = replace(terms, fused_sum=torch.tensor(math.nan))
+    expected = 0.5 * terms.sums["lm"] / 24 + 2.0 * terms.sums["routing"] / 9
+    torch.testing.assert_close(terms.total(weights, {"lm": 24, "routing": 9}), expected)
+    poisoned = replace(terms, sums={**terms.sums, "fused": torch.tensor(math.nan)})
     assert math.isfinite(float(poisoned.total(weights)))
 
 

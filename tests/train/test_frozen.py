@@ -20,8 +20,8 @@ from memspan.train.batch import Collator, TrainBatch
 from memspan.train.batch_settings import BatchSettings
 from memspan.train.forward import LossTerms, LossWeights, Objective, training_forward
 from memspan.train.frozen import FrozenMemory
-from memspan.train.lora import Trainable, make_trainable, trained_parameters
 from memspan.train.memory import encode_documents
+from memspan.train.parameters import make_trainable
 from memspan.types import Document
 
 WORDS = "the otter lives in Oslo by a river and eats fish while ferries pass on their way to Bergen"
@@ -51,7 +51,7 @@ def make_batch(loaded: LoadedModel, documents: list[Document], frozen: FrozenMem
 def losses(loaded: LoadedModel, batch: TrainBatch, frozen: FrozenMemory | None) -> tuple[LossTerms, dict]:
     model = loaded.model
     model.zero_grad()
-    terms = training_forward(model, batch, Objective(frozen=frozen))
+    terms = training_forward(model, batch, Objective(), frozen=frozen)
     terms.total(LossWeights(1, 1)).backward()
     return terms, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -59,7 +59,7 @@ def losses(loaded: LoadedModel, batch: TrainBatch, frozen: FrozenMemory | None) 
 @pytest.fixture
 def loaded() -> LoadedModel:
     loaded = tiny_loaded("qwen3", max_document_tokens=64)
-    make_trainable(loaded.model, Trainable(lora=LoraSpec(r"layers\.3.*q_proj", sides=("query",))))
+    make_trainable(loaded.model, lora=LoraSpec(r"layers\.3.*q_proj", sides=("query",)))
     return loaded
 
 
@@ -73,8 +73,8 @@ def test_frozen_documents_give_the_losses_and_gradients_of_encoded_ones(
     assert batch.num_label_tokens and batch.num_routed_questions == 2
     (terms, grads), (expected, expected_grads) = (losses(loaded, batch, memory) for memory in (frozen, None))
     torch.testing.assert_close(terms.scores_LBN, expected.scores_LBN, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(terms.lm_sum, expected.lm_sum, atol=1e-5, rtol=1e-6)
-    assert grads.keys() == expected_grads.keys() == trained_parameters(loaded.model).keys()
+    torch.testing.assert_close(terms.sums["lm"], expected.sums["lm"], atol=1e-5, rtol=1e-6)
+    assert grads.keys() == expected_grads.keys() == {n for n, p in loaded.model.named_parameters() if p.requires_grad}
     assert sum(is_router(name) for name in grads) == 4
     for name, grad in grads.items():
         torch.testing.assert_close(grad, expected_grads[name], atol=1e-6, rtol=1e-5)
@@ -85,7 +85,7 @@ def test_what_is_kept_is_exactly_what_encoding_gives(loaded: LoadedModel, tmp_pa
     """Bit for bit where the same sub-batches are encoded; after the routers have trained as well."""
     documents = some_documents()
     frozen = build(loaded, documents, tmp_path)
-    for parameter in trained_parameters(loaded.model).values():
+    for parameter in filter(lambda p: p.requires_grad, loaded.model.parameters()):
         parameter.add_(0.3 * torch.randn_like(parameter))
     named = zip(frozen.names, frozen.texts, strict=True)
     ids = [loaded.template.document(frozen.ids[name], text) for name, text in named]
@@ -95,25 +95,6 @@ def test_what_is_kept_is_exactly_what_encoding_gives(loaded: LoadedModel, tmp_pa
     assert torch.equal(found.content_LC2GD, expected.content_LC2GD)
     # Keys are one matrix product of another shape.
     torch.testing.assert_close(found.router_keys_LCW, expected.router_keys_LCW, atol=1e-6, rtol=0)
-    frozen.check(loaded.model)
-
-
-def test_a_question_can_be_scored_against_all_documents(loaded: LoadedModel, tmp_path: Path) -> None:
-    documents = some_documents()
-    frozen = build(loaded, documents, tmp_path)
-    batch = make_batch(loaded, documents, frozen)
-    candidates_BN = batch.candidates_BN.clone()
-    candidates_BN[0, -1] = False
-    batch = replace(batch, candidates_BN=candidates_BN)
-    whole = frozen.whole(batch)
-    assert whole.document_names == tuple(document.external_id for document in documents)
-    assert whole.positives_BN.nonzero().tolist() == [[0, 3], [1, 4]]
-    left_out = frozen.names.index(batch.document_names[-1])
-    assert (~whole.candidates_BN).nonzero().tolist() == [[0, left_out]]
-    over_all, over_batch = (training_forward(loaded.model, b, Objective(frozen=frozen)) for b in (whole, batch))
-    columns = [frozen.names.index(name) for name in batch.document_names]
-    torch.testing.assert_close(over_all.scores_LBN[0][:, columns], over_batch.scores_LBN[0])
-    assert over_all.scores_LBN.shape == (2, 2, 9)
 
 
 def test_a_file_is_found_again_by_weights_texts_and_seed(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -129,7 +110,6 @@ def test_a_file_is_found_again_by_weights_texts_and_seed(loaded: LoadedModel, tm
                 parameter.add_(1)
     again = build(loaded, documents, tmp_path)
     assert not calls and again.path == first.path and again.ids == first.ids
-    first.check(loaded.model)
     others = [
         build(loaded, documents, tmp_path, seed=1),
         build(loaded, documents[:2], tmp_path),
@@ -139,8 +119,6 @@ def test_a_file_is_found_again_by_weights_texts_and_seed(loaded: LoadedModel, tm
     with torch.no_grad():
         loaded.model.get_parameter("backbone.model.layers.1.mlp.up_proj.weight").add_(0.1)
     assert build(loaded, documents, tmp_path).path != first.path
-    with pytest.raises(ValueError, match="otherwise"):
-        first.check(loaded.model)
     assert not list(tmp_path.glob(".*"))
 
 

@@ -14,7 +14,7 @@ from runs import key_value_world, parts_of, random_model, small_recipe, trainer_
 
 from memspan.errors import CheckpointError, NotLearning, TrainingError
 from memspan.train.checkpoint import CheckpointStore
-from memspan.train.loop import Progress, RunResult, Trainer
+from memspan.train.loop import RunEvent, RunResult, Trainer
 from memspan.train.settings import Recipe
 from memspan.train.trackers import check_trackers
 
@@ -34,11 +34,11 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-def stop_after(step: int) -> tuple[Callable[[], bool], Callable[[Progress], None]]:
+def stop_after(step: int) -> tuple[Callable[[], bool], Callable[[RunEvent], None]]:
     """What asks a run to stop in a step, and what counts its steps."""
     seen = [0]
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: RunEvent) -> None:
         seen[0] = progress.step
 
     return (lambda: seen[0] >= step - 1), tell

@@ -20,7 +20,8 @@ from memspan.model.convert import convert, load
 from memspan.model.lora import LoraLinear, LoraSpec, Side, TwoSidedLinear, add_lora, lora_modules, lora_off, merge_lora
 from memspan.model.modeling import MSAForCausalLM, is_lora, is_router
 from memspan.train.forward import LossWeights, Objective, training_forward
-from memspan.train.lora import ROUTERS, Trainable, make_trainable, trained_parameters, upper_layers
+from memspan.train.parameters import ROUTERS, choose_parameters, make_trainable
+from memspan.train.settings import GroupSettings
 from memspan.types import Document, EncodedDocuments
 
 BOTH: tuple[Side, ...] = ("document", "query")
@@ -179,8 +180,8 @@ def test_a_checkpoint_of_a_model_with_lora_is_refused(tmp_path: Path) -> None:
         lambda: add_lora(tiny_model(), LoraSpec("nothing")),
         lambda: add_lora(tiny_model(), LoraSpec("lm_head")),
         lambda: add_lora(changed_model(BOTH), LoraSpec(UPPER)),
-        lambda: Trainable(patterns=("(",)),
-        lambda: make_trainable(tiny_model(), Trainable(patterns=("nowhere",))),
+        lambda: GroupSettings("wrong", "("),
+        lambda: choose_parameters(tiny_model(), [GroupSettings("none", "nowhere")]),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: Callable[[], object]) -> None:
@@ -286,13 +287,12 @@ def test_an_adapter_that_does_not_fit_says_why(
 
 def test_what_trains_is_chosen_by_pattern() -> None:
     model = tiny_model(dtype=torch.bfloat16)
-    further = make_trainable(model, Trainable((ROUTERS, upper_layers(3)), LoraSpec(r"layers\.2.*q_proj$")))
-    trained = trained_parameters(model)
+    trained = make_trainable(model, (ROUTERS, r"\.layers\.3\."), LoraSpec(r"layers\.2.*q_proj$"))
+    further = [name for name in trained if not is_router(name) and not is_lora(name)]
     assert all(p.dtype == torch.float32 for p in trained.values())
     assert {p.dtype for name, p in model.named_parameters() if name not in trained} == {torch.bfloat16}
     assert all(".layers.3." in name for name in further) and len(further) == 9
-    others = {name for name in trained if name not in further}
-    assert len(others) == 6 and all(is_router(name) or is_lora(name) for name in others)
+    assert len(trained) == 9 + 6
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = training_forward(model, random_batch(), Objective())
     terms.total(LossWeights(1, 1)).backward()
@@ -301,9 +301,9 @@ def test_what_trains_is_chosen_by_pattern() -> None:
 
 def test_lora_trains_on_a_bfloat16_backbone_without_autocast() -> None:
     model = tiny_model(dtype=torch.bfloat16)
-    make_trainable(model, Trainable(lora=LoraSpec(UPPER)))
+    trained = make_trainable(model, lora=LoraSpec(UPPER))
     shake(model)
     training_forward(model, random_batch(), Objective()).total(LossWeights(1, 1)).backward()
-    grads = {name: p.grad for name, p in trained_parameters(model).items()}
+    grads = {name: p.grad for name, p in trained.items()}
     assert len(grads) == 4 + 28 and all(g is not None and bool(g.any()) for g in grads.values())
     assert isinstance(model.backbone.get_submodule("model.layers.3.mlp.up_proj"), LoraLinear)

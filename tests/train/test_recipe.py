@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from runs import key_value_world, random_model, small_recipe, trainer_of
 
 from memspan.errors import RecipeError
+from memspan.train import losses
 from memspan.train.recipe import load_recipe, plain, recipe_of
 
 pytest.importorskip("yaml")
@@ -53,9 +56,9 @@ def test_a_recipe_written_as_json_is_read_back_the_same() -> None:
         (changed(seed="three"), "seed must be a whole number, not 'three'"),
         (changed(seed=True), "seed must be a whole number"),
         (changed(seed=1.5), "seed must be a whole number"),
-        (changed(product="zip"), "product must be one of adapter, checkpoint"),
+        (changed(product="zip"), "product must be 'adapter' or 'checkpoint', not 'zip'"),
         (changed(trackers="wandb"), "trackers must be a list"),
-        (changed(model="x"), "model must hold keys and values"),
+        (changed(model="x"), "model must be a table of keys and values, not 'x'"),
         (changed(model={"checkpoint": "a", "source": "b"}), "model: name a checkpoint or a source"),
         (changed(model={"checkpoint": "a", "chunk_size": 8}), "belong to the conversion"),
         (changed(train=[]), "nothing trains"),
@@ -71,7 +74,7 @@ def test_a_recipe_written_as_json_is_read_back_the_same() -> None:
         (changed(gates=[{"kind": "falling", "after": 3, "value": 0.5}]), "must span its window twice"),
         (changed(frozen_memory="batch", lora={"targets": "q"}), "must not train the document side"),
         (changed(product="checkpoint", lora={"targets": "q", "sides": ["query"]}), "of one side makes an adapter"),
-        (changed(batch={"answer": 2.0}), "batch"),
+        (changed(batch={"answer": 2.0}), "batch.answer must be less than or equal to 1, not 2.0"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(values: dict[str, Any], message: str) -> None:
@@ -115,6 +118,7 @@ def test_an_override_takes_an_item_out_of_a_list(tmp_path: Path) -> None:
     [
         ("phases.cold=null", "no item 'cold'; there are warm, main"),
         ("seed", "is no override"),
+        ("seed=[", "value of 'seed=\\[' is not YAML"),
         ("phases.cold.lr=1", "no item 'cold'; there are warm, main"),
         ("name.x=1", "name is a value"),
         ("model.gradient_checkpoint=true", "did you mean 'gradient_checkpointing'"),
@@ -148,3 +152,34 @@ def test_the_recipes_of_the_paper_have_its_values() -> None:
     assert (cpt.phases[0].lr, cpt.phases[0].loss.lm, cpt.phases[0].loss.routing) == (6e-6, 1.0, 0.1)
     assert [phase.batch.num_documents for phase in sft.phases] == [64, 128, 256, 512]
     assert all(phase.until for phase in sft.phases[:-1])
+
+
+PLUGIN = """
+from memspan.train.losses import Loss, register_loss
+
+register_loss("spread", Loss(lambda out: out.scores_LBN.var(), lambda batch, taught: len(batch.questions)))
+"""
+
+
+def test_a_loss_of_ones_own_is_a_file_and_a_line(tmp_path: Path) -> None:
+    """From outside the package: the recipe names the file, and the step learns by it, and shows it."""
+    (tmp_path / "spread.py").write_text(PLUGIN, encoding="utf-8")
+    phase = {"name": "a", "steps": 1, "lr": 1e-3, "loss": {"lm": 0, "routing": 0, "other": {"spread": 0.5}}}
+    with pytest.raises(RecipeError, match="no loss 'spread'; name the file that registers it under `plugins`"):
+        recipe_of(changed(phases=[phase]))
+    try:
+        recipe = recipe_of(changed(phases=[phase], plugins=str(tmp_path / "spread.py")))
+        assert recipe_of(plain(recipe)) == recipe, "read once"
+        world, model = key_value_world(16, 4), random_model(0, hidden=32, layers=2)
+        small = small_recipe(phases=[phase], batch={"negatives": 0}, plugins=[str(tmp_path / "spread.py")])
+        before = model.get_parameter("backbone.model.layers.1.self_attn.router_q_proj.weight").clone()
+        trainer_of(small, tmp_path / "out", world, model).run()
+        shown = json.loads((tmp_path / "out" / "metrics.jsonl").read_text("utf-8").splitlines()[1])
+        assert shown["loss/spread"] > 0
+        assert not torch.equal(before, model.get_parameter("backbone.model.layers.1.self_attn.router_q_proj.weight"))
+        with pytest.raises(RecipeError, match="there is a loss 'spread' already"):
+            losses.register_loss("spread", losses.LOSSES["lm"])
+    finally:
+        losses.LOSSES.pop("spread", None)
+    with pytest.raises(RecipeError, match=r"the plug-in .*none\.py cannot be read"):
+        recipe_of(changed(plugins=["none.py"]))

@@ -36,7 +36,7 @@ def test_a_bias_of_zero_changes_no_bit() -> None:
     off, zero = tiny_model(), biased_model(0.0)
     batch = random_batch()
     first, second = (training_forward(model, batch, Objective()) for model in (off, zero))
-    assert torch.equal(first.lm_sum, second.lm_sum) and torch.equal(first.scores_LBN, second.scores_LBN)
+    assert torch.equal(first.sums["lm"], second.sums["lm"]) and torch.equal(first.scores_LBN, second.scores_LBN)
     assert {n for n, _ in zero.named_parameters()} - {n for n, _ in off.named_parameters()} == {
         f"backbone.model.layers.{layer}.self_attn.router_score_bias" for layer in (2, 3)
     }

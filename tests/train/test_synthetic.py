@@ -76,11 +76,13 @@ def test_it_finds_and_reads_what_it_has_never_seen(sound: dict[int, Any]) -> Non
     assert sound[STEPS]["answer/empty"] == 0
 
 
+@pytest.mark.slow
 def test_without_the_routing_loss_nothing_is_found(sound: dict[int, Any], world: World, tmp_path: Path) -> None:
     broken = figures(run(tmp_path, world, routing=0.0, steps=EARLY))
     assert sound[EARLY][RECALL] > 0.2 > 0.05 > broken[EARLY][RECALL]
 
 
+@pytest.mark.slow
 def test_with_shuffled_positives_nothing_is_found(sound: dict[int, Any], world: World, tmp_path: Path) -> None:
     broken = figures(run(tmp_path, replace(world, train=shuffled(world.train)), steps=EARLY))
     assert sound[EARLY][RECALL] > 0.2 > 0.05 > broken[EARLY][RECALL]

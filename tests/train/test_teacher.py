@@ -11,7 +11,7 @@ import torch
 
 from memspan.errors import DataError
 from memspan.train.bm25 import Bm25
-from memspan.train.teacher import Bm25Teacher, EmbeddingCache, SentenceTeacher, load_teacher
+from memspan.train.teacher import Bm25Teacher, SentenceTeacher, load_teacher
 
 CORPUS = ["The otter swims in the river.", "The heron fishes at dawn.", "Stones lie in the river."]
 
@@ -39,40 +39,25 @@ def test_bm25_scores_are_those_of_the_index_whatever_the_batch() -> None:
     assert Bm25Teacher(CORPUS).scores([], CORPUS).shape == (0, 3)
 
 
-def test_sentence_scores_are_cosines_of_prompted_texts() -> None:
-    embed = Letters()
-    teacher = SentenceTeacher(embed, query_prompt="q: ", document_prompt="d: ")
+def test_sentence_scores_are_cosines_of_texts() -> None:
+    teacher = SentenceTeacher(Letters())
     scores_BN = teacher.scores(["otter", "moon"], CORPUS)
     assert scores_BN.shape == (2, 3)
     alone = Letters()
-    assert torch.allclose(scores_BN[1, 2], alone(["q: moon"])[0] @ alone(["d: " + CORPUS[2]])[0])
+    assert torch.allclose(scores_BN[1, 2], alone(["moon"])[0] @ alone([CORPUS[2]])[0])
     assert teacher.scores(["otter"], []).shape == (1, 0)
 
 
-def test_what_was_embedded_once_is_read_from_disk(tmp_path: Path) -> None:
-    first, second = Letters(), Letters()
-    wanted = SentenceTeacher(first, EmbeddingCache(tmp_path / "x" / "a.sqlite")).scores(["otter"], CORPUS)
-    assert sorted(first.asked) == sorted(["otter", *CORPUS])
-    again = SentenceTeacher(second, EmbeddingCache(tmp_path / "x" / "a.sqlite"))
-    assert torch.equal(again.scores(["otter"], CORPUS), wanted)
-    assert second.asked == []
-    again.scores(["otter", "moon", "moon"], [*CORPUS, "new"])
-    assert second.asked == ["moon", "new"], "only what is new, and once"
-
-
-def test_many_texts_go_through_the_cache(tmp_path: Path) -> None:
-    cache = EmbeddingCache(tmp_path / "a.sqlite")
-    rows = {f"text {number}": torch.full((3,), float(number)) for number in range(1201)}
-    cache.put(rows)
-    found = cache.get([*rows, "absent"])
-    assert found.keys() == rows.keys()
-    assert all(torch.equal(found[text], row) for text, row in rows.items())
-
-
-def test_a_cache_that_is_something_else_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.sqlite").write_text("not a database, but long enough to be taken for a damaged one" * 20)
-    with pytest.raises(DataError, match=r"a\.sqlite.*delete the file"):
-        EmbeddingCache(tmp_path / "a.sqlite")
+def test_what_was_embedded_once_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    embed = Letters()
+    teacher = SentenceTeacher(embed)
+    wanted = teacher.scores(["otter"], CORPUS)
+    assert sorted(embed.asked) == sorted(["otter", *CORPUS])
+    assert torch.equal(teacher.scores(["otter", "moon", "moon"], [*CORPUS, "new"])[:1, :3], wanted)
+    assert embed.asked[4:] == ["moon", "new"], "only what is new, and once"
+    monkeypatch.setattr("memspan.train.teacher._CACHED_TEXTS", 5)
+    assert torch.equal(teacher.scores(["otter"], CORPUS), wanted)
+    assert len(embed.asked) == 10, "what is kept is bounded"
 
 
 def test_a_teacher_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,11 +77,10 @@ def test_a_sentence_transformers_model_by_folder(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "plain")
     words = Transformer(str(tmp_path / "plain"), max_seq_length=32)
     SentenceTransformer(modules=[words, Pooling(64)]).save(str(tmp_path / "model"))
-    teacher = load_teacher(str(tmp_path / "model"), CORPUS, tmp_path / "cache")
+    teacher = load_teacher(str(tmp_path / "model"), CORPUS)
     scores = teacher.scores([CORPUS[0], "dawn"], CORPUS)
     assert scores[0, 0] == pytest.approx(1, abs=1e-4) and scores.dtype == torch.float32
-    assert len(list((tmp_path / "cache").glob("*.sqlite"))) == 1
-    again = load_teacher(str(tmp_path / "model"), CORPUS, tmp_path / "cache")
+    again = load_teacher(str(tmp_path / "model"), CORPUS)
     assert torch.allclose(again.scores(["dawn"], CORPUS)[0], scores[1])
     with pytest.raises(DataError, match="is no model"):
         load_teacher(str(tmp_path / "absent"), CORPUS)

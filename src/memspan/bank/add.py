@@ -12,6 +12,7 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.encode import EncodingRun, Part, Progress, SourceParts, check_model, manifest_of, tokenise
 from memspan.bank.encoders import Encoders, Group
 from memspan.bank.lines import read_exported
+from memspan.bank.remembered import remember
 from memspan.errors import BankError, DuplicateDocument
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import BATCH_TOKENS
@@ -92,6 +93,7 @@ def add_documents(
     with Encoders(run, group, bank.folder, manifest.encoder_fingerprint) as encoders:
         check_model(bank.manifest, loaded)
         with bank.writer(namespace) as writer:
+            remember(bank.catalog, loaded.names)
             adding = _Adding(writer, encoders, run)
             try:
                 for windows in _rounds(documents, loaded, adding, WINDOW_BATCHES * batch_tokens, existing):

@@ -309,8 +309,6 @@ class Catalog(Database):
 
     def counts(self, namespace: str | None = None) -> Counts:
         within, values = ("", ()) if namespace is None else ("AND n.name = ?", (namespace,))
-        of_sources = f"FROM sources s JOIN namespaces n ON n.id = s.namespace_id WHERE s.deleted_in IS NULL {within}"
-        ((sources,),) = self.read(f"SELECT count(*) {of_sources}", values)
         from_segments = f"FROM segments g JOIN namespaces n ON n.id = g.namespace_id WHERE g.state = 'live' {within}"
         ((segments, size),) = self.read(f"SELECT count(*), total(keys_bytes + content_bytes) {from_segments}", values)
         live = f"{_LIVE} AND d.segment_id IN (SELECT g.id {from_segments})"
@@ -318,7 +316,13 @@ class Catalog(Database):
         ((documents, tokens, chunks),) = self.read(query, values)
         dead = f"d.deleted_in IS NOT NULL AND d.segment_id IN (SELECT g.id {from_segments})"
         ((deleted,),) = self.read(f"SELECT count(*) FROM documents d WHERE {dead}", values)
-        return Counts(sources, documents, int(tokens), int(chunks), deleted, segments, int(size))
+        return Counts(self.num_sources(namespace), documents, int(tokens), int(chunks), deleted, segments, int(size))
+
+    def num_sources(self, namespace: str | None = None) -> int:
+        """Live sources, of one namespace or of all."""
+        of_one = "" if namespace is None else "AND namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+        query = f"SELECT count(*) FROM sources WHERE deleted_in IS NULL {of_one}"
+        return int(self.value(query, () if namespace is None else (namespace,)))
 
     def num_characters(self) -> int:
         """Of the texts of all live documents."""

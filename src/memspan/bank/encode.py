@@ -13,6 +13,7 @@ from memspan.bank.folder import text_crc32
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import LATENT_DTYPE, SegmentWriter
 from memspan.model.convert import LoadedModel
+from memspan.model.decoding import unprepared_alone
 from memspan.model.former import is_former_fingerprint
 from memspan.text.packing import length_batches
 from memspan.text.template import PromptTemplate, part_text
@@ -114,7 +115,8 @@ def batches(parts: Sequence[Part], batch_tokens: int) -> Iterator[list[Part]]:
 @torch.inference_mode()
 def encode_batch(loaded: LoadedModel, batch: Sequence[Part]) -> None:
     """Give every part its latents, on the CPU, in the bank's number format."""
-    encoded = loaded.model.encode([part.ids for part in batch])
+    with unprepared_alone(loaded.model):
+        encoded = loaded.model.encode([part.ids for part in batch])
     router_keys_LCW = encoded.router_keys_LCW.to("cpu", LATENT_DTYPE)
     content_LC2GD = encoded.content_LC2GD.to("cpu", LATENT_DTYPE)
     first = 0

@@ -13,6 +13,7 @@ from memspan.bank.compaction import drop_unwanted_staged, sweep
 from memspan.bank.edits import NewSource, Written
 from memspan.bank.encode import EncodingRun, Part, Progress, SourceParts, has_former_name, manifest_of, tokenise
 from memspan.bank.folder import segments_folder
+from memspan.bank.remembered import remember
 from memspan.bank.segment import SegmentWriter
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import BATCH_TOKENS
@@ -52,6 +53,7 @@ def reencode(
             edits.write_manifest(bank.catalog, dataclasses.asdict(manifest))
             bank.manifest = manifest
         if bank.manifest == manifest:
+            remember(bank.catalog, loaded.names)
             if bank.catalog.staged_manifest() is not None:
                 edits.stage_manifest(bank.catalog, None)
                 sweep(bank.catalog, bank.folder)
@@ -67,6 +69,7 @@ def reencode(
                 return run.report
         drop_unwanted_staged(bank.catalog, bank.folder)
         edits.publish_staged(bank.catalog, values)
+        remember(bank.catalog, loaded.names)
         sweep(bank.catalog, bank.folder)
     bank.manifest = manifest
     return run.report

@@ -24,6 +24,7 @@ class Snapshot:
         commit: the number of changes the bank had seen.
         shards: its segments, with the documents that live.
         tiers: what of the bank is kept in memory.
+        catalog: as it was then.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Snapshot:
             masks: those that snapshots of this commit and namespace have made, by scope.
         """
         self.namespace, self.commit, self.manifest, self.shards = namespace, commit, manifest, tuple(shards)
-        self._catalog, self._close, self.tiers = catalog, close, tiers
+        self.catalog, self._close, self.tiers = catalog, close, tiers
         self._masks = masks
         self._open = True
 
@@ -65,12 +66,12 @@ class Snapshot:
     def search(self, question: str, limit: int, scope: Scope = EVERYTHING) -> list[tuple[int, float]]:
         """Full-text search: ids and BM25 scores, best first."""
         assert self._open, "a closed snapshot shows nothing"
-        return self._catalog.search(self.namespace, question, limit, scope)
+        return self.catalog.search(self.namespace, question, limit, scope)
 
     def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
         """Live documents by their ids, in the order given; others are left out."""
         assert self._open, "a closed snapshot shows nothing"
-        return self._catalog.documents(self.namespace, ids)
+        return self.catalog.documents(self.namespace, ids)
 
     def selectable_mask(self, scope: Scope = EVERYTHING) -> torch.Tensor:
         """For every document of the shards, one after the other, whether it lives and is in the scope, `[N]` bool.
@@ -83,6 +84,6 @@ class Snapshot:
     def _selectable_mask(self, scope: Scope) -> torch.Tensor:
         masks = [shard.live_N for shard in self.shards]
         if scope:
-            allowed = torch.from_numpy(self._catalog.ids_in_scope(self.namespace, scope))
+            allowed = torch.from_numpy(self.catalog.ids_in_scope(self.namespace, scope))
             masks = [live_N & shard.contains_mask(allowed) for live_N, shard in zip(masks, self.shards, strict=True)]
         return torch.cat(masks) if masks else torch.empty(0, dtype=torch.bool)

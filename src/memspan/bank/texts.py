@@ -23,7 +23,8 @@ _LONGEST_NAMESPACE = 200
 class TextBank:
     """A bank's catalog: manifest, texts, metadata, full-text indexes. Use `open`, not the constructor.
 
-    `pinned_catalog`, `delete` and `relabel` may be called from any thread; the rest belongs to one thread at a time.
+    `pinned_catalog`, `delete`, `relabel`, and `find` and `get` of a catalog given, may be called from any thread; the
+    rest belongs to one thread at a time.
     """
 
     def __init__(self, folder: Path, catalog: Catalog, manifest: Manifest) -> None:
@@ -108,18 +109,15 @@ class TextBank:
             edits.delete_sources(self.catalog, namespace, sorted(names))
         return len(names)
 
-    def resolve(self, document_id: int | str, namespace: str = DEFAULT_NAMESPACE) -> str:
+    def resolve(
+        self, document_id: int | str, namespace: str = DEFAULT_NAMESPACE, catalog: Catalog | None = None
+    ) -> str:
         """The external id of a live source, from it or from the id of one of its documents.
 
         Raises:
             UnknownDocument: there is none.
         """
-        if isinstance(document_id, str) and not is_unicode(document_id):
-            name = None  # as a shell hands over a file's name of another encoding
-        elif isinstance(document_id, int):
-            name = self.catalog.external_id_of(namespace, document_id)
-        else:
-            name = document_id if self.catalog.hashes(namespace, document_id) else None
+        name = self.find(document_id, namespace, catalog or self.catalog)
         if name is None:
             raise UnknownDocument(
                 f"there is no document {document_id!r} in namespace {namespace!r} of {self.folder}; "
@@ -127,9 +125,23 @@ class TextBank:
             )
         return name
 
-    def get(self, document_id: int | str, namespace: str = DEFAULT_NAMESPACE) -> Document:
-        """A document as it was given. Arguments and errors as for `resolve`."""
-        stored = self.catalog.source(namespace, self.resolve(document_id, namespace))
+    def find(self, document_id: int | str, namespace: str, catalog: Catalog) -> str | None:
+        """As `resolve`, in a catalog's snapshot; None if there is none."""
+        if isinstance(document_id, str) and not is_unicode(document_id):
+            return None  # as a shell hands over a file's name of another encoding
+        if isinstance(document_id, int):
+            return catalog.external_id_of(namespace, document_id)
+        return document_id if catalog.hashes(namespace, document_id) else None
+
+    def get(
+        self, document_id: int | str, namespace: str = DEFAULT_NAMESPACE, catalog: Catalog | None = None
+    ) -> Document:
+        """A document as it was given. Arguments and errors as for `resolve`.
+
+        Args:
+            catalog: whose snapshot is read; None: what is there now.
+        """
+        stored = (catalog or self.catalog).source(namespace, self.resolve(document_id, namespace, catalog))
         if stored is None:
             raise UnknownDocument(f"document {document_id!r} was deleted just now")
         return stored.document

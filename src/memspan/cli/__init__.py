@@ -5,6 +5,7 @@ from memspan.cli.bench import bench
 from memspan.cli.commands import add, ask, convert, estimate, summarize
 from memspan.cli.data import data
 from memspan.cli.evaluate import evaluate, judge, report
+from memspan.cli.listing import ListingCommand
 from memspan.cli.serve import keys, mcp, serve
 from memspan.cli.stored import export, info, ls, rm, search, update
 from memspan.cli.train import train
@@ -27,7 +28,7 @@ for _command in (
     reencode,
     export,
 ):
-    app.command()(_command)
+    app.command(cls=ListingCommand)(_command)
 app.command("import")(import_)
 app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")

@@ -34,14 +34,18 @@ InstalledOption = Annotated[
 ]
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", envvar="MEMSPAN_MODEL", help="MSA checkpoint folder. Default: SmolLM2-135M-Instruct."),
+    typer.Option(
+        "--model",
+        envvar="MEMSPAN_MODEL",
+        help="MSA checkpoint folder. Default: the one the bank was made with, or else smollm2-135m-instruct.",
+    ),
 ]
 AdapterOption = Annotated[
     str | None,
     typer.Option(
         "--adapter",
         envvar="MEMSPAN_ADAPTER",
-        help="Weights trained for that model: a folder, a shipped name, or none. Default: the default model's own.",
+        help="Weights trained for that model: a folder, a shipped name, or none. Default: that of the default model.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
@@ -51,16 +55,12 @@ WhereOption = Annotated[
     typer.Option("--where", help="FIELD=VALUE (or !=, <, <=, >, >=) of the metadata, or JSON; may be repeated."),
 ]
 AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Only documents dated this day, or before.")]
-SelectorOption = Annotated[
-    str | None,
-    typer.Option(help="Who chooses documents: router, lexical or hybrid. Default: hybrid, lexical if untrained."),
-]
+_DEFAULT = "Default: hybrid, lexical if untrained."
+SelectorOption = Annotated[str | None, typer.Option(help=f"Who chooses documents: {{ranking_selectors}}. {_DEFAULT}")]
 AskSelectorOption = Annotated[
     str | None,
     typer.Option(
-        "--selector",
-        help="Who chooses documents: router, lexical, hybrid, or generate (the model names them). "
-        "Default: hybrid, lexical if untrained.",
+        "--selector", help=f"Who chooses documents: {{selectors}} (generate: the model names them). {_DEFAULT}"
     ),
 ]
 IdOption = Annotated[list[int] | None, typer.Option("--id", help="The bank's id of a document; may be repeated.")]

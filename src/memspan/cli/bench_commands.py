@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from memspan.bank.synthetic import CHUNK_SIZE, synthetic_manifest, write_synthetic
+from memspan.bench.latency import STAGES, LatencySettings, draw_latency, measure_latency
 from memspan.cli import render
 from memspan.cli.choices import ModelChoice
 from memspan.cli.process import refuse_torchrun
-from memspan.eval.latency import STAGES, LatencySettings, draw_latency, measure_latency
 from memspan.eval.plots import check_plots
 from memspan.eval.scale import parse_sizes
 

@@ -28,8 +28,9 @@ class ModelChoice:
     weights: str | None = None
     memory_budget: str | None = None
 
-    def load(self) -> LoadedModel:
-        return imported("models").load_model(self)
+    def load(self, *banks: Path) -> LoadedModel:
+        """The model; where none was named, that of the first of these banks that there is."""
+        return imported("models").load_model(self, banks)
 
     def open(self, bank: Path, namespace: str = DEFAULT_NAMESPACE, create: bool = False) -> Memory:
         """The bank with this model; `create` makes an empty one where there is none, in this process alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,8 +28,9 @@ from memspan.cli.importing import importing
 from memspan.cli.process import INTERRUPTED, SKIPPED, stop_flag
 from memspan.cli.stored import check_bank, checkpoint_info
 from memspan.errors import MemspanError
-from memspan.text.corpus import ReadProgress, Skipped, installed_packages, read_paths, read_stream
-from memspan.types import Answer, Document
+from memspan.generate.selectors import check_packages
+from memspan.text.corpus import ReadProgress, Skipped, found_documents, installed_packages, read_paths, read_stream
+from memspan.types import Answer
 
 if TYPE_CHECKING:
     from memspan.generate.memory import Memory
@@ -52,7 +53,7 @@ def convert(
     chunk_size: Annotated[int, typer.Option(help="Tokens pooled into one row.")] = 64,
     top_k: Annotated[int, typer.Option(help="Documents an MSA layer attends to.")] = 16,
     similarity: Annotated[
-        str | None, typer.Option(help="cosine or dot. Default: cosine, or as a released checkpoint serves.")
+        str | None, typer.Option(help="One of {similarities}. Default: cosine, or as a released checkpoint serves.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the routers' random initialisation.")] = 0,
     as_json: JsonOption = False,
@@ -86,14 +87,16 @@ def _layer_list(layers: str | None) -> list[int] | None:
 @command
 def add(
     bank: BankArgument,
-    paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders; - reads standard input.")] = None,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Files ({formats}) and folders; - reads standard input.")
+    ] = None,
     installed: InstalledOption = False,
     namespace: NamespaceOption = "default",
     *,
     model: Model,
     as_json: JsonOption = False,
 ) -> int:
-    """Remember documents: txt, md, rst, html, pdf, csv, tsv, jsonl. Makes the bank if there is none."""
+    """Remember documents. Makes the bank if there is none."""
     with importing():
         import torch
 
@@ -104,7 +107,7 @@ def add(
         model = on_own_gpu(model)
         if ranks.rank:
             with stop_flag() as stop:
-                report = encode_for_first(bank, model.load(), ranks, should_stop=stop.is_set)
+                report = encode_for_first(bank, model.load(bank), ranks, should_stop=stop.is_set)
             return INTERRUPTED if report.interrupted else 0
     if not (paths or installed):
         raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
@@ -121,28 +124,10 @@ def add(
 
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
-            documents = _corpus(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
+            documents = found_documents(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
             report = memory.add(documents, progress=progress, should_stop=stop.is_set, group=ranks)
         render.report(report, skipped, memory.bank, as_json)
     return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
-
-
-def _corpus(skipped: list[Skipped], *sources: Iterable[Document | Skipped]) -> Iterator[Document]:
-    """The documents of all sources; what cannot be read is collected in `skipped`.
-
-    So is a second document of one external id: adding it would replace the first.
-    """
-    seen: set[int] = set()  # hashes, so that a million ids stay small
-    for source in sources:
-        for found in source:
-            if isinstance(found, Skipped):
-                skipped.append(found)
-            elif hash(found.external_id) in seen:
-                where = str(found.metadata.get("path", found.external_id))
-                skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
-            else:
-                seen.add(hash(found.external_id))
-                yield found
 
 
 @command
@@ -159,7 +144,7 @@ def estimate(
     stream = read_paths(paths or ())
     with importing():
         from memspan.bank.estimate import estimate
-    result = estimate(model.load(), _corpus([], stream, installed_packages() if installed else ()))
+    result = estimate(model.load(), found_documents([], stream, installed_packages() if installed else ()))
     if as_json:
         render.as_json(result)
         return
@@ -209,6 +194,8 @@ def ask(
 ) -> None:
     """Answer a question from a bank, with evidence."""
     check_bank(bank)
+    if selector is not None:
+        check_packages(selector)
     with importing():
         from memspan.generate.request import AskOptions
         from memspan.generate.sampling import Sampling
@@ -225,7 +212,7 @@ def ask(
     )
     model = dataclasses.replace(model, weights=weights, memory_budget=memory_budget)
     with model.open(bank, scope.namespace) as memory:
-        if selector is None and memory.default_selector == "lexical":
+        if selector is None and not memory.loaded.model.config.router_trained:
             render.err.print("note: this model's router is untrained; documents are chosen by full-text search")
         if question is not None:
             _answer(memory, question, options, trace, as_json)

@@ -57,10 +57,11 @@ def build(
     """
     with commands_of("data_commands") as commands:
         columns = commands.Columns(query, document, title, answer, negative)
-        settings = commands.TextSettings(
-            tuple(task or ("cloze", "title")),
-            passage_words,
-            min_passage_words,
+        settings = commands.checked(
+            commands.TextSettings,
+            tasks=task or ("cloze", "title"),
+            passage_words=passage_words,
+            min_passage_words=min_passage_words,
             per_passage=per_passage,
             keep=keep,
             neighbours=neighbours,
@@ -101,7 +102,13 @@ def clean(
 ) -> None:
     """Drop duplicates, leaks, what is too long or in another language, and answers that no positive holds."""
     with commands_of("data_commands") as commands:
-        settings = commands.CleanSettings(max_question, max_passage, min_latin, abstractive=tuple(abstractive or ()))
+        settings = commands.checked(
+            commands.CleanSettings,
+            max_question=max_question,
+            max_passage=max_passage,
+            min_latin=min_latin,
+            abstractive=abstractive or (),
+        )
         code = commands.clean(files, out, settings, against or [], model, as_json)
     raise typer.Exit(code)
 
@@ -131,5 +138,6 @@ def mine(
 ) -> None:
     """Add hard negatives: passages that BM25 finds for a question and that hold no answer to it."""
     with commands_of("data_commands") as commands:
-        code = commands.mine(files, out, corpus or [], commands.MineSettings(count, depth, max_overlap), as_json)
+        settings = commands.checked(commands.MineSettings, count=count, depth=depth, max_overlap=max_overlap)
+        code = commands.mine(files, out, corpus or [], settings, as_json)
     raise typer.Exit(code)

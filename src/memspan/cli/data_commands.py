@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from memspan.cli import render
 from memspan.cli.process import SKIPPED
@@ -23,12 +23,31 @@ from memspan.train.data.mix import mix as make_mixture
 from memspan.train.data.pairs import Columns, from_pairs, records_of
 from memspan.train.data.stats import stats as statistics
 from memspan.train.data.texts import TextSettings, from_texts
+from memspan.train.structure import structured
 from memspan.types import Document
 
-__all__ = ["CleanSettings", "Columns", "MineSettings", "TextSettings", "build", "clean", "mine", "mix", "stats"]
+__all__ = [
+    "CleanSettings",
+    "Columns",
+    "MineSettings",
+    "TextSettings",
+    "build",
+    "checked",
+    "clean",
+    "mine",
+    "mix",
+    "stats",
+]
+
+T = TypeVar("T")
 
 KINDS = ("questions", "pairs", "text", "facts")
 _NUM_LEAKS_NAMED = 5
+
+
+def checked(cls: type[T], **options: Any) -> T:
+    """Settings of a command's options. Raises `DataError`."""
+    return structured(cls, options, "the options", DataError)
 
 
 def build(

@@ -10,12 +10,12 @@ from memspan.bank.tiers import parse_bytes
 from memspan.cli import render
 from memspan.cli.choices import ModelChoice
 from memspan.cli.process import INTERRUPTED, refuse_torchrun, stop_flag
-from memspan.eval.dense import SentenceRetriever
 from memspan.eval.judge import JUDGE_TABLE, JUDGED, Endpoint, judge
 from memspan.eval.runner import RESULT, TABLE, RunSettings, run
 from memspan.eval.scale import SCALE, SCALE_TASK, parse_sizes, run_scale
 from memspan.eval.sidebyside import write_report
 from memspan.eval.tasks import TaskSettings
+from memspan.generate.selectors import check_packages
 
 __all__ = ["SCALE_TASK", "Endpoint", "ModelChoice", "RunSettings", "TaskSettings", "evaluate", "parse_sizes"]
 
@@ -30,11 +30,12 @@ def evaluate(
     """
     refuse_torchrun("eval")
     budget = parse_bytes(model.memory_budget) if model.memory_budget else None
-    uses_dense = any(arm.retriever == "dense" for arm in settings.parsed_arms())
-    dense = SentenceRetriever.of_package() if uses_dense else None  # missing, it is an error before anything is loaded
+    for arm in settings.parsed_arms():
+        if arm.ranks:  # a package that is missing is an error before anything is loaded
+            check_packages(arm.selector)
     with stop_flag() as stop:
         loaded = model.load()
-        how = {"dense": dense, "memory_budget": budget, "tell": render.err.print, "should_stop": stop.is_set}
+        how = {"memory_budget": budget, "tell": render.err.print, "should_stop": stop.is_set}
         outcome = run_scale(loaded, settings, sizes, out, **how) if sizes else run(loaded, settings, out, **how)
     if as_json:
         written = out / (SCALE if sizes else RESULT)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from transformers.utils import logging as transformers_logging
 
+from memspan.bank.remembered import names_for
+from memspan.bank.texts import TextBank
 from memspan.cli.choices import ModelChoice
 from memspan.cli.process import started_by_torchrun
 from memspan.generate.memory import Memory
@@ -21,8 +25,14 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 
-def load_model(choice: ModelChoice) -> LoadedModel:
-    return load(choice.path, adapter=choice.adapter, dtype=choice.dtype, device=choice.device, weights=choice.weights)
+def load_model(choice: ModelChoice, banks: Iterable[Path]) -> LoadedModel:
+    """See `ModelChoice.load`."""
+    path, adapter = choice.path, choice.adapter
+    bank = next(filter(TextBank.exists, banks), None)
+    if bank is not None:
+        with closing(TextBank.open(bank)) as opened:
+            path, adapter = names_for(opened, path, adapter)
+    return load(path, adapter=adapter, dtype=choice.dtype, device=choice.device, weights=choice.weights)
 
 
 def open_memory(choice: ModelChoice, bank: Path, namespace: str, create: bool) -> Memory:

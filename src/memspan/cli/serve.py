@@ -78,13 +78,14 @@ def serve(
     with _packages("serving", "serve"):
         from memspan.model.decoding import prepare
         from memspan.serve.app import check_closed
+        from memspan.serve.banks import bank_folders
         from memspan.serve.run import make_server, run_server
     key_file = _served_keys(settings, keys)
     if key_file is not None and settings.requests_per_minute is None:
         settings = replace(settings, requests_per_minute=_REQUESTS_PER_MINUTE)
     check_closed(settings, key_file)  # before the model, which takes longer to load
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    loaded = model.load()
+    loaded = model.load(*bank_folders(banks).values())
     prepare(loaded.model)
     who = "with an API key" if key_file is not None else "without a key, from this machine"
     server = make_server(loaded, banks, settings, key_file)
@@ -137,10 +138,10 @@ def _packages(what: str, extra: str) -> Iterator[None]:
 def _engine_of(bank: str, model: Model, settings: ServeSettings) -> Iterator[tuple[ServedBank, Engine]]:
     """A bank and its engine, closed at the end."""
     from memspan.model.decoding import prepare
-    from memspan.serve.banks import close_banks, open_banks
+    from memspan.serve.banks import bank_folders, close_banks, open_banks
     from memspan.serve.engine import Engine
 
-    loaded = model.load()
+    loaded = model.load(*bank_folders([bank]).values())
     prepare(loaded.model)
     banks = open_banks([bank], loaded, settings.max_writes)
     engine = Engine(loaded, max_batch=settings.max_batch, max_queue=settings.max_queue, timeout=settings.timeout)

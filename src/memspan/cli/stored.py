@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from memspan.bank.lines import export_documents
+from memspan.bank.remembered import remembered
 from memspan.bank.texts import TextBank
 from memspan.cli import render
 from memspan.cli.app import (
@@ -29,6 +30,7 @@ from memspan.cli.importing import importing
 from memspan.cli.process import started_by_torchrun
 from memspan.errors import MemspanError
 from memspan.generate.lexical import search_words
+from memspan.generate.selectors import ranking_selector
 from memspan.text.readers import Unreadable, read_content
 from memspan.types import JSON, AddReport
 
@@ -54,10 +56,11 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find documents for a question, without answering it."""
+    uses_model = selector is None or ranking_selector(selector).needs.model
     check_bank(bank)
-    if selector == "lexical" and not started_by_torchrun():  # needs no model; of several processes the first prints
+    if selector is not None and not (uses_model or started_by_torchrun()):  # of several processes the first prints
         with closing(TextBank.open(bank)) as opened:
-            found = search_words(opened, question, scope.scope, limit, scope.namespace)
+            found = search_words(opened, question, scope.scope, limit, scope.namespace, selector)
     else:
         where = scope.where
         with dataclasses.replace(model, memory_budget=memory_budget).open(bank, scope.namespace) as memory:
@@ -101,8 +104,9 @@ def info(
     if TextBank.exists(path):
         with closing(TextBank.open(path)) as bank:
             counts, manifest = dataclasses.asdict(bank.catalog.counts()), dataclasses.asdict(bank.manifest)
-            namespaces = bank.catalog.namespaces()
-        values = {"bank": str(path), "namespaces": namespaces, **counts, **manifest}
+            namespaces, names = bank.catalog.namespaces(), remembered(bank.catalog)
+        made_with = {} if names is None else dataclasses.asdict(names)
+        values = {"bank": str(path), "namespaces": namespaces, **counts, **manifest, **made_with}
     elif (path / "config.json").is_file():
         values = checkpoint_info(path)
     else:

@@ -14,8 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from memspan.cli import render
 from memspan.cli.process import INTERRUPTED
-from memspan.train.loop import Progress as Said
-from memspan.train.loop import RunResult, Trainer
+from memspan.train.loop import RunEvent, RunResult, Trainer
 from memspan.train.recipe import load_recipe
 from memspan.train.settings import Recipe
 from memspan.train.setup import Run, build_run, first_batch, write_product
@@ -85,23 +84,23 @@ class TrainingProgress:
         if self._bar:
             self._bar.stop()
 
-    def __call__(self, said: Said) -> None:
-        if said.kind == "evaluation":
+    def __call__(self, event: RunEvent) -> None:
+        if event.kind == "evaluation":
             figures = [
-                f"{name} {said.values[f'fused/{name}']:.3f}" for name in _SHOWN if f"fused/{name}" in said.values
+                f"{name} {event.values[f'fused/{name}']:.3f}" for name in _SHOWN if f"fused/{name}" in event.values
             ]
-            self._recall = f", recall@16 {said.values['fused/recall@16']:.3f}"
-            render.err.print(f"step {said.step}: {', '.join(figures)}")
+            self._recall = f", recall@16 {event.values['fused/recall@16']:.3f}"
+            render.err.print(f"step {event.step}: {', '.join(figures)}")
             return
         losses = ", ".join(
             f"{name.removeprefix('loss/')} {value:.3f}"
-            for name, value in said.values.items()
+            for name, value in event.values.items()
             if name.startswith("loss/") and name.count("/") == 1
         )
-        text = f"{said.phase} {said.step}/{said.steps}: {losses}{self._recall}"
+        text = f"{event.phase} {event.step}/{event.steps}: {losses}{self._recall}"
         if self._bar:
-            self._bar.update(self._task, completed=said.step, description=text)
-        elif said.step % _LINE_EVERY == 0:
+            self._bar.update(self._task, completed=event.step, description=text)
+        elif event.step % _LINE_EVERY == 0:
             render.err.print(text)
 
 

@@ -87,7 +87,7 @@ def _verified(bank: Path, repair: bool, model: Model) -> Sequence[Fault]:
         _show(faults)
         with importing():
             from memspan.bank.repair import repair as mend
-        return mend(opened, model.load(), faults)
+        return mend(opened, model.load(bank), faults)
 
 
 def _show(faults: Sequence[Fault]) -> None:
@@ -106,7 +106,7 @@ def reencode(bank: BankArgument, *, model: Model, as_json: JsonOption = False) -
     with closing(MemoryBank.open(bank)) as opened, stop_flag() as stop:
         total = opened.catalog.num_characters()
         with render.AddProgress(lambda: total) as progress:
-            report = reencode(opened, model.load(), progress=progress, should_stop=stop.is_set)
+            report = reencode(opened, model.load(bank), progress=progress, should_stop=stop.is_set)
         render.report(report, [], opened, as_json)
     return INTERRUPTED if report.interrupted else 0
 

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memspan.bank.scope import EVERYTHING
-from memspan.errors import EvaluationError, MemspanError
-from memspan.eval.arms import SELECTORS, Arm
-from memspan.eval.ranking import Ranking, check_not_empty, layers_found
+from memspan.errors import EvaluationError
+from memspan.eval.arms import Arm
+from memspan.eval.ranking import Ranking, check_not_empty, layers_found, served
 from memspan.generate.context import fitted_context
 from memspan.generate.decode import Decoding
 from memspan.generate.finder import Finder
-from memspan.generate.interleave import Interleave, Plan, SearchedReading
+from memspan.generate.interleave import Interleave, Plan, reading_of
 from memspan.generate.lexical import evidence_of
 from memspan.generate.memory import Memory
-from memspan.generate.named import NamedReading
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
@@ -109,13 +108,13 @@ def answer_in_rounds(
     """Look things up in rounds and answer; the ranking is what was read, in the order it was found.
 
     Raises:
-        EvaluationError: the memory is empty, or the model's template has no rounds.
+        EvaluationError: the memory is empty, or the model cannot serve the arm's selector.
     """
     check_not_empty(memory)
     loaded = memory.loaded
-    selector = "generate" if arm.retriever == "generate" else SELECTORS[arm.retriever]
+    served(loaded, arm)
     plan = Plan(
-        selector,
+        arm.selector,
         arm.rounds,
         arm.documents or 0,
         context_tokens=prompt_tokens,
@@ -125,14 +124,7 @@ def answer_in_rounds(
     state = RoundState(loaded)
     with memory.bank.snapshot(memory.namespace) as snapshot:
         finder = Finder(loaded, snapshot, EVERYTHING)
-        try:
-            reading = (
-                NamedReading(state, finder, plan, sampling)
-                if selector == "generate"
-                else SearchedReading(loaded, finder, plan, sampling)
-            )
-        except MemspanError as error:
-            raise EvaluationError(str(error)) from error
+        reading = reading_of(state, finder, plan, sampling)
         loop = Interleave(state, finder, reading, plan, sampling)
         texts = [question.question for question in questions]
         answers = {place: event.answer for place, event in loop.run(texts) if isinstance(event, Done)}

@@ -4,12 +4,13 @@
     oracle           the original text of the evidence
     context          the whole memory in the prompt, while it fits
     bm25@K           the K best documents of the bank's full-text index: retrieval-augmented generation
-    dense@K          the K best by a sentence embedding (see `dense`)
+    dense@K          the K best by a sentence embedding (see `memspan.generate.dense`)
     router@K         MSA: latents of the documents each layer routes to, and the text of the K best over all layers
     hybrid@K         as router@K, the text chosen by router and full-text index together
     generate@K       as router@K, the text chosen by the model itself, which writes ids in rounds (paper 3.5)
 
-K is 5 unless named; `@0` puts no text before the question. Options are added to a name, in any order:
+Any other selector (`memspan.generate.selectors`) is an arm by its name, too. K is 5 unless named; `@0` puts no text
+before the question. Options are added to a name, in any order:
 
     +latents -latents   whether the MSA layers attend to memory: `router@5-latents` is plain retrieval by the router
     +reroute            the whole prompt routes once more for the answer (as in the paper), texts included; else the
@@ -22,23 +23,18 @@ K is 5 unless named; `@0` puts no text before the question. Options are added to
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from memspan.errors import EvaluationError
 from memspan.generate.request import MAX_ROUNDS
-from memspan.routing.selector import Selector
+from memspan.generate.selectors import SELECTORS, RankingSelector, ReadingSelector
 
-Retriever = Literal["none", "oracle", "context", "bm25", "dense", "router", "hybrid", "generate"]
 Rerank = Literal["", "rerank", "cross"]
 
-SELECTORS: dict[Retriever, Selector] = {"bm25": "lexical", "router": "router", "hybrid": "hybrid"}
-"""Retrievers that are a selector of the bank."""
-
-_WITH_LATENTS = ("router", "hybrid", "generate")
-_ROUTED = ("router", "hybrid")
 _WITHOUT_RANKING = ("none", "oracle", "context")
-_SPEC = re.compile(rf"(?P<retriever>{'|'.join(get_args(Retriever))})(?:@(?P<k>\d+))?(?P<options>(?:[+-][a-z]+\d*)*)")
+_PUBLISHED_NAMES = {"lexical": "bm25"}
+"""Selectors that results call by another name."""
 _OPTION = re.compile(r"(?P<sign>[+-])(?P<name>[a-z]+)(?P<count>\d*)")
 _OPTIONS = ("adaptive", "rerank", "cross", "rounds", "latents", "reroute")
 _DEFAULT_DOCUMENTS = 5
@@ -50,6 +46,7 @@ class Arm:
     """One way to answer.
 
     Attributes:
+        retriever: none, oracle, context, or a selector as arms name it.
         documents: of the ranking, whose text is put before the question, at most; None where nothing is ranked.
         latents: whether the MSA layers attend to what they route to.
         rounds: looks into the memory, at most.
@@ -59,7 +56,7 @@ class Arm:
     """
 
     name: str
-    retriever: Retriever
+    retriever: str
     documents: int | None
     latents: bool
     rounds: int = 1
@@ -75,7 +72,22 @@ class Arm:
     @property
     def reads_in_rounds(self) -> bool:
         """Whether what it reads depends on what it read before, so that there is no ranking before the answer."""
-        return self.rounds > 1 or self.retriever == "generate"
+        return self.rounds > 1 or isinstance(self.chooser, ReadingSelector)
+
+    @property
+    def selector(self) -> str:
+        """The selector that ranks."""
+        assert self.ranks, f"the arm {self.name} ranks nothing"
+        return _selectors()[self.retriever]
+
+    @property
+    def chooser(self) -> RankingSelector | ReadingSelector | None:
+        return SELECTORS[self.selector] if self.ranks else None
+
+    @property
+    def routes(self) -> bool:
+        """Whether questions are routed to find documents: it is MSA, not a baseline."""
+        return self.chooser is not None and self.chooser.needs.routing
 
 
 def parse_arm(text: str) -> Arm:
@@ -84,34 +96,41 @@ def parse_arm(text: str) -> Arm:
     Raises:
         EvaluationError: there is no such arm.
     """
-    match = _SPEC.fullmatch(text.strip())
+    retrievers = [*_WITHOUT_RANKING, *_selectors()]
+    spec = rf"(?P<retriever>{'|'.join(map(re.escape, retrievers))})(?:@(?P<k>\d+))?(?P<options>(?:[+-][a-z]+\d*)*)"
+    match = re.fullmatch(spec, text.strip())
     options = _options(text, match["options"]) if match else {}
     if match is None or not options.keys() <= set(_OPTIONS):
         raise EvaluationError(
-            f"no arm {text!r}; write one of {', '.join(get_args(Retriever))}, with @K documents, and of the options "
+            f"no arm {text!r}; write one of {', '.join(retrievers)}, with @K documents, and of the options "
             f"+latents, -latents, +reroute, +rerank, +cross, +adaptive, +roundsN"
         )
-    retriever: Retriever = match["retriever"]  # type: ignore[assignment]
+    retriever = match["retriever"]
     ranks = retriever not in _WITHOUT_RANKING
     if not ranks and match["k"] is not None:
         raise EvaluationError(f"{retriever} ranks no documents; leave out @{match['k']}")
     documents = int(match["k"] or _DEFAULT_DOCUMENTS) if ranks else None
-    latents = options["latents"][0] == "+" if "latents" in options else retriever in _WITH_LATENTS
+    bare = Arm(retriever, retriever, documents, latents=False)  # says what the selector is
+    latents = options["latents"][0] == "+" if "latents" in options else bare.routes
     ordered = "".join(options[name] for name in _OPTIONS if name in options)
-    arm = Arm(
+    arm = replace(
+        bare,
         name=retriever + ("" if documents is None else f"@{documents}") + ordered,
-        retriever=retriever,
-        documents=documents,
         latents=latents,
-        rounds=_rounds(retriever, options),
+        rounds=_rounds(bare, options),
         rerank=next((name for name in get_args(Rerank) if name and name in options), ""),
         adaptive="adaptive" in options,
-        # What routed no question has nothing else to attend to, and the model that names documents routes all it reads.
-        reroute=latents and ("reroute" in options or retriever not in _ROUTED),
+        # What routed no question has nothing else to attend to, and what reads by itself routes all it reads.
+        reroute=latents and ("reroute" in options or not bare.routes or bare.reads_in_rounds),
     )
     if reason := _contradiction(arm, options):
         raise EvaluationError(f"there is no arm {text!r}: {reason}")
     return arm
+
+
+def _selectors() -> dict[str, str]:
+    """Selectors by the names of their arms."""
+    return {_PUBLISHED_NAMES.get(name, name): name for name in SELECTORS}
 
 
 def _options(text: str, written: str) -> dict[str, str]:
@@ -126,9 +145,9 @@ def _options(text: str, written: str) -> dict[str, str]:
     return found
 
 
-def _rounds(retriever: Retriever, options: dict[str, str]) -> int:
+def _rounds(bare: Arm, options: dict[str, str]) -> int:
     if "rounds" not in options:
-        return MAX_ROUNDS if retriever == "generate" else 1
+        return MAX_ROUNDS if bare.reads_in_rounds else 1
     return int(options["rounds"].removeprefix("+rounds") or _DEFAULT_ROUNDS)
 
 
@@ -144,14 +163,12 @@ def _contradiction(arm: Arm, options: dict[str, str]) -> str:
         return "without documents there is nothing to choose; leave out the options"
     if arm.rerank and "cross" in options and "rerank" in options:
         return "name one reranker"
-    if arm.retriever == "generate" and not arm.latents:
-        return "the model names documents by what its layers route to; leave out -latents"
+    if isinstance(arm.chooser, ReadingSelector) and not arm.latents:
+        return f"{arm.retriever} chooses documents by what the layers route to; leave out -latents"
     if "rounds" in options and not arm.rounds >= 1:
         return "there is at least one round"
     if arm.rerank and arm.adaptive:
         return "a reranker's scores have no zero to leave documents out by"
     if arm.reads_in_rounds and (arm.rerank or arm.adaptive):
         return "in rounds nothing is ranked anew, and the number of documents is adaptive anyway"
-    if arm.reads_in_rounds and arm.retriever == "dense":
-        return "the sentence embeddings have no rounds"
     return ""

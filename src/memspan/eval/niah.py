@@ -115,7 +115,7 @@ class Essays:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Haystack:
     """One haystack with its question. The same seed gives the same documents, however often they are asked for.
 
     Attributes:
@@ -209,7 +209,7 @@ class Sample:
                 yield text, self._count(text)
 
 
-def make_sample(
+def make_haystack(
     task: str,
     num_tokens: int,
     *,
@@ -218,7 +218,7 @@ def make_sample(
     essays: Essays | None = None,
     seed: int = 0,
     document_tokens: int = DOCUMENT_TOKENS,
-) -> Sample:
+) -> Haystack:
     """The question, needles and haystack number `index` of a task.
 
     Args:
@@ -242,7 +242,7 @@ def make_sample(
         raise EvaluationError(
             f"the needles of {task} have {needed} tokens and the haystack {num_tokens}; make it longer"
         )
-    return Sample(name, question, answers, task, needles, num_tokens, name, count_tokens, essays, document_tokens)
+    return Haystack(name, question, answers, task, needles, num_tokens, name, count_tokens, essays, document_tokens)
 
 
 def _hide(name: str, generator: random.Random) -> tuple[str, tuple[str, ...], tuple[Needle, ...]]:

@@ -1,14 +1,18 @@
-"""Plots of measured numbers: medians, with the least and the most beside them."""
+"""Plots of measured numbers, all that there are: medians or means, with the least and the most beside them."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from memspan.errors import EvaluationError
+
+_MARGIN = 0.03  # of shares, so that points at their ends are seen whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,70 +35,76 @@ def check_plots() -> None:
     Raises:
         EvaluationError: matplotlib is missing.
     """
-    figure_class()
+    if find_spec("matplotlib") is None:
+        raise EvaluationError("a plot needs matplotlib: pip install 'memspan[eval]', or leave out --png")
 
 
 def draw_curves(
-    path: Path, curves: Mapping[str, Sequence[tuple[float, Spread]]], *, across: str, up: str, title: str = ""
+    path: Path,
+    curves: Mapping[str, Sequence[tuple[float, Spread]]],
+    *,
+    across: str,
+    up: str,
+    title: str = "",
+    ticks: Mapping[float, str] | None = None,
 ) -> None:
-    """Write a PNG of a line per curve over its points, both axes logarithmic; whiskers from the least to the most.
+    """Write a PNG of a line per curve over its points, the first axis logarithmic; whiskers from the least to the most.
 
     Args:
         curves: places on the first axis, growing, with what was measured there.
         across, up: what the axes are called.
+        ticks: names of places on the first axis; with them the second axis is one of shares, else it is logarithmic.
 
     Raises:
         EvaluationError: matplotlib is missing.
     """
-    figure = figure_class()(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for name, points in curves.items():
-        shown = [spread for _, spread in points]
-        axes.errorbar(
-            [place for place, _ in points],
-            [spread.median for spread in shown],
-            yerr=_whiskers(shown),
-            marker="o",
-            capsize=3,
-            label=name,
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    axes.set_title(title, fontsize="medium")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150, format="png")
+    with _axes(path, (8, 5), up, title) as axes:
+        for name, points in curves.items():
+            places, shown = [place for place, _ in points], [spread for _, spread in points]
+            axes.errorbar(places, *_medians(shown), marker="o", capsize=3, label=name)
+        axes.set_xscale("log")
+        axes.set_xlabel(across)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+        if ticks is None:
+            axes.set_yscale("log")
+        else:
+            axes.set_xticks(list(ticks), list(ticks.values()))
+            axes.minorticks_off()
+            axes.set_ylim(-_MARGIN, 1 + _MARGIN)
 
 
-def draw_bars(path: Path, bars: Mapping[str, Spread], *, up: str, title: str = "") -> None:
+def draw_bars(path: Path, bars: Mapping[str, Spread], *, up: str, title: str = "", shares: bool = False) -> None:
     """Write a PNG of a bar per row; whiskers from the least to the most.
 
+    Args:
+        shares: the axis goes from 0 to 1.
+
     Raises:
         EvaluationError: matplotlib is missing.
     """
-    figure = figure_class()(figsize=(2 + len(bars), 4.5), layout="constrained")
+    with _axes(path, (2 + len(bars), 4.5), up, title) as axes:
+        medians, whiskers = _medians(list(bars.values()))
+        axes.bar(list(bars), medians, yerr=whiskers, capsize=4)
+        axes.tick_params(axis="x", rotation=20)
+        if shares:
+            axes.set_ylim(0, 1)
+
+
+@contextmanager
+def _axes(path: Path, size: tuple[float, float], up: str, title: str) -> Iterator[Any]:
+    """Axes to draw on, without a window, written as a PNG at the end."""
+    check_plots()
+    from matplotlib.figure import Figure  # type: ignore[import-not-found]
+
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    axes.bar(list(bars), [bar.median for bar in bars.values()], yerr=_whiskers(list(bars.values())), capsize=4)
     axes.set_ylabel(up)
     axes.set_title(title, fontsize="medium")
-    axes.tick_params(axis="x", rotation=20)
+    yield axes
     figure.savefig(path, dpi=150, format="png")
 
 
-def _whiskers(spreads: Sequence[Spread]) -> list[list[float]]:
-    return [[x.median - x.least for x in spreads], [x.most - x.median for x in spreads]]
-
-
-def figure_class() -> Any:
-    """Matplotlib's `Figure`, which draws without a window.
-
-    Raises:
-        EvaluationError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise EvaluationError("a plot needs matplotlib: pip install 'memspan[eval]', or leave out --png") from error
-    return Figure
+def _medians(spreads: Sequence[Spread]) -> tuple[list[float], list[list[float]]]:
+    """Medians, and the whiskers beside them."""
+    return [x.median for x in spreads], [[x.median - x.least for x in spreads], [x.most - x.median for x in spreads]]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from memspan.bank.catalog import StoredDocument
 from memspan.bank.scope import EVERYTHING
-from memspan.errors import EvaluationError
-from memspan.eval.arms import SELECTORS, Arm, Retriever
+from memspan.errors import EvaluationError, MemspanError
+from memspan.eval.arms import Arm
 from memspan.eval.rerank import Reranker, reranked
-from memspan.generate.finder import Finder, Look
+from memspan.generate.finder import Finder
 from memspan.generate.interleave import MIN_SHARE
 from memspan.generate.lexical import evidence_of
 from memspan.generate.memory import Memory
-from memspan.routing.selector import Selected, keep_adaptively
+from memspan.generate.selectors import Look, RankingSelector, ReadingSelector, served_selector
+from memspan.model.convert import LoadedModel
+from memspan.routing.ranking import Selected, keep_adaptively
 from memspan.text.questions import Question
 from memspan.types import Evidence, LayerRouting
 
@@ -42,30 +43,23 @@ class Ranking:
     routed: tuple[LayerRouting, ...] = ()
 
 
-class DenseRetriever(Protocol):
-    """Finds documents of one memory by the similarity of embeddings."""
-
-    def search(self, memory: Memory, question: str, limit: int) -> list[Evidence]: ...
-
-
 class Ranker:
     """Rankings for arms. What the arms of one retriever have in common is found once.
 
     Args:
         arms: all that will ask.
-        dense: the retriever of the arm `dense`. rerankers: by the name of the arm's option.
+        rerankers: by the name of the arm's option.
         depth: documents that are ranked anew.
     """
 
     def __init__(
         self,
         arms: Sequence[Arm],
-        dense: DenseRetriever | None,
         rerankers: Mapping[str, Reranker],
         depth: int = RERANK_DEPTH,
     ) -> None:
-        self._dense, self._rerankers, self._rerank_depth = dense, rerankers, depth
-        self._depths: dict[Retriever, int] = {}
+        self._rerankers, self._rerank_depth = rerankers, depth
+        self._depths: dict[str, int] = {}
         for arm in arms:
             wanted = max(RANKED_DEPTH, arm.documents or 0, depth if arm.rerank else 0)
             self._depths[arm.retriever] = max(wanted, self._depths.get(arm.retriever, 0))
@@ -75,7 +69,7 @@ class Ranker:
         """What the arm finds for questions of one memory; empty for an arm that ranks nothing, or reads in rounds.
 
         Raises:
-            EvaluationError: the memory is empty, or the arm needs a retriever or reranker that was not given.
+            EvaluationError: the memory is empty, the model cannot serve the arm's selector, or a reranker is missing.
         """
         if arm.retriever == "oracle":
             return [_oracle(memory, question) for question in questions]
@@ -93,20 +87,11 @@ class Ranker:
         """The retriever's own rankings, deep enough for all arms."""
         check_not_empty(memory)
         depth, started = self._depths[arm.retriever], time.perf_counter()
-        if arm.retriever == "dense":
-            if self._dense is None:
-                raise EvaluationError("the arm dense needs a retriever; install the extra: pip install 'memspan[eval]'")
-            found = [self._dense.search(memory, question.question, depth) for question in questions]
-            seconds = (time.perf_counter() - started) / len(questions)
-            return [Ranking(tuple(documents), seconds) for documents in found]
-        selector = SELECTORS[arm.retriever]
-        template = memory.loaded.template
-        looks = [
-            Look(one.question, None if selector == "lexical" else template.context(one.question)) for one in questions
-        ]
+        template, needs = memory.loaded.template, served(memory.loaded, arm).needs
+        looks = [Look(one.question, template.context(one.question) if needs.routing else None) for one in questions]
         with memory.bank.snapshot(memory.namespace) as snapshot:
             finder = Finder(memory.loaded, snapshot, EVERYTHING)
-            ranked = finder.rank(selector, looks, depth)
+            ranked = finder.rank(arm.selector, looks, depth)
             documents = [tuple(finder.evidence(one.selected[:depth])) for one in ranked]
         seconds = (time.perf_counter() - started) / len(questions)
         return [
@@ -145,6 +130,18 @@ def layers_found(memory: Memory, question: Question, routed: Sequence[LayerRouti
 
 def _parts(memory: Memory, external_id: str) -> list[StoredDocument]:
     return memory.bank.catalog.documents_of(memory.namespace, external_id)
+
+
+def served(loaded: LoadedModel, arm: Arm) -> RankingSelector | ReadingSelector:
+    """The arm's selector.
+
+    Raises:
+        EvaluationError: the model cannot serve it.
+    """
+    try:
+        return served_selector(arm.selector, loaded)
+    except MemspanError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def check_not_empty(memory: Memory) -> None:

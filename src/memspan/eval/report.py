@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from memspan.errors import EvaluationError
 from memspan.eval.metrics import Interval
-from memspan.eval.plots import figure_class
+from memspan.eval.plots import Spread, draw_bars, draw_curves
 from memspan.eval.scoring import SHOWN, Summary
 
 _PLAIN = ("empty", "malformed")
-_MARGIN = 0.03  # of a plot, so that points at its ends are seen whole
 
 
 def markdown(
@@ -114,20 +113,20 @@ def share(interval: Interval | None, *, plain: bool) -> str:
 
 def plot(path: Path, summaries: Sequence[Summary], name: str) -> bool:
     """Draw an arm's main score with its interval as a bar each; False (and no file) without matplotlib."""
+    bars = {summary.arm: _spread(summary.scores[name]) for summary in summaries if name in summary.scores}
+    return _drawn(lambda: draw_bars(path, bars, up=name, shares=True))
+
+
+def _spread(interval: Interval) -> Spread:
+    return Spread(interval.mean, interval.low, interval.high)
+
+
+def _drawn(draw: Callable[[], None]) -> bool:
+    """Whether something was drawn: it is, where matplotlib is installed."""
     try:
-        new_figure = figure_class()
+        draw()
     except EvaluationError:
         return False
-    shown = [(summary.arm, summary.scores[name]) for summary in summaries if name in summary.scores]
-    figure = new_figure(figsize=(1.5 + len(shown), 4), layout="constrained")
-    axes = figure.subplots()
-    means = [interval.mean for _, interval in shown]
-    errors = [[i.mean - i.low for _, i in shown], [i.high - i.mean for _, i in shown]]
-    axes.bar([arm for arm, _ in shown], means, yerr=errors, capsize=4)
-    axes.set_ylabel(name)
-    axes.set_ylim(0, 1)
-    axes.tick_params(axis="x", rotation=30)
-    figure.savefig(path, dpi=150)
     return True
 
 
@@ -174,25 +173,10 @@ def plot_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], n
     Args:
         curves: points with `size` and `scores`, by what the line is called.
     """
-    try:
-        new_figure = figure_class()
-    except EvaluationError:
-        return False
-    figure = new_figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for label, points in curves.items():
-        shown = [(point["size"], Interval(**point["scores"][name])) for point in points if name in point["scores"]]
-        if not shown:
-            continue
-        sizes, means = [size for size, _ in shown], [interval.mean for _, interval in shown]
-        errors = [[i.mean - i.low for _, i in shown], [i.high - i.mean for _, i in shown]]
-        axes.errorbar(sizes, means, yerr=errors, marker="o", capsize=3, label=label)
-    axes.set_xscale("log", base=2)
-    ticks = sorted({point["size"] for points in curves.values() for point in points})
-    axes.set_xticks(ticks, [size_name(size) for size in ticks])
-    axes.set_xlabel("tokens of memory")
-    axes.set_ylabel(name)
-    axes.set_ylim(-_MARGIN, 1 + _MARGIN)
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
-    return True
+    shown = {
+        label: [(p["size"], _spread(Interval(**p["scores"][name]))) for p in points if name in p["scores"]]
+        for label, points in curves.items()
+    }
+    shown = {label: points for label, points in shown.items() if points}
+    ticks = {size: size_name(size) for size in sorted({p["size"] for points in curves.values() for p in points})}
+    return _drawn(lambda: draw_curves(path, shown, across="tokens of memory", up=name, ticks=ticks))

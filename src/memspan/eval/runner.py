@@ -28,7 +28,7 @@ from memspan.eval import report
 from memspan.eval.arms import Arm, parse_arm
 from memspan.eval.asking import Asking, Budget, ShouldStop, Tell
 from memspan.eval.machine import machine
-from memspan.eval.ranking import RERANK_DEPTH, DenseRetriever, Ranker
+from memspan.eval.ranking import RERANK_DEPTH, Ranker
 from memspan.eval.rerank import BackboneReranker, CrossEncoderReranker, Reranker
 from memspan.eval.runfiles import (
     CONFIG,
@@ -113,7 +113,6 @@ def run(
     settings: RunSettings,
     out: Path,
     *,
-    dense: DenseRetriever | None = None,
     memory_budget: int | None = None,
     tell: Tell = lambda line: None,
     should_stop: ShouldStop = lambda: False,
@@ -121,7 +120,6 @@ def run(
     """Measure. Everything is in `out` (see above); called again with the same settings, what is done is not redone.
 
     Args:
-        dense: the retriever of the arm `dense`.
         memory_budget: see `MemoryBank.open`; results do not depend on it.
         tell: is given a line about the progress now and then.
         should_stop: asked after every batch.
@@ -137,7 +135,7 @@ def run(
     with open_memory(out / BANK, loaded, memory_budget) as memory:
         if not _encode(memory, task, out / ENCODING, tell, should_stop):
             return Outcome(True, {}, len(task.malformed))
-        ranker = ranker_of(loaded, settings, dense)
+        ranker = ranker_of(loaded, settings)
         asking = Asking(memory, task.questions, ranker, settings.budget, out, tell)
         finished = asking.run(settings.parsed_arms(), should_stop)
         if finished:
@@ -156,14 +154,14 @@ def open_memory(folder: Path, loaded: LoadedModel, memory_budget: int | None = N
         yield memory
 
 
-def ranker_of(loaded: LoadedModel, settings: RunSettings, dense: DenseRetriever | None) -> Ranker:
+def ranker_of(loaded: LoadedModel, settings: RunSettings) -> Ranker:
     """The ranker with the rerankers that the arms name."""
     arms, rerankers = settings.parsed_arms(), dict[str, Reranker]()
     if any(arm.rerank == "rerank" for arm in arms):
         rerankers["rerank"] = BackboneReranker(loaded)
     if settings.cross_encoder is not None:
         rerankers["cross"] = CrossEncoderReranker(settings.cross_encoder)
-    return Ranker(arms, dense, rerankers, settings.rerank_depth)
+    return Ranker(arms, rerankers, settings.rerank_depth)
 
 
 def config_of(loaded: LoadedModel, settings: RunSettings) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from memspan.errors import EvaluationError
 from memspan.eval import metrics, report
 from memspan.eval.asking import Asking, ShouldStop, Tell
 from memspan.eval.machine import machine
-from memspan.eval.ranking import DenseRetriever
 from memspan.eval.runfiles import ENCODING, TABLE, append_lines, keep_config, read_lines
 from memspan.eval.runner import (
     BANK,
@@ -97,7 +96,6 @@ def run_scale(
     sizes: Sequence[int],
     out: Path,
     *,
-    dense: DenseRetriever | None = None,
     memory_budget: int | None = None,
     tell: Tell = lambda line: None,
     should_stop: ShouldStop = lambda: False,
@@ -125,7 +123,7 @@ def run_scale(
             if not _grow(memory, step, out / ENCODING, tell, should_stop):
                 return Outcome(True, refused, len(found.malformed))
             tell(f"{step.size:,} tokens")
-            ranker = ranker_of(loaded, settings, dense)  # a new one: rankings of a smaller memory are no longer true
+            ranker = ranker_of(loaded, settings)  # a new one: rankings of a smaller memory are no longer true
             asking = Asking(memory, found.questions, ranker, settings.budget, folder, tell)
             if not asking.run(settings.parsed_arms(), should_stop):
                 return Outcome(True, refused, len(found.malformed))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
 from typing import Any
+
+from pydantic_core import to_jsonable_python as as_json
 
 from memspan.eval import metrics
 from memspan.eval.answering import Answered
@@ -14,6 +15,8 @@ from memspan.eval.arms import Arm
 from memspan.eval.metrics import Interval
 from memspan.eval.ranking import RANKED_DEPTH, Ranking
 from memspan.text.questions import Question
+
+__all__ = ["Row", "Summary", "as_json", "compare", "main_score", "score", "summarise"]
 
 DEPTHS = (1, 5, RANKED_DEPTH)
 _HOP_DEPTH = 5
@@ -200,14 +203,3 @@ def compare(first: Sequence[Row], second: Sequence[Row], name: str, seed: int = 
     if not pairs:
         return None
     return metrics.paired_bootstrap([a for _, a, _ in pairs], [b for _, _, b in pairs], seed=seed)
-
-
-def as_json(value: Any) -> Any:
-    """A dataclass (or mapping or sequence of some) as JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    return value

@@ -27,7 +27,6 @@ from memspan.eval.tasks import DEFAULT_NEEDLE_TOKENS
 from memspan.files import write_text
 
 REPORT, FIGURE_1, FIGURE_4 = "report.md", "figure1.png", "figure4.png"
-_MSA = ("router", "hybrid", "generate")
 _PERCENT = 100
 
 # What the paper states, to stand beside: its own backbone (4B), data and judge.
@@ -191,9 +190,10 @@ def _ablation(runs: Sequence[Finished]) -> list[str]:
     for run in runs:
         name = "judge" if run.scores("judge") else run.result["main_score"]
         scores = run.scores(name)
-        whole = _whole({arm: parse_arm(arm) for arm in scores if arm.partition("@")[0] in _MSA})
+        arms = {arm: parse_arm(arm) for arm in scores}
+        whole = _whole(arm for arm in arms.values() if arm.routes)
         for arm, interval in scores.items():
-            if whole is not None and parse_arm(arm).retriever == whole.retriever:
+            if whole is not None and arms[arm].retriever == whole.retriever:
                 change = interval.mean - scores[whole.name].mean
                 shown = f"{change:+.2f}" if name == "judge" else f"{_PERCENT * change:+.1f}"
                 rows.append(line([run.task, _title(name), f"`{arm}`", _cell(interval, name), shown]))
@@ -203,9 +203,9 @@ def _ablation(runs: Sequence[Finished]) -> list[str]:
     return ["", "## Ablations (table 4)", "", _PAPER_4, "", *head, *rows]
 
 
-def _whole(arms: Mapping[str, Arm]) -> Arm | None:
+def _whole(arms: Iterable[Arm]) -> Arm | None:
     """The arm with most of the method in it: rounds, latents, text."""
-    return max(arms.values(), key=lambda arm: (arm.latents, bool(arm.documents), arm.rounds), default=None)
+    return max(arms, key=lambda arm: (arm.latents, bool(arm.documents), arm.rounds), default=None)
 
 
 def _scale(scales: Sequence[tuple[str, Mapping[str, Any]]], out: Path) -> list[str]:

@@ -126,7 +126,7 @@ def _needles(settings: TaskSettings, count_tokens: CountTokens) -> Task:
     questions: list[Question] = []
     memories: dict[str, MemoryPlan] = {}
     for index in range(settings.questions or DEFAULT_NEEDLE_QUESTIONS):
-        sample = niah.make_sample(
+        sample = niah.make_haystack(
             settings.name,
             settings.memory_tokens or DEFAULT_NEEDLE_TOKENS,
             index=index,
@@ -140,7 +140,7 @@ def _needles(settings: TaskSettings, count_tokens: CountTokens) -> Task:
     return Task(tuple(questions), memories)
 
 
-def _streamed(sample: niah.Sample) -> Callable[[], Iterator[Document]]:
+def _streamed(sample: niah.Haystack) -> Callable[[], Iterator[Document]]:
     return lambda: (found.document for found in sample.documents())
 
 

@@ -1,24 +1,25 @@
-"""`Finder`: which documents of a snapshot match, by full-text search, by the router, or by both."""
+"""`Finder`: which documents of a snapshot match, by whatever selector."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import torch
 from transformers import DynamicCache
 
+from memspan.bank.catalog import StoredDocument
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.generate.decode import check_fits, prefill
 from memspan.generate.lexical import SEARCH_DEPTH, chosen_evidence
+from memspan.generate.selectors import Found, Look, ranking_selector
 from memspan.model.convert import LoadedModel
 from memspan.routing.local import LocalMemory, SourceMemory
-from memspan.routing.ranking import Ranked, rank_documents
+from memspan.routing.ranking import Ranked, Selected, rank_documents
 from memspan.routing.ranks import Ranks
-from memspan.routing.selector import Selected, Selector, select
 from memspan.routing.sharded import ShardedMemory
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Context, Passage, encoded_text, shown_passage
@@ -29,22 +30,6 @@ _TURNS_SEARCHED = 2
 _WORD = re.compile(r"(?<!\w)[^\W\d_][\w'’-]*")
 _OPENS_SENTENCE = ".!?:\n"
 _BEFORE_WORD = " \t\"'“(*_#-"
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A ranking of documents for one question, best first, with the routing behind it (none for lexical)."""
-
-    selected: Sequence[Selected]
-    routed: tuple[LayerRouting, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What is looked up: by its words (`query`), by routing a `context` (left out where nothing routes)."""
-
-    query: str
-    context: Context | None
 
 
 class Finder:
@@ -74,21 +59,22 @@ class Finder:
         shards, manifest, tiers = self._snapshot.shards, self._snapshot.manifest, self._snapshot.tiers
         return LocalMemory(shards, manifest, config.top_k_docs, selectable_N=selectable_N, device=device, tiers=tiers)
 
-    def rank(self, selector: Selector, looks: Sequence[Look], depth: int) -> list[Found]:
-        """Rank documents for every look, by full-text search at least `depth` (where so many match)."""
-        depth = max(depth, SEARCH_DEPTH)
-        routed: list[tuple[list[Ranked], tuple[LayerRouting, ...]]] = [([], ()) for _ in looks]
-        lexical: list[list[tuple[int, float]]] = [[] for _ in looks]
-        if selector != "lexical":
-            contexts = [look.context for look in looks if look.context is not None]
-            assert len(contexts) == len(looks), "a routed look has a context"
-            routed = self.route(contexts)
-        if selector != "router":
-            lexical = [self._snapshot.search(look.query, depth, self._scope) for look in looks]
-        return [
-            Found(select(selector, words, ranked), layers)
-            for words, (ranked, layers) in zip(lexical, routed, strict=True)
-        ]
+    @property
+    def bank(self) -> object:
+        """The open bank, by whose life whatever a selector keeps of it is bounded (a key for a weak dictionary)."""
+        return self._snapshot.tiers
+
+    def rank(self, selector: str, looks: Sequence[Look], depth: int) -> list[Found]:
+        """Rank documents for every look, at least `depth` by full-text search (where so many match)."""
+        return ranking_selector(selector).rank(self, looks, max(depth, SEARCH_DEPTH))
+
+    def search(self, query: str, limit: int) -> list[tuple[int, float]]:
+        """Full-text search: ids and BM25 scores, best first."""
+        return self._snapshot.search(query, limit, self._scope)
+
+    def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
+        """Live documents by their ids, in the order given."""
+        return self._snapshot.documents(ids)
 
     def route(self, contexts: Sequence[Context]) -> list[tuple[list[Ranked], tuple[LayerRouting, ...]]]:
         """Route contexts, and rank what the MSA layers considered."""
@@ -123,7 +109,7 @@ class Finder:
 
     def evidence(self, selected: Sequence[Selected]) -> list[Evidence]:
         """The stored documents that were chosen, in order."""
-        return chosen_evidence(selected, self._snapshot.documents([found.document_id for found in selected]))
+        return chosen_evidence(selected, self.documents([found.document_id for found in selected]))
 
 
 def routing_of(retrieved: Mapping[int, Retrieved], row: int) -> tuple[LayerRouting, ...]:

@@ -1,7 +1,7 @@
 """The round loop (paper 3.5, Memory Interleave): look into the memory, read, look again, answer.
 
-Who chooses what is read: `router`, `lexical` or `hybrid` search, whose texts stand before the question; or, with
-`generate`, the model itself, which names documents by their ids (`memspan.text.rounds`).
+Who chooses what is read: a selector that ranks documents, whose texts stand before the question; or one that reads by
+itself, as the model that names documents by their ids (`memspan.generate.selectors`).
 
 New text changes every state of the MSA layers, so they run for the whole active context in every round; the layers
 below them run for its new tokens alone, where it grew at its end (`memspan.generate.state`).
@@ -17,13 +17,14 @@ from typing import Literal, Protocol
 from memspan.errors import MemspanError
 from memspan.generate.context import fitted_context, room_for
 from memspan.generate.decode import Decoding
-from memspan.generate.finder import Finder, Found, Look, first_query, next_query, passages_of, routing_of, with_layers
+from memspan.generate.finder import Finder, first_query, next_query, passages_of, routing_of, with_layers
 from memspan.generate.sampling import Sampling
+from memspan.generate.selectors import SELECTORS, Found, Look, RankingSelector, ReadingSelector
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import LayerMemory
 from memspan.routing.local import Recalled
-from memspan.routing.selector import Selector, keep_adaptively
+from memspan.routing.ranking import keep_adaptively
 from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
 from memspan.text.template import Context
 from memspan.types import Answer, Done, Event, Evidence, LayerRouting, Round, RoundDone, RoundStarted, TextWritten, Turn
@@ -40,7 +41,7 @@ class Plan:
     """How to look things up; checked when built.
 
     Attributes:
-        selector: who chooses documents; "generate" is the model itself.
+        selector: who chooses documents.
         rounds: looks into the memory, at most.
         documents: texts put before the model in all rounds, at most; 0: it answers from the latents alone.
         documents_per_round: at most; None: `documents` in a single round, 2 in each of several.
@@ -51,11 +52,15 @@ class Plan:
         context_tokens: of a whole context, at most; None: what the model has room for.
         text_only: the answer is written from the texts alone; latents only help to find them, if at all.
         route_answer: the whole context routes once more for the answer, texts included (as in the paper; always so with
-            "generate"). False: the answer attends to what the last look-up was routed to, and after a look-up that
-            routes nothing (`lexical`) to no latents.
+            a selector that reads by itself). False: the answer attends to what the last look-up was routed to, and
+            after a look-up that routes nothing (`lexical`) to no latents.
+
+    Raises:
+        UnknownName: there is no such selector.
+        MemspanError: a number is too small, or the options contradict each other.
     """
 
-    selector: Selector | Literal["generate"]
+    selector: str
     rounds: int
     documents: int
     documents_per_round: int | None = None
@@ -74,12 +79,17 @@ class Plan:
                 raise MemspanError(f"{name} must be at least {least}, not {value}")
         if self.route_tokens not in ROUTE_TOKENS:
             raise MemspanError(f"route_tokens must be one of {', '.join(ROUTE_TOKENS)}, not {self.route_tokens!r}")
-        if self.text_only and (self.route_answer or self.selector == "generate"):
-            what = "the selector generate" if self.selector == "generate" else "route_answer"
+        reads, routes = isinstance(self.chooser, ReadingSelector), self.chooser.needs.routing
+        if self.text_only and (self.route_answer or reads):
+            what = f"the selector {self.selector}" if reads else "route_answer"
             raise MemspanError(f"text_only leaves the latents out, which {what} reads; leave one of them out")
-        if not self.documents and (self.text_only or (self.selector == "lexical" and not self.route_answer)):
-            what = "text_only" if self.text_only else "the selector lexical, which routes nothing,"
+        if not self.documents and (self.text_only or not (routes or self.route_answer)):
+            what = "text_only" if self.text_only else f"the selector {self.selector}, which routes nothing,"
             raise MemspanError(f"without documents {what} leaves nothing to answer from; allow at least one document")
+
+    @property
+    def chooser(self) -> RankingSelector | ReadingSelector:
+        return SELECTORS[self.selector]
 
     @property
     def per_round(self) -> int:
@@ -139,9 +149,7 @@ class SearchedReading:
     read last. Whatever of them does not fit is left out, the worst first."""
 
     def __init__(self, loaded: LoadedModel, finder: Finder, plan: Plan, sampling: Sampling) -> None:
-        assert plan.selector != "generate", "see NamedReading"
-        self._loaded, self._finder, self._plan = loaded, finder, plan
-        self._selector: Selector = plan.selector
+        self._loaded, self._finder, self._plan, self._needs = loaded, finder, plan, plan.chooser.needs
         self._room = room_for(loaded, sampling.max_new_tokens, plan.context_tokens)
         self._contexts: dict[int, Context] = {}
 
@@ -150,10 +158,10 @@ class SearchedReading:
         looks = [self._look(one) for one in asked]
         for one, look in zip(asked, looks, strict=True):
             yield one, RoundStarted(number, look.query)
-        found = self._finder.rank(self._selector, looks, self._plan.documents)
+        found = self._finder.rank(self._plan.selector, looks, self._plan.documents)
         seconds = {"select": time.perf_counter() - started}
         for one, look, ranked in zip(asked, looks, found, strict=True):
-            done = Round(number, self._selector, look.query, ranked.routed, timings=seconds)
+            done = Round(number, self._plan.selector, look.query, ranked.routed, timings=seconds)
             yield one, RoundDone(self._read(one, ranked, done))
 
     def context(self, asked: Asked) -> Context:
@@ -169,9 +177,9 @@ class SearchedReading:
 
     def _look(self, one: Asked) -> Look:
         context = None
-        if self._selector != "lexical":
+        if self._needs.routing:
             context = self._contexts[id(one)] if one.evidence else self._first_context(one)
-        if self._selector == "router":
+        if not self._needs.words:
             return Look(one.question, context)
         return Look(next_query(first_query(one.question, one.history), one.newest), context)
 
@@ -197,6 +205,13 @@ class SearchedReading:
         done = replace(done, chosen=tuple(chosen[:used]), injected=text, left_out=len(chosen) - used)
         ended: Ended = "more" if used else "room" if chosen else "nothing" if one.room_for(self._plan) else "limit"
         return one.close_round(self._plan, done, ended, tokens)
+
+
+def reading_of(state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> Reading:
+    """How the documents that a plan's selector chooses get read."""
+    if isinstance(plan.chooser, ReadingSelector):
+        return plan.chooser.reading(state, finder, plan, sampling)
+    return SearchedReading(state.loaded, finder, plan, sampling)
 
 
 class Interleave:

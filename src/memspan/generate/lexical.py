@@ -4,22 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from memspan.bank.catalog import DEFAULT_NAMESPACE, StoredDocument
+from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog, StoredDocument
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.texts import TextBank, check_namespace
 from memspan.errors import EmptyBank, QuestionError
-from memspan.routing.selector import Selected, select
+from memspan.generate.selectors import Look, check_packages, ranking_selector
+from memspan.routing.ranking import Selected
 from memspan.types import Evidence, is_unicode
+
+if TYPE_CHECKING:
+    from memspan.generate.finder import Finder
 
 # Documents that full-text search ranks, at least.
 SEARCH_DEPTH = 64
 
 
+class TextFinder:
+    """What selectors that need no model find documents with; as `Finder`, without its routing."""
+
+    def __init__(self, catalog: Catalog, namespace: str, scope: Scope) -> None:
+        self._catalog, self._namespace, self._scope = catalog, namespace, scope
+
+    def search(self, query: str, limit: int) -> list[tuple[int, float]]:
+        """Full-text search: ids and BM25 scores, best first."""
+        return self._catalog.search(self._namespace, query, limit, self._scope)
+
+    def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
+        """Live documents by their ids, in the order given."""
+        return self._catalog.documents(self._namespace, ids)
+
+    def ids(self) -> list[int]:
+        """The live documents in the scope, in the order they were added."""
+        return self._catalog.ids_in_scope(self._namespace, self._scope).tolist()
+
+
 def search_words(
-    bank: TextBank, question: str, scope: Scope = EVERYTHING, limit: int = 10, namespace: str = DEFAULT_NAMESPACE
+    bank: TextBank,
+    question: str,
+    scope: Scope = EVERYTHING,
+    limit: int = 10,
+    namespace: str = DEFAULT_NAMESPACE,
+    selector: str = "lexical",
 ) -> list[Evidence]:
-    """What `Memory.search` finds with the selector "lexical", best first.
+    """What `Memory.search` finds with a selector that needs no model, best first.
 
     Raises:
         QuestionError: the question is empty or no text, or `limit` is negative.
@@ -29,13 +58,16 @@ def search_words(
     check_namespace(namespace)
     check_limit(limit)
     check_questions([question])
+    check_packages(selector)
     with bank.pinned_catalog() as catalog:
         if not catalog.page(namespace, 0, 1):
             raise nothing_stored(bank.folder, namespace)
         if not catalog.page(namespace, 0, 1, scope):
             return []
-        found = select("lexical", catalog.search(namespace, question, max(limit, SEARCH_DEPTH), scope), ())[:limit]
-        return chosen_evidence(found, catalog.documents(namespace, [one.document_id for one in found]))
+        finder = cast("Finder", TextFinder(catalog, namespace, scope))
+        (found,) = ranking_selector(selector).rank(finder, [Look(question)], max(limit, SEARCH_DEPTH))
+        best = found.selected[:limit]
+        return chosen_evidence(best, catalog.documents(namespace, [one.document_id for one in best]))
 
 
 def check_questions(questions: Sequence[str], said: Sequence[str] = ()) -> None:

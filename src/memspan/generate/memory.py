@@ -5,40 +5,43 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
-from memspan.bank.catalog import DEFAULT_NAMESPACE
+from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.encode import check_model, manifest_of
+from memspan.bank.remembered import names_for, remember
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
 from memspan.errors import BankMismatch, EmptyBank
 from memspan.generate.batching import DecodingBatch
-from memspan.generate.finder import Finder, Look
-from memspan.generate.interleave import Interleave, SearchedReading
+from memspan.generate.calls import in_thread, named_options, streamed_in_thread
+from memspan.generate.documents import DocumentStore
+from memspan.generate.finder import Finder
+from memspan.generate.interleave import Interleave, reading_of
 from memspan.generate.lexical import check_limit, nothing_stored
-from memspan.generate.named import NamedReading
-from memspan.generate.request import AskOptions, Request, turn_document
+from memspan.generate.request import AskOptions, Request
+from memspan.generate.selectors import Look, default_selector, ranking_selector
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
 from memspan.routing.ranks import Ranks
-from memspan.routing.selector import check_selector, default_selector
-from memspan.types import JSON, AddReport, Answer, Document, Done, Event, Evidence, TextWritten
+from memspan.types import Answer, Done, Event, Evidence, TextWritten
 
 _log = logging.getLogger(__name__)
+_ASK_OPTIONS = tuple(AskOptions.__annotations__)
 
 
-class Memory:
+class Memory(DocumentStore):
     """A model and one namespace of a bank. A question sees what was committed when it is asked.
 
-    For one thread at a time; threads share the bank and the model, each by a `Memory` of its own (`in_namespace`).
+    Safe from several threads, but for `refresh` and `close`, which nothing else may run beside. Of processes that share
+    a bank (`ranks`) each asks in one thread. What takes time has an async twin, an `a` before its name, that runs in a
+    worker thread: `await memory.aask(...)`, `async for text in memory.astream(...)`.
     """
 
     def __init__(
@@ -77,11 +80,12 @@ class Memory:
         if ranks is not None:
             # They decode together: a dtype keeps a bank valid, and may change what is written.
             ranks.check_equal("their models", [self._manifest.encoder_fingerprint, str(loaded.model.dtype)])
-        self.bank, self.loaded, self.namespace = bank, loaded, namespace
+        super().__init__(bank, loaded, namespace)
         self._owns_bank = True
         self._pinned = bank.snapshot(namespace) if snapshot else None
 
     @classmethod
+    @named_options()
     def open(
         cls,
         bank: str | Path,
@@ -101,9 +105,11 @@ class Memory:
 
         Args:
             bank: folder of the bank.
-            model: folder of the MSA checkpoint; None: the embedded default (SmolLM2-135M-Instruct).
-            adapter: folder or name of an adapter trained on that model's backbone, or "none"; None: with the default
-                model the one that comes with the package, else none.
+            model: folder of the MSA checkpoint, or "smollm2-135m-instruct", the embedded default; None: the one the
+                bank was made with, and for a new bank the default.
+            adapter: folder or name of an adapter trained on that model's backbone, or "none"; None: where `model` is
+                left out too, the one the bank was made with; else with the default model the one that comes with the
+                package, and with others none.
             namespace: whose documents are asked and changed; no others can be reached.
             create: make an empty bank where there is none.
             snapshot: see the bank as it is now until `refresh` or `close`.
@@ -113,16 +119,23 @@ class Memory:
             ranks: as for `Memory`.
 
         Raises:
+            CheckpointError: there is no model, or it is not where it was when the bank was made.
             BudgetError: the budget is malformed; asking raises it where it is too small.
         """
         check_namespace(namespace)
         budget = parse_bytes(memory_budget) if isinstance(memory_budget, str) else memory_budget
         if not create or MemoryBank.exists(bank):
             opened = MemoryBank.open(bank, budget)  # before the model, which takes longer to load
-            loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
+            try:
+                model, adapter = names_for(opened, model, adapter)
+                loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
+            except BaseException:
+                opened.close()
+                raise
         else:
             loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
             opened = MemoryBank.create(bank, manifest_of(loaded), budget)
+            remember(opened.catalog, loaded.names)
         return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks)
 
     def in_namespace(self, namespace: str) -> Memory:
@@ -156,68 +169,21 @@ class Memory:
             self._pinned.close()
             self._pinned = self.bank.snapshot(self.namespace)
 
-    def add(self, documents: Iterable[Document], **options: Any) -> AddReport:
-        """Remember documents; see `memspan.bank.add.add_documents` for options and errors."""
-        return add_documents(self.bank, self.loaded, documents, namespace=self.namespace, **options)
-
-    def remember(self, turn: str, *, speaker: str = "", session: str = "", date: str | None = None) -> AddReport:
-        """Remember one turn of a conversation. The same turn told twice is remembered once.
-
-        Args:
-            turn: what was said, verbatim.
-            speaker: who said it; put before the text, and kept as metadata.
-            session: the conversation it belongs to; kept as metadata.
-            date: when, ISO 8601. Default: now.
-
-        Raises:
-            ValueError: the turn is empty, or the date is none.
-        """
-        return self.add([turn_document(turn, speaker, session, date)])
-
-    def get(self, id: int | str) -> Document:
-        """A document as it was given, by its external id or by the bank's id of it (or of one of its parts).
-
-        Raises:
-            UnknownDocument: there is none.
-        """
-        return self.bank.get(id, self.namespace)
-
-    def update(
-        self,
-        id: int | str,
-        *,
-        text: str | None = None,
-        title: str | None = None,
-        metadata: Mapping[str, JSON] | None = None,
-        date: str | None = None,
-    ) -> AddReport:
-        """Replace what is given of a document; the rest stays. One transaction; the next question sees it.
-
-        A new text or title is encoded, under a new id; metadata and date alone are not.
-
-        Raises:
-            UnknownDocument: there is no such document.
-        """
-        changes = {"text": text, "title": title, "metadata": metadata, "date": date}
-        given = {name: value for name, value in changes.items() if value is not None}
-        return self.add([replace(self.get(id), **given)])
-
-    def delete(self, ids: Iterable[int | str]) -> int:
-        """Forget documents; see `MemoryBank.delete` for arguments and errors. `bank.compact` erases them."""
-        return self.bank.delete(ids, self.namespace)
-
     @property
     def default_selector(self) -> str:
         return default_selector(self.loaded.model.config.router_trained)
 
+    @named_options(*_ASK_OPTIONS)
     def ask(self, question: str, **options: Unpack[AskOptions]) -> Answer:
         """Answer one question; see `AskOptions` for options and `ask_batch` for errors."""
         return self.ask_batch([question], **options)[0]
 
+    @named_options(*_ASK_OPTIONS)
     def ask_batch(self, questions: Sequence[str], **options: Unpack[AskOptions]) -> list[Answer]:
         """Answer several questions in one batch; each gets the answer it would get alone.
 
         Raises:
+            TypeError: there is no such option, or the questions are one text.
             QuestionError: a question is empty or too long.
             FilterError: `where` or `as_of` is malformed, or names a field that no document has.
             EmptyBank: there is nothing to ask.
@@ -228,6 +194,7 @@ class Memory:
                 answers[place] = event.answer
         return [answers[place] for place in range(len(questions))]
 
+    @named_options(*_ASK_OPTIONS)
     def stream(
         self,
         question: str,
@@ -246,6 +213,7 @@ class Memory:
             elif isinstance(event, Done):
                 on_answer(event.answer)
 
+    @named_options(*_ASK_OPTIONS)
     def events(self, question: str, **options: Unpack[AskOptions]) -> Iterator[Event]:
         """Yield what happens as it happens: rounds, the documents they choose, the answer's text, and it all at last.
 
@@ -255,6 +223,7 @@ class Memory:
             if event is not None:
                 yield event
 
+    @named_options(*_ASK_OPTIONS)
     def steps(
         self, question: str, batch: DecodingBatch | None, **options: Unpack[AskOptions]
     ) -> Iterator[Event | None]:
@@ -268,6 +237,7 @@ class Memory:
         for _, event in self._answering(self._request([question], options), batch):
             yield event
 
+    @named_options()
     def search(
         self,
         question: str,
@@ -278,7 +248,8 @@ class Memory:
         as_of: str | None = None,
     ) -> list[Evidence]:
         """The documents a selector finds for a question, best first, without generating anything."""
-        chosen = check_selector(selector or self.default_selector)
+        chosen = selector or self.default_selector
+        needs = ranking_selector(chosen).needs
         check_limit(limit)
         request = self._request([question], {"selector": chosen, "where": where, "as_of": as_of})
         with self._snapshot() as snapshot:
@@ -286,10 +257,11 @@ class Memory:
             if not snapshot.selectable_mask(request.scope).any():
                 return []
             finder = Finder(self.loaded, snapshot, request.scope, self.ranks)
-            context = None if chosen == "lexical" else self.loaded.template.context(question)
+            context = self.loaded.template.context(question) if needs.routing else None
             (found,) = finder.rank(chosen, [Look(question, context)], limit)
             return finder.evidence(found.selected[:limit])
 
+    @named_options()
     def summarize(
         self,
         plan: SummaryPlan | None = None,
@@ -312,18 +284,28 @@ class Memory:
             finder = self._finder(snapshot, Scope.parse(where, as_of))
             return Summarizer(self.loaded, snapshot, finder, plan or SummaryPlan(), progress).run()
 
+    aadd = in_thread(DocumentStore.add)
+    aadd_files = in_thread(DocumentStore.add_files)
+    aremember = in_thread(DocumentStore.remember)
+    aget = in_thread(DocumentStore.get)
+    alist = in_thread(DocumentStore.list)
+    aupdate = in_thread(DocumentStore.update)
+    adelete = in_thread(DocumentStore.delete)
+    aask = in_thread(ask)
+    aask_batch = in_thread(ask_batch)
+    asearch = in_thread(search)
+    asummarize = in_thread(summarize)
+    astream = streamed_in_thread(stream)
+    aevents = streamed_in_thread(events)
+
     def _request(self, questions: Sequence[str], options: AskOptions) -> Request:
-        return Request.of(self.loaded, questions, options, self.default_selector)
+        return Request.of(self.loaded, questions, options)
 
     def _answering(self, request: Request, batch: DecodingBatch | None = None) -> Iterator[tuple[int, Event | None]]:
         """Yield what happens, with the place of the question it happens to; None after every token."""
         with self._snapshot() as snapshot:
             finder, state = self._finder(snapshot, request.scope), RoundState(self.loaded, batch)
-            reading = (
-                NamedReading(state, finder, request.plan, request.sampling)
-                if request.plan.selector == "generate"
-                else SearchedReading(self.loaded, finder, request.plan, request.sampling)
-            )
+            reading = reading_of(state, finder, request.plan, request.sampling)
             interleave = Interleave(state, finder, reading, request.plan, request.sampling)
             yield from interleave.run(request.questions, request.history)
 
@@ -351,6 +333,14 @@ class Memory:
             if snapshot.manifest != self._manifest:
                 self._manifest = check_model(snapshot.manifest, self.loaded)
             yield snapshot
+
+    @contextlib.contextmanager
+    def _catalog(self) -> Iterator[Catalog]:
+        if self._pinned is not None:
+            yield self._pinned.catalog
+            return
+        with super()._catalog() as catalog:
+            yield catalog
 
     def _check_not_empty(self, snapshot: Snapshot) -> None:
         if not snapshot.num_documents:

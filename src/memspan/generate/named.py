@@ -14,7 +14,7 @@ from memspan.generate.interleave import Asked, Ended, Plan
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
 from memspan.routing.local import SourceMemory
-from memspan.routing.selector import Selected
+from memspan.routing.ranking import Selected
 from memspan.text.rounds import Named, RoundProtocol, Transcript
 from memspan.text.template import Context
 from memspan.types import Event, Evidence, Round, RoundDone, RoundStarted
@@ -63,7 +63,7 @@ class NamedReading:
         seconds["decode"] = time.perf_counter() - started - seconds["prefill"]
         for row, one in enumerate(asked):
             routed = routing_of(decoding.retrieved, row)
-            done = Round(number, "generate", one.question, routed, timings=seconds)
+            done = Round(number, self._plan.selector, one.question, routed, timings=seconds)
             yield one, RoundDone(self._read(one, decoding.rows[row], done, self._scores(memory, row)))
 
     def routed(self, asked: Asked) -> None:

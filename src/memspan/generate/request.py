@@ -1,11 +1,9 @@
-"""What is asked, checked: questions with their options; and a turn of a conversation to remember."""
+"""What is asked, checked: questions with their options."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, TypedDict
 
 from memspan.bank.scope import Scope
@@ -14,10 +12,10 @@ from memspan.generate.decode import check_fits
 from memspan.generate.interleave import Plan
 from memspan.generate.lexical import check_limit, check_questions
 from memspan.generate.sampling import GREEDY, Sampling
+from memspan.generate.selectors import ReadingSelector, default_selector, served_selector
 from memspan.model.convert import LoadedModel
-from memspan.routing.selector import check_selector
-from memspan.text.rounds import RoundProtocol, RouteTokens
-from memspan.types import JSON, Document, Turn, normal_date
+from memspan.text.rounds import RouteTokens
+from memspan.types import Turn
 
 MAX_DOCUMENTS = 5
 # Rounds of a model that says itself when it has read enough.
@@ -28,9 +26,9 @@ class AskOptions(TypedDict, total=False):
     """How to ask.
 
     Keys:
-        selector: router, lexical, hybrid, or generate (the model names documents itself; its template needs markers
-            of rounds); default: lexical while the router is untrained, hybrid after; router where max_documents
-            is 0.
+        selector: router, lexical, hybrid, generate (the model names documents itself; its template needs markers
+            of rounds), or another of `memspan.generate.selectors`; default: lexical while the router is untrained,
+            hybrid after; router where max_documents is 0.
         max_documents: documents whose original text is put before the model, at most (fewer where fewer matter, none
             for 0: the model answers from its compressed memory alone).
         rounds: looks into the memory, at most. Default: 1; 4 for generate.
@@ -69,25 +67,26 @@ class Request:
     history: Sequence[Turn]
 
     @classmethod
-    def of(cls, loaded: LoadedModel, questions: Sequence[str], options: AskOptions, default_selector: str) -> Request:
+    def of(cls, loaded: LoadedModel, questions: Sequence[str], options: AskOptions) -> Request:
         """
         Raises:
             QuestionError: a question is empty, is not text, or does not fit into the model.
             FilterError: the scope is malformed.
-            MemspanError: there is no such selector, or the model's template has no rounds for it.
+            MemspanError: there is no such selector, or the model cannot serve it.
         """
         max_documents = options.get("max_documents", MAX_DOCUMENTS)
-        # Words alone find texts, and nothing else: where none is read, latents are.
-        selector = options.get("selector") or (default_selector if max_documents else "router")
-        if selector == "generate":
-            RoundProtocol(loaded.template)
+        trained = loaded.model.config.router_trained
+        selector = options.get("selector") or default_selector(trained, reads_texts=max_documents != 0)
+        reads = isinstance(served_selector(selector, loaded), ReadingSelector)
         check_limit(max_documents)
+        if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
+            raise TypeError("a question is one text for ask, and ask_batch takes a list of texts")
         history = options.get("history", ())
         check_questions(questions, [text for turn in history for text in (turn.question, turn.answer)])
         rounds = options.get("rounds")
         plan = Plan(
-            "generate" if selector == "generate" else check_selector(selector, ["generate"]),
-            (MAX_ROUNDS if selector == "generate" else 1) if rounds is None else rounds,
+            selector,
+            (MAX_ROUNDS if reads else 1) if rounds is None else rounds,
             max_documents,
             options.get("documents_per_round"),
             options.get("max_injected_tokens"),
@@ -105,14 +104,3 @@ class Request:
             context = loaded.template.context(question, history=history)
             check_fits(loaded, len(context.ids), sampling.max_new_tokens)
         return cls(questions, plan, sampling, scope, history)
-
-
-def turn_document(turn: str, speaker: str = "", session: str = "", date: str | None = None) -> Document:
-    """One turn of a conversation as a document; see `Memory.remember`."""
-    if not turn.strip():
-        raise ValueError("the turn is empty; there is nothing to remember")
-    date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
-    text = f"{speaker}: {turn}" if speaker else turn
-    digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
-    metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
-    return Document(f"{session or 'turn'}/{digest}", text, metadata=metadata, date=date)

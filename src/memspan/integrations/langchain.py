@@ -16,7 +16,7 @@ from memspan.generate.context import question_of
 from memspan.generate.memory import Memory
 from memspan.generate.request import MAX_DOCUMENTS, AskOptions
 from memspan.generate.sampling import Sampling
-from memspan.integrations.memories import for_one_call, metadata_of
+from memspan.integrations.memories import in_any_order, metadata_of
 from memspan.types import Answer, Done, TextWritten
 
 try:
@@ -67,9 +67,9 @@ class MemspanRetriever(BaseRetriever):
     `invoke`.
 
     Attributes:
-        memory: of which bank and namespace; `Memory.open`. Not one of a snapshot.
+        memory: of which bank and namespace; `Memory.open`.
         k: documents found, at most.
-        selector: router, lexical or hybrid; default: the memory's own.
+        selector: as of `Memory.search`; default: the memory's own.
         where, as_of: see `memspan.generate.memory.AskOptions`.
     """
 
@@ -91,7 +91,7 @@ class MemspanRetriever(BaseRetriever):
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
     ) -> list[Document]:
-        found = for_one_call(self.memory).search(
+        found = in_any_order(self.memory).search(
             query,
             limit=self.k if k is None else k,
             selector=selector or self.selector,
@@ -118,7 +118,7 @@ class ChatMemspan(BaseChatModel):
     `model_name`. Every setting but `memory` and `streaming` may also be given to `invoke`, `stream` and `bind`.
 
     Attributes:
-        memory: of which bank and namespace; `Memory.open`. Not one of a snapshot.
+        memory: of which bank and namespace; `Memory.open`.
         selector, max_documents, rounds, documents_per_round, max_injected_tokens, text_only, route_answer, where,
             as_of: see `memspan.generate.memory.AskOptions`.
         max_tokens: of an answer, at most.
@@ -176,7 +176,7 @@ class ChatMemspan(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         question, options = self._asked(messages, stop, kwargs)
-        answer = for_one_call(self.memory).ask(question, **options)
+        answer = in_any_order(self.memory).ask(question, **options)
         message = AIMessage(answer.text, usage_metadata=_usage(answer), response_metadata=self._told(answer))
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -188,7 +188,7 @@ class ChatMemspan(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         question, options = self._asked(messages, stop, kwargs)
-        for event in for_one_call(self.memory).events(question, **options):
+        for event in in_any_order(self.memory).events(question, **options):
             if isinstance(event, TextWritten):
                 yield ChatGenerationChunk(message=AIMessageChunk(content=event.text))
             elif isinstance(event, Done):

@@ -8,7 +8,7 @@ from typing import Any
 
 from memspan.generate.memory import Memory
 from memspan.generate.request import MAX_DOCUMENTS
-from memspan.integrations.memories import for_one_call, metadata_of
+from memspan.integrations.memories import in_any_order, metadata_of
 
 try:
     from llama_index.core.retrievers import BaseRetriever
@@ -37,9 +37,9 @@ class MemspanRetriever(BaseRetriever):
         """Put a memory before LlamaIndex.
 
         Args:
-            memory: of which bank and namespace; `Memory.open`. Not one of a snapshot.
+            memory: of which bank and namespace; `Memory.open`.
             k: documents found, at most.
-            selector: router, lexical or hybrid; default: the memory's own.
+            selector: as of `Memory.search`; default: the memory's own.
             where, as_of: see `memspan.generate.memory.AskOptions`.
             options: of LlamaIndex's `BaseRetriever`.
         """
@@ -47,7 +47,7 @@ class MemspanRetriever(BaseRetriever):
         self._memory, self._k, self._selector, self._where, self._as_of = memory, k, selector, where, as_of
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        found = for_one_call(self._memory).search(
+        found = in_any_order(self._memory).search(
             query_bundle.query_str, limit=self._k, selector=self._selector, where=self._where, as_of=self._as_of
         )
         return [

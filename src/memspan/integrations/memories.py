@@ -1,4 +1,4 @@
-"""What the adapters to frameworks have in common: a memory for each call, and a document as they write it."""
+"""What the adapters to frameworks have in common: which memories they take, and a document as they write it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from memspan.generate.memory import Memory
 from memspan.types import Evidence
 
 
-def for_one_call(memory: Memory) -> Memory:
-    """The same memory for one call: frameworks call from threads of their own, several at a time.
+def in_any_order(memory: Memory) -> Memory:
+    """The same memory, for frameworks, which call from threads of their own, several at a time.
 
     Raises:
-        ValueError: it is pinned to a snapshot, which is one thread's alone, or shared with other ranks.
+        ValueError: it is shared with other ranks, which all must ask in one order.
     """
     if memory.ranks is not None:
         raise ValueError("ranks ask in one order, frameworks in any; open the memory in one process")
-    if memory.is_pinned:
-        raise ValueError("a memory opened with snapshot=True is for one thread; open it without")
-    return memory.in_namespace(memory.namespace)
+    return memory
 
 
 def metadata_of(item: Evidence) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from memspan.config import SIMILARITIES, TEMPLATES, MSAConfig, TemplateSpec
+from memspan.config import TEMPLATES, MSAConfig, TemplateSpec
 from memspan.errors import CheckpointError
 from memspan.files import whole_folder
 from memspan.model.adapter import adapter_layers, apply_adapter
@@ -27,7 +27,8 @@ from memspan.model.packed import DecodeWeights, check_weights
 from memspan.model.probe import probe
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
 from memspan.model.runtime import pick_device, pick_dtype
-from memspan.model.shipped import find_adapter
+from memspan.model.shipped import NO_ADAPTER, SHIPPED, ModelNames, find_adapter
+from memspan.ops.similarity import SIMILARITIES
 from memspan.text.template import PromptTemplate, added_tokens
 
 # Below this size the probe runs in float32, where an attention that is nearly right cannot pass for right.
@@ -47,6 +48,17 @@ class LoadedModel:
     template: PromptTemplate
     path: Path
     adapter: Path | None = None
+
+    @property
+    def names(self) -> ModelNames | None:
+        """What `load` takes to load it again; None of a model that came from no folder."""
+        if not (self.path / "config.json").is_file():
+            return None
+        path = DEFAULT_SOURCE if self.path == default_folder() else str(self.path.resolve())
+        if self.adapter is None:
+            return ModelNames(path, NO_ADAPTER)
+        is_shipped = self.adapter.parent == SHIPPED
+        return ModelNames(path, self.adapter.name if is_shipped else str(self.adapter.resolve()))
 
 
 def convert(
@@ -76,7 +88,7 @@ def convert(
         dtype: of the saved weights.
         template: name of a preset; default: chatml where the tokenizer has its markers, else plain.
         msa_layers, chunk_size, top_k_docs, max_document_tokens: see `MSAConfig`.
-        similarity: "cosine" or "dot"; default: cosine, or what the released serving code computes.
+        similarity: see `MSAConfig`; default: cosine, or what the released serving code computes.
         seed: of the routers' initialisation.
 
     Raises:
@@ -88,8 +100,8 @@ def convert(
         raise CheckpointError(f"{out} exists and is not an empty folder; name another --out, or remove it")
     if template is not None and template not in TEMPLATES:
         raise ValueError(f"template must be one of {', '.join(TEMPLATES)}, not {template!r}")
-    if similarity is not None and similarity not in SIMILARITIES:
-        raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, not {similarity!r}")
+    if similarity is not None:
+        SIMILARITIES[similarity]  # an unknown one fails before anything is read
     name = source if "/" not in source or not Path(source).exists() else Path(source).name
     folder = find_released(source)
     if folder is not None:
@@ -191,13 +203,14 @@ def load(
     """Load an MSA checkpoint for use.
 
     Args:
-        path: a checkpoint folder; None: the embedded default backbone, converted once into the user's cache.
+        path: a checkpoint folder; None or "smollm2-135m-instruct": the embedded default backbone, converted once into
+            the user's cache.
         adapter: a folder with trained weights for this backbone (see `memspan.model.adapter`), the name of one that
             comes with the package, or "none"; default: with the default backbone the one shipped for it, else none. It
             says which layers route, whatever the checkpoint's own are.
         dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
-        weights: what decoding may read instead of the weights as loaded, where that is faster on this machine (CPU only;
+        weights: what decoding may read instead of the weights as loaded, where that is faster here (CPU only;
             `memspan.model.packed`): "half" (16 bits; the default on a CPU), "int8", "int4"; "exact": nothing.
         verify: compare all weights, not a sample of them, with the fingerprints that were stored with them.
 
@@ -205,13 +218,14 @@ def load(
         CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone; or, with
             `verify`, weights that are not those that were saved.
     """
-    folder = default_checkpoint() if path is None else Path(path).expanduser()
+    is_default = path is None or (str(path) == DEFAULT_SOURCE and not Path(path).exists())
+    folder = default_checkpoint() if path is None or is_default else Path(path).expanduser()
     check_folder(folder)
     target = pick_device(device)
     decode_weights: DecodeWeights | None = "half" if target.type == "cpu" else None
     if weights is not None:
         decode_weights = check_weights(weights, target)
-    adapter = find_adapter(adapter, default_model=path is None)
+    adapter = find_adapter(adapter, default_model=is_default)
     layers = None if adapter is None else adapter_layers(adapter)
     try:
         config = MSAConfig.from_pretrained(folder, local_files_only=True)

@@ -36,6 +36,7 @@ class StepCosts:
         return best
 
     def _rate(self, kept: float, length: int) -> float:
-        known = [size for size, runs in self._runs.items() if size <= 1 + length and runs >= _RUNS]
+        # Of a copy: another thread may be adding.
+        known = [size for size, runs in dict(self._runs).items() if size <= 1 + length and runs >= _RUNS]
         expected = sum(kept**place for place in range(length + 1))
         return expected / (self._seconds[max(known)] if known else 1.0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from transformers import DynamicCache
@@ -17,7 +18,7 @@ from memspan.model.replay import replay_layers
 from memspan.text.packing import PackedContexts
 from memspan.types import Retrieved
 
-_preparing = threading.Lock()
+_preparing = threading.RLock()
 
 
 def prepare(model: MSAForCausalLM) -> None:
@@ -26,13 +27,23 @@ def prepare(model: MSAForCausalLM) -> None:
     It takes part of a second, so a model that only encodes never does it. Weights must not change afterwards.
     """
     with _preparing:
-        weights, model.decode_weights = model.decode_weights, None
-        if weights is None:
+        if model.decode_weights is None:
             return
-        if weights != "exact":
-            pack_weights(model.backbone, weights)
-        num_layers = model.config.text_config.num_hidden_layers
-        replay_layers(model, list(decoder_layers(model.backbone, range(num_layers)).values()))
+        try:
+            if model.decode_weights != "exact":
+                pack_weights(model.backbone, model.decode_weights)
+            num_layers = model.config.text_config.num_hidden_layers
+            replay_layers(model, list(decoder_layers(model.backbone, range(num_layers)).values()))
+        finally:
+            model.decode_weights = None
+
+
+@contextlib.contextmanager
+def unprepared_alone(model: torch.nn.Module) -> Iterator[None]:
+    """Run a model that another thread may be about to `prepare`: not meanwhile. One that is prepared runs in any number
+    of threads at a time."""
+    with _preparing if getattr(model, "decode_weights", None) is not None else contextlib.nullcontext():
+        yield
 
 
 @torch.inference_mode()
@@ -53,14 +64,15 @@ def prefill(
         retrieved=retrieved,
         lower=lower,
     )
-    out = model(
-        input_ids=packed.ids,
-        position_ids=packed.positions,
-        past_key_values=cache,
-        use_cache=True,
-        memory=step,
-        logits_to_keep=1,
-    )
+    with unprepared_alone(model):
+        out = model(
+            input_ids=packed.ids,
+            position_ids=packed.positions,
+            past_key_values=cache,
+            use_cache=True,
+            memory=step,
+            logits_to_keep=1,
+        )
     return out.logits[:, -1]
 
 
@@ -106,12 +118,14 @@ class DecodeRows:
         """Run T new tokens of every row; the logits behind each, `[R, T, V]`."""
         device, T = self._model.device, len(ids_RT[0])
         self._buffers.begin()
-        out = self._model(
-            input_ids=torch.tensor(ids_RT, device=device),
-            position_ids=torch.tensor([[start + place for place in range(T)] for start in self._next], device=device),
-            use_cache=False,
-            memory=AskStep(buffers=self._buffers),
-        )
+        positions = [[start + place for place in range(T)] for start in self._next]
+        with unprepared_alone(self._model):
+            out = self._model(
+                input_ids=torch.tensor(ids_RT, device=device),
+                position_ids=torch.tensor(positions, device=device),
+                use_cache=False,
+                memory=AskStep(buffers=self._buffers),
+            )
         self._next = [start + T for start in self._next]
         return out.logits
 

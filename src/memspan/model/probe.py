@@ -99,29 +99,28 @@ def _relative_difference(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 class _OneLayerMemory:
-    """Gives one layer a few random rows, and every other layer none."""
+    """Gives each MSA layer a few random rows for one question of a batch, and none for the others."""
 
-    def __init__(self, model: MSAForCausalLM, layer: int) -> None:
-        self._model, self._layer = model, layer
+    def __init__(self, model: MSAForCausalLM) -> None:
+        self._model = model
         self.asked: list[int] = []
 
     def route(self, layer: int, router_query_BTHD: torch.Tensor, query_mask_BT: torch.Tensor) -> Retrieved:
         self.asked.append(layer)
         config, B = self._model.config, len(router_query_BTHD)
-        rows = 4 if layer == self._layer else 0
-        rows_BGMD = router_query_BTHD.new_ones(B, config.num_kv_heads, rows, config.head_dim)
-        mask_BM = torch.ones(B, rows, dtype=torch.bool, device=rows_BGMD.device)
-        return Retrieved(rows_BGMD, rows_BGMD * 3, mask_BM, ((),) * B, ((),) * B)
+        rows_BGMD = router_query_BTHD.new_ones(B, config.num_kv_heads, 4, config.head_dim)
+        own_B = torch.tensor([own == layer for own in config.layers], device=rows_BGMD.device)
+        return Retrieved(rows_BGMD, rows_BGMD * 3, own_B[:, None].expand(B, 4), ((),) * B, ((),) * B)
 
 
 def _check_memory_is_seen(model: MSAForCausalLM) -> None:
-    ids_BT = torch.arange(8, device=model.device)[None]
-    plain = model(input_ids=ids_BT).logits
-    for layer in model.config.layers:
-        memory = _OneLayerMemory(model, layer)
-        step = AskStep(routes_BT=torch.ones_like(ids_BT, dtype=torch.bool), memory=memory)
-        changed = model(input_ids=ids_BT, memory=step).logits
-        if memory.asked != list(model.config.layers) or _relative_difference(changed, plain) < _NOISE:
+    layers = model.config.layers
+    ids_BT = torch.arange(8, device=model.device).expand(len(layers), -1)
+    plain, memory = model(input_ids=ids_BT[:1]).logits, _OneLayerMemory(model)
+    step = AskStep(routes_BT=torch.ones_like(ids_BT, dtype=torch.bool), memory=memory)
+    changed = model(input_ids=ids_BT, memory=step).logits
+    for row, layer in enumerate(layers):
+        if memory.asked != list(layers) or _relative_difference(changed[row], plain[0]) < _NOISE:
             raise UnsupportedBackbone(
                 f"{model.config.text_config.model_type}: memory does not reach the attention of layer {layer}"
             )

@@ -1,13 +1,27 @@
-"""Adapters that come with the package, by name."""
+"""Models and adapters by name: what `memspan.model.convert.load` takes, and the adapters that come with the package."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 SHIPPED = Path(__file__).parents[1] / "adapters"
 DEFAULT_ADAPTER = "memspan-smollm2-135m"
 """Trained for the embedded default backbone, and applied to it unless told otherwise."""
 NO_ADAPTER = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelNames:
+    """What loads a model again.
+
+    Attributes:
+        model: the checkpoint's folder, or the name of the default model.
+        adapter: the adapter's folder, the name of a shipped one, or "none".
+    """
+
+    model: str
+    adapter: str
 
 
 def shipped_adapters() -> tuple[str, ...]:

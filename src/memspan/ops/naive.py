@@ -22,7 +22,7 @@ def chunk_scores(query_THD: Tensor, key_CGD: Tensor, similarity: str) -> Tensor:
             for h in range(H):
                 q, k = query_THD[t, h], key_CGD[c, h // (H // G)]
                 dot = torch.dot(q, k)
-                heads.append(dot / (q.norm() * k.norm()) if similarity == "cosine" else dot * D**-0.5)
+                heads.append({"cosine": dot / (q.norm() * k.norm()), "dot": dot * D**-0.5}[similarity])
             scores[t, c] = torch.stack(heads).mean()
     return scores.amax(0)
 

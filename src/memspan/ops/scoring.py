@@ -2,14 +2,16 @@
 
     S[c] = max over query tokens t of mean over heads h of sim(q[t, h], key[c, group(h)])
 
-The mean over grouped-query heads is ONE dot product of width W = G*D: normalise each query head, sum the heads of a
-group, divide by H; normalise each key head; then q_TW @ key_CW. `memspan.ops.naive` holds the literal formula.
+The mean over grouped-query heads is ONE dot product of width W = G*D: scale each query head as `sim` wants it, sum the
+heads of a group, divide by H; scale each key head; then q_TW @ key_CW. `memspan.ops.naive` holds the literal formula.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from memspan.ops.similarity import SIMILARITIES
 
 # Chunks of which only the best is looked at when a bound is sought.
 _BLOCK = 128
@@ -23,14 +25,10 @@ def fold_queries(query_BTHD: Tensor, num_kv_heads: int, similarity: str) -> Tens
     Args:
         query_BTHD: output of the router query projection, heads ordered so that head h uses key head h // (H/G).
         num_kv_heads: G.
-        similarity: "cosine", or "dot" for the scaled dot product (D**-0.5 is folded in here).
+        similarity: a name of `memspan.ops.similarity`.
     """
     B, T, H, D = query_BTHD.shape
-    query_BTHD = query_BTHD.to(torch.promote_types(query_BTHD.dtype, torch.float32))
-    if similarity == "cosine":
-        query_BTHD = torch.nn.functional.normalize(query_BTHD, dim=-1)
-    else:
-        query_BTHD = query_BTHD * D**-0.5
+    query_BTHD = SIMILARITIES[similarity].query(query_BTHD.to(torch.promote_types(query_BTHD.dtype, torch.float32)))
     groups_BTGD = query_BTHD.view(B, T, num_kv_heads, H // num_kv_heads, D).sum(3) / H
     return groups_BTGD.reshape(B, T, num_kv_heads * D)
 
@@ -38,12 +36,9 @@ def fold_queries(query_BTHD: Tensor, num_kv_heads: int, similarity: str) -> Tens
 def fold_keys(key_CGD: Tensor, similarity: str) -> Tensor:
     """Pooled router keys as the right side of the grouped dot product: `[..., W]` from `[..., G, D]`.
 
-    Pooling comes first, then (for cosine) every head is scaled to unit length. Computed in float32 or wider.
+    Pooling comes first, then what the similarity makes of a head. Computed in float32 or wider.
     """
-    key_CGD = key_CGD.to(torch.promote_types(key_CGD.dtype, torch.float32))
-    if similarity == "cosine":
-        key_CGD = torch.nn.functional.normalize(key_CGD, dim=-1)
-    return key_CGD.flatten(-2)
+    return SIMILARITIES[similarity].key(key_CGD.to(torch.promote_types(key_CGD.dtype, torch.float32))).flatten(-2)
 
 
 def routing_queries(query_BTW: Tensor, mask_BT: Tensor) -> Tensor:

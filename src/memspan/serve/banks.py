@@ -112,11 +112,11 @@ def _patiently(change: Callable[[Memory], Result], memory: Memory) -> Result:
             time.sleep(_BUSY_PAUSE)
 
 
-def open_banks(given: Iterable[str], loaded: LoadedModel, max_writes: int) -> dict[str, ServedBank]:
-    """Open banks, given as FOLDER (whose name is then the bank's) or NAME=FOLDER.
+def bank_folders(given: Iterable[str]) -> dict[str, Path]:
+    """Banks by their names, given as FOLDER (whose name is then the bank's) or NAME=FOLDER.
 
     Raises:
-        MemspanError: two of one name, a name that cannot stand in a model's name, or a bank that cannot be opened.
+        MemspanError: none, two of one name, or a name that cannot stand in a model's name.
     """
     folders: dict[str, Path] = {}
     for text in given:
@@ -130,9 +130,18 @@ def open_banks(given: Iterable[str], loaded: LoadedModel, max_writes: int) -> di
         folders[name] = folder
     if not folders:
         raise MemspanError("no bank to serve; name its folder")
+    return folders
+
+
+def open_banks(given: Iterable[str], loaded: LoadedModel, max_writes: int) -> dict[str, ServedBank]:
+    """Open banks; see `bank_folders` for how they are given.
+
+    Raises:
+        MemspanError: as there, or a bank cannot be opened.
+    """
     opened: dict[str, ServedBank] = {}
     try:
-        for name, folder in folders.items():
+        for name, folder in bank_folders(given).items():
             opened[name] = ServedBank(name, folder, loaded, max_writes)
     except BaseException:
         close_banks(opened)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from memspan.generate.request import MAX_DOCUMENTS
+from memspan.serve.selectors import RankingSelector, Selector
 from memspan.types import Evidence, LayerRouting, Span
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -48,7 +49,7 @@ class AskFields(Strict):
 
     bank: Name | None = Field(None, description="Instead of the bank that the model's name says.")
     namespace: Name | None = Field(None, description="Whose memories. Default: the key's first, or `default`.")
-    selector: Literal["router", "lexical", "hybrid", "generate"] | None = None
+    selector: Selector | None = None
     max_documents: int = Field(MAX_DOCUMENTS, ge=0, le=_MOST_DOCUMENTS)
     rounds: int | None = Field(None, ge=1, le=_MOST_ROUNDS)
     documents_per_round: int | None = Field(None, ge=1, le=_MOST_DOCUMENTS)
@@ -253,7 +254,7 @@ class UpdateRequest(Place):
 
 class SearchRequest(Place):
     query: str = Field(min_length=1)
-    selector: Literal["router", "lexical", "hybrid"] | None = None
+    selector: RankingSelector | None = None
     limit: int = Field(10, ge=1, le=_MOST_DOCUMENTS)
     where: dict[str, JsonValue] | None = None
     as_of: str | None = None

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import TextIO
@@ -25,7 +24,7 @@ from memspan.text.readers import (
     read_json_lines,
     read_records,
 )
-from memspan.types import JSON, Document, normal_date
+from memspan.types import JSON, Document, Skipped, normal_date
 
 _ID_KEYS = ("external_id", "id")
 
@@ -52,19 +51,6 @@ _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"`+_{0,2}|\*\*", ""),  # code and bold
     )
 )
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A file, or a record of one, that gave no document.
-
-    Attributes:
-        source: the file's path; for a record with the line it begins on, `path#line`.
-        reason: why, for people.
-    """
-
-    source: str
-    reason: str
 
 
 class ReadProgress:
@@ -288,6 +274,24 @@ def read_stream(stream: TextIO, external_id: str | None = None) -> Iterator[Docu
             yield _document_of_record(record, external_id, "stdin", {})
     else:
         yield _document(external_id, text, _title_line(text), {}, _date_in(text), "stdin")
+
+
+def found_documents(skipped: list[Skipped], *sources: Iterable[Document | Skipped]) -> Iterator[Document]:
+    """The documents of all sources; what cannot be read is collected in `skipped`.
+
+    So is a second document of one external id: adding it would replace the first.
+    """
+    seen: set[int] = set()  # hashes, so that a million ids stay small
+    for source in sources:
+        for found in source:
+            if isinstance(found, Skipped):
+                skipped.append(found)
+            elif hash(found.external_id) in seen:
+                where = str(found.metadata.get("path", found.external_id))
+                skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
+            else:
+                seen.add(hash(found.external_id))
+                yield found
 
 
 def installed_packages() -> Iterator[Document]:

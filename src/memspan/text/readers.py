@@ -1,4 +1,8 @@
-"""The formats of a corpus: what one file holds, as a text or as records. `corpus` makes documents of it."""
+"""The formats of a corpus: what one file holds, as a text or as records. `corpus` makes documents of it.
+
+A new format is a function that reads it, and a line in `FORMATS` at the end of its kind; see `memspan.registry` for
+other packages'.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import BinaryIO, TextIO, cast
+from typing import BinaryIO, TextIO, TypeVar, cast
 
+from memspan.registry import Registry
 from memspan.types import JSON, is_unicode
 
 TEXT_KEYS = ("text", "content", "body")
@@ -66,24 +72,44 @@ class BadRecord:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class OneText:
+    """A file that is one document. `read` raises `Unreadable` where it gives no text."""
+
+    read: Callable[[Path], Content]
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A text file of many records, which `read` makes of its lines (they keep their ends)."""
+
+    read: Callable[[Iterable[str]], Iterator[Record | BadRecord]]
+
+
+F = TypeVar("F", OneText, Records)
+FORMATS: Registry[OneText | Records] = Registry("file format", "memspan.formats", OneText, Records)
+"""By extension in lower case, without its dot: "md", "jsonl.gz"."""
+
+
 def is_supported(path: Path) -> bool:
     """Whether the extension is one of the known formats."""
-    return holds_records(path) or _extension(path) in _CONTENT_READERS
+    return _extension(path) in FORMATS
 
 
 def holds_records(path: Path) -> bool:
     """Whether the file is one for `read_records`; any other is one for `read_content`."""
-    return _extension(path) in _RECORD_READERS
+    return _format(path, Records) is not None
 
 
 def read_content(path: Path) -> Content:
-    """Read a file that is one document; one of unknown extension is read as plain text.
+    """Read a file as one document; of another extension than that of such a file it is read as plain text.
 
     Raises:
         Unreadable: the file is damaged, binary or blank, or may not be read.
     """
+    one_text = _format(path, OneText) or OneText(_read_text)
     with _named_failures():
-        content = _CONTENT_READERS.get(_extension(path), _read_text)(path)
+        content = one_text.read(path)
     if not content.text.strip():
         raise Unreadable(_EMPTY)
     return content
@@ -99,9 +125,11 @@ def read_records(path: Path, at: Callable[[int], object] = lambda position: None
         Unreadable: the file is damaged, binary or blank, may not be read, or is a table without a text column. It may
             be raised after some records, where the damage begins there.
     """
+    records = _format(path, Records)
+    assert records is not None, "holds_records says which files have records"
     with _named_failures(), path.open("rb") as file, _open_lines(file, path) as lines:
         is_empty = True
-        for record in _RECORD_READERS[_extension(path)](lines):
+        for record in records.read(lines):
             is_empty = False
             at(file.tell())
             yield record
@@ -116,7 +144,7 @@ def read_rows(path: Path) -> Iterator[Record | BadRecord]:
         Unreadable: the file is damaged or binary, or may not be read.
     """
     with _named_failures(), path.open("rb") as file, _open_lines(file, path) as lines:
-        yield from _read_table(lines, "\t" if _extension(path) == ".tsv" else ",", needs_text=False)
+        yield from _read_table(lines, _DELIMITERS.get(_extension(path), ","), needs_text=False)
 
 
 def is_text(value: JSON) -> bool:
@@ -124,10 +152,16 @@ def is_text(value: JSON) -> bool:
     return is_unicode(json.dumps(value, ensure_ascii=False))
 
 
+def _format(path: Path, kind: type[F]) -> F | None:
+    """The format of a file's extension, if it is one of this kind."""
+    found = FORMATS[_extension(path)] if is_supported(path) else None
+    return found if isinstance(found, kind) else None
+
+
 def _extension(path: Path) -> str:
-    """Return the extension in lower case, with the one before it where the file is a compressed one (`.jsonl.gz`)."""
+    """Return the extension in lower case, with the one before it where the file is a compressed one (`jsonl.gz`)."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    return "".join(suffixes[-2:] if suffixes and suffixes[-1] in _OPENERS else suffixes[-1:])
+    return "".join(suffixes[-2:] if suffixes and suffixes[-1] in _OPENERS else suffixes[-1:])[1:]
 
 
 @contextmanager
@@ -255,16 +289,13 @@ class _PageText(HTMLParser):
             self._pieces.append(piece)
 
 
-_CONTENT_READERS: dict[str, Callable[[Path], Content]] = {
-    ".txt": _read_text,
-    ".text": _read_text,
-    ".md": _read_markup,
-    ".markdown": _read_markup,
-    ".rst": _read_markup,
-    ".html": _read_html,
-    ".htm": _read_html,
-    ".pdf": _read_pdf,
-}
+for _name in ("txt", "text"):
+    FORMATS.register(_name, OneText(_read_text))
+for _name in ("md", "markdown", "rst"):
+    FORMATS.register(_name, OneText(_read_markup))
+for _name in ("html", "htm"):
+    FORMATS.register(_name, OneText(_read_html))
+FORMATS.register("pdf", OneText(_read_pdf))
 
 
 # Files of records -----------------------------------------------------------------------------------------------------
@@ -293,14 +324,6 @@ def _refuse_constant(name: str) -> None:
 
 def _checked(record: Record) -> Record | BadRecord:
     return record if is_text(dict(record.values)) else BadRecord(record.line, _NOT_TEXT)
-
-
-def _read_comma_table(lines: Iterable[str]) -> Iterator[Record | BadRecord]:
-    return _read_table(lines, ",")
-
-
-def _read_tab_table(lines: Iterable[str]) -> Iterator[Record | BadRecord]:
-    return _read_table(lines, "\t")
 
 
 def _read_table(lines: Iterable[str], delimiter: str, needs_text: bool = True) -> Iterator[Record | BadRecord]:
@@ -355,8 +378,8 @@ def _open_xz(file: BinaryIO) -> BinaryIO:
 
 _OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": _open_gzip, ".xz": _open_xz}
 
-_RECORD_READERS: dict[str, Callable[[Iterable[str]], Iterator[Record | BadRecord]]] = {
-    ".csv": _read_comma_table,
-    ".tsv": _read_tab_table,
-    **{f"{lines}{packed}": read_json_lines for lines in (".jsonl", ".ndjson") for packed in ("", *_OPENERS)},
-}
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+for _name, _delimiter in _DELIMITERS.items():
+    FORMATS.register(_name, Records(partial(_read_table, delimiter=_delimiter)))
+for _name in ("jsonl", "ndjson", *(f"{lines}{packed}" for lines in ("jsonl", "ndjson") for packed in _OPENERS)):
+    FORMATS.register(_name, Records(read_json_lines))

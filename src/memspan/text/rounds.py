@@ -113,7 +113,7 @@ class RoundProtocol:
         if not (spec.round_end and spec.retrieval_end and _ID_FORM in spec.document_prefix):
             raise MemspanError(
                 f"the template {spec.name!r} of this model has no markers for rounds in which the model names "
-                "documents (selector 'generate'); choose router, lexical or hybrid, or convert with --template msa"
+                "documents; choose router or another selector, or convert with --template msa"
             )
         self.template, self.spec = template, spec
         self.round_end = tuple(template.tokens(spec.round_end))

@@ -22,8 +22,9 @@ from memspan.text.rounds import RoundProtocol
 from memspan.text.splitter import sentence_bounds
 from memspan.text.template import Passage, PromptTemplate, encoded_text, part_text
 from memspan.train.batch_settings import BatchSettings
-from memspan.train.counterfactual import Altered, alter, whole_words
-from memspan.train.samples import ResponseKind, Sample, SampleWriter, drawn_days
+from memspan.train.counterfactual import Altered, alter
+from memspan.train.data.matching import telling_words
+from memspan.train.samples import ResponseKind, SampleWriter, TrainingSample, drawn_days
 from memspan.types import Document
 
 IGNORED = -100
@@ -73,10 +74,6 @@ class TrainBatch:
     def num_label_tokens(self) -> int:
         """Tokens that are learned."""
         return int((self.labels_BT != IGNORED).sum())
-
-    @property
-    def num_anchor_tokens(self) -> int:
-        return sum(map(len, self.anchors))
 
     @cached_property
     def num_routed_questions(self) -> int:
@@ -144,7 +141,7 @@ class Collator:
             documents = altered.documents(documents)
             ids = dict(zip(documents, _with_further(list(ids.values()), len(documents), rng), strict=True))
         texts = {name: self.part(document) for name, document in documents.items()}
-        wrong = {name: _telling(answers) for name, answers in altered.wrong.items()}
+        wrong = {name: telling_words(answers) for name, answers in altered.wrong.items()}
         outdated = {name: document.external_id for name, document in altered.outdated.items()}
         dates = {name: document.date or UNDATED for name, document in documents.items()}
         writer = SampleWriter(self._template, self._protocol, settings, ids, texts, dates, wrong, outdated)
@@ -232,7 +229,7 @@ class Collator:
     def _relevance(
         self,
         questions: Sequence[Question],
-        samples: Sequence[Sample],
+        samples: Sequence[TrainingSample],
         documents: Mapping[str, Document],
         texts: Mapping[str, str],
         wrong: Mapping[str, re.Pattern[str]],
@@ -246,7 +243,7 @@ class Collator:
             answers = [wrong[question.id]] if question.id in wrong else []
             # A document that holds the answer would be a false negative.
             if self._settings.drop_answering and question.type not in ("yesno", "pair", "unanswerable"):
-                answers.append(_telling(question.answers))
+                answers.append(telling_words(question.answers))
             for column, name in enumerate(documents):
                 if name in sample.read:
                     candidates_BN[row, column] = False
@@ -255,11 +252,6 @@ class Collator:
                 elif any(answer.search(folded[name]) for answer in answers):
                     candidates_BN[row, column] = False
         return positives_BN, candidates_BN
-
-
-def _telling(answers: Sequence[str]) -> re.Pattern[str]:
-    """What finds answers that are long enough to tell something, in text in folded case."""
-    return whole_words([answer.casefold() for answer in answers if len(answer) > 2])
 
 
 def _with_further(ids: Sequence[int], number: int, rng: random.Random) -> list[int]:
@@ -271,7 +263,7 @@ def _with_further(ids: Sequence[int], number: int, rng: random.Random) -> list[i
     return [*ids, *[further for further in drawn if further not in ids][:missing]]
 
 
-def _labels(packed: PackedContexts, samples: Sequence[Sample]) -> torch.Tensor:
+def _labels(packed: PackedContexts, samples: Sequence[TrainingSample]) -> torch.Tensor:
     labels_BT = torch.full_like(packed.ids, IGNORED)
     T = packed.ids.shape[1]
     for row, sample in enumerate(samples):

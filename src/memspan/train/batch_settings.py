@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pydantic.dataclasses import dataclass
+
+from memspan.train.structure import STRICT, Count, Positive, Share
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class BatchSettings:
     """How questions become batches; checked when built.
 
@@ -35,42 +37,27 @@ class BatchSettings:
             sentence of one. Where short answers are learned, summaries would become short as well.
     """
 
-    answer: float = 0.0
-    latent: float = 0.0
-    generate: float = 0.0
-    counterfactual: float = 0.0
-    outdated: float = 0.0
-    negatives: int = 1
-    num_documents: int = 0
-    injected_documents: int = 5
-    max_document_tokens: int | None = None
+    answer: Share = 0.0
+    latent: Share = 0.0
+    generate: Share = 0.0
+    counterfactual: Share = 0.0
+    outdated: Share = 0.0
+    negatives: Count = 1
+    num_documents: Count = 0
+    injected_documents: Positive = 5
+    max_document_tokens: Positive | None = None
     max_context_tokens: int = 2048
-    max_id: int = 1_000_000
+    max_id: Positive = 1_000_000
     drop_answering: bool = True
     no_answer: str = "The notes do not say."
-    anchors: int = 0
-    anchor_tokens: int = 96
+    anchors: Count = 0
+    anchor_tokens: Positive = 96
     anchor_questions: bool = True
     anchor_summaries: bool = False
 
     def __post_init__(self) -> None:
         shares = (self.answer, self.latent, self.generate)
-        if min(shares) < 0 or sum(shares) > 1 + 1e-9:
+        if sum(shares) > 1 + 1e-9:
             raise ValueError(f"answer, latent and generate are shares that sum to at most 1, not {shares}")
-        for name in ("counterfactual", "outdated"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share, not {getattr(self, name)}")
         if self.outdated > 0 and (self.counterfactual == 0 or self.injected_documents < 2):
             raise ValueError("outdated documents are of counterfactual questions, and need 2 injected_documents")
-        for name, least in (
-            ("negatives", 0),
-            ("num_documents", 0),
-            ("injected_documents", 1),
-            ("max_id", 1),
-            ("anchors", 0),
-            ("anchor_tokens", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if self.max_document_tokens is not None and self.max_document_tokens < 1:
-            raise ValueError(f"max_document_tokens must be at least 1, not {self.max_document_tokens}")

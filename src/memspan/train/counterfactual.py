@@ -9,23 +9,17 @@ first that somebody lives in one city, then that it is another.
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from memspan.text.questions import Question, passage
 from memspan.text.splitter import sentence_bounds
+from memspan.train.data.matching import whole_words
 from memspan.types import Document
 
 MAX_WORDS = 6
 """Longer answers are sentences, and fit nowhere else."""
-
-
-def whole_words(answers: Sequence[str]) -> re.Pattern[str]:
-    """Any of the answers, the longest first, as whole words in any case. Matches nothing where there are none."""
-    forms = sorted(answers, key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, forms)) or '(?!)'})(?!\w)", re.IGNORECASE)
 
 
 def with_other_answers(questions: Sequence[Question], share: float, rng: random.Random) -> list[Question]:

@@ -2,76 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from memspan.model.memory_api import AskStep
 from memspan.model.modeling import MSAForCausalLM
-from memspan.ops.losses import distillation_loss, routing_loss
-from memspan.text.packing import BATCH_TOKENS, PackedContexts, length_batches
-from memspan.train.anchor import anchor_loss
+from memspan.text.packing import PackedContexts, length_batches
 from memspan.train.batch import IGNORED, TrainBatch
+from memspan.train.frozen import FrozenMemory
+from memspan.train.losses import LOSSES, Outputs, counts
 from memspan.train.memory import BatchMemory, encode_documents
+from memspan.train.settings import LossWeights, Objective
 from memspan.types import EncodedDocuments
 
-if TYPE_CHECKING:
-    from memspan.train.frozen import FrozenMemory
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """How much each loss counts. The paper's warm-up: lm 0.1, routing 1; then lm 1, routing 0.1.
-
-    Attributes:
-        lm: next-token loss of the responses.
-        routing: eq. 5, averaged over MSA layers.
-        fused: eq. 5 on the mean of a document's scores over all MSA layers, by which documents are ranked.
-        teacher: divergence of the scores from a teacher's, averaged over MSA layers.
-        anchor: divergence from the backbone on plain text (`memspan.train.anchor`); needs `BatchSettings.anchors`.
-    """
-
-    lm: float = 1.0
-    routing: float = 0.1
-    fused: float = 0.0
-    teacher: float = 0.0
-    anchor: float = 0.0
-
-    def __post_init__(self) -> None:
-        if min(self.lm, self.routing, self.fused, self.teacher, self.anchor) < 0:
-            raise ValueError(f"loss weights must not be negative: {self}")
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a step computes; checked when built.
-
-    Attributes:
-        temperature: tau of eq. 5, and of a document's scores beside a teacher's.
-        decoupled: positives do not compete with each other (eq. 5); else one softmax over all documents.
-        fused_temperature: tau of the fused loss.
-        teacher_temperature: what a teacher's scores are divided by.
-        use_memory: contexts attend to the documents routed to, as when serving.
-        allow_dense: let a batch have no more documents than a layer selects; routing is then not sparse.
-        batch_tokens: documents are encoded, and contexts run, in sub-batches of at most so many padded tokens.
-        frozen: cached documents, with the document side frozen; see `memspan.train.frozen`.
-    """
-
-    temperature: float = 0.1
-    decoupled: bool = True
-    fused_temperature: float = 0.1
-    teacher_temperature: float = 0.1
-    use_memory: bool = True
-    allow_dense: bool = False
-    batch_tokens: int = BATCH_TOKENS
-    frozen: FrozenMemory | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "fused_temperature", "teacher_temperature", "batch_tokens"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+__all__ = ["LossTerms", "LossWeights", "Objective", "training_forward"]
 
 
 @dataclass(frozen=True)
@@ -79,64 +26,28 @@ class LossTerms:
     """Sums of a step's losses, and what they are sums over: those of several steps or ranks can be added up.
 
     Attributes:
-        lm_sum: negative log-likelihood of the learned tokens.
-        num_tokens: how many those are.
-        routing_sum: over questions, of the mean over MSA layers of eq. 5.
-        num_questions: how many have a positive.
-        routing_by_layer: mean over those questions, per MSA layer; detached.
-        fused_sum: over those questions; eq. 5 on fused scores.
-        teacher_sum: over all questions of the batch. 0 without a teacher.
-        num_taught: how many questions had a teacher.
-        anchor_sum: over the tokens of the anchors. 0 without any.
-        num_anchored: how many those are.
+        sums: by the names of `LOSSES`.
+        counts: see `memspan.train.losses`.
+        routing_by_layer: mean over the questions that route, per MSA layer; detached.
         scores_LBN: routing scores of the documents, detached, for metrics.
     """
 
-    lm_sum: torch.Tensor
-    num_tokens: int
-    routing_sum: torch.Tensor
-    num_questions: int
+    sums: Mapping[str, torch.Tensor]
+    counts: Mapping[str, int]
     routing_by_layer: dict[int, torch.Tensor]
-    fused_sum: torch.Tensor
-    teacher_sum: torch.Tensor
-    num_taught: int
-    anchor_sum: torch.Tensor
-    num_anchored: int
     scores_LBN: torch.Tensor
 
-    def total(
-        self,
-        weights: LossWeights,
-        num_tokens: int | None = None,
-        num_questions: int | None = None,
-        num_taught: int | None = None,
-        num_anchored: int | None = None,
-    ) -> torch.Tensor:
+    def total(self, weights: LossWeights, shared: Mapping[str, int] | None = None) -> torch.Tensor:
         """The weighted loss, a scalar. A loss of weight 0 has no part in it, not even as NaN.
 
         Args:
-            num_tokens, num_questions, num_taught, num_anchored: counts to divide by, over all steps and ranks that
-                share an update (for DDP, which averages gradients, divided by the number of ranks). Default: this
-                step's own.
+            shared: counts to divide by, over all steps and ranks that share an update (for DDP, which averages them,
+                divided by the number of ranks). Of what is not named, this step's own.
         """
-        tokens, questions, taught, anchored = (
-            max(1, own) if given is None else given
-            for own, given in (
-                (self.num_tokens, num_tokens),
-                (self.num_questions, num_questions),
-                (self.num_taught, num_taught),
-                (self.num_anchored, num_anchored),
-            )
-        )
-        parts = (
-            (weights.lm, self.lm_sum, tokens),
-            (weights.routing, self.routing_sum, questions),
-            (weights.fused, self.fused_sum, questions),
-            (weights.teacher, self.teacher_sum, taught),
-            (weights.anchor, self.anchor_sum, anchored),
-        )
-        terms = [weight * loss / count for weight, loss, count in parts if weight]
-        return torch.stack(terms).sum() if terms else self.lm_sum * 0
+        divided_by = {**self.counts, **(shared or {})}
+        weighted = [(name, weight) for name in LOSSES if (weight := weights.of(name))]
+        terms = [weight * self.sums[name] / max(1, divided_by[name]) for name, weight in weighted]
+        return torch.stack(terms).sum() if terms else self.sums["lm"] * 0
 
 
 def training_forward(
@@ -144,6 +55,7 @@ def training_forward(
     batch: TrainBatch,
     objective: Objective,
     teacher_scores_BN: torch.Tensor | None = None,
+    frozen: FrozenMemory | None = None,
 ) -> LossTerms:
     """Run a batch and compute its losses. Gradients flow wherever parameters require them.
 
@@ -152,6 +64,7 @@ def training_forward(
 
     Args:
         teacher_scores_BN: a teacher's scores of the batch's documents, `-inf` where it has none.
+        frozen: documents encoded before, where the document side is frozen.
 
     Raises:
         ValueError: no more documents than a layer selects (see `Objective.allow_dense`), or reentrant checkpointing.
@@ -163,40 +76,20 @@ def training_forward(
             f"a batch of {len(batch.documents)} documents is no more than a layer selects (top_k_docs "
             f"{config.top_k_docs}), so routing would not be sparse: use more documents, or say allow_dense"
         )
-    lm_sum, scores_LBN = _asked(model, batch, _documents(model, batch, objective), objective)
+    if frozen is None:
+        documents = encode_documents(model, batch.documents, objective.batch_tokens)
+    else:
+        documents = frozen.encoded(model, batch.document_names)
+    lm_sum, scores_LBN = _asked(model, batch, documents, objective)
 
-    def losses(scores_BN: torch.Tensor, temperature: float) -> torch.Tensor:
-        return routing_loss(
-            scores_BN, batch.positives_BN, temperature, objective.decoupled, valid_BN=batch.candidates_BN
-        )
-
-    routing_LB = torch.stack([losses(scores_BN, objective.temperature) for scores_BN in scores_LBN])
-    num_questions = batch.num_routed_questions
-    by_layer_L = routing_LB.detach().sum(1) / max(1, num_questions)
-    teacher_sum, num_taught = lm_sum.new_zeros(()), 0
-    if teacher_scores_BN is not None:
-        tau, num_taught = (objective.temperature, objective.teacher_temperature), len(batch.questions)
-        taught = [distillation_loss(x, teacher_scores_BN, *tau, batch.candidates_BN) for x in scores_LBN]
-        teacher_sum = torch.stack(taught).mean(0).sum()
+    out = Outputs(model, batch, objective, lm_sum, scores_LBN, teacher_scores_BN)
+    by_layer_L = out.routing_LB.detach().sum(1) / max(1, batch.num_routed_questions)
     return LossTerms(
-        lm_sum=lm_sum,
-        num_tokens=batch.num_label_tokens,
-        routing_sum=routing_LB.mean(0).sum(),
-        num_questions=num_questions,
+        sums={name: loss.sum(out) for name, loss in LOSSES.items()},
+        counts=counts(batch, teacher_scores_BN is not None),
         routing_by_layer=dict(zip(config.layers, by_layer_L.unbind(), strict=True)),
-        fused_sum=losses(scores_LBN.mean(0), objective.fused_temperature).sum(),
-        teacher_sum=teacher_sum,
-        num_taught=num_taught,
-        anchor_sum=anchor_loss(model, batch.anchors) if batch.anchors else lm_sum.new_zeros(()),
-        num_anchored=batch.num_anchor_tokens,
         scores_LBN=scores_LBN.detach(),
     )
-
-
-def _documents(model: MSAForCausalLM, batch: TrainBatch, objective: Objective) -> EncodedDocuments:
-    if objective.frozen is not None:
-        return objective.frozen.encoded(model, batch.document_names)
-    return encode_documents(model, batch.documents, objective.batch_tokens)
 
 
 def _asked(

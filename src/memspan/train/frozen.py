@@ -11,7 +11,6 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,7 +24,6 @@ from memspan.ops.pooling import valid_chunks
 from memspan.ops.scoring import fold_keys
 from memspan.text.packing import BATCH_TOKENS, length_batches
 from memspan.text.template import PromptTemplate
-from memspan.train.batch import TrainBatch
 from memspan.types import Document, EncodedDocuments
 
 _log = logging.getLogger(__name__)
@@ -60,7 +58,6 @@ class FrozenMemory:
         counts = torch.tensor(self.num_chunks)
         self._first_N = counts.cumsum(0) - counts
         self._index = {name: index for index, name in enumerate(self.names)}
-        self._fingerprint = _fingerprint(model)
 
     @classmethod
     def build(
@@ -96,7 +93,7 @@ class FrozenMemory:
         if not names or len(set(names)) < len(names) or max_id < len(names):
             raise ValueError(f"{len(names)} documents need distinct names, and ids from 1 to {max_id}")
         drawn = random.Random(seed).sample(range(1, max_id + 1), len(names))
-        key = [_fingerprint(model), str(model.dtype), names, texts, drawn]
+        key = [model.weights_fingerprint(router_keys=False), str(model.dtype), names, texts, drawn]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         path = folder / f"frozen-{digest}.safetensors"
         if path.exists():
@@ -135,53 +132,12 @@ class FrozenMemory:
             torch.stack(keys), torch.stack(content), tuple(self.num_chunks[index] for index in indices)
         )
 
-    def whole(self, batch: TrainBatch) -> TrainBatch:
-        """The batch over all documents kept here: whatever a question has no positive in is a negative of it.
-
-        What the batch itself leaves out of a question's candidates stays left out.
-
-        Raises:
-            ValueError: a document of the batch is not kept here.
-        """
-        unknown = next((name for name in batch.document_names if name not in self._index), None)
-        if unknown is not None:
-            raise ValueError(f"the document {unknown!r} is not in {self.path.name}; build it with all documents")
-        columns = torch.tensor([self._index[name] for name in batch.document_names])
-        B, N = len(batch.questions), len(self)
-        device = batch.positives_BN.device
-        positives_BN = torch.zeros(B, N, dtype=torch.bool, device=device)
-        candidates_BN = torch.ones(B, N, dtype=torch.bool, device=device)
-        positives_BN[:, columns] = batch.positives_BN
-        candidates_BN[:, columns] = batch.candidates_BN
-        return replace(
-            batch,
-            documents=((),) * N,
-            document_names=self.names,
-            document_ids=tuple(self.ids[name] for name in self.names),
-            document_texts=self.texts,
-            positives_BN=positives_BN,
-            candidates_BN=candidates_BN,
-        )
-
-    def check(self, model: MSAForCausalLM) -> None:
-        """See that a model still encodes documents as it did when this was opened.
-
-        Raises:
-            ValueError: weights of the document side have changed since.
-        """
-        if _fingerprint(model) != self._fingerprint:
-            raise ValueError(f"the model encodes documents otherwise than when {self.path.name} was built")
-
     def _rows(self, indices: Sequence[int]) -> torch.Tensor:
         """The rows of some documents, in their order."""
         counts = torch.tensor([self.num_chunks[index] for index in indices])
         before = counts.cumsum(0) - counts
         first_C = (self._first_N[list(indices)] - before).repeat_interleave(counts)
         return first_C + torch.arange(int(counts.sum()))
-
-
-def _fingerprint(model: MSAForCausalLM) -> str:
-    return model.weights_fingerprint(router_keys=False)
 
 
 def _shapes_documents(model: MSAForCausalLM) -> Iterator[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,16 +22,17 @@ from filelock import FileLock, Timeout
 from memspan.errors import CheckpointError, NotLearning, TrainingError
 from memspan.files import write_text
 from memspan.model.modeling import MSAForCausalLM
-from memspan.text.questions import Question
 from memspan.train.checkpoint import Checkpoint, CheckpointStore
-from memspan.train.forward import Objective
+from memspan.train.data.stream import ExampleStream
+from memspan.train.frozen import FrozenMemory
 from memspan.train.gates import History, check_gates, check_phase, out_of_patience, phase_reached
 from memspan.train.parallel import Runner, agreed, assign, layer_class_of, like, make_accelerator, whole
 from memspan.train.parameters import ParameterGroup
+from memspan.train.progress import RouterProgress
 from memspan.train.recipe import plain
 from memspan.train.schedule import lr_share
-from memspan.train.settings import PhaseSettings, Recipe
-from memspan.train.step import Collate, MicroBatch, Teacher, accumulate, micro_batches, refuse_bad
+from memspan.train.settings import Objective, PhaseSettings, Recipe
+from memspan.train.step import Collate, MicroBatch, TeacherScores, accumulate, micro_batches, refuse_bad
 from memspan.train.trackers import MetricsFile
 
 RECIPE_FILE, METRICS_FILE, CHECKPOINTS = "recipe.json", "metrics.jsonl", "checkpoints"
@@ -42,7 +43,6 @@ _CHANGEABLE = {
     "gates",
     "early_stopping",
     "trackers",
-    "threads",
     "phases",
     "product",
     "product_dtype",
@@ -50,24 +50,6 @@ _CHANGEABLE = {
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 Ended = Literal["done", "stopped early", "interrupted"]
-
-
-class Stream(Protocol):
-    """Batches of questions without end; see `memspan.train.data.stream`."""
-
-    def __next__(self) -> list[Question]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-class Evaluator(Protocol):
-    """Measures a model on the hold-out; see `memspan.train.progress`."""
-
-    def references(self, model: MSAForCausalLM) -> dict[str, float]:
-        """Figures that stay over the run: the untrained router's, BM25's."""
-        ...
-
-    def measure(self, model: MSAForCausalLM, phase: PhaseSettings) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -83,15 +65,16 @@ class RunParts:
     model: MSAForCausalLM
     groups: tuple[ParameterGroup, ...]
     collate: tuple[Collate, ...]
-    stream: Stream
+    stream: ExampleStream
     objective: Objective
-    evaluator: Evaluator | None = None
-    teacher: Teacher | None = None
+    evaluator: RouterProgress | None = None
+    teacher: TeacherScores | None = None
+    frozen: FrozenMemory | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """What a run says after every step and every evaluation."""
+class RunEvent:
+    """What a run reports after every step and every evaluation."""
 
     step: int
     steps: int
@@ -143,7 +126,7 @@ class Trainer:
         out: Path,
         *,
         should_stop: Callable[[], bool] = lambda: False,
-        tell: Callable[[Progress], None] = lambda _: None,
+        tell: Callable[[RunEvent], None] = lambda _: None,
         cpu: bool = False,
     ) -> None:
         """
@@ -245,6 +228,7 @@ class Trainer:
             self.parts.objective,
             phase.loss,
             self.parts.teacher,
+            self.parts.frozen,
             self._should_stop,
         )
         norm = self._clip()
@@ -313,7 +297,7 @@ class Trainer:
         self.metrics.write({"step": self._at.step, "kind": kind, "phase": phase.name, **values})
         if self.recipe.trackers:
             self.accelerator.log(dict(values), step=self._at.step)
-        self._tell(Progress(self._at.step, self.recipe.steps, phase.name, kind, values))
+        self._tell(RunEvent(self._at.step, self.recipe.steps, phase.name, kind, values))
 
     # Beginning, saving, resuming -------------------------------------------------------------------------------------
 
@@ -373,7 +357,7 @@ class Trainer:
 
     def _refuse_other_recipe(self, saved: Mapping[str, Any]) -> None:
         ours = plain(self.recipe)
-        changed = [key for key in ours if key not in _CHANGEABLE and ours[key] != saved.get(key)]
+        changed = [key for key in ours if key not in _CHANGEABLE and not _same(ours[key], saved.get(key))]
         if changed:
             raise TrainingError(
                 f"the run in {self.out} began with another recipe ({', '.join(changed)} differ); resume with that one, "
@@ -406,3 +390,10 @@ class Trainer:
         if failure:
             raise CheckpointError(failure)
         self._saved_step = self._at.step
+
+
+def _same(ours: Any, saved: Any) -> bool:
+    """Whether settings are equal to saved ones; a key that settings no longer have does not count."""
+    if isinstance(ours, dict) and isinstance(saved, dict):
+        return all(_same(value, saved.get(key)) for key, value in ours.items())
+    return ours == saved

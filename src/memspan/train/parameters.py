@@ -1,4 +1,4 @@
-"""Parameters in groups, each with its own learning rate."""
+"""What of a model trains: routers, LoRA and whatever else is named, in groups with learning rates of their own."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from memspan.model.lora import LoraSpec, add_lora
 from memspan.model.modeling import MSAForCausalLM, is_lora
-from memspan.train.lora import Trainable, make_trainable, trained_parameters
 from memspan.train.settings import GroupSettings, LoraSettings
 
+ROUTERS = r"\.router_"
 LORA_GROUP = "lora"
 
 
@@ -23,6 +24,42 @@ class ParameterGroup:
     parameters: tuple[str, ...]
     lr_factor: float = 1.0
     weight_decay: float = 0.0
+
+
+def make_trainable(
+    model: MSAForCausalLM,
+    patterns: Sequence[str] = (ROUTERS,),
+    lora: LoraSpec | None = None,
+    *,
+    seed: int = 0,
+    frozen_dtype: torch.dtype | None = None,
+) -> dict[str, torch.nn.Parameter]:
+    """Freeze a model but for what trains, in place; what trains becomes float32, the masters that an optimizer steps.
+
+    With a bfloat16 backbone, routers and LoRA run as they are. Where other parameters train as well, the forward has to
+    run under `torch.autocast` in bfloat16.
+
+    Args:
+        patterns: regular expressions, searched in names as `model.layers.20.self_attn.q_proj.weight`.
+        lora: low-rank changes that the model is given, beside what `patterns` name. Those it has already are frozen.
+        seed: of LoRA's initialisation.
+        frozen_dtype: what frozen parameters become; None: they stay as they are.
+
+    Returns:
+        What trains, by name.
+    """
+    given = add_lora(model, lora, seed=seed) if lora is not None else []
+    changes = {f"{prefix}.{part}" for prefix in given for part in ("lora_a", "lora_b")}
+    trained: dict[str, torch.nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        trains = any(re.search(pattern, name) for pattern in patterns) or name.removeprefix("backbone.") in changes
+        parameter.requires_grad_(trains)
+        if trains:
+            parameter.data = parameter.data.float()
+            trained[name] = parameter
+        elif frozen_dtype is not None:
+            parameter.data = parameter.data.to(frozen_dtype)
+    return trained
 
 
 def choose_parameters(
@@ -41,16 +78,17 @@ def choose_parameters(
     Raises:
         ValueError: a group matches nothing, or nothing that an earlier one has not.
     """
-    patterns = tuple(group.match for group in groups)
-    make_trainable(model, Trainable(patterns, lora), seed=seed, frozen_dtype=frozen_dtype)
-    chosen: dict[str, list[str]] = {group.name: [] for group in groups} | ({LORA_GROUP: []} if lora else {})
-    for name in trained_parameters(model):
+    trained = make_trainable(model, [group.match for group in groups], lora, seed=seed, frozen_dtype=frozen_dtype)
+    rates = {group.name: (group.lr_factor, group.weight_decay) for group in groups}
+    if lora:
+        rates[LORA_GROUP] = (lora.lr_factor, lora.weight_decay)
+    chosen: dict[str, list[str]] = {name: [] for name in rates}
+    for name in trained:
         owner = LORA_GROUP if is_lora(name) else next(g.name for g in groups if re.search(g.match, name))
         chosen[owner].append(name)
-    empty = [name for name, found in chosen.items() if not found]
-    if empty:
-        raise ValueError(f"group {empty[0]!r} matches no parameter that an earlier group has not; see its pattern")
-    settings = {group.name: (group.lr_factor, group.weight_decay) for group in groups}
-    if lora:
-        settings[LORA_GROUP] = (lora.lr_factor, lora.weight_decay)
-    return tuple(ParameterGroup(name, tuple(found), *settings[name]) for name, found in chosen.items())
+    if empty := [name for name, found in chosen.items() if not found]:
+        raise ValueError(
+            f"group {empty[0]!r} matches no parameter that an earlier group has not; see its pattern: one parameter is "
+            f"called {next(model.named_parameters())[0]}"
+        )
+    return tuple(ParameterGroup(name, tuple(found), *rates[name]) for name, found in chosen.items())

@@ -21,7 +21,7 @@ _LEAST_DAYS, _MOST_DAYS = 30, 3000
 
 
 @dataclass(frozen=True)
-class Sample:
+class TrainingSample:
     """A question's context with its response, what of it is learned, and the documents whose texts stand in it."""
 
     context: Context
@@ -54,7 +54,7 @@ class SampleWriter:
         self._template, self._protocol, self._settings = template, protocol, settings
         self._ids, self._texts, self._dates, self._wrong, self._outdated = ids, texts, dates, wrong, outdated
 
-    def sample(self, question: Question, kind: ResponseKind | None, rng: random.Random) -> Sample:
+    def sample(self, question: Question, kind: ResponseKind | None, rng: random.Random) -> TrainingSample:
         if kind == "generate":
             written = self._step(question, rng)
         elif kind is None or (question.type == "pair" and not question.answers):
@@ -66,12 +66,12 @@ class SampleWriter:
         context = self._template.context(question.question)
         end = min(context.routes.end, context.routes.start + self._settings.max_context_tokens)
         # Nothing behind what routes can change a score (attention is causal).
-        return Sample(Context(context.ids[:end], Span(context.routes.start, end)))
+        return TrainingSample(Context(context.ids[:end], Span(context.routes.start, end)))
 
-    def _answered(self, question: Question, rng: random.Random, num_injected: int) -> Sample:
+    def _answered(self, question: Question, rng: random.Random, num_injected: int) -> TrainingSample:
         """The answer, after the texts of gold documents and distractors in the order that serving reads them in."""
         gold = list(question.positives)
-        if not _needs_all(question) and gold:
+        if not question.needs_all and gold:
             gold = [rng.choice(gold)]
         outdated = self._outdated.get(question.id)
         needed = [*(document.external_id for document in gold), *([outdated] if outdated else [])][:num_injected]
@@ -100,9 +100,9 @@ class SampleWriter:
             chosen.pop()
         whole = Context((*context.ids, *answer), context.routes, context.silent)
         learned = Span(len(context.ids), len(whole.ids))
-        return Sample(whole, (learned,), frozenset(chosen))
+        return TrainingSample(whole, (learned,), frozenset(chosen))
 
-    def _step(self, question: Question, rng: random.Random) -> Sample:
+    def _step(self, question: Question, rng: random.Random) -> TrainingSample:
         """One step of the round protocol, drawn at random."""
         assert self._protocol is not None, "checked when the collator was built"
         names = [document.external_id for document in question.positives]
@@ -112,7 +112,7 @@ class SampleWriter:
         samples = self._protocol.samples(question.question, passages, answer)
         drawn = rng.randrange(len(samples))
         read = frozenset(name for hop in hops[:drawn] for name in hop)
-        return Sample(samples[drawn].transcript.context(), samples[drawn].learned, read)
+        return TrainingSample(samples[drawn].transcript.context(), samples[drawn].learned, read)
 
     def _dated(self, name: str, day: str) -> str:
         return day if self._dates[name] == UNDATED else self._dates[name]
@@ -126,7 +126,3 @@ def drawn_days(number: int, rng: random.Random) -> list[str]:
     span = round(_LEAST_DAYS * (_MOST_DAYS / _LEAST_DAYS) ** rng.random())
     first = rng.randrange(date(2000, 1, 1).toordinal(), date(2030, 1, 1).toordinal())
     return [date.fromordinal(first + day).isoformat() for day in rng.sample(range(span), number)]
-
-
-def _needs_all(question: Question) -> bool:
-    return question.type in ("multi", "yesno", "all")

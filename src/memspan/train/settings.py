@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from memspan.model.lora import SIDES, LoraSpec
+from memspan.text.packing import BATCH_TOKENS
 from memspan.train.batch_settings import BatchSettings
-from memspan.train.forward import LossWeights, Objective
-from memspan.train.schedule import SCHEDULES, Schedule
+from memspan.train.losses import LOSSES
+from memspan.train.schedule import Schedule
+from memspan.train.structure import STRICT, Above0, AtLeast0, Count, Names, Pattern, Positive, Share
 
 
 def _check(condition: bool, message: str) -> None:
@@ -20,14 +25,7 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_pattern(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class ModelSettings:
     """The model a run begins with.
 
@@ -39,8 +37,6 @@ class ModelSettings:
             (see `MSAConfig`).
         initial_routers: what routers begin as where no adapter gives them: the checkpoint's (random, if it was just
             converted), or whitened, from the states of some training texts (see `memspan.train.whiten`).
-        score_bias: first value of the learned multiple of a document's routing score that is added to the attention
-            logits of its chunks (see `MSAConfig`). Without: none is added. It trains where a group matches it.
         compute: number format of the forward and backward passes: bfloat16 (mixed precision) or float32. Trained
             weights are kept in float32 either way.
         frozen_dtype: number format in which weights that are not trained are kept.
@@ -52,12 +48,11 @@ class ModelSettings:
     source: str = ""
     adapter: str = ""
     msa_layers: tuple[int, ...] = ()
-    chunk_size: int = 0
-    top_k_docs: int = 0
+    chunk_size: Count = 0
+    top_k_docs: Count = 0
     template: str = ""
     similarity: str = ""
     initial_routers: Literal["checkpoint", "whitened"] = "checkpoint"
-    score_bias: float | None = None
     compute: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
@@ -75,14 +70,13 @@ class ModelSettings:
             "msa_layers, chunk_size, top_k_docs, template and similarity belong to the conversion of a source; "
             "a checkpoint has its own",
         )
-        _check(min(self.chunk_size, self.top_k_docs) >= 0, "chunk_size and top_k_docs must not be negative")
         _check(
             self.frozen_dtype == "float32" or self.compute == "bfloat16",
             "frozen_dtype bfloat16 needs compute bfloat16: the two cannot be multiplied otherwise",
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class DataSettings:
     """What is learned from, and what is held out of it.
 
@@ -95,14 +89,11 @@ class DataSettings:
 
     mixture: str = ""
     one_source_per_batch: bool = True
-    holdout_questions: int = 0
-    holdout_documents: int = 0
-
-    def __post_init__(self) -> None:
-        _check(min(self.holdout_questions, self.holdout_documents) >= 0, "data: counts must not be negative")
+    holdout_questions: Count = 0
+    holdout_documents: Count = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class GroupSettings:
     """Parameters that train together.
 
@@ -114,29 +105,72 @@ class GroupSettings:
     """
 
     name: str
-    match: str
-    lr_factor: float = 1.0
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_pattern(self.match)
-        _check(self.lr_factor > 0, f"the lr_factor of group {self.name!r} must be above 0")
-        _check(self.weight_decay >= 0, f"the weight_decay of group {self.name!r} must not be negative")
+    match: Pattern
+    lr_factor: Above0 = 1.0
+    weight_decay: AtLeast0 = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class LoraSettings(LoraSpec):
     """Low-rank changes that train. `lr_factor`, `weight_decay`: see `GroupSettings`."""
 
-    lr_factor: float = 1.0
-    weight_decay: float = 0.0
+    lr_factor: Above0 = 1.0
+    weight_decay: AtLeast0 = 0.0
+
+
+@dataclass(frozen=True, slots=True, config=STRICT)
+class LossWeights:
+    """How much each loss counts. The paper's warm-up: lm 0.1, routing 1; then lm 1, routing 0.1.
+
+    Attributes:
+        lm: next-token loss of the responses.
+        routing: eq. 5, averaged over MSA layers.
+        fused: eq. 5 on the mean of a document's scores over all MSA layers, by which documents are ranked.
+        teacher: divergence of the scores from a teacher's, averaged over MSA layers.
+        anchor: divergence from the backbone on plain text (`memspan.train.anchor`); needs `BatchSettings.anchors`.
+        other: of losses that the recipe's plug-ins register (`memspan.train.losses`), by name.
+    """
+
+    lm: AtLeast0 = 1.0
+    routing: AtLeast0 = 0.1
+    fused: AtLeast0 = 0.0
+    teacher: AtLeast0 = 0.0
+    anchor: AtLeast0 = 0.0
+    other: Mapping[str, AtLeast0] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        LoraSpec.__post_init__(self)
-        _check(self.lr_factor > 0 and self.weight_decay >= 0, "lr_factor of LoRA is above 0, weight_decay not below")
+        for name in self.other:
+            _check(name in LOSSES, f"there is no loss {name!r}; name the file that registers it under `plugins`")
+
+    def of(self, name: str) -> float:
+        """The weight of a loss by its name."""
+        return self.other.get(name) or getattr(self, name, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
+class Objective:
+    """What a step computes; checked when built.
+
+    Attributes:
+        temperature: tau of eq. 5, and of a document's scores beside a teacher's.
+        decoupled: positives do not compete with each other (eq. 5); else one softmax over all documents.
+        fused_temperature: tau of the fused loss.
+        teacher_temperature: what a teacher's scores are divided by.
+        use_memory: contexts attend to the documents routed to, as when serving.
+        allow_dense: let a batch have no more documents than a layer selects; routing is then not sparse.
+        batch_tokens: documents are encoded, and contexts run, in sub-batches of at most so many padded tokens.
+    """
+
+    temperature: Above0 = 0.1
+    decoupled: bool = True
+    fused_temperature: Above0 = 0.1
+    teacher_temperature: Above0 = 0.1
+    use_memory: bool = True
+    allow_dense: bool = False
+    batch_tokens: Positive = BATCH_TOKENS
+
+
+@dataclass(frozen=True, slots=True, config=STRICT)
 class UntilSettings:
     """A recall that a phase must reach by its last step; it ends as soon as an evaluation shows it.
 
@@ -151,7 +185,7 @@ class UntilSettings:
     min_steps: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class PhaseSettings:
     """A stretch of a run with its own loss and learning rate.
 
@@ -168,31 +202,27 @@ class PhaseSettings:
     """
 
     name: str
-    steps: int
-    lr: float
+    steps: Positive
+    lr: Above0
     schedule: Schedule = "cosine"
-    warmup_steps: int = 0
-    final_lr: float = 0.0
+    warmup_steps: Count = 0
+    final_lr: Share = 0.0
     loss: LossWeights = field(default_factory=lambda: LossWeights(lm=0.0, routing=1.0))
     batch: BatchSettings = field(default_factory=BatchSettings)
     until: UntilSettings | None = None
 
     def __post_init__(self) -> None:
         where = f"phase {self.name!r}: "
-        _check(self.steps >= 1, f"{where}steps must be at least 1")
-        _check(self.lr > 0, f"{where}lr must be above 0")
-        _check(self.schedule in SCHEDULES, f"{where}schedule must be one of {', '.join(SCHEDULES)}")
-        _check(0 <= self.warmup_steps <= self.steps, f"{where}warmup_steps must be in 0..{self.steps}")
-        _check(0 <= self.final_lr <= 1, f"{where}final_lr must be in 0..1")
+        _check(self.warmup_steps <= self.steps, f"{where}warmup_steps must be in 0..{self.steps}")
         weights, shares = self.loss, self.batch
-        _check(max(weights.lm, weights.routing, weights.fused, weights.teacher) > 0, f"{where}all weights are 0")
+        _check(any(weights.of(name) for name in LOSSES if name != "anchor"), f"{where}all weights are 0")
         _check(
             (shares.answer + shares.latent + shares.generate > 0) == (weights.lm > 0),
             f"{where}loss.lm and the batch's shares of answer, latent, generate go together: above 0, or 0",
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class StepSettings:
     """What an optimiser step reads.
 
@@ -201,28 +231,21 @@ class StepSettings:
         micro_batches: in a step, over all processes together; their number must divide it.
     """
 
-    questions: int = 16
-    micro_batches: int = 1
-
-    def __post_init__(self) -> None:
-        _check(min(self.questions, self.micro_batches) >= 1, "questions and micro_batches must be at least 1")
+    questions: Positive = 16
+    micro_batches: Positive = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class OptimizerSettings:
     """AdamW. `clip`: largest norm of all gradients together; 0: not clipped."""
 
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must be in [0, 1)")
-        _check(self.eps > 0 and self.clip >= 0, "eps must be above 0 and clip not negative")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Above0 = 1e-8
+    clip: AtLeast0 = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class EvaluationSettings:
     """What is measured during a run, on the hold-out.
 
@@ -233,17 +256,13 @@ class EvaluationSettings:
         max_new_tokens: of those.
     """
 
-    every: int = 100
-    batch: int = 16
-    generations: int = 0
-    max_new_tokens: int = 48
-
-    def __post_init__(self) -> None:
-        _check(min(self.every, self.batch, self.max_new_tokens) >= 1, "evaluation: counts must be at least 1")
-        _check(self.generations >= 0, "evaluation.generations must not be negative")
+    every: Positive = 100
+    batch: Positive = 16
+    generations: Count = 0
+    max_new_tokens: Positive = 48
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class GateSettings:
     """A condition that stops a run which does not learn. It is looked at in evaluations from step `after` on.
 
@@ -255,13 +274,12 @@ class GateSettings:
     """
 
     kind: Literal["floor", "untrained", "falling"]
-    after: int
+    after: Positive
     metric: str = ""
     value: float = 0.0
     window: int = 20
 
     def __post_init__(self) -> None:
-        _check(self.after >= 1, "a gate's `after` must be at least 1")
         if self.kind == "floor":
             _check(self.value > 0, "a gate of kind floor needs a value above 0")
         if self.kind == "falling":
@@ -269,7 +287,7 @@ class GateSettings:
             _check(self.after >= 2 * self.window >= 2, "a falling gate's `after` must span its window twice")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class StoppingSettings:
     """Early stopping: the run ends after `patience` evaluations in which `metric` did not rise by `min_delta`.
 
@@ -277,45 +295,38 @@ class StoppingSettings:
     """
 
     metric: str = "fused/recall@16"
-    patience: int = 0
-    min_delta: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self.patience >= 0 and self.min_delta >= 0, "patience and min_delta must not be negative")
+    patience: Count = 0
+    min_delta: AtLeast0 = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class CheckpointSettings:
     """`every`: optimiser steps between checkpoints. `keep`: of the newest; the best one is kept beside them."""
 
-    every: int = 200
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        _check(self.every >= 1 and self.keep >= 1, "checkpoints: every and keep must be at least 1")
+    every: Positive = 200
+    keep: Positive = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class TeacherSettings:
     """Who scores documents for the routers to learn from: "bm25", or a sentence-transformers model."""
 
     name: str = "bm25"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class Recipe:
     """A whole run.
 
     Attributes:
         train: groups of parameters that train; the others are frozen.
-        frozen_memory: keep documents' pooled hidden states instead of encoding them in every step, for runs in which
-            nothing trains that shapes them (routers, query side). "batch": a batch has its own documents; "all": every
-            question is asked of all of the training data.
+        frozen_memory: "batch" keeps documents' pooled hidden states instead of encoding them in every step, for runs in
+            which nothing trains that shapes them (routers, query side).
         product: what the run leaves behind: an adapter (trained weights alone) or a whole checkpoint.
         product_dtype: number format of its weights.
         trackers: beside metrics.jsonl: tensorboard, wandb, trackio.
+        plugins: Python files, read first; they may register losses of their own (`memspan.train.losses.register_loss`).
         corpus: files or a folder of plain text: questions are made from it, in the place of `data.mixture`.
-        threads: CPU threads of torch; 0: torch's choice.
     """
 
     name: str
@@ -326,7 +337,7 @@ class Recipe:
     lora: LoraSettings | None = None
     step: StepSettings = field(default_factory=StepSettings)
     objective: Objective = field(default_factory=Objective)
-    frozen_memory: Literal["", "batch", "all"] = ""
+    frozen_memory: Literal["", "batch"] = ""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     gates: tuple[GateSettings, ...] = ()
@@ -336,9 +347,9 @@ class Recipe:
     trackers: tuple[str, ...] = ()
     product: Literal["adapter", "checkpoint"] = "adapter"
     product_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    plugins: Names = ()
     corpus: str = ""
     seed: int = 0
-    threads: int = 0
 
     def __post_init__(self) -> None:
         _check(bool(self.name), "a recipe needs a name")

@@ -2,13 +2,12 @@
 
 OUT/model/        the checkpoint that `model.source` was converted into
 OUT/frozen/       documents encoded once (`frozen_memory`)
-OUT/teacher/      a teacher's embeddings
 OUT/adapter/, or OUT/checkpoint/     what the run leaves behind
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -17,7 +16,7 @@ import torch
 from filelock import FileLock
 
 from memspan.errors import DataError, TrainingError
-from memspan.model.adapter import add_score_bias, apply_adapter, read_weights, save_adapter, take_lora
+from memspan.model.adapter import apply_adapter, read_weights, save_adapter, take_lora
 from memspan.model.convert import LoadedModel, convert, load, save_checkpoint
 from memspan.model.lora import merge_lora
 from memspan.model.modeling import is_lora, is_router
@@ -35,8 +34,8 @@ from memspan.train.loop import CHECKPOINTS, RunParts
 from memspan.train.parallel import assign
 from memspan.train.parameters import ParameterGroup, choose_parameters
 from memspan.train.progress import HoldOut, RouterProgress
-from memspan.train.settings import PhaseSettings, Recipe
-from memspan.train.step import Collate, Teacher
+from memspan.train.settings import Recipe
+from memspan.train.step import TeacherScores
 from memspan.train.teacher import load_teacher
 from memspan.train.whiten import whiten_routers
 from memspan.types import Document
@@ -76,7 +75,7 @@ class Run:
 def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell: Callable[[str], None] = print) -> Run:
     """Load and make everything that a recipe names.
 
-    Writes `out/model`, `out/frozen` and `out/teacher`, where the recipe asks for what is in them.
+    Writes `out/model` and `out/frozen`, where the recipe asks for what is in them.
 
     Args:
         rank, world: this process, of so many.
@@ -85,8 +84,6 @@ def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell:
     Raises:
         MemspanError, ValueError: something is missing, or does not fit together.
     """
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
     data = load_data(recipe)
     tell(f"{len(data.train):,} questions to train on, {len(data.holdout.questions)} held out")
     loaded, groups = load_model(recipe, out)
@@ -98,7 +95,6 @@ def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell:
         tell("whitening the routers")
         _whiten(recipe, loaded, data)
     frozen = _freeze(recipe, loaded, data, out, tell)
-    objective = replace(recipe.objective, frozen=frozen)
     sources = by_source(data.train)
     stream = ExampleStream(
         sources,
@@ -110,19 +106,21 @@ def build_run(recipe: Recipe, out: Path, *, rank: int = 0, world: int = 1, tell:
         rank=rank,
         world=world,
     )
-    collate = tuple(_collate(recipe, phase, loaded, data, frozen) for phase in recipe.phases)
+    fill = {"fillers": data.fillers, "document_ids": frozen.ids if frozen else None}
+    collate = tuple(Collator(loaded.template, loaded.model.config, phase.batch, **fill) for phase in recipe.phases)
     progress = RouterProgress(
         data.holdout,
         loaded.template,
         loaded.model,
         recipe.evaluation,
         recipe.phases[0].batch,
-        encode_tokens=objective.batch_tokens,
+        encode_tokens=recipe.objective.batch_tokens,
         seed=recipe.seed,
         frozen_in=out / "frozen" if frozen else None,
     )
-    teacher = _teacher(recipe, data, out)
-    return Run(RunParts(loaded.model, groups, collate, stream, objective, progress, teacher), loaded, data)
+    teacher = _teacher(recipe, data)
+    parts = RunParts(loaded.model, groups, collate, stream, recipe.objective, progress, teacher, frozen)
+    return Run(parts, loaded, data)
 
 
 def load_model(recipe: Recipe, out: Path) -> tuple[LoadedModel, tuple[ParameterGroup, ...]]:
@@ -135,8 +133,6 @@ def load_model(recipe: Recipe, out: Path) -> tuple[LoadedModel, tuple[ParameterG
     # LoRA that goes on training must stay apart; loading it as serving does would merge it.
     loaded = load(path, adapter=NO_ADAPTER if with_lora else adapter or NO_ADAPTER, dtype="float32", device="cpu")
     model = loaded.model
-    if settings.score_bias is not None and model.config.score_bias is None:
-        add_score_bias(model, settings.score_bias)
     frozen_dtype = DTYPES[settings.frozen_dtype]
     if with_lora:
         assert adapter is not None, "weights are an adapter's"
@@ -258,25 +254,11 @@ def _every(documents: int, tell: Callable[[str], None]) -> Callable[[int, int], 
     return progress
 
 
-def _collate(
-    recipe: Recipe, phase: PhaseSettings, loaded: LoadedModel, data: RunData, frozen: FrozenMemory | None
-) -> Collate:
-    ids = frozen.ids if frozen else None
-    collator = Collator(loaded.template, loaded.model.config, phase.batch, fillers=data.fillers, document_ids=ids)
-    if frozen is None or recipe.frozen_memory != "all":
-        return collator
-
-    def over_all(questions: Sequence[Question], rng: Random) -> TrainBatch:
-        return frozen.whole(collator(questions, rng))
-
-    return over_all
-
-
-def _teacher(recipe: Recipe, data: RunData, out: Path) -> Teacher | None:
+def _teacher(recipe: Recipe, data: RunData) -> TeacherScores | None:
     if recipe.teacher is None:
         return None
     texts = [document.text for document in data.fillers]
-    teacher = load_teacher(recipe.teacher.name, texts, out / "teacher")
+    teacher = load_teacher(recipe.teacher.name, texts)
     return lambda batch: teacher.scores(batch.questions, batch.document_texts)
 
 

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,11 +20,15 @@ from memspan.errors import TrainingError
 from memspan.model.modeling import MSAForCausalLM
 from memspan.text.questions import Question
 from memspan.train.batch import TrainBatch
-from memspan.train.forward import LossTerms, LossWeights, Objective, training_forward
+from memspan.train.forward import training_forward
+from memspan.train.frozen import FrozenMemory
+from memspan.train.losses import LOSSES, counts
 from memspan.train.parallel import gathered, summed
+from memspan.train.settings import LossWeights, Objective
 
 Collate = Callable[[Sequence[Question], Random], TrainBatch]
-Teacher = Callable[[TrainBatch], torch.Tensor]
+TeacherScores = Callable[[TrainBatch], torch.Tensor]
+"""A teacher's scores of a batch's documents, `[B, N]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ def accumulate(
     batches: Sequence[MicroBatch],
     objective: Objective,
     weights: LossWeights,
-    teacher: Teacher | None = None,
+    teacher: TeacherScores | None = None,
+    frozen: FrozenMemory | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> StepLosses:
     """Compute a step's gradients, summed over processes, without clipping them or changing a parameter.
@@ -80,12 +84,14 @@ def accumulate(
     Args:
         runner: the prepared `Runner`.
         batches: of this process; every process has as many.
+        frozen: see `training_forward`.
 
     Raises:
         TrainingError: a loss is not finite; the message names the questions of the batch.
     """
-    found = [round(count) for count in summed(accelerator, _counts(batches, teacher is not None))]
-    counts = tuple(max(1, count) for count in found)
+    own = [counts(micro.batch, teacher is not None) for micro in batches]
+    found = summed(accelerator, [sum(count[name] for count in own) for name in LOSSES])
+    shared = {name: round(count) for name, count in zip(LOSSES, found, strict=True)}
     sums: dict[str, float] = {}
     bad: list[str] = []
     for place, micro in enumerate(batches):
@@ -93,7 +99,7 @@ def accumulate(
         torch.manual_seed(micro.seed)
         with contextlib.nullcontext() if last else accelerator.no_sync(runner):
             taught_by = teacher(micro.batch).to(accelerator.device) if teacher and weights.teacher else None
-            arguments = (micro.batch.to(accelerator.device), objective, weights, counts, taught_by)
+            arguments = (micro.batch.to(accelerator.device), objective, weights, shared, taught_by, frozen)
             loss, shown = runner(_losses, *arguments)
             # DDP and FSDP average over processes; a sum over their micro-batches is wanted.
             accelerator.backward(loss * accelerator.num_processes)
@@ -105,11 +111,8 @@ def accumulate(
     names = sorted(sums)
     *totals, stop = summed(accelerator, [*(sums[name] for name in names), float(should_stop())])
     # Of a step in which nothing routes (or is written) there is no mean, rather than one of 0.
-    count_of = {"loss/lm": found[0], "loss/teacher": found[2], "loss/anchor": found[3]}
     values = {
-        name: total / count
-        for name, total in zip(names, totals, strict=True)
-        if (count := count_of.get(name, found[1]))
+        name: total / count for name, total in zip(names, totals, strict=True) if (count := shared[name.split("/")[1]])
     }
     return StepLosses(values, stop > 0)
 
@@ -128,33 +131,22 @@ def refuse_bad(accelerator: Accelerator, bad: Sequence[str]) -> None:
         )
 
 
-def _counts(batches: Sequence[MicroBatch], taught: bool) -> list[float]:
-    tokens = sum(micro.batch.num_label_tokens for micro in batches)
-    routed = sum(micro.batch.num_routed_questions for micro in batches)
-    questions = sum(len(micro.batch.questions) for micro in batches) if taught else 0
-    return [tokens, routed, questions, sum(micro.batch.num_anchor_tokens for micro in batches)]
-
-
 def _losses(
     model: MSAForCausalLM,
     batch: TrainBatch,
     objective: Objective,
     weights: LossWeights,
-    counts: tuple[int, ...],
+    shared: Mapping[str, int],
     teacher_scores_BN: torch.Tensor | None,
+    frozen: FrozenMemory | None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """A micro-batch's part of the step's loss, and the sums that are shown."""
-    terms = training_forward(model, batch, objective, teacher_scores_BN)
-    loss = terms.total(weights, *counts)
+    terms = training_forward(model, batch, objective, teacher_scores_BN, frozen)
+    loss = terms.total(weights, shared)
     if not loss.requires_grad:  # only the LM loss counts, and nothing is written in this batch
         loss = loss + 0 * next(p for p in model.parameters() if p.requires_grad).sum()
-    return loss, _shown(terms, weights)
-
-
-def _shown(terms: LossTerms, weights: LossWeights) -> dict[str, float]:
-    sums: dict[str, Any] = {"loss/routing": terms.routing_sum, "loss/fused": terms.fused_sum}
-    sums |= {"loss/lm": terms.lm_sum} if weights.lm else {}
-    sums |= {"loss/teacher": terms.teacher_sum} if weights.teacher else {}
-    sums |= {"loss/anchor": terms.anchor_sum} if weights.anchor else {}
-    sums |= {f"loss/routing/{layer}": mean * terms.num_questions for layer, mean in terms.routing_by_layer.items()}
-    return {name: float(value.detach()) for name, value in sums.items()}
+    shown = {"routing", "fused", *(name for name in LOSSES if weights.of(name))}
+    sums = {f"loss/{name}": terms.sums[name] for name in shown}
+    by_layer = terms.routing_by_layer.items()
+    sums |= {f"loss/routing/{layer}": mean * terms.counts["routing"] for layer, mean in by_layer}
+    return loss, {name: float(value.detach()) for name, value in sums.items()}

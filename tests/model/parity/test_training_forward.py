@@ -47,17 +47,17 @@ def test_scores_are_the_released_ones(trained: Parity) -> None:
 def test_losses_are_the_released_ones(trained: Parity) -> None:
     """Means over both rows' tokens, and over questions and MSA layers. The answer loss is its own labels' mean."""
     terms = run(trained)
-    num_tokens, num_questions = (sum(getattr(t, name) for t in terms) for name in ("num_tokens", "num_questions"))
+    counts = {name: sum(t.counts[name] for t in terms) for name in terms[0].counts}
 
     def total(weights: LossWeights) -> torch.Tensor:
-        return torch.stack([t.total(weights, num_tokens, num_questions) for t in terms]).sum()
+        return torch.stack([t.total(weights, counts) for t in terms]).sum()
 
     assert_close(total(LossWeights(lm=1, routing=0)), trained["train/lm_loss"])
     assert_close(total(LossWeights(lm=0, routing=1)), trained["train/aux_loss"])
     answers = [
         t for row, t in enumerate(run(trained, "train/answer_labels")) if trained["train/train_qa_samples"][row] == 1
     ]
-    answer = torch.stack([t.lm_sum for t in answers]).sum() / sum(t.num_tokens for t in answers)
+    answer = torch.stack([t.sums["lm"] for t in answers]).sum() / sum(t.counts["lm"] for t in answers)
     assert_close(answer, trained["train/answer_loss"])
     assert_close(total(LossWeights(lm=1, routing=0.1)) + answer, trained["train/loss"])
 

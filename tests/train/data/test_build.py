@@ -190,5 +190,5 @@ def test_texts_that_give_nothing_are_named(tmp_path: Path) -> None:
     [{"tasks": ()}, {"tasks": ("guess",)}, {"min_words": 9, "max_words": 8}, {"keep": 2}, {"per_passage": 0}],
 )
 def test_settings_are_checked(wrong: dict[str, Any]) -> None:
-    with pytest.raises(DataError):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
         TextSettings(**wrong)

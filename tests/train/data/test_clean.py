@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from made import pair, question, questions
 
-from memspan.errors import DataError
 from memspan.text.questions import Question, passage
 from memspan.train.data import clean as reasons
 from memspan.train.data.clean import Cleaner, CleanSettings, latin_share
@@ -177,5 +176,5 @@ def test_hashes_look_past_case_and_punctuation_only() -> None:
 
 @pytest.mark.parametrize("wrong", [{"min_latin": 1.5}, {"max_passage": 0}, {"max_question": 0}])
 def test_settings_are_checked(wrong: dict[str, Any]) -> None:
-    with pytest.raises(DataError):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
         CleanSettings(**wrong)

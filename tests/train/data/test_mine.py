@@ -74,5 +74,5 @@ def test_bad_settings_and_no_corpus() -> None:
     with pytest.raises(DataError, match="no passages"):
         Miner([])
     for wrong in ({"count": -1}, {"depth": 0}, {"max_overlap": 0.0}):
-        with pytest.raises(DataError):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
             MineSettings(**wrong)  # type: ignore[arg-type]

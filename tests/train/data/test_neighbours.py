@@ -52,7 +52,7 @@ def test_no_two_of_a_group_share_a_positive_and_rests_come_last() -> None:
 
 @pytest.mark.parametrize("values", [{"size": 0}, {"size": 9, "depth": 8}])
 def test_sizes_that_make_no_sense_are_refused(values: dict[str, int]) -> None:
-    with pytest.raises(DataError, match="depth"):
+    with pytest.raises(ValueError, match=r"size|depth"):
         NeighbourSettings("m", **values)
 
 

@@ -14,7 +14,8 @@ from sse_starlette import EventSourceResponse
 
 from memspan.errors import QuestionError
 from memspan.generate.context import question_of
-from memspan.generate.request import AskOptions, turn_document
+from memspan.generate.documents import turn_document
+from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.serve.banks import ServedBank
 from memspan.serve.errors import ApiError, api_error, values_checked

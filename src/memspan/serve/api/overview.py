@@ -9,15 +9,12 @@ from fastapi.concurrency import run_in_threadpool
 
 from memspan import __version__
 from memspan.bank.catalog import Catalog
-from memspan.errors import MemspanError
-from memspan.generate.memory import Memory
-from memspan.routing.selector import SELECTORS
+from memspan.generate.selectors import selector_names
 from memspan.serve.api.memories import BankQuery, NamespaceQuery
 from memspan.serve.banks import ServedBank
 from memspan.serve.keys import SCOPES, Principal
 from memspan.serve.schemas import ERRORS, BankOut, DocumentList, DocumentOut, StatusOut
 from memspan.serve.service import Reader, ServiceDep, namespace_for
-from memspan.text.rounds import RoundProtocol
 
 router = APIRouter(responses=ERRORS, tags=["server"])
 
@@ -63,7 +60,7 @@ def _bank_out(bank: ServedBank, namespace: str, reader: Principal) -> BankOut:
     return BankOut(
         name=bank.name,
         namespaces=[name for name in namespaces if reader.may_enter(name)],
-        selectors=_selectors(memory),
+        selectors=selector_names(loaded=memory.loaded),
         default_selector=memory.default_selector,
         memories=counts.sources,
         documents=counts.documents,
@@ -72,12 +69,3 @@ def _bank_out(bank: ServedBank, namespace: str, reader: Principal) -> BankOut:
         bytes=counts.segment_bytes,
         writes_waiting=bank.num_writes,
     )
-
-
-def _selectors(memory: Memory) -> list[str]:
-    """The selectors that the bank's model knows."""
-    try:
-        RoundProtocol(memory.loaded.template)
-    except MemspanError:
-        return list(SELECTORS)
-    return [*SELECTORS, "generate"]

@@ -132,8 +132,8 @@ function askOptions() {
     if (here.name === described) return;
     described = here.name;
     const chosen = selector.value;
-    const usual = `as usual: ${SELECTORS[here.default_selector]}`;
-    const names = here.selectors.map((name) => [name, SELECTORS[name]]);
+    const usual = `as usual: ${SELECTORS[here.default_selector] ?? here.default_selector}`;
+    const names = here.selectors.map((name) => [name, SELECTORS[name] ?? name]);
     fill(selector, ...select([["", usual], ...names]).children);
     selector.value = here.selectors.includes(chosen) ? chosen : "";
   }

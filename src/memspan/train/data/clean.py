@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from memspan.errors import DataError
+from pydantic.dataclasses import dataclass as settings
+
 from memspan.text.questions import Question
 from memspan.train.data.matching import AnswerFinder, normal_text, passage_hash
+from memspan.train.structure import STRICT, Names, Positive, Share
 from memspan.types import Document
 
 CountTokens = Callable[[str], int]
@@ -25,7 +27,7 @@ NEGATIVE_IS_POSITIVE = "negative equal to a positive"
 REPEATED_PASSAGE = "passage repeated in a question"
 
 
-@dataclass(frozen=True, slots=True)
+@settings(frozen=True, slots=True, config=STRICT)
 class CleanSettings:
     """What is kept.
 
@@ -38,18 +40,12 @@ class CleanSettings:
         one_pair_per_passage: of pairs (a title and its text) whose positives are the same, keep the first.
     """
 
-    max_question: int = 256
-    max_passage: int = 512
-    min_latin: float = 0.5
-    extractive: tuple[str, ...] = ("single", "multi")
-    abstractive: tuple[str, ...] = ()
+    max_question: Positive = 256
+    max_passage: Positive = 512
+    min_latin: Share = 0.5
+    extractive: Names = ("single", "multi")
+    abstractive: Names = ()
     one_pair_per_passage: bool = True
-
-    def __post_init__(self) -> None:
-        if self.max_question < 1 or self.max_passage < 1:
-            raise DataError("max_question and max_passage are at least 1")
-        if not 0 <= self.min_latin <= 1:
-            raise DataError(f"min_latin is {self.min_latin}; a share lies between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)

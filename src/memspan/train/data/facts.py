@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from memspan.errors import DataError
 from memspan.text.questions import Question, passage
-from memspan.train.data.files import read_yaml
 from memspan.train.data.pairs import question_id
+from memspan.train.structure import STRICT, read_yaml, structured
 
 _NAME, _VALUE = "{name}", "{value}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class FactKind:
     """A kind of fact.
 
@@ -42,20 +44,20 @@ class FactKind:
 
     def __post_init__(self) -> None:
         if not self.questions or not all(_NAME in question for question in self.questions):
-            raise DataError(f"a fact has questions, each with {_NAME}")
+            raise ValueError(f"a fact has questions, each with {_NAME}")
         if len(self.told) < 2 or not all(_NAME in told and _VALUE in told for told in self.told):
-            raise DataError(f"a fact is told in two wordings or more, each with {_NAME} and {_VALUE}")
+            raise ValueError(f"a fact is told in two wordings or more, each with {_NAME} and {_VALUE}")
         if self.numbers and (len(self.numbers) != 3 or self.numbers[2] < 1):
-            raise DataError(f"numbers are a first one, a bound and a step above 0, not {list(self.numbers)}")
+            raise ValueError(f"numbers are a first one, a bound and a step above 0, not {list(self.numbers)}")
         if len(self.all_values) < 2:
-            raise DataError("a fact has two values or more, or numbers")
+            raise ValueError("a fact has two values or more, or numbers")
 
     @property
     def all_values(self) -> tuple[str, ...]:
         return self.values or tuple(map(str, range(*self.numbers)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class FactSpec:
     """What facts are made of.
 
@@ -70,15 +72,13 @@ class FactSpec:
     facts: tuple[FactKind, ...]
     names: Mapping[str, tuple[str, ...]]
     chatter: tuple[str, ...] = ()
-    wordings: int = 4
+    wordings: Annotated[int, Field(ge=2)] = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.wordings < 2:
-            raise DataError(f"a fact needs two wordings or more, not {self.wordings}")
         for fact in self.facts:
             if not self.names.get(fact.names):
-                raise DataError(f"there is no list of names {fact.names!r}; the lists are {', '.join(self.names)}")
+                raise ValueError(f"there is no list of names {fact.names!r}; the lists are {', '.join(self.names)}")
 
 
 def load_facts(path: Path) -> FactSpec:
@@ -87,18 +87,7 @@ def load_facts(path: Path) -> FactSpec:
     Raises:
         DataError: it is no YAML, or a key or a value is not one of `FactSpec`'s.
     """
-    values = read_yaml(path)
-    try:
-        facts = tuple(FactKind(**_plain(fact)) for fact in values.pop("facts"))
-        names = _plain(values.pop("names"))
-        return FactSpec(facts=facts, names=names, **_plain(values))
-    except (KeyError, TypeError, AttributeError, DataError) as error:
-        raise DataError(f"{path} is no table of facts (see recipes/data/facts.yaml): {error}") from error
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists as tuples, numbers among texts as texts."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return structured(FactSpec, read_yaml(path, DataError), f"{path} (see recipes/data/facts.yaml)", DataError)
 
 
 def from_facts(spec: FactSpec, source: str) -> tuple[Question, ...]:

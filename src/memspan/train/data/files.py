@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-import yaml
-
 from memspan.errors import DataError
 from memspan.files import whole_file
 from memspan.text.questions import UNDATED, Malformed, Question, read_questions
@@ -134,18 +132,6 @@ def write_lines(path: Path, records: Iterable[Any]) -> int:
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1
     return count
-
-
-def read_yaml(path: Path) -> Any:
-    """The plain values of a YAML file.
-
-    Raises:
-        DataError: it cannot be read, or is no YAML.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read as YAML: {error}") from error
 
 
 def write_json(path: Path, value: JSON) -> None:

@@ -6,14 +6,18 @@ import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from memspan.errors import DataError
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
+
 from memspan.text.questions import Question
 from memspan.train.data.matching import normal_text, passage_hash
+from memspan.train.structure import STRICT, Count
 from memspan.types import Document
 
 
-@dataclass(frozen=True, slots=True)
+@settings(frozen=True, slots=True, config=STRICT)
 class HoldoutSettings:
     """How much is held out.
 
@@ -23,13 +27,9 @@ class HoldoutSettings:
         max_share: of a source's questions that is held out at most, so that a small source stays one to train on.
     """
 
-    questions: int = 64
-    bank: int = 2500
-    max_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.questions < 0 or self.bank < 0 or not 0 <= self.max_share < 1:
-            raise DataError("holdout: questions and bank are >= 0, max_share lies between 0 and 1")
+    questions: Count = 64
+    bank: Count = 2500
+    max_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,8 @@
-"""When two questions are the same, and whether a passage holds an answer."""
+"""When two questions are the same, and whether a passage holds an answer.
+
+`AnswerFinder` looks past punctuation, for what is kept; `whole_words` finds answers as they are written, to put others
+in their place.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +51,17 @@ class AnswerFinder:
             return True
         words = f" {' '.join(index_terms(text))} " if self._words else ""
         return any(answer in words for answer in self._words)
+
+
+def whole_words(answers: Sequence[str]) -> re.Pattern[str]:
+    """Any of the answers, the longest first, as whole words in any case. Matches nothing where there are none."""
+    forms = sorted(answers, key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, forms)) or '(?!)'})(?!\w)", re.IGNORECASE)
+
+
+def telling_words(answers: Sequence[str]) -> re.Pattern[str]:
+    """`whole_words` of the answers that are long enough to tell something, for text in folded case."""
+    return whole_words([answer.casefold() for answer in answers if len(answer) > 2])
 
 
 def _words(answer: str) -> list[str]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
 
 from memspan.errors import DataError
 from memspan.text.questions import Question
@@ -11,10 +15,11 @@ from memspan.text.template import encoded_text
 from memspan.text.terms import index_terms
 from memspan.train.bm25 import Bm25
 from memspan.train.data.matching import AnswerFinder, passage_hash
+from memspan.train.structure import STRICT, Count, Positive
 from memspan.types import Document
 
 
-@dataclass(frozen=True, slots=True)
+@settings(frozen=True, slots=True, config=STRICT)
 class MineSettings:
     """What counts as a hard negative.
 
@@ -25,15 +30,9 @@ class MineSettings:
             another wording of it, and passed over.
     """
 
-    count: int = 4
-    depth: int = 30
-    max_overlap: float = 0.6
-
-    def __post_init__(self) -> None:
-        if self.count < 0 or self.depth < 1:
-            raise DataError(f"mining looks for {self.count} of {self.depth} passages; count is >= 0, depth >= 1")
-        if not 0 < self.max_overlap <= 1:
-            raise DataError(f"max_overlap is {self.max_overlap}; a share lies between 0 and 1")
+    count: Count = 4
+    depth: Positive = 30
+    max_overlap: Annotated[float, Field(gt=0, le=1)] = 0.6
 
 
 @dataclass(frozen=True, slots=True)

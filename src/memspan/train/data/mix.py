@@ -5,38 +5,32 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
 
 from memspan.errors import DataError
 from memspan.text.questions import Question, passage
 from memspan.text.readers import BadRecord, Record, Unreadable, read_records
 from memspan.train.data.caps import CAP, capped
 from memspan.train.data.clean import Cleaner, CleanSettings, CountTokens
-from memspan.train.data.files import (
-    Read,
-    bank_record,
-    read_training,
-    read_yaml,
-    write_json,
-    write_lines,
-    write_questions,
-)
+from memspan.train.data.files import Read, bank_record, read_training, write_json, write_lines, write_questions
 from memspan.train.data.holdout import BankPassage, HoldoutSettings, Split, holdout_bank, split_holdout
 from memspan.train.data.leakage import Held
 from memspan.train.data.matching import passage_hash
 from memspan.train.data.mine import Miner, MineSettings, passages_of
 from memspan.train.data.neighbours import NeighbourSettings, in_groups
+from memspan.train.structure import STRICT, Above0, Count, Names, Positive, read_yaml, structured
 from memspan.train.teacher import SentenceTeacher
 from memspan.types import JSON, Document
 
 TRAIN, HOLDOUT, BANK, REPORT = "train.jsonl.gz", "holdout.jsonl.gz", "bank.jsonl.gz", "mixture.json"
 
-T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
+@settings(frozen=True, slots=True, config=STRICT)
 class SourceSpec:
     """One source of a mixture.
 
@@ -50,24 +44,16 @@ class SourceSpec:
         mine: negatives a question has after mining. None: the mixture's.
     """
 
-    files: tuple[str, ...]
-    weight: float | None = None
-    cap: int | None = None
-    holdout: int | None = None
-    only: tuple[str, ...] = ()
+    files: Annotated[Names, Field(min_length=1)]
+    weight: Above0 | None = None
+    cap: Positive | None = None
+    holdout: Count | None = None
+    only: Names = ()
     abstractive: bool = False
-    mine: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.files:
-            raise DataError("a source names its files")
-        if self.weight is not None and self.weight <= 0:
-            raise DataError(f"a weight is {self.weight}; it is above 0 (leave the source out instead)")
-        if self.cap is not None and self.cap < 1:
-            raise DataError(f"a cap is {self.cap}; it is at least 1")
+    mine: Count | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@settings(frozen=True, slots=True, config=STRICT)
 class MixtureSpec:
     """What a mixture is made of.
 
@@ -80,7 +66,7 @@ class MixtureSpec:
     """
 
     sources: Mapping[str, SourceSpec]
-    cap: int = CAP
+    cap: Positive = CAP
     seed: int = 0
     clean: CleanSettings = field(default_factory=CleanSettings)
     holdout: HoldoutSettings = field(default_factory=HoldoutSettings)
@@ -89,11 +75,11 @@ class MixtureSpec:
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise DataError("a mixture has at least one source")
+            raise ValueError("a mixture has at least one source")
         given = [name for name, source in self.sources.items() if source.weight is not None]
         if given and len(given) < len(self.sources):
             missing = ", ".join(name for name in self.sources if name not in given)
-            raise DataError(f"give all sources a weight, or none; without one are {missing}")
+            raise ValueError(f"give all sources a weight, or none; without one are {missing}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,61 +108,12 @@ def load_mixture(path: Path) -> MixtureSpec:
     Raises:
         DataError: it is no YAML, or a key or a value is not one of `MixtureSpec`'s.
     """
-    values = read_yaml(path)
-    try:
-        return mixture_of(values)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    return mixture_of(read_yaml(path, DataError), str(path))
 
 
-def mixture_of(values: Any) -> MixtureSpec:
-    """A mixture from plain values, as YAML gives them."""
-    if not isinstance(values, dict) or not isinstance(values.get("sources"), dict):
-        raise DataError("a mixture is a table with the key sources, a table of names")
-    parts: dict[str, type[Any]] = {
-        "clean": CleanSettings,
-        "holdout": HoldoutSettings,
-        "mine": MineSettings,
-        "neighbours": NeighbourSettings,
-    }
-    taken = {
-        name: _checked(parts[name], value, name) if name in parts else value
-        for name, value in values.items()
-        if name != "sources"
-    }
-    sources = {str(name): _checked(SourceSpec, value, f"source {name}") for name, value in values["sources"].items()}
-    return _checked(MixtureSpec, {**taken, "sources": sources}, "mixture")
-
-
-def _checked(kind: type[T], values: Any, where: str) -> T:
-    """A dataclass of plain values: lists become tuples, a single file name one of them."""
-    if not isinstance(values, dict):
-        raise DataError(f"{where} is a table, not {values!r}")
-    known = {item.name: str(item.type) for item in fields(kind)}  # type: ignore[arg-type]
-    if unknown := [name for name in values if name not in known]:
-        raise DataError(f"{where} has no key {unknown[0]!r}; the keys are {', '.join(known)}")
-    plain = {name: _plain(value, known[name], f"{where}: {name}") for name, value in values.items()}
-    try:
-        return kind(**plain)
-    except TypeError as error:
-        raise DataError(f"{where}: {error}") from error
-
-
-_PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float)}
-
-
-def _plain(value: Any, annotation: str, where: str) -> Any:
-    if annotation.startswith("tuple[str"):
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            raise DataError(f"{where} is a list of names, not {value!r}")
-        return tuple(items)
-    kinds = _PLAIN_TYPES.get(annotation.removesuffix(" | None"))
-    if kinds is None or (value is None and annotation.endswith("| None")):
-        return value
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise DataError(f"{where} is {value!r}; it takes {annotation.removesuffix(' | None')}")
-    return value
+def mixture_of(values: Any, where: str = "mixture") -> MixtureSpec:
+    """A mixture from plain values, as YAML gives them. Raises `DataError`."""
+    return structured(MixtureSpec, values, where, DataError)
 
 
 def mix(

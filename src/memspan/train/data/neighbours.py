@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from random import Random
 
 import torch
+from pydantic.dataclasses import dataclass
 
-from memspan.errors import DataError
 from memspan.text.questions import Question
+from memspan.train.structure import STRICT, Positive
 from memspan.train.teacher import Embed
 
 _ROWS = 2048
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class NeighbourSettings:
     """How questions are grouped.
 
@@ -26,12 +26,12 @@ class NeighbourSettings:
     """
 
     model: str = ""
-    size: int = 8
-    depth: int = 64
+    size: Positive = 8
+    depth: Positive = 64
 
     def __post_init__(self) -> None:
-        if not 1 <= self.size <= self.depth:
-            raise DataError(f"groups of {self.size} out of {self.depth} neighbours: both are at least 1, depth >= size")
+        if self.size > self.depth:
+            raise ValueError(f"groups of {self.size} out of {self.depth} neighbours: make the depth the larger one")
 
 
 def in_groups(questions: Sequence[Question], embed: Embed, settings: NeighbourSettings, seed: str) -> list[Question]:

@@ -13,7 +13,10 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
 
 from memspan.errors import DataError
 from memspan.text.corpus import Skipped, read_paths
@@ -21,6 +24,7 @@ from memspan.text.questions import Question, passage
 from memspan.text.splitter import sentence_bounds, split_text
 from memspan.text.terms import index_terms
 from memspan.train.data.pairs import question_id
+from memspan.train.structure import STRICT, Count, Positive, Share
 from memspan.types import Document
 
 Task = Literal["cloze", "title"]
@@ -29,7 +33,7 @@ TASKS: tuple[Task, ...] = ("cloze", "title")
 _HEADING_MARKS = "#=-~ \t\r\n"
 
 
-@dataclass(frozen=True, slots=True)
+@settings(frozen=True, slots=True, config=STRICT)
 class TextSettings:
     """How questions are made of texts. Words are those of `memspan.text.terms`.
 
@@ -44,27 +48,19 @@ class TextSettings:
         seed: of which sentences are taken, and which stay.
     """
 
-    tasks: tuple[Task, ...] = TASKS
-    passage_words: int = 150
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = TASKS
+    passage_words: Positive = 150
     min_passage_words: int = 20
-    min_words: int = 5
+    min_words: Positive = 5
     max_words: int = 40
-    per_passage: int = 1
-    keep: float = 0.1
-    neighbours: int = 2
+    per_passage: Positive = 1
+    keep: Share = 0.1
+    neighbours: Count = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.tasks or set(self.tasks) - set(TASKS):
-            raise DataError(f"tasks are some of {', '.join(TASKS)}, not {', '.join(self.tasks) or 'none'}")
-        if not 1 <= self.min_words <= self.max_words:
-            raise DataError(
-                f"questions of {self.min_words} to {self.max_words} words: the first is at least 1, no more"
-            )
-        if self.passage_words < 1 or self.per_passage < 1 or self.neighbours < 0:
-            raise DataError("passage_words and per_passage are at least 1, neighbours at least 0")
-        if not 0 <= self.keep <= 1:
-            raise DataError(f"keep is {self.keep}; a share lies between 0 and 1")
+        if self.min_words > self.max_words:
+            raise ValueError(f"questions of {self.min_words} to {self.max_words} words: raise max_words")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,59 @@
+"""Which model a bank was made with: a table beside the manifest, which readers that do not know it pass over.
+
+The manifest says which model it is, by its fingerprint; this says where it was found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memspan.errors import CheckpointError
+from memspan.model.shipped import ModelNames
+
+if TYPE_CHECKING:
+    from memspan.bank.catalog import Catalog
+    from memspan.bank.texts import TextBank
+
+_TABLE = "CREATE TABLE IF NOT EXISTS model (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID"
+
+
+def remember(catalog: Catalog, names: ModelNames | None) -> None:
+    """Keep the model that encodes a bank, where it is another one than before, or elsewhere. None: nothing is kept."""
+    if names is None or names == remembered(catalog):
+        return
+    with catalog.transaction():
+        catalog.execute(_TABLE)
+        rows = [("model", names.model), ("adapter", names.adapter)]
+        catalog.execute_many("INSERT OR REPLACE INTO model VALUES (?, ?)", rows)
+
+
+def remembered(catalog: Catalog) -> ModelNames | None:
+    """The model a bank was made with; None in a bank from before that was kept."""
+    if catalog.value("SELECT 1 FROM sqlite_schema WHERE name = 'model'") is None:
+        return None
+    values = dict(catalog.read("SELECT key, value FROM model"))
+    return ModelNames(values["model"], values["adapter"]) if {"model", "adapter"} <= values.keys() else None
+
+
+def names_for(
+    bank: TextBank, model: str | Path | None, adapter: str | Path | None
+) -> tuple[str | Path | None, str | Path | None]:
+    """Model and adapter to open a bank with: what was given, or else what it was made with.
+
+    Raises:
+        CheckpointError: what it was made with is not there any more.
+    """
+    names = None if model is not None else remembered(bank.catalog)
+    if names is None:
+        return model, adapter
+    for kind, place in (("model", names.model), ("adapter", str(names.adapter if adapter is None else adapter))):
+        if Path(place).is_absolute() and not Path(place).is_dir():
+            adapter_now = "DIR" if kind == "adapter" else names.adapter
+            raise CheckpointError(
+                f"{bank.folder} was made with the {kind} in {place}, which is not there any more. If it moved, name "
+                f"its new folder: --model DIR --adapter {adapter_now} (in Python model= and adapter=); a document that "
+                "is added with them makes the bank remember it. For another model, encode the bank anew: "
+                f"memspan reencode {bank.folder} --model DIR"
+            )
+    return names.model, names.adapter if adapter is None else adapter

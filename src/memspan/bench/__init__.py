@@ -1,0 +1,1 @@
+"""Measuring sizes before there are documents: banks of made-up latents, asked."""

@@ -1,0 +1,278 @@
+"""The documents of a memory: added as texts, documents or files, read, listed, deleted; how calls are checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import tiny_loaded
+
+from memspan.bank.bank import MemoryBank
+from memspan.bank.encode import manifest_of
+from memspan.errors import CorpusError, DuplicateDocument, FilterError, UnknownDocument
+from memspan.generate.memory import Memory
+from memspan.generate.sampling import Sampling
+from memspan.model.convert import LoadedModel
+from memspan.types import Document
+
+SHORT = Sampling(max_new_tokens=4)
+OTTER, HERON, LYNX = "The otter lives in Rome.", "The heron lives in Oslo.", "The lynx lives in Quito."
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    """A model that never ends an answer by itself."""
+    loaded = tiny_loaded()
+    loaded.template.stop_ids = frozenset()
+    loaded.model.generation_config.eos_token_id = None
+    return loaded
+
+
+@pytest.fixture
+def memory(tmp_path: Path, loaded: LoadedModel) -> Iterator[Memory]:
+    with Memory(MemoryBank.create(tmp_path / "bank", manifest_of(loaded)), loaded) as memory:
+        yield memory
+
+
+@pytest.fixture
+def animals(memory: Memory) -> Memory:
+    """Three animals: texts with ids, titles, metadata and dates."""
+    memory.add(
+        [OTTER, HERON, LYNX],
+        ids=["otter", "heron", "lynx"],
+        titles=["Otter", "", "Lynx"],
+        metadatas=[{"n": 1}, None, {"n": 3}],
+        dates=["2025-01-01", None, "2025-01-03"],
+    )
+    return memory
+
+
+# --- adding ---------------------------------------------------------------------------------------------------------
+
+
+def test_texts_get_ids_titles_metadata_and_dates(animals: Memory) -> None:
+    assert animals.get("otter") == Document("otter", OTTER, "Otter", {"n": 1}, "2025-01-01")
+    assert animals.get("heron") == Document("heron", HERON)
+
+
+def test_a_text_without_an_id_is_known_by_its_content(memory: Memory) -> None:
+    assert memory.add([OTTER, HERON]).added == 2
+    again = memory.add([OTTER], metadatas=[{"n": 1}])
+    assert (again.added, again.updated, again.documents) == (0, 1, 0), "it is there, and only its metadata are new"
+    assert [(x.text, x.metadata) for x in memory] == [(OTTER, {"n": 1}), (HERON, {})]
+    assert memory.add(text for text in (OTTER, LYNX)).added == 1
+
+
+def test_texts_and_documents_may_be_mixed(memory: Memory) -> None:
+    assert memory.add([OTTER, Document("heron", HERON)]).added == 2
+    assert memory.get("heron").text == HERON
+
+
+def test_what_becomes_of_an_id_that_is_there_is_said(animals: Memory) -> None:
+    assert animals.add(["The otter moved."], ids=["otter"]).updated == 1
+    assert animals.get("otter").text == "The otter moved." and len(animals) == 3
+    with pytest.raises(DuplicateDocument, match="'otter'"):
+        animals.add(["The otter moved again."], ids=["otter"], existing="refuse")
+
+
+@pytest.mark.parametrize(
+    ("documents", "columns", "error", "message"),
+    [
+        ("one text", {}, TypeError, r"documents is a list, also of one: memory.add\(\[str\]\)"),
+        (Document("a", OTTER), {}, TypeError, r"memory.add\(\[Document\]\)"),
+        ({"a": OTTER}, {}, TypeError, "documents is a list"),
+        ([OTTER, None], {}, TypeError, "a document is a text or a Document, not NoneType"),
+        ([OTTER, b"bytes"], {}, TypeError, "not bytes"),
+        ([OTTER, " "], {}, ValueError, "has no text"),
+        ([OTTER], {"ids": "otter"}, TypeError, "ids is a list with one for each document, not 'otter'"),
+        ([OTTER], {"metadatas": {"n": 1}}, TypeError, "metadatas is a list"),
+        ([OTTER, HERON], {"ids": ["otter"]}, ValueError, "ids has 1 values for 2 documents"),
+        ([OTTER, HERON], {"ids": ["a", "a"]}, ValueError, "ids names 'a' twice"),
+        ([OTTER], {"ids": [7]}, TypeError, "external_id of a Document is a text, not int"),
+        ([OTTER], {"ids": [""]}, ValueError, "not empty"),
+        ([OTTER], {"metadatas": [{"n": {1}}]}, ValueError, "not JSON"),
+        ([OTTER], {"dates": ["yesterday"]}, ValueError, "'yesterday' is not a date"),
+        ([Document("a", OTTER)], {"ids": ["b"]}, TypeError, "ids are for texts; 'a' is a Document"),
+    ],
+)
+def test_what_can_be_no_documents_is_refused_and_nothing_is_added(
+    memory: Memory, documents: Any, columns: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        memory.add(documents, **columns)
+    assert not len(memory)
+
+
+def test_files_are_read_as_the_command_reads_them(memory: Memory, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "otter.txt").write_text(OTTER)
+    (notes / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / "heron.md").write_text(HERON)
+    report = memory.add_files(notes, str(tmp_path / "heron.md"))
+    assert report.added == 2 and memory.get("notes/otter.txt").text == OTTER
+    (skipped,) = report.skipped
+    assert skipped.source.endswith("picture.png") and "unsupported" in skipped.reason
+    (again,) = memory.add_files(notes / "otter.txt", notes / "otter.txt").skipped
+    assert "was read before" in again.reason
+    with pytest.raises(CorpusError, match="does not exist"):
+        memory.add_files(notes, tmp_path / "nothing")
+    for wrong in ((), ([notes],)):
+        with pytest.raises(TypeError, match="each by itself"):
+            memory.add_files(*wrong)
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def test_a_memory_is_a_collection_of_its_documents(animals: Memory) -> None:
+    other = animals.in_namespace("other")
+    assert (len(animals), len(other)) == (3, 0) and other, "an empty memory is one, too"
+    assert [document.external_id for document in animals] == ["otter", "heron", "lynx"]
+    assert "otter" in animals and "newt" not in animals and "otter" not in other and None not in animals
+    for document in animals:  # what is changed meanwhile is not seen
+        animals.update(document.external_id, text=document.text + " Still.")
+    assert all(document.text.endswith("Still.") for document in animals) and len(animals) == 3
+
+
+def test_documents_are_listed_in_pages_and_by_a_filter(animals: Memory) -> None:
+    def names(**options: Any) -> list[str]:
+        return [document.external_id for document in animals.list(**options)]
+
+    assert names() == ["otter", "heron", "lynx"]
+    assert names(limit=2) == ["otter", "heron"] and names(limit=2, offset=2) == ["lynx"] and names(limit=0) == []
+    assert names(where={"n": {">=": 1}}) == ["otter", "lynx"] and names(as_of="2025-01-02") == ["otter"]
+    assert names(where={"n": 1}, offset=1) == []
+    with pytest.raises(FilterError, match="'colour'"):
+        names(where={"colour": "red"})
+    for wrong in ({"limit": -1}, {"offset": -1}):
+        with pytest.raises(ValueError, match="must not be negative"):
+            names(**wrong)
+
+
+def test_one_document_or_several_are_got_by_id(animals: Memory) -> None:
+    lynx, otter = animals.get(["lynx", "otter"])
+    assert (lynx.text, otter.text) == (LYNX, OTTER) and animals.get([]) == []
+    assert animals.get(animals.search("lynx")[0].document_id) == lynx
+    with pytest.raises(UnknownDocument, match="'newt'"):
+        animals.get(["lynx", "newt"])
+    with pytest.warns(DeprecationWarning, match="id= is called ids= now"):
+        assert animals.get(id="lynx") == lynx  # type: ignore[call-overload]
+
+
+def test_a_pinned_memory_lists_what_it_sees(animals: Memory, loaded: LoadedModel) -> None:
+    with Memory(MemoryBank.open(animals.bank.folder), loaded, snapshot=True) as pinned:
+        animals.delete("otter")
+        assert len(pinned) == len(list(pinned)) == len(pinned.list()) == 3 and pinned.get("otter").text == OTTER
+        pinned.refresh()
+        assert len(pinned) == 2 and "otter" not in pinned
+
+
+# --- deleting -------------------------------------------------------------------------------------------------------
+
+
+def test_documents_are_deleted_by_id_by_a_list_or_by_a_filter(animals: Memory) -> None:
+    assert animals.delete("otter") == 1 and "otter" not in animals
+    assert animals.delete(where={"n": 3}) == 1 and [x.external_id for x in animals] == ["heron"]
+    assert animals.delete(where={"title": "Newt"}) == 0 and animals.delete([]) == 0
+    with pytest.raises(UnknownDocument, match="'newt'"):
+        animals.delete(["heron", "newt"])
+    assert animals.delete(["heron"]) == 1 and not len(animals)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({}, TypeError),
+        ({"ids": ["otter"], "where": {"n": 1}}, TypeError),
+        ({"where": {}}, FilterError),
+        ({"where": {"colour": "red"}}, FilterError),
+    ],
+)
+def test_deleting_without_saying_what_is_refused(animals: Memory, arguments: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        animals.delete(**arguments)
+    assert len(animals) == 3
+
+
+# --- how methods are called -----------------------------------------------------------------------------------------
+
+# Every method with the arguments it needs.
+CALLS: dict[str, tuple[Any, ...]] = {
+    "add": ([OTTER],),
+    "add_files": ("notes",),
+    "remember": ("Hello.",),
+    "get": ("otter",),
+    "list": (),
+    "update": ("otter",),
+    "delete": ("otter",),
+    "ask": ("otter?",),
+    "ask_batch": (["otter?"],),
+    "stream": ("otter?",),
+    "events": ("otter?",),
+    "steps": ("otter?", None),
+    "search": ("otter",),
+    "summarize": (),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_option_that_is_none_is_named_with_the_nearest(animals: Memory, name: str) -> None:
+    method = getattr(animals, name)
+    with pytest.raises(TypeError, match=rf"Memory.{name} has no option 'colour'"):
+        method(*CALLS[name], colour="red")
+    with pytest.raises(TypeError, match=r"another one is memory.in_namespace\('ann'\)"):
+        method(*CALLS[name], namespace="ann")
+    assert len(animals) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "mistyped", "meant"),
+    [
+        ("ask", "as_off", "as_of"),
+        ("ask", "wher", "where"),
+        ("ask", "max_docs", "max_documents"),
+        ("search", "wher", "where"),
+        ("search", "limits", "limit"),
+        ("stream", "on_answers", "on_answer"),
+        ("stream", "text_onl", "text_only"),
+        ("add", "metadata", "metadatas"),
+        ("add", "id", "ids"),
+        ("add", "commit_second", "commit_seconds"),
+        ("delete", "were", "where"),
+        ("summarize", "asof", "as_of"),
+    ],
+)
+def test_the_nearest_option_is_named(animals: Memory, name: str, mistyped: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=f"no option '{mistyped}'; did you mean '{meant}'"):
+        getattr(animals, name)(*CALLS[name], **{mistyped: None})
+
+
+def test_opening_names_the_nearest_option_too(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="did you mean 'adapter'"):
+        Memory.open(tmp_path / "bank", adaptor="none")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("questions", ["ab", [["a"]], [None]])
+def test_a_text_where_a_list_of_questions_is_wanted_is_refused(animals: Memory, questions: Any) -> None:
+    with pytest.raises(TypeError, match="ask_batch takes a list"):
+        animals.ask_batch(questions)
+
+
+@pytest.mark.parametrize("name", ["ask", "search", "stream", "events"])
+def test_a_list_where_one_question_is_wanted_is_refused(animals: Memory, name: str) -> None:
+    with pytest.raises(TypeError, match="a question is one text"):
+        list(getattr(animals, name)(["otter?"]))
+
+
+# --- the page of the docs -------------------------------------------------------------------------------------------
+
+
+def test_the_page_runs_as_it_is_written(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(Memory, "open", lambda folder, create: memory)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+    exec(compile(code, "python.md", "exec"), {})
