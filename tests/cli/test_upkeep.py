@@ -83,6 +83,12 @@ def test_filters_of_the_command_line_narrow_ls_search_and_ask(bank: Path) -> Non
     assert listed(bank, "--as-of", "2021-12-31") == [HERON, OTTER]
     assert searched(bank, "otter heron lynx", "--where", '{"legs": {"in": [2, 3]}}') == [HERON]
     assert searched(bank, "otter heron lynx", "--where", "date<2021-01-01") == [OTTER]
+    for selector in ("lexical", "hybrid"):  # without a model, and with one
+        found = memspan("search", bank, "otter", "--selector", selector, "--json").json
+        assert [item["external_id"] for item in found][:1] == [OTTER] and 0 < found[0]["score"] < 1
+        assert searched(bank, "otter", "--selector", selector, "--min-score", found[0]["score"])[:1] == [OTTER]
+        assert searched(bank, "otter", "--selector", selector, "--min-score", "1") == []
+        assert "min_score is from 0 to 1" in failed("search", bank, "otter", "--selector", selector, "--min-score", "2")
     asked = memspan("ask", bank, "otter heron lynx", "--as-of", "2020-12-31", "--max-new-tokens", 2, "--json").json
     assert [item["external_id"] for item in asked["evidence"]] == [OTTER]
 

@@ -86,6 +86,8 @@ def test_search_finds_what_is_there_and_nothing_where_nothing_is(http: httpx.Cli
         if selector != "router":
             assert found[0]["id"] == "animals/lynx" and ANIMALS["lynx"] in found[0]["text"]
     assert http.post("/v1/memories/search", json={"query": "the lynx", **place}).json()["data"] == []
+    assert http.post("/v1/memories/search", json={"query": "the lynx", "min_score": 1}).json()["data"] == []
+    error_of(http.post("/v1/memories/search", json={"query": "the lynx", "min_score": 1.1}), 400)
     error_of(http.post("/v1/memories/search", json={"query": " "}), 400)
 
 

@@ -52,6 +52,7 @@ def search(
     scope: ScopeOptions,
     selector: SelectorOption = None,
     limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 10,
+    min_score: Annotated[float | None, typer.Option(help="Leave out what scores less, 0 to 1.")] = None,
     memory_budget: BudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,11 +61,12 @@ def search(
     check_bank(bank)
     if selector is not None and not (uses_model or started_by_torchrun()):  # of several processes the first prints
         with closing(TextBank.open(bank)) as opened:
-            found = search_words(opened, question, scope.scope, limit, scope.namespace, selector)
+            found = search_words(opened, question, scope.scope, limit, scope.namespace, selector, min_score)
     else:
         where = scope.where
         with dataclasses.replace(model, memory_budget=memory_budget).open(bank, scope.namespace) as memory:
-            found = memory.search(question, selector=selector, limit=limit, where=where, as_of=scope.as_of)
+            options = {"selector": selector, "limit": limit, "min_score": min_score, "as_of": scope.as_of}
+            found = memory.search(question, where=where, **options)
     if as_json:
         render.as_json(found)
         return

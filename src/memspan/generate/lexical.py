@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog, StoredDocument
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.texts import TextBank, check_namespace
-from memspan.errors import EmptyBank, QuestionError
+from memspan.errors import EmptyBank, MemspanError, QuestionError
 from memspan.generate.selectors import Look, check_packages, ranking_selector
 from memspan.routing.ranking import Selected
 from memspan.types import Evidence, is_unicode
@@ -47,16 +47,19 @@ def search_words(
     limit: int = 10,
     namespace: str = DEFAULT_NAMESPACE,
     selector: str = "lexical",
+    min_score: float | None = None,
 ) -> list[Evidence]:
     """What `Memory.search` finds with a selector that needs no model, best first.
 
     Raises:
+        MemspanError, ValueError: as for `fitting` and `check_min_score`.
         QuestionError: the question is empty or no text, or `limit` is negative.
         FilterError: the scope names a field that no document has.
         EmptyBank: the namespace holds no documents.
     """
     check_namespace(namespace)
     check_limit(limit)
+    check_min_score(min_score)
     check_questions([question])
     check_packages(selector)
     with bank.pinned_catalog() as catalog:
@@ -66,8 +69,33 @@ def search_words(
             return []
         finder = cast("Finder", TextFinder(catalog, namespace, scope))
         (found,) = ranking_selector(selector).rank(finder, [Look(question)], max(limit, SEARCH_DEPTH))
-        best = found.selected[:limit]
+        best = fitting(found.selected[:limit], min_score, selector)
         return chosen_evidence(best, catalog.documents(namespace, [one.document_id for one in best]))
+
+
+def fitting(selected: Sequence[Selected], min_score: float | None, selector: str) -> Sequence[Selected]:
+    """Those documents of a ranking that score at least `min_score`; None: all.
+
+    Raises:
+        MemspanError: the selector's scores do not say how well a document fits.
+    """
+    if min_score is None:
+        return selected
+    if any(one.fit is None for one in selected):
+        raise MemspanError(
+            f"scores of the selector {selector} with this model mean something else for each question; leave the least "
+            "score out"
+        )
+    return [one for one in selected if (one.fit or 0.0) >= min_score]
+
+
+def check_min_score(min_score: float | None) -> None:
+    """
+    Raises:
+        ValueError: the least score is not from 0 to 1.
+    """
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise ValueError(f"min_score is from 0 to 1, not {min_score}")
 
 
 def check_questions(questions: Sequence[str], said: Sequence[str] = ()) -> None:

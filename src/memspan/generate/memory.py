@@ -17,13 +17,13 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
-from memspan.errors import BankMismatch, EmptyBank, MemspanError
+from memspan.errors import BankMismatch, EmptyBank
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.calls import in_thread, named_options, streamed_in_thread
 from memspan.generate.documents import DocumentStore
 from memspan.generate.finder import Finder
 from memspan.generate.interleave import Interleave, reading_of
-from memspan.generate.lexical import check_limit, nothing_stored
+from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_stored
 from memspan.generate.request import AskOptions, Request
 from memspan.generate.selectors import Look, default_selector, ranking_selector
 from memspan.generate.state import RoundState
@@ -259,11 +259,10 @@ class Memory(DocumentStore):
             MemspanError: there is no such selector; or `min_score` is given, and its scores do not say how well a
                 document fits.
         """
-        if min_score is not None and not 0 <= min_score <= 1:
-            raise ValueError(f"min_score is from 0 to 1, not {min_score}")
         chosen = selector or self.default_selector
         needs = ranking_selector(chosen).needs
         check_limit(limit)
+        check_min_score(min_score)
         request = self._request([question], {"selector": chosen, "where": where, "as_of": as_of})
         with self._snapshot() as snapshot:
             self._check_not_empty(snapshot)
@@ -272,15 +271,7 @@ class Memory(DocumentStore):
             finder = Finder(self.loaded, snapshot, request.scope, self.ranks)
             context = self.loaded.template.context(question) if needs.routing else None
             (found,) = finder.rank(chosen, [Look(question, context)], limit)
-            selected = found.selected[:limit]
-            if min_score is not None:
-                if any(one.fit is None for one in selected):
-                    raise MemspanError(
-                        f"scores of the selector {chosen} with this model mean something else for each question; leave "
-                        "min_score out"
-                    )
-                selected = [one for one in selected if (one.fit or 0.0) >= min_score]
-            return finder.evidence(selected)
+            return finder.evidence(fitting(found.selected[:limit], min_score, chosen))
 
     @named_options()
     def summarize(

@@ -256,6 +256,7 @@ class SearchRequest(Place):
     query: str = Field(min_length=1)
     selector: RankingSelector | None = None
     limit: int = Field(10, ge=1, le=_MOST_DOCUMENTS)
+    min_score: float | None = Field(None, ge=0, le=1)
     where: dict[str, JsonValue] | None = None
     as_of: str | None = None
 

@@ -80,7 +80,7 @@ async def search(body: SearchRequest, service: ServiceDep, reader: Reader) -> Se
         memory = bank.memory(namespace)
         options: dict[str, Any] = {"selector": body.selector, "where": body.where, "as_of": body.as_of}
         try:
-            found = memory.search(body.query, limit=body.limit, **options)
+            found = memory.search(body.query, limit=body.limit, min_score=body.min_score, **options)
         except EmptyBank:
             found = []
         return SearchResults(data=[EvidenceOut.of(item) for item in found])
