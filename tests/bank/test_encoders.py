@@ -14,7 +14,8 @@ import pytest
 from helpers import read_bank, tiny_loaded
 from ranked import in_processes
 
-from memspan.bank import add, run, segment
+from memspan.bank import add, segment
+from memspan.bank import encode as encoding
 from memspan.bank.add import AddReport, add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import Part, encode_batch, manifest_of
@@ -102,7 +103,7 @@ def _after(batches: int, rank: int, joined: Ranks, do: Callable[[], None]) -> No
         seen += 1
         encode_batch(loaded, batch)
 
-    run.encode_batch = encode  # in this process alone
+    encoding.encode_batch = encode  # in this process alone
 
 
 def _is_refused(found: Any, reason: str) -> bool:

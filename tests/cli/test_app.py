@@ -451,7 +451,7 @@ def test_a_question_that_fails_does_not_end_the_ones_after_it(bank: Path) -> Non
         ((" ",), "the question is empty; write one"),
         (
             ("otter", "--selector", "magic"),
-            "selector must be one of router, lexical, hybrid, generate, dense, not 'magic'",
+            "selector must be one of router, lexical, hybrid, generate, dense, fused, rrf, not 'magic'",
         ),
         (("otter", "--max-new-tokens", "0"), "max_new_tokens must be at least 1, not 0"),
         (("otter", "--temperature", "-1"), "temperature must be 0 or a positive number"),

@@ -37,6 +37,7 @@ from memspan.bank import coarse
 from memspan.bank.bank import MemoryBank
 from memspan.bank.compaction import FAN_OUT
 from memspan.bank.encode import Part
+from memspan.model.shipped import ModelNames
 from memspan.text.template import encoded_text
 from memspan.types import Document, EncodedDocuments
 
@@ -199,6 +200,7 @@ class _Encoder:
     """Stands for another model: what `reencode` asks of one, with latents drawn by lot."""
 
     manifest = dataclasses.replace(MANIFEST, encoder_fingerprint="1" * 64)
+    names = ModelNames("/models/other", "none")
 
     def __init__(self, *entries: Entry) -> None:
         self._entries = {encoded_text(entry.document.title, entry.text): entry for entry in entries}

@@ -58,10 +58,18 @@ def _each(quick: Iterable[str], more: Iterable[str]) -> pytest.MarkDecorator:
 def report_of(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sampling], _Report]:
     """What the harness finds with a sampling: by scenario, by fault. It runs once for each."""
 
+    failures: dict[Sampling, AssertionError] = {}
+
     @functools.cache
     def run(sampling: Sampling) -> _Report:
+        if sampling in failures:  # it takes minutes: not once more for every test
+            raise failures[sampling]
         names = (*_QUICK, *BROKEN) if sampling is Sampling.QUICK else ()
-        return _run_harness(library, tmp_path_factory.mktemp("crash"), sampling, *names)
+        try:
+            return _run_harness(library, tmp_path_factory.mktemp("crash"), sampling, *names)
+        except AssertionError as error:
+            failures[sampling] = error
+            raise
 
     return run
 

@@ -506,6 +506,6 @@ def test_a_template_without_markers_is_refused_by_name(name: str, tmp_path: Path
         with pytest.raises(MemspanError, match=f"template '{name}' of this model has no markers.*choose router"):
             memory.ask("lynx", selector="generate")
         with pytest.raises(
-            MemspanError, match="selector must be one of router, lexical, hybrid, dense, not 'generate'"
+            MemspanError, match="selector must be one of router, lexical, hybrid, dense, fused, rrf, not 'generate'"
         ):
             memory.search("lynx", selector="generate")

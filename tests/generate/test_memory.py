@@ -340,7 +340,10 @@ def test_the_default_selector_follows_the_router(filled: Path, loaded: LoadedMod
 
 
 def test_an_unknown_selector_is_refused_with_the_known_ones(memory: Memory) -> None:
-    for call, known in ((memory.ask, "hybrid, generate, dense"), (memory.search, "hybrid, dense")):
+    for call, known in (
+        (memory.ask, "hybrid, generate, dense, fused, rrf"),
+        (memory.search, "hybrid, dense, fused, rrf"),
+    ):
         with pytest.raises(MemspanError, match=f"selector must be one of router, lexical, {known}, not 'magic'"):
             call("lynx", selector="magic")
 
