@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -71,6 +72,15 @@ def imported(folder: Path, *arguments: str, code: int = 0) -> set[str]:
 )
 def test_what_needs_no_latents_imports_no_torch(kept: Path, command: str) -> None:
     assert not imported(kept, *command.split()) & HEAVY
+
+
+def test_help_of_all_commands_imports_what_their_options_are_made_of_and_nothing_else() -> None:
+    program = "import sys\nfrom memspan.cli import app\ntry:\n    app(['--help'])\nfinally:\n"
+    program += "    print(sorted(name for name in sys.modules if name.startswith('memspan.')), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    found = {name.split(".")[1] for name in ast.literal_eval(done.stderr.splitlines()[-1])}
+    assert found == {"cli", "errors", "serve", "types"}
+    assert "'memspan.serve.settings'" in done.stderr and "'memspan.serve.keys'" not in done.stderr
 
 
 @pytest.mark.parametrize(

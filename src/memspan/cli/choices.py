@@ -1,5 +1,5 @@
-"""What options come to: the model a command works with, and the documents it looks at. A model is imported when it is
-loaded."""
+"""What options come to: the model a command works with, and the documents it looks at. Each imports what it needs when
+it is asked."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.scope import Scope, parse_expressions
 from memspan.cli.importing import imported
 
 if TYPE_CHECKING:
+    from memspan.bank.scope import Scope
     from memspan.generate.memory import Memory
     from memspan.model.convert import LoadedModel
 
@@ -32,7 +31,7 @@ class ModelChoice:
         """The model; where none was named, that of the first of these banks that there is."""
         return imported("models").load_model(self, banks)
 
-    def open(self, bank: Path, namespace: str = DEFAULT_NAMESPACE, create: bool = False) -> Memory:
+    def open(self, bank: Path, namespace: str = "default", create: bool = False) -> Memory:
         """The bank with this model; `create` makes an empty one where there is none, in this process alone."""
         return imported("models").open_memory(self, bank, namespace, create)
 
@@ -47,8 +46,12 @@ class ScopeChoice:
 
     @property
     def where(self) -> dict[str, Any]:
+        from memspan.bank.scope import parse_expressions
+
         return parse_expressions(self.expressions)
 
     @property
     def scope(self) -> Scope:
+        from memspan.bank.scope import Scope
+
         return Scope.parse(self.where, self.as_of)

@@ -28,13 +28,12 @@ from memspan.cli.importing import importing
 from memspan.cli.process import INTERRUPTED, SKIPPED, stop_flag
 from memspan.cli.stored import check_bank, checkpoint_info
 from memspan.errors import MemspanError
-from memspan.generate.selectors import check_packages
-from memspan.text.corpus import ReadProgress, Skipped, found_documents, installed_packages, read_paths, read_stream
 from memspan.types import Answer
 
 if TYPE_CHECKING:
     from memspan.generate.memory import Memory
     from memspan.generate.request import AskOptions
+    from memspan.text.corpus import Skipped
 
 # Ranks that encode hear of each other once a round, which may take long; that a process ended is noticed at once.
 _ENCODING_TIMEOUT = 1800.0
@@ -102,6 +101,7 @@ def add(
 
         from memspan.bank.encoders import encode_for_first
         from memspan.cli.models import joined_ranks, on_own_gpu
+        from memspan.text.corpus import ReadProgress, found_documents, installed_packages, read_paths, read_stream
     ranks = joined_ranks(torch.device("cpu"), _ENCODING_TIMEOUT)  # what they tell each other is on the CPU
     if ranks is not None:
         model = on_own_gpu(model)
@@ -139,6 +139,8 @@ def estimate(
     as_json: JsonOption = False,
 ) -> None:
     """Say how long a corpus would take to encode on this machine, and how much disk, without encoding it."""
+    from memspan.text.corpus import found_documents, installed_packages, read_paths
+
     if not (paths or installed):
         raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
     stream = read_paths(paths or ())
@@ -195,6 +197,8 @@ def ask(
     """Answer a question from a bank, with evidence."""
     check_bank(bank)
     if selector is not None:
+        from memspan.generate.selectors import check_packages
+
         check_packages(selector)
     with importing():
         from memspan.generate.request import AskOptions

@@ -15,12 +15,12 @@ from memspan.cli import render
 from memspan.cli.app import JsonOption, Model, NamespaceOption, OptionGroup, command
 from memspan.cli.importing import importing
 from memspan.errors import MemspanError
-from memspan.serve.keys import Key, KeyFile, default_key_file
 from memspan.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
     from memspan.serve.banks import ServedBank
     from memspan.serve.engine import Engine
+    from memspan.serve.keys import Key, KeyFile
 
 keys = typer.Typer(help="API keys of the server: who may do what, in which namespaces.", no_args_is_help=True)
 
@@ -158,6 +158,8 @@ def _served_keys(settings: ServeSettings, key_file: Path | None) -> KeyFile | No
     Raises:
         MemspanError: a named file holds no key.
     """
+    from memspan.serve.keys import KeyFile, default_key_file
+
     if key_file is None:
         return None if settings.is_local else KeyFile(default_key_file())
     found = KeyFile(key_file)
@@ -209,6 +211,8 @@ def revoke_key(
 
 
 def _key_file(path: Path | None) -> KeyFile:
+    from memspan.serve.keys import KeyFile, default_key_file
+
     return KeyFile(path or default_key_file())
 
 

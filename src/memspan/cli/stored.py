@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memspan.bank.lines import export_documents
-from memspan.bank.remembered import remembered
-from memspan.bank.texts import TextBank
 from memspan.cli import render
 from memspan.cli.app import (
     BankArgument,
@@ -29,10 +27,23 @@ from memspan.cli.app import (
 from memspan.cli.importing import importing
 from memspan.cli.process import started_by_torchrun
 from memspan.errors import MemspanError
-from memspan.generate.lexical import search_words
-from memspan.generate.selectors import ranking_selector
-from memspan.text.readers import Unreadable, read_content
 from memspan.types import JSON, AddReport
+
+if TYPE_CHECKING:
+    from memspan.bank.texts import TextBank
+
+
+@contextmanager
+def open_texts(bank: Path) -> Iterator[TextBank]:
+    """The catalog of a bank, closed at the end.
+
+    Raises:
+        BankError: there is none, or it is damaged or of a newer format.
+    """
+    from memspan.bank.texts import TextBank
+
+    with closing(TextBank.open(bank)) as opened:
+        yield opened
 
 
 def check_bank(bank: Path) -> None:
@@ -40,7 +51,8 @@ def check_bank(bank: Path) -> None:
     Raises:
         BankError: there is none, or it is damaged or of a newer format.
     """
-    TextBank.open(bank).close()
+    with open_texts(bank):
+        pass
 
 
 @command
@@ -57,12 +69,15 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find documents for a question, without answering it."""
+    from memspan.generate.lexical import search_words
+    from memspan.generate.selectors import ranking_selector
+
     uses_model = selector is None or ranking_selector(selector).needs.model
-    check_bank(bank)
     if selector is not None and not (uses_model or started_by_torchrun()):  # of several processes the first prints
-        with closing(TextBank.open(bank)) as opened:
+        with open_texts(bank) as opened:
             found = search_words(opened, question, scope.scope, limit, scope.namespace, selector, min_score)
     else:
+        check_bank(bank)
         where = scope.where
         with dataclasses.replace(model, memory_budget=memory_budget).open(bank, scope.namespace) as memory:
             options = {"selector": selector, "limit": limit, "min_score": min_score, "as_of": scope.as_of}
@@ -86,7 +101,7 @@ def ls(
     as_json: JsonOption = False,
 ) -> None:
     """List the documents of a bank, in order of their ids."""
-    with closing(TextBank.open(bank)) as opened:
+    with open_texts(bank) as opened:
         documents = opened.catalog.page(scope.namespace, after, limit, scope.scope)
     if as_json:
         render.as_json(documents)
@@ -103,8 +118,11 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a bank or a checkpoint."""
+    from memspan.bank.remembered import remembered
+    from memspan.bank.texts import TextBank
+
     if TextBank.exists(path):
-        with closing(TextBank.open(path)) as bank:
+        with open_texts(path) as bank:
             counts, manifest = dataclasses.asdict(bank.catalog.counts()), dataclasses.asdict(bank.manifest)
             namespaces, names = bank.catalog.namespaces(), remembered(bank.catalog)
         made_with = {} if names is None else dataclasses.asdict(names)
@@ -156,7 +174,7 @@ def rm(
     named = [*(external_ids or []), *(ids or [])]
     if not named:
         raise MemspanError("nothing to delete; name external ids, or --id NUMBER")
-    with closing(TextBank.open(bank)) as opened:
+    with open_texts(bank) as opened:
         deleted = opened.delete(named, namespace)
     render.show({"deleted": deleted}, as_json)
 
@@ -184,7 +202,7 @@ def update(
     if text is None and title is None and date is None and not fields:
         raise MemspanError("nothing to update; name a FILE, --title, --date or --set KEY=VALUE")
     given = {name: value for name, value in (("text", text), ("title", title), ("date", date)) if value is not None}
-    with closing(TextBank.open(bank)) as opened:
+    with open_texts(bank) as opened:
         before = opened.get(external_id, namespace)
         changed = dataclasses.replace(before, **given, metadata={**before.metadata, **fields})
         if changed.text_hash == before.text_hash:  # nothing is to be encoded
@@ -203,7 +221,7 @@ def export(
 ) -> None:
     """Write a bank's documents as JSON lines, or the whole bank as one file."""
     if str(out) == "-" or out.suffix in (".jsonl", ".json"):
-        with closing(TextBank.open(bank)) as opened:
+        with open_texts(bank) as opened:
             _export_lines(opened, out)
         return
     with importing():
@@ -215,6 +233,8 @@ def export(
 
 
 def _export_lines(bank: TextBank, out: Path) -> None:
+    from memspan.bank.lines import export_documents
+
     if str(out) == "-":
         export_documents(bank, sys.stdout)
         return
@@ -228,6 +248,8 @@ def _export_lines(bank: TextBank, out: Path) -> None:
 def _read_text(file: Path) -> str:
     if str(file) == "-":
         return sys.stdin.read()
+    from memspan.text.readers import Unreadable, read_content
+
     try:
         return read_content(file).text
     except (OSError, Unreadable) as error:

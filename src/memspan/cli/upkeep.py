@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memspan.bank.texts import TextBank
 from memspan.cli import render
 from memspan.cli.app import BankArgument, JsonOption, Model, command
 from memspan.cli.importing import importing
@@ -56,6 +55,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> int:
     """Check every byte of a bank, or all weights of a checkpoint. Exit code 1 if something is not what it was."""
+    from memspan.bank.texts import TextBank
+
     faults: Sequence[Fault] = ()
     if (bank / "config.json").is_file() and not TextBank.exists(bank):
         with importing():
