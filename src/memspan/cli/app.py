@@ -138,11 +138,14 @@ def command(function: Callable[..., int | None]) -> Callable[..., None]:
     return run
 
 
-def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, Any, inspect.Parameter]]:
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> tuple[tuple[str, Any, inspect.Parameter], ...]:
     """Name, annotation and parameter of each, with the annotation evaluated."""
     hints = get_type_hints(function, include_extras=True)
-    for name, parameter in inspect.signature(function).parameters.items():
-        yield name, hints[name], parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+    return tuple(
+        (name, hints[name], parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+        for name, parameter in inspect.signature(function).parameters.items()
+    )
 
 
 @contextmanager
