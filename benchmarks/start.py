@@ -58,8 +58,8 @@ def run(arguments: Sequence[str]) -> Run:
     before, started = os.times(), time.perf_counter()
     # As for whoever installed it: the run that is not counted leaves compiled modules.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0, "env": environment}
-    process = subprocess.Popen([sys.executable, *arguments], **pipes)
+    command = [sys.executable, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=environment)
     assert process.stdout is not None
     process.stdout.read(1)
     first = time.perf_counter() - started
