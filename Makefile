@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-
 .PHONY: demo test test-all check lint types docs bench soak clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo.py $(if $(MODEL),--model $(MODEL))
 
 test: $(VENV)/.installed-dev
 	MEMSPAN_TEST_EXAMPLES=0.4 $(PYTEST) -m "not slow"

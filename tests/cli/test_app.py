@@ -20,8 +20,8 @@ from memspan.config import TEMPLATES
 from memspan.generate.request import MAX_DOCUMENTS
 from memspan.generate.sampling import Sampling
 from memspan.generate.selectors import selector_names
-from memspan.model.backbones import DEFAULT_SOURCE
 from memspan.model.convert import convert
+from memspan.model.shipped import DEFAULT_SOURCE
 from memspan.routing.ranking import fuse
 from memspan.text import corpus
 from memspan.types import Answer
