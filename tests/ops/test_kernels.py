@@ -1,8 +1,8 @@
 """The kernel of the coarse pass: by Triton's interpreter it finds what the ways of the CPU find, bit for bit; and it is
 compiled for GPUs, ahead of time and without one.
 
-Triton interprets or compiles as the environment says when it is imported, so what is interpreted is a process of its own:
-this file, run as a script.
+Triton interprets or compiles as the environment says when it is imported, so what is interpreted is a process of its
+own: this file, run as a script.
 """
 
 from __future__ import annotations
