@@ -212,7 +212,7 @@ def _integer_product(right_WQ: Tensor) -> Product:
     def product(left_CW: Tensor) -> Tensor:
         # cuBLAS multiplies 17 rows or more.
         filled_CW = torch.nn.functional.pad(left_CW, (0, 0, 0, max(0, 17 - len(left_CW))))
-        return torch._int_mm(filled_CW, right_WQ)[: len(left_CW)]
+        return torch.ops.aten._int_mm(filled_CW, right_WQ)[: len(left_CW)]
 
     return product
 

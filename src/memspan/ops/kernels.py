@@ -9,6 +9,8 @@ Triton is optional (the extra `gpu`). With TRITON_INTERPRET=1 the kernel runs on
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -63,12 +65,13 @@ def triton_largest(query_BTW: Tensor, scale_B: Tensor) -> ScaledLargest:
     """
     B, T, W = query_BTW.shape
     query_BTW = query_BTW.contiguous()
+    blocks: Any = (ROWS, TOKENS, DEPTH)  # of constants, as the kernel says
 
     def largest(left_CW: Tensor, scale_C: Tensor, out_BC: Tensor) -> None:
         C = len(left_CW)
         found_BC = torch.empty(B, C, device=left_CW.device)  # `out_BC` may be some columns of a wider one
         tensors = (query_BTW, scale_B, left_CW.contiguous(), scale_C.contiguous(), found_BC)
-        largest_products[(triton.cdiv(C, ROWS),)](*tensors, C, T, B, W, ROWS, TOKENS, DEPTH)
+        largest_products[(triton.cdiv(C, ROWS),)](*tensors, C, T, B, W, *blocks)
         out_BC.copy_(found_BC)
 
     return largest
