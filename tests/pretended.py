@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -35,6 +36,24 @@ class Pretended(torch.Tensor):
         raise AssertionError(f"{func} outside of PretendedDevice")
 
 
+class _Made(TorchFunctionMode):
+    """What is made of numbers is made on the CPU and moved, and back: torch would ask the device itself."""
+
+    def __init__(self, waits: Counter[str]) -> None:
+        super().__init__()
+        self._waits = waits
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.tolist and isinstance(args[0], Pretended):
+            self._waits["copy"] += 1
+            return args[0].held.tolist()
+        if func not in (torch.tensor, torch.as_tensor) or torch.device(kwargs.get("device") or "cpu") != DEVICE:
+            return func(*args, **kwargs)
+        del kwargs["device"]
+        return func(*args, **kwargs).to(DEVICE)
+
+
 class PretendedDevice(TorchDispatchMode):
     """Inside, tensors can be made on `DEVICE` and moved there and back.
 
@@ -45,6 +64,15 @@ class PretendedDevice(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
+        self._made = _Made(self.waits)
+
+    def __enter__(self) -> PretendedDevice:
+        self._made.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._made.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
