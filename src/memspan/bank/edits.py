@@ -89,7 +89,7 @@ def add_sources(
     placed = {place.document_id: place for place in written.places}
     with _change(catalog) as commit:
         namespace_id = _open_namespace(catalog, namespace)
-        words = WordIndex(catalog, namespace_id)
+        words = _current_words(catalog, namespace)
         segment_ids = _insert_segments(catalog, namespace_id, written.segments, "live")
         for source in sources:
             _delete_source(catalog, namespace_id, source.document.external_id, words, commit)
@@ -117,7 +117,7 @@ def delete_sources(catalog: Catalog, namespace: str, external_ids: Iterable[str]
     if number is None:
         return
     with _change(catalog) as commit:
-        words = WordIndex(catalog, number)
+        words = _current_words(catalog, namespace)
         for external_id in external_ids:
             _delete_source(catalog, number, external_id, words, commit)
 
@@ -184,8 +184,7 @@ def publish_staged(catalog: Catalog, manifest: dict[str, Any]) -> None:
         catalog.execute("DELETE FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
         old = [number for number, _ in catalog.segments()]
         for namespace in catalog.namespaces():
-            words = catalog.word_index(namespace)
-            assert words is not None
+            words = _current_words(catalog, namespace)
             # Documents whose parts are cut differently now have new ids.
             for stored in catalog.unstaged_documents(namespace):
                 words.remove(stored.id, stored.encoded_text)
@@ -224,6 +223,15 @@ def rebuild_words(catalog: Catalog, namespace: str) -> None:
         index = catalog.word_index(namespace)
         if index is not None:
             index.rebuild(catalog.texts(namespace))
+
+
+def _current_words(catalog: Catalog, namespace: str) -> WordIndex:
+    """The full-text index of a namespace, to be changed; one of other rules is made anew, before the change."""
+    index = catalog.word_index(namespace)
+    assert index is not None, "the namespace was opened"
+    if not index.is_current():
+        index.rebuild(catalog.texts(namespace))
+    return index
 
 
 def delete_orphans(catalog: Catalog) -> None:
