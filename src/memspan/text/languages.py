@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Collection, Mapping
-from functools import lru_cache
 from pathlib import Path
 
 _SCRIPTS = (
@@ -37,13 +36,13 @@ def script_of(word: str) -> str:
     return _SCRIPTS[bisect(_STARTS, ord(word[0])) - 1][1]
 
 
-def languages_by_script(votes: Mapping[str, int]) -> tuple[str, ...]:
+def languages_by_script(votes: Mapping[str, int]) -> dict[str, str]:
     """The language of each script in one text: that of most function words; where there are none, a default."""
     found = dict(_DEFAULTS)
     # The last one set has most votes, of equals it is the first in the table.
     for code in sorted(votes, key=lambda code: (votes[code], -_PLACES[code])):
         found[_SCRIPT[code]] = code
-    return tuple(found.values())
+    return found
 
 
 def likely_languages(votes: Mapping[str, int], stored: Collection[str]) -> tuple[list[str], frozenset[str]]:
@@ -66,7 +65,6 @@ def likely_languages(votes: Mapping[str, int], stored: Collection[str]) -> tuple
     return likely, left_out
 
 
-@lru_cache(maxsize=2**16)
 def stem(word: str, language: str) -> str:
     """The stem of a word in lower case; the word itself where the language is written otherwise, or has no stemmer."""
     if language not in _ALGORITHM or script_of(word) != _SCRIPT[language]:

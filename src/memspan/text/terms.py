@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, pairwise
 
@@ -18,6 +18,7 @@ from memspan.text.languages import (
     USED_BY,
     languages_by_script,
     likely_languages,
+    script_of,
     stem,
     stemmer_version,
 )
@@ -95,10 +96,10 @@ def index_terms(text: str) -> Terms:
     tokens = _tokens(text)
     votes = _votes(tokens)
     languages = languages_by_script(votes)
-    found = [_indexed(token, languages) for token in tokens]
+    found = [token.terms(languages.get(token.script, "")) for token in tokens]
+    marks = [language_mark(language) for language in languages.values() if votes[language]]
     return Terms(
-        [word for terms in found for word in terms.words],
-        [language_mark(code) for code in languages if votes[code]] + [form for terms in found for form in terms.forms],
+        [word for terms in found for word in terms.words], [*marks, *(f for terms in found for f in terms.forms)]
     )
 
 
@@ -113,7 +114,7 @@ def query_terms(question: str, stored: Collection[str] = ()) -> list[str]:
     words = [word for token in tokens for word in (*token.words, *token.wholes)]
     words += [token.singles[0] for token in tokens if len(token.singles) == 1]
     kept = _without(words, left_out)
-    stems = [stem for word in kept for language in languages for stem in _stems(word, (language,))]
+    stems = [stem for word in kept for language in languages for stem in _stems(word, language)]
     return list(dict.fromkeys(stems + kept))
 
 
@@ -127,7 +128,7 @@ def _without(words: Iterable[str], left_out: Collection[str]) -> list[str]:
     return [word for word in distinct if word not in left_out] or distinct
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Token:
     """A token in lower case.
 
@@ -135,19 +136,41 @@ class _Token:
         words: its words.
         wholes: the token as a whole, and its other parts.
         singles: characters, in a script without spaces.
+        script: that of its words.
         votes: languages of which it has a function word.
     """
 
     words: tuple[str, ...]
     wholes: tuple[str, ...] = ()
     singles: tuple[str, ...] = ()
-    votes: tuple[str, ...] = ()
+    script: str = field(init=False)
+    votes: tuple[str, ...] = field(init=False)
+    _terms: dict[str, Terms] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.script = script_of(self.words[0])
+        self.votes = tuple(code for word in self.words for code in USED_BY.get(word, ()))
+
+    def terms(self, language: str) -> Terms:
+        """What it is indexed by in a text of some language."""
+        if language not in self._terms:
+            words, forms = list[str](), list[str]()
+            for word in (*self.words, *self.wholes):
+                stems = _stems(word, language)
+                words += stems
+                if word not in stems:
+                    forms.append(word)
+            self._terms[language] = Terms([*words, *self.singles], forms)
+        return self._terms[language]
 
 
 def _tokens(text: str) -> list[_Token]:
     """The tokens of a text. Letters that can be written in several ways (composed, full width, ligatures) have one."""
     plain = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
-    return list(map(_analysed, _TOKEN.findall(plain)))
+    return [
+        _spaced(token) if token[0] < "\u0e00" and len(token) <= _LONGEST_WHOLE else _rare_token(token)
+        for token in _TOKEN.findall(plain)
+    ]
 
 
 def _votes(tokens: Iterable[_Token]) -> Counter[str]:
@@ -155,29 +178,22 @@ def _votes(tokens: Iterable[_Token]) -> Counter[str]:
     return Counter(chain.from_iterable(token.votes for token in tokens))
 
 
-@lru_cache(maxsize=2**15)
-def _indexed(token: _Token, languages: tuple[str, ...]) -> Terms:
-    words, forms = [], []
-    for word in (*token.words, *token.wholes):
-        stems = _stems(word, languages)
-        words.extend(stems)
-        if word not in stems:
-            forms.append(word)
-    return Terms([*words, *token.singles], forms)
+def _rare_token(token: str) -> _Token:
+    """A token that is not kept, as it may be long and hardly comes again; or one of another script."""
+    if not _UNSPACED_RUN.match(token):
+        return _spaced(token) if len(token) <= _LONGEST_WHOLE else _spaced.__wrapped__(token)
+    clusters = _clusters(token)
+    pairs = tuple(first + second for first, second in pairwise(clusters))
+    return _Token(pairs or (token,), singles=tuple(clusters) if pairs else ())
 
 
 @lru_cache(maxsize=2**16)
-def _analysed(token: str) -> _Token:
-    if _UNSPACED_RUN.match(token):
-        clusters = _clusters(token)
-        pairs = tuple(first + second for first, second in pairwise(clusters))
-        return _Token(pairs or (token,), singles=tuple(clusters) if pairs else ())
+def _spaced(token: str) -> _Token:
     if token.isalnum() and token[1:].lower() == token[1:]:
-        word = _lower(token)
-        return _Token((word,), votes=tuple(USED_BY.get(word, ())))
+        return _Token((_lower(token),))
     core = token.lstrip("#@.").rstrip("+#")
     parts = [part for joined in _JOINTS.split(core) if (part := joined.removesuffix("'s").removesuffix("'S"))]
-    words, wholes = [], []
+    words, wholes = list[str](), list[str]()
     for part in parts:
         before, _, after = part.partition("'")
         is_elided = after and _lower(before) in _ELIDED
@@ -187,8 +203,7 @@ def _analysed(token: str) -> _Token:
         elif len(humps := _HUMPS.split(part)) > 1:
             wholes += map(_lower, humps)
     wholes += _as_a_whole(token, core, len(parts))
-    votes = tuple(code for word in words for code in USED_BY.get(word, ()))
-    return _Token(tuple(words), tuple(dict.fromkeys(whole for whole in wholes if whole not in words)), votes=votes)
+    return _Token(tuple(words), tuple(dict.fromkeys(whole for whole in wholes if whole not in words)))
 
 
 def _as_a_whole(token: str, core: str, num_parts: int) -> list[str]:
@@ -209,17 +224,11 @@ def _lower(word: str) -> str:
     return unicodedata.normalize("NFC", word.casefold().replace("i\u0307", "i"))  # so is the Turkish capital folded
 
 
-@lru_cache(maxsize=2**16)
-def _stems(word: str, languages: tuple[str, ...]) -> tuple[str, ...]:
-    """The stem of a word without accents; also that of the word without accents, where it is another one.
-
-    Args:
-        languages: one of each script.
-    """
-    stemmed, plain = word, _folded(word)
-    for language in languages:
-        stemmed, plain = stem(stemmed, language), stem(plain, language)
-    return tuple(dict.fromkeys((_folded(stemmed), _folded(plain))))
+def _stems(word: str, language: str) -> tuple[str, ...]:
+    """The stem of a word without accents; also that of the word without accents, where it is another one."""
+    if word.isascii():
+        return (stem(word, language),)
+    return tuple(dict.fromkeys((_folded(stem(word, language)), _folded(stem(_folded(word), language)))))
 
 
 def _folded(word: str) -> str:
