@@ -17,7 +17,7 @@ from memspan.bank.catalog import STAGED_MANIFEST, Catalog
 from memspan.bank.folder import Placed, SegmentFiles
 from memspan.bank.manifest import FORMAT_VERSION
 from memspan.bank.schema import FORMAT_3, SEALED, seal
-from memspan.bank.words import WordIndex
+from memspan.bank.words import WordIndex, outdated_namespaces
 from memspan.errors import BankError
 from memspan.text.template import part_text
 from memspan.types import JSON, Document, Span
@@ -65,7 +65,7 @@ def _change(catalog: Catalog) -> Iterator[int]:
 
 
 def upgrade(catalog: Catalog) -> None:
-    """Make a bank of format 2 one of this format; nothing happens to one that is."""
+    """Make a bank of format 2 one of this format, and full-text indexes of other rules anew; else nothing happens."""
     catalog.follow_format()
     if catalog.is_of_format_2:
         catalog.show_as_stored()
@@ -77,6 +77,8 @@ def upgrade(catalog: Catalog) -> None:
                 "UPDATE manifest SET value = json_set(value, '$.format_version', ?) WHERE key = ?",
                 (FORMAT_VERSION, STAGED_MANIFEST),
             )
+    for namespace in outdated_namespaces(catalog):
+        rebuild_words(catalog, namespace)
 
 
 def write_manifest(catalog: Catalog, values: dict[str, Any]) -> None:
@@ -105,7 +107,7 @@ def add_sources(
     placed = {place.document_id: place for place in written.places}
     with _change(catalog) as commit:
         namespace_id = _open_namespace(catalog, namespace)
-        words = _current_words(catalog, namespace)
+        words = WordIndex(catalog, namespace_id)
         segment_ids = _insert_segments(catalog, namespace_id, written.segments, "live")
         for source in sources:
             _delete_source(catalog, namespace_id, source.document.external_id, words, commit)
@@ -139,7 +141,7 @@ def delete_sources(catalog: Catalog, namespace: str, external_ids: Iterable[str]
     if number is None:
         return
     with _change(catalog) as commit:
-        words = _current_words(catalog, namespace)
+        words = WordIndex(catalog, number)
         for external_id in external_ids:
             _delete_source(catalog, number, external_id, words, commit)
 
@@ -206,7 +208,8 @@ def publish_staged(catalog: Catalog, manifest: dict[str, Any]) -> None:
         catalog.execute("DELETE FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
         old = [number for number, _ in catalog.segments()]
         for namespace in catalog.namespaces():
-            words = _current_words(catalog, namespace)
+            words = catalog.word_index(namespace)
+            assert words is not None
             # Documents whose parts are cut differently now have new ids.
             for stored in catalog.unstaged_documents(namespace):
                 words.remove(stored.id, stored.encoded_text)
@@ -245,15 +248,6 @@ def rebuild_words(catalog: Catalog, namespace: str) -> None:
         index = catalog.word_index(namespace)
         if index is not None:
             index.rebuild(catalog.texts(namespace))
-
-
-def _current_words(catalog: Catalog, namespace: str) -> WordIndex:
-    """The full-text index of a namespace, to be changed; one of other rules is made anew, before the change."""
-    index = catalog.word_index(namespace)
-    assert index is not None, "the namespace was opened"
-    if not index.is_current():
-        index.rebuild(catalog.texts(namespace))
-    return index
 
 
 def delete_orphans(catalog: Catalog) -> None:

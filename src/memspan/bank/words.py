@@ -59,10 +59,6 @@ class WordIndex:
             (document_id, *_terms(text)),
         )
 
-    def is_current(self) -> bool:
-        """Whether its terms were made by the rules of this process. If not, `rebuild` it before anything is changed."""
-        return self._columns()[2:] == [rules()]
-
     def _columns(self) -> list[str]:
         return [name for (name,) in self._db.read("SELECT name FROM pragma_table_info(?)", (self._table,))]
 
@@ -147,7 +143,7 @@ class WordIndex:
         """
         made: list[str] = []
         try:
-            if not self.is_current():
+            if self._columns()[2:] != [rules()]:
                 return self._holds_others([document_id for document_id, _ in texts])
             for name, module in (
                 ("expected_words", f"fts5 ({_options()})"),
@@ -191,6 +187,19 @@ class WordIndex:
         yield from self._db.rows(
             f"SELECT e.term, f.doc, f.cnt FROM temp.expected_terms e LEFT JOIN temp.{which}_terms f ON f.term = e.term"
         )
+
+
+def outdated_namespaces(database: Database) -> list[str]:
+    """The namespaces whose indexes were made by other rules than those of this process.
+
+    They are searched all the same; before they are changed they are to be rebuilt, as words that are taken out must be
+    those that were put in.
+    """
+    query = (
+        "SELECT n.name FROM namespaces n JOIN sqlite_schema t ON t.name = 'words_' || n.id "
+        "WHERE instr(t.sql, ?) = 0 ORDER BY n.id"
+    )
+    return [name for (name,) in database.read(query, (f'"{rules()}"',))]
 
 
 def _options() -> str:
