@@ -153,9 +153,7 @@ class Catalog(Database):
     def next_document_id(self) -> int:
         """The first id that was never given to a document. Stable while the caller holds the writer's lock."""
         given = self.value("SELECT seq FROM sqlite_sequence WHERE name = 'documents'") or 0
-        reserved = (
-            "SELECT max(document_id) FROM (SELECT document_id FROM staged UNION ALL SELECT document_id FROM pending)"
-        )
+        both = "SELECT document_id FROM staged UNION ALL SELECT document_id FROM pending"
         return max(int(given), int(self.value(f"SELECT max(document_id) FROM ({both})") or 0)) + 1
 
     def namespaces(self) -> list[str]:
