@@ -14,6 +14,7 @@ from memspan.bank.edits import Written
 from memspan.bank.folder import CATALOG
 from memspan.bank.locks import Registration, writer_lock
 from memspan.bank.manifest import Manifest
+from memspan.bank.words import outdated_namespaces
 from memspan.errors import BankError, BankMismatch, UnknownDocument
 from memspan.types import Document, is_unicode
 
@@ -95,6 +96,18 @@ class TextBank:
         with writer_lock(self.folder):
             edits.upgrade(self.catalog)
             yield
+
+    def reindex(self) -> None:
+        """Make the full-text indexes anew from the stored texts, a transaction for each namespace. Latents stay.
+
+        Raises:
+            BankBusy: another process writes.
+        """
+        outdated = outdated_namespaces(self.catalog)
+        with self.writing():  # which makes those anew
+            for namespace in self.catalog.namespaces():
+                if namespace not in outdated:
+                    edits.rebuild_words(self.catalog, namespace)
 
     def _check_manifest(self, catalog: Catalog) -> None:
         if Manifest.from_json(catalog.read_manifest()) != self.manifest:

@@ -120,13 +120,23 @@ def info(
     """Describe a bank or a checkpoint."""
     from memspan.bank.remembered import remembered
     from memspan.bank.texts import TextBank
+    from memspan.bank.words import outdated_namespaces
 
     if TextBank.exists(path):
         with open_texts(path) as bank:
             counts, manifest = dataclasses.asdict(bank.catalog.counts()), dataclasses.asdict(bank.manifest)
             namespaces, names = bank.catalog.namespaces(), remembered(bank.catalog)
+            is_old = bool(outdated_namespaces(bank.catalog))
         made_with = {} if names is None else dataclasses.asdict(names)
-        values = {"bank": str(path), "namespaces": namespaces, **counts, **manifest, **made_with}
+        full_text = f"made by other rules; renew it with: memspan reindex {path}" if is_old else "current"
+        values = {
+            "bank": str(path),
+            "namespaces": namespaces,
+            **counts,
+            "full_text": full_text,
+            **manifest,
+            **made_with,
+        }
     elif (path / "config.json").is_file():
         values = checkpoint_info(path)
     else:

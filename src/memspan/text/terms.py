@@ -225,10 +225,12 @@ def _lower(word: str) -> str:
 
 
 def _stems(word: str, language: str) -> tuple[str, ...]:
-    """The stem of a word without accents; also that of the word without accents, where it is another one."""
+    """The stem of a word without its accents; also the stem with which accents went, where it is another one."""
+    stemmed = stem(word, language)
     if word.isascii():
-        return (stem(word, language),)
-    return tuple(dict.fromkeys((_folded(stem(word, language)), _folded(stem(_folded(word), language)))))
+        return (stemmed,)
+    plain = _folded(stem(_folded(word), language))
+    return (plain,) if stemmed == word else tuple(dict.fromkeys((plain, _folded(stemmed))))
 
 
 def _folded(word: str) -> str:
@@ -269,7 +271,7 @@ class _Characters(dict[int, str]):
         if char in "‐‑":
             return "-"
         # Vowel points of Hebrew and Arabic, lengthening, and what only says how others look.
-        if _POINTS.match(char) or category == "Me" or (category == "Cf" and char != "\u200b"):
+        if (_POINTS.match(char) and category[0] != "P") or category == "Me" or (category == "Cf" and char != "\u200b"):
             return ""
         if category == "Nd":
             return str(unicodedata.decimal(char))
