@@ -127,11 +127,11 @@ def test_reindex_makes_an_older_full_text_index_anew(bank: Path, no_model: None)
     with closing(TextBank.open(bank)) as opened:
         make_first_index(opened.catalog)
     assert f"memspan reindex {bank}" in memspan("info", bank, "--json").json["full_text"]
-    before = searched(bank, "otters")
+    before = searched(bank, "otters", "--selector", "lexical")
     values = memspan("reindex", bank, "--json").json
     assert values["documents"] > 1 and values["full_text"].startswith("terms ")
     assert memspan("info", bank, "--json").json["full_text"] == "current"
-    assert searched(bank, "otters") == before != []
+    assert searched(bank, "otters", "--selector", "lexical") == before != []
     assert clean(bank)
 
 

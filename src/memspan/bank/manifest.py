@@ -11,7 +11,6 @@ from memspan.errors import BankError, BankMismatch
 if TYPE_CHECKING:
     from memspan.config import MSAConfig
 
-# Also raised when `memspan.text.terms` cuts words differently: the full-text index must be given the words it got.
 FORMAT_VERSION = 3
 _READ_VERSIONS = (2, FORMAT_VERSION)
 LATENT_DTYPE_NAME, _LATENT_BYTES = "bfloat16", 2
