@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memspan.errors import BankError, BankMismatch
 
@@ -67,7 +67,7 @@ class Manifest:
         )
 
     @classmethod
-    def from_json(cls, values: dict) -> Manifest:
+    def from_json(cls, values: dict[str, Any]) -> Manifest:
         """Read a stored manifest. One of format 2 is given as one of this format, as which such a bank is read.
 
         Raises:
