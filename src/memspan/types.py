@@ -137,6 +137,20 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """A document as it was added once.
+
+    Attributes:
+        recorded_at: when the bank got it: UTC, ISO 8601 to the microsecond.
+        superseded_at: when another version took its place; None of the one that holds.
+    """
+
+    document: Document
+    recorded_at: str
+    superseded_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """What was said before a question, in the same conversation.
 

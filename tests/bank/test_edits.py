@@ -144,7 +144,7 @@ def test_a_commit_that_fails_leaves_nothing(
     def fail_late(*arguments: Any) -> Any:
         result = real(*arguments)
         calls.append(step)
-        if len(calls) == {"_insert_segments": 1, "remove": 2}.get(step, 3):
+        if len(calls) == {"_insert_segments": 1, "remove": 2, "_end": 2}.get(step, 3):
             raise error
         return result
 

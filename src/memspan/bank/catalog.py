@@ -19,7 +19,7 @@ from memspan.bank.folder import SegmentFiles
 from memspan.bank.formats import follow_format
 from memspan.bank.schema import SCHEMA
 from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, KEPT, LIVE, NAMED, PAST, Scope
-from memspan.bank.stored import Counts, PartTexts, StoredDocument, StoredSource
+from memspan.bank.stored import Counts, PartTexts, StoredDocument, StoredSource, num_sources
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError, FilterError
 from memspan.text.template import encoded_text
@@ -251,20 +251,21 @@ class Catalog(Database):
             for segment_id, files in self.segments(namespace, "staged")
         ]
 
-    def unstaged_documents(self, namespace: str, *, past: bool = False) -> list[StoredDocument]:
+    def unstaged_documents(self, namespace: str, *, past: bool) -> list[StoredDocument]:
         """Live documents, or those of former versions, that have no staged latents under their id."""
         where = "AND d.id NOT IN (SELECT document_id FROM staged) ORDER BY d.id"
         return list(self._stored(namespace, where, (), PAST if past else LIVE))
 
-    def new_staged_texts(self, namespace: str) -> list[tuple[int, str]]:
-        """Ids and texts of staged documents that are no documents yet."""
+    def new_staged_texts(self, namespace: str, *, past: bool) -> list[tuple[int, str]]:
+        """Ids and texts of staged documents that are no documents yet, of what lives or of former versions."""
         query = (
             "SELECT p.document_id, s.id, s.title, p.span_start, p.span_end FROM staged p "
             "JOIN sources s ON s.id = p.source_id JOIN texts t ON t.source_id = s.id "
             "JOIN namespaces n ON n.id = s.namespace_id "
-            "WHERE n.name = ? AND p.document_id NOT IN (SELECT id FROM documents) ORDER BY p.document_id"
+            "WHERE n.name = ? AND (s.deleted_in IS NOT NULL) = ? AND p.document_id NOT IN (SELECT id FROM documents) "
+            "ORDER BY p.document_id"
         )
-        return self._encoded_texts(query, (namespace,))
+        return self._encoded_texts(query, (namespace, past))
 
     def ids_in_scope(self, namespace: str, scope: Scope) -> np.ndarray:
         """Ids of the documents a scope allows, ascending, int64.
@@ -319,32 +320,12 @@ class Catalog(Database):
         return self.value(query, (namespace,))
 
     def counts(self, namespace: str | None = None) -> Counts:
-        within, values = ("", ()) if namespace is None else ("AND n.name = ?", (namespace,))
-        from_segments = f"FROM segments g JOIN namespaces n ON n.id = g.namespace_id WHERE g.state = 'live' {within}"
-        ((segments, size),) = self.read(f"SELECT count(*), total(keys_bytes + content_bytes) {from_segments}", values)
-        inside = f"d.segment_id IN (SELECT g.id {from_segments})"
-        sums = "SELECT count(*), total(d.tokens), total(d.rows)"
-        live = self.read(f"{sums} FROM documents d WHERE d.deleted_in IS NULL AND {inside}", values)[0]
-        ((dead,),) = self.read(f"SELECT count(*) FROM documents d WHERE d.deleted_in IS NOT NULL AND {inside}", values)
-        of_past = f"FROM {PAST.parts} JOIN namespaces n ON n.id = s.namespace_id WHERE {PAST.sql} {within}"
-        ((past,),) = self.read(f"SELECT count(*) {of_past}", values)
-        gone = Scope(held="expired")
-        expired = self.read(
-            f"{sums} FROM {gone.parts} JOIN namespaces n ON n.id = s.namespace_id WHERE {gone.sql} {within}", values
-        )[0]
-        documents, tokens, chunks = (int(one - other) for one, other in zip(live, expired, strict=True))
-        return Counts(
-            self.num_sources(namespace),
-            *(documents, tokens, chunks, dead - past + expired[0], segments, int(size)),
-            self.num_sources(namespace, KEPT) - self.num_sources(namespace, LIVE),
-            past,
-        )
+        """The size of one namespace, or of all."""
+        return Counts.of(self, namespace)
 
-    def num_sources(self, namespace: str | None = None, scope: Scope = EVERYTHING) -> int:
-        """Sources, of one namespace or of all."""
-        of_one = "" if namespace is None else "AND namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
-        query = f"SELECT count(*) FROM sources s WHERE {scope.sql} {of_one}"
-        return int(self.value(query, () if namespace is None else (namespace,)))
+    def num_sources(self, namespace: str | None = None) -> int:
+        """Sources that a question sees, of one namespace or of all."""
+        return num_sources(self, namespace, EVERYTHING)
 
     def num_characters(self) -> int:
         """Of the texts of all documents that are kept."""

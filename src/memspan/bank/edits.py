@@ -17,6 +17,7 @@ from memspan.bank.folder import Placed, SegmentFiles
 from memspan.bank.formats import add_format_3, follow_format, is_of_format_2, show_as_stored
 from memspan.bank.manifest import FORMAT_VERSION
 from memspan.bank.schema import seal
+from memspan.bank.scope import KEPT
 from memspan.bank.versions import SourceRows, reseal
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError
@@ -206,23 +207,23 @@ def stage(catalog: Catalog, namespace: str, sources: Iterable[tuple[int, NewSour
 
 def publish_staged(catalog: Catalog, manifest: dict[str, Any]) -> None:
     """Put everything staged in the place of what there is, and a new manifest in the place of the old."""
-    columns = "document_id, source_id, span_start, span_end, tokens, segment_id, first_row, rows"
+    columns = "p.document_id, p.source_id, p.span_start, p.span_end, p.tokens, p.segment_id, p.first_row, p.rows"
     with _change(catalog) as commit:
         _put_manifest(catalog, manifest)
         catalog.execute("DELETE FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
         old = [number for number, _ in catalog.segments()]
         for namespace in catalog.namespaces():
-            words = catalog.word_index(namespace)
-            assert words is not None
-            # Documents whose parts are cut differently now have new ids.
-            for stored in catalog.unstaged_documents(namespace):
-                words.remove(stored.id, stored.encoded_text)
-            added = catalog.new_staged_texts(namespace)
-            for document_id, text in added:
-                words.insert(document_id, text)
-        catalog.execute("DELETE FROM documents WHERE deleted_in IS NULL AND id NOT IN (SELECT document_id FROM staged)")
+            for words, past in ((catalog.word_index(namespace), False), (catalog.past_word_index(namespace), True)):
+                # Documents whose parts are cut differently now have new ids.
+                for stored in catalog.unstaged_documents(namespace, past=past) if words else ():
+                    words.remove(stored.id, stored.encoded_text)
+                for document_id, text in catalog.new_staged_texts(namespace, past=past) if words else ():
+                    words.insert(document_id, text)
+        kept = f"SELECT d.id FROM {KEPT.parts} WHERE {KEPT.sql}"
+        catalog.execute(f"DELETE FROM documents WHERE id IN ({kept}) AND id NOT IN (SELECT document_id FROM staged)")
         catalog.execute(
-            f"INSERT INTO documents SELECT {columns}, NULL, 0 FROM staged WHERE TRUE ON CONFLICT (id) DO UPDATE SET "
+            f"INSERT INTO documents SELECT {columns}, s.deleted_in, 0 FROM staged p "
+            "JOIN sources s ON s.id = p.source_id WHERE TRUE ON CONFLICT (id) DO UPDATE SET "
             "span_start = excluded.span_start, span_end = excluded.span_end, tokens = excluded.tokens, "
             "segment_id = excluded.segment_id, first_row = excluded.first_row, rows = excluded.rows"
         )

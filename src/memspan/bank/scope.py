@@ -154,7 +154,7 @@ class Scope:
 
 
 EVERYTHING = Scope()
-LIVE, PAST, KEPT = Scope(held="live"), Scope(held="past"), Scope(held="kept")
+LIVE, EXPIRED, PAST, KEPT = (Scope(held=held) for held in ("live", "expired", "past", "kept"))
 
 
 def _day_or_moment(name: str, value: Any) -> str | None:

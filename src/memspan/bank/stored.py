@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memspan.bank.database import Database
+from memspan.bank.scope import EVERYTHING, EXPIRED, KEPT, LIVE, PAST, Scope
 from memspan.text.template import encoded_text
 from memspan.types import JSON, Document, Span
 
@@ -73,6 +74,35 @@ class Counts:
     versions: int = 0
     past_documents: int = 0
 
+    @classmethod
+    def of(cls, database: Database, namespace: str | None) -> Counts:
+        """Counted in a catalog: of one namespace, or of all."""
+        within, values = ("", ()) if namespace is None else ("AND n.name = ?", (namespace,))
+        from_segments = f"FROM segments g JOIN namespaces n ON n.id = g.namespace_id WHERE g.state = 'live' {within}"
+        size = f"SELECT count(*), total(keys_bytes + content_bytes) {from_segments}"
+        ((segments, segment_bytes),) = database.read(size, values)
+
+        def sums(condition: str) -> list[int]:
+            query = f"SELECT count(*), total(tokens), total(rows) FROM documents d WHERE {condition}"
+            inside = f"AND d.segment_id IN (SELECT g.id {from_segments})"
+            ((count, *totals),) = database.read(f"{query} {inside}", values)
+            return [count, *map(int, totals)]
+
+        def of_sources(scope: Scope) -> list[int]:
+            return sums(f"d.id IN (SELECT d.id FROM {scope.parts} WHERE {scope.sql})")
+
+        expired, past, gone = of_sources(EXPIRED), of_sources(PAST), sums("d.deleted_in IS NOT NULL")
+        seen = [live - one for live, one in zip(sums("d.deleted_in IS NULL"), expired, strict=True)]
+        return cls(
+            num_sources(database, namespace, EVERYTHING),
+            *seen,
+            gone[0] - past[0] + expired[0],
+            segments,
+            int(segment_bytes),
+            num_sources(database, namespace, KEPT) - num_sources(database, namespace, LIVE),
+            past[0],
+        )
+
 
 class PartTexts:
     """The texts of parts. That of a source is read once for its parts, where these come one after the other.
@@ -89,3 +119,10 @@ class PartTexts:
             self._text = self._db.value("SELECT text FROM texts WHERE source_id = ?", (source_id,))
             self._source_id = source_id
         return self._text[start:end]
+
+
+def num_sources(database: Database, namespace: str | None, scope: Scope) -> int:
+    """Rows of sources in a scope without conditions, of one namespace or of all."""
+    of_one = "" if namespace is None else "AND namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+    query = f"SELECT count(*) FROM sources s WHERE {scope.sql} {of_one}"
+    return int(database.value(query, () if namespace is None else (namespace,)))
