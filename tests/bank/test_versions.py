@@ -1,4 +1,4 @@
-"""Former versions and expiry in the bank: what is seen now and then, by words, by ids and by routing; what is erased."""
+"""Former versions and expiry: what is seen now and then, by words, by ids and by routing; what is erased."""
 
 from __future__ import annotations
 

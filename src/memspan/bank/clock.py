@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 
+from memspan.types import NEVER, normal_date
+
 END_OF_TIME = "9999-12-31T23:59:59"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -25,6 +27,20 @@ def moment_after(duration: str | timedelta) -> str:
         return (now() + parse_duration(duration)).isoformat(timespec="seconds")
     except OverflowError as error:
         raise ValueError(f"the duration {duration!r} ends after the year 9999") from error
+
+
+def expiry_of(expires: str | None, ttl: str | timedelta | None) -> str | None:
+    """When something expires, from one of the two ways to say it; None if neither is given.
+
+    Raises:
+        TypeError: both are given.
+        ValueError: the moment or duration is none.
+    """
+    if expires is not None and ttl is not None:
+        raise TypeError("give expires or ttl, not both")
+    if ttl is not None:
+        return moment_after(ttl)
+    return expires if expires is None or expires == NEVER else normal_date(expires)
 
 
 def moment_before(duration: str | timedelta) -> str:

@@ -16,14 +16,14 @@ from typing import Any, overload
 from memspan.bank.add import Existing, add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
-from memspan.bank.clock import moment_after
+from memspan.bank.clock import expiry_of
 from memspan.bank.scope import Scope
 from memspan.bank.texts import PATIENCE, Changes
 from memspan.errors import FilterError
 from memspan.generate.calls import named_options
 from memspan.model.convert import LoadedModel
 from memspan.text.corpus import found_documents, read_paths
-from memspan.types import JSON, NEVER, AddReport, Document, Skipped, Version, normal_date
+from memspan.types import JSON, AddReport, Document, Skipped, Version, normal_date
 
 _ADD_OPTIONS = sorted((add_documents.__kwdefaults__ or {}).keys() - {"namespace"})
 _Id = int | str
@@ -266,20 +266,6 @@ class DocumentStore:
         """The documents of a scope; errors as in `list`."""
         catalog.source_page(self.namespace, 0, 1, scope)  # finds fields that no document has
         return (stored.document for stored in catalog.sources(self.namespace, scope))
-
-
-def expiry_of(expires: str | None, ttl: str | timedelta | None) -> str | None:
-    """When something expires, from one of the two ways to say it; None if neither is given.
-
-    Raises:
-        TypeError: both are given.
-        ValueError: the moment or duration is none.
-    """
-    if expires is not None and ttl is not None:
-        raise TypeError("give expires or ttl, not both")
-    if ttl is not None:
-        return moment_after(ttl)
-    return expires if expires in (None, NEVER) else normal_date(expires)
 
 
 def documents_of(documents: Iterable[str | Document], **columns: Iterable[Any] | None) -> Iterable[Document]:
