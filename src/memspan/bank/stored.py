@@ -60,6 +60,7 @@ class Counts:
 
     Attributes:
         deleted_documents: gone or expired, but their rows still take space until the bank is compacted.
+        expired: sources that have expired and are not erased yet.
         versions: former versions of sources, which are kept.
         past_documents: documents of former versions, whose rows take space.
     """
@@ -71,6 +72,7 @@ class Counts:
     deleted_documents: int
     segments: int
     segment_bytes: int
+    expired: int = 0
     versions: int = 0
     past_documents: int = 0
 
@@ -99,6 +101,7 @@ class Counts:
             gone[0] - past[0] + expired[0],
             segments,
             int(segment_bytes),
+            num_sources(database, namespace, EXPIRED),
             num_sources(database, namespace, KEPT) - num_sources(database, namespace, LIVE),
             past[0],
         )
