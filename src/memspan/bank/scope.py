@@ -73,7 +73,8 @@ class Scope:
         A document that was replaced or relabelled is kept as a former version, which only `as_of` and `known_at` see.
         A version is *valid* from its date on, or, without one, from when it was recorded; it is *recorded* when it is
         added. Of a document's versions that were recorded by `known_at` and are valid at `as_of`, the one that was
-        recorded last is seen. Another date for the same text is a correction: the former one holds at no time. A day, or a moment without a fraction of a second, is all of that day or second.
+        recorded last is seen. Another date for the same text is a correction: the former date holds at no time. A day,
+        or a moment without a fraction of a second, is all of that day or second.
 
         Args:
             where: per field a value it must equal, or operators with values, as in
