@@ -15,6 +15,7 @@ from memspan.cli.app import (
     AskSelectorOption,
     BankArgument,
     BudgetOption,
+    ExpiryOptions,
     InstalledOption,
     JsonOption,
     Model,
@@ -93,6 +94,7 @@ def add(
     namespace: NamespaceOption = "default",
     *,
     model: Model,
+    expiry: ExpiryOptions,
     as_json: JsonOption = False,
 ) -> int:
     """Remember documents. Makes the bank if there is none."""
@@ -125,7 +127,8 @@ def add(
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
             documents = found_documents(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
-            report = memory.add(documents, progress=progress, should_stop=stop.is_set, group=ranks)
+            options = {"progress": progress, "should_stop": stop.is_set, "group": ranks}
+            report = memory.add(documents, expires=expiry, **options)
         render.report(report, skipped, memory.bank, as_json)
     return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
 
@@ -213,6 +216,7 @@ def ask(
         sampling=Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ())),
         where=scope.where,  # a malformed filter fails before anything is loaded
         as_of=scope.as_of,
+        known_at=scope.known_at,
     )
     model = dataclasses.replace(model, weights=weights, memory_budget=memory_budget)
     with model.open(bank, scope.namespace) as memory:
@@ -277,7 +281,8 @@ def summarize(
     plan = SummaryPlan(about, max_statements, batch_tokens, Sampling(max_new_tokens))
     where, model = scope.where, dataclasses.replace(model, weights=weights)
     with model.open(bank, scope.namespace) as memory, render.CountProgress("documents read") as progress:
-        summary = memory.summarize(plan, where=where, as_of=scope.as_of, progress=progress)
+        times = {"as_of": scope.as_of, "known_at": scope.known_at}
+        summary = memory.summarize(plan, where=where, **times, progress=progress)
     if as_json:
         render.as_json(summary)
     else:
