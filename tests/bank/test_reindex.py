@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import fill, make_first_index, tiny_manifest
+from helpers import add_latents, fill, make_first_index, random_latents, tiny_manifest
 
 from memspan.bank import words
 from memspan.bank.archive import export_bank, import_bank
@@ -21,6 +21,7 @@ from memspan.bank.verify import verify
 from memspan.bank.words import outdated_namespaces
 from memspan.errors import BankBusy
 from memspan.text.terms import rules
+from memspan.types import Document
 
 MANIFEST = tiny_manifest(num_kv_heads=1, head_dim=2)
 NAMES = ("running", "Résumé", "node.js", "東京タワー", "don't", "snake_case", "O'Brien")
@@ -218,3 +219,21 @@ def test_an_archive_keeps_the_rules_of_its_index(old: Path, tmp_path: Path) -> N
         copy.delete(["Résumé"])
         assert found(copy, "resume") == [] and verify(copy) == []
         assert dataclasses.asdict(copy.catalog.counts())["sources"] == len(NAMES) - 1 + 2
+
+
+def test_the_index_of_former_versions_is_made_anew_with_the_other(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    with closing(MemoryBank.open(bank)) as opened:
+        with opened.writer() as writer:
+            add_latents(writer, Document("running", "another text"), random_latents(MANIFEST, 2))
+            writer.commit()
+        with monkeypatch.context() as other:
+            other.setattr(words, "rules", lambda: "terms 0")
+            opened.reindex()
+        assert outdated_namespaces(opened.catalog) == ["default", "other"] and verify(opened) == []
+        opened.delete(["node.js"])
+        assert outdated_namespaces(opened.catalog) == [] and verify(opened) == []
+        opened.delete(["running"])
+        assert verify(opened) == []
+        past = opened.catalog.past_word_index(DEFAULT_NAMESPACE)
+        assert past is not None and not past.differs(opened.catalog.texts(DEFAULT_NAMESPACE, past=True))
