@@ -36,6 +36,7 @@ COMMANDS = {
     "compact": ("--secure", "--timeout"),
     "verify": ("--repair", "--model"),
     "reencode": ("--model", "--json"),
+    "reindex": ("--json",),
     "export": (),
     "import": ("--model", "--json"),
     "ls": ("--after", "--limit", "--json"),

@@ -65,9 +65,9 @@ def add_documents(
 ) -> AddReport:
     """Encode documents into a bank. Sources already there with the same content are skipped; others replace the old.
 
-    Where only metadata or date differ, those are replaced and nothing is encoded. Memory is bounded whatever the corpus
-    size: a window of documents (or one very long one), one segment's buffer. Writes segments and the catalog (see
-    `MemoryBank`), committing about every `commit_seconds`.
+    Where only metadata, date or expiry differ, those are replaced and nothing is encoded. Memory is bounded whatever
+    the corpus size: a window of documents (or one very long one), one segment's buffer. Writes segments and the catalog
+    (see `MemoryBank`), committing about every `commit_seconds`.
 
     Args:
         namespace: where they go; questions see one namespace.
@@ -215,10 +215,11 @@ def _place(document: Document, window: _Window, loaded: LoadedModel, writer: Ban
     earlier = window.sources.get(name)
     in_window = window.relabelled.get(name) or (earlier.document if earlier else None)
     known = (in_window.content_hash, in_window.text_hash) if in_window else writer.hashes(name)
-    if known is not None and known[0] == document.content_hash and existing != "renew":
+    is_same = known is not None and known[0] == document.content_hash
+    if is_same and existing != "renew" and writer.keeps(document):
         window.unchanged.append(document)
         return
-    if known is not None and existing == "refuse":
+    if known is not None and existing == "refuse" and not is_same:
         raise DuplicateDocument(
             f"a document {name!r} is in the bank already; give it another external id, or update it"
         )

@@ -7,18 +7,18 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
-from memspan.bank import compaction, edits
+from memspan.bank import clock, compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.edits import NewSource, Written
 from memspan.bank.folder import PARTIAL_CATALOG, new_bank, segments_folder, text_crc32
-from memspan.bank.locks import writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter
 from memspan.bank.shard import Shard, join_small
 from memspan.bank.snapshot import Snapshot
-from memspan.bank.texts import TextBank, check_namespace
+from memspan.bank.texts import TextBank, check_namespace, keeps_retention
 from memspan.bank.tiers import TensorCache, Tiers
 from memspan.errors import BankError
 from memspan.text.template import part_text
@@ -164,30 +164,43 @@ class MemoryBank(TextBank):
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the writer's lock, with the leftovers of killed writers swept. Raises as `writer` does."""
-        with writer_lock(self.folder):
+        with self.writing():
             if not segments_folder(self.folder).is_dir():
                 raise BankError(f"{segments_folder(self.folder)} is missing; mend it: memspan verify BANK --repair")
             self._check_manifest(self.catalog)
             compaction.sweep(self.catalog, self.folder)
             yield
 
-    def compact(self, *, secure: bool = False, timeout: float = 30.0) -> None:
+    def compact(
+        self, *, secure: bool = False, forget_versions: str | timedelta | None = None, timeout: float = 30.0
+    ) -> None:
         """Rewrite segments so that deleted documents take no space, and small ones are joined. Readers go on.
 
+        What has expired is deleted. Former versions are kept, unless one of the first two arguments says otherwise.
+
         Args:
-            secure: afterwards no file of the bank holds deleted text or latents. Waits for readers' snapshots.
-            timeout: seconds to wait for them.
+            secure: afterwards no file of the bank holds deleted text or latents, nor any former version. Waits for
+                readers' snapshots.
+            forget_versions: delete former versions that were replaced longer ago than this, as "30d"; "0d": all.
+            timeout: seconds to wait for readers.
 
         Raises:
+            ValueError: that is no duration.
             BankBusy: another process writes; or, if `secure`, one still reads (its pid is named).
             BankError: a segment is damaged, or the disk is full; nothing is lost.
         """
+        before = None if forget_versions is None else clock.moment_before(forget_versions)
         with self.locked():
-            compaction.compact(self.catalog, self.folder, self.manifest, MAX_SEGMENT_BYTES)
-            if secure:
-                with self._lock:
-                    self._views.clear()  # they may map what is to be erased
-                compaction.erase(self.catalog, self.folder, timeout)
+            edits.forget(self.catalog, clock.END_OF_TIME if secure else before)
+            self.free_space(secure=secure, timeout=timeout)
+
+    def free_space(self, *, secure: bool, timeout: float) -> None:
+        """`compact`, of what is deleted already. The caller holds the writer's lock."""
+        compaction.compact(self.catalog, self.folder, self.manifest, MAX_SEGMENT_BYTES)
+        if secure:
+            with self._lock:
+                self._views.clear()  # they may map what is to be erased
+            compaction.erase(self.catalog, self.folder, timeout)
 
 
 class BankWriter:
@@ -228,8 +241,16 @@ class BankWriter:
         self._pending[document.external_id] = source
         self._relabelled.pop(document.external_id, None)
 
+    def keeps(self, document: Document) -> bool:
+        """Whether a document of the same content as a source changes nothing of it: expiry and pin are no content."""
+        given = self._pending.get(document.external_id)
+        known = given.document if given else self._relabelled.get(document.external_id)
+        if known is None and (stored := self._bank.catalog.source(self._namespace, document.external_id)):
+            known = stored.document
+        return known is None or keeps_retention(known, document)
+
     def relabel(self, document: Document) -> None:
-        """Take new metadata and date for a source whose text is there already."""
+        """Take new metadata, date and expiry for a source whose text is there already."""
         pending = self._pending.get(document.external_id)
         if pending is not None:
             self._pending[document.external_id] = dataclasses.replace(pending, document=document)

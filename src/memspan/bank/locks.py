@@ -34,8 +34,11 @@ _EVERYTHING = -1  # a snapshot on its way: which commit it will see is not known
 
 
 @contextlib.contextmanager
-def writer_lock(folder: Path) -> Iterator[None]:
+def writer_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold the writer's lock of a bank's folder.
+
+    Args:
+        patience: seconds to wait for who holds it.
 
     Raises:
         BankBusy: another process (or another part of this one) holds it; its pid is named.
@@ -45,7 +48,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
         raise BankError(f"{folder} is gone")
     lock, holder = FileLock(folder / LOCK, timeout=0), folder / HOLDER
     try:
-        lock.acquire()
+        lock.acquire(timeout=patience)
     except Timeout as error:
         raise BankBusy(f"another writer ({_holder(holder)}) is changing {folder}; wait for it") from error
     except OSError as error:

@@ -68,22 +68,23 @@ class Snapshot:
         assert self._open, "a closed snapshot shows nothing"
         return self.catalog.search(self.namespace, question, limit, scope)
 
-    def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
-        """Live documents by their ids, in the order given; others are left out."""
+    def documents(self, ids: Sequence[int], scope: Scope = EVERYTHING) -> list[StoredDocument]:
+        """Documents of a scope by their ids, in the order given; others are left out."""
         assert self._open, "a closed snapshot shows nothing"
-        return self.catalog.documents(self.namespace, ids)
+        return self.catalog.documents(self.namespace, ids, scope)
 
     def selectable_mask(self, scope: Scope = EVERYTHING) -> torch.Tensor:
-        """For every document of the shards, one after the other, whether it lives and is in the scope, `[N]` bool.
+        """For every document of the shards, one after the other, whether it is in the scope, `[N]` bool.
 
         Raises:
             FilterError: nothing matches, and no document has a field that the filter names.
         """
-        return self._masks.get(scope, lambda: self._selectable_mask(scope))
+        expired = self.catalog.last_expiry(self.namespace)
+        return self._masks.get((scope, expired), lambda: self._selectable_mask(scope, expired is not None))
 
-    def _selectable_mask(self, scope: Scope) -> torch.Tensor:
-        masks = [shard.live_N for shard in self.shards]
-        if scope:
+    def _selectable_mask(self, scope: Scope, some_expired: bool) -> torch.Tensor:
+        masks = [torch.ones_like(shard.live_N) if scope.is_past else shard.live_N for shard in self.shards]
+        if scope or some_expired:
             allowed = torch.from_numpy(self.catalog.ids_in_scope(self.namespace, scope))
             masks = [live_N & shard.contains_mask(allowed) for live_N, shard in zip(masks, self.shards, strict=True)]
         return torch.cat(masks) if masks else torch.empty(0, dtype=torch.bool)

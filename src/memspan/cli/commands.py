@@ -16,6 +16,7 @@ from memspan.cli.app import (
     BankArgument,
     BudgetOption,
     GPUBudgetOption,
+    ExpiryOptions,
     InstalledOption,
     JsonOption,
     Model,
@@ -94,6 +95,7 @@ def add(
     namespace: NamespaceOption = "default",
     *,
     model: Model,
+    expiry: ExpiryOptions,
     as_json: JsonOption = False,
 ) -> int:
     """Remember documents. Makes the bank if there is none."""
@@ -126,7 +128,8 @@ def add(
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
             documents = found_documents(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
-            report = memory.add(documents, progress=progress, should_stop=stop.is_set, group=ranks)
+            options = {"progress": progress, "should_stop": stop.is_set, "group": ranks}
+            report = memory.add(documents, expires=expiry, **options)
         render.report(report, skipped, memory.bank, as_json)
     return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
 
@@ -215,6 +218,7 @@ def ask(
         sampling=Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ())),
         where=scope.where,  # a malformed filter fails before anything is loaded
         as_of=scope.as_of,
+        known_at=scope.known_at,
     )
     budgets = {"memory_budget": memory_budget, "gpu_memory_budget": gpu_memory_budget}
     model = dataclasses.replace(model, weights=weights, **budgets)
@@ -280,7 +284,8 @@ def summarize(
     plan = SummaryPlan(about, max_statements, batch_tokens, Sampling(max_new_tokens))
     where, model = scope.where, dataclasses.replace(model, weights=weights)
     with model.open(bank, scope.namespace) as memory, render.CountProgress("documents read") as progress:
-        summary = memory.summarize(plan, where=where, as_of=scope.as_of, progress=progress)
+        times = {"as_of": scope.as_of, "known_at": scope.known_at}
+        summary = memory.summarize(plan, where=where, **times, progress=progress)
     if as_json:
         render.as_json(summary)
     else:

@@ -24,7 +24,7 @@ from memspan.routing.ranks import Ranks
 from memspan.routing.sharded import ShardedMemory
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Passage, encoded_text, shown_passage
-from memspan.text.terms import query_terms
+from memspan.text.terms import content_words, plain_words
 from memspan.types import Evidence, LayerRouting, Retrieved, Turn
 
 _TURNS_SEARCHED = 2
@@ -74,8 +74,8 @@ class Finder:
         return self._snapshot.search(query, limit, self._scope)
 
     def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
-        """Live documents by their ids, in the order given."""
-        return self._snapshot.documents(ids)
+        """Documents of the scope by their ids, in the order given."""
+        return self._snapshot.documents(ids, self._scope)
 
     def route(self, looks: Sequence[Look]) -> list[tuple[list[Ranked], tuple[LayerRouting, ...]]]:
         """Route the contexts of looks, and rank what the MSA layers considered."""
@@ -100,13 +100,13 @@ class Finder:
         return router_fits(ranked, num_layers) if is_bounded else None
 
     def ids(self) -> list[int]:
-        """The live documents in the scope, in the order they were added."""
+        """The documents in the scope, in the order they were added."""
         shards = self._snapshot.shards
         ids_N = torch.cat([shard.ids_N for shard in shards]) if shards else torch.empty(0, dtype=torch.int64)
         return ids_N[self._snapshot.selectable_mask(self._scope)].sort().values.tolist()
 
     def in_scope(self, document_ids: Sequence[int]) -> list[int]:
-        """Those of the ids that are of live documents in the scope, in order."""
+        """Those of the ids that are of documents in the scope, in order."""
         shards, wanted_K = self._snapshot.shards, torch.tensor(document_ids, dtype=torch.int64)
         masks = self._snapshot.selectable_mask(self._scope).split([len(shard.ids_N) for shard in shards])
         there: set[int] = set()
@@ -157,9 +157,9 @@ def first_query(question: str, history: Sequence[Turn]) -> str:
 
 
 def _with_names(question: str, texts: Iterable[str]) -> str:
-    known = set(query_terms(question))
+    known = set(plain_words(question))
     found = (name for text in texts for name in names_in(text))
-    names = [name for name in dict.fromkeys(found) if not known.issuperset(query_terms(name))]
+    names = [name for name in dict.fromkeys(found) if not known.issuperset(content_words(name))]
     return " ".join([question, *names])
 
 
