@@ -16,8 +16,8 @@ from memspan.cli import render
 from memspan.cli.app import (
     BankArgument,
     BudgetOption,
-    GPUBudgetOption,
     ExpiryOptions,
+    GPUBudgetOption,
     IdOption,
     JsonOption,
     Model,
@@ -84,9 +84,6 @@ def search(
         where = scope.where
         model = dataclasses.replace(model, memory_budget=memory_budget, gpu_memory_budget=gpu_memory_budget)
         with model.open(bank, scope.namespace) as memory:
-            options = {"selector": selector, "limit": limit, "min_score": min_score, "as_of": scope.as_of}
-            found = memory.search(question, where=where, **options)
-        with dataclasses.replace(model, memory_budget=memory_budget).open(bank, scope.namespace) as memory:
             options = {"selector": selector, "limit": limit, "min_score": min_score}
             times = {"as_of": scope.as_of, "known_at": scope.known_at}
             found = memory.search(question, where=where, **options, **times)
