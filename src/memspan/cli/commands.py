@@ -15,6 +15,7 @@ from memspan.cli.app import (
     AskSelectorOption,
     BankArgument,
     BudgetOption,
+    ExpiryOptions,
     InstalledOption,
     JsonOption,
     Model,
@@ -98,6 +99,7 @@ def add(
         bool, typer.Option("--later", help="End when the texts can be found; `memspan encode` does the rest.")
     ] = False,
     model: Model,
+    expiry: ExpiryOptions,
     as_json: JsonOption = False,
 ) -> int:
     """Remember documents: first their texts, which are found at once, then encoded. Makes the bank if there is none."""
@@ -126,8 +128,8 @@ def add(
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
             documents = found_documents(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
-            how = {"progress": progress, "should_stop": stop.is_set, "group": ranks, "later": later}
-            report = memory.add(documents, **how)
+            options = {"progress": progress, "should_stop": stop.is_set, "group": ranks, "later": later}
+            report = memory.add(documents, expires=expiry, **options)
         render.report(report, skipped, memory.bank, as_json)
     return stop.code if report.interrupted else SKIPPED if skipped else 0
 
@@ -142,7 +144,7 @@ def encode(
     model: Model,
     as_json: JsonOption = False,
 ) -> int:
-    """Encode what `add` has left to be encoded. Stopped, it continues when run again; others change the bank meanwhile."""
+    """Encode what `add` left. Stopped, it continues when run again; others may change the bank meanwhile."""
     check_bank(bank)
     with importing():
         import torch
@@ -254,6 +256,7 @@ def ask(
         sampling=Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ())),
         where=scope.where,  # a malformed filter fails before anything is loaded
         as_of=scope.as_of,
+        known_at=scope.known_at,
     )
     model = dataclasses.replace(model, weights=weights, memory_budget=memory_budget)
     with model.open(bank, scope.namespace) as memory:
@@ -318,7 +321,8 @@ def summarize(
     plan = SummaryPlan(about, max_statements, batch_tokens, Sampling(max_new_tokens))
     where, model = scope.where, dataclasses.replace(model, weights=weights)
     with model.open(bank, scope.namespace) as memory, render.CountProgress("documents read") as progress:
-        summary = memory.summarize(plan, where=where, as_of=scope.as_of, progress=progress)
+        times = {"as_of": scope.as_of, "known_at": scope.known_at}
+        summary = memory.summarize(plan, where=where, **times, progress=progress)
     if as_json:
         render.as_json(summary)
     else:
