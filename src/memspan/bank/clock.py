@@ -33,14 +33,18 @@ def expiry_of(expires: str | None, ttl: str | timedelta | None) -> str | None:
     """When something expires, from one of the two ways to say it; None if neither is given.
 
     Raises:
-        TypeError: both are given.
-        ValueError: the moment or duration is none.
+        ValueError: both are given; the moment or duration is none; the moment is past.
     """
     if expires is not None and ttl is not None:
-        raise TypeError("give expires or ttl, not both")
+        raise ValueError("give an expiry or a time to live, not both")
     if ttl is not None:
         return moment_after(ttl)
-    return expires if expires is None or expires == NEVER else normal_date(expires)
+    if expires is None or expires == NEVER:
+        return expires
+    expiry = normal_date(expires)
+    if expiry <= moment():
+        raise ValueError(f"the expiry {expires!r} is past; what is to be forgotten now is deleted")
+    return expiry
 
 
 def moment_before(duration: str | timedelta) -> str:

@@ -66,6 +66,7 @@ class Counts:
     Attributes:
         pending: of the documents those that are not encoded yet: they are found by words only.
         deleted_documents: gone or expired, but their rows still take space until the bank is compacted.
+        expired: sources that have expired and are not erased yet.
         versions: former versions of sources, which are kept.
         past_documents: documents of former versions, whose rows take space.
     """
@@ -77,6 +78,7 @@ class Counts:
     deleted_documents: int
     segments: int
     segment_bytes: int
+    expired: int = 0
     versions: int = 0
     past_documents: int = 0
     pending: int = 0
@@ -108,6 +110,7 @@ class Counts:
             gone[0] - past[0] + expired[0],
             segments,
             int(segment_bytes),
+            num_sources(database, namespace, EXPIRED),
             num_sources(database, namespace, KEPT) - num_sources(database, namespace, LIVE),
             past[0],
             pending,

@@ -122,12 +122,10 @@ def _scope(
 def _expiry(expires: ExpiresOption = None, ttl: TtlOption = None) -> str | None:
     from memspan.bank.clock import expiry_of
 
-    if expires is not None and ttl is not None:
-        raise MemspanError("give --expires or --ttl, not both")
     try:
         return expiry_of(expires, ttl)
     except ValueError as error:
-        raise MemspanError(f"{'--expires' if ttl is None else '--ttl'}: {error}") from error
+        raise MemspanError(f"{'--expires' if expires is not None else '--ttl'}: {error}") from error
 
 
 Model = Annotated[ModelChoice, OptionGroup(_model)]

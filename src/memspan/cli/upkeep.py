@@ -31,7 +31,7 @@ def compact(
     ] = False,
     forget_versions: Annotated[
         str | None,
-        typer.Option(help="Delete former versions that were replaced longer ago than this, as 30d; 0d: all."),
+        typer.Option(help="Delete former versions that were replaced longer ago, as 30d; 0d: all."),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for readers, with --secure.")] = 30.0,
     as_json: JsonOption = False,

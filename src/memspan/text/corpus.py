@@ -6,9 +6,10 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from memspan.errors import CorpusError
 from memspan.text.readers import (
@@ -206,9 +207,18 @@ def _document_of_record(
     external_id = f"{name}#{record.line}" if id_key is None else str(values[id_key])
     own_date = _normal_date(values.get("date"))
     date_key = "date" if own_date else None
-    others = {key: value for key, value in values.items() if key not in (text_key, id_key, title_key, date_key)}
+    pinned_key = "pinned" if isinstance(values.get("pinned"), bool) else None
+    taken = (text_key, id_key, title_key, date_key, pinned_key, "expires")
+    others = {key: value for key, value in values.items() if key not in taken}
     title = "" if title_key is None else str(values[title_key]).strip()
-    return _document(external_id, str(values[text_key]), title, {**metadata, **others}, own_date or date, where)
+    found = _document(external_id, str(values[text_key]), title, {**metadata, **others}, own_date or date, where)
+    if isinstance(found, Skipped):
+        return found
+    try:  # an expiry that cannot be read skips the record: without one it would stay for ever
+        expires: Any = values.get("expires") or None
+        return replace(found, expires=expires, pinned=None if pinned_key is None else bool(values["pinned"]))
+    except ValueError as error:
+        return Skipped(where, f"{error} (its key expires)")
 
 
 def _document(

@@ -69,4 +69,6 @@ def _bank_out(bank: ServedBank, namespace: str, reader: Principal) -> BankOut:
         chunks=counts.chunks,
         bytes=counts.segment_bytes,
         writes_waiting=bank.num_writes,
+        versions=counts.versions,
+        expired=counts.expired,
     )
