@@ -96,7 +96,7 @@ class DocumentStore:
             TypeError: a text or a document was given where a list of them is wanted, or something else in the list.
             ValueError: a list has another length, an id stands twice in `ids`, what was given can be no document, or
                 there is no such moment or duration. Of a list, nothing is added then.
-            DuplicateDocument: see `existing`; or two documents that differ have one id (of a list nothing is added then).
+            DuplicateDocument: see `existing`; or two documents that differ have one id. Of a list, nothing is added.
         """
         given = documents_of(documents, ids=ids, metadatas=metadatas, titles=titles, dates=dates)
         expiry = expiry_of(expires, ttl)

@@ -229,9 +229,7 @@ def _check_ids(documents: Sequence[Document]) -> None:
     for place, document in enumerate(documents):
         before = first.setdefault(document.external_id, place)
         if documents[before] != document:
-            message = (
-                f"memories {before} and {place} differ and have one id: {document.external_id!r}"
-            )
+            message = f"memories {before} and {place} differ and have one id: {document.external_id!r}"
             raise ApiError(400, message, "duplicate", param="memories")
 
 
