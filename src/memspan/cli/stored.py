@@ -222,7 +222,7 @@ def update(
     fields = _fields(set_fields or [], unset or []) or None
     given = {"text": text, "title": title, "metadata": fields, "date": date, "expires": expiry, "pinned": pin}
     if all(value is None for value in given.values()):
-        options = "--title, --date, --set KEY=VALUE, --unset KEY, --expires, --ttl, --pin or --unpin"
+        options = "--title, --date or --set KEY=VALUE; or --unset KEY, --expires, --ttl, --pin, --unpin"
         raise MemspanError(f"nothing to update; name a FILE, {options}")
     from memspan.bank.texts import Changes
 
