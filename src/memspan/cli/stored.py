@@ -72,6 +72,7 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find documents for a question, without answering it."""
+    from memspan.bank.stored import num_pending
     from memspan.generate.lexical import search_words
     from memspan.generate.selectors import ranking_selector
 
@@ -87,6 +88,8 @@ def search(
             options = {"selector": selector, "limit": limit, "min_score": min_score}
             times = {"as_of": scope.as_of, "known_at": scope.known_at}
             found = memory.search(question, where=where, **options, **times)
+            if not as_json:
+                render.pending_note(num_pending(memory.bank.catalog, scope.namespace), memory.bank)
     if as_json:
         render.as_json(found)
         return
@@ -232,7 +235,7 @@ def update(
     fields = _fields(set_fields or [], unset or []) or None
     given = {"text": text, "title": title, "metadata": fields, "date": date, "expires": expiry, "pinned": pin}
     if all(value is None for value in given.values()):
-        options = "--title, --date, --set KEY=VALUE, --unset KEY, --expires, --ttl, --pin or --unpin"
+        options = "--title, --date or --set KEY=VALUE; or --unset KEY, --expires, --ttl, --pin, --unpin"
         raise MemspanError(f"nothing to update; name a FILE, {options}")
     from memspan.bank.texts import Changes
 
