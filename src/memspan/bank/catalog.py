@@ -160,6 +160,18 @@ class Catalog(Database):
             self._check_fields(namespace, scope)
         return found
 
+    def external_ids(self, namespace: str, scope: Scope = EVERYTHING) -> list[str]:
+        """The names of live sources, in the order they were added.
+
+        Raises:
+            FilterError: as `ids_in_scope`.
+        """
+        rows = self._of_sources("s.external_id", namespace, f"{scope.sql} ORDER BY s.id", scope.values)
+        found = [external_id for (external_id,) in rows]
+        if not found:
+            self._check_fields(namespace, scope)
+        return found
+
     def external_id_of(self, namespace: str, document_id: int) -> str | None:
         """The name of the live source that a live document is, or is a part of."""
         if not 0 <= document_id <= _MAX_INTEGER:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,15 +22,19 @@ from memspan.cli.app import (
     NamespaceOption,
     ScopeOptions,
     SelectorOption,
+    WhereOption,
     command,
 )
 from memspan.cli.importing import importing
 from memspan.cli.process import started_by_torchrun
-from memspan.errors import MemspanError
+from memspan.errors import MemspanError, UnknownDocument
 from memspan.types import JSON, AddReport
 
 if TYPE_CHECKING:
+    from memspan.bank.catalog import Catalog
     from memspan.bank.texts import TextBank
+
+_MOST_SHOWN = 20
 
 
 @contextmanager
@@ -165,18 +169,60 @@ def checkpoint_info(path: Path) -> dict[str, Any]:
 @command
 def rm(
     bank: BankArgument,
-    external_ids: Annotated[list[str] | None, typer.Argument(help="External ids, as `ls` shows them.")] = None,
+    external_ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="External ids, as `ls` shows them, or patterns of them: 'docs/*.md', 'docs/**'."),
+    ] = None,
     ids: IdOption = None,
+    where: WhereOption = None,
     namespace: NamespaceOption = "default",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a pattern or --where forgets.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Forget documents: the next question does not see them. `compact` frees, `compact --secure` erases them."""
-    named = [*(external_ids or []), *(ids or [])]
-    if not named:
-        raise MemspanError("nothing to delete; name external ids, or --id NUMBER")
+    if not (external_ids or ids or where):
+        raise MemspanError("nothing to delete; name external ids, patterns of them, --id NUMBER or --where")
+    if ids and where:
+        raise MemspanError("--id names documents already; use --where with external ids or patterns, or alone")
     with open_texts(bank) as opened:
-        deleted = opened.delete(named, namespace)
+        named, found = _chosen(opened.catalog, external_ids or [], where or [], namespace)
+        if found and not yes:
+            _ask_to_forget(found)
+        deleted = opened.delete([*named, *found, *(ids or [])], namespace)
     render.show({"deleted": deleted}, as_json)
+
+
+def _chosen(
+    catalog: Catalog, given: Sequence[str], expressions: Sequence[str], namespace: str
+) -> tuple[list[str], list[str]]:
+    """The external ids that were named, and those that were found: by patterns, and with a filter by that."""
+    from memspan.bank.scope import Scope, parse_expressions
+    from memspan.text.folders import has_wildcards, matches
+
+    if expressions:
+        in_scope = catalog.external_ids(namespace, Scope.parse(parse_expressions(expressions)))
+        of_names = (id for id in in_scope if not given or any(id == one or matches(id, one) for one in given))
+        return [], list(of_names)
+    patterns = [one for one in given if has_wildcards(one) and catalog.hashes(namespace, one) is None]
+    every = catalog.external_ids(namespace) if patterns else []
+    for pattern in patterns:
+        if not any(matches(id, pattern) for id in every):
+            raise UnknownDocument(f"no document matches {pattern!r} in namespace {namespace!r}; see: memspan ls BANK")
+    found = [id for id in every if any(matches(id, pattern) for pattern in patterns)]
+    return [one for one in given if one not in patterns], found
+
+
+def _ask_to_forget(external_ids: Sequence[str]) -> None:
+    """Show what is to be forgotten.
+
+    Raises:
+        Abort: the answer is not yes.
+    """
+    for external_id in external_ids[:_MOST_SHOWN]:
+        render.err.print(render.one_line(external_id))
+    if len(external_ids) > _MOST_SHOWN:
+        render.err.print(f"... and {len(external_ids) - _MOST_SHOWN} more")
+    typer.confirm(f"forget {len(external_ids)} documents?", abort=True, err=True)
 
 
 @command
