@@ -14,7 +14,6 @@ from memspan.bank import compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.edits import NewSource, Written
 from memspan.bank.folder import PARTIAL_CATALOG, new_bank, segments_folder, text_crc32
-from memspan.bank.locks import writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter
 from memspan.bank.shard import Shard, join_small
@@ -177,7 +176,7 @@ class MemoryBank(TextBank):
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the writer's lock, with the leftovers of killed writers swept. Raises as `writer` does."""
-        with writer_lock(self.folder):
+        with self.writing():
             if not segments_folder(self.folder).is_dir():
                 raise BankError(f"{segments_folder(self.folder)} is missing; mend it: memspan verify BANK --repair")
             self._check_manifest(self.catalog)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from memspan.bank.database import Database
 from memspan.bank.folder import SegmentFiles
-from memspan.bank.schema import SCHEMA
+from memspan.bank.schema import AS_FORMAT_3, SCHEMA
 from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, Scope
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError, FilterError
@@ -101,6 +101,40 @@ class Catalog(Database):
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         super().__init__(path, schema=SCHEMA if create else None)
+        self._shown_as_format_3 = False
+        try:
+            self.follow_format()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def is_of_format_2(self) -> bool:
+        """Whether the file lacks what format 3 added."""
+        columns = {row[1] for row in self.read("PRAGMA main.table_info(sources)")}
+        return bool(columns) and "expires" not in columns
+
+    def follow_format(self) -> None:
+        """Show a bank of format 2 as one of format 3; stop that once another process has made it one."""
+        is_old = self.is_of_format_2
+        if is_old and not self._shown_as_format_3:
+            for table, query in AS_FORMAT_3.items():
+                self.execute(f"CREATE TEMP VIEW {table} AS {query}")
+            self._shown_as_format_3 = True
+        elif not is_old:
+            self.show_as_stored()
+
+    def show_as_stored(self) -> None:
+        """Undo `follow_format`, so that the file can be changed."""
+        if self._shown_as_format_3:
+            for table in AS_FORMAT_3:
+                self.execute(f"DROP VIEW temp.{table}")
+            self._shown_as_format_3 = False
+
+    def begin_snapshot(self) -> None:
+        if self._shown_as_format_3:
+            self.follow_format()
+        super().begin_snapshot()
 
     def read_manifest(self) -> dict[str, Any]:
         try:
@@ -119,7 +153,8 @@ class Catalog(Database):
     def next_document_id(self) -> int:
         """The first id that was never given to a document. Stable while the caller holds the writer's lock."""
         given = self.value("SELECT seq FROM sqlite_sequence WHERE name = 'documents'") or 0
-        return max(int(given), int(self.value("SELECT max(document_id) FROM staged") or 0)) + 1
+        both = "SELECT document_id FROM staged UNION ALL SELECT document_id FROM pending"
+        return max(int(given), int(self.value(f"SELECT max(document_id) FROM ({both})") or 0)) + 1
 
     def namespaces(self) -> list[str]:
         """Names of all namespaces that hold or held documents."""

@@ -10,12 +10,13 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
+from memspan.bank import clock
 from memspan.bank.catalog import STAGED_MANIFEST, Catalog
 from memspan.bank.folder import Placed, SegmentFiles
-from memspan.bank.schema import SEALED, seal
+from memspan.bank.manifest import FORMAT_VERSION
+from memspan.bank.schema import FORMAT_3, SEALED, seal
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError
 from memspan.text.template import part_text
@@ -63,6 +64,21 @@ def _change(catalog: Catalog) -> Iterator[int]:
         yield catalog.commits()
 
 
+def upgrade(catalog: Catalog) -> None:
+    """Make a bank of format 2 one of this format; nothing happens to one that is."""
+    catalog.follow_format()
+    if catalog.is_of_format_2:
+        catalog.show_as_stored()
+        with _change(catalog):
+            for statement in FORMAT_3.split(";")[:-1]:
+                catalog.execute(statement)
+            catalog.execute("UPDATE manifest SET value = ? WHERE key = 'format_version'", (str(FORMAT_VERSION),))
+            catalog.execute(
+                "UPDATE manifest SET value = json_set(value, '$.format_version', ?) WHERE key = ?",
+                (FORMAT_VERSION, STAGED_MANIFEST),
+            )
+
+
 def write_manifest(catalog: Catalog, values: dict[str, Any]) -> None:
     """Store what the bank is encoded with."""
     with _change(catalog):
@@ -99,7 +115,13 @@ def add_sources(
                 values = (part.document_id, source_id, part.span.start, part.span.end, part.tokens)
                 catalog.execute(
                     "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
-                    (*values, segment_ids[place.segment], place.first_row, place.rows, seal(*values, None)),
+                    (
+                        *values,
+                        segment_ids[place.segment],
+                        place.first_row,
+                        place.rows,
+                        seal("documents", *values, None),
+                    ),
                 )
                 words.insert(part.document_id, part_text(source.document, part.span))
         for document in relabelled:
@@ -275,7 +297,7 @@ def _open_namespace(catalog: Catalog, namespace: str) -> int:
     number = catalog.namespace_id(namespace)
     if number is None:
         number = catalog.execute("INSERT INTO namespaces (name, seal) VALUES (?, 0)", (namespace,))
-        catalog.execute("UPDATE namespaces SET seal = ? WHERE id = ?", (seal(number, namespace), number))
+        catalog.execute("UPDATE namespaces SET seal = ? WHERE id = ?", (seal("namespaces", number, namespace), number))
         WordIndex(catalog, number).create()
     return number
 
@@ -291,21 +313,22 @@ def _insert_segments(
 
 
 def _insert_source(catalog: Catalog, namespace_id: int, document: Document) -> int:
-    added_at = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="seconds")
+    recorded_at = clock.moment()
     values = (
         namespace_id,
         document.external_id,
         document.title,
         _json(document.metadata),
         document.date,
-        added_at,
+        recorded_at.partition(".")[0],
         document.content_hash,
         document.text_hash,
+        recorded_at,
     )
     source_id = catalog.execute(
         "INSERT INTO sources "
-        "(namespace_id, external_id, title, metadata, date, added_at, content_hash, text_hash, seal) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
+        "(namespace_id, external_id, title, metadata, date, added_at, content_hash, text_hash, recorded_at, seal) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
         values,
     )
     _reseal(catalog, "sources", source_id)
@@ -362,7 +385,7 @@ def _retire(catalog: Catalog, segment_ids: Sequence[int], commit: int) -> None:
 def _reseal(catalog: Catalog, table: str, number: int) -> None:
     """Bring a row's seal up to date."""
     ((*values,),) = catalog.read(f"SELECT {', '.join(SEALED[table])} FROM {table} WHERE id = ?", (number,))
-    catalog.execute(f"UPDATE {table} SET seal = ? WHERE id = ?", (seal(*values), number))
+    catalog.execute(f"UPDATE {table} SET seal = ? WHERE id = ?", (seal(table, *values), number))
 
 
 def _json(metadata: Mapping[str, JSON]) -> str:

@@ -84,6 +84,18 @@ class TextBank:
             with self._lock:
                 self._idle.append(catalog)
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the writer's lock. A bank of an older format has become one of the present format.
+
+        Raises:
+            BankBusy: another process writes (its pid is named).
+            BankError: the folder or the catalog cannot be written.
+        """
+        with writer_lock(self.folder):
+            edits.upgrade(self.catalog)
+            yield
+
     def _check_manifest(self, catalog: Catalog) -> None:
         if Manifest.from_json(catalog.read_manifest()) != self.manifest:
             raise BankMismatch(f"{self.folder} was encoded anew since it was opened; open it again")
@@ -104,7 +116,7 @@ class TextBank:
         """
         if isinstance(ids, str):
             raise TypeError("ids is a list of ids, not one")
-        with writer_lock(self.folder):
+        with self.writing():
             names = {self.resolve(document_id, namespace) for document_id in ids}
             edits.delete_sources(self.catalog, namespace, sorted(names))
         return len(names)
@@ -156,7 +168,7 @@ class TextBank:
             UnknownDocument: there is no source of this name, or it has another text.
             BankBusy: another process writes.
         """
-        with writer_lock(self.folder):
+        with self.writing():
             known = self.catalog.hashes(namespace, document.external_id)
             if known is None or known[1] != document.text_hash:
                 raise UnknownDocument(f"{document.external_id!r} in {self.folder} was changed just now; try again")

@@ -100,11 +100,11 @@ def _catalog_faults(catalog: Catalog) -> Iterator[Fault]:
         "WHERE d.deleted_in IS NOT NULL OR s.deleted_in IS NOT NULL"
     )
     for name, number, *values in catalog.rows(of_the_dead):
-        if number != seal(*values):
+        if number != seal("documents", *values):
             yield Fault("document", name, f"document {values[0]} is deleted, and not what was written")
     for table in ("namespaces", "sources"):
         for number, *values in catalog.rows(f"SELECT seal, {', '.join(SEALED[table])} FROM {table}"):
-            if number != seal(*values):
+            if number != seal(table, *values):
                 yield Fault("catalog", where, f"row {values[0]} of {table} is not what was written")
     if catalog.value("SELECT count(*) FROM clock") != 1:
         yield Fault("catalog", where, "the counter of commits is missing")
@@ -157,7 +157,7 @@ def _source_faults(catalog: Catalog, namespace: str) -> Iterator[Fault]:
     rows = catalog.rows(query, (catalog.namespace_id(namespace),))
     for text, title, metadata, date, content_hash, text_hash, found_seal, *values in rows:
         number, _, name, *_ = values
-        if found_seal != seal(*values):
+        if found_seal != seal("sources", *values):
             continue  # reported with the catalog; it may have been deleted, and must not come back by a repair
         while number_of_parts is not None and number_of_parts < number:
             number_of_parts, current = next(parts, (None, []))
@@ -201,7 +201,7 @@ def _parts_by_source(catalog: Catalog, namespace: str) -> Iterator[tuple[int | N
         yield (
             number,
             [
-                _Part(start, end, bool(has_latents), found_seal == seal(*values))
+                _Part(start, end, bool(has_latents), found_seal == seal("documents", *values))
                 for _, start, end, has_latents, found_seal, *values in group
             ],
         )
