@@ -25,6 +25,7 @@ from memspan.bank.folder import (
     segment_paths,
     segments_folder,
 )
+from memspan.bank.ledger import forget_disk
 from memspan.bank.manifest import Manifest
 from memspan.errors import BankError
 from memspan.files import sync_file, sync_folder, whole_file
@@ -94,6 +95,7 @@ def _copy(bank: MemoryBank, folder: Path) -> None:
                 _link(file, segments_folder(folder) / file.name)
     with closing(Catalog(folder / CATALOG)) as copied:
         edits.forget_unfinished(copied)
+        forget_disk(copied)
     with closing(MemoryBank.open(folder)) as copied_bank:
         copied_bank.compact(secure=True)
 

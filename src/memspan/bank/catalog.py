@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from memspan.bank.database import Database
 from memspan.bank.folder import SegmentFiles
+from memspan.bank.former_paths import without_disk
 from memspan.bank.schema import AS_FORMAT_3, SCHEMA
 from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, Scope
 from memspan.bank.words import WordIndex
@@ -118,6 +119,7 @@ class Catalog(Database):
         """Show a bank of format 2 as one of format 3; stop that once another process has made it one."""
         is_old = self.is_of_format_2
         if is_old and not self._shown_as_format_3:
+            self.connection.create_function("without_disk", 2, without_disk, deterministic=True)
             for table, query in AS_FORMAT_3.items():
                 self.execute(f"CREATE TEMP VIEW {table} AS {query}")
             self._shown_as_format_3 = True

@@ -15,6 +15,7 @@ from typing import Any
 from memspan.bank import clock
 from memspan.bank.catalog import STAGED_MANIFEST, Catalog
 from memspan.bank.folder import Placed, SegmentFiles
+from memspan.bank.former_paths import take_paths
 from memspan.bank.manifest import FORMAT_VERSION
 from memspan.bank.schema import FORMAT_3, SEALED, seal
 from memspan.bank.words import WordIndex
@@ -72,6 +73,7 @@ def upgrade(catalog: Catalog) -> None:
         with _change(catalog):
             for statement in FORMAT_3.split(";")[:-1]:
                 catalog.execute(statement)
+            take_paths(catalog)
             catalog.execute("UPDATE manifest SET value = ? WHERE key = 'format_version'", (str(FORMAT_VERSION),))
             catalog.execute(
                 "UPDATE manifest SET value = json_set(value, '$.format_version', ?) WHERE key = ?",
@@ -104,7 +106,7 @@ def add_sources(
     """
     placed = {place.document_id: place for place in written.places}
     with _change(catalog) as commit:
-        namespace_id = _open_namespace(catalog, namespace)
+        namespace_id = open_namespace(catalog, namespace)
         words = WordIndex(catalog, namespace_id)
         segment_ids = _insert_segments(catalog, namespace_id, written.segments, "live")
         for source in sources:
@@ -142,6 +144,28 @@ def delete_sources(catalog: Catalog, namespace: str, external_ids: Iterable[str]
         words = WordIndex(catalog, number)
         for external_id in external_ids:
             _delete_source(catalog, number, external_id, words, commit)
+
+
+def rename_sources(catalog: Catalog, namespace: str, renamed: Iterable[tuple[str, Document]]) -> None:
+    """Give live sources, by their external ids, the ids and metadata of documents of the same text.
+
+    Nothing is encoded. A source that has a new id already is deleted.
+    """
+    with _change(catalog) as commit:
+        number = open_namespace(catalog, namespace)
+        words = WordIndex(catalog, number)
+        for old, document in renamed:
+            if document.external_id != old:
+                _delete_source(catalog, number, document.external_id, words, commit)
+            catalog.execute(
+                "UPDATE sources SET metadata = ?, content_hash = ? "
+                "WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?",
+                (_json(document.metadata), document.content_hash, number, old),
+            )
+            query = "SELECT id FROM sources WHERE namespace_id = ? AND external_id = ?"
+            for (source_id,) in catalog.read(query, (number, old)):
+                catalog.execute("UPDATE sources SET external_id = ? WHERE id = ?", (document.external_id, source_id))
+                _reseal(catalog, "sources", source_id)
 
 
 def replace_segments(
@@ -293,7 +317,7 @@ def forget_segments(catalog: Catalog, names: Sequence[str]) -> None:
             )
 
 
-def _open_namespace(catalog: Catalog, namespace: str) -> int:
+def open_namespace(catalog: Catalog, namespace: str) -> int:
     number = catalog.namespace_id(namespace)
     if number is None:
         number = catalog.execute("INSERT INTO namespaces (name, seal) VALUES (?, 0)", (namespace,))

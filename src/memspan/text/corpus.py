@@ -121,14 +121,26 @@ def read_paths(
         CorpusError: a path does not exist; raised by the call itself, before anything is read.
     """
     given = tuple(paths)
+    return _read_files(found_files(given), reading or ReadProgress(given), roots or Roots())
+
+
+def found_files(paths: Iterable[Path]) -> Iterator[FoundFile | Skipped]:
+    """The files that some paths mean, in the order given, and what cannot be read.
+
+    Raises:
+        CorpusError: a path does not exist; raised by the call itself.
+    """
+    given = tuple(paths)
     for path in given:
         if not os.path.exists(path):
             raise CorpusError(f"{path} does not exist, or its folder may not be entered; check the path")
-    return _read_paths(given, reading or ReadProgress(given), roots or Roots())
+    return chain.from_iterable(Given.of(path).files() for path in given)
 
 
-def _read_paths(paths: Iterable[Path], reading: ReadProgress, roots: Roots) -> Iterator[Document | Skipped]:
-    for file in chain.from_iterable(Given.of(path).files() for path in paths):
+def _read_files(
+    files: Iterable[FoundFile | Skipped], reading: ReadProgress, roots: Roots
+) -> Iterator[Document | Skipped]:
+    for file in files:
         if isinstance(file, Skipped):
             yield file
             continue
