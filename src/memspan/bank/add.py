@@ -22,7 +22,7 @@ from memspan.types import AddReport, Document
 # Documents are sorted by length within a window of so many batches; it bounds what waits in memory, too.
 WINDOW_BATCHES = 8
 _WINDOW_DOCUMENTS = 1024
-COMMIT_SECONDS = 60.0
+COMMIT_SECONDS = 5.0
 
 Existing = Literal["replace", "refuse", "renew"]
 

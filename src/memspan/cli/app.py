@@ -1,6 +1,7 @@
 """What commands are made of: their options, and how they end.
 
-Exit codes: 0 done, 1 an error, 2 wrong usage, 3 files were skipped, 130 interrupted.
+Exit codes: 0 done, 1 an error, 2 wrong usage, 3 files were skipped, 128 and the number of the signal that stopped it
+(130 Ctrl-C, 143 SIGTERM).
 """
 
 from __future__ import annotations

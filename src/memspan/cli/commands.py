@@ -25,7 +25,7 @@ from memspan.cli.app import (
     command,
 )
 from memspan.cli.importing import importing
-from memspan.cli.process import INTERRUPTED, SKIPPED, stop_flag
+from memspan.cli.process import SKIPPED, stop_flag
 from memspan.cli.stored import check_bank, checkpoint_info
 from memspan.errors import MemspanError
 from memspan.types import Answer
@@ -108,7 +108,7 @@ def add(
         if ranks.rank:
             with stop_flag() as stop:
                 report = encode_for_first(bank, model.load(bank), ranks, should_stop=stop.is_set)
-            return INTERRUPTED if report.interrupted else 0
+            return stop.code if report.interrupted else 0
     if not (paths or installed):
         raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
     files = [path for path in paths or () if str(path) != "-"]
@@ -127,7 +127,7 @@ def add(
             documents = found_documents(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
             report = memory.add(documents, progress=progress, should_stop=stop.is_set, group=ranks)
         render.report(report, skipped, memory.bank, as_json)
-    return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
+    return stop.code if report.interrupted else SKIPPED if skipped else 0
 
 
 @command
