@@ -94,6 +94,7 @@ def _copy(bank: MemoryBank, folder: Path) -> None:
             for file in (*segment_paths(source, files.name), *([derived] if derived.exists() else [])):
                 _link(file, segments_folder(folder) / file.name)
     with closing(Catalog(folder / CATALOG)) as copied:
+        edits.upgrade(copied)
         edits.forget_unfinished(copied)
         forget_disk(copied)
     with closing(MemoryBank.open(folder)) as copied_bank:

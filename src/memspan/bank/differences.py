@@ -39,7 +39,7 @@ class Differences:
         moved: files that are gone, and new ones with their content.
         gone: files that are not there any more.
         touched: files written anew with the same content.
-        unchanged: how many are as they were, the touched included.
+        standing: numbers of the files that are as they were, the touched included.
         skipped: what cannot be read, or is of an unknown kind.
         refused: for every folder of which too much is gone, what to say.
     """
@@ -49,7 +49,7 @@ class Differences:
     moved: list[tuple[KnownFile, Placed]] = field(default_factory=list)
     gone: list[KnownFile] = field(default_factory=list)
     touched: list[ReadFile] = field(default_factory=list)
-    unchanged: int = 0
+    standing: list[int] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
@@ -120,7 +120,7 @@ def _compare(placed: Placed, known: KnownFile | None, found: Differences) -> Non
     except OSError as error:
         found.skipped.append(Skipped(str(file.path), f"cannot be read: {error.strerror}"))
         return
-    found.unchanged += 1
+    found.standing.append(known.id)
     if stat != known.stat:
         found.touched.append(ReadFile(known.id, stat, known.sha256))
 

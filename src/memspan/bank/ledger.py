@@ -14,13 +14,13 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 from pathlib import Path
 
 from memspan.bank.catalog import Catalog
 from memspan.bank.edits import open_namespace
 from memspan.text.corpus import ReadProgress, read_file
-from memspan.text.folders import FoundFile, Root, Roots, relative_path
+from memspan.text.folders import FoundFile, Root, Roots, join, relative_path
 from memspan.text.readers import is_supported
 from memspan.types import Document, Skipped, is_unicode
 
@@ -81,11 +81,11 @@ class KnownFile:
 
     def under(self, folder: str) -> KnownFile:
         """The same file where its root is another folder."""
-        return replace(self, path=os.path.join(folder, *self.relative.split("/")))
+        return replace(self, path=join(folder, self.relative))
 
     def is_in(self, folder: str) -> bool:
         """Whether it stands in a folder, or in one of those in it."""
-        return bool(self.path) and relative_path(self.path, folder) is not None
+        return bool(self.path and relative_path(self.path, folder))
 
     def is_stale(self) -> bool:
         """Whether the file is another than its memory was made of, or gone. Where nothing is known of it: no."""
@@ -120,14 +120,7 @@ class Ledger:
         """All files, sorted by the ids of their documents."""
         return [
             KnownFile(
-                *(
-                    number,
-                    root,
-                    os.path.join(folder, *relative.split("/")) if folder else "",
-                    relative,
-                    name,
-                    bool(alone),
-                ),
+                *(number, root, join(folder, relative) if folder else "", relative, name, bool(alone)),
                 *(None if size is None else Stat(size, mtime_ns), sha256, bool(is_whole)),
             )
             for number, root, folder, relative, name, alone, size, mtime_ns, sha256, is_whole in self._read(_KNOWN)
@@ -170,10 +163,8 @@ class Ledger:
             (self.keep_root(root), relative, name, file.id),
         )
         follows = re.compile(rf"{re.escape(file.name)}(?=$|[#/])")
-        new = {
-            one: follows.sub(lambda _: name, one, count=1) if follows.match(one) else one
-            for one in self.documents_of(file.id)
-        }
+        renamed = ((one, follows.match(one)) for one in self.documents_of(file.id))
+        new = {one: name + one[len(file.name) :] if match else one for one, match in renamed}
         self.claim(file.id, new.values())
         return new
 
@@ -239,6 +230,7 @@ class ReadFile:
 
     Attributes:
         stat, sha256: of what was read; None where it must be read again.
+        source: its path, for people.
         gone: documents that it gave before, and did not now.
         is_whole: all of it could be read.
     """
@@ -246,6 +238,7 @@ class ReadFile:
     id: int
     stat: Stat | None = None
     sha256: str | None = None
+    source: str = ""
     gone: set[str] = field(default_factory=set)
     is_whole: bool = True
 
@@ -257,14 +250,22 @@ class FileReader:
         files: what was read so far, by number.
     """
 
-    def __init__(self, catalog: Catalog, namespace: str, reading: ReadProgress, roots: Roots | None = None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        namespace: str,
+        reading: ReadProgress,
+        roots: Roots | None = None,
+        standing: Iterable[int] = (),
+    ) -> None:
         """
         Args:
+            standing: numbers of files whose documents stay theirs: no other file can replace them.
             roots: what the folders are called. Default: as the ledger says when the first file is read.
         """
         self.files: dict[int, ReadFile] = {}
         self._catalog, self._ledger = catalog, Ledger(catalog, namespace)
-        self._reading, self._roots = reading, roots
+        self._reading, self._roots, self._standing = reading, roots, frozenset(standing)
 
     def read(self, files: Iterable[FoundFile | Skipped]) -> Iterator[Document | Skipped]:
         """The documents of files, in the order given, and what was skipped; as `memspan.text.corpus.read_paths`."""
@@ -292,10 +293,10 @@ class FileReader:
         with self._catalog.transaction():
             for file in files:
                 number, name, relative = 0, "", ""
-                if not isinstance(file, Skipped) and (file.alone or is_supported(file.path)):
+                if not isinstance(file, Skipped):
                     root, relative = roots.place(file)
                     name = f"{root.name}/{relative}"
-                    if is_unicode(name):
+                    if is_unicode(name) and _is_kept(file):
                         number, name = self._ledger.keep_file(root, relative, file.alone)
                 kept.append((file, number, name, relative))
         return kept
@@ -309,7 +310,7 @@ class FileReader:
         if not number:
             yield from ((0, item) for item in read_file(file, name, relative, self._reading))
             return
-        read = self.files[number] = ReadFile(number, gone=set(self._ledger.documents_of(number)))
+        read = self.files[number] = ReadFile(number, source=str(file.path), gone=set(self._ledger.documents_of(number)))
         now, before = time.time_ns(), _state_of(file.path)
         read.is_whole = before is not None
         for item in read_file(file, name, relative, self._reading):
@@ -326,18 +327,45 @@ class FileReader:
             read.stat = stat if stat.is_settled(now) else Stat(stat.size, _UNSETTLED)
 
     def _claimed(self, items: Sequence[tuple[int, Document | Skipped]]) -> Iterator[Document | Skipped]:
-        """Claim documents for their files. What another file of this run gave stays that one's."""
+        """Claim documents for their files. What another file of this run gave, or one that stands, stays that one's."""
         owners = self._ledger.owners(item.external_id for _, item in items if isinstance(item, Document))
+        passed: list[Document | Skipped] = []
+        claims: dict[int, list[str]] = {}
+        for number, item in items:
+            if number and isinstance(item, Document):
+                owner = owners.setdefault(item.external_id, number)
+                if owner != number and self._is_given_by(owner, item.external_id):
+                    item = self._refused(number, item.external_id)
+                else:
+                    owners[item.external_id] = number
+                    claims.setdefault(number, []).append(item.external_id)
+            passed.append(item)
         with self._catalog.transaction():
-            for number, group in groupby(items, key=lambda item: item[0]):
-                given = [item.external_id for _, item in group if isinstance(item, Document)]
-                mine = [one for one in given if owners.get(one, number) == number or owners[one] not in self.files]
-                owners.update(dict.fromkeys(mine, number))
-                self._ledger.claim(number, mine)
-        for _, item in items:
+            for number, external_ids in claims.items():
+                self._ledger.claim(number, external_ids)
+        for item in passed:
             if isinstance(item, Document):
                 self._reading.characters += len(item.text)
             yield item
+
+    def _is_given_by(self, owner: int, external_id: str) -> bool:
+        """Whether another file gave a document in this run, or stands; one that gives it no more loses it."""
+        read = self.files.get(owner)
+        if read is None:
+            return owner in self._standing
+        is_given = external_id not in read.gone
+        read.gone.discard(external_id)
+        return is_given
+
+    def _refused(self, number: int, external_id: str) -> Skipped:
+        read = self.files[number]
+        read.is_whole, read.stat = False, None
+        return Skipped(read.source, f"a document of the id {external_id!r} was read before, from another file")
+
+
+def _is_kept(file: FoundFile) -> bool:
+    """Whether it is a file that can be read again, of a kind that gives documents (and no pipe)."""
+    return os.path.isfile(file.path) and (file.alone or is_supported(file.path))
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

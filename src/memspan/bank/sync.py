@@ -1,8 +1,8 @@
 """`Sync`: bringing a bank in step with the folders that its documents were read from.
 
-First what is on the disk is compared with the bank's ledger (`differences`), and the plan can be shown. Then documents of
-moved files get their new ids, new and changed files are read and added, and what is gone is forgotten. A run that was
-ended early is continued by the next.
+First what is on the disk is compared with the bank's ledger (`differences`), and the plan can be shown. Then documents
+of moved files get their new ids, new and changed files are read and added, and what is gone is forgotten. A run that
+was ended early is continued by the next.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from memspan.bank import edits
@@ -20,13 +20,13 @@ from memspan.bank.ledger import FileReader, KnownFile, Ledger
 from memspan.bank.texts import TextBank
 from memspan.errors import CorpusError, SyncRefused
 from memspan.text.corpus import ReadProgress, found_documents
-from memspan.text.folders import Given, rebased
+from memspan.text.folders import Given, Root, Roots, rebased
 from memspan.types import AddReport, Document, Skipped
 
 
 @dataclass(frozen=True, slots=True)
 class SyncPlan:
-    """What differs between folders and their memory, by ids of documents (of a file of records: what its ids begin with).
+    """What differs between folders and their memory: ids of documents (of a file of records, what its ids begin with).
 
     Attributes:
         added, changed: files to be read.
@@ -62,7 +62,7 @@ class SyncReport:
     """
 
     plan: SyncPlan
-    done: AddReport = AddReport()
+    done: AddReport = field(default_factory=AddReport)
     forgotten: int = 0
 
 
@@ -74,11 +74,17 @@ class Sync:
     """
 
     def __init__(
-        self, bank: TextBank, namespace: str, paths: Iterable[Path], catalog: Catalog, root: str | None = None
+        self,
+        bank: TextBank | None,
+        namespace: str,
+        paths: Iterable[Path],
+        catalog: Catalog | None,
+        root: str | None = None,
     ) -> None:
         """Look; nothing is changed.
 
         Args:
+            bank: None where there is none yet; its plan cannot be done then.
             paths: folders, files, and patterns of files as `docs/**/*.md`.
             catalog: whose snapshot of the bank is read.
             root: what the one folder is called in the bank; where it moved, or the bank came from another machine.
@@ -88,15 +94,16 @@ class Sync:
                 which, and `root` says it.
         """
         self._bank, self._namespace = bank, namespace
-        ledger = Ledger(catalog, namespace)
-        self._roots = ledger.roots()
-        known = ledger.files()
+        self._named: Root | None = None
+        ledger = None if catalog is None else Ledger(catalog, namespace)
+        self._roots = Roots() if ledger is None else ledger.roots()
+        known = [] if ledger is None else ledger.files()
         given = [_meant(path, known) for path in paths]
         if root is not None:
             if len(given) != 1 or given[0].alone or not root.strip("/"):
                 raise CorpusError("root is the name of one folder; name that folder alone, with --root NAME")
-            moved = self._roots.add(given[0].folder, name=root.strip("/"))
-            known = [file.under(moved.path) if file.root == moved.name else file for file in known]
+            self._named = named = self._roots.add(given[0].folder, name=root.strip("/"))
+            known = [file.under(named.path) if file.root == named.name else file for file in known]
         for one in given:
             self._check_is_known(one)
         self._found = found = differences(given, known, self._roots)
@@ -105,7 +112,7 @@ class Sync:
             tuple(file.name for _, file in found.changed),
             tuple((file.name, placed.name) for file, placed in found.moved),
             tuple(file.name for file in found.gone),
-            found.unchanged,
+            len(found.standing),
             tuple(found.skipped),
             tuple(found.refused),
         )
@@ -123,19 +130,25 @@ class Sync:
         """
         if self.plan.refused and not force:
             raise SyncRefused(f"{'; '.join(self.plan.refused)}. If they were deleted: --force (in Python force=True)")
-        found, catalog = self._found, self._bank.catalog
-        self._move()
+        bank, found = self._bank, self._found
+        assert bank is not None, "there is a bank that documents are added to"
+        if self._named is not None:
+            with bank.writing(), bank.catalog.transaction():
+                Ledger(bank.catalog, self._namespace).keep_root(self._named)
+        self._move(bank)
         skipped = list(found.skipped)
-        reader = FileReader(catalog, self._namespace, ReadProgress(()), self._roots)
+        reader = FileReader(bank.catalog, self._namespace, ReadProgress(()), self._roots, found.standing)
         files = [placed.file for placed in (*found.new, *(placed for placed, _ in found.changed))]
         done = add(found_documents(skipped, reader.read(files))) if files else AddReport()
-        ledger = Ledger(catalog, self._namespace)
+        ledger = Ledger(bank.catalog, self._namespace)
         gone = [id for file in found.gone for id in ledger.documents_of(file.id)]
         if not done.interrupted:
             gone += [id for file in reader.files.values() if file.is_whole for id in file.gone]
+        forgotten = self._forget(bank, gone)
+        if not done.interrupted:
             reader.settle()
             ledger.settle(found.touched)
-        return SyncReport(self.plan, dataclasses.replace(done, skipped=tuple(skipped)), self._forget(gone))
+        return SyncReport(self.plan, dataclasses.replace(done, skipped=tuple(skipped)), forgotten)
 
     def _check_is_known(self, given: Given) -> None:
         """
@@ -151,13 +164,13 @@ class Sync:
                 f"--root {name}; if it is another one, name it: --root OTHER (in Python root=)"
             )
 
-    def _move(self) -> None:
+    def _move(self, bank: TextBank) -> None:
         """Give the documents of moved files their new ids."""
         if not self._found.moved:
             return
-        catalog, ledger = self._bank.catalog, Ledger(self._bank.catalog, self._namespace)
+        catalog, ledger = bank.catalog, Ledger(bank.catalog, self._namespace)
         renamed: list[tuple[str, Document]] = []
-        with self._bank.writing():
+        with bank.writing():
             with catalog.transaction():
                 for file, placed in self._found.moved:
                     for old, new in ledger.move_file(file, placed.root, placed.relative).items():
@@ -169,12 +182,12 @@ class Sync:
             edits.rename_sources(catalog, self._namespace, renamed)
             ledger.drop(old for old, document in renamed if document.external_id != old)
 
-    def _forget(self, external_ids: list[str]) -> int:
+    def _forget(self, bank: TextBank, external_ids: list[str]) -> int:
         """Delete documents that the files gave; returns how many there were."""
         if not (external_ids or self._found.gone):
             return 0
-        catalog = self._bank.catalog
-        with self._bank.writing():
+        catalog = bank.catalog
+        with bank.writing():
             live = [id for id in external_ids if catalog.hashes(self._namespace, id) is not None]
             edits.delete_sources(catalog, self._namespace, live)
             Ledger(catalog, self._namespace).drop(external_ids)

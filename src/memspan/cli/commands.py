@@ -100,8 +100,9 @@ def add(
         import torch
 
         from memspan.bank.encoders import encode_for_first
+        from memspan.bank.ledger import FileReader
         from memspan.cli.models import joined_ranks, on_own_gpu
-        from memspan.text.corpus import ReadProgress, found_documents, installed_packages, read_paths, read_stream
+        from memspan.text.corpus import ReadProgress, found_documents, found_files, installed_packages, read_stream
     ranks = joined_ranks(torch.device("cpu"), _ENCODING_TIMEOUT)  # what they tell each other is on the CPU
     if ranks is not None:
         model = on_own_gpu(model)
@@ -114,7 +115,7 @@ def add(
     files = [path for path in paths or () if str(path) != "-"]
     use_stdin = len(files) < len(paths or ())
     reading = ReadProgress(files)
-    stream = read_paths(files, reading)  # a path that does not exist is an error before anything is loaded
+    found = found_files(files)  # a path that does not exist is an error before anything is loaded
     packages = list(installed_packages()) if installed else []
     skipped: list[Skipped] = []
 
@@ -124,8 +125,13 @@ def add(
 
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
-            documents = found_documents(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
+            reader = FileReader(memory.bank.catalog, namespace, reading)
+            documents = found_documents(
+                skipped, reader.read(found), read_stream(sys.stdin) if use_stdin else (), packages
+            )
             report = memory.add(documents, progress=progress, should_stop=stop.is_set, group=ranks)
+        if not report.interrupted:
+            reader.settle()
         render.report(report, skipped, memory.bank, as_json)
     return stop.code if report.interrupted else SKIPPED if skipped else 0
 

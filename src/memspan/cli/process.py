@@ -13,9 +13,7 @@ from memspan.errors import MemspanError
 
 SKIPPED = 3
 # What a process can be asked to end by; Windows has the first two and the last (its console's Ctrl-Break, and closing).
-_ENDING = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
-]
+_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
 _CONTINUE = "stopping after this batch; run the same command again to continue"
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,15 +11,13 @@ import typer
 
 from memspan.cli import render
 from memspan.cli.app import BankArgument, JsonOption, Model, NamespaceOption, command
-from memspan.cli.importing import importing
-from memspan.cli.process import INTERRUPTED, SKIPPED, refuse_torchrun, stop_flag
+from memspan.cli.process import SKIPPED, Stop, refuse_torchrun, stop_flag
+from memspan.cli.stored import open_texts
 from memspan.errors import MemspanError
 
 if TYPE_CHECKING:
     from memspan.bank.sync import SyncPlan, SyncReport
     from memspan.generate.memory import Memory
-
-_MOST_SHOWN = 20
 
 
 @command
@@ -34,24 +31,82 @@ def sync(
     ] = False,
     root: Annotated[
         str | None,
-        typer.Option("--root", help="What the folder is called in the bank, where it moved or the bank was moved."),
+        typer.Option("--root", help="What the bank calls the folder, where the folder or the bank was moved."),
     ] = None,
     namespace: NamespaceOption = "default",
     *,
     model: Model,
     as_json: JsonOption = False,
 ) -> int:
-    """Bring a bank in step with folders: what is new or changed is remembered, what moved is renamed, what is gone is
-    forgotten. Only what these folders gave is forgotten. A .memspanignore names what is left out, as a .gitignore does.
+    """Bring a bank in step with folders: what is new or changed is remembered, what moved gets its new id, and what is
+    gone is forgotten. Only what these folders gave is forgotten. A .memspanignore names what is left out, as a
+    .gitignore does.
     """
     refuse_torchrun("sync")
     if dry_run:
-        return _show_plan(bank, paths, root, namespace, as_json)
-    with importing():
+        return _show_plan(_plan(bank, paths, namespace, root), as_json, force)
+    if watch:
         from memspan.text.watching import changes
+    _plan(bank, paths, namespace, root)  # its errors come before anything is loaded
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         if not watch:
-            return _once(memory, paths, force, root, stop, as_json)
-        for _ in changes(paths, stop):
-            _again(memory, paths, force, root, stop, as_json)
-    return INTERRUPTED
+            return _once(memory, paths, root, force, stop, as_json)
+        for count, _ in enumerate(changes(paths, stop.is_set, [bank])):
+            try:
+                _once(memory, paths, root, force, stop, as_json, quiet=count > 0)
+            except MemspanError as error:  # the folder may come back, the other writer end
+                render.err.print(f"error: {error}")
+    return stop.code
+
+
+def _plan(bank: Path, paths: list[Path], namespace: str, root: str | None) -> SyncPlan:
+    """What differs from a bank; from an empty one where there is none."""
+    from memspan.bank.sync import Sync
+    from memspan.bank.texts import TextBank
+
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_texts(bank)) if TextBank.exists(bank) else None
+        catalog = None if opened is None else stack.enter_context(opened.pinned_catalog())
+        return Sync(opened, namespace, paths, catalog, root).plan
+
+
+def _show_plan(plan: SyncPlan, as_json: bool, force: bool) -> int:
+    is_refused = bool(plan.refused) and not force
+    if as_json:
+        render.as_json(plan)
+        return 1 if is_refused else SKIPPED if plan.skipped else 0
+    for mark, names in (("+", plan.added), ("~", plan.changed), ("-", plan.removed)):
+        for name in names:
+            render.out.print(f"{mark} {render.one_line(name)}")
+    for old, new in plan.moved:
+        render.out.print(f"> {render.one_line(old)} -> {render.one_line(new)}")
+    for found in plan.skipped:
+        render.err.print(render.one_line(f"skipped {found.source}: {found.reason}"))
+    for reason in plan.refused:
+        render.err.print(render.one_line(f"refused without --force: {reason}"))
+    render.out.print(_counts(plan))
+    return 1 if is_refused else SKIPPED if plan.skipped else 0
+
+
+def _counts(plan: SyncPlan) -> str:
+    counts = {"new": plan.added, "changed": plan.changed, "moved": plan.moved, "gone": plan.removed}
+    return f"{', '.join(f'{len(files)} {kind}' for kind, files in counts.items())}, {plan.unchanged} unchanged files"
+
+
+def _once(
+    memory: Memory, paths: list[Path], root: str | None, force: bool, stop: Stop, as_json: bool, quiet: bool = False
+) -> int:
+    """Sync once; `quiet` says nothing where nothing was to be done."""
+    with render.AddProgress(lambda: None) as progress:
+        done = memory.sync(*paths, root=root, force=force, progress=progress, should_stop=stop.is_set)
+    if not (quiet and done.plan.is_empty):
+        _report(done, memory, as_json)
+    return stop.code if done.done.interrupted else SKIPPED if done.done.skipped else 0
+
+
+def _report(done: SyncReport, memory: Memory, as_json: bool) -> None:
+    if as_json:
+        render.as_json({**dataclasses.asdict(done), "bank": memory.bank.catalog.counts()})
+        return
+    render.out.print(f"{_counts(done.plan)}; {done.forgotten} documents forgotten")
+    render.report(done.done, done.done.skipped, memory.bank, as_json)

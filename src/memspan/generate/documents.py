@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -16,11 +17,13 @@ from typing import Any, overload
 from memspan.bank.add import Existing, add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
+from memspan.bank.ledger import FileReader
 from memspan.bank.scope import Scope
+from memspan.bank.sync import Sync, SyncReport
 from memspan.errors import FilterError
 from memspan.generate.calls import named_options
 from memspan.model.convert import LoadedModel
-from memspan.text.corpus import found_documents, read_paths
+from memspan.text.corpus import ReadProgress, found_documents, found_files
 from memspan.types import JSON, AddReport, Document, Skipped, normal_date
 
 _ADD_OPTIONS = sorted((add_documents.__kwdefaults__ or {}).keys() - {"namespace"})
@@ -104,9 +107,47 @@ class DocumentStore:
         """
         if not paths or not all(isinstance(path, str | Path) for path in paths):
             raise TypeError('name files or folders, each by itself: memory.add_files("notes", "report.pdf")')
-        skipped: list[Skipped] = []
-        report = self.add(found_documents(skipped, read_paths([Path(path).expanduser() for path in paths])), **options)
+        given = [Path(path).expanduser() for path in paths]
+        files, skipped = found_files(given), builtins.list[Skipped]()
+        with self._changing:
+            reader = FileReader(self.bank.catalog, self.namespace, ReadProgress(given))
+            report = self.add(found_documents(skipped, reader.read(files)), **options)
+            if not report.interrupted:
+                reader.settle()
         return replace(report, skipped=tuple(skipped))
+
+    @named_options(*_ADD_OPTIONS)
+    def sync(
+        self,
+        *paths: str | Path,
+        root: str | None = None,
+        force: bool = False,
+        dry_run: bool = False,
+        **options: Any,
+    ) -> SyncReport:
+        """Bring the memory in step with folders: new and changed files are added, moved ones get their new ids, and
+        what is gone is forgotten. What was added in another way, or from another folder, stays.
+
+        Args:
+            paths: folders, files, and patterns of files as `docs/**/*.md`.
+            root: what the one folder is called in the bank; where it moved, or the bank came from another machine.
+            force: forget also all files of a folder, or more than half of more than ten.
+            dry_run: say what would be done, and do nothing.
+            options: as for `add`.
+
+        Raises:
+            CorpusError: a path does not exist, and the bank knows nothing of it; or a folder needs its `root`.
+            SyncRefused: see `force`; nothing was changed.
+        """
+        if not paths or not all(isinstance(path, str | Path) for path in paths):
+            raise TypeError('name files or folders, each by itself: memory.sync("notes", "reports")')
+        given = [Path(path).expanduser() for path in paths]
+        with self._changing:
+            with self._catalog() as catalog:
+                found = Sync(self.bank, self.namespace, given, catalog, root)
+            if dry_run:
+                return SyncReport(found.plan)
+            return found.apply(partial(self.add, **options), force=force)
 
     @named_options()
     def remember(self, turn: str, *, speaker: str = "", session: str = "", date: str | None = None) -> AddReport:

@@ -83,14 +83,23 @@ class Roots:
             name: what it is called. Default: the shortest end of its path that no other root has. A root of which is
                 not known where it is has that of the first folder of its name.
         """
-        wanted = name or Path(folder).name
-        for place, root in enumerate(self.all):
-            is_it = root.name == wanted and (name or not root.path)
-            if is_it or (name is None and _is_same(root.path, folder)):
-                self.all[place] = replace(root, path=folder, whole=whole or root.whole)
-                return self.all[place]
+        place = self._place_of(folder, name)
+        if place is not None:
+            root = self.all[place]
+            self.all[place] = replace(root, path=folder, whole=whole or root.whole)
+            return self.all[place]
         self.all.append(Root(name or self._free_name(folder), folder, whole))
         return self.all[-1]
+
+    def _place_of(self, folder: str, name: str | None) -> int | None:
+        """Where the root of a folder is among all, if there is one."""
+        lost = None
+        for place, root in enumerate(self.all):
+            if root.name == name or (name is None and _is_same(root.path, folder)):
+                return place
+            if lost is None and not root.path and root.name == Path(folder).name:
+                lost = place
+        return lost if name is None else None
 
     def _free_name(self, folder: str) -> str:
         parts = Path(folder).parts[1:] or ("root",)
@@ -120,6 +129,11 @@ def relative_path(path: str, folder: str) -> str | None:
         return ""
     inside = folder.rstrip(os.sep) + os.sep
     return Path(path[len(inside) :]).as_posix() if path.startswith(inside) else None
+
+
+def join(folder: str, relative: str) -> str:
+    """The path of what is at a path with slashes from a folder."""
+    return os.path.join(folder, *relative.split("/"))
 
 
 def rebased(folder: str, relative: str, base: str) -> str | None:

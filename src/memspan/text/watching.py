@@ -3,42 +3,53 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from memspan.text.folders import Given
+from memspan.text.folders import IGNORE_FILE, Given, relative_path
 
-# A change is told when nothing has changed for so long, and at the latest after the other.
-_QUIET_MS, _PATIENCE_MS = 400, 5000
-_POLL_MS = 200
+# A change is told when nothing has changed for the one, and at the latest after the other.
+_QUIET_MS, _PATIENCE_MS, _POLL_MS = 400, 5000, 200
 
 
-def changes(paths: Iterable[Path], should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Yield at once, and then whenever files under some paths changed and have been left alone for a moment.
+def changes(paths: Iterable[Path], should_stop: Callable[[], bool], besides: Sequence[Path] = ()) -> Iterator[None]:
+    """Yield once, and then whenever files under some paths have changed and were left alone for a moment.
 
-    Ends when `should_stop` says so. Folders that are not there (a share that is not mounted) are watched by looking:
-    it yields when they come.
+    It ends when `should_stop` says so, and goes on where a folder is gone and comes back (a share that is mounted).
+
+    Args:
+        besides: folders in those paths whose changes do not count. Nor do those of hidden files and folders.
     """
     import watchfiles
 
-    given = [Given.of(path, patterns=True) for path in paths]
-    watched: set[str] = set()
-    pending = True
+    folders = {Given.of(path, patterns=True).folder for path in paths}
+    others = [os.path.realpath(path) for path in besides]
+
+    def counts(_: watchfiles.Change, path: str) -> bool:
+        inside = next((found for folder in folders if (found := relative_path(path, folder)) is not None), "")
+        hidden = any(part.startswith(".") and part != IGNORE_FILE for part in inside.split("/"))
+        return not hidden and all(relative_path(path, other) is None for other in others)
+
+    is_first = True
     while not should_stop():
-        there = {one.folder for one in given if os.path.isdir(one.folder)}
-        if pending or there != watched:
-            watched = there
-            yield
-        pending = False
+        there = {folder for folder in folders if os.path.isdir(folder)}
         if not there:
-            _pause()
+            time.sleep(_POLL_MS / 1000)
             continue
-        # The watcher begins before the next look, so that nothing is missed between the two.
+        # The first time is told when the watcher has begun, so that no change is missed between the two.
         for found in watchfiles.watch(
-            *there, debounce=_PATIENCE_MS, step=_QUIET_MS, rust_timeout=_POLL_MS, yield_on_timeout=True,
-            raise_interrupt=False, watch_filter=None,
+            *there,
+            watch_filter=counts,
+            debounce=_PATIENCE_MS,
+            step=_QUIET_MS,
+            rust_timeout=_POLL_MS,
+            yield_on_timeout=True,
+            raise_interrupt=False,
         ):
-            if found:
+            if found or is_first:
+                is_first = False
                 yield
-            if should_stop() or {one.folder for one in given if os.path.isdir(one.folder)} != watched:
+            if should_stop() or there != {folder for folder in folders if os.path.isdir(folder)}:
+                is_first = True
                 break
