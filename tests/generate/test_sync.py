@@ -564,7 +564,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
 
 def test_stale_files_are_known(memory: Memory, docs: Path) -> None:
     def stale() -> list[str]:
-        return [file.name for file in Ledger(memory.bank.catalog, "default").files() if file.is_stale()]
+        return [name for name, _ in Ledger(memory.bank.catalog, "default").stale()]
 
     memory.sync(docs)
     assert stale() == []

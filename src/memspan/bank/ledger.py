@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import Literal
 
 from memspan.bank.catalog import Catalog
 from memspan.bank.edits import open_namespace
@@ -28,6 +29,7 @@ from memspan.types import Document, Skipped, is_unicode
 _FILES_TOGETHER, _CHARACTERS_TOGETHER = 256, 2**22
 # In the place of the time when a file was written, where it may have been written again at the same time.
 _UNSETTLED = -1
+FileState = Literal["unchanged", "changed", "gone", "unreadable"]
 _KNOWN = """
 SELECT f.id, r.name, r.path, f.path, f.name, f.alone, f.size, f.mtime_ns, f.sha256,
     count(d.external_id) > 0 AND count(d.external_id) = count(s.id)
@@ -87,12 +89,14 @@ class KnownFile:
         """Whether it stands in a folder, or in one of those in it."""
         return bool(self.path and relative_path(self.path, folder))
 
-    def is_stale(self) -> bool:
-        """Whether the file is another than its memory was made of, or gone. Where nothing is known of it: no."""
+    def state(self) -> FileState:
+        """How the file is now, of what is known of it; one on another machine counts as unchanged."""
         try:
-            return bool(self.path) and self.differs(Stat.of(self.path))
+            return "changed" if self.path and self.differs(Stat.of(self.path)) else "unchanged"
+        except FileNotFoundError:
+            return "gone"
         except OSError:
-            return True
+            return "unreadable"
 
     def differs(self, stat: Stat) -> bool:
         """Whether the file holds something else than before; it is read where its size and time do not say.
@@ -125,6 +129,11 @@ class Ledger:
             )
             for number, root, folder, relative, name, alone, size, mtime_ns, sha256, is_whole in self._read(_KNOWN)
         ]
+
+    def stale(self) -> list[tuple[str, FileState]]:
+        """Files that differ from what their memory was made of: what their documents are called, and how they are."""
+        states = ((file.name, file.state()) for file in self.files())
+        return [(name, state) for name, state in states if state != "unchanged"]
 
     def documents_of(self, file_id: int) -> list[str]:
         """External ids of what a file gave."""

@@ -31,7 +31,6 @@ from memspan.errors import MemspanError, UnknownDocument
 from memspan.types import JSON, AddReport
 
 if TYPE_CHECKING:
-    from memspan.bank.catalog import Catalog
     from memspan.bank.texts import TextBank
 
 _MOST_SHOWN = 20
@@ -102,9 +101,16 @@ def ls(
     scope: ScopeOptions,
     after: Annotated[int, typer.Option(help="Continue after this id.")] = 0,
     limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 50,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Instead, the files that are newer than their memory, or gone.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the documents of a bank, in order of their ids."""
+    if stale:
+        if scope.expressions or scope.as_of:
+            raise MemspanError("--stale looks at files; leave out --where and --as-of")
+        return _list_stale(bank, scope.namespace, as_json)
     with open_texts(bank) as opened:
         documents = opened.catalog.page(scope.namespace, after, limit, scope.scope)
     if as_json:
@@ -116,12 +122,26 @@ def ls(
         render.err.print(f"more with --after {documents[-1].id}")
 
 
+def _list_stale(bank: Path, namespace: str, as_json: bool) -> None:
+    from memspan.bank.ledger import Ledger
+
+    with open_texts(bank) as opened:
+        found = Ledger(opened.catalog, namespace).stale()
+    if as_json:
+        render.as_json([{"external_id": name, "state": state} for name, state in found])
+        return
+    render.table(("external id", "state"), found)
+    if found:
+        render.err.print(f"bring them in step with: memspan sync {bank} FOLDER")
+
+
 @command
 def info(
     path: Annotated[Path, typer.Argument(help="Folder of a bank or of an MSA checkpoint.")],
     as_json: JsonOption = False,
 ) -> None:
     """Describe a bank or a checkpoint."""
+    from memspan.bank.ledger import Ledger
     from memspan.bank.remembered import remembered
     from memspan.bank.texts import TextBank
 
@@ -129,8 +149,9 @@ def info(
         with open_texts(path) as bank:
             counts, manifest = dataclasses.asdict(bank.catalog.counts()), dataclasses.asdict(bank.manifest)
             namespaces, names = bank.catalog.namespaces(), remembered(bank.catalog)
+            stale = sum(len(Ledger(bank.catalog, namespace).stale()) for namespace in namespaces)
         made_with = {} if names is None else dataclasses.asdict(names)
-        values = {"bank": str(path), "namespaces": namespaces, **counts, **manifest, **made_with}
+        values = {"bank": str(path), "namespaces": namespaces, "stale_files": stale, **counts, **manifest, **made_with}
     elif (path / "config.json").is_file():
         values = checkpoint_info(path)
     else:
@@ -181,11 +202,11 @@ def rm(
 ) -> None:
     """Forget documents: the next question does not see them. `compact` frees, `compact --secure` erases them."""
     if not (external_ids or ids or where):
-        raise MemspanError("nothing to delete; name external ids, patterns of them, --id NUMBER or --where")
+        raise MemspanError("nothing to delete; name external ids, or --id NUMBER, or a pattern of ids, or --where")
     if ids and where:
         raise MemspanError("--id names documents already; use --where with external ids or patterns, or alone")
     with open_texts(bank) as opened:
-        named, found = _chosen(opened.catalog, external_ids or [], where or [], namespace)
+        named, found = _chosen(opened, external_ids or [], where or [], namespace)
         if found and not yes:
             _ask_to_forget(found)
         deleted = opened.delete([*named, *found, *(ids or [])], namespace)
@@ -193,17 +214,18 @@ def rm(
 
 
 def _chosen(
-    catalog: Catalog, given: Sequence[str], expressions: Sequence[str], namespace: str
+    bank: TextBank, given: Sequence[str], expressions: Sequence[str], namespace: str
 ) -> tuple[list[str], list[str]]:
     """The external ids that were named, and those that were found: by patterns, and with a filter by that."""
     from memspan.bank.scope import Scope, parse_expressions
     from memspan.text.folders import has_wildcards, matches
 
+    catalog = bank.catalog
     if expressions:
         in_scope = catalog.external_ids(namespace, Scope.parse(parse_expressions(expressions)))
         of_names = (id for id in in_scope if not given or any(id == one or matches(id, one) for one in given))
         return [], list(of_names)
-    patterns = [one for one in given if has_wildcards(one) and catalog.hashes(namespace, one) is None]
+    patterns = [one for one in given if has_wildcards(one) and bank.find(one, namespace, catalog) is None]
     every = catalog.external_ids(namespace) if patterns else []
     for pattern in patterns:
         if not any(matches(id, pattern) for id in every):

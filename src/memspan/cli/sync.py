@@ -38,9 +38,10 @@ def sync(
     model: Model,
     as_json: JsonOption = False,
 ) -> int:
-    """Bring a bank in step with folders: what is new or changed is remembered, what moved gets its new id, and what is
-    gone is forgotten. Only what these folders gave is forgotten. A .memspanignore names what is left out, as a
-    .gitignore does.
+    """Bring a bank in step with folders: remember what is new or changed, forget what is gone.
+
+    What moved gets its new id, and is not encoded again. Only what these folders gave is forgotten. A file
+    .memspanignore names what is left out of its folder, as a .gitignore does.
     """
     refuse_torchrun("sync")
     if dry_run:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog, Counts, StoredSource
 from memspan.bank.encode import manifest_of
+from memspan.bank.ledger import Ledger
 from memspan.errors import BankBusy, MemspanError, UnknownDocument
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
@@ -24,6 +25,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # How long a change waits for another process that writes, and how often it looks.
 _BUSY_SECONDS, _BUSY_PAUSE = 10.0, 0.1
 _SECONDS_PER_WRITE = 1.0
+# How long it may go unnoticed that a file is newer than its memory.
+_STALE_SECONDS = 30.0
 
 
 class ServedBank:
@@ -37,6 +40,7 @@ class ServedBank:
     def __init__(self, name: str, folder: Path, loaded: LoadedModel, max_writes: int) -> None:
         self.name = name
         self._memory = Memory(MemoryBank.open_or_create(folder, manifest_of(loaded)), loaded)
+        self._stale: dict[str, tuple[int, float, int]] = {}
         self._max_writes, self._num_writes = max_writes, 0
         self._lock = threading.Lock()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"memspan-writer-{name}")
@@ -85,6 +89,15 @@ class ServedBank:
 
     def counts(self, namespace: str | None = None) -> Counts:
         return self.read(lambda catalog: catalog.counts(namespace))
+
+    def stale(self, namespace: str) -> int:
+        """How many files are newer than their memory, or gone; looked up again after a while, or a change."""
+        with self._memory.bank.pinned_catalog() as catalog:
+            commit, now = catalog.commits(), time.monotonic()
+            known = self._stale.get(namespace)
+            if known is None or known[0] != commit or now > known[1]:
+                known = self._stale[namespace] = commit, now + _STALE_SECONDS, len(Ledger(catalog, namespace).stale())
+        return known[2]
 
     def read(self, query: Callable[[Catalog], Result]) -> Result:
         """What a query gives of the catalog as it is now."""

@@ -332,6 +332,7 @@ class BankOut(BaseModel):
     chunks: int
     bytes: int = Field(description="Of the compressed memory on disk.")
     writes_waiting: int
+    stale_files: int = Field(description="Files that are newer than their memory, or gone; as of half a minute ago.")
 
 
 class StatusOut(BaseModel):

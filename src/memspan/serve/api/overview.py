@@ -69,4 +69,5 @@ def _bank_out(bank: ServedBank, namespace: str, reader: Principal) -> BankOut:
         chunks=counts.chunks,
         bytes=counts.segment_bytes,
         writes_waiting=bank.num_writes,
+        stale_files=bank.stale(namespace),
     )
