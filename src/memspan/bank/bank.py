@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from memspan.bank.texts import TextBank, check_namespace
 from memspan.bank.tiers import TensorCache, Tiers
 from memspan.errors import BankBusy, BankError
 from memspan.text.template import part_text
-from memspan.types import Document, EncodedDocuments
+from memspan.types import EncodedDocuments
 
 _log = logging.getLogger(__name__)
 
@@ -39,12 +39,14 @@ class _View:
 
     Attributes:
         masks: what may be selected, by scope.
+        pending: documents that are not encoded yet.
     """
 
     commit: int
     shards: dict[int, Shard]
     joined: list[Shard]
     masks: TensorCache
+    pending: int
 
 
 class MemoryBank(TextBank):
@@ -126,8 +128,8 @@ class MemoryBank(TextBank):
             commit = catalog.commits()
             try:
                 view = self._view(catalog, namespace, commit)
-                shards, close = view.joined, stack.close
-                return Snapshot(namespace, commit, self.manifest, shards, catalog, close, self.tiers, view.masks)
+                seen_of = (namespace, commit, self.manifest, view.joined, catalog, stack.close)
+                return Snapshot(*seen_of, self.tiers, view.masks, view.pending)
             except BaseException as error:
                 stack.close()
                 # A reader that cannot be registered (a read-only folder) may find a file compacted away under it: it
@@ -154,7 +156,7 @@ class MemoryBank(TextBank):
                     shard = Shard.of(SegmentReader(segments_folder(self.folder), files, self.manifest))
                     shards[segment_id] = shard.without(catalog.deleted_in_segment(segment_id))
             joined = join_small(list(shards.values()), view.joined if view else ())
-            made = _View(commit, shards, joined, TensorCache(_MASK_BYTES))
+            made = _View(commit, shards, joined, TensorCache(_MASK_BYTES), catalog.num_pending(namespace))
             if view is None or view.commit < commit:
                 self._views[namespace] = made
             return made
@@ -174,14 +176,25 @@ class MemoryBank(TextBank):
             yield BankWriter(self, namespace, max_segment_bytes)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the writer's lock, with the leftovers of killed writers swept. Raises as `writer` does."""
-        with self.writing():
+    def locked(self, wait: float = 0.0) -> Iterator[None]:
+        """Hold the writer's lock, with the leftovers of killed writers swept. Raises as `writer` does.
+
+        Args:
+            wait: seconds to wait for another that holds it.
+        """
+        with self.writing(wait):
             if not segments_folder(self.folder).is_dir():
                 raise BankError(f"{segments_folder(self.folder)} is missing; mend it: memspan verify BANK --repair")
             self._check_manifest(self.catalog)
             compaction.sweep(self.catalog, self.folder)
             yield
+
+    def merge_small(self, namespace: str, max_bytes: int = MAX_SEGMENT_BYTES) -> None:
+        """Merge small segments where many have come together. The caller holds the writer's lock."""
+        try:
+            compaction.merge_small(self.catalog, self.folder, self.manifest, namespace, max_bytes)
+        except BankError as error:  # what was added is in the bank; a damaged old segment must not stop adding
+            _log.warning("small segments of %s were not merged: %s", self.folder, error)
 
     def compact(self, *, secure: bool = False, timeout: float = 30.0) -> None:
         """Rewrite segments so that deleted documents take no space, and small ones are joined. Readers go on.
@@ -208,8 +221,7 @@ class BankWriter:
     def __init__(self, bank: MemoryBank, namespace: str, max_segment_bytes: int) -> None:
         self._bank, self._namespace, self._max_bytes = bank, namespace, max_segment_bytes
         self._segments = SegmentWriter(segments_folder(bank.folder), bank.manifest.msa_layers, max_segment_bytes)
-        self._pending: dict[str, NewSource] = {}
-        self._relabelled: dict[str, Document] = {}
+        self._sources: dict[str, NewSource] = {}
         self._next_id = bank.catalog.next_document_id()
 
     def reserve_ids(self, count: int) -> Sequence[int]:
@@ -218,58 +230,25 @@ class BankWriter:
         self._next_id += count
         return range(first, self._next_id)
 
-    @property
-    def waiting(self) -> Set[str]:
-        """External ids of the sources that the next `commit` makes exist."""
-        return self._pending.keys()
-
-    def add(self, source: NewSource, latents: Sequence[EncodedDocuments | None]) -> None:
+    def add(self, source: NewSource, latents: Sequence[EncodedDocuments]) -> None:
         """Take a source with the latents of each of its parts. It exists after the next `commit`.
 
         One of a name that waits for that commit already is replaced: the first is committed now.
-
-        Args:
-            latents: None of a part that another process writes: `commit` must be given its place.
         """
         document = source.document
-        if document.external_id in self._pending:
+        if document.external_id in self._sources:
             self.commit()
         for part, encoded in zip(source.parts, latents, strict=True):
-            if encoded is not None:
-                self._segments.append(part.document_id, text_crc32(part_text(document, part.span)), encoded)
-        self._pending[document.external_id] = source
-        self._relabelled.pop(document.external_id, None)
+            self._segments.append(part.document_id, text_crc32(part_text(document, part.span)), encoded)
+        self._sources[document.external_id] = source
 
-    def relabel(self, document: Document) -> None:
-        """Take new metadata and date for a source whose text is there already."""
-        pending = self._pending.get(document.external_id)
-        if pending is not None:
-            self._pending[document.external_id] = dataclasses.replace(pending, document=document)
-        else:
-            self._relabelled[document.external_id] = document
-
-    def hashes(self, external_id: str) -> tuple[str, str] | None:
-        """Content and text hash of a source of this name, committed or about to be; None if there is none."""
-        pending = self._pending.get(external_id)
-        document = pending.document if pending else self._relabelled.get(external_id)
-        if document is not None:
-            return document.content_hash, document.text_hash
-        return self._bank.catalog.hashes(self._namespace, external_id)
-
-    def commit(self, elsewhere: Iterable[Written] = ()) -> None:
+    def commit(self) -> None:
         """Write what was added: segment files first, then one transaction that makes them exist.
 
         When many small segments have come together they are merged.
-
-        Args:
-            elsewhere: what other processes wrote of it into the bank's folder.
         """
-        if not (self._pending or self._relabelled):
-            return
-        catalog, written = self._bank.catalog, Written.joined([Written(*self._segments.finish()), *elsewhere])
-        edits.add_sources(catalog, self._namespace, self._pending.values(), written, self._relabelled.values())
-        self._pending, self._relabelled = {}, {}
-        try:
-            compaction.merge_small(catalog, self._bank.folder, self._bank.manifest, self._namespace, self._max_bytes)
-        except BankError as error:  # what was added is in the bank; a damaged old segment must not stop adding
-            _log.warning("small segments of %s were not merged: %s", self._bank.folder, error)
+        if self._sources:
+            written = Written(*self._segments.finish())
+            edits.add_sources(self._bank.catalog, self._namespace, self._sources.values(), written)
+            self._sources = {}
+            self._bank.merge_small(self._namespace, self._max_bytes)

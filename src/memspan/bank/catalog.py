@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +34,14 @@ STAGED_MANIFEST = "staged"
 _MAX_INTEGER = 2**63 - 1
 _SEGMENT_COLUMNS = ", ".join(f"g.{field.name}" for field in dataclasses.fields(SegmentFiles))
 _LIVE = "d.deleted_in IS NULL"
-_PARTS = "documents d JOIN sources s ON s.id = d.source_id"
+_PARTS = "{d} JOIN sources s ON s.id = d.source_id"
+_ENCODED = "documents d"
+_PENDING = (
+    "(SELECT document_id AS id, source_id, span_start, span_end, 0 AS tokens, 0 AS rows, NULL AS deleted_in "
+    "FROM pending) d"
+)
+_PENDING_SOURCES = "pending p JOIN sources s ON s.id = p.source_id WHERE s.deleted_in IS NULL"
+_WITHIN = "AND s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
 _STORED = f"""
 SELECT d.id, d.source_id, s.external_id, s.title, d.span_start, d.span_end, s.metadata, {EFFECTIVE_DATE}, d.tokens,
     d.rows
@@ -47,6 +54,7 @@ class StoredDocument:
     """A live document as the bank knows it. `text` is its own part of the source's text, at `span`.
 
     Attributes:
+        tokens, chunks: 0 of one that is not encoded yet.
         date: the document's own date, or the time it was added (UTC).
     """
 
@@ -78,9 +86,11 @@ class StoredSource:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Size of a bank, or of one of its namespaces: live sources, documents, tokens and chunks; bytes of segments.
+    """Size of a bank, or of one of its namespaces: live sources and documents, tokens and chunks of those that are
+    encoded; bytes of segments.
 
     Attributes:
+        pending: live documents that are not encoded yet: they are found by words only.
         deleted_documents: gone, but their rows still take space until the bank is compacted.
     """
 
@@ -91,6 +101,7 @@ class Counts:
     deleted_documents: int
     segments: int
     segment_bytes: int
+    pending: int
 
 
 class Catalog(Database):
@@ -214,9 +225,11 @@ class Catalog(Database):
         if not 0 <= document_id <= _MAX_INTEGER:
             return None
         return self.value(
-            f"SELECT s.external_id FROM {_PARTS} JOIN namespaces n ON n.id = s.namespace_id "
-            f"WHERE {_LIVE} AND n.name = ? AND d.id = ?",
-            (namespace, document_id),
+            *_of_both(
+                f"SELECT s.external_id FROM {_PARTS} JOIN namespaces n ON n.id = s.namespace_id "
+                f"WHERE {_LIVE} AND s.deleted_in IS NULL AND n.name = ? AND d.id = ?",
+                (namespace, document_id),
+            )
         )
 
     def segments(
@@ -257,17 +270,18 @@ class Catalog(Database):
     def documents(self, namespace: str, ids: Sequence[int]) -> list[StoredDocument]:
         """The given live documents, in the given order; ids that are not live in this namespace are left out."""
         # As one JSON value: SQLite takes a limited number of variables.
-        where = "AND d.id IN (SELECT value FROM json_each(?)) ORDER BY d.id"
+        where = "AND d.id IN (SELECT value FROM json_each(?))"
         found = {stored.id: stored for stored in self._stored(namespace, where, (json.dumps(list(ids)),), by_id=True)}
         return [found[document_id] for document_id in ids if document_id in found]
 
     def documents_of(self, namespace: str, external_id: str) -> list[StoredDocument]:
         """The live documents of a source, in the order of its text."""
-        return list(self._stored(namespace, "AND s.external_id = ? ORDER BY d.span_start", (external_id,)))
+        return list(self._stored(namespace, "AND s.external_id = ?", (external_id,), "ORDER BY 5"))
 
     def documents_in_segment(self, namespace: str, segment_id: int) -> list[StoredDocument]:
         """The live documents of a segment, in the order of their rows."""
-        return list(self._stored(namespace, "AND d.segment_id = ? ORDER BY d.first_row", (segment_id,)))
+        where, values = "AND d.segment_id = ? ORDER BY d.first_row", (namespace, segment_id)
+        return list(self._as_stored(f"{_STORED.replace('{d}', _ENCODED)} {_WITHIN} {where}", values))
 
     def page(self, namespace: str, after: int, limit: int, scope: Scope = EVERYTHING) -> list[StoredDocument]:
         """Live documents in order of their ids, those after a given id.
@@ -275,21 +289,21 @@ class Catalog(Database):
         Raises:
             FilterError: as `ids_in_scope`.
         """
-        where = f"AND d.id > ? AND {scope.sql} ORDER BY d.id LIMIT ?"
-        found = list(self._stored(namespace, where, (min(after, _MAX_INTEGER), *scope.values, limit), by_id=True))
+        where, values = f"AND d.id > ? AND {scope.sql}", (min(after, _MAX_INTEGER), *scope.values)
+        found = list(self._stored(namespace, where, values, "ORDER BY 1 LIMIT ?", (limit,), by_id=True))
         if not found:
             self._check_fields(namespace, scope)
         return found
 
     def texts(self, namespace: str) -> Iterator[tuple[int, str]]:
         """Ids and searched texts of all live documents: what the full-text index is made of."""
-        return ((stored.id, stored.encoded_text) for stored in self._stored(namespace, "ORDER BY d.id", (), by_id=True))
+        return ((stored.id, stored.encoded_text) for stored in self._stored(namespace, "", (), by_id=True))
 
     def texts_of(self, source_id: int) -> list[tuple[int, str]]:
         """Ids and searched texts of the live documents of one source, by its number."""
         columns = "d.id, s.id, s.title, d.span_start, d.span_end"
         query = f"SELECT {columns} FROM {_PARTS} JOIN texts t ON t.source_id = s.id WHERE {_LIVE} AND s.id = ?"
-        return self._encoded_texts(query, (source_id,))
+        return self._encoded_texts(*_of_both(query, (source_id,)))
 
     def staged_manifest(self) -> dict[str, Any] | None:
         """The manifest of the latents that are staged, if any are."""
@@ -309,7 +323,7 @@ class Catalog(Database):
 
     def unstaged_documents(self, namespace: str) -> list[StoredDocument]:
         """Live documents that have no staged latents under their id."""
-        return list(self._stored(namespace, "AND d.id NOT IN (SELECT document_id FROM staged) ORDER BY d.id", ()))
+        return list(self._stored(namespace, "AND d.id NOT IN (SELECT document_id FROM staged)", ()))
 
     def new_staged_texts(self, namespace: str) -> list[tuple[int, str]]:
         """Ids and texts of staged documents that are no documents yet."""
@@ -317,12 +331,13 @@ class Catalog(Database):
             "SELECT p.document_id, s.id, s.title, p.span_start, p.span_end FROM staged p "
             "JOIN sources s ON s.id = p.source_id JOIN texts t ON t.source_id = s.id "
             "JOIN namespaces n ON n.id = s.namespace_id "
-            "WHERE n.name = ? AND p.document_id NOT IN (SELECT id FROM documents) ORDER BY p.document_id"
+            "WHERE n.name = ? AND p.document_id NOT IN (SELECT id FROM documents UNION ALL "
+            "SELECT document_id FROM pending) ORDER BY p.document_id"
         )
         return self._encoded_texts(query, (namespace,))
 
     def ids_in_scope(self, namespace: str, scope: Scope) -> np.ndarray:
-        """Ids of the live documents a scope allows, ascending, int64.
+        """Ids of the live documents a scope allows, encoded or not, ascending, int64.
 
         Raises:
             FilterError: nothing matches, and no document has a field that the filter names.
@@ -332,9 +347,10 @@ class Catalog(Database):
         # As one text: a million rows as Python's tuples take as long as finding them.
         ids = (
             f"SELECT d.id FROM {_PARTS} JOIN namespaces n ON n.id = s.namespace_id "
-            f"WHERE {_LIVE} AND n.name = ? AND {scope.sql}"
+            f"WHERE {_LIVE} AND s.deleted_in IS NULL AND n.name = ? AND {scope.sql}"
         )
-        packed = self.value(f"SELECT group_concat(id, ' ') FROM ({ids})", (namespace, *scope.values))
+        both, values = _of_both(ids, (namespace, *scope.values))
+        packed = self.value(f"SELECT group_concat(id, ' ') FROM ({both})", values)
         if packed is None:
             self._check_fields(namespace, scope)
         return np.sort(np.fromstring(packed or "", np.int64, sep=" "))
@@ -365,7 +381,28 @@ class Catalog(Database):
         ((documents, tokens, chunks),) = self.read(query, values)
         dead = f"d.deleted_in IS NOT NULL AND d.segment_id IN (SELECT g.id {from_segments})"
         ((deleted,),) = self.read(f"SELECT count(*) FROM documents d WHERE {dead}", values)
-        return Counts(self.num_sources(namespace), documents, int(tokens), int(chunks), deleted, segments, int(size))
+        pending = self.num_pending(namespace)
+        of_texts = (self.num_sources(namespace), documents + pending)
+        return Counts(*of_texts, int(tokens), int(chunks), deleted, segments, int(size), pending)
+
+    def num_pending(self, namespace: str | None = None) -> int:
+        """Live documents that are not encoded yet, of one namespace or of all."""
+        of_one = "" if namespace is None else "AND s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+        query = f"SELECT count(*) FROM {_PENDING_SOURCES} {of_one}"
+        return int(self.value(query, () if namespace is None else (namespace,)))
+
+    def pending_documents(self, namespace: str, after: int, limit: int) -> list[StoredDocument]:
+        """Live documents that are not encoded yet, in order of their ids, those after a given id."""
+        query = (
+            f"SELECT p.document_id FROM {_PENDING_SOURCES} AND p.document_id > ? "
+            "AND s.namespace_id = (SELECT id FROM namespaces WHERE name = ?) ORDER BY p.document_id LIMIT ?"
+        )
+        return self.documents(namespace, [number for (number,) in self.read(query, (after, namespace, limit))])
+
+    def still_pending(self, ids: Iterable[int]) -> set[int]:
+        """Those of some ids that are of live documents which are not encoded yet."""
+        query = f"SELECT p.document_id FROM {_PENDING_SOURCES} AND p.document_id IN (SELECT value FROM json_each(?))"
+        return {number for (number,) in self.read(query, (json.dumps(list(ids)),))}
 
     def num_sources(self, namespace: str | None = None) -> int:
         """Live sources, of one namespace or of all."""
@@ -375,7 +412,8 @@ class Catalog(Database):
 
     def num_characters(self) -> int:
         """Of the texts of all live documents."""
-        return int(self.value(f"SELECT total(d.span_end - d.span_start) FROM documents d WHERE {_LIVE}"))
+        query, _ = _of_both(f"SELECT d.span_end - d.span_start AS length FROM {_PARTS} WHERE {_LIVE}", ())
+        return int(self.value(f"SELECT total(length) FROM ({query})"))
 
     def _of_sources(self, columns: str, namespace: str, where: str, values: tuple[Any, ...]) -> Iterator[Any]:
         query = f"SELECT {columns} FROM sources s JOIN namespaces n ON n.id = s.namespace_id "
@@ -398,16 +436,29 @@ class Catalog(Database):
             yield StoredSource(source_id, document, added_at)
 
     def _stored(
-        self, namespace: str, where: str, values: tuple[Any, ...], *, by_id: bool = False
+        self,
+        namespace: str,
+        where: str,
+        values: tuple[Any, ...],
+        ending: str = "ORDER BY 1",
+        last: tuple[Any, ...] = (),
+        *,
+        by_id: bool = False,
     ) -> Iterator[StoredDocument]:
-        """Live documents.
+        """Live documents, encoded or not.
 
         Args:
+            ending: their order (by the columns of `_STORED`) and number, with the values `last`.
             by_id: they are looked up or sorted by their ids; SQLite must not begin with the sources of the namespace.
         """
-        within = f"AND {'+' if by_id else ''}s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+        within = _WITHIN.replace("s.", "+s.") if by_id else _WITHIN
+        query, both = _of_both(f"{_STORED} {within} {where}", (namespace, *values))
+        return self._as_stored(f"{query} {ending}", (*both, *last))
+
+    def _as_stored(self, query: str, values: tuple[Any, ...]) -> Iterator[StoredDocument]:
+        """What a query like `_STORED` gives."""
         texts = _PartTexts(self)
-        for row in self.rows(f"{_STORED} {within} {where}", (namespace, *values)):
+        for row in self.rows(query, values):
             number, source_id, external_id, title, start, end, metadata, date, tokens, chunks = row
             try:
                 values_of = dict(json.loads(metadata))
@@ -425,6 +476,14 @@ class Catalog(Database):
             (number, encoded_text(title, texts.of(source_id, start, end)))
             for number, source_id, title, start, end in self.read(query, values)
         ]
+
+
+def _of_both(select: str, values: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+    """A query of live documents, `{d}` in it standing for encoded ones, over these and those that are not encoded yet.
+
+    In SQL a union of the two tables to select from would be made whole for every query.
+    """
+    return " UNION ALL ".join(select.replace("{d}", one) for one in (_ENCODED, _PENDING)), values * 2
 
 
 class _PartTexts:

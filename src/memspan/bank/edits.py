@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,21 +23,22 @@ from memspan.errors import BankError
 from memspan.text.template import part_text
 from memspan.types import JSON, Document, Span
 
+_LAST_ID = "SELECT seq FROM sqlite_sequence WHERE name = 'documents'"
 _SEGMENT_FIELDS = tuple(field.name for field in dataclasses.fields(SegmentFiles))
 
 
 @dataclass(frozen=True, slots=True)
 class NewDocument:
-    """A document ready to be committed: its reserved id, its part of the source, its size in tokens."""
+    """A document ready to be committed: its reserved id, its part of the source, its size in tokens once encoded."""
 
     document_id: int
     span: Span
-    tokens: int
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class NewSource:
-    """A source whose documents are all encoded."""
+    """A source in its documents."""
 
     document: Document
     parts: tuple[NewDocument, ...]
@@ -95,13 +96,14 @@ def _put_manifest(catalog: Catalog, values: dict[str, Any]) -> None:
 def add_sources(
     catalog: Catalog,
     namespace: str,
-    sources: Iterable[NewSource],
+    sources: Collection[NewSource],
     written: Written,
     relabelled: Iterable[Document] = (),
 ) -> None:
-    """Make encoded sources part of the bank. A live source of the same external id is replaced.
+    """Make sources part of the bank. A live source of the same external id is replaced.
 
     Args:
+        written: latents of their documents. Those without any are pending.
         relabelled: documents whose text is there already: only their metadata and date are replaced.
     """
     placed = {place.document_id: place for place in written.places}
@@ -113,19 +115,17 @@ def add_sources(
             _delete_source(catalog, namespace_id, source.document.external_id, words, commit)
             source_id = _insert_source(catalog, namespace_id, source.document)
             for part in source.parts:
-                place = placed[part.document_id]
                 values = (part.document_id, source_id, part.span.start, part.span.end, part.tokens)
-                catalog.execute(
-                    "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
-                    (
-                        *values,
-                        segment_ids[place.segment],
-                        place.first_row,
-                        place.rows,
-                        seal("documents", *values, None),
-                    ),
-                )
+                if (place := placed.get(part.document_id)) is None:
+                    catalog.execute("INSERT INTO pending VALUES (?, ?, ?, ?)", values[:-1])
+                else:
+                    where = (segment_ids[place.segment], place.first_row, place.rows)
+                    catalog.execute(
+                        "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
+                        (*values, *where, seal("documents", *values, None)),
+                    )
                 words.insert(part.document_id, part_text(source.document, part.span))
+        _give_ids(catalog, (part.document_id for source in sources for part in source.parts))
         for document in relabelled:
             values = (_json(document.metadata), document.date, document.content_hash)
             catalog.execute(
@@ -133,6 +133,24 @@ def add_sources(
                 "WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?",
                 (*values, namespace_id, document.external_id),
             )
+
+
+def place_pending(catalog: Catalog, namespace: str, parts: Sequence[NewDocument], written: Written) -> None:
+    """Make pending documents encoded ones: their latents are in `written`, with the tokens that were encoded."""
+    placed = {place.document_id: place for place in written.places}
+    with _change(catalog):
+        number = catalog.namespace_id(namespace)
+        assert number is not None, "pending documents belong to a namespace"
+        segment_ids = _insert_segments(catalog, number, written.segments, "live")
+        for part in parts:
+            place = placed[part.document_id]
+            catalog.execute(
+                "INSERT INTO documents SELECT document_id, source_id, span_start, span_end, ?, ?, ?, ?, NULL, 0 "
+                "FROM pending WHERE document_id = ?",
+                (part.tokens, segment_ids[place.segment], place.first_row, place.rows, part.document_id),
+            )
+            catalog.execute("DELETE FROM pending WHERE document_id = ?", (part.document_id,))
+            _reseal(catalog, "documents", part.document_id)
 
 
 def delete_sources(catalog: Catalog, namespace: str, external_ids: Iterable[str]) -> None:
@@ -247,6 +265,7 @@ def publish_staged(catalog: Catalog, manifest: dict[str, Any]) -> None:
         for (document_id,) in catalog.read("SELECT document_id FROM staged"):
             _reseal(catalog, "documents", document_id)
         catalog.execute("DELETE FROM staged")
+        catalog.execute("DELETE FROM pending")
         _retire(catalog, old, commit)
         catalog.execute("UPDATE segments SET state = 'live' WHERE state = 'staged'")
 
@@ -281,6 +300,7 @@ def delete_orphans(catalog: Catalog) -> None:
         )
         for (document_id,) in catalog.read(dead):
             catalog.execute("UPDATE documents SET deleted_in = ? WHERE id = ?", (commit, document_id))
+        catalog.execute("DELETE FROM pending WHERE source_id IN (SELECT id FROM sources WHERE deleted_in IS NOT NULL)")
         for (document_id,) in catalog.read("SELECT id FROM documents WHERE deleted_in IS NOT NULL"):
             _reseal(catalog, "documents", document_id)
         catalog.execute(
@@ -360,6 +380,13 @@ def _insert_source(catalog: Catalog, namespace_id: int, document: Document) -> i
     return source_id
 
 
+def _give_ids(catalog: Catalog, document_ids: Iterable[int]) -> None:
+    """See to it that no later document gets one of these ids, even if they never become rows of `documents`."""
+    if (last := max(document_ids, default=0)) > (catalog.value(_LAST_ID) or 0):
+        catalog.execute("DELETE FROM sqlite_sequence WHERE name = 'documents'")
+        catalog.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('documents', ?)", (last,))
+
+
 def _delete_source(catalog: Catalog, namespace_id: int, external_id: str, words: WordIndex, commit: int) -> None:
     """Tombstone a live source and its documents, if there is one."""
     number = catalog.value(
@@ -378,6 +405,16 @@ def _delete_source(catalog: Catalog, namespace_id: int, external_id: str, words:
     catalog.execute("UPDATE sources SET deleted_in = ? WHERE id = ?", (commit, number))
     _reseal(catalog, "sources", number)
     catalog.execute("DELETE FROM staged WHERE source_id = ?", (number,))
+    catalog.execute("DELETE FROM pending WHERE source_id = ?", (number,))
+    _forget_unused(catalog, number)
+
+
+def _forget_unused(catalog: Catalog, source_id: int) -> None:
+    """Forget a source that has no documents any more; one with documents goes with the segment of the last of them."""
+    of_it = "SELECT 1 FROM documents WHERE source_id = ? UNION ALL SELECT 1 FROM pending WHERE source_id = ? LIMIT 1"
+    if catalog.value(of_it, (source_id, source_id)) is None:
+        catalog.execute("DELETE FROM texts WHERE source_id = ?", (source_id,))
+        catalog.execute("DELETE FROM sources WHERE id = ?", (source_id,))
 
 
 def _move(catalog: Catalog, segment_ids: dict[str, int], places: Iterable[Placed]) -> None:
@@ -400,9 +437,7 @@ def _retire(catalog: Catalog, segment_ids: Sequence[int], commit: int) -> None:
         sources = catalog.read("SELECT DISTINCT source_id FROM documents WHERE segment_id = ?", (segment_id,))
         catalog.execute("DELETE FROM documents WHERE segment_id = ? AND deleted_in IS NOT NULL", (segment_id,))
         for (source_id,) in sources:
-            if catalog.value("SELECT 1 FROM documents WHERE source_id = ? LIMIT 1", (source_id,)) is None:
-                catalog.execute("DELETE FROM texts WHERE source_id = ?", (source_id,))
-                catalog.execute("DELETE FROM sources WHERE id = ?", (source_id,))
+            _forget_unused(catalog, source_id)
         catalog.execute("UPDATE segments SET state = 'retired', retired_in = ? WHERE id = ?", (commit, segment_id))
 
 

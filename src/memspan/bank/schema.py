@@ -91,8 +91,7 @@ CREATE TABLE pending (
     document_id INTEGER PRIMARY KEY CHECK (document_id > 0),
     source_id INTEGER NOT NULL REFERENCES sources (id),
     span_start INTEGER NOT NULL CHECK (span_start >= 0),
-    span_end INTEGER NOT NULL CHECK (span_end > span_start),
-    tokens INTEGER NOT NULL CHECK (tokens >= 0)
+    span_end INTEGER NOT NULL CHECK (span_end > span_start)
 ) STRICT;
 CREATE INDEX pending_of_sources ON pending (source_id);
 CREATE TABLE roots (
@@ -129,7 +128,7 @@ AS_FORMAT_3 = {
     "sources": "SELECT id, namespace_id, external_id, title, without_disk(external_id, metadata) AS metadata, date, "
     "added_at, content_hash, text_hash, deleted_in, seal, NULL AS recorded_at, NULL AS superseded_at, "
     "NULL AS version_of, NULL AS expires, 0 AS pinned FROM main.sources",
-    "pending": "SELECT 0 AS document_id, 0 AS source_id, 0 AS span_start, 0 AS span_end, 0 AS tokens WHERE FALSE",
+    "pending": "SELECT 0 AS document_id, 0 AS source_id, 0 AS span_start, 0 AS span_end WHERE FALSE",
     "roots": "SELECT 0 AS id, 0 AS namespace_id, '' AS name, '' AS path, 0 AS whole WHERE FALSE",
     "files": "SELECT 0 AS id, 0 AS root_id, '' AS path, '' AS name, 0 AS alone, 0 AS size, 0 AS mtime_ns, '' AS sha256 "
     "WHERE FALSE",

@@ -85,14 +85,17 @@ class TextBank:
                 self._idle.append(catalog)
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, wait: float = 0.0) -> Iterator[None]:
         """Hold the writer's lock. A bank of an older format has become one of the present format.
+
+        Args:
+            wait: seconds to wait for another that holds it.
 
         Raises:
             BankBusy: another process writes (its pid is named).
             BankError: the folder or the catalog cannot be written.
         """
-        with writer_lock(self.folder):
+        with writer_lock(self.folder, wait):
             edits.upgrade(self.catalog)
             yield
 

@@ -95,8 +95,9 @@ class WordIndex:
         """The best documents of some queries together, each by its highest score."""
         table = self._table
         within = (
-            f"AND EXISTS (SELECT 1 FROM documents d JOIN sources s ON s.id = d.source_id "
-            f"WHERE d.id = {table}.rowid AND {scope.sql})"
+            f"AND EXISTS (SELECT 1 FROM sources s WHERE s.id = coalesce("
+            f"(SELECT source_id FROM documents WHERE id = {table}.rowid), "
+            f"(SELECT source_id FROM pending WHERE document_id = {table}.rowid)) AND {scope.sql})"
             if scope
             else ""
         )

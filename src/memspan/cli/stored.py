@@ -85,6 +85,8 @@ def search(
         with dataclasses.replace(model, memory_budget=memory_budget).open(bank, scope.namespace) as memory:
             options = {"selector": selector, "limit": limit, "min_score": min_score, "as_of": scope.as_of}
             found = memory.search(question, where=where, **options)
+            if not as_json:
+                render.pending_note(memory.bank.catalog.num_pending(scope.namespace), memory.bank)
     if as_json:
         render.as_json(found)
         return

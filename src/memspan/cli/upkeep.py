@@ -136,7 +136,7 @@ def import_(
     # What is not UTF-8 is found in its own line.
     lines = file.open(encoding="utf-8", errors="surrogateescape")
     with model.open(bank, create=True) as memory, stop_flag() as stop, lines:
-        reports = import_documents(memory.bank, memory.loaded, lines, should_stop=stop.is_set)
-        for report in reports:
-            render.report(report, [], memory.bank, as_json)
-    return stop.code if any(report.interrupted for report in reports) else 0
+        with render.AddProgress() as progress:
+            report = import_documents(memory.bank, memory.loaded, lines, progress=progress, should_stop=stop.is_set)
+        render.report(report, [], memory.bank, as_json)
+    return stop.code if report.interrupted else 0

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,7 +18,7 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
-from memspan.errors import BankMismatch, EmptyBank
+from memspan.errors import BankMismatch, EmptyBank, NotEncoded
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.calls import in_thread, named_options, streamed_in_thread
 from memspan.generate.documents import DocumentStore
@@ -25,7 +26,7 @@ from memspan.generate.finder import Finder
 from memspan.generate.interleave import Interleave, reading_of
 from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_stored
 from memspan.generate.request import AskOptions, Request
-from memspan.generate.selectors import Look, default_selector, ranking_selector
+from memspan.generate.selectors import Look, Needs, default_selector, ranking_selector
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
@@ -268,8 +269,9 @@ class Memory(DocumentStore):
         request = self._request([question], {"selector": chosen, "where": where, "as_of": as_of})
         with self._snapshot() as snapshot:
             self._check_not_empty(snapshot)
-            if not snapshot.selectable_mask(request.scope).any():
+            if not snapshot.ids(request.scope):
                 return []
+            self._check_encoded(snapshot, request.scope, needs)
             finder = Finder(self.loaded, snapshot, request.scope, self.ranks)
             context = self.loaded.template.context(question) if needs.routing else None
             (found,) = finder.rank(chosen, [Look(question, context)], limit)
@@ -319,9 +321,13 @@ class Memory(DocumentStore):
         """Yield what happens, with the place of the question it happens to; None after every token."""
         with self._snapshot() as snapshot:
             finder, state = self._finder(snapshot, request.scope), RoundState(self.loaded, batch)
+            self._check_encoded(snapshot, request.scope, request.plan.chooser.needs)
             reading = reading_of(state, finder, request.plan, request.sampling)
             interleave = Interleave(state, finder, reading, request.plan, request.sampling)
-            yield from interleave.run(request.questions, request.history)
+            for place, event in interleave.run(request.questions, request.history):
+                if isinstance(event, Done) and snapshot.num_pending:
+                    event = Done(replace(event.answer, pending=snapshot.num_pending))
+                yield place, event
 
     def _finder(self, snapshot: Snapshot, scope: Scope) -> Finder:
         """
@@ -329,7 +335,7 @@ class Memory(DocumentStore):
             EmptyBank: there is nothing to find.
         """
         self._check_not_empty(snapshot)
-        if not snapshot.selectable_mask(scope).any():
+        if not snapshot.ids(scope):
             raise EmptyBank(f"no document of {self.bank.folder} is in the scope of the filter; widen it")
         return Finder(self.loaded, snapshot, scope, self.ranks)
 
@@ -355,6 +361,17 @@ class Memory(DocumentStore):
             return
         with super()._catalog() as catalog:
             yield catalog
+
+    def _check_encoded(self, snapshot: Snapshot, scope: Scope, needs: Needs) -> None:
+        """
+        Raises:
+            NotEncoded: documents are found by latents alone, and none has any yet.
+        """
+        if needs.routing and not needs.words and not snapshot.selectable_mask(scope).any():
+            raise NotEncoded(
+                f"none of the documents in {self.bank.folder} that may be found is encoded yet; encode them with: "
+                f"memspan encode {self.bank.folder}, or ask with a selector that finds words (lexical, hybrid)"
+            )
 
     def _check_not_empty(self, snapshot: Snapshot) -> None:
         if not snapshot.num_documents:
