@@ -465,7 +465,7 @@ def test_a_file_of_records_is_read_line_by_line(tmp_path: Path, monkeypatch: pyt
         num_parsed += 1
         return parse(line)
 
-    monkeypatch.setattr("memspan.text.readers.parse_json_object", counting)
+    monkeypatch.setattr("memspan.text.readers.json_lines.parse_json_object", counting)
     next(read_paths([path]))
     assert num_parsed == 1
 
