@@ -86,10 +86,12 @@ class Records:
     Attributes:
         read: makes them of its lines, which keep their ends.
         is_table: all records have the same keys, so a first one without a text means that the file has none.
+        in_lines: False where `read` takes the text in pieces that end anywhere, so that a line may have any length.
     """
 
     read: Callable[[Iterable[str]], Iterator[Record | BadRecord]]
     is_table: bool = False
+    in_lines: bool = True
 
 
 @dataclass(frozen=True, slots=True)
