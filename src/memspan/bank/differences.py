@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memspan.bank.ledger import KnownFile, ReadFile, Stat, sha256_of
+from memspan.text.corpus import is_meant
 from memspan.text.folders import FoundFile, Given, Root, Roots, rebased, relative_path
-from memspan.text.readers import is_supported
+from memspan.text.readers import ReadOptions
 from memspan.types import Skipped
 
 # Of so many files more than half may be gone at once; of more, that looks as a folder does that is not mounted.
@@ -54,7 +55,7 @@ class Differences:
     refused: list[str] = field(default_factory=list)
 
 
-def differences(given: Sequence[Given], known: Sequence[KnownFile], roots: Roots) -> Differences:
+def differences(given: Sequence[Given], known: Sequence[KnownFile], roots: Roots, options: ReadOptions) -> Differences:
     """Compare folders with what is known of their files.
 
     A file is as it was if its size and time are, and else if its content is. What cannot be read, or stands in a folder
@@ -75,7 +76,7 @@ def differences(given: Sequence[Given], known: Sequence[KnownFile], roots: Roots
                 there.setdefault((placed.root.name, placed.relative), placed)
     by_place = {(file.root, file.relative): file for file in known}
     for place, placed in there.items():
-        _compare(placed, by_place.get(place), found)
+        _compare(placed, by_place.get(place), found, options)
     missing = [file for place, file in by_place.items() if place not in there and not unread.holds(file)]
     gone = {file.id: file for one in given for file in missing if _covers(one, file)}
     _find_moved(gone, found)
@@ -104,10 +105,10 @@ def _covers(given: Given, file: KnownFile) -> bool:
     return relative is not None and given.holds(relative) and (given.alone or not file.alone)
 
 
-def _compare(placed: Placed, known: KnownFile | None, found: Differences) -> None:
+def _compare(placed: Placed, known: KnownFile | None, found: Differences, options: ReadOptions) -> None:
     file = placed.file
     if known is None:
-        if file.alone or is_supported(file.path):
+        if is_meant(file, options):
             found.new.append(placed)
         else:
             found.skipped.append(Skipped(str(file.path), f"unsupported file type {file.path.suffix or '(none)'}"))

@@ -20,9 +20,10 @@ from typing import Literal
 
 from memspan.bank.catalog import Catalog
 from memspan.bank.edits import open_namespace
-from memspan.text.corpus import ReadProgress, read_file
+from memspan.text.corpus import ReadProgress, is_meant, read_file
 from memspan.text.folders import FoundFile, Root, Roots, join, relative_path
-from memspan.text.readers import is_supported
+from memspan.text.readers import ReadOptions
+from memspan.text.readers.formats import AS_FOUND
 from memspan.types import Document, Skipped, is_unicode
 
 # So much is claimed in one transaction.
@@ -266,6 +267,7 @@ class FileReader:
         reading: ReadProgress,
         roots: Roots | None = None,
         standing: Iterable[int] = (),
+        options: ReadOptions = AS_FOUND,
     ) -> None:
         """
         Args:
@@ -275,6 +277,7 @@ class FileReader:
         self.files: dict[int, ReadFile] = {}
         self._catalog, self._ledger = catalog, Ledger(catalog, namespace)
         self._reading, self._roots, self._standing = reading, roots, frozenset(standing)
+        self._options = options
 
     def read(self, files: Iterable[FoundFile | Skipped]) -> Iterator[Document | Skipped]:
         """The documents of files, in the order given, and what was skipped; as `memspan.text.corpus.read_paths`."""
@@ -305,10 +308,14 @@ class FileReader:
                 if not isinstance(file, Skipped):
                     root, relative = roots.place(file)
                     name = f"{root.name}/{relative}"
-                    if is_unicode(name) and _is_kept(file):
+                    if is_unicode(name) and self._is_kept(file):
                         number, name = self._ledger.keep_file(root, relative, file.alone)
                 kept.append((file, number, name, relative))
         return kept
+
+    def _is_kept(self, file: FoundFile) -> bool:
+        """Whether it is a file that can be read again (and no pipe), of a kind that gives documents."""
+        return os.path.isfile(file.path) and is_meant(file, self._options)
 
     def _documents(
         self, file: FoundFile | Skipped, number: int, name: str, relative: str
@@ -317,12 +324,12 @@ class FileReader:
             yield 0, file
             return
         if not number:
-            yield from ((0, item) for item in read_file(file, name, relative, self._reading))
+            yield from ((0, item) for item in read_file(file, name, relative, self._reading, self._options))
             return
         read = self.files[number] = ReadFile(number, source=str(file.path), gone=set(self._ledger.documents_of(number)))
         now, before = time.time_ns(), _state_of(file.path)
         read.is_whole = before is not None
-        for item in read_file(file, name, relative, self._reading):
+        for item in read_file(file, name, relative, self._reading, self._options):
             if isinstance(item, Document):
                 read.gone.discard(item.external_id)
             else:
@@ -370,11 +377,6 @@ class FileReader:
         read = self.files[number]
         read.is_whole, read.stat = False, None
         return Skipped(read.source, f"a document of the id {external_id!r} was read before, from another file")
-
-
-def _is_kept(file: FoundFile) -> bool:
-    """Whether it is a file that can be read again, of a kind that gives documents (and no pipe)."""
-    return os.path.isfile(file.path) and (file.alone or is_supported(file.path))
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -21,6 +21,8 @@ from memspan.bank.texts import TextBank
 from memspan.errors import CorpusError, SyncRefused
 from memspan.text.corpus import ReadProgress, found_documents
 from memspan.text.folders import Given, Root, Roots, rebased
+from memspan.text.readers import ReadOptions
+from memspan.text.readers.formats import AS_FOUND
 from memspan.types import AddReport, Document, Skipped
 
 
@@ -80,6 +82,7 @@ class Sync:
         paths: Iterable[Path],
         catalog: Catalog | None,
         root: str | None = None,
+        options: ReadOptions = AS_FOUND,
     ) -> None:
         """Look; nothing is changed.
 
@@ -87,6 +90,7 @@ class Sync:
             bank: None where there is none yet; its plan cannot be done then.
             paths: folders, files, and patterns of files as `docs/**/*.md`.
             catalog: whose snapshot of the bank is read.
+            options: how files are read.
             root: what the one folder is called in the bank; where it moved, or the bank came from another machine.
 
         Raises:
@@ -95,6 +99,7 @@ class Sync:
         """
         self._bank, self._namespace = bank, namespace
         self._named: Root | None = None
+        self._options = options
         ledger = None if catalog is None else Ledger(catalog, namespace)
         self._roots = Roots() if ledger is None else ledger.roots()
         known = [] if ledger is None else ledger.files()
@@ -106,7 +111,7 @@ class Sync:
             known = [file.under(named.path) if file.root == named.name else file for file in known]
         for one in given:
             self._check_is_known(one)
-        self._found = found = differences(given, known, self._roots)
+        self._found = found = differences(given, known, self._roots, options)
         self.plan = SyncPlan(
             tuple(placed.name for placed in found.new),
             tuple(file.name for _, file in found.changed),
@@ -137,7 +142,7 @@ class Sync:
                 Ledger(bank.catalog, self._namespace).keep_root(self._named)
         self._move(bank)
         skipped = list(found.skipped)
-        reader = FileReader(bank.catalog, self._namespace, ReadProgress(()), self._roots, found.standing)
+        reader = FileReader(bank.catalog, self._namespace, ReadProgress(()), self._roots, found.standing, self._options)
         files = [placed.file for placed in (*found.new, *(placed for placed, _ in found.changed))]
         done = add(found_documents(skipped, reader.read(files))) if files else AddReport()
         ledger = Ledger(bank.catalog, self._namespace)

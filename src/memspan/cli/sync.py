@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memspan.cli import render
-from memspan.cli.app import BankArgument, JsonOption, Model, NamespaceOption, command
-from memspan.cli.process import SKIPPED, Stop, refuse_torchrun, stop_flag
+from memspan.cli.app import BankArgument, JsonOption, Model, NamespaceOption, ReadingOptions, command
+from memspan.cli.process import SKIPPED, refuse_torchrun, stop_flag
 from memspan.cli.stored import open_texts
 from memspan.errors import MemspanError
 
 if TYPE_CHECKING:
     from memspan.bank.sync import SyncPlan, SyncReport
     from memspan.generate.memory import Memory
+    from memspan.text.readers import ReadOptions
+    from memspan.types import AddReport
 
 
 @command
@@ -36,6 +38,7 @@ def sync(
     namespace: NamespaceOption = "default",
     *,
     model: Model,
+    how: ReadingOptions,
     as_json: JsonOption = False,
 ) -> int:
     """Bring a bank in step with folders: remember what is new or changed, forget what is gone.
@@ -44,23 +47,25 @@ def sync(
     .memspanignore names what is left out of its folder, as a .gitignore does.
     """
     refuse_torchrun("sync")
+    plan = _plan(bank, paths, namespace, root, how.options)  # its errors come before anything is loaded
     if dry_run:
-        return _show_plan(_plan(bank, paths, namespace, root), as_json, force)
+        return _show_plan(plan, as_json, force)
     if watch:
         from memspan.text.watching import changes
-    _plan(bank, paths, namespace, root)  # its errors come before anything is loaded
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
+        options = {"root": root, "force": force, "should_stop": stop.is_set, **dataclasses.asdict(how.options)}
         if not watch:
-            return _once(memory, paths, root, force, stop, as_json)
+            done = _once(memory, paths, options, as_json)
+            return stop.code if done.interrupted else SKIPPED if done.skipped else 0
         for count, _ in enumerate(changes(paths, stop.is_set, [bank])):
             try:
-                _once(memory, paths, root, force, stop, as_json, quiet=count > 0)
+                _once(memory, paths, options, as_json, quiet=count > 0)
             except MemspanError as error:  # the folder may come back, the other writer end
                 render.err.print(f"error: {error}")
     return stop.code
 
 
-def _plan(bank: Path, paths: list[Path], namespace: str, root: str | None) -> SyncPlan:
+def _plan(bank: Path, paths: list[Path], namespace: str, root: str | None, options: ReadOptions) -> SyncPlan:
     """What differs from a bank; from an empty one where there is none."""
     from memspan.bank.sync import Sync
     from memspan.bank.texts import TextBank
@@ -68,7 +73,7 @@ def _plan(bank: Path, paths: list[Path], namespace: str, root: str | None) -> Sy
     with ExitStack() as stack:
         opened = stack.enter_context(open_texts(bank)) if TextBank.exists(bank) else None
         catalog = None if opened is None else stack.enter_context(opened.pinned_catalog())
-        return Sync(opened, namespace, paths, catalog, root).plan
+        return Sync(opened, namespace, paths, catalog, root, options).plan
 
 
 def _show_plan(plan: SyncPlan, as_json: bool, force: bool) -> int:
@@ -94,15 +99,13 @@ def _counts(plan: SyncPlan) -> str:
     return f"{', '.join(f'{len(files)} {kind}' for kind, files in counts.items())}, {plan.unchanged} unchanged files"
 
 
-def _once(
-    memory: Memory, paths: list[Path], root: str | None, force: bool, stop: Stop, as_json: bool, quiet: bool = False
-) -> int:
+def _once(memory: Memory, paths: list[Path], options: dict[str, Any], as_json: bool, quiet: bool = False) -> AddReport:
     """Sync once; `quiet` says nothing where nothing was to be done."""
-    with render.AddProgress(lambda: None) as progress:
-        done = memory.sync(*paths, root=root, force=force, progress=progress, should_stop=stop.is_set)
+    with render.AddProgress() as progress:
+        done = memory.sync(*paths, progress=progress, **options)
     if not (quiet and done.plan.is_empty):
         _report(done, memory, as_json)
-    return stop.code if done.done.interrupted else SKIPPED if done.done.skipped else 0
+    return done.done
 
 
 def _report(done: SyncReport, memory: Memory, as_json: bool) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -24,9 +24,11 @@ from memspan.errors import FilterError
 from memspan.generate.calls import named_options
 from memspan.model.convert import LoadedModel
 from memspan.text.corpus import ReadProgress, found_documents, found_files
+from memspan.text.readers import ReadOptions
 from memspan.types import JSON, AddReport, Document, Skipped, normal_date
 
 _ADD_OPTIONS = sorted((add_documents.__kwdefaults__ or {}).keys() - {"namespace"})
+_READ_OPTIONS = tuple(field.name for field in fields(ReadOptions))
 _Id = int | str
 
 
@@ -93,30 +95,33 @@ class DocumentStore:
         with self._changing:
             return add_documents(self.bank, self.loaded, given, namespace=self.namespace, existing=existing, **options)
 
-    @named_options(*_ADD_OPTIONS)
+    @named_options(*_ADD_OPTIONS, *_READ_OPTIONS)
     def add_files(self, *paths: str | Path, **options: Any) -> AddReport:
         """Remember files and folders, as `memspan add` does. What could not be read is in the report's `skipped`.
 
         Args:
             paths: of txt, md, rst, html, pdf, csv, tsv and jsonl files, and of folders that hold them. A document's id
-                is the name of the folder given (of a file, of the folder it stands in) and the path from there.
-            options: as for `add`.
+                is the name of the folder that was given (of a file, of its own folder) and the path from there.
+            options: as for `add`; and `format`, `encoding`, `text_column` and `title_column`, which say how the files
+                are read (see `memspan.text.readers.formats.ReadOptions`).
 
         Raises:
-            CorpusError: a path does not exist; nothing is added then.
+            CorpusError: a path does not exist, or an encoding is unknown; nothing is added then.
+            UnknownName: there is no such format.
         """
         if not paths or not all(isinstance(path, str | Path) for path in paths):
             raise TypeError('name files or folders, each by itself: memory.add_files("notes", "report.pdf")')
         given = [Path(path).expanduser() for path in paths]
+        how = _read_options(options)
         files, skipped = found_files(given), builtins.list[Skipped]()
         with self._changing:
-            reader = FileReader(self.bank.catalog, self.namespace, ReadProgress(given))
+            reader = FileReader(self.bank.catalog, self.namespace, ReadProgress(given), options=how)
             report = self.add(found_documents(skipped, reader.read(files)), **options)
             if not report.interrupted:
                 reader.settle()
         return replace(report, skipped=tuple(skipped))
 
-    @named_options(*_ADD_OPTIONS)
+    @named_options(*_ADD_OPTIONS, *_READ_OPTIONS)
     def sync(
         self,
         *paths: str | Path,
@@ -133,7 +138,7 @@ class DocumentStore:
             root: what the one folder is called in the bank; where it moved, or the bank came from another machine.
             force: forget also all files of a folder, or more than half of more than ten.
             dry_run: say what would be done, and do nothing.
-            options: as for `add`.
+            options: as for `add_files`; a file that was not changed is not read again, whatever they are.
 
         Raises:
             CorpusError: a path does not exist, and the bank knows nothing of it; or a folder needs its `root`.
@@ -142,9 +147,10 @@ class DocumentStore:
         if not paths or not all(isinstance(path, str | Path) for path in paths):
             raise TypeError('name files or folders, each by itself: memory.sync("notes", "reports")')
         given = [Path(path).expanduser() for path in paths]
+        how = _read_options(options)
         with self._changing:
             with self._catalog() as catalog:
-                found = Sync(self.bank, self.namespace, given, catalog, root)
+                found = Sync(self.bank, self.namespace, given, catalog, root, how)
             if dry_run:
                 return SyncReport(found.plan)
             return found.apply(partial(self.add, **options), force=force)
@@ -265,6 +271,11 @@ class DocumentStore:
         """The documents of a scope; errors as in `list`."""
         catalog.source_page(self.namespace, 0, 1, scope)  # finds fields that no document has
         return (stored.document for stored in catalog.sources(self.namespace, scope))
+
+
+def _read_options(options: dict[str, Any]) -> ReadOptions:
+    """How files are read, taken out of the options of a call."""
+    return ReadOptions(**{name: options.pop(name) for name in _READ_OPTIONS if name in options})
 
 
 def documents_of(documents: Iterable[str | Document], **columns: Iterable[Any] | None) -> Iterable[Document]:
