@@ -38,6 +38,7 @@ from memspan.bank.manifest import FORMAT_VERSION, Manifest
 from memspan.bank.schema import FORMAT_2
 from memspan.bank.segment import Placed, SegmentFiles
 from memspan.bank.shard import Shard
+from memspan.bank.stored import still_pending
 from memspan.bank.words import WordIndex
 from memspan.config import MSAConfig
 from memspan.model.convert import LoadedModel
@@ -379,7 +380,7 @@ def read_bank(bank: MemoryBank, namespace: str = DEFAULT_NAMESPACE) -> list[tupl
     """
     latents = read_latents(bank, namespace)
     stored = bank.catalog.page(namespace, 0, 1_000_000)
-    pending = bank.catalog.still_pending(document.id for document in stored)
+    pending = still_pending(bank.catalog, [document.id for document in stored])
     has_latents = [document.id for document in stored if document.id not in pending]
     assert has_latents == sorted(latents), "every document that is encoded has latents, and no other"
     return [

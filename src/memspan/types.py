@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _YEAR_OR_MONTH = re.compile(r"\d{4}(-\d{2})?")
 _WEEK = re.compile(r"\d{4}-?W\d{2}")
+NEVER = "never"
+"""What `expires` is of a document that is to have no expiry any more."""
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
@@ -35,6 +37,9 @@ class Document:
         metadata: JSON values the caller wants back with the evidence, and may filter by.
         date: ISO 8601 date (a year, a month or a day) or time the text speaks of or was written (see `normal_date`).
             None: the time it is added.
+        expires: ISO 8601 date (its beginning, in UTC) or time from which on it is not seen, or "never". None: as it is
+            in the bank; of a new one never.
+        pinned: True: it does not expire, whatever `expires` says. None: as it is in the bank; of a new one False.
     """
 
     external_id: str
@@ -42,6 +47,8 @@ class Document:
     title: str = ""
     metadata: Mapping[str, JSON] = field(default_factory=dict)
     date: str | None = None
+    expires: str | None = None
+    pinned: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("external_id", "text", "title"):
@@ -56,11 +63,15 @@ class Document:
             if "\0" in value or not is_unicode(value):
                 raise ValueError(f"document {self.external_id!r} holds NUL characters or lone surrogates")
         self._check_metadata()
-        if self.date is not None:
-            try:
-                object.__setattr__(self, "date", normal_date(self.date))
-            except ValueError as error:
-                raise ValueError(f"document {self.external_id!r}: {error}") from error
+        if not isinstance(self.pinned, bool | None):
+            raise TypeError(f"document {self.external_id!r}: pinned is True, False or None, not {self.pinned!r}")
+        for name in ("date", "expires"):
+            value = getattr(self, name)
+            if value is not None and (name, value) != ("expires", NEVER):
+                try:
+                    object.__setattr__(self, name, normal_date(value))
+                except ValueError as error:
+                    raise ValueError(f"document {self.external_id!r}: {error}") from error
 
     def _check_metadata(self) -> None:
         if self.metadata == {}:
@@ -141,6 +152,20 @@ class Skipped:
 
     source: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A document as it was added once.
+
+    Attributes:
+        recorded_at: when the bank got it: UTC, ISO 8601 to the microsecond.
+        superseded_at: when another version took its place; None of the one that holds.
+    """
+
+    document: Document
+    recorded_at: str
+    superseded_at: str | None
 
 
 @dataclass(frozen=True, slots=True)

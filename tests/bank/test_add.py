@@ -19,6 +19,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE, StoredDocument
 from memspan.bank.encode import manifest_of
 from memspan.bank.segment import SegmentWriter
+from memspan.bank.stored import num_pending
 from memspan.bank.verify import verify
 from memspan.errors import BankError, BankMismatch, DuplicateDocument
 from memspan.model.convert import LoadedModel
@@ -396,7 +397,7 @@ def test_long_documents_are_committed_on_the_way(bank: MemoryBank, loaded: Loade
     generator = random.Random(0)
     corpus = [Document(str(number), _text(generator, 80)) for number in range(8)]
     left: list[int] = []
-    options: dict[str, Any] = {"progress": lambda report: left.append(bank.catalog.num_pending(DEFAULT))}
+    options: dict[str, Any] = {"progress": lambda report: left.append(num_pending(bank.catalog, DEFAULT))}
     add_documents(bank, loaded, corpus, batch_tokens=256, commit_seconds=0, **options)
     assert len({*left}) > 3 and left[1:] == sorted(left[1:], reverse=True)
 
@@ -440,7 +441,7 @@ def test_a_failure_in_the_middle_keeps_what_was_committed(
     # The texts come first; progress is told after each three of them.
     kept = {"model": 10, "corpus": 7, "progress": 9}[where]
     assert list(_without_ids(bank)) == [document.external_id for document in corpus[:kept]]
-    done = kept - bank.catalog.num_pending(DEFAULT)
+    done = kept - num_pending(bank.catalog, DEFAULT)
     assert (done > 0) == (where == "model") and verify(bank) == []
     encoded.clear()
     report = add_documents(bank, loaded, corpus)

@@ -30,6 +30,7 @@ from helpers import (
 from memspan.bank import edits, files
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
+from memspan.bank.versions import SourceRows
 from memspan.bank.words import WordIndex
 from memspan.errors import BankBusy, BankError, BankMismatch, UnknownDocument
 from memspan.types import Document
@@ -520,8 +521,8 @@ _STEPS: list[tuple[Any, str]] = [
     (files, "file_sha256"),
     (Path, "replace"),
     (edits, "_insert_segments"),
-    (edits, "_insert_source"),
-    (edits, "_delete_source"),
+    (SourceRows, "_insert"),
+    (SourceRows, "_end"),
     (WordIndex, "insert"),
 ]
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from helpers import add_latents, fill, make_format_2, random_latents, tiny_manifest
 
-from memspan.bank import edits, schema
+from memspan.bank import formats
 from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
+from memspan.bank.formats import is_of_format_2
 from memspan.bank.lines import export_documents
 from memspan.bank.schema import FORMAT_2, SCHEMA
 from memspan.bank.texts import TextBank
@@ -124,10 +125,10 @@ def test_a_reader_follows_the_upgrade_of_another(old: Path) -> None:
     with closing(TextBank.open(old)) as reader, closing(MemoryBank.open(old)) as writer:
         with reader.pinned_catalog() as catalog:
             fill(writer, "new")  # the snapshot stays as it was
-            assert catalog.is_of_format_2
+            assert is_of_format_2(catalog)
             assert catalog.source(DEFAULT_NAMESPACE, "new") is None
         with reader.pinned_catalog() as catalog:
-            assert not catalog.is_of_format_2
+            assert not is_of_format_2(catalog)
             found = catalog.source(DEFAULT_NAMESPACE, "new")
             assert found is not None
             assert catalog.value("SELECT recorded_at FROM sources WHERE id = ?", (found.id,)) is not None
@@ -135,9 +136,9 @@ def test_a_reader_follows_the_upgrade_of_another(old: Path) -> None:
 
 
 def test_an_upgrade_that_is_killed_leaves_format_2(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    statements = [*schema.FORMAT_3.split(";")[:-1], "SELECT none_such", ""]
+    statements = [*formats.FORMAT_3.split(";")[:-1], "SELECT none_such", ""]
     for end in (1, 3, 6, len(statements)):
-        monkeypatch.setattr(edits, "FORMAT_3", ";".join([*statements[:end], "SELECT none_such", ""]))
+        monkeypatch.setattr(formats, "FORMAT_3", ";".join([*statements[:end], "SELECT none_such", ""]))
         with closing(TextBank.open(old)) as bank, pytest.raises(BankError):
             bank.delete(["a"])
         assert _version(old) == "2"
@@ -149,7 +150,7 @@ def test_an_upgrade_that_is_killed_leaves_format_2(old: Path, monkeypatch: pytes
     assert subprocess.run([sys.executable, "-c", child], check=False).returncode == 9
     monkeypatch.undo()
     with closing(MemoryBank.open(old)) as bank:
-        assert bank.catalog.is_of_format_2
+        assert is_of_format_2(bank.catalog)
         assert verify(bank) == []
         bank.delete(["a"])
         assert verify(bank) == []

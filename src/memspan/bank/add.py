@@ -17,7 +17,7 @@ from memspan.bank.encode import COMMIT_SECONDS, EncodingRun, Progress, check_mod
 from memspan.bank.encoders import Encoders, Group
 from memspan.bank.lines import read_exported
 from memspan.bank.remembered import remember
-from memspan.bank.texts import check_namespace
+from memspan.bank.texts import check_namespace, keeps_retention
 from memspan.errors import BankBusy, DuplicateDocument
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import BATCH_TOKENS
@@ -51,8 +51,8 @@ def add_documents(
     second. Then those of them that are not encoded yet are encoded, a commit every `commit_seconds`; the router finds
     what is encoded. Where another process encodes the bank already, that is left to it.
 
-    Where only metadata or date differ, those are replaced and nothing is encoded. Memory is bounded whatever the corpus
-    size: a window of documents (or one very long one), one segment's buffer.
+    Where only metadata, date or expiry differ, those are replaced and nothing is encoded. Memory is bounded whatever
+    the corpus size: a window of documents (or one very long one), one segment's buffer.
 
     Args:
         namespace: where they go; questions see one namespace.
@@ -217,23 +217,33 @@ class _Texts:
         known = self._catalog.hashes(self._namespace, name) if earlier is None else _hashes(earlier)
         first = self._given.setdefault(hash(name), number)
         is_same = known is not None and known[0] == document.content_hash
+        is_new = known is None or (self._existing == "renew" and first == number)
         if first != number and not is_same:
             raise DuplicateDocument(
                 f"the id {name!r} is given twice, to document {first} and with other content to document {number}; "
                 "an id is of one document: give one of them another"
             )
-        window.characters += len(document.text)
-        if is_same and (first != number or self._existing != "renew"):
-            window.unchanged += 1
-        elif known is not None and self._existing == "refuse":
+        if known is not None and not is_same and self._existing == "refuse":
             raise DuplicateDocument(
                 f"a document {name!r} is in the bank already; give it another external id, or update it"
             )
-        elif known is not None and known[1] == document.text_hash and self._existing != "renew":
-            window.relabelled[name] = document
+        window.characters += len(document.text)
+        if is_same and not is_new and self._keeps(document, earlier):
+            window.unchanged += 1
+        elif known is not None and known[1] == document.text_hash and not is_new:
+            if waiting is None:
+                window.relabelled[name] = document
+            else:
+                window.sources[name] = NewSource(document, waiting.parts)
         else:
             window.replacing += known is not None
             window.sources[name] = self._in_parts(document)
+
+    def _keeps(self, document: Document, earlier: Document | None) -> bool:
+        """Whether a document of the same content changes nothing: expiry and pin are no content."""
+        if earlier is None and (stored := self._catalog.source(self._namespace, document.external_id)):
+            earlier = stored.document
+        return earlier is None or keeps_retention(earlier, document)
 
     def _in_parts(self, document: Document) -> NewSource:
         template = self._loaded.template

@@ -38,7 +38,8 @@ _ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, 
 def export_bank(bank: MemoryBank, path: str | Path) -> None:
     """Write the whole bank, as of now, into one file. Writers may go on meanwhile.
 
-    Nothing that was deleted is in it. Takes the space of the bank twice while it works, beside `path`.
+    Nothing that was deleted or has expired is in it; former versions are. Takes the space of the bank twice while it
+    works, beside `path`.
 
     Raises:
         BankError: the file exists, or cannot be written; nothing is left of it then.
@@ -97,8 +98,9 @@ def _copy(bank: MemoryBank, folder: Path) -> None:
         edits.upgrade(copied)
         edits.forget_unfinished(copied)
         forget_disk(copied)
-    with closing(MemoryBank.open(folder)) as copied_bank:
-        copied_bank.compact(secure=True)
+    with closing(MemoryBank.open(folder)) as copied_bank, copied_bank.locked():
+        edits.forget(copied_bank.catalog, None)
+        copied_bank.free_space(secure=True, timeout=0)
 
 
 def _link(file: Path, target: Path) -> None:

@@ -8,9 +8,10 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
-from memspan.bank import compaction, edits
+from memspan.bank import clock, compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.edits import NewSource, Written
 from memspan.bank.folder import PARTIAL_CATALOG, new_bank, segments_folder, text_crc32
@@ -18,6 +19,7 @@ from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter
 from memspan.bank.shard import Shard, join_small
 from memspan.bank.snapshot import Snapshot
+from memspan.bank.stored import num_pending
 from memspan.bank.texts import TextBank, check_namespace
 from memspan.bank.tiers import TensorCache, Tiers
 from memspan.errors import BankBusy, BankError
@@ -156,7 +158,7 @@ class MemoryBank(TextBank):
                     shard = Shard.of(SegmentReader(segments_folder(self.folder), files, self.manifest))
                     shards[segment_id] = shard.without(catalog.deleted_in_segment(segment_id))
             joined = join_small(list(shards.values()), view.joined if view else ())
-            made = _View(commit, shards, joined, TensorCache(_MASK_BYTES), catalog.num_pending(namespace))
+            made = _View(commit, shards, joined, TensorCache(_MASK_BYTES), num_pending(catalog, namespace))
             if view is None or view.commit < commit:
                 self._views[namespace] = made
             return made
@@ -176,13 +178,13 @@ class MemoryBank(TextBank):
             yield BankWriter(self, namespace, max_segment_bytes)
 
     @contextlib.contextmanager
-    def locked(self, wait: float = 0.0) -> Iterator[None]:
+    def locked(self, patience: float = 0.0) -> Iterator[None]:
         """Hold the writer's lock, with the leftovers of killed writers swept. Raises as `writer` does.
 
         Args:
-            wait: seconds to wait for another that holds it.
+            patience: seconds to wait for another writer.
         """
-        with self.writing(wait):
+        with self.writing(patience):
             if not segments_folder(self.folder).is_dir():
                 raise BankError(f"{segments_folder(self.folder)} is missing; mend it: memspan verify BANK --repair")
             self._check_manifest(self.catalog)
@@ -196,23 +198,36 @@ class MemoryBank(TextBank):
         except BankError as error:  # what was added is in the bank; a damaged old segment must not stop adding
             _log.warning("small segments of %s were not merged: %s", self.folder, error)
 
-    def compact(self, *, secure: bool = False, timeout: float = 30.0) -> None:
+    def compact(
+        self, *, secure: bool = False, forget_versions: str | timedelta | None = None, timeout: float = 30.0
+    ) -> None:
         """Rewrite segments so that deleted documents take no space, and small ones are joined. Readers go on.
 
+        What has expired is deleted. Former versions are kept, unless one of the first two arguments says otherwise.
+
         Args:
-            secure: afterwards no file of the bank holds deleted text or latents. Waits for readers' snapshots.
-            timeout: seconds to wait for them.
+            secure: afterwards no file of the bank holds deleted text or latents, nor any former version. Waits for
+                readers' snapshots.
+            forget_versions: delete former versions that were replaced longer ago than this, as "30d"; "0d": all.
+            timeout: seconds to wait for readers.
 
         Raises:
+            ValueError: that is no duration.
             BankBusy: another process writes; or, if `secure`, one still reads (its pid is named).
             BankError: a segment is damaged, or the disk is full; nothing is lost.
         """
+        before = None if forget_versions is None else clock.moment_before(forget_versions)
         with self.locked():
-            compaction.compact(self.catalog, self.folder, self.manifest, MAX_SEGMENT_BYTES)
-            if secure:
-                with self._lock:
-                    self._views.clear()  # they may map what is to be erased
-                compaction.erase(self.catalog, self.folder, timeout)
+            edits.forget(self.catalog, clock.END_OF_TIME if secure else before)
+            self.free_space(secure=secure, timeout=timeout)
+
+    def free_space(self, *, secure: bool, timeout: float) -> None:
+        """`compact`, of what is deleted already. The caller holds the writer's lock."""
+        compaction.compact(self.catalog, self.folder, self.manifest, MAX_SEGMENT_BYTES)
+        if secure:
+            with self._lock:
+                self._views.clear()  # they may map what is to be erased
+            compaction.erase(self.catalog, self.folder, timeout)
 
 
 class BankWriter:

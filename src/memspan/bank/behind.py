@@ -19,6 +19,7 @@ from memspan.bank.encoders import Encoders
 from memspan.bank.folder import segments_folder
 from memspan.bank.locks import encoder_lock
 from memspan.bank.segment import SegmentWriter
+from memspan.bank.stored import num_pending, pending_ids, still_pending
 from memspan.errors import BankError
 from memspan.model.convert import LoadedModel
 
@@ -60,7 +61,7 @@ class Behind:
             BankError: the bank cannot be written; what was committed stays.
             RankError: another rank failed or was lost; what was committed stays.
         """
-        waiting = [name for name in namespaces if self._bank.catalog.num_pending(name)]
+        waiting = [name for name in namespaces if num_pending(self._bank.catalog, name)]
         if not waiting:
             return True
         self._run.find_pending(self._bank.catalog, waiting)
@@ -102,16 +103,18 @@ class Behind:
         else:
             rounds = ([batch for one in some for batch in self._run.batches(one)] for some in _together(windows, count))
         for batches in rounds:
-            pending = self._bank.catalog.still_pending(part.document.document_id for batch in batches for part in batch)
+            ids = [part.document.document_id for batch in batches for part in batch]
+            pending = still_pending(self._bank.catalog, ids)
             kept = ([part for part in batch if part.document.document_id in pending] for batch in batches)
             yield [batch for batch in kept if batch]
 
     def _windows(self, namespace: str) -> Iterator[list[Part]]:
         """What is pending, oldest first, about `WINDOW_BATCHES` batches at a time: batches are of like length then."""
         after, window, tokens = self._after, list[Part](), 0
-        while page := self._bank.catalog.pending_documents(namespace, after, _PAGE):
-            for stored in page:
-                after = stored.id
+        catalog = self._bank.catalog
+        while ids := pending_ids(catalog, namespace, after, _PAGE):
+            after = ids[-1]
+            for stored in catalog.documents(namespace, ids):
                 if not self._wanted(stored.external_id):
                     continue
                 window.append(Part.of(stored.id, stored.span, stored.encoded_text, self._loaded.template))
@@ -131,7 +134,7 @@ class Behind:
         one = self._encoders.num_ranks == 1
         with self._bank.locked(_PATIENCE_SECONDS) if one else contextlib.nullcontext():
             catalog = self._bank.catalog
-            pending = catalog.still_pending(part.document.document_id for part in done)
+            pending = still_pending(catalog, [part.document.document_id for part in done])
             done = [part for part in done if part.document.document_id in pending]
             segments = SegmentWriter(
                 segments_folder(self._bank.folder), self._bank.manifest.msa_layers, MAX_SEGMENT_BYTES

@@ -8,22 +8,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memspan.bank import clock
 from memspan.bank.catalog import STAGED_MANIFEST, Catalog
 from memspan.bank.folder import Placed, SegmentFiles
-from memspan.bank.former_paths import take_paths
+from memspan.bank.formats import add_format_3, follow_format, is_of_format_2, show_as_stored
 from memspan.bank.manifest import FORMAT_VERSION
-from memspan.bank.schema import FORMAT_3, SEALED, seal
+from memspan.bank.schema import seal
+from memspan.bank.scope import KEPT
+from memspan.bank.versions import SourceRows, forget_unused, reseal
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError
 from memspan.text.template import part_text
-from memspan.types import JSON, Document, Span
+from memspan.types import Document, Span
 
-_LAST_ID = "SELECT seq FROM sqlite_sequence WHERE name = 'documents'"
 _SEGMENT_FIELDS = tuple(field.name for field in dataclasses.fields(SegmentFiles))
 
 
@@ -68,13 +68,11 @@ def _change(catalog: Catalog) -> Iterator[int]:
 
 def upgrade(catalog: Catalog) -> None:
     """Make a bank of format 2 one of this format; nothing happens to one that is."""
-    catalog.follow_format()
-    if catalog.is_of_format_2:
-        catalog.show_as_stored()
+    follow_format(catalog)
+    if is_of_format_2(catalog):
+        show_as_stored(catalog)
         with _change(catalog):
-            for statement in FORMAT_3.split(";")[:-1]:
-                catalog.execute(statement)
-            take_paths(catalog)
+            add_format_3(catalog)
             catalog.execute("UPDATE manifest SET value = ? WHERE key = 'format_version'", (str(FORMAT_VERSION),))
             catalog.execute(
                 "UPDATE manifest SET value = json_set(value, '$.format_version', ?) WHERE key = ?",
@@ -100,20 +98,19 @@ def add_sources(
     written: Written,
     relabelled: Iterable[Document] = (),
 ) -> None:
-    """Make sources part of the bank. A live source of the same external id is replaced.
+    """Make sources part of the bank. A live source of the same external id becomes a former version.
 
     Args:
         written: latents of their documents. Those without any are pending.
-        relabelled: documents whose text is there already: only their metadata and date are replaced.
+        relabelled: documents whose text is there already: only their metadata, date and expiry are replaced.
     """
     placed = {place.document_id: place for place in written.places}
     with _change(catalog) as commit:
         namespace_id = open_namespace(catalog, namespace)
-        words = WordIndex(catalog, namespace_id)
+        rows = SourceRows(catalog, namespace_id, commit)
         segment_ids = _insert_segments(catalog, namespace_id, written.segments, "live")
         for source in sources:
-            _delete_source(catalog, namespace_id, source.document.external_id, words, commit)
-            source_id = _insert_source(catalog, namespace_id, source.document)
+            source_id = rows.put(source.document)
             for part in source.parts:
                 values = (part.document_id, source_id, part.span.start, part.span.end, part.tokens)
                 if (place := placed.get(part.document_id)) is None:
@@ -124,15 +121,11 @@ def add_sources(
                         "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
                         (*values, *where, seal("documents", *values, None)),
                     )
-                words.insert(part.document_id, part_text(source.document, part.span))
-        _give_ids(catalog, (part.document_id for source in sources for part in source.parts))
+                rows.words.insert(part.document_id, part_text(source.document, part.span))
         for document in relabelled:
-            values = (_json(document.metadata), document.date, document.content_hash)
-            catalog.execute(
-                "UPDATE sources SET metadata = ?, date = ?, content_hash = ? "
-                "WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?",
-                (*values, namespace_id, document.external_id),
-            )
+            rows.relabel(document)
+        rows.forget_unused()
+        _give_ids(catalog, (part.document_id for source in sources for part in source.parts))
 
 
 def place_pending(catalog: Catalog, namespace: str, parts: Sequence[NewDocument], written: Written) -> None:
@@ -150,18 +143,32 @@ def place_pending(catalog: Catalog, namespace: str, parts: Sequence[NewDocument]
                 (part.tokens, segment_ids[place.segment], place.first_row, place.rows, part.document_id),
             )
             catalog.execute("DELETE FROM pending WHERE document_id = ?", (part.document_id,))
-            _reseal(catalog, "documents", part.document_id)
+            reseal(catalog, "documents", part.document_id)
 
 
 def delete_sources(catalog: Catalog, namespace: str, external_ids: Iterable[str]) -> None:
-    """Delete sources with all their parts. The work is that of their texts, whatever the bank's size."""
+    """Delete sources with all their parts and versions. The work is that of their texts, whatever the bank's size."""
     number = catalog.namespace_id(namespace)
     if number is None:
         return
     with _change(catalog) as commit:
-        words = WordIndex(catalog, number)
+        rows = SourceRows(catalog, number, commit)
         for external_id in external_ids:
-            _delete_source(catalog, number, external_id, words, commit)
+            rows.delete(external_id)
+        rows.forget_unused()
+
+
+def forget(catalog: Catalog, superseded_before: str | None) -> None:
+    """Delete what has expired, and former versions that others replaced before a moment (None: no version)."""
+    with _change(catalog) as commit:
+        for namespace in catalog.namespaces():
+            number = catalog.namespace_id(namespace)
+            assert number is not None
+            rows = SourceRows(catalog, number, commit)
+            rows.delete_expired()
+            if superseded_before is not None:
+                rows.forget("superseded_at < ?", superseded_before)
+            rows.forget_unused()
 
 
 def rename_sources(catalog: Catalog, namespace: str, renamed: Iterable[tuple[str, Document]]) -> None:
@@ -171,19 +178,10 @@ def rename_sources(catalog: Catalog, namespace: str, renamed: Iterable[tuple[str
     """
     with _change(catalog) as commit:
         number = open_namespace(catalog, namespace)
-        words = WordIndex(catalog, number)
+        rows = SourceRows(catalog, number, commit)
         for old, document in renamed:
-            if document.external_id != old:
-                _delete_source(catalog, number, document.external_id, words, commit)
-            catalog.execute(
-                "UPDATE sources SET metadata = ?, content_hash = ? "
-                "WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?",
-                (_json(document.metadata), document.content_hash, number, old),
-            )
-            query = "SELECT id FROM sources WHERE namespace_id = ? AND external_id = ?"
-            for (source_id,) in catalog.read(query, (number, old)):
-                catalog.execute("UPDATE sources SET external_id = ? WHERE id = ?", (document.external_id, source_id))
-                _reseal(catalog, "sources", source_id)
+            rows.rename(old, document)
+        rows.forget_unused()
 
 
 def replace_segments(
@@ -242,28 +240,28 @@ def stage(catalog: Catalog, namespace: str, sources: Iterable[tuple[int, NewSour
 
 def publish_staged(catalog: Catalog, manifest: dict[str, Any]) -> None:
     """Put everything staged in the place of what there is, and a new manifest in the place of the old."""
-    columns = "document_id, source_id, span_start, span_end, tokens, segment_id, first_row, rows"
+    columns = "p.document_id, p.source_id, p.span_start, p.span_end, p.tokens, p.segment_id, p.first_row, p.rows"
     with _change(catalog) as commit:
         _put_manifest(catalog, manifest)
         catalog.execute("DELETE FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
         old = [number for number, _ in catalog.segments()]
         for namespace in catalog.namespaces():
-            words = catalog.word_index(namespace)
-            assert words is not None
-            # Documents whose parts are cut differently now have new ids.
-            for stored in catalog.unstaged_documents(namespace):
-                words.remove(stored.id, stored.encoded_text)
-            added = catalog.new_staged_texts(namespace)
-            for document_id, text in added:
-                words.insert(document_id, text)
-        catalog.execute("DELETE FROM documents WHERE deleted_in IS NULL AND id NOT IN (SELECT document_id FROM staged)")
+            for words, past in ((catalog.word_index(namespace), False), (catalog.past_word_index(namespace), True)):
+                # Documents whose parts are cut differently now have new ids.
+                for stored in catalog.unstaged_documents(namespace, past=past) if words else ():
+                    words.remove(stored.id, stored.encoded_text)
+                for document_id, text in catalog.new_staged_texts(namespace, past=past) if words else ():
+                    words.insert(document_id, text)
+        kept = f"SELECT d.id FROM {KEPT.parts} WHERE {KEPT.sql}"
+        catalog.execute(f"DELETE FROM documents WHERE id IN ({kept}) AND id NOT IN (SELECT document_id FROM staged)")
         catalog.execute(
-            f"INSERT INTO documents SELECT {columns}, NULL, 0 FROM staged WHERE TRUE ON CONFLICT (id) DO UPDATE SET "
+            f"INSERT INTO documents SELECT {columns}, s.deleted_in, 0 FROM staged p "
+            "JOIN sources s ON s.id = p.source_id WHERE TRUE ON CONFLICT (id) DO UPDATE SET "
             "span_start = excluded.span_start, span_end = excluded.span_end, tokens = excluded.tokens, "
             "segment_id = excluded.segment_id, first_row = excluded.first_row, rows = excluded.rows"
         )
         for (document_id,) in catalog.read("SELECT document_id FROM staged"):
-            _reseal(catalog, "documents", document_id)
+            reseal(catalog, "documents", document_id)
         catalog.execute("DELETE FROM staged")
         catalog.execute("DELETE FROM pending")
         _retire(catalog, old, commit)
@@ -286,9 +284,11 @@ def replace_staged(catalog: Catalog, namespace: str, old: int, written: Written)
 def rebuild_words(catalog: Catalog, namespace: str) -> None:
     """Make the full-text index of a namespace anew from the texts."""
     with _change(catalog):
-        index = catalog.word_index(namespace)
+        index, past = catalog.word_index(namespace), catalog.past_word_index(namespace)
         if index is not None:
             index.rebuild(catalog.texts(namespace))
+        if past is not None:
+            past.rebuild(catalog.texts(namespace, past=True))
 
 
 def delete_orphans(catalog: Catalog) -> None:
@@ -300,9 +300,10 @@ def delete_orphans(catalog: Catalog) -> None:
         )
         for (document_id,) in catalog.read(dead):
             catalog.execute("UPDATE documents SET deleted_in = ? WHERE id = ?", (commit, document_id))
-        catalog.execute("DELETE FROM pending WHERE source_id IN (SELECT id FROM sources WHERE deleted_in IS NOT NULL)")
+        of_the_gone = "SELECT id FROM sources WHERE deleted_in IS NOT NULL AND superseded_at IS NULL"
+        catalog.execute(f"DELETE FROM pending WHERE source_id IN ({of_the_gone})")
         for (document_id,) in catalog.read("SELECT id FROM documents WHERE deleted_in IS NOT NULL"):
-            _reseal(catalog, "documents", document_id)
+            reseal(catalog, "documents", document_id)
         catalog.execute(
             "DELETE FROM documents WHERE deleted_in IS NOT NULL AND segment_id NOT IN (SELECT id FROM segments)"
         )
@@ -319,6 +320,7 @@ def drop_empty_namespaces(catalog: Catalog) -> None:
     with _change(catalog):
         for (number,) in catalog.read(unused):
             WordIndex(catalog, number).drop()
+            WordIndex(catalog, number, past=True).drop()
             catalog.execute("DELETE FROM namespaces WHERE id = ?", (number,))
 
 
@@ -356,65 +358,12 @@ def _insert_segments(
     }
 
 
-def _insert_source(catalog: Catalog, namespace_id: int, document: Document) -> int:
-    recorded_at = clock.moment()
-    values = (
-        namespace_id,
-        document.external_id,
-        document.title,
-        _json(document.metadata),
-        document.date,
-        recorded_at.partition(".")[0],
-        document.content_hash,
-        document.text_hash,
-        recorded_at,
-    )
-    source_id = catalog.execute(
-        "INSERT INTO sources "
-        "(namespace_id, external_id, title, metadata, date, added_at, content_hash, text_hash, recorded_at, seal) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
-        values,
-    )
-    _reseal(catalog, "sources", source_id)
-    catalog.execute("INSERT INTO texts VALUES (?, ?)", (source_id, document.text))
-    return source_id
-
-
 def _give_ids(catalog: Catalog, document_ids: Iterable[int]) -> None:
     """See to it that no later document gets one of these ids, even if they never become rows of `documents`."""
-    if (last := max(document_ids, default=0)) > (catalog.value(_LAST_ID) or 0):
+    given = catalog.value("SELECT seq FROM sqlite_sequence WHERE name = 'documents'") or 0
+    if (last := max(document_ids, default=0)) > given:
         catalog.execute("DELETE FROM sqlite_sequence WHERE name = 'documents'")
         catalog.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('documents', ?)", (last,))
-
-
-def _delete_source(catalog: Catalog, namespace_id: int, external_id: str, words: WordIndex, commit: int) -> None:
-    """Tombstone a live source and its documents, if there is one."""
-    number = catalog.value(
-        "SELECT id FROM sources WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?",
-        (namespace_id, external_id),
-    )
-    if number is None:
-        return
-    for document_id, text in catalog.texts_of(number):
-        words.remove(document_id, text)
-    for (document_id,) in catalog.read(
-        "SELECT id FROM documents WHERE source_id = ? AND deleted_in IS NULL", (number,)
-    ):
-        catalog.execute("UPDATE documents SET deleted_in = ? WHERE id = ?", (commit, document_id))
-        _reseal(catalog, "documents", document_id)
-    catalog.execute("UPDATE sources SET deleted_in = ? WHERE id = ?", (commit, number))
-    _reseal(catalog, "sources", number)
-    catalog.execute("DELETE FROM staged WHERE source_id = ?", (number,))
-    catalog.execute("DELETE FROM pending WHERE source_id = ?", (number,))
-    _forget_unused(catalog, number)
-
-
-def _forget_unused(catalog: Catalog, source_id: int) -> None:
-    """Forget a source that has no documents any more; one with documents goes with the segment of the last of them."""
-    of_it = "SELECT 1 FROM documents WHERE source_id = ? UNION ALL SELECT 1 FROM pending WHERE source_id = ? LIMIT 1"
-    if catalog.value(of_it, (source_id, source_id)) is None:
-        catalog.execute("DELETE FROM texts WHERE source_id = ?", (source_id,))
-        catalog.execute("DELETE FROM sources WHERE id = ?", (source_id,))
 
 
 def _move(catalog: Catalog, segment_ids: dict[str, int], places: Iterable[Placed]) -> None:
@@ -437,16 +386,5 @@ def _retire(catalog: Catalog, segment_ids: Sequence[int], commit: int) -> None:
         sources = catalog.read("SELECT DISTINCT source_id FROM documents WHERE segment_id = ?", (segment_id,))
         catalog.execute("DELETE FROM documents WHERE segment_id = ? AND deleted_in IS NOT NULL", (segment_id,))
         for (source_id,) in sources:
-            _forget_unused(catalog, source_id)
+            forget_unused(catalog, source_id)
         catalog.execute("UPDATE segments SET state = 'retired', retired_in = ? WHERE id = ?", (commit, segment_id))
-
-
-def _reseal(catalog: Catalog, table: str, number: int) -> None:
-    """Bring a row's seal up to date."""
-    ((*values,),) = catalog.read(f"SELECT {', '.join(SEALED[table])} FROM {table} WHERE id = ?", (number,))
-    catalog.execute(f"UPDATE {table} SET seal = ? WHERE id = ?", (seal(table, *values), number))
-
-
-def _json(metadata: Mapping[str, JSON]) -> str:
-    """As text that SQLite finds keys in: without escapes where there need be none."""
-    return json.dumps(dict(metadata), ensure_ascii=False)

@@ -13,6 +13,7 @@ from memspan.bank.edits import NewDocument, NewSource
 from memspan.bank.folder import text_crc32
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import LATENT_DTYPE, SegmentWriter
+from memspan.bank.stored import num_pending
 from memspan.model.convert import LoadedModel
 from memspan.model.decoding import unprepared_alone
 from memspan.model.former import is_former_fingerprint
@@ -189,7 +190,7 @@ class EncodingRun:
 
     def find_pending(self, catalog: Catalog, namespaces: Iterable[str]) -> AddReport:
         """Report how much of some namespaces is not encoded; returns the report."""
-        self.report = replace(self.report, pending=sum(map(catalog.num_pending, namespaces)))
+        self.report = replace(self.report, pending=sum(num_pending(catalog, name) for name in namespaces))
         return self.report
 
     def report_progress(self) -> None:

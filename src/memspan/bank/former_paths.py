@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
 
+from memspan.bank.database import Database
 from memspan.text.folders import Root, Roots
 from memspan.types import Document
-
-if TYPE_CHECKING:
-    from memspan.bank.catalog import Catalog
 
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|\\\\")
 _RECORDS = re.compile(r"\.(jsonl|ndjson)(\.gz|\.xz)?$|\.[ct]sv$", re.IGNORECASE)
@@ -45,7 +42,7 @@ def without_disk(external_id: str, metadata: str) -> str:
     return metadata if place is None else json.dumps({**values, "path": place[1]}, ensure_ascii=False)
 
 
-def take_paths(catalog: Catalog) -> None:
+def take_paths(database: Database) -> None:
     """Keep what the metadata say of files as later formats do, inside the transaction that makes a bank one of them."""
     with_path = "SELECT id FROM sources WHERE json_type(metadata, '$.path') = 'text' ORDER BY id"
     query = (
@@ -53,36 +50,36 @@ def take_paths(catalog: Catalog) -> None:
         "FROM sources s JOIN texts t ON t.source_id = s.id WHERE s.id = ?"
     )
     roots: dict[int, Roots] = {}
-    for (number,) in catalog.read(with_path):
-        ((namespace_id, external_id, is_live, title, text, metadata, date),) = catalog.read(query, (number,))
+    for (number,) in database.read(with_path):
+        ((namespace_id, external_id, is_live, title, text, metadata, date),) = database.read(query, (number,))
         place = place_of(external_id, json.loads(metadata)["path"])
         if place is None:
             continue
         kept = without_disk(external_id, metadata)
         content_hash = Document(external_id, text, title, json.loads(kept), date).content_hash
-        catalog.execute("UPDATE sources SET metadata = ?, content_hash = ? WHERE id = ?", (kept, content_hash, number))
+        database.execute("UPDATE sources SET metadata = ?, content_hash = ? WHERE id = ?", (kept, content_hash, number))
         if is_live:
             folder, relative, alone = place
             root = roots.setdefault(namespace_id, Roots()).add(folder, whole=not alone)
-            _keep_file(catalog, namespace_id, root, relative, external_id, alone)
+            _keep_file(database, namespace_id, root, relative, external_id, alone)
 
 
-def _keep_file(catalog: Catalog, namespace_id: int, root: Root, relative: str, external_id: str, alone: bool) -> None:
+def _keep_file(database: Database, namespace_id: int, root: Root, relative: str, external_id: str, alone: bool) -> None:
     values = (namespace_id, root.name, root.path, root.whole)
-    catalog.execute(
+    database.execute(
         "INSERT INTO roots (namespace_id, name, path, whole) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (namespace_id, name) DO UPDATE SET whole = excluded.whole",
         values,
     )
-    root_id = catalog.value("SELECT id FROM roots WHERE namespace_id = ? AND name = ?", values[:2])
+    root_id = database.value("SELECT id FROM roots WHERE namespace_id = ? AND name = ?", values[:2])
     name = external_id if external_id.endswith(relative) else _LINE.sub("", external_id)
     if not name.endswith(relative):  # a record with an id of its own
         name = f"{root.name}/{relative}"
-    catalog.execute(
+    database.execute(
         "INSERT OR IGNORE INTO files (root_id, path, name, alone) VALUES (?, ?, ?, ?)",
         (root_id, relative, name, alone),
     )
-    catalog.execute(
+    database.execute(
         "INSERT INTO file_documents SELECT ?, ?, id FROM files WHERE root_id = ? AND path = ?",
         (namespace_id, external_id, root_id, relative),
     )

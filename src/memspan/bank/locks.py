@@ -35,18 +35,18 @@ _EVERYTHING = -1  # a snapshot on its way: which commit it will see is not known
 
 
 @contextlib.contextmanager
-def writer_lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
+def writer_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold the writer's lock of a bank's folder.
 
     Args:
-        wait: seconds to wait for another that holds it.
+        patience: seconds to wait for who holds it.
 
     Raises:
         BankBusy: another process (or another part of this one) holds it; its pid is named.
         BankError: the folder cannot be written.
     """
     holder = folder / HOLDER
-    with _locked(folder / LOCK, wait) as is_ours:
+    with _locked(folder / LOCK, patience) as is_ours:
         if not is_ours:
             raise BankBusy(f"another writer ({_holder(holder)}) is changing {folder}; wait for it")
         with contextlib.suppress(OSError):  # on a full disk: only a message is poorer without it
@@ -66,10 +66,10 @@ def encoder_lock(folder: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, wait: float) -> Iterator[bool]:
+def _locked(path: Path, patience: float) -> Iterator[bool]:
     if not path.parent.is_dir():
         raise BankError(f"{path.parent} is gone")
-    lock = FileLock(path, timeout=wait)
+    lock = FileLock(path, timeout=patience)
     try:
         lock.acquire()
     except Timeout:

@@ -15,6 +15,7 @@ from memspan.cli.app import (
     AskSelectorOption,
     BankArgument,
     BudgetOption,
+    ExpiryOptions,
     InstalledOption,
     JsonOption,
     Model,
@@ -100,6 +101,7 @@ def add(
     ] = False,
     model: Model,
     how: ReadingOptions,
+    expiry: ExpiryOptions,
     as_json: JsonOption = False,
 ) -> int:
     """Remember documents: first their texts, which are found at once, then encoded. Makes the bank if there is none."""
@@ -134,7 +136,7 @@ def add(
             stdin = read_stream(sys.stdin, options=options) if use_stdin else ()
             documents = found_documents(skipped, reader.read(found), stdin, packages)
             run = {"progress": progress, "should_stop": stop.is_set, "group": ranks, "later": later}
-            report = memory.add(documents, **run)
+            report = memory.add(documents, expires=expiry, **run)
         if not report.interrupted:
             reader.settle()
         render.report(report, skipped, memory.bank, as_json)
@@ -151,7 +153,7 @@ def encode(
     model: Model,
     as_json: JsonOption = False,
 ) -> int:
-    """Encode what `add` has left to be encoded. Stopped, it continues when run again; others change the bank meanwhile."""
+    """Encode what `add` left. Stopped, it continues when run again; others may change the bank meanwhile."""
     check_bank(bank)
     with importing():
         import torch
@@ -265,6 +267,7 @@ def ask(
         sampling=Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ())),
         where=scope.where,  # a malformed filter fails before anything is loaded
         as_of=scope.as_of,
+        known_at=scope.known_at,
     )
     model = dataclasses.replace(model, weights=weights, memory_budget=memory_budget)
     with model.open(bank, scope.namespace) as memory:
@@ -329,7 +332,8 @@ def summarize(
     plan = SummaryPlan(about, max_statements, batch_tokens, Sampling(max_new_tokens))
     where, model = scope.where, dataclasses.replace(model, weights=weights)
     with model.open(bank, scope.namespace) as memory, render.CountProgress("documents read") as progress:
-        summary = memory.summarize(plan, where=where, as_of=scope.as_of, progress=progress)
+        times = {"as_of": scope.as_of, "known_at": scope.known_at}
+        summary = memory.summarize(plan, where=where, **times, progress=progress)
     if as_json:
         render.as_json(summary)
     else:

@@ -26,24 +26,42 @@ if TYPE_CHECKING:
 @command
 def compact(
     bank: BankArgument,
-    secure: Annotated[bool, typer.Option("--secure", help="Leave no deleted text or latents in any file.")] = False,
+    secure: Annotated[
+        bool, typer.Option("--secure", help="Leave no deleted text or latents, and no former version, in any file.")
+    ] = False,
+    forget_versions: Annotated[
+        str | None,
+        typer.Option(help="Delete former versions that were replaced longer ago, as 30d; 0d: all."),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for readers, with --secure.")] = 30.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Free the space of deleted documents and join small segments. Readers go on."""
+    """Free the space of deleted and expired documents and join small segments. Readers go on."""
     check_bank(bank)
+    if forget_versions is not None:
+        _check_age(forget_versions)
     with importing():
         from memspan.bank.bank import MemoryBank
     with closing(MemoryBank.open(bank)) as opened:
         before = opened.catalog.counts()
-        opened.compact(secure=secure, timeout=timeout)
+        opened.compact(secure=secure, forget_versions=forget_versions, timeout=timeout)
         after = opened.catalog.counts()
     values: dict[str, Any] = {
         "deleted_documents": before.deleted_documents - after.deleted_documents,
+        "forgotten_versions": before.versions - after.versions,
         "segments": after.segments,
         "freed_bytes": before.segment_bytes - after.segment_bytes,
     }
     render.show(values, as_json)
+
+
+def _check_age(age: str) -> None:
+    from memspan.bank.clock import moment_before
+
+    try:
+        moment_before(age)
+    except ValueError as error:
+        raise MemspanError(f"--forget-versions: {error}") from error
 
 
 @command

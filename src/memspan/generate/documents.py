@@ -8,7 +8,7 @@ import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,15 +17,17 @@ from typing import Any, overload
 from memspan.bank.add import Existing, add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
+from memspan.bank.clock import expiry_of
 from memspan.bank.ledger import FileReader
 from memspan.bank.scope import Scope
 from memspan.bank.sync import Sync, SyncReport
+from memspan.bank.texts import PATIENCE, Changes
 from memspan.errors import FilterError
 from memspan.generate.calls import named_options
 from memspan.model.convert import LoadedModel
 from memspan.text.corpus import ReadProgress, found_documents, found_files
 from memspan.text.readers import ReadOptions
-from memspan.types import JSON, AddReport, Document, Skipped, normal_date
+from memspan.types import JSON, AddReport, Document, Skipped, Version, normal_date
 
 _ADD_OPTIONS = sorted((add_documents.__kwdefaults__ or {}).keys() - {"namespace"})
 _READ_OPTIONS = tuple(field.name for field in fields(ReadOptions))
@@ -72,26 +74,35 @@ class DocumentStore:
         metadatas: Iterable[Mapping[str, JSON] | None] | None = None,
         titles: Iterable[str] | None = None,
         dates: Iterable[str | None] | None = None,
+        expires: str | None = None,
+        ttl: str | timedelta | None = None,
         existing: Existing = "replace",
         **options: Any,
     ) -> AddReport:
-        """Remember texts or documents. One whose id is there already replaces the older one (an upsert).
+        """Remember texts or documents. One whose id is there already replaces the older one (an upsert), which stays as
+        a former version: `as_of` and `known_at` find it.
 
         Args:
             documents: texts, `Document`s, or both. A generator is read as it is encoded.
             ids, metadatas, titles, dates: of texts, one for each; a `Document` has its own. Without an id a text is
                 known by its content: the same text added twice is one document, with the metadata given last.
+            expires, ttl: when those that do not say it themselves are seen no more: a day (its beginning, in UTC) or
+                moment, or "never"; or instead after how long, as "30d", "12h" or a timedelta. Without either, what is
+                there already keeps its expiry.
             existing: "replace"; "refuse": an id that is there already, with other content, is an error; "renew":
                 encode also what did not change.
             options: see `memspan.bank.add.add_documents`; also for further errors.
 
         Raises:
             TypeError: a text or a document was given where a list of them is wanted, or something else in the list.
-            ValueError: a list has another length, an id stands twice in `ids`, or what was given can be no document.
-                Of a list, nothing is added then.
+            ValueError: a list has another length, an id stands twice in `ids`, what was given can be no document, or
+                there is no such moment or duration. Of a list, nothing is added then.
             DuplicateDocument: see `existing`.
         """
         given = documents_of(documents, ids=ids, metadatas=metadatas, titles=titles, dates=dates)
+        expiry = expiry_of(expires, ttl)
+        if expiry is not None:
+            given = (document if document.expires else replace(document, expires=expiry) for document in given)
         with self._changing:
             return add_documents(self.bank, self.loaded, given, namespace=self.namespace, existing=existing, **options)
 
@@ -171,22 +182,40 @@ class DocumentStore:
         return self.add([turn_document(turn, speaker, session, date)])
 
     @overload
-    def get(self, ids: _Id) -> Document: ...
+    def get(self, ids: _Id, *, as_of: str | None = None, known_at: str | None = None) -> Document: ...
 
     @overload
-    def get(self, ids: Iterable[_Id]) -> list[Document]: ...
+    def get(self, ids: Iterable[_Id], *, as_of: str | None = None, known_at: str | None = None) -> list[Document]: ...
 
     @named_options()
-    def get(self, ids: _Id | Iterable[_Id]) -> Document | builtins.list[Document]:
+    def get(
+        self, ids: _Id | Iterable[_Id], *, as_of: str | None = None, known_at: str | None = None
+    ) -> Document | builtins.list[Document]:
         """A document as it was given, by its id; or several, in the order of a list of ids.
 
+        Args:
+            as_of, known_at: the version of another time; see `memspan.bank.scope.Scope.parse`.
+
         Raises:
-            UnknownDocument: there is none of one of the ids.
+            UnknownDocument: there is, or was then, none of one of the ids.
+            FilterError: a time is malformed.
         """
+        scope = Scope.parse(None, as_of, known_at)
         with self._catalog() as catalog:
             if isinstance(ids, _Id):
-                return self.bank.get(ids, self.namespace, catalog)
-            return [self.bank.get(id, self.namespace, catalog) for id in ids]
+                return self.bank.get(ids, self.namespace, catalog, scope)
+            return [self.bank.get(id, self.namespace, catalog, scope) for id in ids]
+
+    @named_options()
+    def versions(self, id: _Id) -> builtins.list[Version]:
+        """All versions of a document that are kept, in the order they were recorded; the last one holds.
+
+        Raises:
+            UnknownDocument: there is no such document.
+        """
+        with self._catalog() as catalog:
+            found = catalog.versions(self.namespace, self.bank.resolve(id, self.namespace, catalog))
+            return [Version(stored.document, stored.recorded_at, stored.superseded_at) for stored in found]
 
     @named_options()
     def list(
@@ -194,13 +223,14 @@ class DocumentStore:
         *,
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
+        known_at: str | None = None,
         limit: int | None = None,
         offset: int = 0,
     ) -> builtins.list[Document]:
         """Documents as they were given, in the order they were added.
 
         Args:
-            where, as_of: only documents of this scope; see `memspan.bank.scope.Scope.parse`.
+            where, as_of, known_at: only documents of this scope; see `memspan.bank.scope.Scope.parse`.
             limit: how many, at most; None: all.
             offset: how many to pass over first.
 
@@ -211,7 +241,7 @@ class DocumentStore:
             raise ValueError(f"limit and offset must not be negative, not {limit} and {offset}")
         end = None if limit is None else offset + limit
         with self._catalog() as catalog:
-            found = islice(self._in_scope(catalog, Scope.parse(where, as_of)), offset, end)
+            found = islice(self._in_scope(catalog, Scope.parse(where, as_of, known_at)), offset, end)
             return builtins.list(found)
 
     @named_options()
@@ -223,18 +253,30 @@ class DocumentStore:
         title: str | None = None,
         metadata: Mapping[str, JSON] | None = None,
         date: str | None = None,
+        expires: str | None = None,
+        ttl: str | timedelta | None = None,
+        pinned: bool | None = None,
     ) -> AddReport:
-        """Replace what is given of a document; the rest stays. One transaction; the next question sees it.
+        """Change what is given of a document; the rest stays. No other change comes between reading and writing, and
+        the next question sees it. What was before is kept as a former version.
 
-        A new text or title is encoded, under a new number; metadata and date alone are not.
+        A new text or title is encoded, under a new number; metadata, date and expiry alone are not.
+
+        Args:
+            metadata: merged into what there is, as JSON Merge Patch does (RFC 7396): a field with None is removed. To
+                replace all of them, `add` the document with others.
+            date: "" removes it.
+            expires, ttl: as for `add`; "never" removes it.
+            pinned: True: it does not expire, whatever its expiry.
 
         Raises:
             UnknownDocument: there is no such document.
+            TypeError, ValueError: with these changes it would be no document.
+            BankBusy: another process writes, and has for some seconds.
         """
-        changes = {"text": text, "title": title, "metadata": metadata, "date": date}
-        given = {name: value for name, value in changes.items() if value is not None}
-        with self._changing:
-            return self.add([replace(self.bank.get(id, self.namespace), **given)])
+        changes = Changes(text, title, metadata, date, expiry_of(expires, ttl), pinned)
+        with self._changing, self.bank.writing(PATIENCE, is_shared=True):
+            return self.add([changes.of(self.bank.get(id, self.namespace))])
 
     @named_options()
     def delete(self, ids: _Id | Iterable[_Id] | None = None, *, where: Mapping[str, Any] | None = None) -> int:

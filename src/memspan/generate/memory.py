@@ -188,7 +188,7 @@ class Memory(DocumentStore):
         Raises:
             TypeError: there is no such option, or the questions are one text.
             QuestionError: a question is empty or too long.
-            FilterError: `where` or `as_of` is malformed, or names a field that no document has.
+            FilterError: the scope (`where`, `as_of`, `known_at`) is malformed, or names a field that no document has.
             EmptyBank: there is nothing to ask.
         """
         answers: dict[int, Answer] = {}
@@ -250,12 +250,14 @@ class Memory(DocumentStore):
         min_score: float | None = None,
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
+        known_at: str | None = None,
     ) -> list[Evidence]:
         """The documents a selector finds for a question, best first, without generating anything.
 
         Args:
             limit: documents, at most.
             min_score: leave out what scores less, 0 to 1; see `Evidence.score`.
+            where, as_of, known_at: only documents of this scope; see `memspan.bank.scope.Scope.parse`.
 
         Raises:
             QuestionError, FilterError, EmptyBank: as for `ask_batch`.
@@ -266,10 +268,10 @@ class Memory(DocumentStore):
         needs = ranking_selector(chosen).needs
         check_limit(limit)
         check_min_score(min_score)
-        request = self._request([question], {"selector": chosen, "where": where, "as_of": as_of})
+        scoped: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
+        request = self._request([question], {"selector": chosen, **scoped})
         with self._snapshot() as snapshot:
-            self._check_not_empty(snapshot)
-            if not snapshot.ids(request.scope):
+            if not self._finds_any(snapshot, request.scope):
                 return []
             self._check_encoded(snapshot, request.scope, needs)
             finder = Finder(self.loaded, snapshot, request.scope, self.ranks)
@@ -284,6 +286,7 @@ class Memory(DocumentStore):
         *,
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
+        known_at: str | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Summary:
         """Sum up every document of a scope; each statement names the documents it rests on.
@@ -297,13 +300,14 @@ class Memory(DocumentStore):
             FilterError, EmptyBank: as for `ask_batch`.
         """
         with self._snapshot() as snapshot:
-            finder = self._finder(snapshot, Scope.parse(where, as_of))
+            finder = self._finder(snapshot, Scope.parse(where, as_of, known_at))
             return Summarizer(self.loaded, snapshot, finder, plan or SummaryPlan(), progress).run()
 
     aadd = in_thread(DocumentStore.add)
     aadd_files = in_thread(DocumentStore.add_files)
     aremember = in_thread(DocumentStore.remember)
     aget = in_thread(DocumentStore.get)
+    aversions = in_thread(DocumentStore.versions)
     alist = in_thread(DocumentStore.list)
     aupdate = in_thread(DocumentStore.update)
     adelete = in_thread(DocumentStore.delete)
@@ -334,8 +338,7 @@ class Memory(DocumentStore):
         Raises:
             EmptyBank: there is nothing to find.
         """
-        self._check_not_empty(snapshot)
-        if not snapshot.ids(scope):
+        if not self._finds_any(snapshot, scope):
             raise EmptyBank(f"no document of {self.bank.folder} is in the scope of the filter; widen it")
         return Finder(self.loaded, snapshot, scope, self.ranks)
 
@@ -347,6 +350,7 @@ class Memory(DocumentStore):
             BankMismatch: the bank was encoded anew for another model meanwhile.
         """
         if self._pinned is not None:
+            self._pinned.catalog.look_again()
             yield self._pinned
             return
         with self.bank.snapshot(self.namespace) as snapshot:
@@ -357,6 +361,7 @@ class Memory(DocumentStore):
     @contextlib.contextmanager
     def _catalog(self) -> Iterator[Catalog]:
         if self._pinned is not None:
+            self._pinned.catalog.look_again()
             yield self._pinned.catalog
             return
         with super()._catalog() as catalog:
@@ -373,6 +378,12 @@ class Memory(DocumentStore):
                 f"memspan encode {self.bank.folder}, or ask with a selector that finds words (lexical, hybrid)"
             )
 
-    def _check_not_empty(self, snapshot: Snapshot) -> None:
-        if not snapshot.num_documents:
+    def _finds_any(self, snapshot: Snapshot, scope: Scope) -> bool:
+        """Whether a scope holds anything.
+
+        Raises:
+            EmptyBank: nothing is stored, whatever the scope.
+        """
+        if not snapshot.holds():
             raise nothing_stored(self.bank.folder, self.namespace)
+        return snapshot.holds(scope)

@@ -14,6 +14,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog, Counts, StoredSource
 from memspan.bank.encode import manifest_of
 from memspan.bank.ledger import Ledger
+from memspan.bank.scope import Scope
 from memspan.errors import BankBusy, MemspanError, UnknownDocument
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
@@ -76,13 +77,13 @@ class ServedBank:
         with self._lock:
             self._num_writes -= 1
 
-    def get(self, namespace: str, external_id: str) -> StoredSource:
+    def get(self, namespace: str, external_id: str, scope: Scope) -> StoredSource:
         """A memory, by the caller's id of it.
 
         Raises:
-            UnknownDocument: there is none.
+            UnknownDocument: there is none in the scope.
         """
-        found = self.read(lambda catalog: catalog.source(namespace, external_id))
+        found = self.read(lambda catalog: catalog.source(namespace, external_id, scope))
         if found is None:
             raise UnknownDocument(f"there is no document {external_id!r}")
         return found

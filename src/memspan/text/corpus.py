@@ -6,9 +6,10 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from memspan.errors import CorpusError
 from memspan.text.dates import find_date
@@ -267,11 +268,20 @@ def _documents_of_record(
     external_id = _place(name, record) if id_key is None else str(values.pop(id_key))
     title_key = find_key(values, options.title_keys, lambda value: isinstance(value, str))
     title = "" if title_key is None else str(values.pop(title_key)).strip()
+    retained: dict[str, Any] = {"expires": values.pop("expires", None) or None}
+    if isinstance(values.get("pinned"), bool):
+        retained["pinned"] = values.pop("pinned")
     key, own_date, problem = find_date(values)
     if key is not None and key.lower() == "date" and own_date:
         del values[key]
     date = own_date if own_date or problem else date
-    yield _document(external_id, text, title, {**metadata, **record.metadata, **values}, date, where)
+    found = _document(external_id, text, title, {**metadata, **record.metadata, **values}, date, where)
+    if isinstance(found, Document):
+        try:  # an expiry that cannot be read skips the record: without one it would stay for ever
+            found = replace(found, **retained)
+        except ValueError as error:
+            found = Skipped(where, f"{error} (its key expires)")
+    yield found
     if problem:
         yield Skipped(where, problem)
 

@@ -70,4 +70,6 @@ def _bank_out(bank: ServedBank, namespace: str, reader: Principal) -> BankOut:
         bytes=counts.segment_bytes,
         writes_waiting=bank.num_writes,
         stale_files=bank.stale(namespace),
+        versions=counts.versions,
+        expired=counts.expired,
     )
