@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import tiny_loaded
 
-from memspan.bank import edits
+from memspan.bank import clock as bank_clock
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.generate.memory import Memory
@@ -62,7 +62,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def now(cls, tz: tzinfo | None = None) -> datetime:
             return datetime.fromisoformat(times[-1]).replace(tzinfo=tz)
 
-    monkeypatch.setattr(edits, "datetime", Clock)
+    monkeypatch.setattr(bank_clock, "datetime", Clock)
     return times
 
 

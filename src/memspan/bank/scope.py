@@ -79,7 +79,8 @@ class Scope:
         A document that was replaced or relabelled is kept as a former version, which only `as_of` and `known_at` see.
         A version is *valid* from its date on, or, without one, from when it was recorded; it is *recorded* when it is
         added. Of a document's versions that were recorded by `known_at` and are valid at `as_of`, the one that was
-        recorded last is seen. A day, or a moment without a fraction of a second, is all of that day or second.
+        recorded last is seen. Another date for the same text is a correction: the former date holds at no time. A day,
+        or a moment without a fraction of a second, is all of that day or second.
 
         Args:
             where: per field a value it must equal, or operators with values, as in
@@ -143,26 +144,46 @@ class Scope:
         held = self._held_then() if self.is_past else _HELD[self.held]
         return " AND ".join([held, *(f"({condition})" for condition, _ in self.conditions)])
 
-    def _held_then(self) -> str:
-        """Those versions after which no other was recorded that is held, too."""
-        later = (
-            "EXISTS (SELECT 1 FROM sources w WHERE w.namespace_id = s.namespace_id AND w.external_id = s.external_id "
-            f"AND {self._in_time('w')}"
-        )
-        return (
-            f"NOT {_EXPIRED} AND {self._in_time('s')} AND (s.deleted_in IS NULL OR (s.superseded_at IS NOT NULL "
-            f"AND NOT {later} AND w.deleted_in IS NULL) "
-            f"AND NOT {later} AND w.superseded_at IS NOT NULL AND w.deleted_in > s.deleted_in)))"
-        )
-
-    def _in_time(self, table: str) -> str:
-        recorded = f"coalesce({table}.recorded_at, {table}.added_at)"
-        bounds = ((f"coalesce({table}.date, {recorded})", self.as_of), (recorded, self.known_at))
-        return " AND ".join(_until(date, bound) for date, bound in bounds if bound)
-
     @property
     def values(self) -> tuple[Any, ...]:
+        """Those of `sql`."""
         return tuple(value for _, values in self.conditions for value in values)
+
+    def _held_then(self) -> str:
+        """Those versions after which no other was recorded that is held, too; and whose date was not corrected."""
+        is_later = "(w.deleted_in IS NULL OR w.deleted_in > s.deleted_in)"
+        same_name = "w.namespace_id = s.namespace_id AND w.external_id = s.external_id"
+        later = f"SELECT 1 FROM sources w WHERE {same_name} AND {self._is_valid('w')} AND {self._is_known('w')}"
+        corrected = (
+            "SELECT 1 FROM sources w WHERE (w.id = s.version_of OR w.version_of = s.version_of) "
+            f"AND {self._is_known('w')} AND w.date IS NOT s.date AND {is_later}"
+        )
+        return (
+            f"NOT {_EXPIRED} AND {self._is_valid('s')} AND {self._is_known('s')} "
+            "AND (s.deleted_in IS NULL OR (s.superseded_at IS NOT NULL "
+            f"AND NOT EXISTS ({later} AND w.deleted_in IS NULL) "
+            f"AND NOT EXISTS ({later} AND w.superseded_at IS NOT NULL AND w.deleted_in > s.deleted_in) "
+            f"AND (s.version_of IS NULL OR NOT EXISTS ({corrected}))))"
+        )
+
+    def _is_valid(self, table: str) -> str:
+        return _until(f"coalesce({table}.date, {table}.recorded_at, {table}.added_at)", self.as_of)
+
+    def _is_known(self, table: str) -> str:
+        return _until(f"coalesce({table}.recorded_at, {table}.added_at)", self.known_at)
+
+
+def _until(date: str, bound: str | None) -> str:
+    """SQL: a date is not after a bound (as `normal_date` writes it), to the precision of the coarser one."""
+    if bound is None:
+        return "TRUE"
+    key = date_key(bound)
+    to_same = f"substr({date}, 1, {len(key)}) <= substr('{key}', 1, length({date}))"
+    if len(key) <= _DAY_LENGTH:
+        return to_same
+    width = _FULL_LENGTH if "." in key else len(key)
+    in_utc = f"substr({_in_utc(date)}, 1, {width}) <= '{key}'"
+    return f"CASE WHEN length({date}) <= {_DAY_LENGTH} THEN {to_same} ELSE {in_utc} END"
 
 
 EVERYTHING = Scope()
@@ -174,16 +195,6 @@ def _day_or_moment(name: str, value: Any) -> str | None:
         return None if value is None else normal_date(value)
     except ValueError as error:
         raise FilterError(f"{name}: {error}") from error
-
-
-def _until(date: str, bound: str) -> str:
-    """SQL: a date is not after a bound (as `normal_date` writes it), to the precision of the coarser one."""
-    key = date_key(bound)
-    to_same = f"substr({date}, 1, {len(key)}) <= substr('{key}', 1, length({date}))"
-    if len(key) <= _DAY_LENGTH:
-        return to_same
-    width = _FULL_LENGTH if "." in key else len(key)
-    return f"CASE WHEN length({date}) <= {_DAY_LENGTH} THEN {to_same} ELSE substr({_in_utc(date)}, 1, {width}) <= '{key}' END"
 
 
 def parse_expressions(expressions: Sequence[str]) -> dict[str, Any]:
