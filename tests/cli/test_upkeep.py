@@ -71,7 +71,7 @@ def test_update_of_title_date_and_metadata_keeps_the_rest(bank: Path) -> None:
 
 
 def test_update_says_what_is_missing_before_a_model_is_loaded(bank: Path, tmp_path: Path, no_model: None) -> None:
-    assert "name a FILE, --title, --date or --set" in failed("update", bank, OTTER)
+    assert "name a FILE, --title, --date" in failed("update", bank, OTTER)
     assert "no document 'cat'" in failed("update", bank, "cat", "--title", "x")
     assert "--set needs KEY=VALUE" in failed("update", bank, OTTER, "--set", "legs")
     assert "missing.txt" in failed("update", bank, OTTER, tmp_path / "missing.txt")

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
-from memspan.bank.add import Existing, add_documents
+from memspan.bank.add import Existing, add_documents, encode_pending
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
 from memspan.bank.clock import expiry_of
@@ -22,7 +22,7 @@ from memspan.bank.ledger import FileReader
 from memspan.bank.scope import Scope
 from memspan.bank.sync import Sync, SyncReport
 from memspan.bank.texts import PATIENCE, Changes
-from memspan.errors import DuplicateDocument, FilterError
+from memspan.errors import BankBusy, DuplicateDocument, FilterError
 from memspan.generate.calls import named_options
 from memspan.model.convert import LoadedModel
 from memspan.text.corpus import ReadProgress, found_documents, found_files
@@ -169,7 +169,18 @@ class DocumentStore:
                 found = Sync(self.bank, self.namespace, given, catalog, root, how)
             if dry_run:
                 return SyncReport(found.plan)
-            return found.apply(partial(self.add, **options), force=force)
+            later = options.pop("later", self.later)
+            report = found.apply(partial(self.add, later=True, **options), force=force)
+            return report if later or report.done.interrupted else self._encoded(report, options)
+
+    def _encoded(self, report: SyncReport, options: Mapping[str, Any]) -> SyncReport:
+        """Encode what a sync has added; another process that encodes this bank does it instead."""
+        how = {name: options[name] for name in encode_pending.__kwdefaults__ or {} if name in options}
+        try:
+            encoded = encode_pending(self.bank, self.loaded, **{**how, "namespaces": [self.namespace]})
+        except BankBusy:
+            return report
+        return replace(report, done=replace(report.done.and_then(encoded), skipped=report.done.skipped))
 
     @named_options()
     def remember(self, turn: str, *, speaker: str = "", session: str = "", date: str | None = None) -> AddReport:
