@@ -138,6 +138,18 @@ class Catalog(Database):
             self._check_fields(namespace, scope)
         return found
 
+    def external_ids(self, namespace: str, scope: Scope = EVERYTHING) -> list[str]:
+        """The names of live sources, in the order they were added.
+
+        Raises:
+            FilterError: as `ids_in_scope`.
+        """
+        rows = self._of_sources("s.external_id", namespace, "TRUE ORDER BY s.id", (), scope)
+        found = [external_id for (external_id,) in rows]
+        if not found:
+            self._check_fields(namespace, scope)
+        return found
+
     def versions(self, namespace: str, external_id: str) -> list[StoredSource]:
         """All versions of a source that are kept, in the order they were recorded; none of one that has expired."""
         if self.hashes(namespace, external_id) is None:
