@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import TextIO
 
 from memspan.errors import CorpusError
+from memspan.text.definitions import CODE_KEY
 from memspan.text.readers import (
     TEXT_KEYS,
     BadRecord,
+    Content,
+    Part,
     Record,
     Unreadable,
     holds_records,
@@ -22,7 +25,9 @@ from memspan.text.readers import (
     parse_json_object,
     read_content,
     read_json_lines,
+    read_parts,
     read_records,
+    why_unsupported,
 )
 from memspan.types import JSON, Document, Skipped, normal_date
 
@@ -32,6 +37,7 @@ _DATE_LINE = re.compile(r"^[\s*_]*date[*_]*:[\s*_\"']*(\d{4}-\d{2}-\d{2})(?!\d)"
 _DATE_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})(?!\d)")
 _NUM_LINES_WITH_DATE = 10
 _LONGEST_TITLE = 100
+_MAX_DEPTH = 5  # of files in files (an attachment of a mail in an archive ...)
 _NUM_DESCRIPTION_WORDS = 200
 
 # Markup whose removal leaves prose, in this order: what holds a pattern further down goes before it.
@@ -138,7 +144,7 @@ def _read_folder(folder: Path, reading: ReadProgress) -> Iterator[Document | Ski
             # With the folder's own name: two folders may both hold a README.md.
             yield from _read_file(path, f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}", reading)
         else:
-            yield Skipped(str(path), f"unsupported file type {path.suffix or '(no extension)'}")
+            yield Skipped(str(path), why_unsupported(path))
 
 
 def _walk(folder: Path) -> Iterator[Path | Skipped]:
@@ -166,21 +172,60 @@ def _read_file(path: Path, name: str, reading: ReadProgress) -> Iterator[Documen
         yield Skipped(os.fsencode(path).decode(errors="backslashreplace"), "the file's name is not UTF-8")
         return
     reading.next_file()
-    metadata: dict[str, JSON] = {"path": str(path.resolve())}
+    yield from _read_opened(path, name, str(path), {"path": str(path.resolve())}, reading.at)
+    reading.at(_size(path))
+
+
+def _read_opened(
+    path: Path,
+    name: str,
+    source: str,
+    metadata: Mapping[str, JSON],
+    at: Callable[[int], object] = lambda position: None,
+    depth: int = 0,
+) -> Iterator[Document | Skipped]:
+    """Yield what a file on disk holds, also one that comes out of another.
+
+    Args:
+        source: what a `Skipped` names.
+        depth: how many files it comes out of.
+    """
     date = _valid_date(_DATE_NAME.match(path.name))
     try:
-        if holds_records(path):
-            for record in read_records(path, reading.at):
-                yield _document_of_record(record, name, str(path), metadata, date)
+        parts = read_parts(path)
+        if parts is not None:
+            for part in parts:
+                yield from _read_part(part, name, source, metadata, date, depth)
+        elif holds_records(path):
+            for record in read_records(path, at):
+                yield _document_of_record(record, name, source, metadata, date)
         else:
-            content = read_content(path)
-            title = content.title or _title_line(content.text) or path.stem
-            date = _date_in(content.text) or date
-            metadata |= content.metadata
-            reading.at(_size(path))
-            yield _document(name, content.text, " ".join(title.split()), metadata, date, str(path))
+            yield _document_of_content(read_content(path), name, source, metadata, date, path.stem)
     except Unreadable as error:
-        yield Skipped(str(path), str(error))
+        yield Skipped(source, str(error))
+
+
+def _read_part(
+    part: Part, name: str, source: str, metadata: Mapping[str, JSON], date: str | None, depth: int
+) -> Iterator[Document | Skipped]:
+    """Yield what a part of a file holds, under the name `FILE/PART`."""
+    if part.name:
+        name, source = f"{name}/{part.name}", f"{source}/{part.name}"
+    if isinstance(part.content, Content):
+        yield _document_of_content(part.content, name, source, metadata, date, part.name)
+    elif isinstance(part.content, Unreadable) or depth == _MAX_DEPTH:
+        yield Skipped(source, str(part.content) if isinstance(part.content, Unreadable) else "too deep in other files")
+    else:
+        yield from _read_opened(part.content, name, source, metadata, depth=depth + 1)
+
+
+def _document_of_content(
+    content: Content, name: str, source: str, metadata: Mapping[str, JSON], date: str | None, stem: str
+) -> Document | Skipped:
+    """A text as a document. Source code has its path as title; any other that has none its first line, or `stem`."""
+    title = name if CODE_KEY in content.metadata else content.title or _title_line(content.text) or stem
+    date = content.date or _date_in(content.text) or date or _normal_date(content.metadata.get("modified"))
+    return _document(name, content.text, " ".join(title.split()), {**metadata, **content.metadata}, date, source)
 
 
 def _document_of_record(

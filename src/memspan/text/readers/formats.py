@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from memspan.types import JSON, is_unicode
 
 TEXT_KEYS = ("text", "content", "body")
 """Where a record keeps its text: under the first of these keys that it fills."""
+
+PAGE_END = "\f"
+"""A form feed ends every page of a text whose metadata give the number of `pages`."""
 
 NOT_TEXT = "neither UTF-8 nor UTF-16 text"
 
@@ -28,11 +32,27 @@ class Content:
         text: never blank.
         title: as the format marks it (a heading, a title tag), empty where it does not.
         metadata: what else the format tells.
+        date: as the format tells it; see `memspan.types.normal_date`.
     """
 
     text: str
     title: str = ""
     metadata: Mapping[str, JSON] = field(default_factory=dict)
+    date: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several documents in a file.
+
+    Attributes:
+        name: inside the file. Empty: the document has the file's own name.
+        content: the document; or a file on disk that holds it, there until the next part is asked for; or why it cannot
+            be read.
+    """
+
+    name: str
+    content: Content | Path | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +92,28 @@ class Records:
     read: Callable[[Iterable[str]], Iterator[Record | BadRecord]]
 
 
-FORMATS: Registry[OneText | DecodedText | Records] = Registry(
-    "file format", "memspan.formats", OneText, DecodedText, Records
+@dataclass(frozen=True, slots=True)
+class Several:
+    """A file of several documents (an archive, a mailbox). `read` raises `Unreadable` where the rest cannot be read."""
+
+    read: Callable[[Path], Iterator[Part]]
+
+
+FORMATS: Registry[OneText | DecodedText | Records | Several] = Registry(
+    "file format", "memspan.formats", OneText, DecodedText, Records, Several
 )
-"""By extension in lower case, without its dot: "md", "jsonl.gz"."""
+"""By extension in lower case, without its dot: "md". A compressed file (`a.md.gz`) has the format of what it holds."""
+
+
+@contextmanager
+def damage_named(kind: str) -> Iterator[None]:
+    """Turn what a library raises over a damaged file into `Unreadable`: nearly every built-in exception."""
+    try:
+        yield
+    except (Unreadable, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise Unreadable(f"damaged {kind}: {error}") from error
 
 
 def is_text(value: JSON) -> bool:

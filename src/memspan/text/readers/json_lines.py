@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Iterator
 
 from memspan.text.readers.formats import FORMATS, BadRecord, Record, Records, checked
-from memspan.text.readers.opening import OPENERS
 from memspan.types import JSON
 
 
@@ -31,5 +30,5 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-for _name in ("jsonl", "ndjson", *(f"{lines}{packed}" for lines in ("jsonl", "ndjson") for packed in OPENERS)):
+for _name in ("jsonl", "ndjson"):
     FORMATS.register(_name, Records(read_json_lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import csv
 import gzip
@@ -11,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from memspan.text.readers.formats import NOT_TEXT, Unreadable
 
@@ -74,5 +75,63 @@ def _open_xz(file: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, lzma.open(file))
 
 
-OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": _open_gzip, ".xz": _open_xz}
+def _open_bzip2(file: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, bz2.open(file))
+
+
+class _Zstandard(io.RawIOBase):
+    """A Zstandard file that can be read from its beginning again, and whose damage is an `OSError`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        import zstandard
+
+        if offset or whence:
+            raise io.UnsupportedOperation("only the beginning can be sought")
+        self._file.seek(0)
+        # Frames of a larger window need more memory than a reader should give.
+        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        self._stream = decompressor.stream_reader(self._file, read_across_frames=True, closefd=False)
+        return 0
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        try:
+            data = self._stream.read(len(buffer))
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _open_zstandard(file: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(_Zstandard(file)))
+
+
+OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
+    ".gz": _open_gzip,
+    ".xz": _open_xz,
+    ".bz2": _open_bzip2,
+    ".zst": _open_zstandard,
+}
 """How a compressed file is opened, by its last extension."""
+
+# Tarballs by their short names.
+_SHORT_NAMES = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
+
+
+def long_name(path: Path) -> Path:
+    """The name of a file in lower case; the short names of tarballs as two extensions: `a.tar.gz` for `a.tgz`."""
+    name = path.name.lower()
+    short = next((short for short in _SHORT_NAMES if name.endswith(short)), "")
+    return Path(name.removesuffix(short) + _SHORT_NAMES.get(short, ""))

@@ -1,0 +1,98 @@
+"""OpenDocument: texts, presentations and spreadsheets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memspan.text.readers.formats import Content, OneText, Unreadable
+from memspan.text.readers.packages import (
+    as_document,
+    attribute,
+    children,
+    descendants,
+    name_of,
+    open_package,
+    paged,
+    parsed,
+)
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+_OPEN_DOCUMENT = {"title": "title", "creator": "author", "date": "modified", "keyword": "keywords"}
+_BLANKS = {"tab": "\t", "line-break": "\n"}
+_MAX_REPEATED = 1000
+_PASSED_OVER = frozenset({"tracked-changes", "annotation", "note-citation", "sequence-decls", "forms"})
+
+
+def _read_open_document(path: Path) -> Content:
+    if path.suffix.lower() == ".fodt":
+        root = parsed(path.read_bytes())
+        found = {name_of(one): (one.text or "").strip() for one in descendants(root, "meta") for one in one}
+        properties = {_OPEN_DOCUMENT[key]: value for key, value in found.items() if key in _OPEN_DOCUMENT and value}
+    else:
+        with open_package(path, "OpenDocument file") as package:
+            if "META-INF/manifest.xml" in package and b"encryption-data" in package.read("META-INF/manifest.xml"):
+                raise Unreadable("encrypted; save it without a password")
+            root, properties = package.xml("content.xml"), package.properties(_OPEN_DOCUMENT, "meta.xml")
+    body = next(descendants(root, "body"), root)
+    pages = [*descendants(body, "page")] or [*descendants(body, "spreadsheet")]
+    if pages and name_of(pages[0]) == "spreadsheet":
+        pages = [*children(pages[0], "table")]
+    if not pages:
+        return as_document(_open_blocks(body), properties)
+    content = as_document([], properties, pages=len(pages))
+    texts = ("\n".join([*_named_table(page), *_open_blocks(page)]) for page in pages)
+    return Content(paged(texts), content.title, content.metadata)
+
+
+def _named_table(page: Element) -> list[str]:
+    return [f"# {attribute(page, 'name')}"] if name_of(page) == "table" else []
+
+
+def _open_blocks(element: Element) -> Iterator[str]:
+    rows = []
+    for child in element:
+        name = name_of(child)
+        if name == "h":
+            yield "#" * int(attribute(child, "outline-level") or 1) + f" {_open_text(child)}"
+        elif name == "p":
+            yield _open_text(child)
+        elif name == "list-item":
+            yield "- " + "\n".join(_open_blocks(child))
+        elif name == "table-row":
+            rows.append(_open_row(child))
+        elif name == "table":
+            yield "\n".join(_open_blocks(child))
+        elif name not in _PASSED_OVER:
+            yield from _open_blocks(child)
+    yield "\n".join(filter(None, rows))
+
+
+def _open_row(row: Element) -> str:
+    cells: list[str] = []
+    for cell in row:
+        if name_of(cell) in ("table-cell", "covered-table-cell"):
+            text = " ".join(" ".join(_open_blocks(cell)).split())
+            repeated = int(attribute(cell, "number-columns-repeated") or 1)
+            cells += [text] * (min(repeated, _MAX_REPEATED) if text else 1)
+    return " | ".join(cells) if any(cells) else ""
+
+
+def _open_text(element: Element) -> str:
+    pieces = [element.text or ""]
+    for child in element:
+        name = name_of(child)
+        if name == "s":
+            pieces.append(" " * min(int(attribute(child, "c") or 1), _MAX_REPEATED))
+        elif name == "note":
+            pieces.append(f" ({_open_text(child).strip()})")
+        elif name not in _PASSED_OVER:
+            pieces.append(_BLANKS.get(name) or _open_text(child))
+        pieces.append(child.tail or "")
+    return "".join(pieces)
+
+
+OPEN_DOCUMENT = OneText(_read_open_document)
