@@ -7,11 +7,13 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import Distribution, distributions
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
 from memspan.errors import CorpusError
 from memspan.text.definitions import CODE_KEY
+from memspan.text.folders import FoundFile, Given, Roots
 from memspan.text.readers import (
     TEXT_KEYS,
     BadRecord,
@@ -93,9 +95,9 @@ class ReadProgress:
 
     def _files(self) -> Iterator[Path]:
         for path in self._paths:
-            for file in _walk(path) if path.is_dir() else [path]:
-                if isinstance(file, Path) and (file is path or is_supported(file)):
-                    yield file
+            for file in Given.of(path).files():
+                if not isinstance(file, Skipped) and (file.alone or is_supported(file.path)):
+                    yield file.path
 
 
 def _size(path: Path) -> int:
@@ -105,17 +107,21 @@ def _size(path: Path) -> int:
         return 0
 
 
-def read_paths(paths: Iterable[Path], reading: ReadProgress | None = None) -> Iterator[Document | Skipped]:
+def read_paths(
+    paths: Iterable[Path], reading: ReadProgress | None = None, roots: Roots | None = None
+) -> Iterator[Document | Skipped]:
     """Return an iterator over the documents of files and folders, in the order given, and over what was skipped.
 
-    A folder is read with the folders in it, sorted by name; hidden files and folders are passed over silently, and
-    symbolic links to folders and files of unknown extensions are skipped. A file named in `paths` is read whatever
-    its extension. A document's external id is the path as given, or relative to the folder that was given.
+    A folder is read with the folders in it, sorted by name. Hidden files and folders, and what a `.memspanignore`
+    names, are passed over silently; symbolic links to folders, and files of unknown extensions, are skipped. A file
+    named in `paths` is read whatever its extension. A document's external id is the name of the folder that was given
+    (of a file: of the folder it stands in) and the path from there, however it was given; see `memspan.text.folders`.
 
     Files are opened one at a time, when the iterator gets to them, and files of records are read line by line.
 
     Args:
         reading: updated with how far it is.
+        roots: the folders that are known already; those that are new are added.
 
     Raises:
         CorpusError: a path does not exist; raised by the call itself, before anything is read.
@@ -124,55 +130,41 @@ def read_paths(paths: Iterable[Path], reading: ReadProgress | None = None) -> It
     for path in given:
         if not os.path.exists(path):
             raise CorpusError(f"{path} does not exist, or its folder may not be entered; check the path")
-    return _read_paths(given, reading or ReadProgress(given))
+    return _read_paths(given, reading or ReadProgress(given), roots or Roots())
 
 
-def _read_paths(paths: Iterable[Path], reading: ReadProgress) -> Iterator[Document | Skipped]:
-    for path in paths:
-        for item in _read_folder(path, reading) if path.is_dir() else _read_file(path, path.as_posix(), reading):
+def _read_paths(paths: Iterable[Path], reading: ReadProgress, roots: Roots) -> Iterator[Document | Skipped]:
+    for file in chain.from_iterable(Given.of(path).files() for path in paths):
+        if isinstance(file, Skipped):
+            yield file
+            continue
+        root, relative = roots.place(file)
+        for item in read_file(file, f"{root.name}/{relative}", relative, reading):
             if isinstance(item, Document):
                 reading.characters += len(item.text)
             yield item
     reading.done()
 
 
-def _read_folder(folder: Path, reading: ReadProgress) -> Iterator[Document | Skipped]:
-    for path in _walk(folder):
-        if isinstance(path, Skipped):
-            yield path
-        elif is_supported(path):
-            # With the folder's own name: two folders may both hold a README.md.
-            yield from _read_file(path, f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}", reading)
-        else:
-            yield Skipped(str(path), why_unsupported(path))
+def read_file(file: FoundFile, name: str, relative: str, reading: ReadProgress) -> Iterator[Document | Skipped]:
+    """Yield the document called `name`, or one for each record; what cannot be read ends it with a `Skipped`.
+
+    Args:
+        relative: the file's path in its folder, kept as metadata.
+    """
+    path = file.path
+    if file.alone or is_supported(path):
+        yield from _read_file(path, name, relative, reading)
+    else:
+        yield Skipped(str(path), why_unsupported(path))
 
 
-def _walk(folder: Path) -> Iterator[Path | Skipped]:
-    """Yield the files under `folder` that are not hidden, sorted."""
-    try:
-        children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
-    except OSError as error:
-        yield Skipped(str(folder), f"cannot be read: {error.strerror}")
-        return
-    for child in children:
-        # os.path, because Path.is_dir raises where the folder may be listed but not entered
-        if os.path.isfile(child):
-            yield child
-        elif not os.path.isdir(child):
-            yield Skipped(str(child), "not a file that can be read (a broken link, a pipe, a device, or no permission)")
-        elif child.is_symlink():
-            yield Skipped(str(child), "symbolic link to a folder; give its target as a path of its own")
-        else:
-            yield from _walk(child)
-
-
-def _read_file(path: Path, name: str, reading: ReadProgress) -> Iterator[Document | Skipped]:
-    """Yield the document called `name`, or one for each record; damage to the file ends it with a `Skipped`."""
+def _read_file(path: Path, name: str, relative: str, reading: ReadProgress) -> Iterator[Document | Skipped]:
     if not is_text([str(path), name]):
         yield Skipped(os.fsencode(path).decode(errors="backslashreplace"), "the file's name is not UTF-8")
         return
     reading.next_file()
-    yield from _read_opened(path, name, str(path), {"path": str(path.resolve())}, reading.at)
+    yield from _read_opened(path, name, str(path), {"path": relative}, reading.at)
     reading.at(_size(path))
 
 
@@ -332,7 +324,7 @@ def found_documents(skipped: list[Skipped], *sources: Iterable[Document | Skippe
             if isinstance(found, Skipped):
                 skipped.append(found)
             elif hash(found.external_id) in seen:
-                where = str(found.metadata.get("path", found.external_id))
+                where = found.external_id
                 skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
             else:
                 seen.add(hash(found.external_id))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from memspan.errors import CorpusError
 from memspan.registry import Registry
 from memspan.types import JSON, is_unicode
 
@@ -17,7 +19,7 @@ TEXT_KEYS = ("text", "content", "body")
 PAGE_END = "\f"
 """A form feed ends every page of a text whose metadata give the number of `pages`."""
 
-NOT_TEXT = "neither UTF-8 nor UTF-16 text"
+NOT_TEXT = "holds bytes or characters that are no text; if the file's encoding is another, name it with --encoding"
 
 
 class Unreadable(Exception):
@@ -57,10 +59,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record of a file of many, with the number of the line it begins on."""
+    """One record of a file of many.
+
+    Attributes:
+        line: the number of the line it begins on, or in a format without lines its own; 0 where the file is the record.
+        metadata: what else is known of it; the record's own keys win.
+    """
 
     line: int
     values: Mapping[str, JSON]
+    metadata: Mapping[str, JSON] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +88,70 @@ class OneText:
 
 @dataclass(frozen=True, slots=True)
 class DecodedText:
-    """A text file that is one document, which `read` makes of its text, decoded and without a byte order mark."""
+    """A text file that is one document.
+
+    Attributes:
+        read: makes it of the file's text, which is decoded and has no byte order mark.
+        names_encoding: the file may name its encoding at its beginning, as HTML and XML do.
+    """
 
     read: Callable[[str], Content]
+    names_encoding: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """A text file of many records, which `read` makes of its lines (they keep their ends)."""
+    """A text file of many records.
+
+    Attributes:
+        read: makes them of its lines, which keep their ends.
+        is_table: all records have the same keys, so a first one without a text means that the file has none.
+    """
 
     read: Callable[[Iterable[str]], Iterator[Record | BadRecord]]
+    is_table: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How files are read, where they do not say it or what they say is wrong.
+
+    Attributes:
+        format: read every file as this one, whatever its extension; one of `FORMATS`.
+        encoding: of all text files. Default: as a file says, or as it is found.
+        text_column, title_column: the key of a record's text and title (the name of a column), where it is none of
+            the usual ones.
+
+    Raises:
+        CorpusError: there is no such encoding.
+        UnknownName: there is no such format.
+    """
+
+    format: str | None = None
+    encoding: str | None = None
+    text_column: str | None = None
+    title_column: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format is not None:
+            FORMATS[self.format]
+        if self.encoding is not None:
+            try:
+                b"".decode(self.encoding)
+            except (LookupError, ValueError) as error:
+                message = f"there is no text encoding {self.encoding!r}; name one that Python knows, as cp1252 or gbk"
+                raise CorpusError(message) from error
+
+    @property
+    def text_keys(self) -> tuple[str, ...]:
+        return TEXT_KEYS if self.text_column is None else (self.text_column,)
+
+    @property
+    def title_keys(self) -> tuple[str, ...]:
+        return ("title",) if self.title_column is None else (self.title_column,)
+
+
+AS_FOUND = ReadOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +179,33 @@ def damage_named(kind: str) -> Iterator[None]:
 
 
 def is_text(value: JSON) -> bool:
-    """Whether all strings in a JSON value can be written as UTF-8 (a lone surrogate can not)."""
-    return is_unicode(json.dumps(value, ensure_ascii=False))
+    """Whether a value is JSON, not too deep, and all its strings can be written as UTF-8 (a lone surrogate can not)."""
+    try:
+        return is_unicode(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except (ValueError, RecursionError):
+        return False
+
+
+def is_filled(value: JSON) -> bool:
+    """Whether a value is a text that is not blank."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def find_key(values: Mapping[str, JSON], names: Iterable[str], fits: Callable[[JSON], bool] = is_filled) -> str | None:
+    """The first key that is one of `names`, in their order, and has a value that fits. Case, blanks, `_` and `-` differ
+    only where no key is the name itself."""
+    by_form: dict[str, list[str]] = {}
+    for key in values:
+        by_form.setdefault(_form(key), []).append(key)
+    for name in names:
+        for key in sorted(by_form.get(_form(name), ()), key=lambda key: key != name):
+            if fits(values[key]):
+                return key
+    return None
+
+
+def _form(key: str) -> str:
+    return re.sub(r"[\s_-]", "", key).casefold()
 
 
 def checked(record: Record) -> Record | BadRecord:
