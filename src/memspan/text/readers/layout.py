@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from memspan.text.readers.formats import PAGE_END
+from memspan.text.readers.packages import paged
 
 _LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xFB05: "st", 0xFB06: "st"}
-_HYPHENATED = re.compile(r"([^\s-]*(?:-[^\s-]+)*\w)[-\u00ad\u2010]\n(\f?)(\w[^\s]*)")
+_HYPHENATED = re.compile(r"([^\s-]*(?:-[^\s-]+)*\w)[-\u00ad\u2010]\n(\n\f)?(\w[^\s]*)")
 _COMPOUND = re.compile(r"\w+(?:-\w+)+")
 _PAGE_NUMBER = re.compile(
     r"(?:\W*\b(?:page|seite|p|s|pag|página|pagina)\b\W*)?(\d+)(?:\s*(?:of|/|von|de|di|sur)\s*\d+)?", re.I
@@ -61,7 +61,7 @@ class Page:
 
 
 def text_of_pages(pages: Sequence[Page]) -> tuple[str, list[str]]:
-    """The text, in which a form feed ends every page, and the running heads and feet that are left out of it."""
+    """The text, with page breaks, and the running heads and feet that are left out of it."""
     running = _running(pages)
     left_out = sorted(
         {piece.text for of_page in running for piece in of_page if not _PAGE_NUMBER.fullmatch(piece.text)}
@@ -71,8 +71,7 @@ def text_of_pages(pages: Sequence[Page]) -> tuple[str, list[str]]:
         pieces = [piece for piece in page.pieces if piece not in dropped]
         blocks = [_lines(column) for column in _columns(pieces)]
         texts.append("\n\n".join([*filter(None, blocks), *page.upright]))
-    whole = "".join(f"{text.translate(_LIGATURES).strip()}\n{PAGE_END}" for text in texts)
-    return joined_words(whole), sorted(left_out)
+    return joined_words(paged(text.translate(_LIGATURES) for text in texts)), sorted(left_out)
 
 
 def joined_words(text: str) -> str:
@@ -83,12 +82,12 @@ def joined_words(text: str) -> str:
     compounds = {word.casefold() for word in _COMPOUND.findall(text)}
 
     def join(found: re.Match[str]) -> str:
-        first, page_end, rest = found.groups()
+        first, page_break, rest = found.groups()
         second = re.match(r"[\w-]*\w", rest)
         word = f"{first.rpartition('-')[2]}-{second[0] if second else rest}"
         keeps = word.casefold() in compounds or "-" in first or "-" in rest or not rest[0].islower()
         is_soft = found[0][len(first)] == "\u00ad"
-        return f"{first}{'-' * (keeps and not is_soft)}{rest}" + (f"\n{page_end}" if page_end else "")
+        return f"{first}{'-' * (keeps and not is_soft)}{rest}" + (f"\n{page_break}" if page_break else "")
 
     return _HYPHENATED.sub(join, text)
 

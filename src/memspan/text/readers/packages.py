@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memspan.text.readers.formats import PAGE_END, Content, Unreadable, damage_named
+from memspan.text.readers.formats import PAGE_BREAK, Content, Unreadable, damage_named
 from memspan.types import JSON
 
 if TYPE_CHECKING:
@@ -138,8 +138,5 @@ def moment(text: str) -> str | None:
 
 
 def paged(texts: Iterable[str]) -> str:
-    """Texts of pages as one text, in which a form feed ends every page."""
-    return "".join(f"{text.replace(PAGE_END, ' ').strip()}\n{PAGE_END}" for text in texts)
-
-
-CORE = {"title": "title", "creator": "author", "modified": "date", "keywords": "keywords"}
+    """Texts of pages as one text with page breaks."""
+    return f"\n\n{PAGE_BREAK}".join(text.replace(PAGE_BREAK, " ").strip() for text in texts)

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from memspan.text.readers.formats import Content, OneText, Unreadable, damage_named
 from memspan.text.readers.isolated import isolated
-from memspan.text.readers.layout import Page, Piece, text_of_pages
+from memspan.text.readers.layout import Page, Piece, joined_words, text_of_pages
+from memspan.text.readers.packages import paged
 from memspan.types import JSON
 
-_HYPHENS = {0x2: "-", 0xFFFE: "-"}  # how pdfium shows a hyphen at the end of a line
-_BLANKS = frozenset({9, 10, 13, 32, 160})
-_WIDE_GAP = 1.4  # in heights of a character
+_HYPHENS = {0x2: "-", 0xFFFE: "-", 0xA0: " "}  # how pdfium shows a hyphen at the end of a line
+_NO_TEXT = "PDF without text: scanned pages, or none; --ocr reads the text in them"
+_WIDE_GAP = 1.4  # in heights of a word
 _CATALOG = re.compile(rb"(\d+)\s+(\d+)\s+obj\b(?:(?!endobj)[\s\S]){0,2000}?/Type\s*/Catalog\b")
 _DATE = re.compile(r"D:(\d{4})(\d{2})?(\d{2})?")
 
 
 def _read_pdf(path: Path) -> Content:
+    with path.open("rb") as file:
+        if b"%PDF-" not in file.read(1024):
+            raise Unreadable("damaged PDF: not one by its content")
     found = isolated(f"{__name__}:pdf_text", str(path))
-    if not found["text"].strip():
-        raise Unreadable("PDF without text: scanned pages, or none; --ocr reads the text in them")
     metadata: dict[str, JSON] = {"pages": found["pages"]}
     metadata |= {key: found[key] for key in ("author", "modified", "running_heads") if found[key]}
     return Content(found["text"], found["title"], metadata)
@@ -35,26 +37,67 @@ def pdf_text(file: str) -> dict[str, JSON]:
     Raises:
         Unreadable: it is damaged, or needs a password to be opened.
     """
-    with damage_named("PDF"):
-        document = open_pdf(Path(file))
-        text, running = text_of_pages([_page(document[number]) for number in range(len(document))])
-        properties = document.get_metadata_dict()
-        heads: list[JSON] = [_mended(head) for head in running]
-        return {
-            "text": _mended(text),
-            "title": _mended(properties.get("Title", "")).strip(),
-            "author": _mended(properties.get("Author", "")).strip(),
-            "modified": _date(properties.get("ModDate", "") or properties.get("CreationDate", "")),
-            "pages": len(document),
-            "running_heads": heads,
-        }
+    path = Path(file)
+    try:
+        with damage_named("PDF"):
+            found = _by_pdfium(path)
+        if str(found["text"]).strip():
+            return found
+        failure = Unreadable(_NO_TEXT)
+    except _Locked:
+        raise
+    except Unreadable as error:
+        failure = error
+    return _by_pypdf(path, failure)
+
+
+class _Locked(Unreadable):
+    """A PDF needs a password to be opened."""
+
+
+def _by_pdfium(path: Path) -> dict[str, JSON]:
+    document = open_pdf(path)
+    text, running = text_of_pages([_page(document[number]) for number in range(len(document))])
+    properties = document.get_metadata_dict()
+    heads: list[JSON] = [_mended(head) for head in running]
+    return _found(text, properties, len(document)) | {"running_heads": heads}
+
+
+def _by_pypdf(path: Path, failure: Unreadable) -> dict[str, JSON]:
+    """What pypdf reads where pdfium does not: it makes something of other kinds of damage.
+
+    Raises:
+        Unreadable: the failure given, since neither reads it.
+    """
+    import pypdf
+
+    try:
+        reader = pypdf.PdfReader(path)
+        texts = [page.extract_text() for page in reader.pages]
+        properties = {key[1:]: str(value) for key, value in (reader.metadata or {}).items()}
+    except Exception as error:  # nearly every built-in exception
+        raise failure from error
+    if not any(text.strip() for text in texts):
+        raise failure
+    return _found(joined_words(paged(texts)), properties, len(texts)) | {"running_heads": []}
+
+
+def _found(text: str, properties: Mapping[str, str], pages: int) -> dict[str, JSON]:
+    return {
+        "text": _mended(text),
+        "title": _mended(properties.get("Title", "")).strip(),
+        "author": _mended(properties.get("Author", "")).strip(),
+        "modified": _date(properties.get("ModDate", "") or properties.get("CreationDate", "")),
+        "pages": pages,
+    }
 
 
 def open_pdf(path: Path) -> Any:
-    """The document, also where the end of the file with its table of contents is lost.
+    """The document, also where the end of the file with its table of objects is lost.
 
     Raises:
-        Unreadable: it needs a password, or is no PDF.
+        Unreadable: it needs a password.
+        PdfiumError: it is damaged.
     """
     import pypdfium2
 
@@ -63,15 +106,14 @@ def open_pdf(path: Path) -> Any:
         return pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
         if "password" in str(error).lower():
-            raise Unreadable("encrypted PDF; save it without a password") from error
-        if b"%PDF-" not in data[:1024]:
-            raise Unreadable("not a PDF by its content") from error
+            raise _Locked("encrypted PDF; save it without a password") from error
         catalogs = _CATALOG.findall(data)
         if not catalogs:
-            raise Unreadable(f"damaged PDF: {error}") from error
-        number, generation = catalogs[-1]
-        end = b"\ntrailer\n<< /Root %b %b R >>\nstartxref\n0\n%%%%EOF\n" % (number, generation)
-        return pypdfium2.PdfDocument(data + end)
+            raise
+    number, generation = catalogs[-1]
+    return pypdfium2.PdfDocument(
+        data + b"\ntrailer\n<< /Root %b %b R >>\nstartxref\n0\n%%%%EOF\n" % (number, generation)
+    )
 
 
 def _date(text: str) -> str | None:
@@ -87,29 +129,10 @@ def _mended(text: str) -> str:
 def _page(page: Any) -> Page:
     height = page.get_height()
     pieces, upright = list[Piece](), list[str]()
-    for left, bottom, right, top, text in _upright_joined(_runs(page, page.get_rotation()), upright):
-        pieces.append(Piece(left, height - top, right, height - bottom, text, len(pieces)))
+    for box, text in _upright_apart(_runs(_words(page)), upright):
+        pieces.append(Piece(box.left, height - box.top, box.right, height - box.bottom, text, len(pieces)))
     page.close()
     return Page(height, tuple(pieces), tuple(upright))
-
-
-_Run = tuple[float, float, float, float, str]
-"""Left, bottom, right, top and text of what stands on one line without a wide gap."""
-
-
-def _runs(page: Any, rotation: int) -> Iterator[_Run]:
-    box, text, ends_word = _Box(0.0, 0.0, 0.0, 0.0), "", False
-    for code, of_character in _characters(page, rotation):
-        if code in _BLANKS:
-            ends_word = True
-            continue
-        if text and not _goes_on(box, of_character, ends_word):
-            yield (*box, text)
-            text = ""
-        box = box.with_(of_character) if text else of_character
-        text, ends_word = text + " " * (ends_word and bool(text)) + (_HYPHENS.get(code) or chr(code)), False
-    if text:
-        yield (*box, text)
 
 
 class _Box(NamedTuple):
@@ -122,32 +145,89 @@ class _Box(NamedTuple):
         smallest = (min(self.left, other.left), min(self.bottom, other.bottom))
         return _Box(*smallest, max(self.right, other.right), max(self.top, other.top))
 
-    @property
-    def height(self) -> float:
-        return self.top - self.bottom
+    def goes_on_with(self, other: _Box) -> bool:
+        """Whether a word follows on the same line without a wide gap."""
+        height = min(self.top - self.bottom, other.top - other.bottom)
+        size = max(self.top - self.bottom, other.top - other.bottom, 1.0)
+        distance = max(other.left - self.right, self.left - other.right)
+        return (
+            distance <= _WIDE_GAP * size and min(other.top, self.top) - max(other.bottom, self.bottom) >= 0.2 * height
+        )
 
 
-def _goes_on(box: _Box, character: _Box, after_blank: bool) -> bool:
-    """Whether a character belongs to the run before it, by its distance and height on the line."""
-    size = max(box.height, character.height, 1.0)
-    distance = max(character.left - box.right, box.left - character.right)
-    overlap = min(character.top, box.top) - max(character.bottom, box.bottom)
-    needed = 0.2 * min(character.height, box.height) if after_blank else -0.1 * size
-    return distance <= _WIDE_GAP * size and overlap >= needed
+_Words = Iterable[tuple[_Box, str]]
 
 
-def _characters(page: Any, rotation: int) -> Iterator[tuple[int, _Box]]:
-    """Code points and boxes as pdfium reads them, the blanks included that it adds between words."""
+def _words(page: Any) -> Iterator[tuple[_Box, str]]:
+    """What stands between blanks, also those that pdfium adds between words, as it is drawn.
+
+    Calls of pdfium are what takes the time, so of a word only the boxes of its first and last character are asked for.
+    """
     from pypdfium2 import raw
 
-    text, (width, height) = page.get_textpage(), page.get_size()
-    left, right, bottom, top = (ctypes.c_double() for _ in range(4))
-    pointers = [ctypes.byref(one) for one in (left, right, bottom, top)]
-    for number in range(text.count_chars()):
-        code = raw.FPDFText_GetUnicode(text, number)
-        raw.FPDFText_GetCharBox(text, number, *pointers)
-        yield code, _turned(_Box(left.value, bottom.value, right.value, top.value), rotation, width, height)
-    text.close()
+    text_page, (width, height), rotation = page.get_textpage(), page.get_size(), page.get_rotation()
+    text = _characters(text_page)
+    edges = [ctypes.c_double() for _ in range(4)]
+    left, right, bottom, top = edges
+    pointers = [ctypes.byref(edge) for edge in edges]
+
+    def box_of(number: int) -> _Box:
+        raw.FPDFText_GetCharBox(text_page.raw, number, *pointers)
+        box = _Box(left.value, bottom.value, right.value, top.value)
+        return _turned(box, rotation, width, height) if rotation else box
+
+    for word in re.finditer(r"\S+", text):
+        first = box_of(word.start())
+        box = first if len(word[0]) == 1 else first.with_(box_of(word.end() - 1))
+        yield box, word[0].translate(_HYPHENS)
+    text_page.close()
+
+
+def _characters(text_page: Any) -> str:
+    """The text of a page, in which every character has the place that pdfium knows it by."""
+    from pypdfium2 import raw
+
+    count = text_page.count_chars()
+    text = text_page.get_text_range(0, count) if count else ""
+    if len(text) == count:
+        return text
+    return "".join(chr(raw.FPDFText_GetUnicode(text_page.raw, number)) for number in range(count))
+
+
+def _runs(words: _Words) -> Iterator[tuple[_Box, str]]:
+    """Words that follow each other on a line."""
+    run, said = None, list[str]()
+    for box, word in words:
+        if run is not None and not run.goes_on_with(box):
+            yield run, " ".join(said)
+            run, said = None, []
+        run = box if run is None else run.with_(box)
+        said.append(word)
+    if run is not None:
+        yield run, " ".join(said)
+
+
+def _upright_apart(runs: _Words, upright: list[str]) -> Iterator[tuple[_Box, str]]:
+    """The runs. What is drawn upwards goes to `upright`: single characters over each other, put together."""
+    stack: list[tuple[_Box, str]] = []
+    for box, text in runs:
+        if len(text) == 1 and (not stack or abs(stack[-1][0].left - box.left) < box.right - box.left + 1):
+            stack.append((box, text))
+            continue
+        yield from _unless_upright(stack, upright)
+        stack = [(box, text)] if len(text) == 1 else []
+        if len(text) > 3 and box.top - box.bottom > 2 * (box.right - box.left):
+            upright.append(text)
+        elif not stack:
+            yield box, text
+    yield from _unless_upright(stack, upright)
+
+
+def _unless_upright(stack: list[tuple[_Box, str]], upright: list[str]) -> Iterator[tuple[_Box, str]]:
+    if len(stack) > 3:
+        upright.append("".join(text for _, text in stack))
+    else:
+        yield from stack
 
 
 def _turned(box: _Box, rotation: int, width: float, height: float) -> _Box:
@@ -159,27 +239,6 @@ def _turned(box: _Box, rotation: int, width: float, height: float) -> _Box:
     if rotation == 270:
         return _Box(width - box.top, box.left, width - box.bottom, box.right)
     return box
-
-
-def _upright_joined(runs: Iterator[_Run], upright: list[str]) -> Iterator[_Run]:
-    """The runs; single characters that stand over each other are put together and go to `upright`."""
-    stack: list[_Run] = []
-    for run in runs:
-        if len(run[4]) == 1 and (not stack or abs(stack[-1][0] - run[0]) < run[2] - run[0] + 1):
-            stack.append(run)
-            continue
-        yield from _unless_upright(stack, upright)
-        stack = [run] if len(run[4]) == 1 else []
-        if not stack:
-            yield run
-    yield from _unless_upright(stack, upright)
-
-
-def _unless_upright(stack: list[_Run], upright: list[str]) -> Iterator[_Run]:
-    if len(stack) > 3:
-        upright.append("".join(run[4] for run in stack))
-    else:
-        yield from stack
 
 
 PDF = OneText(_read_pdf)

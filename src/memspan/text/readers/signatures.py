@@ -44,4 +44,4 @@ def refuse_other_kinds(head: bytes) -> None:
     """
     kind = kind_of(head)
     if kind:
-        raise Unreadable(f"by its content {kind}")
+        raise Unreadable(f"binary file: by its content {kind}")
