@@ -20,6 +20,7 @@ from memspan.bank.schema import SCHEMA
 from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, Scope
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError, FilterError
+from memspan.text.paging import pages_of
 from memspan.text.template import encoded_text
 from memspan.types import JSON, Document, Span
 
@@ -47,6 +48,7 @@ class StoredDocument:
 
     Attributes:
         date: the document's own date, or the time it was added (UTC).
+        pages: those of the source that `text` stands on, from 1.
     """
 
     id: int
@@ -59,6 +61,7 @@ class StoredDocument:
     date: str
     tokens: int
     chunks: int
+    pages: tuple[int, ...] = ()
 
     @property
     def encoded_text(self) -> str:
@@ -364,9 +367,10 @@ class Catalog(Database):
                 values_of = dict(json.loads(metadata))
             except (ValueError, TypeError, RecursionError) as error:
                 raise BankError(f"the metadata of {external_id!r} is damaged ({error}); add it again") from error
-            text = texts.of(source_id, start, end)
+            text, span = texts.of(source_id, start, end), Span(start, end)
+            pages = pages_of(texts.of(source_id), span, values_of)
             yield StoredDocument(
-                number, source_id, external_id, title, text, Span(start, end), values_of, date, tokens, chunks
+                number, source_id, external_id, title, text, span, values_of, date, tokens, chunks, pages
             )
 
     def _encoded_texts(self, query: str, values: tuple[Any, ...]) -> list[tuple[int, str]]:
@@ -388,7 +392,7 @@ class _PartTexts:
         self._db = database
         self._source_id, self._text = 0, ""
 
-    def of(self, source_id: int, start: int, end: int) -> str:
+    def of(self, source_id: int, start: int = 0, end: int | None = None) -> str:
         if source_id != self._source_id:
             self._text = self._db.value("SELECT text FROM texts WHERE source_id = ?", (source_id,))
             self._source_id = source_id

@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from memspan.text.paging import page_label
 from memspan.types import AddReport, Answer, Evidence, LayerRouting, Round
 
 if TYPE_CHECKING:
     from memspan.bank.texts import TextBank
-    from memspan.generate.summarize import Summary
+    from memspan.generate.summarize import Source, Summary
     from memspan.text.corpus import Skipped
 
 
@@ -143,12 +144,16 @@ def summary(found: Summary) -> None:
     """Statements with their documents, and what was read."""
     for one in found.statements:
         out.print(one.text)
-        sources = "; ".join(f"[{source.document_id}] {source.title or source.external_id}" for source in one.sources)
-        out.print(f"  {sources}  ({one.support:.0%} of its words)")
+        out.print(f"  {'; '.join(map(_cited, one.sources))}  ({one.support:.0%} of its words)")
     out.print(
         f"{found.num_documents} documents read in {found.num_batches} batches, {found.num_cited} of them cited; "
         f"{found.num_unsupported} statements left out that no document supports"
     )
+
+
+def _cited(source: Source) -> str:
+    pages = f" ({page_label(source.pages)})" if source.pages else ""
+    return f"[{source.document_id}] {source.title or source.external_id}{pages}"
 
 
 def evidence_line(place: int, item: Evidence) -> str:
@@ -156,7 +161,8 @@ def evidence_line(place: int, item: Evidence) -> str:
     routed = "" if item.layers is None else f", {item.layers} MSA layers"
     title = item.title or item.text[:60].replace("\n", " ")
     where = f"{item.external_id}[{item.span.start}:{item.span.end}]"
-    return f"{place}. [{item.document_id}] {title}  ({where}, {item.date[:10]}, score {item.score:.2f}{routed})"
+    pages = f", {page_label(item.pages)}" if item.pages else ""
+    return f"{place}. [{item.document_id}] {title}  ({where}{pages}, {item.date[:10]}, score {item.score:.2f}{routed})"
 
 
 class AddProgress:

@@ -16,9 +16,6 @@ from memspan.types import JSON, is_unicode
 TEXT_KEYS = ("text", "content", "body")
 """Where a record keeps its text: under the first of these keys that it fills."""
 
-PAGE_BREAK = "\f"
-"""A form feed parts the pages of a text whose metadata give the number of `pages` (`memspan.text.parts.pages_of`)."""
-
 NOT_TEXT = "holds bytes or characters that are no text; if the file's encoding is another, name it with --encoding"
 
 

@@ -15,7 +15,10 @@ from typing import IO, Any
 from memspan.text.readers.formats import Unreadable
 
 SECONDS_PER_FILE = 120.0
-"""What a file may take. One of 2,000 pages takes some 10 s."""
+"""What a file may take. A PDF of 2,000 pages takes some 20 s."""
+
+MAX_MEMORY_BYTES = 8 << 30
+"""What the process may take, on systems that can say so."""
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from memspan.text.readers.isolated import serve; serve()"
@@ -53,7 +56,9 @@ class _Worker:
             late.cancel()
         if not line.endswith(b"\n"):
             self.end()
-            raise Unreadable(f"takes longer than {seconds:.0f} s to read" if is_late else "brings its reader down")
+            raise Unreadable(
+                f"takes longer than {seconds:.0f} s to read" if is_late else "brings its reader down; save it anew"
+            )
         return json.loads(line)
 
     @property
@@ -95,10 +100,20 @@ def isolated(function: str, *arguments: Any) -> Any:
     return answer["result"]
 
 
+def _limit_memory() -> None:
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    except (ImportError, ValueError, OSError):  # Windows, or a lower limit that is set already
+        pass
+
+
 def serve() -> None:
     """Answer the requests on standard input until it is closed. Signals to the whole group are for its parent."""
     for name in ("SIGINT", "SIGTERM"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _limit_memory()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     for line in sys.stdin.buffer:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from memspan.text.readers.packages import paged
+from memspan.text.paging import paged
 
 _LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xFB05: "st", 0xFB06: "st"}
 _HYPHENATED = re.compile(r"([^\s-]*(?:-[^\s-]+)*\w)[-\u00ad\u2010]\n(\n\f)?(\w[^\s]*)")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memspan.text.paging import paged
 from memspan.text.readers.formats import Content, OneText
 from memspan.text.readers.packages import (
     Package,
@@ -19,7 +20,6 @@ from memspan.text.readers.packages import (
     descendants,
     name_of,
     open_package,
-    paged,
 )
 
 if TYPE_CHECKING:
@@ -37,38 +37,38 @@ def _read_word(path: Path) -> Content:
         main = next((file for kind, file in package.targets("").values() if kind == "officeDocument"), "")
         main = main or "word/document.xml"
         others = {kind: file for kind, file in package.targets(main).values()}
-        levels = _heading_levels(package.xml(others["styles"])) if others.get("styles", "") in package else {}
-        blocks = list(_word_blocks(package.xml(main), levels))
+        marks = _style_marks(package.xml(others["styles"])) if others.get("styles", "") in package else {}
+        blocks = list(_word_blocks(package.xml(main), marks))
         for notes in ("footnotes", "endnotes", "comments"):
             if others.get(notes, "") in package:
                 blocks += _word_notes(package.xml(others[notes]), notes)
         return as_document(blocks, package.properties(_CORE, "docProps/core.xml"))
 
 
-def _heading_levels(styles: Element) -> dict[str, int]:
-    """Levels of the styles that are headings, by id. Their names are English in every language."""
-    levels = {}
+def _style_marks(styles: Element) -> dict[str, str]:
+    """What stands before paragraphs of the styles of headings and lists, by id. Their names are always English."""
+    marks = {}
     for style in children(styles, "style"):
         name = next((attribute(one, "val") for one in children(style, "name")), "").lower()
-        if match := re.fullmatch(r"heading (\d)|title", name):
-            levels[attribute(style, "styleId")] = int(match[1] or 1)
-    return levels
+        if match := re.fullmatch(r"heading (\d)|title|(list(?: bullet| number).*)", name):
+            marks[attribute(style, "styleId")] = "- " if match[2] else "#" * int(match[1] or 1) + " "
+    return marks
 
 
-def _word_blocks(element: Element, levels: Mapping[str, int]) -> Iterator[str]:
+def _word_blocks(element: Element, marks: Mapping[str, str]) -> Iterator[str]:
     for child in element:
         name = name_of(child)
         if name == "p":
-            yield _word_mark(child, levels) + _word_text(child, levels)
+            yield _word_mark(child, marks) + _word_text(child, marks)
         elif name == "tbl":
-            yield "\n".join(_word_rows(child, levels))
+            yield "\n".join(_word_rows(child, marks))
         elif name not in _NOT_TEXT:
-            yield from _word_blocks(child, levels)
+            yield from _word_blocks(child, marks)
 
 
-def _word_rows(table: Element, levels: Mapping[str, int]) -> Iterator[str]:
+def _word_rows(table: Element, marks: Mapping[str, str]) -> Iterator[str]:
     for row in children(table, "tr"):
-        cells = (" ".join(" ".join(_word_blocks(cell, levels)).split()) for cell in _cells(row))
+        cells = (" ".join(" ".join(_word_blocks(cell, marks)).split()) for cell in _cells(row))
         yield " | ".join(cells)
 
 
@@ -81,18 +81,18 @@ def _cells(row: Element) -> Iterator[Element]:
             yield from _cells(child)
 
 
-def _word_mark(paragraph: Element, levels: Mapping[str, int]) -> str:
+def _word_mark(paragraph: Element, marks: Mapping[str, str]) -> str:
     """What stands before a heading or an item of a list, as in Markdown."""
     for properties in children(paragraph, "pPr"):
         style = next((attribute(one, "val") for one in children(properties, "pStyle")), "")
-        if style in levels:
-            return "#" * levels[style] + " "
+        if style in marks:
+            return marks[style]
         if any(children(properties, "numPr")):
             return "- "
     return ""
 
 
-def _word_text(element: Element, levels: Mapping[str, int]) -> str:
+def _word_text(element: Element, marks: Mapping[str, str]) -> str:
     pieces = []
     for child in element:
         name = name_of(child)
@@ -103,9 +103,9 @@ def _word_text(element: Element, levels: Mapping[str, int]) -> str:
         elif name in ("footnoteReference", "endnoteReference"):
             pieces.append(f"[{attribute(child, 'id')}]")
         elif name == "txbxContent":
-            pieces.append("\n" + "\n".join(_word_blocks(child, levels)) + "\n")
+            pieces.append("\n" + "\n".join(_word_blocks(child, marks)) + "\n")
         elif name not in _NOT_TEXT:
-            pieces.append(_word_text(child, levels))
+            pieces.append(_word_text(child, marks))
     return "".join(pieces)
 
 
@@ -130,8 +130,7 @@ def _read_slides(path: Path) -> Content:
         shown = [files[id][1] for one in descendants(package.xml(main), "sldId") if (id := _relation(one)) in files]
         slides = [_slide(package, file) for file in shown]
         properties = package.properties(_CORE, "docProps/core.xml")
-    content = as_document([], properties, pages=len(slides))
-    return Content(paged(slides), content.title, content.metadata)
+    return as_document([paged(slides)], properties, pages=len(slides))
 
 
 def _relation(element: Element) -> str:

@@ -1,4 +1,4 @@
-"""OpenDocument: texts, presentations and spreadsheets."""
+"""OpenDocument: texts and presentations."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memspan.text.paging import paged
 from memspan.text.readers.formats import Content, OneText, Unreadable
 from memspan.text.readers.packages import (
     as_document,
     attribute,
-    children,
     descendants,
     name_of,
     open_package,
-    paged,
     parsed,
 )
 
@@ -38,18 +37,10 @@ def _read_open_document(path: Path) -> Content:
                 raise Unreadable("encrypted; save it without a password")
             root, properties = package.xml("content.xml"), package.properties(_OPEN_DOCUMENT, "meta.xml")
     body = next(descendants(root, "body"), root)
-    pages = [*descendants(body, "page")] or [*descendants(body, "spreadsheet")]
-    if pages and name_of(pages[0]) == "spreadsheet":
-        pages = [*children(pages[0], "table")]
-    if not pages:
+    slides = [*descendants(body, "page")]
+    if not slides:
         return as_document(_open_blocks(body), properties)
-    content = as_document([], properties, pages=len(pages))
-    texts = ("\n".join([*_named_table(page), *_open_blocks(page)]) for page in pages)
-    return Content(paged(texts), content.title, content.metadata)
-
-
-def _named_table(page: Element) -> list[str]:
-    return [f"# {attribute(page, 'name')}"] if name_of(page) == "table" else []
+    return as_document([paged("\n".join(_open_blocks(slide)) for slide in slides)], properties, pages=len(slides))
 
 
 def _open_blocks(element: Element) -> Iterator[str]:

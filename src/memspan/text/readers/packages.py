@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memspan.text.readers.formats import PAGE_BREAK, Content, Unreadable, damage_named
+from memspan.text.readers.formats import Content, Unreadable, damage_named
 from memspan.types import JSON
 
 if TYPE_CHECKING:
@@ -120,12 +121,17 @@ def open_package(path: Path, kind: str) -> Iterator[Package]:
 
 
 def as_document(blocks: Iterable[str], properties: Mapping[str, str], **metadata: JSON) -> Content:
-    """Paragraphs as a text, with a document's properties."""
+    """Paragraphs as a text, with a document's properties. One without a title has that of its first heading."""
     text = "\n\n".join(block for block in (block.strip("\n") for block in blocks) if block.strip())
     kept: dict[str, JSON] = {key: value for key, value in properties.items() if key != "title"}
     modified = moment(properties.get("modified", ""))
     kept |= {"modified": modified} if modified else {}
-    return Content(text, properties.get("title", ""), {**kept, **metadata})
+    return Content(text, properties.get("title") or first_heading(text), {**kept, **metadata})
+
+
+def first_heading(text: str) -> str:
+    """The first heading that is marked as in Markdown; empty where there is none."""
+    return next((line.lstrip("# ") for line in text.split("\n") if re.match("#{1,6} ", line)), "")
 
 
 def moment(text: str) -> str | None:
@@ -135,8 +141,3 @@ def moment(text: str) -> str | None:
     except ValueError:
         return None
     return found.isoformat() if found.year > 1 else None
-
-
-def paged(texts: Iterable[str]) -> str:
-    """Texts of pages as one text with page breaks."""
-    return f"\n\n{PAGE_BREAK}".join(text.replace(PAGE_BREAK, " ").strip() for text in texts)

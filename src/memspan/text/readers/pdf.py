@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from memspan.text.paging import paged
 from memspan.text.readers.formats import Content, OneText, Unreadable, damage_named
 from memspan.text.readers.isolated import isolated
 from memspan.text.readers.layout import Page, Piece, joined_words, text_of_pages
-from memspan.text.readers.packages import paged
 from memspan.types import JSON
 
 _HYPHENS = {0x2: "-", 0xFFFE: "-", 0xA0: " "}  # how pdfium shows a hyphen at the end of a line

@@ -1,4 +1,7 @@
-"""Spreadsheets of Excel: every row as a line of "column: value", so that a row alone says what its values are."""
+"""Spreadsheets of Excel and OpenDocument.
+
+A row becomes a line of "column: value", so that it says by itself what its values are.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
+from memspan.text.paging import paged
 from memspan.text.readers.formats import Content, OneText, Unreadable, damage_named
 from memspan.text.readers.isolated import isolated
-from memspan.text.readers.packages import paged
 from memspan.types import JSON
 
 MAX_CHARACTERS = 128 << 20
@@ -22,7 +25,7 @@ def _read_sheets(path: Path) -> Content:
     texts = (f"# {name}\n\n{text}" for name, text in sheets)
     if not any(text for _, text in sheets):
         raise Unreadable("empty")
-    return Content(paged(texts), metadata={"pages": len(sheets), "sheets": names})
+    return Content(paged(texts), path.stem, {"pages": len(sheets), "sheets": names})
 
 
 def sheet_texts(file: str) -> list[tuple[str, str]]:
