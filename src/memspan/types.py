@@ -116,7 +116,7 @@ def normal_date(text: str) -> str:
 
 
 def date_key(date: str) -> str:
-    """A text that sorts as a date of `normal_date` does: a moment is in UTC, anything coarser sorts as its beginning."""
+    """A text that sorts as a date of `normal_date` does: a moment in UTC; a year, a month or a day as it is."""
     moment = datetime.fromisoformat(date) if len(date) > len("2026-03-01") else None
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat() if moment and moment.tzinfo else date
 

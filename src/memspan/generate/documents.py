@@ -96,7 +96,7 @@ class DocumentStore:
 
         Args:
             paths: of txt, md, rst, html, pdf, csv, tsv and jsonl files, and of folders that hold them. A document's id
-                is the name of the folder that was given (of a file, of the folder it stands in) and the path from there.
+                is the name of the folder that was given (of a file, of its own folder) and the path from there.
             options: as for `add`.
 
         Raises:

@@ -7,12 +7,15 @@ see `memspan.registry` for other packages'.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from memspan.text.readers import pages, source, texts  # noqa: F401  (they register their formats)
 from memspan.text.readers.chats import chat_format
+from memspan.text.readers.encodings import Encoding
 from memspan.text.readers.formats import (
+    AS_FOUND,
     FORMATS,
     TEXT_KEYS,
     BadRecord,
@@ -20,19 +23,32 @@ from memspan.text.readers.formats import (
     DecodedText,
     OneText,
     Part,
+    ReadOptions,
     Record,
     Records,
     Several,
     Unreadable,
+    find_key,
     is_text,
 )
-from memspan.text.readers.json_lines import parse_json_object, read_json_lines
-from memspan.text.readers.opening import OPENERS, decode, long_name, named_failures, open_lines
-from memspan.text.readers.signatures import IMAGES, refuse_other_kinds
+from memspan.text.readers.json_files import items_of, parse_json_object, read_json_lines, wrapped
+from memspan.text.readers.opening import (
+    OPENERS,
+    bounded_lines,
+    decode,
+    long_name,
+    named_failures,
+    open_text,
+    pieces,
+    read_text,
+)
+from memspan.text.readers.signatures import IMAGES
 from memspan.text.readers.tables import DELIMITERS, read_table
 from memspan.text.readers.unpacking import unpacked
+from memspan.types import JSON
 
 __all__ = [
+    "AS_FOUND",
     "FORMATS",
     "TEXT_KEYS",
     "BadRecord",
@@ -40,14 +56,18 @@ __all__ = [
     "DecodedText",
     "OneText",
     "Part",
+    "ReadOptions",
     "Record",
     "Records",
     "Several",
     "Unreadable",
+    "decode",
     "extension",
+    "find_key",
     "holds_records",
     "is_supported",
     "is_text",
+    "no_text",
     "parse_json_object",
     "read_content",
     "read_json_lines",
@@ -56,6 +76,8 @@ __all__ = [
     "read_rows",
     "why_unsupported",
 ]
+
+REMEDY = "name the one that holds it with --text-column"
 
 _EMPTY = "empty"
 _REMEDIES = {
@@ -83,30 +105,35 @@ def why_unsupported(path: Path) -> str:
     return f"unsupported file type {path.suffix or '(no extension)'}{_REMEDIES.get(kind, '')}"
 
 
-def holds_records(path: Path) -> bool:
+def holds_records(path: Path, options: ReadOptions = AS_FOUND) -> bool:
     """Whether the file is one for `read_records`; any other is one for `read_content`."""
-    return _format(path, Records) is not None
+    return _format(path, Records, options) is not None
 
 
-def read_content(path: Path) -> Content:
+def read_content(path: Path, options: ReadOptions = AS_FOUND) -> Content:
     """Read a file as one document; of another extension than that of such a file it is read as plain text.
 
     Raises:
-        Unreadable: the file is damaged, binary or blank, or may not be read.
+        Unreadable: the file is damaged, binary, blank or too long, may not be read, or its encoding is not certain.
     """
     with named_failures():
-        content = _read_one(path)
+        one_text = _format(path, OneText, options)
+        if one_text:
+            with unpacked(path) as plain:
+                content = one_text.read(plain)
+        else:
+            content = _read_decoded(path, options)
     if not content.text.strip():
         raise Unreadable(_EMPTY)
     return content
 
 
-def read_parts(path: Path) -> Iterator[Part] | None:
+def read_parts(path: Path, options: ReadOptions = AS_FOUND) -> Iterator[Part] | None:
     """The documents and files in a file of several; None where it is not one.
 
     The iterator raises `Unreadable` where the rest of the file cannot be read.
     """
-    several = _format(path, Several) or chat_format(path)
+    several = _format(path, Several, options) or (chat_format(path) if options.format is None else None)
     return None if several is None else _parts(several, path)
 
 
@@ -115,52 +142,87 @@ def _parts(several: Several, path: Path) -> Iterator[Part]:
         yield from several.read(plain)
 
 
-def read_records(path: Path, at: Callable[[int], object] = lambda position: None) -> Iterator[Record | BadRecord]:
+def _read_decoded(path: Path, options: ReadOptions) -> Content:
+    decoded = _format(path, DecodedText, options) or DecodedText(Content)
+    text, encoding = read_text(path, options, decoded.names_encoding)
+    content = decoded.read(text)
+    return replace(content, metadata={**content.metadata, **_guessed(encoding)})
+
+
+def read_records(
+    path: Path, at: Callable[[int], object] = lambda position: None, options: ReadOptions = AS_FOUND
+) -> Iterator[Record | BadRecord]:
     """Yield the records of a file, reading it as far as they are asked for.
 
     Args:
         at: told before every record how many bytes of the file are read.
 
     Raises:
-        Unreadable: the file is damaged, binary or blank, may not be read, or is a table without a text column. It may
-            be raised after some records, where the damage begins there.
+        Unreadable: the file is damaged, binary or blank, may not be read, its encoding is not certain, or it has
+            nowhere a text. It may be raised after some records, where the damage begins there.
     """
-    records = _format(path, Records)
+    records = _format(path, Records, options)
     assert records is not None, "holds_records says which files have records"
-    with named_failures(), path.open("rb") as file, open_lines(file, path) as lines:
-        is_empty = True
-        for record in records.read(lines):
-            is_empty = False
+    with named_failures(), path.open("rb") as file, open_text(file, path, options) as (text, encoding):
+        is_first = True
+        for record in _records(records, text, options):
             at(file.tell())
-            yield record
-        if is_empty:
+            if is_first and records.is_table and isinstance(record, Record):
+                _check_columns(record, options)
+            is_first = False
+            guessed = _guessed(encoding)
+            yield replace(record, metadata={**record.metadata, **guessed}) if isinstance(record, Record) else record
+        if is_first:
             raise Unreadable(_EMPTY)
+
+
+def _records(records: Records, text: TextIO, options: ReadOptions) -> Iterator[Record | BadRecord]:
+    """The records; an object that is the whole file and no text wraps them."""
+    for record in records.read(bounded_lines(text) if records.in_lines else pieces(text)):
+        if isinstance(record, Record) and record.line == 0 and not find_key(record.values, options.text_keys):
+            items = wrapped(record.values)
+            if items is None:
+                keys = ", ".join(record.values) or "none"
+                raise Unreadable(
+                    f"{no_text(options)}; its keys are {keys[:200]}; {REMEDY}, or --format txt for all of it"
+                )
+            yield from items_of(items)
+        else:
+            yield record
+
+
+def no_text(options: ReadOptions) -> str:
+    """That a record has no text, and where it would be."""
+    return f"no text under the key {' or '.join(options.text_keys)}"
+
+
+def _check_columns(record: Record, options: ReadOptions) -> None:
+    if find_key(record.values, options.text_keys, lambda value: True) is None:
+        columns = ", ".join(record.values)
+        raise Unreadable(f"no column {' or '.join(options.text_keys)}; the columns are {columns[:200]}; {REMEDY}")
+
+
+def _guessed(encoding: Encoding) -> dict[str, JSON]:
+    """What is kept of an encoding: its name, where it was guessed."""
+    return {"encoding": encoding.codec} if encoding.is_guess else {}
 
 
 def read_rows(path: Path) -> Iterator[Record | BadRecord]:
     """Yield the rows of a table (.csv, .tsv), whatever its columns are called; `read_records` wants one of text.
 
     Raises:
-        Unreadable: the file is damaged or binary, or may not be read.
+        Unreadable: the file is damaged or binary, may not be read, or its encoding is not certain.
     """
-    with named_failures(), path.open("rb") as file, open_lines(file, path) as lines:
-        yield from read_table(lines, DELIMITERS.get(extension(path), ","), needs_text=False)
+    with named_failures(), path.open("rb") as file, open_text(file, path) as (text, _):
+        yield from read_table(bounded_lines(text), DELIMITERS.get(extension(path), ","))
 
 
-def _read_one(path: Path) -> Content:
-    one_text = _format(path, OneText)
-    if one_text:
-        with unpacked(path) as plain:
-            return one_text.read(plain)
-    with unpacked(path) as plain:
-        data = plain.read_bytes()
-    refuse_other_kinds(data[:512])
-    return (_format(path, DecodedText) or DecodedText(Content)).read(decode(data))
-
-
-def _format(path: Path, kind: type[F]) -> F | None:
-    """The format of a file's extension, if it is one of this kind."""
-    found = FORMATS[extension(path)] if is_supported(path) else None
+def _format(path: Path, kind: type[F], options: ReadOptions) -> F | None:
+    """The format of a file's extension, or the one that the options name, if it is one of this kind."""
+    name = options.format or extension(path)
+    if name not in FORMATS:
+        return None
+    found = FORMATS[name]
     return found if isinstance(found, kind) else None
 
 

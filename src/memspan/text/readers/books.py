@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
 from memspan.text.readers.formats import FORMATS, Content, DecodedText, OneText, Unreadable, damage_named
-from memspan.text.readers.packages import as_document, descendants, moment, open_package
+from memspan.text.readers.packages import as_document, descendants, open_package
 
 _BOOK = {"title": "title", "creator": "author", "date": "date", "language": "language", "publisher": "publisher"}
 
@@ -29,9 +28,7 @@ def _read_book(path: Path) -> Content:
             if {one.attrib.get("URI", "") for one in locked} & set(chapters):
                 raise Unreadable("a book with copy protection")
         texts = [_page(package.read(name)) for name in chapters]
-        properties = package.properties(_BOOK, main)
-        book = as_document(texts, properties)
-        return replace(book, date=moment(properties.get("date", "")))
+        return as_document(texts, package.properties(_BOOK, main))
 
 
 def _page(data: bytes) -> str:
@@ -39,7 +36,7 @@ def _page(data: bytes) -> str:
 
     page = FORMATS["html"]
     assert isinstance(page, DecodedText)
-    return page.read(decode(data)).text
+    return page.read(decode(data, names_encoding=True)[0]).text
 
 
 _RTF_TITLE = re.compile(r"\{\\title ([^{}]{1,500})\}")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from memspan.text.readers.formats import Content, Part, Several, Unreadable, damage_named
-from memspan.text.readers.opening import decode
+from memspan.text.readers.opening import read_text
 from memspan.types import JSON
 
 _HEAD_BYTES = 16 << 10
-_MAX_BYTES = 1 << 30
+_MAX_BYTES = 512 << 20
 """Of an export, which is read as a whole."""
 
 
@@ -52,15 +52,14 @@ class _Said:
 def _conversation(said: Sequence[_Said], title: str, **metadata: JSON) -> Content:
     people: list[JSON] = [*dict.fromkeys(one.who for one in said if one.who)]
     text = _clean("\n".join(map(str, said)))
-    date = next((one.when for one in said if one.when), None)
-    return Content(text, title, {"participants": people, **metadata}, date)
+    when = next((one.when for one in said if one.when), "")
+    return Content(text, title, {"participants": people, **({"date": when} if when else {}), **metadata})
 
 
 def _by_day(said: Iterable[_Said], title: str, **metadata: JSON) -> Iterator[Part]:
     """A document for each day, called by its date."""
     for day, of_day in groupby(said, key=lambda one: one.when[:10]):
-        content = _conversation(list(of_day), f"{title}, {day}", **metadata)
-        yield Part(day, Content(content.text, content.title, content.metadata, day))
+        yield Part(day, _conversation(list(of_day), f"{title}, {day}", date=day, **metadata))
 
 
 def _clean(text: str) -> str:
@@ -69,9 +68,9 @@ def _clean(text: str) -> str:
 
 def _json(path: Path) -> Any:
     if path.stat().st_size > _MAX_BYTES:
-        raise Unreadable(f"a chat of more than {_MAX_BYTES >> 30} GiB; export it in parts")
+        raise Unreadable(f"a chat of more than {_MAX_BYTES >> 20} MiB; export it in parts")
     try:
-        return json.loads(decode(path.read_bytes()))
+        return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"malformed JSON: {error}") from error
 
@@ -107,15 +106,12 @@ def _read_assistant(
                 name = str(one.get(keys[0]) or one.get("id") or number).replace("/", "_")
                 said = messages(one)
                 title = _clean(str(one.get(keys[1]) or ""))
-                when = str(one.get(keys[2]) or "")
-                content = _conversation(said, title) if said else None
+                when = _seconds(one.get(keys[2]))
+                content = _conversation(said, title, **({"date": when} if when else {}))
         except Unreadable as error:
             yield Part(name, error)
             continue
-        if content is None:
-            yield Part(name, Unreadable("a conversation without text"))
-        else:
-            yield Part(name, Content(content.text, content.title, content.metadata, _seconds(when) or content.date))
+        yield Part(name, content if said else Unreadable("a conversation without text"))
 
 
 def _chatgpt_messages(conversation: Mapping[str, Any]) -> list[_Said]:
@@ -177,8 +173,7 @@ def _read_slack(path: Path) -> Iterator[Part]:
     if not said:
         raise Unreadable("no messages in it")
     day = path.stem if re.fullmatch(r"\d{4}-\d\d-\d\d", path.stem) else said[0].when[:10]
-    content = _conversation(said, f"#{path.parent.name}, {day}", channel=path.parent.name)
-    yield Part("", Content(content.text, content.title, content.metadata, day or None))
+    yield Part("", _conversation(said, f"#{path.parent.name}, {day}", channel=path.parent.name, date=day))
 
 
 def _slack_people(file: Path) -> dict[str, str]:
@@ -237,7 +232,7 @@ def _is_whatsapp(head: str) -> bool:
 
 def _read_whatsapp(path: Path) -> Iterator[Part]:
     """A document for each day of the chat."""
-    messages = _whatsapp_messages(decode(path.read_bytes()))
+    messages = _whatsapp_messages(read_text(path)[0])
     order = _date_order([found["date"] for found, _ in messages])
     said = [_whatsapp_said(found, text, order) for found, text in messages]
     name = re.sub(r"^_?(?:whatsapp[ -]chat(?:[ -]with)?|chat)\b[ -]*", "", path.stem, flags=re.IGNORECASE).strip()

@@ -16,6 +16,9 @@ from memspan.types import JSON, is_unicode
 TEXT_KEYS = ("text", "content", "body")
 """Where a record keeps its text: under the first of these keys that it fills."""
 
+SAVED_KEY = "saved"
+"""The metadata key of when a document was last saved: its date where nothing better is known."""
+
 NOT_TEXT = "holds bytes or characters that are no text; if the file's encoding is another, name it with --encoding"
 
 
@@ -31,13 +34,11 @@ class Content:
         text: never blank.
         title: as the format marks it (a heading, a title tag), empty where it does not.
         metadata: what else the format tells.
-        date: as the format tells it; see `memspan.types.normal_date`.
     """
 
     text: str
     title: str = ""
     metadata: Mapping[str, JSON] = field(default_factory=dict)
-    date: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +104,12 @@ class Records:
     Attributes:
         read: makes them of its lines, which keep their ends.
         is_table: all records have the same keys, so a first one without a text means that the file has none.
+        in_lines: False where `read` takes the text in pieces that end anywhere, so that a line may have any length.
     """
 
     read: Callable[[Iterable[str]], Iterator[Record | BadRecord]]
     is_table: bool = False
+    in_lines: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator
 from email.message import EmailMessage
 from email.policy import default as policy
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import cast
 
@@ -75,7 +74,9 @@ def _content(letter: EmailMessage) -> Content:
         metadata["message_id"] = identity
     subject = _header(letter, "subject")
     text = "\n".join(heads) + f"\n\n{body}" if body.strip() or subject else ""
-    return Content(_plain(text), _plain(subject), metadata, _date(letter))
+    if date := _header(letter, "date"):
+        metadata["date"] = date
+    return Content(_plain(text), _plain(subject), metadata)
 
 
 def _header(letter: EmailMessage, name: str) -> str:
@@ -87,13 +88,6 @@ def _header(letter: EmailMessage, name: str) -> str:
 
 def _plain(text: str) -> str:
     return text.replace("\0", "").encode("utf-8", "replace").decode()
-
-
-def _date(letter: EmailMessage) -> str | None:
-    try:
-        return parsedate_to_datetime(_header(letter, "date")).isoformat()
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
 
 
 def _body(letter: EmailMessage) -> str:
@@ -112,7 +106,7 @@ def _text_of(part: EmailMessage) -> str:
     try:
         return str(part.get_content())
     except (LookupError, UnicodeError):  # a character set of no known name
-        return decode(cast(bytes, part.get_payload(decode=True) or b""))
+        return decode(cast(bytes, part.get_payload(decode=True) or b""))[0]
 
 
 def _attachments(letter: EmailMessage) -> Iterator[tuple[str, bytes]]:

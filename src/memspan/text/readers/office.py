@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memspan.text.paging import paged
-from memspan.text.readers.formats import Content, OneText
+from memspan.text.readers.formats import SAVED_KEY, Content, OneText
 from memspan.text.readers.packages import (
     Package,
     as_document,
@@ -25,7 +25,7 @@ from memspan.text.readers.packages import (
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-_CORE = {"title": "title", "creator": "author", "modified": "modified", "keywords": "keywords"}
+_CORE = {"title": "title", "creator": "author", "modified": SAVED_KEY, "keywords": "keywords"}
 
 _BREAKS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 # Deleted text, field codes, the second form of a drawing, and what no reader sees.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memspan.text.paging import paged
-from memspan.text.readers.formats import Content, OneText, Unreadable
+from memspan.text.readers.formats import SAVED_KEY, Content, OneText, Unreadable
 from memspan.text.readers.packages import (
     as_document,
     attribute,
@@ -20,7 +20,7 @@ from memspan.text.readers.packages import (
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-_OPEN_DOCUMENT = {"title": "title", "creator": "author", "date": "modified", "keyword": "keywords"}
+_OPEN_DOCUMENT = {"title": "title", "creator": "author", "date": SAVED_KEY, "keyword": "keywords"}
 _BLANKS = {"tab": "\t", "line-break": "\n"}
 _MAX_REPEATED = 1000
 _PASSED_OVER = frozenset({"tracked-changes", "annotation", "note-citation", "sequence-decls", "forms"})

@@ -8,12 +8,11 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memspan.text.readers.formats import Content, Unreadable, damage_named
-from memspan.types import JSON
+from memspan.text.readers.formats import SAVED_KEY, Content, Unreadable, damage_named
+from memspan.types import JSON, normal_date
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -124,8 +123,7 @@ def as_document(blocks: Iterable[str], properties: Mapping[str, str], **metadata
     """Paragraphs as a text, with a document's properties. One without a title has that of its first heading."""
     text = "\n\n".join(block for block in (block.strip("\n") for block in blocks) if block.strip())
     kept: dict[str, JSON] = {key: value for key, value in properties.items() if key != "title"}
-    modified = moment(properties.get("modified", ""))
-    kept |= {"modified": modified} if modified else {}
+    kept |= {SAVED_KEY: moment(properties[SAVED_KEY])} if SAVED_KEY in properties else {}
     return Content(text, properties.get("title") or first_heading(text), {**kept, **metadata})
 
 
@@ -135,9 +133,8 @@ def first_heading(text: str) -> str:
 
 
 def moment(text: str) -> str | None:
-    """The date of a document's properties, in a form that `normal_date` takes; None where it is none."""
+    """The date of a document's properties as `normal_date` has it; None where it is none."""
     try:
-        found = datetime.fromisoformat(text)
+        return normal_date(text)
     except ValueError:
         return None
-    return found.isoformat() if found.year > 1 else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memspan.text.paging import paged
-from memspan.text.readers.formats import Content, OneText, Unreadable, damage_named
+from memspan.text.readers.formats import SAVED_KEY, Content, OneText, Unreadable, damage_named
 from memspan.text.readers.isolated import isolated
 from memspan.text.readers.layout import Page, Piece, joined_words, text_of_pages
 from memspan.types import JSON
@@ -27,7 +27,7 @@ def _read_pdf(path: Path) -> Content:
             raise Unreadable("damaged PDF: not one by its content")
     found = isolated(f"{__name__}:pdf_text", str(path))
     metadata: dict[str, JSON] = {"pages": found["pages"]}
-    metadata |= {key: found[key] for key in ("author", "modified", "running_heads") if found[key]}
+    metadata |= {key: found[key] for key in ("author", SAVED_KEY, "running_heads") if found[key]}
     return Content(found["text"], found["title"], metadata)
 
 
@@ -87,7 +87,7 @@ def _found(text: str, properties: Mapping[str, str], pages: int) -> dict[str, JS
         "text": _mended(text),
         "title": _mended(properties.get("Title", "")).strip(),
         "author": _mended(properties.get("Author", "")).strip(),
-        "modified": _date(properties.get("ModDate", "") or properties.get("CreationDate", "")),
+        SAVED_KEY: _date(properties.get("ModDate", "") or properties.get("CreationDate", "")),
         "pages": pages,
     }
 

@@ -66,7 +66,7 @@ def _read_xml(path: Path) -> Content:
         from memspan.text.readers.opening import decode
 
         # An encoding of several bytes, which the parser does not know.
-        root = parsed(_DECLARATION.sub("", decode(data)).encode())
+        root = parsed(_DECLARATION.sub("", decode(data, names_encoding=True)[0]).encode())
     with damage_named("XML"):
         text = re.sub(r"\n{3,}", "\n\n", "".join(_xml_pieces(root))).strip()
         title = next((" ".join("".join(one.itertext()).split()) for one in root.iter() if name_of(one) == "title"), "")

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import IO
 
 from memspan.text.readers.formats import Unreadable
-from memspan.text.readers.opening import OPENERS, long_name
+from memspan.text.readers.opening import MIB, MOST_EXPANSION, OPENERS, long_name
 
-# A bomb ends as an error: zeros shrink to a thousandth, text to a tenth, repeated text to a hundredth.
-MAX_RATIO = 200
-MIN_ALLOWED_BYTES, MAX_ALLOWED_BYTES = 256 << 20, 8 << 30
+MIN_ALLOWED_BYTES, MAX_ALLOWED_BYTES = 256 * MIB, 8192 * MIB
+"""What any file may be unpacked to, and what none may."""
 MAX_MEMBERS = 100_000
 
 
@@ -38,7 +37,7 @@ class Budget:
 
     @classmethod
     def of(cls, path: Path) -> Budget:
-        return cls(min(max(path.stat().st_size * MAX_RATIO, MIN_ALLOWED_BYTES), MAX_ALLOWED_BYTES), MAX_MEMBERS)
+        return cls(min(max(path.stat().st_size * MOST_EXPANSION, MIN_ALLOWED_BYTES), MAX_ALLOWED_BYTES), MAX_MEMBERS)
 
     def write(self, source: IO[bytes], target: Path) -> None:
         """Write one file to disk.
