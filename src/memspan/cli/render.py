@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from memspan.text.paging import page_label
 from memspan.types import AddReport, Answer, Evidence, LayerRouting, Round
 
 if TYPE_CHECKING:
@@ -152,12 +151,16 @@ def summary(found: Summary) -> None:
 
 
 def _cited(source: Source) -> str:
+    from memspan.text.paging import page_label
+
     pages = f" ({page_label(source.pages)})" if source.pages else ""
     return f"[{source.document_id}] {source.title or source.external_id}{pages}"
 
 
 def evidence_line(place: int, item: Evidence) -> str:
     """One document of the evidence: place, permanent id, title, where it is from, score."""
+    from memspan.text.paging import page_label
+
     routed = "" if item.layers is None else f", {item.layers} MSA layers"
     title = item.title or item.text[:60].replace("\n", " ")
     where = f"{item.external_id}[{item.span.start}:{item.span.end}]"

@@ -87,7 +87,7 @@ def _word_mark(paragraph: Element, marks: Mapping[str, str]) -> str:
         style = next((attribute(one, "val") for one in children(properties, "pStyle")), "")
         if style in marks:
             return marks[style]
-        if any(children(properties, "numPr")):
+        if next(children(properties, "numPr"), None) is not None:
             return "- "
     return ""
 

@@ -1,4 +1,4 @@
-"""OpenDocument: texts and presentations."""
+"""OpenDocument: texts, presentations and spreadsheets."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memspan.text.paging import paged
-from memspan.text.readers.formats import SAVED_KEY, Content, OneText, Unreadable
+from memspan.text.readers.formats import SAVED_KEY, Content, OneText, Unreadable, damage_named
 from memspan.text.readers.packages import (
     as_document,
     attribute,
+    children,
     descendants,
     name_of,
     open_package,
     parsed,
 )
+from memspan.text.readers.sheets import paged_sheets
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -27,7 +29,7 @@ _PASSED_OVER = frozenset({"tracked-changes", "annotation", "note-citation", "seq
 
 
 def _read_open_document(path: Path) -> Content:
-    if path.suffix.lower() == ".fodt":
+    if path.suffix.lower().startswith(".f"):
         root = parsed(path.read_bytes())
         found = {name_of(one): (one.text or "").strip() for one in descendants(root, "meta") for one in one}
         properties = {_OPEN_DOCUMENT[key]: value for key, value in found.items() if key in _OPEN_DOCUMENT and value}
@@ -36,15 +38,21 @@ def _read_open_document(path: Path) -> Content:
             if "META-INF/manifest.xml" in package and b"encryption-data" in package.read("META-INF/manifest.xml"):
                 raise Unreadable("encrypted; save it without a password")
             root, properties = package.xml("content.xml"), package.properties(_OPEN_DOCUMENT, "meta.xml")
-    body = next(descendants(root, "body"), root)
-    slides = [*descendants(body, "page")]
-    if not slides:
-        return as_document(_open_blocks(body), properties)
-    return as_document([paged("\n".join(_open_blocks(slide)) for slide in slides)], properties, pages=len(slides))
+    with damage_named("OpenDocument file"):
+        return _document_of(next(descendants(root, "body"), root), properties, path.stem)
+
+
+def _document_of(body: Element, properties: dict[str, str], stem: str) -> Content:
+    for spreadsheet in children(body, "spreadsheet"):
+        tables = {attribute(table, "name"): _table_rows(table) for table in children(spreadsheet, "table")}
+        return as_document([paged_sheets(tables)], {"title": stem, **properties}, pages=len(tables))
+    slides = ["\n".join(_open_blocks(slide)) for slide in descendants(body, "page")]
+    if slides:
+        return as_document([paged(slides)], properties, pages=len(slides))
+    return as_document(_open_blocks(body), properties)
 
 
 def _open_blocks(element: Element) -> Iterator[str]:
-    rows = []
     for child in element:
         name = name_of(child)
         if name == "h":
@@ -53,23 +61,24 @@ def _open_blocks(element: Element) -> Iterator[str]:
             yield _open_text(child)
         elif name == "list-item":
             yield "- " + "\n".join(_open_blocks(child))
-        elif name == "table-row":
-            rows.append(_open_row(child))
         elif name == "table":
-            yield "\n".join(_open_blocks(child))
+            yield "\n".join(" | ".join(row).rstrip(" |") for row in _table_rows(child) if any(row))
         elif name not in _PASSED_OVER:
             yield from _open_blocks(child)
-    yield "\n".join(filter(None, rows))
 
 
-def _open_row(row: Element) -> str:
-    cells: list[str] = []
-    for cell in row:
-        if name_of(cell) in ("table-cell", "covered-table-cell"):
-            text = " ".join(" ".join(_open_blocks(cell)).split())
-            repeated = int(attribute(cell, "number-columns-repeated") or 1)
-            cells += [text] * (min(repeated, _MAX_REPEATED) if text else 1)
-    return " | ".join(cells) if any(cells) else ""
+def _table_rows(table: Element) -> Iterator[list[str]]:
+    for child in table:
+        name = name_of(child)
+        if name == "table-row":
+            cells: list[str] = []
+            for cell in child:
+                text = " ".join(" ".join(_open_blocks(cell)).split())
+                repeated = int(attribute(cell, "number-columns-repeated") or 1)
+                cells += [text] * min(repeated, _MAX_REPEATED)
+            yield cells
+        elif name in ("table-header-rows", "table-rows", "table-row-group"):
+            yield from _table_rows(child)
 
 
 def _open_text(element: Element) -> str:

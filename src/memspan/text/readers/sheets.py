@@ -5,7 +5,7 @@ A row becomes a line of "column: value", so that it says by itself what its valu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,40 +13,45 @@ from typing import Any
 from memspan.text.paging import paged
 from memspan.text.readers.formats import Content, OneText, Unreadable, damage_named
 from memspan.text.readers.isolated import isolated
-from memspan.types import JSON
-
-MAX_CHARACTERS = 128 << 20
+from memspan.text.readers.opening import LONGEST_TEXT, MIB
 
 
 def _read_sheets(path: Path) -> Content:
     # In a process of its own: a cell in the last corner of a sheet is a table of 2^34 cells to the library.
-    sheets: list[list[Any]] = isolated(f"{__name__}:sheet_texts", str(path))
-    names: list[JSON] = [name for name, text in sheets]
-    texts = (f"# {name}\n\n{text}" for name, text in sheets)
-    if not any(text for _, text in sheets):
-        raise Unreadable("empty")
-    return Content(paged(texts), path.stem, {"pages": len(sheets), "sheets": names})
+    with path.open("rb"):  # whether it may be read
+        text, names = isolated(f"{__name__}:workbook_text", str(path))
+    return Content(text, path.stem, {"pages": len(names), "sheets": names})
 
 
-def sheet_texts(file: str) -> list[tuple[str, str]]:
-    """Names and texts of the sheets of a workbook."""
+def paged_sheets(sheets: Mapping[str, Iterable[Sequence[Any]]]) -> str:
+    """Rows of sheets, by their names, as one text, in which every sheet is a page; empty where all are.
+
+    Raises:
+        Unreadable: they are too large.
+    """
+    texts, left = [], LONGEST_TEXT
+    for name, rows in sheets.items():
+        lines = []
+        for line in _lines(rows):
+            left -= len(line)
+            if left < 0:
+                raise Unreadable(f"holds more than {LONGEST_TEXT // MIB} MiB of text; export it as .csv")
+            lines.append(line)
+        texts.append((name, "\n".join(lines)))
+    return paged(f"# {name}\n\n{text}" for name, text in texts) if any(text for _, text in texts) else ""
+
+
+def workbook_text(file: str) -> tuple[str, list[str]]:
+    """The text of a workbook, and the names of its sheets."""
     import python_calamine
 
-    texts, left = [], MAX_CHARACTERS
     with damage_named("spreadsheet"):
         try:
             workbook = python_calamine.CalamineWorkbook.from_path(file)
         except python_calamine.PasswordError as error:
             raise Unreadable("encrypted; save it without a password") from error
-        for name in workbook.sheet_names:
-            lines = []
-            for line in _lines(workbook.get_sheet_by_name(name).to_python()):
-                left -= len(line)
-                if left < 0:
-                    raise Unreadable(f"holds more than {MAX_CHARACTERS >> 20} MiB of text; export it as .csv")
-                lines.append(line)
-            texts.append((name, "\n".join(lines)))
-    return texts
+        names = workbook.sheet_names
+        return paged_sheets({name: workbook.get_sheet_by_name(name).to_python() for name in names}), names
 
 
 def _lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
