@@ -210,11 +210,11 @@ def _slack_said(message: Mapping[str, Any], people: Mapping[str, str]) -> _Said:
 
 _HALF = r"上午|下午|오전|오후|午前|午後"
 _MESSAGE = re.compile(
-    r"^[\u200e\u200f\ufeff]*\[?"
+    r"^[\u200e\u200f\ufeff]*(?P<open>\[)?"
     r"(?P<date>\d{1,4}[./-]\s?\d{1,2}[./-]\s?\d{1,4}\.?|\d{4}[年년]\s?\d{1,2}[月월]\s?\d{1,2}[日일])"
     rf"(?:[,،]|\s(?:à|um|a las|alle|às|kl\.))?\s*(?P<early>{_HALF})?\s?"
-    r"(?P<hour>\d{1,2})[:.](?P<minute>\d{2})(?:[:.]\d{2})?\s?(?P<late>[AaPp]\.?\s?[Mm]\.?)?"
-    r"(?:\]|\s[-–]|,)\s[\u200e\u200f]*(?P<rest>.*)$"
+    r"(?P<hour>\d{1,2})[:.](?P<minute>\d{2})(?(open)(?:[:.]\d{2})?)\s?(?P<late>[AaPp]\.?\s?[Mm]\.?)?"
+    r"(?(open)\]|(?:\s[-–]|,))\s[\u200e\u200f]*(?P<rest>.*)$"
 )
 _SPEAKER = re.compile(r"([^:\n]{1,80}?)\s?: (.*)", re.DOTALL)
 _SNIFFED_LINES = 20
@@ -293,5 +293,5 @@ def _whatsapp_said(found: re.Match[str], text: str, order: str) -> _Said:
 _JSON_CHATS: dict[bytes, Callable[[Path], Iterator[Part]]] = {
     rb'"mapping"\s*:\s*\{': _read_chatgpt,
     rb'"chat_messages"\s*:\s*\[': _read_claude,
-    rb'^\s*\[\s*\{(?s:.{0,4000}?)"(?:type"\s*:\s*"message|ts"\s*:\s*"\d+\.\d+)"': _read_slack,
+    rb'^\s*\[\s*\{(?=[\s\S]{0,8000}?"type"\s*:\s*"message")(?=[\s\S]{0,8000}?"ts"\s*:\s*"\d+\.\d+")': _read_slack,
 }

@@ -110,22 +110,31 @@ def _text_of(part: EmailMessage) -> str:
 
 
 def _attachments(letter: EmailMessage) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of what is attached, without the pictures in a page."""
-    if not letter.is_multipart():
-        return
-    for number, part in enumerate(letter.walk()):
+    """Names and contents of what is attached, without the pictures that a page shows."""
+    page = letter.get_body(("html",))
+    shown = _text_of(page) if page is not None else ""
+    for number, part in enumerate(_leaves(letter)):
         is_mail = part.get_content_type() == "message/rfc822"
         name = _plain(part.get_filename() or (f"mail-{number}.eml" if is_mail else ""))
-        is_shown = part.get_content_maintype() == "image" and part.get_content_disposition() != "attachment"
-        if not name or is_shown:
+        identity = str(part.get("content-id", "")).strip("<> ")
+        is_picture = part.get_content_maintype() == "image"
+        if not name or (is_picture and (part.get_content_disposition() != "attachment" or f"cid:{identity}" in shown)):
             continue
         if is_mail:
-            inner = part.get_payload()
-            data = b"".join(bytes(one) for one in inner) if isinstance(inner, list) else b""
             name = name if name.lower().endswith(".eml") else f"{name}.eml"
+            data = b"".join(bytes(one) for one in cast(list[EmailMessage], part.get_payload()))
         else:
             data = cast(bytes, part.get_payload(decode=True) or b"")
         yield re.sub(r"[\\/\x00-\x1f]", "_", name), data
+
+
+def _leaves(part: EmailMessage) -> Iterator[EmailMessage]:
+    """The parts that hold no others of this mail."""
+    if part.get_content_maintype() == "multipart" and part.is_multipart():
+        for inner in cast(list[EmailMessage], part.get_payload()):
+            yield from _leaves(inner)
+    else:
+        yield part
 
 
 def _attachment_parts(name: str, file: str, data: bytes) -> Iterator[Part]:
