@@ -18,16 +18,18 @@ _LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "
 _HYPHENATED = re.compile(r"([^\s-]*(?:-[^\s-]+)*\w)[-\u00ad\u2010]\n(\n\f)?(\w[^\s]*)")
 _COMPOUND = re.compile(r"\w+(?:-\w+)+")
 _PAGE_NUMBER = re.compile(
-    r"(?:\W*\b(?:page|seite|p|s|pag|página|pagina)\b\W*)?(\d+)(?:\s*(?:of|/|von|de|di|sur)\s*\d+)?", re.I
+    r"(?:\W*\b(?:page|seite|p|s|pag|página|pagina)\b)?\W*(\d+)(?:\s*(?:of|/|von|de|di|sur)\s*\d+)?\W*", re.IGNORECASE
 )
 _RIGHT_TO_LEFT = re.compile(r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]")
+
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff]")
 
 _EDGE_ROWS = 3
 """Rows from the top and the bottom of a page that may be a running head."""
 _EDGE_SHARE = 0.14
-_COLUMN_LINES, _COLUMN_CHARACTERS = 3, 18
-"""What stands side by side is columns of text where both have this many lines, and lines of this many characters (a
-table's cells are shorter), or where it is drawn one after the other."""
+_COLUMN_LINES, _COLUMN_WORDS = 3, 3
+"""What stands side by side is columns of text where both have this many lines and as many words a line (the cells of a
+table have fewer), or where it is drawn one after the other."""
 _TRIED_GUTTERS = 8
 
 
@@ -192,13 +194,14 @@ def _are_columns(pieces: Sequence[Piece], x: float) -> bool:
         return False
     drawn = sorted((one.order, side) for side, of_side in enumerate(beside) for one in of_side)
     num_changes = sum(a[1] != b[1] for a, b in pairwise(drawn))
-    is_text = all(_characters_a_line(of_side) >= _COLUMN_CHARACTERS for of_side in beside)
+    is_text = all(_words_a_line(of_side) >= _COLUMN_WORDS for of_side in beside)
     return is_text or num_changes <= 2
 
 
-def _characters_a_line(pieces: Sequence[Piece]) -> float:
-    lines = _rows(pieces)
-    return sum(len(one.text) for one in pieces) / len(lines)
+def _words_a_line(pieces: Sequence[Piece]) -> float:
+    """Words in the middle of all lines; two characters of scripts without blanks count as one."""
+    words = (max(len(one.text.split()), len(_UNSPACED.findall(one.text)) // 2) for one in pieces)
+    return sum(words) / len(_rows(pieces))
 
 
 # Lines ----------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from memspan.text.readers.layout import Page, Piece, joined_words, text_of_pages
 from memspan.types import JSON
 
 _HYPHENS = {0x2: "-", 0xFFFE: "-", 0xA0: " "}  # how pdfium shows a hyphen at the end of a line
+_WORD = re.compile(r"[^\s\x02\ufffe]+[\x02\ufffe]?|[\x02\ufffe]")
 _NO_TEXT = "PDF without text: scanned pages, or none; --ocr reads the text in them"
 _WIDE_GAP = 1.4  # in heights of a word
 _CATALOG = re.compile(rb"(\d+)\s+(\d+)\s+obj\b(?:(?!endobj)[\s\S]){0,2000}?/Type\s*/Catalog\b")
@@ -176,7 +177,7 @@ def _words(page: Any) -> Iterator[tuple[_Box, str]]:
         box = _Box(left.value, bottom.value, right.value, top.value)
         return _turned(box, rotation, width, height) if rotation else box
 
-    for word in re.finditer(r"\S+", text):
+    for word in _WORD.finditer(text):
         first = box_of(word.start())
         box = first if len(word[0]) == 1 else first.with_(box_of(word.end() - 1))
         yield box, word[0].translate(_HYPHENS)
