@@ -20,7 +20,8 @@ from pypdf.generic import DictionaryObject, NameObject, StreamObject
 
 from memspan.errors import CorpusError
 from memspan.text import corpus
-from memspan.text.corpus import ReadProgress, Skipped, installed_packages, read_paths, read_stream
+from memspan.text.corpus import ReadProgress, Skipped, read_paths, read_stream
+from memspan.text.installed import installed_packages
 from memspan.text.readers.formats import NOT_TEXT, ReadOptions
 from memspan.types import Document
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from memspan.cli.choices import ModelChoice, ScopeChoice
+from memspan.cli.choices import ModelChoice, ReadingChoice, ScopeChoice
 from memspan.errors import MemspanError
 
 app = typer.Typer(
@@ -45,6 +45,19 @@ AdapterOption = Annotated[
         envvar="MEMSPAN_ADAPTER",
         help="Weights trained for that model: a folder, a shipped name, or none. Default: that of the default model.",
     ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", help="Read all files as this kind (an extension, as txt or csv), whatever their own."),
+]
+EncodingOption = Annotated[
+    str | None, typer.Option("--encoding", help="Of the text files, as cp1252 or gbk. Default: as each of them is.")
+]
+TextColumnOption = Annotated[
+    str | None, typer.Option("--text-column", help="Key or column of a record's text. Default: text, content or body.")
+]
+TitleColumnOption = Annotated[
+    str | None, typer.Option("--title-column", help="Key or column of a record's title. Default: title.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
 NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", help="Whose documents; no others are seen.")]
@@ -103,8 +116,18 @@ def _scope(namespace: NamespaceOption = "default", where: WhereOption = None, as
     return ScopeChoice(namespace, where or [], as_of)
 
 
+def _reading(
+    format: FormatOption = None,
+    encoding: EncodingOption = None,
+    text_column: TextColumnOption = None,
+    title_column: TitleColumnOption = None,
+) -> ReadingChoice:
+    return ReadingChoice(format, encoding, text_column, title_column)
+
+
 Model = Annotated[ModelChoice, OptionGroup(_model)]
 ScopeOptions = Annotated[ScopeChoice, OptionGroup(_scope)]
+ReadingOptions = Annotated[ReadingChoice, OptionGroup(_reading)]
 
 
 def command(function: Callable[..., int | None]) -> Callable[..., None]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from memspan.bank.scope import Scope
     from memspan.generate.memory import Memory
     from memspan.model.convert import LoadedModel
+    from memspan.text.readers import ReadOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +56,19 @@ class ScopeChoice:
         from memspan.bank.scope import Scope
 
         return Scope.parse(self.where, self.as_of)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingChoice:
+    """How files are read; see `memspan.text.readers.formats.ReadOptions` for the fields."""
+
+    format: str | None
+    encoding: str | None
+    text_column: str | None
+    title_column: str | None
+
+    @property
+    def options(self) -> ReadOptions:
+        from memspan.text.readers import ReadOptions
+
+        return ReadOptions(self.format, self.encoding, self.text_column, self.title_column)

@@ -19,6 +19,7 @@ from memspan.cli.app import (
     JsonOption,
     Model,
     NamespaceOption,
+    ReadingOptions,
     RouteAnswerOption,
     ScopeOptions,
     WeightsOption,
@@ -93,6 +94,7 @@ def add(
     namespace: NamespaceOption = "default",
     *,
     model: Model,
+    how: ReadingOptions,
     as_json: JsonOption = False,
 ) -> int:
     """Remember documents. Makes the bank if there is none."""
@@ -101,7 +103,8 @@ def add(
 
         from memspan.bank.encoders import encode_for_first
         from memspan.cli.models import joined_ranks, on_own_gpu
-        from memspan.text.corpus import ReadProgress, found_documents, installed_packages, read_paths, read_stream
+        from memspan.text.corpus import ReadProgress, found_documents, read_paths, read_stream
+        from memspan.text.installed import installed_packages
     ranks = joined_ranks(torch.device("cpu"), _ENCODING_TIMEOUT)  # what they tell each other is on the CPU
     if ranks is not None:
         model = on_own_gpu(model)
@@ -114,7 +117,10 @@ def add(
     files = [path for path in paths or () if str(path) != "-"]
     use_stdin = len(files) < len(paths or ())
     reading = ReadProgress(files)
-    stream = read_paths(files, reading)  # a path that does not exist is an error before anything is loaded
+    options = how.options
+    stream = read_paths(
+        files, reading, options=options
+    )  # a path that does not exist is an error before anything is loaded
     packages = list(installed_packages()) if installed else []
     skipped: list[Skipped] = []
 
@@ -124,7 +130,9 @@ def add(
 
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
-            documents = found_documents(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
+            documents = found_documents(
+                skipped, stream, read_stream(sys.stdin, options=options) if use_stdin else (), packages
+            )
             report = memory.add(documents, progress=progress, should_stop=stop.is_set, group=ranks)
         render.report(report, skipped, memory.bank, as_json)
     return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
@@ -136,14 +144,16 @@ def estimate(
     installed: InstalledOption = False,
     *,
     model: Model,
+    how: ReadingOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Say how long a corpus would take to encode on this machine, and how much disk, without encoding it."""
-    from memspan.text.corpus import found_documents, installed_packages, read_paths
+    from memspan.text.corpus import found_documents, read_paths
+    from memspan.text.installed import installed_packages
 
     if not (paths or installed):
         raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
-    stream = read_paths(paths or ())
+    stream = read_paths(paths or (), options=how.options)
     with importing():
         from memspan.bank.estimate import estimate
     result = estimate(model.load(), found_documents([], stream, installed_packages() if installed else ()))

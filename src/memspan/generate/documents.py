@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -21,9 +21,11 @@ from memspan.errors import FilterError
 from memspan.generate.calls import named_options
 from memspan.model.convert import LoadedModel
 from memspan.text.corpus import found_documents, read_paths
+from memspan.text.readers import ReadOptions
 from memspan.types import JSON, AddReport, Document, Skipped, normal_date
 
 _ADD_OPTIONS = sorted((add_documents.__kwdefaults__ or {}).keys() - {"namespace"})
+_READ_OPTIONS = tuple(field.name for field in fields(ReadOptions))
 _Id = int | str
 
 
@@ -90,22 +92,26 @@ class DocumentStore:
         with self._changing:
             return add_documents(self.bank, self.loaded, given, namespace=self.namespace, existing=existing, **options)
 
-    @named_options(*_ADD_OPTIONS)
+    @named_options(*_ADD_OPTIONS, *_READ_OPTIONS)
     def add_files(self, *paths: str | Path, **options: Any) -> AddReport:
         """Remember files and folders, as `memspan add` does. What could not be read is in the report's `skipped`.
 
         Args:
             paths: of txt, md, rst, html, pdf, csv, tsv and jsonl files, and of folders that hold them. A document's id
                 is the name of the folder that was given (of a file, of its own folder) and the path from there.
-            options: as for `add`.
+            options: as for `add`; and `format`, `encoding`, `text_column` and `title_column`, which say how the files
+                are read (see `memspan.text.readers.formats.ReadOptions`).
 
         Raises:
-            CorpusError: a path does not exist; nothing is added then.
+            CorpusError: a path does not exist, or an encoding is unknown; nothing is added then.
+            UnknownName: there is no such format.
         """
         if not paths or not all(isinstance(path, str | Path) for path in paths):
             raise TypeError('name files or folders, each by itself: memory.add_files("notes", "report.pdf")')
         skipped: list[Skipped] = []
-        report = self.add(found_documents(skipped, read_paths([Path(path).expanduser() for path in paths])), **options)
+        how = ReadOptions(**{name: options.pop(name) for name in _READ_OPTIONS if name in options})
+        found = read_paths([Path(path).expanduser() for path in paths], options=how)
+        report = self.add(found_documents(skipped, found), **options)
         return replace(report, skipped=tuple(skipped))
 
     @named_options()

@@ -154,12 +154,16 @@ def _decoded(data: bytes, codec: str, is_cut: bool) -> str | None:
         return None
 
 
+_FEWEST_WIDE = 4
+"""Letters: two bytes, one of them zero, are hardly a text."""
+
+
 def _wide(data: bytes, is_cut: bool) -> Encoding:
     """UTF-16 or UTF-32 without a byte order mark: the reading whose characters are from the fewest blocks."""
     readings = []
     for codec in _WIDE:
         text = _decoded(data[:_SAMPLE_BYTES], codec, is_cut or len(data) > _SAMPLE_BYTES)
-        if text and all(map(_is_printable, set(text))):
+        if text and all(map(_is_printable, set(text))) and (len(text) >= _FEWEST_WIDE or not text.isalpha()):
             readings.append((len({ord(char) >> 8 for char in text}), codec))
     readings.sort()
     if not readings or (len(readings) > 1 and readings[0][0] == readings[1][0]):
