@@ -150,10 +150,10 @@ def read_file(
         relative: the file's path in its folder, kept as metadata.
     """
     path = file.path
-    if file.alone or options.format or is_supported(path):
+    if file.alone or options.format or is_supported(path, options):
         yield from _read_file(path, name, relative, reading, options)
     else:
-        yield Skipped(str(path), why_unsupported(path))
+        yield Skipped(str(path), why_unsupported(path, options))
 
 
 def _read_file(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TextIO, TypeVar, cast
 
 from memspan.text.readers import pages, source, texts  # noqa: F401  (they register their formats)
 from memspan.text.readers.chats import chat_format
@@ -90,16 +90,17 @@ _REMEDIES = {
 F = TypeVar("F", OneText, DecodedText, Records, Several)
 
 
-def is_supported(path: Path) -> bool:
+def is_supported(path: Path, options: ReadOptions = AS_FOUND) -> bool:
     """Whether the extension is one of the known formats."""
-    return extension(path) in FORMATS
+    kind = extension(path)
+    return kind in FORMATS or (options.ocr and kind in IMAGES)
 
 
-def why_unsupported(path: Path) -> str:
+def why_unsupported(path: Path, options: ReadOptions = AS_FOUND) -> str:
     """Why a file of a folder is not read, by its name; empty where it is."""
-    if is_supported(path):
+    if is_supported(path, options):
         return ""
-    kind = path.suffix.lower()[1:]
+    kind = extension(path)
     if kind in IMAGES:
         return "an image; --ocr reads the text in it"
     return f"unsupported file type {path.suffix or '(no extension)'}{_REMEDIES.get(kind, '')}"
@@ -118,14 +119,24 @@ def read_content(path: Path, options: ReadOptions = AS_FOUND) -> Content:
     """
     with named_failures():
         one_text = _format(path, OneText, options)
-        if one_text:
+        kind = extension(path) if options.ocr and options.format is None else ""
+        if one_text or kind in IMAGES:
             with unpacked(path) as plain:
-                content = one_text.read(plain)
+                content = _read_recognised(plain, kind, options) or cast(OneText, one_text).read(plain)
         else:
             content = _read_decoded(path, options)
     if not content.text.strip():
         raise Unreadable(_EMPTY)
     return content
+
+
+def _read_recognised(path: Path, kind: str, options: ReadOptions) -> Content | None:
+    """A file whose text is to be recognised; None of another."""
+    if kind != "pdf" and kind not in IMAGES:
+        return None
+    from memspan.text.readers import ocr
+
+    return (ocr.read_pdf if kind == "pdf" else ocr.read_image)(path, options.ocr_language)
 
 
 def read_parts(path: Path, options: ReadOptions = AS_FOUND) -> Iterator[Part] | None:
@@ -134,12 +145,12 @@ def read_parts(path: Path, options: ReadOptions = AS_FOUND) -> Iterator[Part] | 
     The iterator raises `Unreadable` where the rest of the file cannot be read.
     """
     several = _format(path, Several, options) or (chat_format(path) if options.format is None else None)
-    return None if several is None else _parts(several, path)
+    return None if several is None else _parts(several, path, options)
 
 
-def _parts(several: Several, path: Path) -> Iterator[Part]:
+def _parts(several: Several, path: Path, options: ReadOptions) -> Iterator[Part]:
     with named_failures(), unpacked(path) as plain:
-        yield from several.read(plain)
+        yield from several.read(plain, options)
 
 
 def _read_decoded(path: Path, options: ReadOptions) -> Content:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from memspan.text.readers.formats import Part, Several, Unreadable, damage_named
+from memspan.text.readers.formats import Part, ReadOptions, Several, Unreadable, damage_named
 from memspan.text.readers.unpacking import Budget, Exhausted, name_on_disk, unpacked
 
 MAX_DEPTH = 3
@@ -32,24 +32,32 @@ class _Member:
     refused: str = ""
 
 
-def read_archive(path: Path) -> Iterator[Part]:
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What is the same for all members, in all depths."""
+
+    options: ReadOptions
+    budget: Budget
+
+
+def read_archive(path: Path, options: ReadOptions) -> Iterator[Part]:
     """Yield the members of an archive and of the archives in it, each as a file on disk.
 
     Hidden members are passed over, as hidden files of a folder are. A member's name loses a leading `/`, a drive and
     `..`, and is never a path outside of the folder it is unpacked to, which is removed in the end.
     """
     with tempfile.TemporaryDirectory(prefix="memspan-", ignore_cleanup_errors=True) as folder:
-        yield from _read(path, "", Path(folder), Budget.of(path), 1)
+        yield from _read(path, "", Path(folder), _Reading(options, Budget.of(path)), 1)
 
 
-def _read(path: Path, prefix: str, folder: Path, budget: Budget, depth: int) -> Iterator[Part]:
+def _read(path: Path, prefix: str, folder: Path, reading: _Reading, depth: int) -> Iterator[Part]:
     for member in _members(path):
         inside = _clean(member.name)
         if not inside.parts or any(part.startswith((".", "__MACOSX")) for part in inside.parts):
             continue
         name = f"{prefix}{inside}"
         try:
-            yield from _read_member(member, inside, name, folder, budget, depth)
+            yield from _read_member(member, inside, name, folder, reading, depth)
         except Exhausted:
             raise
         except (Unreadable, OSError) as error:
@@ -57,23 +65,23 @@ def _read(path: Path, prefix: str, folder: Path, budget: Budget, depth: int) -> 
 
 
 def _read_member(
-    member: _Member, inside: PurePosixPath, name: str, folder: Path, budget: Budget, depth: int
+    member: _Member, inside: PurePosixPath, name: str, folder: Path, reading: _Reading, depth: int
 ) -> Iterator[Part]:
     from memspan.text.readers import why_unsupported  # which knows all formats, this one as well
 
-    reason = member.refused or why_unsupported(Path(inside.name))
+    reason = member.refused or why_unsupported(Path(inside.name), reading.options)
     if reason:
         raise Unreadable(reason)
     target = folder.joinpath(*map(name_on_disk, inside.parts))
     with damage_named("member"), member.opened() as source:
-        budget.write(source, target)
+        reading.budget.write(source, target)
     if not _kind(target):
         yield Part(name, target)
     elif depth == MAX_DEPTH:
         raise Unreadable("an archive too deep in others; unpack it and add the folder")
     else:
         with unpacked(target) as plain:
-            yield from _read(plain, f"{name}/", folder / "nested", budget, depth + 1)
+            yield from _read(plain, f"{name}/", folder / "nested", reading, depth + 1)
     if inside.name not in NEEDED_LATER:
         target.unlink(missing_ok=True)
 

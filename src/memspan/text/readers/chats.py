@@ -31,9 +31,11 @@ def chat_format(path: Path) -> Several | None:
             head = file.read(_HEAD_BYTES)
     except OSError:
         return None  # who reads the file says so
-    if kind == ".txt":
-        return Several(_read_whatsapp) if _is_whatsapp(head.decode(errors="replace")) else None
-    return next((Several(read) for key, read in _JSON_CHATS.items() if re.search(key, head)), None)
+    if kind == ".json":
+        read = next((read for key, read in _JSON_CHATS.items() if re.search(key, head)), None)
+    else:
+        read = _read_whatsapp if _is_whatsapp(head.decode(errors="replace")) else None
+    return None if read is None else Several(lambda file, options: read(file))
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,9 +121,11 @@ class ReadOptions:
         encoding: of all text files. Default: as a file says, or as it is found.
         text_column, title_column: the key of a record's text and title (the name of a column), where it is none of
             the usual ones.
+        ocr: whether text is recognised in images and in pages of PDFs that have none, by the program tesseract.
+        ocr_language: of such text, as tesseract calls it: "eng", "deu+eng".
 
     Raises:
-        CorpusError: there is no such encoding.
+        CorpusError: there is no such encoding, or tesseract is not installed.
         UnknownName: there is no such format.
     """
 
@@ -131,6 +133,8 @@ class ReadOptions:
     encoding: str | None = None
     text_column: str | None = None
     title_column: str | None = None
+    ocr: bool = False
+    ocr_language: str = "eng"
 
     def __post_init__(self) -> None:
         if self.format is not None:
@@ -141,6 +145,10 @@ class ReadOptions:
             except (LookupError, ValueError) as error:
                 message = f"there is no text encoding {self.encoding!r}; name one that Python knows, as cp1252 or gbk"
                 raise CorpusError(message) from error
+        if self.ocr:
+            from memspan.text.readers.ocr import check_tesseract
+
+            check_tesseract(self.ocr_language)
 
     @property
     def text_keys(self) -> tuple[str, ...]:
@@ -158,7 +166,7 @@ AS_FOUND = ReadOptions()
 class Several:
     """A file of several documents (an archive, a mailbox). `read` raises `Unreadable` where the rest cannot be read."""
 
-    read: Callable[[Path], Iterator[Part]]
+    read: Callable[[Path, ReadOptions], Iterator[Part]]
 
 
 FORMATS: Registry[OneText | DecodedText | Records | Several] = Registry(

@@ -13,7 +13,16 @@ from email.policy import default as policy
 from pathlib import Path
 from typing import cast
 
-from memspan.text.readers.formats import FORMATS, Content, DecodedText, Part, Several, Unreadable, damage_named
+from memspan.text.readers.formats import (
+    FORMATS,
+    Content,
+    DecodedText,
+    Part,
+    ReadOptions,
+    Several,
+    Unreadable,
+    damage_named,
+)
 from memspan.text.readers.opening import decode
 from memspan.text.readers.unpacking import name_on_disk
 from memspan.types import JSON
@@ -22,12 +31,12 @@ _HEADERS = ("from", "to", "cc")
 _NOT_IN_IDS = re.compile(r"[\x00-\x20<>\x7f/]+")
 
 
-def read_letter(path: Path) -> Iterator[Part]:
+def read_letter(path: Path, options: ReadOptions) -> Iterator[Part]:
     """The mail in a file, under the file's own name, and its attachments."""
-    yield from _letter_parts(path.read_bytes(), "")
+    yield from _letter_parts(path.read_bytes(), "", options)
 
 
-def read_mailbox(path: Path) -> Iterator[Part]:
+def read_mailbox(path: Path, options: ReadOptions) -> Iterator[Part]:
     """The mails of a mailbox, each by its Message-ID, and their attachments."""
     with path.open("rb") as file:
         if not file.read(5).startswith(b"From "):
@@ -39,7 +48,7 @@ def read_mailbox(path: Path) -> Iterator[Part]:
             data = box.get_bytes(key)
             name = _message_id(data) or str(number)
             seen[name] += 1
-            yield from _letter_parts(data, name if seen[name] == 1 else f"{name}~{seen[name]}")
+            yield from _letter_parts(data, name if seen[name] == 1 else f"{name}~{seen[name]}", options)
     finally:
         box.close()
 
@@ -49,7 +58,7 @@ def _message_id(data: bytes) -> str:
     return _NOT_IN_IDS.sub("_", found[1].decode("ascii", "replace").strip()) if found else ""
 
 
-def _letter_parts(data: bytes, name: str) -> Iterator[Part]:
+def _letter_parts(data: bytes, name: str, options: ReadOptions) -> Iterator[Part]:
     try:
         with damage_named("mail"):
             letter = cast(EmailMessage, email.message_from_bytes(data, policy=policy))
@@ -60,7 +69,7 @@ def _letter_parts(data: bytes, name: str) -> Iterator[Part]:
     yield Part(name, content if content.text.strip() else Unreadable("a mail without text"))
     prefix = f"{name}/" if name else ""
     for attached, data in attachments:
-        yield from _attachment_parts(f"{prefix}{attached}", attached, data)
+        yield from _attachment_parts(f"{prefix}{attached}", attached, data, options)
 
 
 def _content(letter: EmailMessage) -> Content:
@@ -137,10 +146,10 @@ def _leaves(part: EmailMessage) -> Iterator[EmailMessage]:
         yield part
 
 
-def _attachment_parts(name: str, file: str, data: bytes) -> Iterator[Part]:
+def _attachment_parts(name: str, file: str, data: bytes, options: ReadOptions) -> Iterator[Part]:
     from memspan.text.readers import why_unsupported
 
-    reason = why_unsupported(Path(file))
+    reason = why_unsupported(Path(file), options)
     if reason:
         yield Part(name, Unreadable(reason))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,42 +15,63 @@ from memspan.text.readers.isolated import isolated
 from memspan.text.readers.layout import Page, Piece, joined_words, text_of_pages
 from memspan.types import JSON
 
+WITHOUT_TEXT = "pages_without_text"
+"""The metadata key of the numbers, from 1, of pages that show something and have no text."""
+
 _HYPHENS = {0x2: "-", 0xFFFE: "-", 0xA0: " "}  # how pdfium shows a hyphen at the end of a line
 _WORD = re.compile(r"[^\s\x02\ufffe]+[\x02\ufffe]?|[\x02\ufffe]")
-_NO_TEXT = "PDF without text: scanned pages, or none; --ocr reads the text in them"
+_MOST_PIXELS = 6000  # of a side of a page that is drawn
 _WIDE_GAP = 1.4  # in heights of a word
 _CATALOG = re.compile(rb"(\d+)\s+(\d+)\s+obj\b(?:(?!endobj)[\s\S]){0,2000}?/Type\s*/Catalog\b")
 _DATE = re.compile(r"D:(\d{4})(\d{2})?(\d{2})?")
 
 
 def _read_pdf(path: Path) -> Content:
+    content = read_pages(path)
+    if not content.text.strip():
+        raise Unreadable("PDF without text: scanned pages, or none; --ocr reads the text in them")
+    return content
+
+
+def read_pages(path: Path) -> Content:
+    """A PDF as it is, also without any text; its metadata say which pages show something and have none.
+
+    Raises:
+        Unreadable: it is damaged, needs a password to be opened, or takes too long.
+    """
     with path.open("rb") as file:
         if b"%PDF-" not in file.read(1024):
             raise Unreadable("damaged PDF: not one by its content")
     found = isolated(f"{__name__}:pdf_text", str(path))
     metadata: dict[str, JSON] = {"pages": found["pages"]}
-    metadata |= {key: found[key] for key in ("author", SAVED_KEY, "running_heads") if found[key]}
+    metadata |= {key: found[key] for key in ("author", SAVED_KEY, "running_heads", WITHOUT_TEXT) if found[key]}
     return Content(found["text"], found["title"], metadata)
 
 
 def pdf_text(file: str) -> dict[str, JSON]:
-    """Text, title, author, date and number of pages of a PDF.
-
-    Raises:
-        Unreadable: it is damaged, or needs a password to be opened.
-    """
+    """Text, title, author, date and number of pages of a PDF; errors as of `read_pages`."""
     path = Path(file)
     try:
         with damage_named("PDF"):
             found = _by_pdfium(path)
-        if str(found["text"]).strip():
-            return found
-        failure = Unreadable(_NO_TEXT)
     except _Locked:
         raise
     except Unreadable as error:
-        failure = error
-    return _by_pypdf(path, failure)
+        return _by_pypdf(path, error)
+    if not str(found["text"]).strip():
+        with contextlib.suppress(Unreadable):
+            return _by_pypdf(path, Unreadable())
+    return found
+
+
+def draw_page(file: str, number: int, image: str) -> None:
+    """Draw a page in shades of gray, as a PGM file of 300 points per inch (fewer of a large page)."""
+    page = open_pdf(Path(file))[number]
+    scale = min(300 / 72, _MOST_PIXELS / max(page.get_size()))
+    bitmap = page.render(scale=scale, grayscale=True)
+    rows = bytes(bitmap.buffer)
+    lines = (rows[start : start + bitmap.width] for start in range(0, bitmap.height * bitmap.stride, bitmap.stride))
+    Path(image).write_bytes(b"P5 %d %d 255\n" % (bitmap.width, bitmap.height) + b"".join(lines))
 
 
 class _Locked(Unreadable):
@@ -58,10 +80,17 @@ class _Locked(Unreadable):
 
 def _by_pdfium(path: Path) -> dict[str, JSON]:
     document = open_pdf(path)
-    text, running = text_of_pages([_page(document[number]) for number in range(len(document))])
-    properties = document.get_metadata_dict()
+    pages, without_text = list[Page](), list[JSON]()
+    for number in range(len(document)):
+        page = document[number]
+        pages.append(_page(page))
+        if not pages[-1].pieces and any(True for _ in page.get_objects(max_depth=1)):
+            without_text.append(number + 1)
+        page.close()
+    text, running = text_of_pages(pages)
     heads: list[JSON] = [_mended(head) for head in running]
-    return _found(text, properties, len(document)) | {"running_heads": heads}
+    found = _found(text, document.get_metadata_dict(), len(document))
+    return found | {"running_heads": heads, WITHOUT_TEXT: without_text}
 
 
 def _by_pypdf(path: Path, failure: Unreadable) -> dict[str, JSON]:
@@ -80,7 +109,7 @@ def _by_pypdf(path: Path, failure: Unreadable) -> dict[str, JSON]:
         raise failure from error
     if not any(text.strip() for text in texts):
         raise failure
-    return _found(joined_words(paged(texts)), properties, len(texts)) | {"running_heads": []}
+    return _found(joined_words(paged(texts)), properties, len(texts)) | {"running_heads": [], WITHOUT_TEXT: []}
 
 
 def _found(text: str, properties: Mapping[str, str], pages: int) -> dict[str, JSON]:
@@ -132,7 +161,6 @@ def _page(page: Any) -> Page:
     pieces, upright = list[Piece](), list[str]()
     for box, text in _upright_apart(_runs(_words(page)), upright):
         pieces.append(Piece(box.left, height - box.top, box.right, height - box.bottom, text, len(pieces)))
-    page.close()
     return Page(height, tuple(pieces), tuple(upright))
 
 
