@@ -101,9 +101,8 @@ def why_unsupported(path: Path, options: ReadOptions = AS_FOUND) -> str:
     if is_supported(path, options):
         return ""
     kind = extension(path)
-    if kind in IMAGES:
-        return "an image; --ocr reads the text in it"
-    return f"unsupported file type {path.suffix or '(no extension)'}{_REMEDIES.get(kind, '')}"
+    remedy = " (an image); --ocr reads the text in it" if kind in IMAGES else _REMEDIES.get(kind, "")
+    return f"unsupported file type {path.suffix or '(no extension)'}{remedy}"
 
 
 def holds_records(path: Path, options: ReadOptions = AS_FOUND) -> bool:

@@ -27,15 +27,12 @@ def _read_notebook(text: str) -> Content:
     with damage_named("notebook"):
         sheets = notebook.get("worksheets") or [notebook]  # of the format before 4
         cells = [cell for sheet in sheets for cell in sheet["cells"]]
-        blocks = [block for cell in cells for block in _cell_blocks(cell)]
+        text = "\n\n".join(block.strip("\n") for cell in cells for block in _cell_blocks(cell) if block.strip())
+        prose = "\n\n".join(_joined(cell.get("source")) for cell in cells if cell.get("cell_type") == "markdown")
         language = notebook.get("metadata", {}).get("kernelspec", {}).get("language", "")
     markup = FORMATS["md"]
     assert isinstance(markup, DecodedText)
-    whole = "\n\n".join(block.strip("\n") for block in blocks if block.strip())
-    title = markup.read(
-        "\n\n".join(_joined(cell.get("source")) for cell in cells if cell["cell_type"] == "markdown")
-    ).title
-    return Content(whole, title, {"language": language} if language else {})
+    return Content(text, markup.read(prose).title, {"language": language} if language else {})
 
 
 def _cell_blocks(cell: dict[str, Any]) -> Iterator[str]:
