@@ -110,14 +110,15 @@ def read_records(
     records = _format(path, Records, options)
     assert records is not None, "holds_records says which files have records"
     with named_failures(), path.open("rb") as file, open_text(file, path, options) as (text, encoding):
-        is_first = True
+        is_first, guessed = True, _guessed(encoding)
         for record in _records(records, text, options):
             at(file.tell())
             if is_first and records.is_table and isinstance(record, Record):
                 _check_columns(record, options)
             is_first = False
-            guessed = _guessed(encoding)
-            yield replace(record, metadata={**record.metadata, **guessed}) if isinstance(record, Record) else record
+            if guessed and isinstance(record, Record):
+                record = replace(record, metadata={**record.metadata, **guessed})
+            yield record
         if is_first:
             raise Unreadable(_EMPTY)
 
