@@ -22,7 +22,7 @@ _YEAR_OR_MONTH = re.compile(r"\d{4}(-\d{2})?")
 _WEEK = re.compile(r"\d{4}-?W\d{2}")
 
 _DEEPEST = 100
-"""Objects and arrays in each other: SQLite reads no more than a thousand, and no metadata that people write have ten."""
+"""Objects and arrays within each other: SQLite reads no more than a thousand, and people write fewer than ten."""
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 

@@ -57,9 +57,9 @@ SEEDS: dict[str, bytes] = {
 }
 
 NUMBERS = st.integers(0, 2**16)
-CHANGES = st.lists(
-    st.tuples(st.sampled_from(["flip", "cut", "drop", "insert", "repeat"]), NUMBERS, st.binary(max_size=4))
-)
+KINDS = st.sampled_from(["flip", "cut", "drop", "insert", "repeat"])
+Changes = list[tuple[str, int, bytes]]
+CHANGES = st.lists(st.tuples(KINDS, NUMBERS, st.binary(max_size=4)))
 
 
 def changed(data: bytes, changes: Changes) -> bytes:
