@@ -26,6 +26,7 @@ from memspan.text.readers.formats import (
     Records,
     Unreadable,
     find_key,
+    is_filled,
     is_text,
 )
 from memspan.text.readers.json_files import items_of, parse_json_object, read_json_lines, wrapped
@@ -48,6 +49,7 @@ __all__ = [
     "decode",
     "find_key",
     "holds_records",
+    "is_filled",
     "is_supported",
     "is_text",
     "no_text",

@@ -192,11 +192,9 @@ def _guess(data: bytes, is_cut: bool) -> Encoding:
     sample = b"\n".join(lines)[:_SAMPLE_BYTES]
     readings: dict[str, tuple[float, str]] = {}
     for found in chardet.detect_all(sample, ignore_threshold=True, include_encodings=_CANDIDATES):
-        codec, weight = found["encoding"], found["confidence"]
-        text = _decoded(sample, codec, True) if codec else None
-        is_possible = codec and text and not _C1_CONTROLS.search(text) and _decoded(data, codec, is_cut) is not None
-        if is_possible:
-            codec = codecs.lookup(codec).name
+        codec, weight = codecs.lookup(found["encoding"] or _UTF8).name, found["confidence"]
+        text = _decoded(sample, codec, True)
+        if text and not _C1_CONTROLS.search(text) and _decoded(data, codec, is_cut) is not None:
             weight *= (_WEST if codec == "cp1252" else 1) * (_ODD if _is_odd(text) else 1)
             readings[text] = max(readings.get(text, (0.0, "")), (weight, codec))
     best = sorted(((*value, text) for text, value in readings.items()), reverse=True)[:3]

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Any, ClassVar
+from typing import Any
 
 from memspan.text.readers.formats import FORMATS, Content, DecodedText, find_key, is_text
 from memspan.types import JSON
@@ -74,13 +74,12 @@ def _loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("an alias")
             return super().compose_node(parent, index)
 
+    Loader.yaml_implicit_resolvers = {}
     for tag, pattern, first in (
         ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
         ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
