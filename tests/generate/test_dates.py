@@ -78,7 +78,7 @@ def test_texts_stand_before_the_question_oldest_first_with_their_dates(
     answer = memory.ask("otter river", selector=selector, max_documents=6, sampling=SHORT)
     shown = contexts[-1]
     assert {passage.document_id for passage in shown} == {item.document_id for item in answer.evidence}
-    # The order is that of the moments, the day that is shown that of the place; within a day what is dated by the moment comes later.
+    # Ordered by the moments; the day that is shown is that of the place. Within a day moments come after the day.
     order = {4: "1999-12-31", 6: "2024-05-05", 2: "2024-05-05", 5: "2026-03-01", 3: "2026-03-02", 1: "2026-03-02"}
     expected = [(number, date) for number, date in order.items() if number in {p.document_id for p in shown}]
     assert [(passage.document_id, passage.date) for passage in shown] == expected

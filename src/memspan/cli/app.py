@@ -48,7 +48,7 @@ AdapterOption = Annotated[
 ]
 FormatOption = Annotated[
     str | None,
-    typer.Option("--format", help="Read all files as this kind (an extension, as txt or csv), whatever their own."),
+    typer.Option("--format", help="Read all files as this kind (txt, csv, ...), whatever their extension."),
 ]
 EncodingOption = Annotated[
     str | None, typer.Option("--encoding", help="Of the text files, as cp1252 or gbk. Default: as each of them is.")

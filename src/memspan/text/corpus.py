@@ -26,6 +26,7 @@ from memspan.text.readers import (
     decode,
     find_key,
     holds_records,
+    is_filled,
     is_supported,
     is_text,
     no_text,
@@ -292,7 +293,7 @@ def _documents_of_record(
         yield _without_text(where, options)
         return
     text = str(values.pop(text_key))
-    id_key = find_key(values, _ID_KEYS, lambda value: type(value) is int or (isinstance(value, str) and value.strip()))
+    id_key = find_key(values, _ID_KEYS, lambda value: type(value) is int or is_filled(value))
     external_id = _place(name, record) if id_key is None else str(values.pop(id_key))
     title_key = find_key(values, options.title_keys, lambda value: isinstance(value, str))
     title = "" if title_key is None else str(values.pop(title_key)).strip()

@@ -29,6 +29,7 @@ from memspan.text.readers.formats import (
     Several,
     Unreadable,
     find_key,
+    is_filled,
     is_text,
 )
 from memspan.text.readers.json_files import items_of, parse_json_object, read_json_lines, wrapped
@@ -65,6 +66,7 @@ __all__ = [
     "extension",
     "find_key",
     "holds_records",
+    "is_filled",
     "is_supported",
     "is_text",
     "no_text",
@@ -174,14 +176,15 @@ def read_records(
     records = _format(path, Records, options)
     assert records is not None, "holds_records says which files have records"
     with named_failures(), path.open("rb") as file, open_text(file, path, options) as (text, encoding):
-        is_first = True
+        is_first, guessed = True, _guessed(encoding)
         for record in _records(records, text, options):
             at(file.tell())
             if is_first and records.is_table and isinstance(record, Record):
                 _check_columns(record, options)
             is_first = False
-            guessed = _guessed(encoding)
-            yield replace(record, metadata={**record.metadata, **guessed}) if isinstance(record, Record) else record
+            if guessed and isinstance(record, Record):
+                record = replace(record, metadata={**record.metadata, **guessed})
+            yield record
         if is_first:
             raise Unreadable(_EMPTY)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from memspan.errors import CorpusError
@@ -141,7 +142,7 @@ class ReadOptions:
             FORMATS[self.format]
         if self.encoding is not None:
             try:
-                b"".decode(self.encoding)
+                "a".encode(self.encoding)
             except (LookupError, ValueError) as error:
                 message = f"there is no text encoding {self.encoding!r}; name one that Python knows, as cp1252 or gbk"
                 raise CorpusError(message) from error
@@ -212,6 +213,7 @@ def find_key(values: Mapping[str, JSON], names: Iterable[str], fits: Callable[[J
     return None
 
 
+@lru_cache(1024)
 def _form(key: str) -> str:
     return re.sub(r"[\s_-]", "", key).casefold()
 
