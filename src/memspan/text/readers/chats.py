@@ -119,7 +119,7 @@ def _read_assistant(
 def _chatgpt_messages(conversation: Mapping[str, Any]) -> list[_Said]:
     """The branch of the conversation that was shown last."""
     nodes = conversation["mapping"]
-    place = conversation.get("current_node") or next(reversed(nodes), None)
+    place: str = conversation.get("current_node") or next(reversed(nodes), "")
     said: list[_Said] = []
     seen: set[str] = set()
     while place in nodes and place not in seen:
@@ -130,7 +130,7 @@ def _chatgpt_messages(conversation: Mapping[str, Any]) -> list[_Said]:
         if text and who != "system":
             when = _seconds(message.get("create_time"))
             said.append(_Said(when, _clock(when), who, text))
-        place = nodes[place].get("parent")
+        place = nodes[place].get("parent") or ""
     return said[::-1]
 
 

@@ -50,7 +50,7 @@ def read_pages(path: Path) -> Content:
 
 def pdf_text(file: str) -> dict[str, JSON]:
     """Text, title, author, date and number of pages of a PDF; errors as of `read_pages`."""
-    path = Path(file)
+    path, found = Path(file), dict[str, JSON]()
     try:
         with damage_named("PDF"):
             found = _by_pdfium(path)
