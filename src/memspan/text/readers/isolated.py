@@ -43,8 +43,14 @@ class _Worker:
             Unreadable: the process took longer, or died.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        late = threading.Timer(seconds, self._process.kill)
-        late.start()
+        is_late = threading.Event()
+
+        def end_late() -> None:
+            is_late.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds, end_late)
+        timer.start()
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
@@ -52,13 +58,12 @@ class _Worker:
         except OSError:
             line = b""
         finally:
-            is_late = late.finished.is_set()
-            late.cancel()
-        if not line.endswith(b"\n"):
+            timer.cancel()
+        if is_late.is_set() or not line.endswith(b"\n"):
             self.end()
-            raise Unreadable(
-                f"takes longer than {seconds:.0f} s to read" if is_late else "brings its reader down; save it anew"
-            )
+        if not line.endswith(b"\n"):
+            late = f"takes longer than {seconds:.0f} s to read"
+            raise Unreadable(late if is_late.is_set() else "brings its reader down; save it anew")
         return json.loads(line)
 
     @property

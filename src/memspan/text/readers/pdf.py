@@ -50,7 +50,7 @@ def read_pages(path: Path) -> Content:
 
 def pdf_text(file: str) -> dict[str, JSON]:
     """Text, title, author, date and number of pages of a PDF; errors as of `read_pages`."""
-    path, found = Path(file), dict[str, JSON]()
+    path = Path(file)
     try:
         with damage_named("PDF"):
             found = _by_pdfium(path)
@@ -88,9 +88,8 @@ def _by_pdfium(path: Path) -> dict[str, JSON]:
             without_text.append(number + 1)
         page.close()
     text, running = text_of_pages(pages)
-    heads: list[JSON] = [_mended(head) for head in running]
-    found = _found(text, document.get_metadata_dict(), len(document))
-    return found | {"running_heads": heads, WITHOUT_TEXT: without_text}
+    of_layout: dict[str, JSON] = {"running_heads": [_mended(head) for head in running], WITHOUT_TEXT: without_text}
+    return _found(text, document.get_metadata_dict(), len(document)) | of_layout
 
 
 def _by_pypdf(path: Path, failure: Unreadable) -> dict[str, JSON]:
