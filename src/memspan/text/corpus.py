@@ -6,9 +6,10 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from memspan.errors import CorpusError
 from memspan.text.dates import find_date
@@ -115,16 +116,26 @@ def read_paths(
         CorpusError: a path does not exist; raised by the call itself, before anything is read.
     """
     given = tuple(paths)
+    return _read_files(found_files(given), reading or ReadProgress(given), roots or Roots(), options)
+
+
+def found_files(paths: Iterable[Path]) -> Iterator[FoundFile | Skipped]:
+    """The files that some paths mean, in the order given, and what cannot be read.
+
+    Raises:
+        CorpusError: a path does not exist; raised by the call itself.
+    """
+    given = tuple(paths)
     for path in given:
         if not os.path.exists(path):
             raise CorpusError(f"{path} does not exist, or its folder may not be entered; check the path")
-    return _read_paths(given, reading or ReadProgress(given), roots or Roots(), options)
+    return chain.from_iterable(Given.of(path).files() for path in given)
 
 
-def _read_paths(
-    paths: Iterable[Path], reading: ReadProgress, roots: Roots, options: ReadOptions
+def _read_files(
+    files: Iterable[FoundFile | Skipped], reading: ReadProgress, roots: Roots, options: ReadOptions
 ) -> Iterator[Document | Skipped]:
-    for file in chain.from_iterable(Given.of(path).files() for path in paths):
+    for file in files:
         if isinstance(file, Skipped):
             yield file
             continue
@@ -145,10 +156,15 @@ def read_file(
         relative: the file's path in its folder, kept as metadata.
     """
     path = file.path
-    if file.alone or options.format or is_supported(path):
+    if is_meant(file, options):
         yield from _read_file(path, name, relative, reading, options)
     else:
         yield Skipped(str(path), f"unsupported file type {path.suffix or '(no extension)'}")
+
+
+def is_meant(file: FoundFile, options: ReadOptions) -> bool:
+    """Whether a file is read: it was named itself, or its format is known."""
+    return file.alone or bool(options.format) or is_supported(file.path)
 
 
 def _read_file(
@@ -253,11 +269,20 @@ def _documents_of_record(
     external_id = _place(name, record) if id_key is None else str(values.pop(id_key))
     title_key = find_key(values, options.title_keys, lambda value: isinstance(value, str))
     title = "" if title_key is None else str(values.pop(title_key)).strip()
+    retained: dict[str, Any] = {"expires": values.pop("expires", None) or None}
+    if isinstance(values.get("pinned"), bool):
+        retained["pinned"] = values.pop("pinned")
     key, own_date, problem = find_date(values)
     if key is not None and key.lower() == "date" and own_date:
         del values[key]
     date = own_date if own_date or problem else date
-    yield _document(external_id, text, title, {**metadata, **record.metadata, **values}, date, where)
+    found = _document(external_id, text, title, {**metadata, **record.metadata, **values}, date, where)
+    if isinstance(found, Document):
+        try:  # an expiry that cannot be read skips the record: without one it would stay for ever
+            found = replace(found, **retained)
+        except ValueError as error:
+            found = Skipped(where, f"{error} (its key expires)")
+    yield found
     if problem:
         yield Skipped(where, problem)
 
@@ -350,7 +375,7 @@ def found_documents(skipped: list[Skipped], *sources: Iterable[Document | Skippe
             if isinstance(found, Skipped):
                 skipped.append(found)
             elif hash(found.external_id) in seen:
-                where = found.external_id
+                where = str(found.metadata.get("path", found.external_id))
                 skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
             else:
                 seen.add(hash(found.external_id))
