@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _YEAR_OR_MONTH = re.compile(r"\d{4}(-\d{2})?")
 _WEEK = re.compile(r"\d{4}-?W\d{2}")
+NEVER = "never"
+"""What `expires` is of a document that is to have no expiry any more."""
 
 _DEEPEST = 100
 """Objects and arrays within each other: SQLite reads no more than a thousand, and people write fewer than ten."""
@@ -38,6 +40,9 @@ class Document:
         metadata: JSON values the caller wants back with the evidence, and may filter by.
         date: ISO 8601 date (a year, a month or a day) or time the text speaks of or was written (see `normal_date`).
             None: the time it is added.
+        expires: ISO 8601 date (its beginning, in UTC) or time from which on it is not seen, or "never". None: as it is
+            in the bank; of a new one never.
+        pinned: True: it does not expire, whatever `expires` says. None: as it is in the bank; of a new one False.
     """
 
     external_id: str
@@ -45,6 +50,8 @@ class Document:
     title: str = ""
     metadata: Mapping[str, JSON] = field(default_factory=dict)
     date: str | None = None
+    expires: str | None = None
+    pinned: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("external_id", "text", "title"):
@@ -59,11 +66,15 @@ class Document:
             if "\0" in value or not is_unicode(value):
                 raise ValueError(f"document {self.external_id!r} holds NUL characters or lone surrogates")
         self._check_metadata()
-        if self.date is not None:
-            try:
-                object.__setattr__(self, "date", normal_date(self.date))
-            except ValueError as error:
-                raise ValueError(f"document {self.external_id!r}: {error}") from error
+        if not isinstance(self.pinned, bool | None):
+            raise TypeError(f"document {self.external_id!r}: pinned is True, False or None, not {self.pinned!r}")
+        for name in ("date", "expires"):
+            value = getattr(self, name)
+            if value is not None and (name, value) != ("expires", NEVER):
+                try:
+                    object.__setattr__(self, name, normal_date(value))
+                except ValueError as error:
+                    raise ValueError(f"document {self.external_id!r}: {error}") from error
 
     def _check_metadata(self) -> None:
         if self.metadata == {}:
@@ -154,6 +165,20 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """A document as it was added once.
+
+    Attributes:
+        recorded_at: when the bank got it: UTC, ISO 8601 to the microsecond.
+        superseded_at: when another version took its place; None of the one that holds.
+    """
+
+    document: Document
+    recorded_at: str
+    superseded_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """What was said before a question, in the same conversation.
 
@@ -191,6 +216,11 @@ class EncodedDocuments:
     router_keys_LCW: torch.Tensor
     content_LC2GD: torch.Tensor
     num_chunks: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return self.router_keys_LCW.nbytes + self.content_LC2GD.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +344,7 @@ class Answer:
         routed: per MSA layer the documents whose latents the answer was written with.
         received_bytes: what other ranks sent to this process meanwhile (Memory Parallel), for a batch in all; 0 for one
             process.
+        pending: documents that were not encoded yet when it was asked: they were found by their words only.
     """
 
     question: str
@@ -327,6 +358,7 @@ class Answer:
     rounds: tuple[Round, ...] = ()
     routed: tuple[LayerRouting, ...] = ()
     received_bytes: int = 0
+    pending: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,9 +400,10 @@ class AddReport:
     Attributes:
         added: sources new to the bank. updated: sources that replaced an older one, or its metadata alone.
         unchanged: sources that were there already, with the same content.
-        documents, tokens, chunks: encoded for them (a long source is several documents).
-        characters: of text dealt with, encoded or unchanged; for telling how far along a run is.
-        seconds: spent encoding and writing.
+        documents, tokens, chunks: encoded (a long source is several documents), with those left from before.
+        characters: of the texts read; in a `reencode` of those encoded.
+        seconds: spent reading, encoding and writing.
+        pending: documents of the namespace that are not encoded yet: they are found by words only.
         interrupted: True if it was stopped before the corpus was done.
         skipped: files, and records of them, that gave no document, where files were added (`Memory.add_files`).
     """
@@ -385,3 +418,9 @@ class AddReport:
     seconds: float = 0.0
     interrupted: bool = False
     skipped: tuple[Skipped, ...] = ()
+    pending: int = 0
+
+    def and_then(self, later: AddReport) -> AddReport:
+        """The report of both: numbers are summed, but for what is pending at last."""
+        summed = ("added", "updated", "unchanged", "documents", "tokens", "chunks", "characters", "seconds", "skipped")
+        return replace(later, **{name: getattr(self, name) + getattr(later, name) for name in summed})

@@ -47,7 +47,8 @@ def test_rm_of_something_unknown_deletes_nothing_and_says_where_to_look(bank: Pa
 def test_what_was_removed_is_found_no_more_and_can_be_added_again(bank: Path, notes: Path) -> None:
     memspan("rm", bank, OTTER)
     assert OTTER not in searched(bank, "otter of Rome")
-    assert memspan("add", bank, notes, "--json").json["added"] == 1
+    lines = json.dumps({"id": OTTER, "text": (notes / "otter.txt").read_text()})
+    assert memspan("add", bank, "-", "--json", stdin=lines).json["added"] == 1
     assert searched(bank, "otter of Rome")[0] == OTTER
 
 
@@ -110,7 +111,7 @@ def test_a_filter_that_makes_no_sense_is_a_named_error(bank: Path, options: tupl
 def test_namespaces_of_the_command_line_do_not_see_each_other(bank: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("The otter has a secret.")
     assert memspan("add", bank, tmp_path / "secret.txt", "--namespace", "bob").code == 0
-    secret = str(tmp_path / "secret.txt")
+    secret = f"{tmp_path.name}/secret.txt"
     assert listed(bank, "-n", "bob") == [secret] and secret not in listed(bank)
     assert searched(bank, "secret otter", "-n", "bob") == [secret]
     assert secret not in searched(bank, "secret otter")

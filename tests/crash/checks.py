@@ -31,7 +31,7 @@ from memspan.bank.verify import verify
 from memspan.errors import BankError
 
 _CATALOG = {f"catalog.sqlite{suffix}" for suffix in ("", "-wal", "-shm", "-journal")}
-_FILES = _CATALOG | {"writer.lock", "writer.pid", "segments", "readers"}
+_FILES = _CATALOG | {"writer.lock", "writer.pid", "encoder.lock", "segments", "readers"}
 _LOOK_SECONDS = 60
 
 

@@ -218,6 +218,9 @@ class _Encoder:
     def count_tokens(self, text: str) -> int:
         return 4
 
+    def fits(self, text: str, max_tokens: int) -> bool:
+        return False
+
     def encode_batch(self, loaded: _Encoder, batch: Sequence[Part]) -> None:
         for part in batch:
             (part.latents,) = self._asked[part.document.document_id].latents()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import tiny_loaded
 
-from memspan.bank import edits
+from memspan.bank import clock as bank_clock
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.generate.memory import Memory
@@ -62,7 +62,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def now(cls, tz: tzinfo | None = None) -> datetime:
             return datetime.fromisoformat(times[-1]).replace(tzinfo=tz)
 
-    monkeypatch.setattr(edits, "datetime", Clock)
+    monkeypatch.setattr(bank_clock, "datetime", Clock)
     return times
 
 
@@ -78,7 +78,7 @@ def test_texts_stand_before_the_question_oldest_first_with_their_dates(
     answer = memory.ask("otter river", selector=selector, max_documents=6, sampling=SHORT)
     shown = contexts[-1]
     assert {passage.document_id for passage in shown} == {item.document_id for item in answer.evidence}
-    # Ordered by the moments; the day that is shown is that of the place. Within a day moments come after the day.
+    # The order is that of the moments, the day that is shown that of the place; within a day a moment comes later.
     order = {4: "1999-12-31", 6: "2024-05-05", 2: "2024-05-05", 5: "2026-03-01", 3: "2026-03-02", 1: "2026-03-02"}
     expected = [(number, date) for number, date in order.items() if number in {p.document_id for p in shown}]
     assert [(passage.document_id, passage.date) for passage in shown] == expected

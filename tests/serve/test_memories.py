@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from typing import Any
+from urllib.parse import quote
 
 import httpx2 as httpx
 import pytest
@@ -228,3 +229,12 @@ def test_what_cannot_be_remembered_is_refused(http: httpx.Client, fields: dict[s
     ):
         content = json.dumps(body)
         error_of(http.post(path, content=content, headers={"Content-Type": "application/json"}), 400)
+
+
+@pytest.mark.parametrize("id", ["docs/line\nend.md", "docs/end\n", "a\r\n\tb", "\x1b[31m", "s/" + "l" * 250])
+def test_a_memory_of_any_name_is_got_changed_and_forgotten(http: httpx.Client, place: dict[str, str], id: str) -> None:
+    assert http.post("/v1/memories", json={"id": id, "text": "The mole digs.", **place}).json()["id"] == id
+    path = f"/v1/memories/{quote(id, safe='')}"
+    assert http.get(path, params=place).json()["id"] == id
+    assert http.patch(path, json={"title": "Mole", **place}).json()["title"] == "Mole"
+    assert http.delete(path, params=place).json() == {"object": "memory.deleted", "id": id, "deleted": True}

@@ -7,26 +7,38 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sqlite3
+from collections import defaultdict
 from collections.abc import Generator, Iterable
 from itertools import zip_longest
 
 from memspan.bank.database import Database
 from memspan.bank.scope import Scope
+from memspan.bank.stored import of_both
 from memspan.errors import BankError
 from memspan.text.terms import index_terms, query_terms
 
 # Documents that one question scores, about (1.4 us each); measured by benchmarks/bank.py.
 _MOST_SCORED = 40_000
+_LEAST_IDF = 1e-6
 _OPTIONS = "words, content = '', tokenize = 'porter unicode61 remove_diacritics 2'"
 
 
 class WordIndex:
-    """The index of one namespace, by the texts of its live documents."""
+    """The index of one namespace, by the texts of its live documents; or of the documents of former versions."""
 
-    def __init__(self, database: Database, namespace_id: int) -> None:
+    def __init__(self, database: Database, namespace_id: int, *, past: bool = False) -> None:
+        """
+        Args:
+            past: of former versions. There is such an index only where there was one of them.
+        """
         self._db = database
-        self._table = f"words_{namespace_id:d}"
+        self._table = f"{'past_words' if past else 'words'}_{namespace_id:d}"
+
+    @property
+    def exists(self) -> bool:
+        return self._db.value("SELECT 1 FROM main.sqlite_schema WHERE name = ?", (self._table,)) is not None
 
     def create(self) -> None:
         self._db.execute(f"CREATE VIRTUAL TABLE {self._table} USING fts5 ({_OPTIONS})")
@@ -56,16 +68,14 @@ class WordIndex:
         for document_id, text in texts:
             self.insert(document_id, text)
 
-    def search(self, question: str, limit: int, scope: Scope) -> list[tuple[int, float]]:
-        """BM25 search: ids and scores, best first; higher is better. Any text is a valid question.
+    def search(self, question: str, limit: int, scope: Scope | None) -> list[tuple[int, float]]:
+        """BM25 search: ids and scores, best first; higher is better. Any text is a valid question. None: no scope.
 
         Every document is scored that holds one of the rarer words of the question, by all of its words: as many words,
         the rarest first, as keep that to about `_MOST_SCORED` documents. So in a large bank one that holds only the
         most frequent words is passed over, unless there is no other in the scope.
         """
-        # Quoted terms cannot be read as query syntax; OR, because hardly any document holds every word of a question.
-        terms = ['"' + term.replace('"', '""') + '"' for term in query_terms(question)]
-        rare, common = self._by_frequency(terms)
+        rare, common = self._by_frequency(_quoted(question))
         if not rare:
             return []
         any_rare = " OR ".join(rare)
@@ -78,35 +88,59 @@ class WordIndex:
         found = self._best([both, any_rare], limit, scope)
         return found or self._best([f"{any_rare} OR {any_common}"], limit, scope)
 
+    def search_as_in(self, other: WordIndex, question: str, scope: Scope) -> list[tuple[int, float]]:
+        """The documents of this index that hold a word of a question, with the BM25 scores of `other`'s frequencies.
+
+        So former versions are ranked among what lives. By their own frequencies, a word that each of them has would
+        weigh nothing.
+        """
+        terms = _quoted(question)
+        here, there = self._frequency(terms), other._frequency(terms)
+        total, total_there = self._num_documents(), other._num_documents()
+        scores: defaultdict[int, float] = defaultdict(float)
+        for term, number in here.items():
+            factor = _idf(total_there, there.get(term, 0)) / _idf(total, number)
+            query = f"SELECT rowid, -rank FROM {self._table} WHERE {self._table} MATCH ? {self._within(scope)}"
+            for document_id, score in self._db.rows(query, (term, *scope.values * 2)):
+                scores[document_id] += score * factor
+        return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+    def _num_documents(self) -> int:
+        return self._db.value(f"SELECT count(*) FROM {self._table}_docsize")
+
+    def _frequency(self, terms: list[str]) -> dict[str, int]:
+        """How many documents hold each term, of those that some do."""
+        count = f"SELECT value, (SELECT count(*) FROM {self._table} WHERE {self._table} MATCH value) FROM json_each(?)"
+        return {term: number for term, number in self._db.read(count, (json.dumps(terms),)) if number}
+
+    def _within(self, scope: Scope) -> str:
+        """The documents of a scope, as a further condition of a query."""
+        query = of_both(f"SELECT 1 FROM {{parts}} WHERE d.id = {self._table}.rowid AND {scope.sql}", scope)
+        return f"AND EXISTS ({query})"
+
     def _by_frequency(self, terms: list[str]) -> tuple[list[str], list[str]]:
         """The terms that some document holds: the rarest, as many as can be scored in time, and the others.
 
         Where even the rarest is too frequent it is scored all the same.
         """
-        count = f"SELECT value, (SELECT count(*) FROM {self._table} WHERE {self._table} MATCH value) FROM json_each(?)"
-        frequency = {term: number for term, number in self._db.read(count, (json.dumps(terms),)) if number}
+        frequency = self._frequency(terms)
         rare, common, total = [], [], 0
         for term in sorted(frequency, key=frequency.__getitem__):
             total += frequency[term]
             (rare if not rare or total <= _MOST_SCORED else common).append(term)
         return rare, common
 
-    def _best(self, matches: list[str], limit: int, scope: Scope) -> list[tuple[int, float]]:
+    def _best(self, matches: list[str], limit: int, scope: Scope | None) -> list[tuple[int, float]]:
         """The best documents of some queries together, each by its highest score."""
-        table = self._table
-        within = (
-            f"AND EXISTS (SELECT 1 FROM documents d JOIN sources s ON s.id = d.source_id "
-            f"WHERE d.id = {table}.rowid AND {scope.sql})"
-            if scope
-            else ""
-        )
+        table, given = self._table, () if scope is None else scope.values * 2
+        within = "" if scope is None else self._within(scope)
         # Ordered by rowid, too: that is faster here than by rank alone.
         best = (
             f"SELECT * FROM (SELECT rowid AS id, -rank AS score FROM {table} WHERE {table} MATCH ? {within} "
             "ORDER BY rank, rowid LIMIT ?)"
         )
         query = f"SELECT id, max(score) FROM ({' UNION ALL '.join([best] * len(matches))}) GROUP BY id "
-        values = [value for match in matches for value in (match, *scope.values, limit)]
+        values = [value for match in matches for value in (match, *given, limit)]
         return self._db.read(f"{query} ORDER BY 2 DESC, id LIMIT ?", (*values, limit))
 
     def differs(self, texts: Iterable[tuple[int, str]]) -> bool:
@@ -153,6 +187,16 @@ class WordIndex:
         yield from self._db.rows(
             f"SELECT e.term, f.doc, f.cnt FROM temp.expected_terms e LEFT JOIN temp.{which}_terms f ON f.term = e.term"
         )
+
+
+def _quoted(question: str) -> list[str]:
+    """Its terms as FTS5 reads no syntax in them, for OR: hardly any document holds every word of a question."""
+    return ['"' + term.replace('"', '""') + '"' for term in query_terms(question)]
+
+
+def _idf(num_documents: int, frequency: int) -> float:
+    """The weight that FTS5 gives a word."""
+    return max(math.log((num_documents - frequency + 0.5) / (frequency + 0.5)), _LEAST_IDF)
 
 
 def _words(text: str) -> str:

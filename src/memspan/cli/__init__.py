@@ -2,12 +2,13 @@
 
 from memspan.cli.app import app
 from memspan.cli.bench import bench
-from memspan.cli.commands import add, ask, convert, estimate, summarize
+from memspan.cli.commands import add, ask, convert, encode, estimate, summarize
 from memspan.cli.data import data
 from memspan.cli.evaluate import evaluate, judge, report
 from memspan.cli.listing import ListingCommand
 from memspan.cli.serve import keys, mcp, serve
 from memspan.cli.stored import export, info, ls, rm, search, update
+from memspan.cli.sync import sync
 from memspan.cli.train import train
 from memspan.cli.upkeep import compact, import_, reencode, verify
 
@@ -15,6 +16,8 @@ from memspan.cli.upkeep import compact, import_, reencode, verify
 for _command in (
     convert,
     add,
+    sync,
+    encode,
     ask,
     search,
     summarize,

@@ -1,6 +1,7 @@
 """What commands are made of: their options, and how they end.
 
-Exit codes: 0 done, 1 an error, 2 wrong usage, 3 files were skipped, 130 interrupted.
+Exit codes: 0 done, 1 an error, 2 wrong usage, 3 files were skipped, 128 and the number of the signal that stopped it
+(130 Ctrl-C, 143 SIGTERM).
 """
 
 from __future__ import annotations
@@ -72,7 +73,17 @@ WhereOption = Annotated[
     list[str] | None,
     typer.Option("--where", help="FIELD=VALUE (or !=, <, <=, >, >=) of the metadata, or JSON; may be repeated."),
 ]
-AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Only documents dated this day, or before.")]
+AsOfOption = Annotated[
+    str | None,
+    typer.Option("--as-of", help="What was valid at this day or moment: dated, or else recorded by then."),
+]
+KnownAtOption = Annotated[
+    str | None, typer.Option("--known-at", help="What the bank held at this day or moment, former versions included.")
+]
+ExpiresOption = Annotated[
+    str | None, typer.Option("--expires", help="Not seen from this day (UTC) or moment on; never: it stays.")
+]
+TtlOption = Annotated[str | None, typer.Option("--ttl", help="Not seen after this time, as 30d, 12h or 1d12h.")]
 _DEFAULT = "Default: hybrid, lexical if untrained."
 SelectorOption = Annotated[str | None, typer.Option(help=f"Who chooses documents: {{ranking_selectors}}. {_DEFAULT}")]
 AskSelectorOption = Annotated[
@@ -119,8 +130,22 @@ def _model(
     return ModelChoice(model, adapter, dtype, device)
 
 
-def _scope(namespace: NamespaceOption = "default", where: WhereOption = None, as_of: AsOfOption = None) -> ScopeChoice:
-    return ScopeChoice(namespace, where or [], as_of)
+def _scope(
+    namespace: NamespaceOption = "default",
+    where: WhereOption = None,
+    as_of: AsOfOption = None,
+    known_at: KnownAtOption = None,
+) -> ScopeChoice:
+    return ScopeChoice(namespace, where or [], as_of, known_at)
+
+
+def _expiry(expires: ExpiresOption = None, ttl: TtlOption = None) -> str | None:
+    from memspan.bank.clock import expiry_of
+
+    try:
+        return expiry_of(expires, ttl)
+    except ValueError as error:
+        raise MemspanError(f"{'--expires' if expires is not None else '--ttl'}: {error}") from error
 
 
 def _reading(
@@ -137,6 +162,7 @@ def _reading(
 Model = Annotated[ModelChoice, OptionGroup(_model)]
 ScopeOptions = Annotated[ScopeChoice, OptionGroup(_scope)]
 ReadingOptions = Annotated[ReadingChoice, OptionGroup(_reading)]
+ExpiryOptions = Annotated[str | None, OptionGroup(_expiry)]
 
 
 def command(function: Callable[..., int | None]) -> Callable[..., None]:

@@ -44,6 +44,7 @@ class ScopeChoice:
     namespace: str
     expressions: Sequence[str]
     as_of: str | None
+    known_at: str | None = None
 
     @property
     def where(self) -> dict[str, Any]:
@@ -55,7 +56,7 @@ class ScopeChoice:
     def scope(self) -> Scope:
         from memspan.bank.scope import Scope
 
-        return Scope.parse(self.where, self.as_of)
+        return Scope.parse(self.where, self.as_of, self.known_at)
 
 
 @dataclass(frozen=True, slots=True)

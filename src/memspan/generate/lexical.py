@@ -32,11 +32,11 @@ class TextFinder:
         return self._catalog.search(self._namespace, query, limit, self._scope)
 
     def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
-        """Live documents by their ids, in the order given."""
-        return self._catalog.documents(self._namespace, ids)
+        """Documents of the scope by their ids, in the order given."""
+        return self._catalog.documents(self._namespace, ids, self._scope)
 
     def ids(self) -> list[int]:
-        """The live documents in the scope, in the order they were added."""
+        """The documents in the scope, in the order they were added."""
         return self._catalog.ids_in_scope(self._namespace, self._scope).tolist()
 
 
@@ -70,7 +70,7 @@ def search_words(
         finder = cast("Finder", TextFinder(catalog, namespace, scope))
         (found,) = ranking_selector(selector).rank(finder, [Look(question)], max(limit, SEARCH_DEPTH))
         best = fitting(found.selected[:limit], min_score, selector)
-        return chosen_evidence(best, catalog.documents(namespace, [one.document_id for one in best]))
+        return chosen_evidence(best, finder.documents([one.document_id for one in best]))
 
 
 def fitting(selected: Sequence[Selected], min_score: float | None, selector: str) -> Sequence[Selected]:

@@ -203,7 +203,7 @@ class Summarizer:
     def _stored(self, ids: Sequence[int]) -> Iterator[StoredDocument]:
         page = 256
         for start in range(0, len(ids), page):
-            yield from self._snapshot.documents(ids[start : start + page])
+            yield from self._finder.documents(ids[start : start + page])
 
     def _cost(self, passage: Passage) -> int:
         return self._loaded.template.count_tokens(self._loaded.template.passages([passage]))

@@ -6,14 +6,16 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from memspan.errors import CorpusError
 from memspan.text.dates import find_date
 from memspan.text.definitions import CODE_KEY
 from memspan.text.folders import FoundFile, Given, Roots
+from memspan.text.progress import ReadProgress, size_of
 from memspan.text.readers import (
     AS_FOUND,
     REMEDY,
@@ -52,52 +54,6 @@ _LONGEST_TITLE = 100
 _MAX_DEPTH = 5  # of files in files (an attachment of a mail in an archive ...)
 
 
-class ReadProgress:
-    """How far the files of some paths are read, and an estimate of the text in them.
-
-    Attributes:
-        characters: of the documents read so far.
-    """
-
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._paths = tuple(paths)
-        self.characters = self._bytes_before = self._position = 0
-        self._total_bytes: int | None = None
-        self._is_done = False
-
-    def at(self, position: int) -> None:
-        """So many bytes are read of the file that is being read."""
-        self._position = position
-
-    def next_file(self) -> None:
-        self._bytes_before, self._position = self._bytes_before + self._position, 0
-
-    def done(self) -> None:
-        self._is_done = True
-
-    def total_characters(self) -> float | None:
-        """Of all documents, if the bytes not read yet hold as many as those that are; None before anything is read."""
-        if self._is_done:
-            return self.characters
-        if self._total_bytes is None:
-            self._total_bytes = sum(map(_size, self._files()))
-        num_bytes = self._bytes_before + self._position
-        return self.characters * max(1.0, self._total_bytes / num_bytes) if num_bytes else None
-
-    def _files(self) -> Iterator[Path]:
-        for path in self._paths:
-            for file in Given.of(path).files():
-                if not isinstance(file, Skipped) and (file.alone or is_supported(file.path)):
-                    yield file.path
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
 def read_paths(
     paths: Iterable[Path],
     reading: ReadProgress | None = None,
@@ -121,16 +77,26 @@ def read_paths(
         CorpusError: a path does not exist; raised by the call itself, before anything is read.
     """
     given = tuple(paths)
+    return _read_files(found_files(given), reading or ReadProgress(given), roots or Roots(), options)
+
+
+def found_files(paths: Iterable[Path]) -> Iterator[FoundFile | Skipped]:
+    """The files that some paths mean, in the order given, and what cannot be read.
+
+    Raises:
+        CorpusError: a path does not exist; raised by the call itself.
+    """
+    given = tuple(paths)
     for path in given:
         if not os.path.exists(path):
             raise CorpusError(f"{path} does not exist, or its folder may not be entered; check the path")
-    return _read_paths(given, reading or ReadProgress(given), roots or Roots(), options)
+    return chain.from_iterable(Given.of(path).files() for path in given)
 
 
-def _read_paths(
-    paths: Iterable[Path], reading: ReadProgress, roots: Roots, options: ReadOptions
+def _read_files(
+    files: Iterable[FoundFile | Skipped], reading: ReadProgress, roots: Roots, options: ReadOptions
 ) -> Iterator[Document | Skipped]:
-    for file in chain.from_iterable(Given.of(path).files() for path in paths):
+    for file in files:
         if isinstance(file, Skipped):
             yield file
             continue
@@ -151,10 +117,15 @@ def read_file(
         relative: the file's path in its folder, kept as metadata.
     """
     path = file.path
-    if file.alone or options.format or is_supported(path, options):
+    if is_meant(file, options):
         yield from _read_file(path, name, relative, reading, options)
     else:
         yield Skipped(str(path), why_unsupported(path, options))
+
+
+def is_meant(file: FoundFile, options: ReadOptions) -> bool:
+    """Whether a file is read: it was named itself, or its format is known."""
+    return file.alone or bool(options.format) or is_supported(file.path, options)
 
 
 def _read_file(
@@ -165,7 +136,7 @@ def _read_file(
         return
     reading.next_file()
     yield from _read_opened(path, name, str(path), {"path": relative}, options, reading.at)
-    reading.at(_size(path))
+    reading.at(size_of(path))
 
 
 def _read_opened(
@@ -297,11 +268,20 @@ def _documents_of_record(
     external_id = _place(name, record) if id_key is None else str(values.pop(id_key))
     title_key = find_key(values, options.title_keys, lambda value: isinstance(value, str))
     title = "" if title_key is None else str(values.pop(title_key)).strip()
+    retained: dict[str, Any] = {"expires": values.pop("expires", None) or None}
+    if isinstance(values.get("pinned"), bool):
+        retained["pinned"] = values.pop("pinned")
     key, own_date, problem = find_date(values)
     if key is not None and key.lower() == "date" and own_date:
         del values[key]
     date = own_date if own_date or problem else date
-    yield _document(external_id, text, title, {**metadata, **record.metadata, **values}, date, where)
+    found = _document(external_id, text, title, {**metadata, **record.metadata, **values}, date, where)
+    if isinstance(found, Document):
+        try:  # an expiry that cannot be read skips the record: without one it would stay for ever
+            found = replace(found, **retained)
+        except ValueError as error:
+            found = Skipped(where, f"{error} (its key expires)")
+    yield found
     if problem:
         yield Skipped(where, problem)
 
@@ -394,7 +374,7 @@ def found_documents(skipped: list[Skipped], *sources: Iterable[Document | Skippe
             if isinstance(found, Skipped):
                 skipped.append(found)
             elif hash(found.external_id) in seen:
-                where = found.external_id
+                where = str(found.metadata.get("path", found.external_id))
                 skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
             else:
                 seen.add(hash(found.external_id))

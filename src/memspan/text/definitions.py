@@ -14,9 +14,6 @@ from memspan.types import Span
 CODE_KEY = "source_language"
 """The metadata key that marks source code."""
 
-_SHARE_JOINED = 4
-"""Neighbours that together take less than this part of the room are one passage: imports, constants, one-liners."""
-
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
 _CLOSING = re.compile(
     r"[ \t]*(?:[)\]}{]|(?:end|fi|done|esac|else|elif|elsif|except|finally|catch|rescue|then|in)\b)", re.I
@@ -31,7 +28,8 @@ def split_code(text: str, language: str, count_tokens: Callable[[str], int], max
     """Split source code into consecutive spans of at most `max_tokens` tokens each, which together cover it exactly.
 
     A definition that fits is never cut in itself, nor from its decorators or the comment above it. One that does not
-    fit is cut before its members, and what has none where `split_text` cuts. Small neighbours are joined.
+    fit is cut before its members, and what has none where `split_text` cuts. Neighbours that together have as many
+    characters as there is room for tokens, some quarter of it, are joined: imports, constants, one-liners.
 
     Python is parsed. In other languages, and where that fails, a definition is what indentation says it is: it begins
     after a blank line, or after the end of another, and all lines further in belong to it. So an unindented line after
@@ -43,7 +41,7 @@ def split_code(text: str, language: str, count_tokens: Callable[[str], int], max
     joined: list[Span] = []
     for piece in _pieces(text, Span(0, len(text)), starts, 0):
         for span in _fitting(text, piece, starts, 1, count_tokens, max_tokens):
-            if joined and count_tokens(text[joined[-1].start : span.end]) <= max_tokens // _SHARE_JOINED:
+            if joined and span.end - joined[-1].start <= max_tokens:
                 joined[-1] = Span(joined[-1].start, span.end)
             else:
                 joined.append(span)
@@ -54,7 +52,8 @@ def _fitting(
     text: str, span: Span, starts: Sequence[_Start], depth: int, count_tokens: Callable[[str], int], max_tokens: int
 ) -> Iterator[Span]:
     """The span if it fits; else what stands in it `depth` deep, and so on."""
-    if count_tokens(text[span.start : span.end]) <= max_tokens:
+    piece = text[span.start : span.end]
+    if (len(piece) <= max_tokens and piece.isascii()) or count_tokens(piece) <= max_tokens:
         yield span
         return
     pieces = _pieces(text, span, starts, depth)

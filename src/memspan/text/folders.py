@@ -58,18 +58,8 @@ class Root:
 
     def relative(self, file: FoundFile) -> str | None:
         """The path of a file from here, None where it is no file of this root."""
-        if not self.path:
-            return None
-        inside = relative_path(file.folder, self.path)
-        if inside is None:
-            # The given folder holds this root: the file may stand in it nevertheless.
-            below = relative_path(self.path, file.folder)
-            if not below or not file.relative.startswith(f"{below}/"):
-                return None
-            found = file.relative.removeprefix(f"{below}/")
-        else:
-            found = f"{inside}/{file.relative}" if inside else file.relative
-        return found if self.whole or "/" not in found else None
+        found = rebased(file.folder, file.relative, self.path) if self.path else None
+        return found if found is None or self.whole or "/" not in found else None
 
 
 class Roots:
@@ -90,14 +80,26 @@ class Roots:
         """The root of a folder (absolute, without links), which is made, or made a whole one.
 
         Args:
-            name: what it is called. Default: the shortest end of its path that no other root has.
+            name: what it is called. Default: the shortest end of its path that no other root has. A root of which is
+                not known where it is has that of the first folder of its name.
         """
-        for place, root in enumerate(self.all):
-            if name == root.name or (name is None and _is_same(root.path, folder)):
-                self.all[place] = replace(root, path=folder, whole=whole or root.whole)
-                return self.all[place]
+        place = self._place_of(folder, name)
+        if place is not None:
+            root = self.all[place]
+            self.all[place] = replace(root, path=folder, whole=whole or root.whole)
+            return self.all[place]
         self.all.append(Root(name or self._free_name(folder), folder, whole))
         return self.all[-1]
+
+    def _place_of(self, folder: str, name: str | None) -> int | None:
+        """Where the root of a folder is among all, if there is one."""
+        lost = None
+        for place, root in enumerate(self.all):
+            if root.name == name or (name is None and _is_same(root.path, folder)):
+                return place
+            if lost is None and not root.path and root.name == Path(folder).name:
+                lost = place
+        return lost if name is None else None
 
     def _free_name(self, folder: str) -> str:
         parts = Path(folder).parts[1:] or ("root",)
@@ -127,6 +129,20 @@ def relative_path(path: str, folder: str) -> str | None:
         return ""
     inside = folder.rstrip(os.sep) + os.sep
     return Path(path[len(inside) :]).as_posix() if path.startswith(inside) else None
+
+
+def join(folder: str, relative: str) -> str:
+    """The path of what is at a path with slashes from a folder."""
+    return os.path.join(folder, *relative.split("/"))
+
+
+def rebased(folder: str, relative: str, base: str) -> str | None:
+    """The path of a file in a folder, from another folder; None where the file is not in that one."""
+    inside = relative_path(folder, base)
+    if inside is not None:
+        return f"{inside}/{relative}" if inside else relative
+    below = relative_path(base, folder)
+    return relative.removeprefix(f"{below}/") if below and relative.startswith(f"{below}/") else None
 
 
 @dataclass(frozen=True, slots=True)
