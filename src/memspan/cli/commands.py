@@ -92,7 +92,8 @@ def _layer_list(layers: str | None) -> list[int] | None:
 def add(
     bank: BankArgument,
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Files ({formats}) and folders; - reads standard input.")
+        list[Path] | None,
+        typer.Argument(help="Files ({formats}; see docs/files.md) and folders; - reads standard input."),
     ] = None,
     installed: InstalledOption = False,
     namespace: NamespaceOption = "default",
