@@ -299,6 +299,7 @@ def test_no_bound_is_above_what_a_disk_holds() -> None:
         (b"SQLite format 3\0" + bytes(50), "an SQLite database"),
         (b"\x7fELF" + bytes(50), "a program"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "data",
 )
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.csv", "a.jsonl", "a.py", "a.html", "noname"])
 def test_a_file_that_is_another_kind_than_its_name_says_is_named(
