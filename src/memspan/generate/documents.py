@@ -22,12 +22,13 @@ from memspan.bank.ledger import FileReader
 from memspan.bank.scope import Scope
 from memspan.bank.sync import Sync, SyncReport
 from memspan.bank.texts import PATIENCE, Changes
+from memspan.dates import normal_date
 from memspan.errors import DuplicateDocument, FilterError
 from memspan.generate.calls import named_options
 from memspan.model.convert import LoadedModel
 from memspan.text.corpus import ReadProgress, found_documents, found_files
 from memspan.text.readers import ReadOptions
-from memspan.types import JSON, AddReport, Document, Skipped, Version, normal_date
+from memspan.types import JSON, AddReport, Document, Skipped, Version
 
 _ADD_OPTIONS = sorted((add_documents.__kwdefaults__ or {}).keys() - {"namespace"})
 _READ_OPTIONS = tuple(field.name for field in fields(ReadOptions))
@@ -101,7 +102,7 @@ class DocumentStore:
             TypeError: a text or a document was given where a list of them is wanted, or something else in the list.
             ValueError: a list has another length, an id stands twice in `ids`, what was given can be no document, or
                 there is no such moment or duration. Of a list, nothing is added then.
-            DuplicateDocument: see `existing`; or two documents that differ have one id (of a list nothing is added then).
+            DuplicateDocument: see `existing`; or two documents that differ have one id (of a list none is added then).
         """
         given = documents_of(documents, ids=ids, metadatas=metadatas, titles=titles, dates=dates)
         expiry = expiry_of(expires, ttl)
