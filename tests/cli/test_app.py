@@ -263,7 +263,7 @@ def test_a_second_document_of_one_id_is_named_and_does_not_replace_the_first(tmp
     done = memspan("add", tmp_path / "bank", first, second)
     assert done.code == 3
     assert done.out.startswith("done: 3 added, 0 updated, 0 unchanged, 1 skipped\n")
-    assert re.search(rf"^skipped {re.escape(str(second))}\b.*: a document of the id 'same' was read before$", done.err)
+    assert re.search(rf"^skipped {re.escape(second.name)}\b.*: a document of the id 'same' was read before$", done.err)
     listed = memspan("ls", tmp_path / "bank", "--json").json
     texts = {found["external_id"]: found["text"] for found in listed}
     assert texts == {"same": "One.", "other": "Two.", "third": "Four."}

@@ -350,7 +350,7 @@ def found_documents(skipped: list[Skipped], *sources: Iterable[Document | Skippe
             if isinstance(found, Skipped):
                 skipped.append(found)
             elif hash(found.external_id) in seen:
-                where = found.external_id
+                where = str(found.metadata.get("path", found.external_id))
                 skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
             else:
                 seen.add(hash(found.external_id))
