@@ -229,6 +229,8 @@ class Evidence:
             it, or None where the selector does not route.
         metadata: as the caller gave it.
         date: the document's date, or the time it was added.
+        pages: numbers, from 1, of the pages that `text` stands on (of slides or sheets, where the source has those);
+            none of a source without pages.
     """
 
     document_id: int
@@ -240,6 +242,7 @@ class Evidence:
     layers: int | None
     metadata: Mapping[str, JSON]
     date: str
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

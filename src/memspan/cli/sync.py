@@ -37,6 +37,9 @@ def sync(
     ] = None,
     namespace: NamespaceOption = "default",
     *,
+    later: Annotated[
+        bool, typer.Option("--later", help="End when the texts can be found; `memspan encode` does the rest.")
+    ] = False,
     model: Model,
     how: ReadingOptions,
     as_json: JsonOption = False,
@@ -53,7 +56,8 @@ def sync(
     if watch:
         from memspan.text.watching import changes
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
-        options = {"root": root, "force": force, "should_stop": stop.is_set, **dataclasses.asdict(how.options)}
+        options = {"root": root, "force": force, "later": later, "should_stop": stop.is_set}
+        options |= dataclasses.asdict(how.options)
         if not watch:
             done = _once(memory, paths, options, as_json)
             return stop.code if done.interrupted else SKIPPED if done.skipped else 0

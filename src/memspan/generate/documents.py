@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
-from memspan.bank.add import Existing, add_documents
+from memspan.bank.add import Existing, add_documents, encode_pending
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
 from memspan.bank.clock import expiry_of
@@ -23,7 +23,7 @@ from memspan.bank.scope import Scope
 from memspan.bank.sync import Sync, SyncReport
 from memspan.bank.texts import PATIENCE, Changes
 from memspan.dates import normal_date
-from memspan.errors import DuplicateDocument, FilterError
+from memspan.errors import BankBusy, DuplicateDocument, FilterError
 from memspan.generate.calls import named_options
 from memspan.model.convert import LoadedModel
 from memspan.text.corpus import ReadProgress, found_documents, found_files
@@ -102,7 +102,7 @@ class DocumentStore:
             TypeError: a text or a document was given where a list of them is wanted, or something else in the list.
             ValueError: a list has another length, an id stands twice in `ids`, what was given can be no document, or
                 there is no such moment or duration. Of a list, nothing is added then.
-            DuplicateDocument: see `existing`; or two documents that differ have one id (of a list none is added then).
+            DuplicateDocument: see `existing`; or two documents that differ have one id. Of a list, nothing is added.
         """
         given = documents_of(documents, ids=ids, metadatas=metadatas, titles=titles, dates=dates)
         expiry = expiry_of(expires, ttl)
@@ -117,13 +117,14 @@ class DocumentStore:
         """Remember files and folders, as `memspan add` does. What could not be read is in the report's `skipped`.
 
         Args:
-            paths: of txt, md, rst, html, pdf, csv, tsv and jsonl files, and of folders that hold them. A document's id
+            paths: of files (docs/files.md says of which types), and of folders that hold them. A document's id
                 is the name of the folder that was given (of a file, of its own folder) and the path from there.
-            options: as for `add`; and `format`, `encoding`, `text_column` and `title_column`, which say how the files
-                are read (see `memspan.text.readers.formats.ReadOptions`).
+            options: as for `add`; and `format`, `encoding`, `text_column`, `title_column`, `ocr` and `ocr_language`,
+                which say how the files are read (see `memspan.text.readers.formats.ReadOptions`).
 
         Raises:
-            CorpusError: a path does not exist, or an encoding is unknown; nothing is added then.
+            CorpusError: a path does not exist, an encoding is unknown, or tesseract is not there; nothing is added
+                then.
             UnknownName: there is no such format.
         """
         if not paths or not all(isinstance(path, str | Path) for path in paths):
@@ -170,7 +171,18 @@ class DocumentStore:
                 found = Sync(self.bank, self.namespace, given, catalog, root, how)
             if dry_run:
                 return SyncReport(found.plan)
-            return found.apply(partial(self.add, **options), force=force)
+            later = options.pop("later", self.later)
+            report = found.apply(partial(self.add, later=True, **options), force=force)
+            return report if later or report.done.interrupted else self._encoded(report, options)
+
+    def _encoded(self, report: SyncReport, options: Mapping[str, Any]) -> SyncReport:
+        """Encode what a sync has added; another process that encodes this bank does it instead."""
+        how = {name: options[name] for name in encode_pending.__kwdefaults__ or {} if name in options}
+        try:
+            encoded = encode_pending(self.bank, self.loaded, **{**how, "namespaces": [self.namespace]})
+        except BankBusy:
+            return report
+        return replace(report, done=replace(report.done.and_then(encoded), skipped=report.done.skipped))
 
     @named_options()
     def remember(self, turn: str, *, speaker: str = "", session: str = "", date: str | None = None) -> AddReport:

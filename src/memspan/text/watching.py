@@ -25,12 +25,6 @@ def changes(paths: Iterable[Path], should_stop: Callable[[], bool], besides: Seq
 
     folders = {Given.of(path, patterns=True).folder for path in paths}
     others = [os.path.realpath(path) for path in besides]
-
-    def counts(_: watchfiles.Change, path: str) -> bool:
-        inside = next((found for folder in folders if (found := relative_path(path, folder)) is not None), "")
-        hidden = any(part.startswith(".") and part != IGNORE_FILE for part in inside.split("/"))
-        return not hidden and all(relative_path(path, other) is None for other in others)
-
     is_first = True
     while not should_stop():
         there = {folder for folder in folders if os.path.isdir(folder)}
@@ -40,7 +34,7 @@ def changes(paths: Iterable[Path], should_stop: Callable[[], bool], besides: Seq
         # The first time is told when the watcher has begun, so that no change is missed between the two.
         for found in watchfiles.watch(
             *there,
-            watch_filter=counts,
+            watch_filter=lambda _, path: counts(path, folders, others),
             debounce=_PATIENCE_MS,
             step=_QUIET_MS,
             rust_timeout=_POLL_MS,
@@ -53,3 +47,10 @@ def changes(paths: Iterable[Path], should_stop: Callable[[], bool], besides: Seq
             if should_stop() or there != {folder for folder in folders if os.path.isdir(folder)}:
                 is_first = True
                 break
+
+
+def counts(path: str, folders: Iterable[str], besides: Iterable[str]) -> bool:
+    """Whether a change of a file in some folders is one to be told; see `changes`."""
+    inside = next((found for folder in folders if (found := relative_path(path, folder)) is not None), "")
+    is_hidden = any(part.startswith(".") and part != IGNORE_FILE for part in inside.split("/"))
+    return not is_hidden and all(relative_path(path, other) is None for other in besides)
