@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from memspan.types import JSON, Document, date_key, is_unicode, normal_date
+from memspan.dates import date_key, normal_date
+from memspan.types import JSON, Document, is_unicode
 
 # --- dates ----------------------------------------------------------------------------------------------------------
 

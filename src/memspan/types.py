@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
+
+from memspan.dates import date_key, normal_date
 
 if TYPE_CHECKING:
     import torch
 
-_YEAR_OR_MONTH = re.compile(r"\d{4}(-\d{2})?")
-_WEEK = re.compile(r"\d{4}-?W\d{2}")
 NEVER = "never"
 """What `expires` is of a document that is to have no expiry any more."""
 
@@ -38,7 +36,7 @@ class Document:
         text: the original text, kept verbatim. Never empty.
         title: a short name, may be empty. It is encoded with the text.
         metadata: JSON values the caller wants back with the evidence, and may filter by.
-        date: ISO 8601 date (a year, a month or a day) or time the text speaks of or was written (see `normal_date`).
+        date: ISO 8601 date (a year, a month or a day) or time the text speaks of or was written (see `memspan.dates`).
             None: the time it is added.
         expires: ISO 8601 date (its beginning, in UTC) or time from which on it is not seen, or "never". None: as it is
             in the bank; of a new one never.
@@ -72,7 +70,8 @@ class Document:
             value = getattr(self, name)
             if value is not None and (name, value) != ("expires", NEVER):
                 try:
-                    object.__setattr__(self, name, normal_date(value))
+                    date = normal_date(value)
+                    object.__setattr__(self, name, date if name == "date" else date_key(date))
                 except ValueError as error:
                     raise ValueError(f"document {self.external_id!r}: {error}") from error
 
@@ -106,40 +105,6 @@ def _is_deeper(value: JSON, levels: int) -> bool:
 
 def _sha256(values: JSON) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def normal_date(text: str) -> str:
-    """An ISO 8601 date of its own precision: a year, a month, a day, or a time.
-
-    `2026`, `2026-03` and `2026-03-01` stay what they are. A time keeps its zone, `2026-03-01T00:30:00+09:00`; in UTC it
-    is written without one, and a time without a zone is taken to be UTC. `date_key` puts such dates in order.
-
-    Raises:
-        ValueError: it is none of them. A week is one of its days only with the day's number.
-    """
-    if not isinstance(text, str):
-        raise ValueError(f"a date is a text as 2026-03-01 or 2026-03-01T10:00:00+02:00, not {text!r}")
-    try:
-        if _YEAR_OR_MONTH.fullmatch(text):
-            return date.fromisoformat(f"{text}-01-01"[: len("2026-03-01")]).isoformat()[: len(text)]
-        if _WEEK.fullmatch(text) or (text.isdigit() and len(text) > len("20260301")):
-            raise ValueError("a week, or digits in which any one may stand between day and time")
-        if len(text) <= len("2026-W09-7"):
-            return date.fromisoformat(text).isoformat()
-        moment = datetime.fromisoformat(text)
-        in_utc = (moment.astimezone(UTC) if moment.tzinfo else moment).replace(tzinfo=None)
-        offset = moment.utcoffset()
-        # A zone with seconds, as before 1900, is one that no other program reads.
-        has_zone = offset is not None and offset and not offset % timedelta(minutes=1)
-        return (moment if has_zone else in_utc).isoformat()
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{text!r} is not a date; write it as 2026-03-01 or 2026-03-01T10:00:00+02:00") from error
-
-
-def date_key(date: str) -> str:
-    """A text that sorts as a date of `normal_date` does: a moment in UTC; a year, a month or a day as it is."""
-    moment = datetime.fromisoformat(date) if len(date) > len("2026-03-01") else None
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat() if moment and moment.tzinfo else date
 
 
 def is_unicode(text: str) -> bool:

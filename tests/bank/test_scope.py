@@ -19,8 +19,9 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog, StoredDocument
 from memspan.bank.edits import NewSource, Written
 from memspan.bank.scope import EVERYTHING, OPERATORS, Scope, parse_expressions
+from memspan.dates import date_key, normal_date
 from memspan.errors import FilterError, MemspanError
-from memspan.types import JSON, Document, date_key, normal_date
+from memspan.types import JSON, Document
 
 NAMESPACE = "default"
 ADDED = "2026-03-01T10:00:00"

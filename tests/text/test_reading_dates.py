@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import document, found
 
+from memspan.dates import normal_date
 from memspan.text.dates import find_date, read_date
-from memspan.types import Document, Skipped, normal_date
+from memspan.types import Document, Skipped
 
 READ: list[tuple[Any, str]] = [
     # ISO 8601 of every precision

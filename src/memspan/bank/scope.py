@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from memspan.bank.dates import compared
+from memspan.dates import date_key, normal_date
 from memspan.errors import FilterError
-from memspan.types import JSON, date_key, is_unicode, normal_date
+from memspan.types import JSON, is_unicode
 
 EFFECTIVE_DATE = "coalesce(s.date, s.added_at)"
 """A document's date, or else the time it was added; `s` is the table of sources."""
@@ -19,8 +21,6 @@ _COLUMNS = {"external_id": "s.external_id", "title": "s.title"}
 _ORDERINGS = ("<", "<=", ">", ">=")
 OPERATORS = ("==", "!=", *_ORDERINGS, "in", "not in", "contains", "exists")
 _MOST_CONDITIONS = 200
-_DAY_LENGTH = len("2026-03-01")
-_FULL_LENGTH = len("2026-03-01T10:00:00.000000")
 _EXPRESSION = re.compile(r"^\s*(?P<field>[^=!<>]+?)\s*(?P<operator>==?|!=|<=|>=|<|>)\s*(?P<value>.*?)\s*$", re.DOTALL)
 
 Condition = tuple[str, tuple[Any, ...]]
@@ -178,12 +178,7 @@ def _until(date: str, bound: str | None) -> str:
     if bound is None:
         return "TRUE"
     key = date_key(bound)
-    to_same = f"substr({date}, 1, {len(key)}) <= substr('{key}', 1, length({date}))"
-    if len(key) <= _DAY_LENGTH:
-        return to_same
-    width = _FULL_LENGTH if "." in key else len(key)
-    in_utc = f"substr({_in_utc(date)}, 1, {width}) <= '{key}'"
-    return f"CASE WHEN length({date}) <= {_DAY_LENGTH} THEN {to_same} ELSE {in_utc} END"
+    return compared(date, "<=", f"'{key}'", key, is_whole_second=True)
 
 
 EVERYTHING = Scope()
@@ -346,24 +341,8 @@ def _date_condition(operator: str, value: Any) -> Condition:
         raise FilterError(f"the filter on 'date' needs a date as in '2026-03-01', not {value!r}")
     if operator == "contains":
         raise FilterError("the filter on 'date' cannot use contains; use >= and <=")
-    sql = _compared_dates(operator, "?", is_moment=len(bound) > _DAY_LENGTH)
+    sql = compared(EFFECTIVE_DATE, operator, "?", bound)
     return sql, (bound,) * sql.count("?")
-
-
-def _compared_dates(operator: str, bound: str, is_moment: bool) -> str:
-    """SQL that compares the date with a bound, to the precision of the coarser one; the bound is in UTC."""
-    date = EFFECTIVE_DATE
-    to_same = f"substr({date}, 1, length({bound})) {operator} substr({bound}, 1, length({date}))"
-    if not is_moment:
-        return to_same
-    return f"CASE WHEN length({date}) <= {_DAY_LENGTH} THEN {to_same} ELSE {_in_utc(date)} {operator} {bound} END"
-
-
-def _in_utc(date: str) -> str:
-    """SQL for `memspan.types.date_key` of a moment."""
-    to_second = f"strftime('%Y-%m-%dT%H:%M:%S', substr({date}, 1, 19) || substr({date}, -6))"
-    has_zone = f"{date} GLOB '*[+-][0-9][0-9]:[0-9][0-9]'"
-    return f"CASE WHEN {has_zone} THEN {to_second} || substr({date}, 20, length({date}) - 25) ELSE {date} END"
 
 
 def _text_condition(field: str, column: str, operator: str, value: Any) -> Condition:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from memspan.dates import date_key
 from memspan.errors import QuestionError
 from memspan.generate.decode import context_room
 from memspan.generate.finder import passages_of
 from memspan.model.convert import LoadedModel
 from memspan.text.template import Context
-from memspan.types import Evidence, Turn, date_key
+from memspan.types import Evidence, Turn
 
 
 class FittedContext(NamedTuple):

@@ -22,12 +22,13 @@ from memspan.bank.ledger import FileReader
 from memspan.bank.scope import Scope
 from memspan.bank.sync import Sync, SyncReport
 from memspan.bank.texts import PATIENCE, Changes
+from memspan.dates import normal_date
 from memspan.errors import BankBusy, DuplicateDocument, FilterError
 from memspan.generate.calls import named_options
 from memspan.model.convert import LoadedModel
 from memspan.text.corpus import ReadProgress, found_documents, found_files
 from memspan.text.readers import ReadOptions
-from memspan.types import JSON, AddReport, Document, Skipped, Version, normal_date
+from memspan.types import JSON, AddReport, Document, Skipped, Version
 
 _ADD_OPTIONS = sorted((add_documents.__kwdefaults__ or {}).keys() - {"namespace"})
 _READ_OPTIONS = tuple(field.name for field in fields(ReadOptions))

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta, timezone
 from email.utils import parsedate_tz
 
+from memspan.dates import normal_date
 from memspan.text.readers.formats import find_key
-from memspan.types import JSON, normal_date
+from memspan.types import JSON
 
 DATE_KEYS = (
     "date",
@@ -55,7 +56,7 @@ _SMALLEST_EPOCH = 10**8
 
 
 def read_date(value: JSON) -> str:
-    """A date as `memspan.types.normal_date` has it, from any form that can mean one thing only.
+    """A date as `memspan.dates.normal_date` has it, from any form that can mean one thing only.
 
     These are ISO 8601 (also `2024`, `2024-03`, `2024-W09-5`), year first with other separators, day and month in
     figures where one of them is above 12, English names of months, RFC 2822, and epoch seconds, milliseconds,

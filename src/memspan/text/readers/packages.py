@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memspan.dates import normal_date
 from memspan.text.readers.formats import SAVED_KEY, Content, Unreadable, damage_named
-from memspan.types import JSON, normal_date
+from memspan.types import JSON
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
