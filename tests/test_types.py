@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -116,6 +117,10 @@ def test_any_text_is_a_date_in_normal_form_or_refused(text: str) -> None:
         ({"metadata": {"p": {1, 2}}}, "the metadata of document 'a' are not JSON"),
         ({"metadata": {"p": ["\0"]}}, "the metadata of document 'a' hold NUL characters"),
         ({"metadata": {"\0": 1}}, "the metadata of document 'a' hold NUL characters"),
+        (
+            {"metadata": {"p": json.loads("[" * 101 + "]" * 101)}},
+            "the metadata of document 'a' are nested more than 100",
+        ),
         ({"metadata": {"p": "\ud800"}}, "the metadata of document 'a' hold NUL characters or lone surrogates"),
     ],
 )

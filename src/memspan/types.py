@@ -23,6 +23,9 @@ _WEEK = re.compile(r"\d{4}-?W\d{2}")
 NEVER = "never"
 """What `expires` is of a document that is to have no expiry any more."""
 
+_DEEPEST = 100
+"""Objects and arrays within each other: SQLite reads no more than a thousand, and people write fewer than ten."""
+
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
 
@@ -80,6 +83,8 @@ class Document:
             text = json.dumps(dict(self.metadata), ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"the metadata of document {self.external_id!r} are not JSON: {error}") from error
+        if text.count("[") + text.count("{") > _DEEPEST and _is_deeper(dict(self.metadata), _DEEPEST):
+            raise ValueError(f"the metadata of document {self.external_id!r} are nested more than {_DEEPEST} deep")
         if not is_unicode(text) or "\\u0000" in text:
             raise ValueError(f"the metadata of document {self.external_id!r} hold NUL characters or lone surrogates")
 
@@ -92,6 +97,11 @@ class Document:
     def text_hash(self) -> str:
         """sha256 over what is encoded, title and text; with an equal one, latents need not be computed again."""
         return _sha256([self.title, self.text])
+
+
+def _is_deeper(value: JSON, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deeper(one, levels - 1) for one in inner)
 
 
 def _sha256(values: JSON) -> str:
@@ -112,8 +122,8 @@ def normal_date(text: str) -> str:
     try:
         if _YEAR_OR_MONTH.fullmatch(text):
             return date.fromisoformat(f"{text}-01-01"[: len("2026-03-01")]).isoformat()[: len(text)]
-        if _WEEK.fullmatch(text):
-            raise ValueError("a week")
+        if _WEEK.fullmatch(text) or (text.isdigit() and len(text) > len("20260301")):
+            raise ValueError("a week, or digits in which any one may stand between day and time")
         if len(text) <= len("2026-W09-7"):
             return date.fromisoformat(text).isoformat()
         moment = datetime.fromisoformat(text)
@@ -254,6 +264,8 @@ class Evidence:
             it, or None where the selector does not route.
         metadata: as the caller gave it.
         date: the document's date, or the time it was added.
+        pages: numbers, from 1, of the pages that `text` stands on (of slides or sheets, where the source has those);
+            none of a source without pages.
     """
 
     document_id: int
@@ -265,6 +277,7 @@ class Evidence:
     layers: int | None
     metadata: Mapping[str, JSON]
     date: str
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

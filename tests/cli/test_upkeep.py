@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from command import failed, memspan
+from helpers import make_first_index
 
 from memspan.bank.bank import MemoryBank
+from memspan.bank.texts import TextBank
 from memspan.model.convert import convert
 
 OTTER, HERON, LYNX = "notes/otter.txt", "notes/heron.md", "notes/lynx.txt"
@@ -118,6 +121,19 @@ def test_namespaces_of_the_command_line_do_not_see_each_other(bank: Path, tmp_pa
     assert "no document" in failed("rm", bank, secret)
     assert "namespace 'eve'" in memspan("ask", bank, "otter", "-n", "eve").err
     assert memspan("info", bank, "--json").json["namespaces"] == ["bob", "default"]
+
+
+def test_reindex_makes_an_older_full_text_index_anew(bank: Path, no_model: None) -> None:
+    assert memspan("info", bank, "--json").json["full_text"] == "current"
+    with closing(TextBank.open(bank)) as opened:
+        make_first_index(opened.catalog)
+    assert f"memspan reindex {bank}" in memspan("info", bank, "--json").json["full_text"]
+    before = searched(bank, "otters", "--selector", "lexical")
+    values = memspan("reindex", bank, "--json").json
+    assert values["documents"] > 1 and values["full_text"].startswith("terms ")
+    assert memspan("info", bank, "--json").json["full_text"] == "current"
+    assert searched(bank, "otters", "--selector", "lexical") == before != []
+    assert clean(bank)
 
 
 def test_compact_tells_what_it_freed(bank: Path, no_model: None) -> None:

@@ -79,7 +79,7 @@ def write_pdf(path: Path, pages: list[str], title: str = "", password: str = "")
 # Texts ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.TEXT", "a.rst", "a.py", "Makefile"])
+@pytest.mark.parametrize("name", ["a.txt", "a.TEXT", "a.rst", "a.yaml", "Makefile"])
 def test_a_text_file_is_kept_verbatim(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, " One\r\ntwo \n")
     title = path.stem
@@ -195,7 +195,7 @@ def test_html_becomes_the_text_on_the_screen(tmp_path: Path) -> None:
 
 def test_pdf_pages_are_joined_and_counted(tmp_path: Path) -> None:
     document = read_document(write_pdf(tmp_path / "a.pdf", ["Hello memory", "Second page"], title="The paper"))
-    assert document.text == "Hello memory\n\nSecond page"
+    assert document.text == "Hello memory\n\n\fSecond page"
     assert document.title == "The paper"
     assert document.metadata == {"path": "a.pdf", "pages": 2}
 
@@ -205,7 +205,10 @@ def test_a_pdf_without_metadata_is_titled_by_its_first_line(tmp_path: Path) -> N
 
 
 def test_an_encrypted_pdf_is_skipped(tmp_path: Path) -> None:
-    assert skip_reason(write_pdf(tmp_path / "a.pdf", ["Hello"], password="secret")) == "encrypted PDF"
+    assert (
+        skip_reason(write_pdf(tmp_path / "a.pdf", ["Hello"], password="secret"))
+        == "encrypted PDF; save it without a password"
+    )
 
 
 def test_a_pdf_of_scans_is_skipped(tmp_path: Path) -> None:

@@ -64,8 +64,14 @@ class MemoryBank(TextBank):
         self._views: dict[str, _View] = {}
 
     @classmethod
-    def create(cls, folder: str | Path, manifest: Manifest, memory_budget: int | None = None) -> MemoryBank:
-        """Make an empty bank. For `memory_budget` see `open`.
+    def create(
+        cls,
+        folder: str | Path,
+        manifest: Manifest,
+        memory_budget: int | None = None,
+        gpu_memory_budget: int | None = None,
+    ) -> MemoryBank:
+        """Make an empty bank. For the budgets see `open`.
 
         Raises:
             BankError: the folder holds something already, or cannot be written.
@@ -76,10 +82,16 @@ class MemoryBank(TextBank):
                 edits.write_manifest(catalog, dataclasses.asdict(manifest))
         except OSError as error:
             raise BankError(f"cannot create a bank in {path}: {error}") from error
-        return cls.open(path, memory_budget)
+        return cls.open(path, memory_budget, gpu_memory_budget)
 
     @classmethod
-    def open_or_create(cls, folder: str | Path, manifest: Manifest, memory_budget: int | None = None) -> MemoryBank:
+    def open_or_create(
+        cls,
+        folder: str | Path,
+        manifest: Manifest,
+        memory_budget: int | None = None,
+        gpu_memory_budget: int | None = None,
+    ) -> MemoryBank:
         """Open a bank, which is made where there is none; of several processes that begin at once, by one of them.
 
         Raises:
@@ -89,26 +101,29 @@ class MemoryBank(TextBank):
         deadline = time.monotonic() + _MAKING_SECONDS
         while not cls.exists(folder):
             try:
-                return cls.create(folder, manifest, memory_budget)
+                return cls.create(folder, manifest, memory_budget, gpu_memory_budget)
             except BankError as error:
                 is_being_made = isinstance(error, BankBusy) and time.monotonic() < deadline
                 if not (is_being_made or cls.exists(folder)):
                     raise
                 time.sleep(_MAKING_PAUSE)
-        return cls.open(folder, memory_budget)
+        return cls.open(folder, memory_budget, gpu_memory_budget)
 
     @classmethod
-    def open(cls, folder: str | Path, memory_budget: int | None = None) -> MemoryBank:
+    def open(
+        cls, folder: str | Path, memory_budget: int | None = None, gpu_memory_budget: int | None = None
+    ) -> MemoryBank:
         """Open an existing bank.
 
         Args:
             memory_budget: bytes that the process may hold, what it holds already included; see `Tiers`.
+            gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one.
 
         Raises:
             BankError: there is none, or it is damaged or of a newer format.
         """
         bank = super().open(folder)
-        bank.tiers = Tiers(memory_budget)
+        bank.tiers = Tiers(memory_budget, gpu_memory_budget)
         return bank
 
     def close(self) -> None:

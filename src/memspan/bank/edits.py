@@ -19,7 +19,7 @@ from memspan.bank.manifest import FORMAT_VERSION
 from memspan.bank.schema import seal
 from memspan.bank.scope import KEPT
 from memspan.bank.versions import SourceRows, forget_unused, reseal
-from memspan.bank.words import WordIndex
+from memspan.bank.words import WordIndex, outdated_namespaces
 from memspan.errors import BankError
 from memspan.text.template import part_text
 from memspan.types import Document, Span
@@ -67,7 +67,7 @@ def _change(catalog: Catalog) -> Iterator[int]:
 
 
 def upgrade(catalog: Catalog) -> None:
-    """Make a bank of format 2 one of this format; nothing happens to one that is."""
+    """Make a bank of format 2 one of this format, and full-text indexes of other rules anew; else nothing happens."""
     follow_format(catalog)
     if is_of_format_2(catalog):
         show_as_stored(catalog)
@@ -78,6 +78,8 @@ def upgrade(catalog: Catalog) -> None:
                 "UPDATE manifest SET value = json_set(value, '$.format_version', ?) WHERE key = ?",
                 (FORMAT_VERSION, STAGED_MANIFEST),
             )
+    for namespace in outdated_namespaces(catalog):
+        rebuild_words(catalog, namespace)
 
 
 def write_manifest(catalog: Catalog, values: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ AdapterOption = Annotated[
 ]
 FormatOption = Annotated[
     str | None,
-    typer.Option("--format", help="Read all files as this kind (an extension, as txt or csv), whatever their own."),
+    typer.Option("--format", help="Read all files as this kind (txt, csv, ...), whatever their extension."),
 ]
 EncodingOption = Annotated[
     str | None, typer.Option("--encoding", help="Of the text files, as cp1252 or gbk. Default: as each of them is.")
@@ -59,6 +59,13 @@ TextColumnOption = Annotated[
 ]
 TitleColumnOption = Annotated[
     str | None, typer.Option("--title-column", help="Key or column of a record's title. Default: title.")
+]
+OcrOption = Annotated[
+    bool,
+    typer.Option("--ocr", help="Recognise text in images and scanned PDFs, by an installed tesseract."),
+]
+OcrLanguageOption = Annotated[
+    str, typer.Option("--ocr-language", help="Of recognised text, as tesseract calls it: eng, deu+eng.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
 NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", help="Whose documents; no others are seen.")]
@@ -92,6 +99,10 @@ DtypeOption = Annotated[
 BudgetOption = Annotated[
     str | None,
     typer.Option("--memory-budget", help="Memory of the process, as 6GB. Default: all routing keys are kept in it."),
+]
+GPUBudgetOption = Annotated[
+    str | None,
+    typer.Option("--gpu-memory-budget", help="Of routing keys in a GPU's memory, as 6GB. Default: what is free there."),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Torch device. Default: a GPU if there is one.")]
 
@@ -146,8 +157,10 @@ def _reading(
     encoding: EncodingOption = None,
     text_column: TextColumnOption = None,
     title_column: TitleColumnOption = None,
+    ocr: OcrOption = False,
+    ocr_language: OcrLanguageOption = "eng",
 ) -> ReadingChoice:
-    return ReadingChoice(format, encoding, text_column, title_column)
+    return ReadingChoice(format, encoding, text_column, title_column, ocr, ocr_language)
 
 
 Model = Annotated[ModelChoice, OptionGroup(_model)]

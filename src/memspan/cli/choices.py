@@ -4,7 +4,7 @@ it is asked."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ class ModelChoice:
     device: str | None
     weights: str | None = None
     memory_budget: str | None = None
+    gpu_memory_budget: str | None = None
 
     def load(self, *banks: Path) -> LoadedModel:
         """The model; where none was named, that of the first of these banks that there is."""
@@ -67,9 +68,11 @@ class ReadingChoice:
     encoding: str | None
     text_column: str | None
     title_column: str | None
+    ocr: bool
+    ocr_language: str
 
     @property
     def options(self) -> ReadOptions:
         from memspan.text.readers import ReadOptions
 
-        return ReadOptions(self.format, self.encoding, self.text_column, self.title_column)
+        return ReadOptions(**asdict(self))

@@ -16,6 +16,7 @@ from memspan.cli.app import (
     BankArgument,
     BudgetOption,
     ExpiryOptions,
+    GPUBudgetOption,
     InstalledOption,
     JsonOption,
     Model,
@@ -91,7 +92,8 @@ def _layer_list(layers: str | None) -> list[int] | None:
 def add(
     bank: BankArgument,
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Files ({formats}) and folders; - reads standard input.")
+        list[Path] | None,
+        typer.Argument(help="Files ({formats}; see docs/files.md) and folders; - reads standard input."),
     ] = None,
     installed: InstalledOption = False,
     namespace: NamespaceOption = "default",
@@ -246,6 +248,7 @@ def ask(
     stop: Annotated[list[str] | None, typer.Option(help="String that ends an answer; may be repeated.")] = None,
     weights: WeightsOption = None,
     memory_budget: BudgetOption = None,
+    gpu_memory_budget: GPUBudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from a bank, with evidence."""
@@ -269,7 +272,8 @@ def ask(
         as_of=scope.as_of,
         known_at=scope.known_at,
     )
-    model = dataclasses.replace(model, weights=weights, memory_budget=memory_budget)
+    budgets = {"memory_budget": memory_budget, "gpu_memory_budget": gpu_memory_budget}
+    model = dataclasses.replace(model, weights=weights, **budgets)
     with model.open(bank, scope.namespace) as memory:
         if selector is None and not memory.loaded.model.config.router_trained:
             render.err.print("note: this model's router is untrained; documents are chosen by full-text search")

@@ -18,7 +18,7 @@ from memspan.types import AddReport, Answer, Evidence, LayerRouting, Round
 
 if TYPE_CHECKING:
     from memspan.bank.texts import TextBank
-    from memspan.generate.summarize import Summary
+    from memspan.generate.summarize import Source, Summary
     from memspan.text.corpus import Skipped
 
 
@@ -160,22 +160,29 @@ def summary(found: Summary) -> None:
     """Statements with their documents, and what was read."""
     for one in found.statements:
         out.print(one.text)
-        sources = "; ".join(
-            f"[{source.document_id}] {one_line(source.title or source.external_id)}" for source in one.sources
-        )
-        out.print(f"  {sources}  ({one.support:.0%} of its words)")
+        out.print(f"  {'; '.join(map(_cited, one.sources))}  ({one.support:.0%} of its words)")
     out.print(
         f"{found.num_documents} documents read in {found.num_batches} batches, {found.num_cited} of them cited; "
         f"{found.num_unsupported} statements left out that no document supports"
     )
 
 
+def _cited(source: Source) -> str:
+    from memspan.text.paging import page_label
+
+    pages = f" ({page_label(source.pages)})" if source.pages else ""
+    return f"[{source.document_id}] {one_line(source.title or source.external_id)}{pages}"
+
+
 def evidence_line(place: int, item: Evidence) -> str:
     """One document of the evidence: place, permanent id, title, where it is from, score."""
+    from memspan.text.paging import page_label
+
     routed = "" if item.layers is None else f", {item.layers} MSA layers"
     title = one_line(item.title or " ".join(item.text[:60].split()))
     where = f"{one_line(item.external_id)}[{item.span.start}:{item.span.end}]"
-    return f"{place}. [{item.document_id}] {title}  ({where}, {item.date[:10]}, score {item.score:.2f}{routed})"
+    pages = f", {page_label(item.pages)}" if item.pages else ""
+    return f"{place}. [{item.document_id}] {title}  ({where}{pages}, {item.date[:10]}, score {item.score:.2f}{routed})"
 
 
 class AddProgress:

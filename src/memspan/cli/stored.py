@@ -17,6 +17,7 @@ from memspan.cli.app import (
     BankArgument,
     BudgetOption,
     ExpiryOptions,
+    GPUBudgetOption,
     IdOption,
     JsonOption,
     Model,
@@ -70,6 +71,7 @@ def search(
     limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 10,
     min_score: Annotated[float | None, typer.Option(help="Leave out what scores less, 0 to 1.")] = None,
     memory_budget: BudgetOption = None,
+    gpu_memory_budget: GPUBudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find documents for a question, without answering it."""
@@ -84,7 +86,8 @@ def search(
     else:
         check_bank(bank)
         where = scope.where
-        with dataclasses.replace(model, memory_budget=memory_budget).open(bank, scope.namespace) as memory:
+        model = dataclasses.replace(model, memory_budget=memory_budget, gpu_memory_budget=gpu_memory_budget)
+        with model.open(bank, scope.namespace) as memory:
             options = {"selector": selector, "limit": limit, "min_score": min_score}
             times = {"as_of": scope.as_of, "known_at": scope.known_at}
             found = memory.search(question, where=where, **options, **times)
@@ -157,14 +160,25 @@ def info(
     from memspan.bank.ledger import Ledger
     from memspan.bank.remembered import remembered
     from memspan.bank.texts import TextBank
+    from memspan.bank.words import outdated_namespaces
 
     if TextBank.exists(path):
         with open_texts(path) as bank:
             counts, manifest = dataclasses.asdict(bank.catalog.counts()), dataclasses.asdict(bank.manifest)
             namespaces, names = bank.catalog.namespaces(), remembered(bank.catalog)
+            is_old = bool(outdated_namespaces(bank.catalog))
             stale = sum(len(Ledger(bank.catalog, namespace).stale()) for namespace in namespaces)
         made_with = {} if names is None else dataclasses.asdict(names)
-        values = {"bank": str(path), "namespaces": namespaces, "stale_files": stale, **counts, **manifest, **made_with}
+        full_text = f"made by other rules; renew it with: memspan reindex {path}" if is_old else "current"
+        values = {
+            "bank": str(path),
+            "namespaces": namespaces,
+            "stale_files": stale,
+            **counts,
+            "full_text": full_text,
+            **manifest,
+            **made_with,
+        }
     elif (path / "config.json").is_file():
         values = checkpoint_info(path)
     else:
@@ -290,7 +304,7 @@ def update(
     fields = _fields(set_fields or [], unset or []) or None
     given = {"text": text, "title": title, "metadata": fields, "date": date, "expires": expiry, "pinned": pin}
     if all(value is None for value in given.values()):
-        options = "--title, --date, --set KEY=VALUE, --unset KEY, --expires, --ttl, --pin or --unpin"
+        options = "--title, --date or --set KEY=VALUE; or --unset KEY, --expires, --ttl, --pin, --unpin"
         raise MemspanError(f"nothing to update; name a FILE, {options}")
     from memspan.bank.texts import Changes
 

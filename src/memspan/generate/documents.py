@@ -101,7 +101,7 @@ class DocumentStore:
             TypeError: a text or a document was given where a list of them is wanted, or something else in the list.
             ValueError: a list has another length, an id stands twice in `ids`, what was given can be no document, or
                 there is no such moment or duration. Of a list, nothing is added then.
-            DuplicateDocument: see `existing`; or two documents that differ have one id (of a list nothing is added then).
+            DuplicateDocument: see `existing`; or two documents that differ have one id. Of a list, nothing is added.
         """
         given = documents_of(documents, ids=ids, metadatas=metadatas, titles=titles, dates=dates)
         expiry = expiry_of(expires, ttl)
@@ -116,13 +116,14 @@ class DocumentStore:
         """Remember files and folders, as `memspan add` does. What could not be read is in the report's `skipped`.
 
         Args:
-            paths: of txt, md, rst, html, pdf, csv, tsv and jsonl files, and of folders that hold them. A document's id
+            paths: of files (docs/files.md says of which types), and of folders that hold them. A document's id
                 is the name of the folder that was given (of a file, of its own folder) and the path from there.
-            options: as for `add`; and `format`, `encoding`, `text_column` and `title_column`, which say how the files
-                are read (see `memspan.text.readers.formats.ReadOptions`).
+            options: as for `add`; and `format`, `encoding`, `text_column`, `title_column`, `ocr` and `ocr_language`,
+                which say how the files are read (see `memspan.text.readers.formats.ReadOptions`).
 
         Raises:
-            CorpusError: a path does not exist, or an encoding is unknown; nothing is added then.
+            CorpusError: a path does not exist, an encoding is unknown, or tesseract is not there; nothing is added
+                then.
             UnknownName: there is no such format.
         """
         if not paths or not all(isinstance(path, str | Path) for path in paths):

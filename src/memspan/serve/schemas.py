@@ -115,6 +115,7 @@ class EvidenceOut(Out):
     span: Span
     score: float
     layers: int | None = Field(description="MSA layers that attended to it.")
+    pages: list[int] = Field(description="Pages, from 1, that the text stands on; none of a memory without pages.")
     metadata: dict[str, JsonValue]
     date: str
 

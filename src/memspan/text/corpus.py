@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -13,29 +14,37 @@ from typing import Any, TextIO
 
 from memspan.errors import CorpusError
 from memspan.text.dates import find_date
+from memspan.text.definitions import CODE_KEY
 from memspan.text.folders import FoundFile, Given, Roots
+from memspan.text.progress import ReadProgress, size_of
 from memspan.text.readers import (
     AS_FOUND,
     REMEDY,
     BadRecord,
     Content,
+    Part,
     ReadOptions,
     Record,
     Unreadable,
     decode,
     find_key,
     holds_records,
+    is_filled,
     is_supported,
     is_text,
     no_text,
     parse_json_object,
     read_content,
     read_json_lines,
+    read_parts,
     read_records,
+    why_unsupported,
 )
+from memspan.text.readers.formats import SAVED_KEY
 from memspan.text.readers.opening import LONGEST_TEXT, MIB
 from memspan.types import JSON, Document, Skipped
 
+_CONTENT = 2**64 - 1
 _ID_KEYS = ("external_id", "id")
 
 _DATE_LINE = re.compile(r"^[\s*_]*date[*_]*:[\s*_\"']*(?P<date>[^*_\"'\n]*\d{4}[^*_\"'\n]*?)[\s*_\"']*$", re.IGNORECASE)
@@ -44,52 +53,7 @@ _NUM_LINES_WITH_DATE = 10
 _LONGEST_STREAM = LONGEST_TEXT
 """Bytes of standard input, which is read whole before it is known what it holds."""
 _LONGEST_TITLE = 100
-
-
-class ReadProgress:
-    """How far the files of some paths are read, and an estimate of the text in them.
-
-    Attributes:
-        characters: of the documents read so far.
-    """
-
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._paths = tuple(paths)
-        self.characters = self._bytes_before = self._position = 0
-        self._total_bytes: int | None = None
-        self._is_done = False
-
-    def at(self, position: int) -> None:
-        """So many bytes are read of the file that is being read."""
-        self._position = position
-
-    def next_file(self) -> None:
-        self._bytes_before, self._position = self._bytes_before + self._position, 0
-
-    def done(self) -> None:
-        self._is_done = True
-
-    def total_characters(self) -> float | None:
-        """Of all documents, if the bytes not read yet hold as many as those that are; None before anything is read."""
-        if self._is_done:
-            return self.characters
-        if self._total_bytes is None:
-            self._total_bytes = sum(map(_size, self._files()))
-        num_bytes = self._bytes_before + self._position
-        return self.characters * max(1.0, self._total_bytes / num_bytes) if num_bytes else None
-
-    def _files(self) -> Iterator[Path]:
-        for path in self._paths:
-            for file in Given.of(path).files():
-                if not isinstance(file, Skipped) and (file.alone or is_supported(file.path)):
-                    yield file.path
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+_MAX_DEPTH = 5  # of files in files (an attachment of a mail in an archive ...)
 
 
 def read_paths(
@@ -158,12 +122,12 @@ def read_file(
     if is_meant(file, options):
         yield from _read_file(path, name, relative, reading, options)
     else:
-        yield Skipped(str(path), f"unsupported file type {path.suffix or '(no extension)'}")
+        yield Skipped(str(path), why_unsupported(path, options))
 
 
 def is_meant(file: FoundFile, options: ReadOptions) -> bool:
     """Whether a file is read: it was named itself, or its format is known."""
-    return file.alone or bool(options.format) or is_supported(file.path)
+    return file.alone or bool(options.format) or is_supported(file.path, options)
 
 
 def _read_file(
@@ -173,35 +137,73 @@ def _read_file(
         yield Skipped(os.fsencode(path).decode(errors="backslashreplace"), "the file's name is not UTF-8")
         return
     reading.next_file()
-    metadata: dict[str, JSON] = {"path": relative}
+    yield from _read_opened(path, name, str(path), {"path": relative}, options, reading.at)
+    reading.at(size_of(path))
+
+
+def _read_opened(
+    path: Path,
+    name: str,
+    source: str,
+    metadata: Mapping[str, JSON],
+    options: ReadOptions,
+    at: Callable[[int], object] = lambda position: None,
+    depth: int = 0,
+) -> Iterator[Document | Skipped]:
+    """Yield what a file on disk holds, also one that comes out of another.
+
+    Args:
+        source: what a `Skipped` names.
+        depth: how many files it comes out of.
+    """
     date = _date_of_name(path.name)
     try:
-        if holds_records(path, options):
-            records = read_records(path, reading.at, options)
-            yield from _documents_of_records(records, name, str(path), metadata, date, options)
+        parts = read_parts(path, options)
+        if parts is not None:
+            for part in parts:
+                yield from _read_part(part, name, source, metadata, options, depth)
+        elif holds_records(path, options):
+            records = read_records(path, at, options)
+            yield from _documents_of_records(records, name, source, metadata, date, options)
         else:
-            content = read_content(path, options)
-            reading.at(_size(path))
-            yield from _documents_of_content(content, name, path, metadata, date)
+            yield from _documents_of_content(read_content(path, options), name, source, path.stem, metadata, date)
     except Unreadable as error:
-        yield Skipped(str(path), str(error))
+        yield Skipped(source, str(error))
+
+
+def _read_part(
+    part: Part, name: str, source: str, metadata: Mapping[str, JSON], options: ReadOptions, depth: int
+) -> Iterator[Document | Skipped]:
+    """Yield what a part of a file holds, under the name `FILE/PART`."""
+    if part.name:
+        name, source = f"{name}/{part.name}", f"{source}/{part.name}"
+    if isinstance(part.content, Content):
+        yield from _documents_of_content(part.content, name, source, part.name, metadata, None)
+    elif isinstance(part.content, Unreadable):
+        yield Skipped(source, str(part.content))
+    elif depth == _MAX_DEPTH:
+        yield Skipped(source, "too deep in other files; unpack them")
+    else:
+        yield from _read_opened(part.content, name, source, metadata, options, depth=depth + 1)
 
 
 def _documents_of_content(
-    content: Content, name: str, path: Path, metadata: Mapping[str, JSON], date: str | None
+    content: Content, name: str, source: str, stem: str, metadata: Mapping[str, JSON], date: str | None
 ) -> Iterator[Document | Skipped]:
-    """The document of a file that is one: dated by its metadata, or a line `Date: ...`, or else by its name."""
-    title = content.title or _title_line(content.text) or path.stem
+    """The document of a file that is one: dated by its metadata, or a line `Date: ...`, or its name, or else by when it
+    was saved. Source code has its path as title; anything else that has none its first line, or `stem`."""
+    title = name if CODE_KEY in content.metadata else content.title or _title_line(content.text) or stem
     values = dict(content.metadata)
     key, own_date, problem = find_date(values)
     if key is None:
         _, own_date, problem = find_date({"date": _date_line(content.text)})
     if key == "date" and own_date:
         del values[key]
-    date = own_date if own_date or problem else date
-    yield _document(name, content.text, " ".join(title.split()), {**metadata, **values}, date, str(path))
+    saved = values.get(SAVED_KEY)
+    date = own_date if own_date or problem else date or (saved if isinstance(saved, str) else None)
+    yield _document(name, content.text, " ".join(title.split()), {**metadata, **values}, date, source)
     if problem:
-        yield Skipped(str(path), problem)
+        yield Skipped(source, problem)
 
 
 def _documents_of_records(
@@ -264,7 +266,7 @@ def _documents_of_record(
         yield _without_text(where, options)
         return
     text = str(values.pop(text_key))
-    id_key = find_key(values, _ID_KEYS, lambda value: type(value) is int or (isinstance(value, str) and value.strip()))
+    id_key = find_key(values, _ID_KEYS, lambda value: type(value) is int or is_filled(value))
     external_id = _place(name, record) if id_key is None else str(values.pop(id_key))
     title_key = find_key(values, options.title_keys, lambda value: isinstance(value, str))
     title = "" if title_key is None else str(values.pop(title_key)).strip()
@@ -366,16 +368,27 @@ def _decoded_stream(stream: TextIO, options: ReadOptions) -> tuple[str, dict[str
 def found_documents(skipped: list[Skipped], *sources: Iterable[Document | Skipped]) -> Iterator[Document]:
     """The documents of all sources; what cannot be read is collected in `skipped`.
 
-    So is a second document of one external id: adding it would replace the first.
+    An id is of one document: the same one again is passed over, and one with other content is collected there, too,
+    with the places of both among all that were read.
     """
-    seen: set[int] = set()  # hashes, so that a million ids stay small
+    seen: dict[int, int] = {}  # hashes of ids, with place and hash of the content, so that a million stay small
+    number = 0
     for source in sources:
         for found in source:
             if isinstance(found, Skipped):
                 skipped.append(found)
-            elif hash(found.external_id) in seen:
-                where = str(found.metadata.get("path", found.external_id))
-                skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
-            else:
-                seen.add(hash(found.external_id))
+                continue
+            number += 1
+            known = seen.setdefault(hash(found.external_id), number << 64 | _content(found))
+            if known >> 64 == number:
                 yield found
+            elif known & _CONTENT != _content(found):
+                where = str(found.metadata.get("path", found.external_id))
+                reason = f"document {number} has the id {found.external_id!r} as document {known >> 64}, and differs"
+                skipped.append(Skipped(where, f"{reason}; the first is kept: give one of them another id"))
+
+
+def _content(document: Document) -> int:
+    """A hash of all that a document says, in 64 bits. Which file it is from is no content."""
+    said = {key: value for key, value in document.metadata.items() if key != "path"}
+    return hash((document.title, document.text, document.date, json.dumps(said, sort_keys=True))) & _CONTENT

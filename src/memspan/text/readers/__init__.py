@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TextIO, TypeVar, cast
 
-from memspan.text.readers import pages, pdf, texts  # noqa: F401  (they register their formats)
+from memspan.text.readers import pages, source, texts  # noqa: F401  (they register their formats)
+from memspan.text.readers.chats import chat_format
 from memspan.text.readers.encodings import Encoding
 from memspan.text.readers.formats import (
     AS_FOUND,
@@ -21,16 +22,30 @@ from memspan.text.readers.formats import (
     Content,
     DecodedText,
     OneText,
+    Part,
     ReadOptions,
     Record,
     Records,
+    Several,
     Unreadable,
     find_key,
+    is_filled,
     is_text,
 )
 from memspan.text.readers.json_files import items_of, parse_json_object, read_json_lines, wrapped
-from memspan.text.readers.opening import OPENERS, bounded_lines, decode, named_failures, open_text, pieces, read_text
+from memspan.text.readers.opening import (
+    OPENERS,
+    bounded_lines,
+    decode,
+    long_name,
+    named_failures,
+    open_text,
+    pieces,
+    read_text,
+)
+from memspan.text.readers.signatures import IMAGES
 from memspan.text.readers.tables import DELIMITERS, read_table
+from memspan.text.readers.unpacking import unpacked
 from memspan.types import JSON
 
 __all__ = [
@@ -41,32 +56,55 @@ __all__ = [
     "Content",
     "DecodedText",
     "OneText",
+    "Part",
     "ReadOptions",
     "Record",
     "Records",
+    "Several",
     "Unreadable",
     "decode",
+    "extension",
     "find_key",
     "holds_records",
+    "is_filled",
     "is_supported",
     "is_text",
     "no_text",
     "parse_json_object",
     "read_content",
     "read_json_lines",
+    "read_parts",
     "read_records",
     "read_rows",
+    "why_unsupported",
 ]
 
 REMEDY = "name the one that holds it with --text-column"
 
 _EMPTY = "empty"
-F = TypeVar("F", OneText, DecodedText, Records)
+_REMEDIES = {
+    "doc": "; save it as .docx",
+    "ppt": "; save it as .pptx",
+    "msg": "; save it as .eml",
+    "7z": "; unpack it",
+    "rar": "; unpack it",
+}
+F = TypeVar("F", OneText, DecodedText, Records, Several)
 
 
-def is_supported(path: Path) -> bool:
+def is_supported(path: Path, options: ReadOptions = AS_FOUND) -> bool:
     """Whether the extension is one of the known formats."""
-    return _extension(path) in FORMATS
+    kind = extension(path)
+    return kind in FORMATS or (options.ocr and kind in IMAGES)
+
+
+def why_unsupported(path: Path, options: ReadOptions = AS_FOUND) -> str:
+    """Why a file of a folder is not read, by its name; empty where it is."""
+    if is_supported(path, options):
+        return ""
+    kind = extension(path)
+    remedy = " (an image); --ocr reads the text in it" if kind in IMAGES else _REMEDIES.get(kind, "")
+    return f"unsupported file type {path.suffix or '(no extension)'}{remedy}"
 
 
 def holds_records(path: Path, options: ReadOptions = AS_FOUND) -> bool:
@@ -82,10 +120,38 @@ def read_content(path: Path, options: ReadOptions = AS_FOUND) -> Content:
     """
     with named_failures():
         one_text = _format(path, OneText, options)
-        content = one_text.read(path) if one_text else _read_decoded(path, options)
+        kind = extension(path) if options.ocr and options.format is None else ""
+        if one_text or kind in IMAGES:
+            with unpacked(path) as plain:
+                content = _read_recognised(plain, kind, options) or cast(OneText, one_text).read(plain)
+        else:
+            content = _read_decoded(path, options)
     if not content.text.strip():
         raise Unreadable(_EMPTY)
     return content
+
+
+def _read_recognised(path: Path, kind: str, options: ReadOptions) -> Content | None:
+    """A file whose text is to be recognised; None of another."""
+    if kind != "pdf" and kind not in IMAGES:
+        return None
+    from memspan.text.readers import ocr
+
+    return (ocr.read_pdf if kind == "pdf" else ocr.read_image)(path, options.ocr_language)
+
+
+def read_parts(path: Path, options: ReadOptions = AS_FOUND) -> Iterator[Part] | None:
+    """The documents and files in a file of several; None where it is not one.
+
+    The iterator raises `Unreadable` where the rest of the file cannot be read.
+    """
+    several = _format(path, Several, options) or (chat_format(path) if options.format is None else None)
+    return None if several is None else _parts(several, path, options)
+
+
+def _parts(several: Several, path: Path, options: ReadOptions) -> Iterator[Part]:
+    with named_failures(), unpacked(path) as plain:
+        yield from several.read(plain, options)
 
 
 def _read_decoded(path: Path, options: ReadOptions) -> Content:
@@ -110,14 +176,15 @@ def read_records(
     records = _format(path, Records, options)
     assert records is not None, "holds_records says which files have records"
     with named_failures(), path.open("rb") as file, open_text(file, path, options) as (text, encoding):
-        is_first = True
+        is_first, guessed = True, _guessed(encoding)
         for record in _records(records, text, options):
             at(file.tell())
             if is_first and records.is_table and isinstance(record, Record):
                 _check_columns(record, options)
             is_first = False
-            guessed = _guessed(encoding)
-            yield replace(record, metadata={**record.metadata, **guessed}) if isinstance(record, Record) else record
+            if guessed and isinstance(record, Record):
+                record = replace(record, metadata={**record.metadata, **guessed})
+            yield record
         if is_first:
             raise Unreadable(_EMPTY)
 
@@ -160,19 +227,43 @@ def read_rows(path: Path) -> Iterator[Record | BadRecord]:
         Unreadable: the file is damaged or binary, may not be read, or its encoding is not certain.
     """
     with named_failures(), path.open("rb") as file, open_text(file, path) as (text, _):
-        yield from read_table(bounded_lines(text), DELIMITERS.get(_extension(path), ","))
+        yield from read_table(bounded_lines(text), DELIMITERS.get(extension(path), ","))
 
 
 def _format(path: Path, kind: type[F], options: ReadOptions) -> F | None:
     """The format of a file's extension, or the one that the options name, if it is one of this kind."""
-    name = options.format or _extension(path)
+    name = options.format or extension(path)
     if name not in FORMATS:
         return None
     found = FORMATS[name]
     return found if isinstance(found, kind) else None
 
 
-def _extension(path: Path) -> str:
-    """Return the extension in lower case, with the one before it where the file is a compressed one (`jsonl.gz`)."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    return "".join(suffixes[-2:] if suffixes and suffixes[-1] in OPENERS else suffixes[-1:])[1:]
+def extension(path: Path) -> str:
+    """The name of a file's format: its extension in lower case, without that of compression (`md` of `a.md.gz`)."""
+    suffixes = long_name(path).suffixes
+    if not suffixes or suffixes[-1] not in OPENERS:
+        return "".join(suffixes[-1:])[1:]
+    both = "".join(suffixes[-2:])[1:]
+    return both if both in FORMATS else "".join(suffixes[-2:-1])[1:]
+
+
+# Formats whose modules are imported when a file is one of theirs.
+_HOMES = {
+    "archives:ARCHIVE": "zip tar",
+    "office:WORD": "docx docm dotx",
+    "office:SLIDES": "pptx pptm ppsx",
+    "opendocument:OPEN_DOCUMENT": "odt odp ods fodt fodp fods",
+    "books:BOOK": "epub",
+    "books:RICH_TEXT": "rtf",
+    "sheets:SHEETS": "xlsx xlsm xls",
+    "mail:LETTER": "eml",
+    "mail:MAILBOX": "mbox",
+    "structured:NOTEBOOK": "ipynb",
+    "structured:XML": "xml",
+    "structured:SUBTITLES": "srt vtt",
+    "pdf:PDF": "pdf",
+}
+for _home, _names in _HOMES.items():
+    for _name in _names.split():
+        FORMATS.register(_name, f"{__name__}.{_home}")

@@ -61,6 +61,8 @@ _ODDITIES = re.compile(  # signs or capitals within words, box drawings, two alp
 )
 _OTHER_LETTER, _OTHER_WORD = re.compile(f"[{_OTHER}]"), re.compile(f"[{_OTHER}]{{2}}")
 _C1_CONTROLS = re.compile(r"[\x80-\x84\x86-\x9f]")
+_WORD = re.compile(rb"%b%b[\x80-\xff]|%b[\x80-\xff]%b|[\x80-\xff]%b%b" % ((rb"[A-Za-z\x80-\xff]",) * 6))
+"""Three letters, one of them beyond ASCII: fewer say nothing of the language."""
 _CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
 _MOST_CONTROLS = 0.01
 _BINARY = "binary file"
@@ -139,7 +141,7 @@ def _named(data: bytes) -> str | None:
     for name in (label, label.removeprefix("x-")):
         try:
             codec = codecs.lookup(name).name
-            b"".decode(codec)
+            "a".encode(codec)
         except (LookupError, ValueError):
             continue
         return _AS_BROWSERS.get(codec, codec)
@@ -190,20 +192,20 @@ def _guess(data: bytes, is_cut: bool) -> Encoding:
     sample = b"\n".join(lines)[:_SAMPLE_BYTES]
     readings: dict[str, tuple[float, str]] = {}
     for found in chardet.detect_all(sample, ignore_threshold=True, include_encodings=_CANDIDATES):
-        codec, weight = found["encoding"], found["confidence"]
-        text = _decoded(sample, codec, True) if codec else None
-        is_possible = codec and text and not _C1_CONTROLS.search(text) and _decoded(data, codec, is_cut) is not None
-        if is_possible:
-            codec = codecs.lookup(codec).name
+        codec, weight = codecs.lookup(found["encoding"] or _UTF8).name, found["confidence"]
+        text = _decoded(sample, codec, True)
+        if text and not _C1_CONTROLS.search(text) and _decoded(data, codec, is_cut) is not None:
             weight *= (_WEST if codec == "cp1252" else 1) * (_ODD if _is_odd(text) else 1)
             readings[text] = max(readings.get(text, (0.0, "")), (weight, codec))
-    best = sorted(readings.values(), reverse=True)[:3]
+    best = sorted(((*value, text) for text, value in readings.items()), reverse=True)[:3]
     num_letters = len(sample) - len(sample.translate(None, bytes(range(128, 256))))
     if not best:
         raise Unreadable(f"{broken(data)}, nor in any other encoding that is known; {_MEND}")
     # A few letters say little, so they must say it clearly.
-    if len(best) > 1 and best[0][0] < (1.1 + 1 / num_letters) * best[1][0]:
-        names = ", ".join(codec for _, codec in best)
+    is_close = len(best) > 1 and best[0][0] < (1.1 + 1 / num_letters) * best[1][0]
+    is_lone = not _WORD.search(sample) and any(char.isalpha() and not char.isascii() for char in best[0][2])
+    if is_close or is_lone:
+        names = ", ".join(codec for _, codec, _ in best)
         raise Unreadable(f"{broken(data)}, and it may be {names}; name its encoding with --encoding")
     return Encoding(best[0][1], is_guess=True)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from memspan.errors import CorpusError
@@ -14,6 +16,9 @@ from memspan.types import JSON, is_unicode
 
 TEXT_KEYS = ("text", "content", "body")
 """Where a record keeps its text: under the first of these keys that it fills."""
+
+SAVED_KEY = "saved"
+"""The metadata key of when a document was last saved: its date where nothing better is known."""
 
 NOT_TEXT = "holds bytes or characters that are no text; if the file's encoding is another, name it with --encoding"
 
@@ -35,6 +40,20 @@ class Content:
     text: str
     title: str = ""
     metadata: Mapping[str, JSON] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several documents in a file.
+
+    Attributes:
+        name: inside the file. Empty: the document has the file's own name.
+        content: the document; or a file on disk that holds it, there until the next part is asked for; or why it cannot
+            be read.
+    """
+
+    name: str
+    content: Content | Path | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +122,11 @@ class ReadOptions:
         encoding: of all text files. Default: as a file says, or as it is found.
         text_column, title_column: the key of a record's text and title (the name of a column), where it is none of
             the usual ones.
+        ocr: whether text is recognised in images and in pages of PDFs that have none, by the program tesseract.
+        ocr_language: of such text, as tesseract calls it: "eng", "deu+eng".
 
     Raises:
-        CorpusError: there is no such encoding.
+        CorpusError: there is no such encoding, or tesseract is not installed.
         UnknownName: there is no such format.
     """
 
@@ -113,16 +134,22 @@ class ReadOptions:
     encoding: str | None = None
     text_column: str | None = None
     title_column: str | None = None
+    ocr: bool = False
+    ocr_language: str = "eng"
 
     def __post_init__(self) -> None:
         if self.format is not None:
             FORMATS[self.format]
         if self.encoding is not None:
             try:
-                b"".decode(self.encoding)
+                "a".encode(self.encoding)
             except (LookupError, ValueError) as error:
                 message = f"there is no text encoding {self.encoding!r}; name one that Python knows, as cp1252 or gbk"
                 raise CorpusError(message) from error
+        if self.ocr:
+            from memspan.text.readers.ocr import check_tesseract
+
+            check_tesseract(self.ocr_language)
 
     @property
     def text_keys(self) -> tuple[str, ...]:
@@ -136,10 +163,28 @@ class ReadOptions:
 AS_FOUND = ReadOptions()
 
 
-FORMATS: Registry[OneText | DecodedText | Records] = Registry(
-    "file format", "memspan.formats", OneText, DecodedText, Records
+@dataclass(frozen=True, slots=True)
+class Several:
+    """A file of several documents (an archive, a mailbox). `read` raises `Unreadable` where the rest cannot be read."""
+
+    read: Callable[[Path, ReadOptions], Iterator[Part]]
+
+
+FORMATS: Registry[OneText | DecodedText | Records | Several] = Registry(
+    "file format", "memspan.formats", OneText, DecodedText, Records, Several
 )
-"""By extension in lower case, without its dot: "md", "jsonl.gz"."""
+"""By extension in lower case, without its dot: "md". A compressed file (`a.md.gz`) has the format of what it holds."""
+
+
+@contextmanager
+def damage_named(kind: str) -> Iterator[None]:
+    """Turn what a library raises over a damaged file into `Unreadable`: nearly every built-in exception."""
+    try:
+        yield
+    except (Unreadable, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise Unreadable(f"damaged {kind}: {error}") from error
 
 
 def is_text(value: JSON) -> bool:
@@ -168,6 +213,7 @@ def find_key(values: Mapping[str, JSON], names: Iterable[str], fits: Callable[[J
     return None
 
 
+@lru_cache(1024)
 def _form(key: str) -> str:
     return re.sub(r"[\s_-]", "", key).casefold()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 
 from memspan.text.readers.formats import FORMATS, BadRecord, Record, Records, Unreadable, checked
-from memspan.text.readers.opening import LONGEST_TEXT, MIB, OPENERS
+from memspan.text.readers.opening import LONGEST_TEXT, MIB
 from memspan.types import JSON
 
 _NO_OBJECT = "not a JSON object"
@@ -177,5 +177,5 @@ class _Values:
 
 
 FORMATS.register("json", Records(read_json, in_lines=False))
-for _name in ("jsonl", "ndjson", *(f"{lines}{packed}" for lines in ("jsonl", "ndjson") for packed in OPENERS)):
+for _name in ("jsonl", "ndjson"):
     FORMATS.register(_name, Records(read_json_lines))

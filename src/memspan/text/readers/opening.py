@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO, TextIO, cast
 
 from memspan.text.readers.encodings import Encoding, broken, find_encoding
 from memspan.text.readers.formats import AS_FOUND, NOT_TEXT, ReadOptions, Unreadable
+from memspan.text.readers.signatures import refuse_other_kinds
 
 MIB = 2**20
 LONGEST_TEXT = 64 * MIB
@@ -48,6 +50,7 @@ def read_text(path: Path, options: ReadOptions = AS_FOUND, names_encoding: bool 
 
 def decode(data: bytes, encoding: str | None = None, names_encoding: bool = False) -> tuple[str, Encoding]:
     """The text of a whole file, and its encoding; errors as in `read_text`."""
+    refuse_other_kinds(data[:512])
     if len(data) > LONGEST_TEXT:
         raise Unreadable(f"longer than {LONGEST_TEXT // MIB} MiB of text; split it into files, or records of a .jsonl")
     found = find_encoding(data, encoding, names_encoding=names_encoding)
@@ -66,6 +69,7 @@ def open_text(file: BinaryIO, path: Path, options: ReadOptions = AS_FOUND) -> It
     """A text file that is open, compressed or not, for reading piece by piece, and its encoding."""
     with open_bytes(file, path) as data:
         head, is_cut = _head(data)
+        refuse_other_kinds(head[:512])
         found = find_encoding(head, options.encoding, is_tolerant=True, is_cut=is_cut)
         data.seek(0)
         # Undecodable bytes pass as lone surrogates, so that they cost one record and not the rest of the file.
@@ -157,5 +161,59 @@ def _open_xz(file: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, lzma.open(file))
 
 
-OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": _open_gzip, ".xz": _open_xz}
+def _open_bzip2(file: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, bz2.open(file))
+
+
+class _Zstandard(io.RawIOBase):
+    """A Zstandard file that can be read from its beginning again, and whose damage is an `OSError`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        import zstandard
+
+        if offset or whence:
+            raise io.UnsupportedOperation("only the beginning can be sought")
+        self._file.seek(0)
+        # Frames of a larger window need more memory than a reader should give.
+        decompressor = zstandard.ZstdDecompressor(max_window_size=128 * MIB)
+        self._stream = decompressor.stream_reader(self._file, read_across_frames=True, closefd=False)
+        return 0
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        try:
+            piece = self._stream.read(len(buffer))
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from error
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
+    ".gz": _open_gzip,
+    ".xz": _open_xz,
+    ".bz2": _open_bzip2,
+    ".zst": lambda file: cast(BinaryIO, _Zstandard(file)),
+}
 """How a compressed file is opened, by its last extension."""
+
+# Tarballs by their short names.
+_SHORT_NAMES = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
+
+
+def long_name(path: Path) -> Path:
+    """The name of a file in lower case; the short names of tarballs as two extensions: `a.tar.gz` for `a.tgz`."""
+    name = path.name.lower()
+    short = next((short for short in _SHORT_NAMES if name.endswith(short)), "")
+    return Path(name.removesuffix(short) + _SHORT_NAMES.get(short, ""))

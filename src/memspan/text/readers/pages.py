@@ -65,11 +65,15 @@ def read_page(html: str) -> Content:
     for kind, node in _walk(root, unclosed):
         page.meet(kind, node)
     named = _meta(root)
-    titles = [" ".join((node.text() or "").split()) for node in root.css("title")]
+    titles = [" ".join((node.text() or "").split()) for node in root.css("title") if not _is_in_picture(node)]
     title = next(filter(None, (*titles, named.get("og:title", ""), named.get("twitter:title", ""))), "")
     found = {key: next(filter(None, map(named.get, names.split())), None) for key, names in _META.items()}
     metadata: dict[str, JSON] = {key: value for key, value in found.items() if value}
     return Content(page.text(), title, metadata)
+
+
+def _is_in_picture(node: LexborNode) -> bool:
+    return node.parent is not None and node.parent.tag == "svg"
 
 
 def _meta(root: LexborNode) -> dict[str, str]:
@@ -83,9 +87,11 @@ def _meta(root: LexborNode) -> dict[str, str]:
 
 
 def _repaired(html: str) -> str:
-    """Close what would hold the rest of the page: comments at once, elements of raw text before the next tag."""
+    """Close what would hold the rest of the page: comments and templates at once, raw text before the next tag."""
     end = html.rfind("-->")
     html = html[: end + 1] + html[end + 1 :].replace("<!--", " ") if end >= 0 else html.replace("<!--", " ")
+    if len(re.findall("<template\\b", html, re.I)) > len(re.findall("</template\\b", html, re.I)):
+        html = re.sub(r"<template\b[^>]*>", "", html, flags=re.IGNORECASE)
     for tag in _RAW_TAGS:
         openings = list(re.finditer(rf"<{tag}\b[^>]*>", html, re.IGNORECASE))
         closings = [match.start() for match in re.finditer(rf"</{tag}\b", html, re.IGNORECASE)]
@@ -94,7 +100,7 @@ def _repaired(html: str) -> str:
             is_code = tag in ("script", "style")
             after = re.compile(r"\n\s*<[a-z/!]|</?(?:body|head|html|p|div|main|h[1-6])\b" if is_code else "<", re.I)
             match = after.search(html, start)
-            place = match.start() if match else start if tag != "title" else len(html)
+            place = match.start() if match else len(html)
             html = f"{html[:place]}</{tag}>{html[place:]}"
     return html
 

@@ -24,8 +24,7 @@ def read_table(lines: Iterable[str], delimiter: str) -> Iterator[Record | BadRec
     Args:
         delimiter: where neither a first line as `sep=;` nor the header and its rows show another.
     """
-    lines = iter(lines)
-    head = list(islice(lines, _SNIFFED_LINES))
+    head, lines = _ahead(iter(lines))
     first_line = 1
     if head and head[0].lower().startswith(_NAMES_DELIMITER) and len(head[0].strip("\r\n")) == len("sep=;"):
         delimiter, head, first_line = head[0][len(_NAMES_DELIMITER)], head[1:], 2
@@ -41,6 +40,21 @@ def read_table(lines: Iterable[str], delimiter: str) -> Iterator[Record | BadRec
             # A row may be short: the columns it lacks are keys that the record does not have.
             named = zip(columns, row, strict=False)
             yield checked(Record(line, {name: cell for name, cell in named if name or cell.strip()}))
+
+
+def _ahead(lines: Iterator[str]) -> tuple[list[str], Iterator[str]]:
+    """The first lines, and the rest. An error on one of the first lines comes when that line is asked for."""
+    head: list[str] = []
+    try:
+        head.extend(islice(lines, _SNIFFED_LINES))
+    except (Unreadable, OSError, EOFError) as error:
+        return head, _failing(error)
+    return head, lines
+
+
+def _failing(error: Exception) -> Iterator[str]:
+    yield from ()
+    raise error
 
 
 def _found_delimiter(head: list[str], usual: str) -> str:
