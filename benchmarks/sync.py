@@ -9,13 +9,14 @@ up, of some 60 words each, in folders of a hundred.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from plots import add_json, write_json
 
 from memspan.generate.memory import Memory
 
@@ -53,12 +54,9 @@ def measure(count: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=10_000)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    found = measure(arguments.files)
-    print(json.dumps(found))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found) + "\n", "utf-8")
+    add_json(parser)
+    options = parser.parse_args()
+    print(write_json(options.json, measure(options.files)))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ import signal
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -630,3 +632,39 @@ def test_no_name_of_a_users_becomes_that_of_a_file(tmp_path: Path) -> None:
     assert [name for name in found if not re.fullmatch(ours, name)] == []
     assert len({name.lower() for name in found}) == len(found)
     bank.close()
+
+
+def test_processes_that_begin_a_bank_at_once_all_have_it(tmp_path: Path) -> None:
+    """Whoever comes second waits, or finds it made; nobody is told that the folder is not empty."""
+    path, at_once = tmp_path / "bank", Barrier(4)
+
+    def begin(_: int) -> str:
+        at_once.wait()
+        with closing(MemoryBank.open_or_create(path, tiny_manifest())) as bank:
+            return bank.catalog.read_manifest()["encoder_fingerprint"]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(begin, range(4))) == {tiny_manifest().encoder_fingerprint}
+
+
+def test_a_bank_that_is_made_meanwhile_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, create = tmp_path / "bank", MemoryBank.create
+    tries: list[int] = []
+
+    def made_by_another(*arguments: Any) -> MemoryBank:
+        tries.append(1)
+        if len(tries) == 1:
+            raise BankBusy("another process makes it")
+        create(*arguments).close()
+        return create(*arguments)  # refused: the folder is not empty
+
+    monkeypatch.setattr(MemoryBank, "create", made_by_another)
+    MemoryBank.open_or_create(path, tiny_manifest()).close()
+    assert len(tries) == 2
+
+
+def test_a_folder_of_something_else_becomes_no_bank(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(BankError, match="not an empty folder"):
+        MemoryBank.open_or_create(tmp_path, tiny_manifest())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -218,7 +218,7 @@ def test_what_is_ignored(tmp_path: Path, rules: dict[str, str], left: list[str])
         write(tmp_path / name)
     for folder, text in rules.items():
         (tmp_path / folder / ".memspanignore").write_bytes(text.encode())
-    assert [str(path.relative_to(tmp_path)) for path in map(Path, map(os.fspath, walk(tmp_path)))] == left
+    assert [str(path.relative_to(tmp_path)) for path in walk(tmp_path) if isinstance(path, Path)] == left
 
 
 @pytest.mark.parametrize("rules", [b"!", b"\xff\xfe*"])

@@ -133,8 +133,8 @@ class Ledger:
 
     def stale(self) -> list[tuple[str, FileState]]:
         """Files that differ from what their memory was made of: what their documents are called, and how they are."""
-        states = ((file.name, file.state()) for file in self.files())
-        return [(name, state) for name, state in states if state != "unchanged"]
+        states: list[tuple[str, FileState]] = [(file.name, file.state()) for file in self.files()]
+        return [found for found in states if found[1] != "unchanged"]
 
     def documents_of(self, file_id: int) -> list[str]:
         """External ids of what a file gave."""

@@ -53,8 +53,8 @@ def sync(
     plan = _plan(bank, paths, namespace, root, how.options)  # its errors come before anything is loaded
     if dry_run:
         return _show_plan(plan, as_json, force)
-    if watch:
-        from memspan.text.watching import changes
+    from memspan.text.watching import changes
+
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         options = {"root": root, "force": force, "later": later, "should_stop": stop.is_set}
         options |= dataclasses.asdict(how.options)
