@@ -38,6 +38,7 @@ from memspan.bank.manifest import FORMAT_VERSION, Manifest
 from memspan.bank.schema import FORMAT_2
 from memspan.bank.segment import Placed, SegmentFiles
 from memspan.bank.shard import Shard
+from memspan.bank.stored import still_pending
 from memspan.config import MSAConfig
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep, LayerMemory
@@ -384,11 +385,19 @@ def read_latents(bank: MemoryBank, namespace: str = DEFAULT_NAMESPACE) -> dict[i
 
 
 def read_bank(bank: MemoryBank, namespace: str = DEFAULT_NAMESPACE) -> list[tuple[StoredDocument, bytes, bytes]]:
-    """Everything a namespace holds: its live documents with the bits of their routing keys and content, by id."""
+    """Everything a namespace holds: its live documents with the bits of their routing keys and content, by id.
+
+    Those of a document that is not encoded yet are empty.
+    """
     latents = read_latents(bank, namespace)
     stored = bank.catalog.page(namespace, 0, 1_000_000)
-    assert [document.id for document in stored] == sorted(latents), "every live document has latents, and no other"
-    return [(document, *bits(latents[document.id])) for document in stored]
+    pending = still_pending(bank.catalog, [document.id for document in stored])
+    has_latents = [document.id for document in stored if document.id not in pending]
+    assert has_latents == sorted(latents), "every document that is encoded has latents, and no other"
+    return [
+        (document, b"", b"") if document.id in pending else (document, *bits(latents[document.id]))
+        for document in stored
+    ]
 
 
 def bits(latents: EncodedDocuments) -> tuple[bytes, bytes]:

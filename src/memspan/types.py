@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
 
@@ -189,6 +189,11 @@ class EncodedDocuments:
     content_LC2GD: torch.Tensor
     num_chunks: tuple[int, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return self.router_keys_LCW.nbytes + self.content_LC2GD.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
@@ -308,6 +313,7 @@ class Answer:
         routed: per MSA layer the documents whose latents the answer was written with.
         received_bytes: what other ranks sent to this process meanwhile (Memory Parallel), for a batch in all; 0 for one
             process.
+        pending: documents that were not encoded yet when it was asked: they were found by their words only.
     """
 
     question: str
@@ -321,6 +327,7 @@ class Answer:
     rounds: tuple[Round, ...] = ()
     routed: tuple[LayerRouting, ...] = ()
     received_bytes: int = 0
+    pending: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,9 +369,10 @@ class AddReport:
     Attributes:
         added: sources new to the bank. updated: sources that replaced an older one, or its metadata alone.
         unchanged: sources that were there already, with the same content.
-        documents, tokens, chunks: encoded for them (a long source is several documents).
-        characters: of text dealt with, encoded or unchanged; for telling how far along a run is.
-        seconds: spent encoding and writing.
+        documents, tokens, chunks: encoded (a long source is several documents), with those left from before.
+        characters: of the texts read; in a `reencode` of those encoded.
+        seconds: spent reading, encoding and writing.
+        pending: documents of the namespace that are not encoded yet: they are found by words only.
         interrupted: True if it was stopped before the corpus was done.
         skipped: files, and records of them, that gave no document, where files were added (`Memory.add_files`).
     """
@@ -379,3 +387,9 @@ class AddReport:
     seconds: float = 0.0
     interrupted: bool = False
     skipped: tuple[Skipped, ...] = ()
+    pending: int = 0
+
+    def and_then(self, later: AddReport) -> AddReport:
+        """The report of both: numbers are summed, but for what is pending at last."""
+        summed = ("added", "updated", "unchanged", "documents", "tokens", "chunks", "characters", "seconds", "skipped")
+        return replace(later, **{name: getattr(self, name) + getattr(later, name) for name in summed})

@@ -21,7 +21,8 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.formats import is_of_format_2
 from memspan.bank.lines import export_documents
 from memspan.bank.schema import FORMAT_2, SCHEMA
-from memspan.bank.texts import TextBank
+from memspan.bank.scope import Scope
+from memspan.bank.texts import Changes, TextBank
 from memspan.bank.verify import verify
 from memspan.errors import BankError
 from memspan.types import Document
@@ -101,6 +102,28 @@ def test_the_first_that_writes_makes_it_format_3(old: Path, write: str) -> None:
     with closing(MemoryBank.open(old)) as bank:
         assert verify(bank) == []
         assert "b" in [stored.document.external_id for stored in bank.catalog.sources(DEFAULT_NAMESPACE)]
+
+
+def test_versions_and_expiry_work_in_a_bank_that_was_upgraded(old: Path) -> None:
+    with closing(MemoryBank.open(old)) as bank:
+        past = Scope.parse(None, "2026-03-02")
+        assert [one.document.text for one in bank.catalog.sources(DEFAULT_NAMESPACE, past)] == ["another text"]
+        assert bank.update("b", Changes(metadata={"project": None, "n": 1}, expires="2999-01-01")) is not None
+        with bank.writer() as writer:
+            add_latents(writer, Document("b", "a third text"), random_latents(MANIFEST, 2))
+            writer.commit()
+        versions = [one.document for one in bank.catalog.versions(DEFAULT_NAMESPACE, "b")]
+        assert [(one.text, one.metadata) for one in versions] == [
+            ("another text", {"project": "x"}),
+            ("another text", {"n": 1}),
+            ("a third text", {}),
+        ]
+        assert {one.expires for one in versions} == {"2999-01-01"}
+        assert [one.document.text for one in bank.catalog.sources(DEFAULT_NAMESPACE, past)] == ["another text"]
+        assert verify(bank) == []
+        bank.compact(secure=True)
+        assert verify(bank) == []
+        assert len(bank.catalog.versions(DEFAULT_NAMESPACE, "b")) == 1
 
 
 def test_an_upgraded_bank_has_the_schema_of_a_new_one(old: Path) -> None:

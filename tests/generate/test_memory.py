@@ -648,7 +648,8 @@ def test_an_update_replaces_what_is_given_and_keeps_the_rest(
     for selector in SELECTORS:
         found = {item.external_id: item for item in empty.search(question, selector=selector, limit=50)}
         item, now = found["Lima.txt"], empty.get("Lima.txt")
-        assert (item.text, item.title, item.metadata, item.date) == (now.text, now.title, now.metadata, now.date)
+        assert (item.text, item.title, item.metadata) == (now.text, now.title, now.metadata)
+        assert item.date == now.date if now.date else item.date > "2026"
 
 
 @pytest.mark.parametrize("unknown", ["nothing", "", "rome.txt", 0, -1, 99, 2**63, 10**30, "1", "x" * 5000])

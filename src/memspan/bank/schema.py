@@ -91,8 +91,7 @@ CREATE TABLE pending (
     document_id INTEGER PRIMARY KEY CHECK (document_id > 0),
     source_id INTEGER NOT NULL REFERENCES sources (id),
     span_start INTEGER NOT NULL CHECK (span_start >= 0),
-    span_end INTEGER NOT NULL CHECK (span_end > span_start),
-    tokens INTEGER NOT NULL CHECK (tokens >= 0)
+    span_end INTEGER NOT NULL CHECK (span_end > span_start)
 ) STRICT;
 CREATE INDEX pending_of_sources ON pending (source_id);
 """
@@ -102,7 +101,7 @@ SCHEMA = FORMAT_2 + FORMAT_3
 AS_FORMAT_3 = {
     "sources": "SELECT *, NULL AS recorded_at, NULL AS superseded_at, NULL AS version_of, NULL AS expires, 0 AS pinned "
     "FROM main.sources",
-    "pending": "SELECT 0 AS document_id, 0 AS source_id, 0 AS span_start, 0 AS span_end, 0 AS tokens WHERE FALSE",
+    "pending": "SELECT 0 AS document_id, 0 AS source_id, 0 AS span_start, 0 AS span_end WHERE FALSE",
 }
 
 # The columns that a row's seal covers, in this order: of sources what the hashes do not, of documents all but their

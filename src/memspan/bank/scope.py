@@ -38,6 +38,12 @@ _HELD = {
     "kept": "(s.deleted_in IS NULL OR s.superseded_at IS NOT NULL)",
 }
 
+# Documents that are not encoded yet, as those are that are. They live as long as their source.
+_PENDING = (
+    "(SELECT p.document_id AS id, p.source_id, p.span_start, p.span_end, 0 AS tokens, 0 AS rows, o.deleted_in "
+    "FROM pending p JOIN sources o ON o.id = p.source_id) d"
+)
+
 NAMED = (
     "SELECT id FROM sources WHERE deleted_in IS NULL AND namespace_id = {0} AND external_id = ?2 UNION ALL "
     "SELECT id FROM sources WHERE superseded_at IS NOT NULL AND namespace_id = {0} AND external_id = ?2"
@@ -121,6 +127,11 @@ class Scope:
         return "documents d JOIN sources s ON s.id = d.source_id AND d.deleted_in IS s.deleted_in"
 
     @property
+    def pending_parts(self) -> str:
+        """The same of documents that are not encoded yet."""
+        return self.parts.replace("documents d", _PENDING, 1)
+
+    @property
     def source_id(self) -> str:
         """The number of the source that has the text."""
         return "coalesce(s.version_of, s.id)" if self.is_past else "s.id"
@@ -176,7 +187,7 @@ def _day_or_moment(name: str, value: Any) -> str | None:
     try:
         return None if value is None else normal_date(value)
     except ValueError as error:
-        raise FilterError(f"{name}: {error}") from error
+        raise FilterError(f"the filter on 'date': {name}: {error}") from error
 
 
 def parse_expressions(expressions: Sequence[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from itertools import zip_longest
 
 from memspan.bank.database import Database
 from memspan.bank.scope import Scope
+from memspan.bank.stored import of_both
 from memspan.errors import BankError
 from memspan.text.languages import LANGUAGES
 from memspan.text.terms import content_words, index_terms, language_mark, query_terms, rules
@@ -113,7 +114,7 @@ class WordIndex:
         for term, number in here.items():
             factor = _idf(total_there, there.get(term, 0)) / _idf(total, number)
             query = f"SELECT rowid, -rank FROM {self._table} WHERE {self._table} MATCH ? {self._within(scope)}"
-            for document_id, score in self._db.rows(query, (term, *scope.values)):
+            for document_id, score in self._db.rows(query, (term, *scope.values * 2)):
                 scores[document_id] += score * factor
         return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
@@ -127,7 +128,8 @@ class WordIndex:
 
     def _within(self, scope: Scope) -> str:
         """The documents of a scope, as a further condition of a query."""
-        return f"AND EXISTS (SELECT 1 FROM {scope.parts} WHERE d.id = {self._table}.rowid AND {scope.sql})"
+        query = of_both(f"SELECT 1 FROM {{parts}} WHERE d.id = {self._table}.rowid AND {scope.sql}", scope)
+        return f"AND EXISTS ({query})"
 
     def _query_terms(self, question: str) -> list[str]:
         """Quoted, as FTS5 reads no syntax in them then, for OR: hardly any document holds every word of a question."""
@@ -159,7 +161,7 @@ class WordIndex:
 
     def _best(self, matches: list[str], limit: int, scope: Scope | None) -> list[tuple[int, float]]:
         """The best documents of some queries together, each by its highest score."""
-        table, given = self._table, () if scope is None else scope.values
+        table, given = self._table, () if scope is None else scope.values * 2
         within = "" if scope is None else self._within(scope)
         # Ordered by rowid, too: that is faster here than by rank alone.
         best = (

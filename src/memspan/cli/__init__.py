@@ -2,7 +2,7 @@
 
 from memspan.cli.app import app
 from memspan.cli.bench import bench
-from memspan.cli.commands import add, ask, convert, estimate, summarize
+from memspan.cli.commands import add, ask, convert, encode, estimate, summarize
 from memspan.cli.data import data
 from memspan.cli.evaluate import evaluate, judge, report
 from memspan.cli.listing import ListingCommand
@@ -15,6 +15,7 @@ from memspan.cli.upkeep import compact, import_, reencode, reindex, verify
 for _command in (
     convert,
     add,
+    encode,
     ask,
     search,
     summarize,

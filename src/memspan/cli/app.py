@@ -1,6 +1,7 @@
 """What commands are made of: their options, and how they end.
 
-Exit codes: 0 done, 1 an error, 2 wrong usage, 3 files were skipped, 130 interrupted.
+Exit codes: 0 done, 1 an error, 2 wrong usage, 3 files were skipped, 128 and the number of the signal that stopped it
+(130 Ctrl-C, 143 SIGTERM).
 """
 
 from __future__ import annotations
@@ -78,6 +79,10 @@ DtypeOption = Annotated[
 BudgetOption = Annotated[
     str | None,
     typer.Option("--memory-budget", help="Memory of the process, as 6GB. Default: all routing keys are kept in it."),
+]
+GPUBudgetOption = Annotated[
+    str | None,
+    typer.Option("--gpu-memory-budget", help="Of routing keys in a GPU's memory, as 6GB. Default: what is free there."),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Torch device. Default: a GPU if there is one.")]
 

@@ -91,6 +91,16 @@ def report(done: AddReport, skipped: Sequence[Skipped], bank: TextBank, json_wan
     counts = f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {len(skipped)} skipped"
     work = f"{done.documents} documents, {done.tokens:,} tokens in {done.seconds:.1f} s ({rate:,.0f} tokens/s)"
     out.print(f"{ended}: {counts}\n{work}")
+    pending_note(done.pending, bank)
+
+
+def pending_note(pending: int, bank: TextBank) -> None:
+    """Say that documents are not encoded yet, if any are."""
+    if pending:
+        err.print(
+            f"note: {pending:,} documents are not encoded yet and are found by their words only; "
+            f"encode them with: memspan encode {bank.folder}"
+        )
 
 
 def answer_footer(answer: Answer) -> None:
@@ -100,7 +110,8 @@ def answer_footer(answer: Answer) -> None:
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in answer.timings.items())
     received = f"; {size(answer.received_bytes)} from other ranks" if answer.received_bytes else ""
     tokens = f"{answer.num_prompt_tokens} + {answer.num_new_tokens} tokens"
-    out.print(f"  selector {answer.selector}; {tokens}; {seconds}{received}")
+    pending = f"; {answer.pending:,} documents were not encoded yet: found by words only" if answer.pending else ""
+    out.print(f"  selector {answer.selector}; {tokens}; {seconds}{received}{pending}")
 
 
 def trace(answer: Answer) -> None:
@@ -160,16 +171,17 @@ def evidence_line(place: int, item: Evidence) -> str:
 
 
 class AddProgress:
-    """Documents, tokens per second and time left: a bar on a terminal, a line now and then elsewhere."""
+    """Texts, then documents and tokens per second and time left: a bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, total_characters: Callable[[], float | None]) -> None:
+    def __init__(self, total_characters: Callable[[], float | None] = lambda: None) -> None:
         """
         Args:
-            total_characters: asked at every report; None: unknown.
+            total_characters: of the texts, asked at every report; None: unknown.
         """
         self._total = total_characters
         self._bar: Progress | None = None
-        self._next_line = _PLAIN_EVERY_TOKENS
+        self._next_line = self._next_texts = _PLAIN_EVERY_TOKENS
+        self._encoding_from: float | None = None
 
     def __enter__(self) -> AddProgress:
         if err.is_terminal:
@@ -184,20 +196,28 @@ class AddProgress:
             self._bar.stop()
 
     def __call__(self, report: AddReport) -> None:
-        rate = report.tokens / report.seconds if report.seconds else 0.0
-        text = f"{report.documents} documents, {rate:,.0f} tokens/s"
+        if report.pending and self._encoding_from is None:
+            self._encoding_from = report.seconds
+        seconds = report.seconds - (self._encoding_from or 0.0)
+        rate = report.tokens / seconds if seconds else 0.0
+        texts = report.added + report.updated + report.unchanged
+        encoding = f"{report.documents:,} documents, {rate:,.0f} tokens/s"
+        text = encoding if report.documents else f"{texts:,} texts"
+        done, total = self._done_of(report)
         if self._bar:
-            self._bar.update(self._task, completed=report.characters, total=self._total(), description=text)
+            self._bar.update(self._task, completed=done, total=total, description=text)
         elif report.tokens >= self._next_line:
             self._next_line = report.tokens + _PLAIN_EVERY_TOKENS
-            left = self._seconds_left(report)
-            err.print(text + (f", {left:.0f} s left" if left is not None else ""))
+            err.print(text + (f", {seconds * (total - done) / done:.0f} s left" if total and done else ""))
+        elif not report.documents and texts >= self._next_texts:
+            self._next_texts = texts + _PLAIN_EVERY_TOKENS
+            err.print(text)
 
-    def _seconds_left(self, report: AddReport) -> float | None:
-        total = self._total()
-        if not total or not report.characters:
-            return None
-        return report.seconds * (total - report.characters) / report.characters
+    def _done_of(self, report: AddReport) -> tuple[float, float | None]:
+        """How much is done of how much: documents while texts that are in the bank are encoded, else characters."""
+        if self._encoding_from is None:
+            return report.characters, self._total()
+        return report.documents, report.documents + report.pending
 
 
 class CountProgress:

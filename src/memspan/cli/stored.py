@@ -17,6 +17,7 @@ from memspan.cli.app import (
     BankArgument,
     BudgetOption,
     ExpiryOptions,
+    GPUBudgetOption,
     IdOption,
     JsonOption,
     Model,
@@ -67,9 +68,11 @@ def search(
     limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 10,
     min_score: Annotated[float | None, typer.Option(help="Leave out what scores less, 0 to 1.")] = None,
     memory_budget: BudgetOption = None,
+    gpu_memory_budget: GPUBudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find documents for a question, without answering it."""
+    from memspan.bank.stored import num_pending
     from memspan.generate.lexical import search_words
     from memspan.generate.selectors import ranking_selector
 
@@ -80,10 +83,13 @@ def search(
     else:
         check_bank(bank)
         where = scope.where
-        with dataclasses.replace(model, memory_budget=memory_budget).open(bank, scope.namespace) as memory:
+        model = dataclasses.replace(model, memory_budget=memory_budget, gpu_memory_budget=gpu_memory_budget)
+        with model.open(bank, scope.namespace) as memory:
             options = {"selector": selector, "limit": limit, "min_score": min_score}
             times = {"as_of": scope.as_of, "known_at": scope.known_at}
             found = memory.search(question, where=where, **options, **times)
+            if not as_json:
+                render.pending_note(num_pending(memory.bank.catalog, scope.namespace), memory.bank)
     if as_json:
         render.as_json(found)
         return
@@ -229,7 +235,7 @@ def update(
     fields = _fields(set_fields or [], unset or []) or None
     given = {"text": text, "title": title, "metadata": fields, "date": date, "expires": expiry, "pinned": pin}
     if all(value is None for value in given.values()):
-        options = "--title, --date, --set KEY=VALUE, --unset KEY, --expires, --ttl, --pin or --unpin"
+        options = "--title, --date or --set KEY=VALUE; or --unset KEY, --expires, --ttl, --pin, --unpin"
         raise MemspanError(f"nothing to update; name a FILE, {options}")
     from memspan.bank.texts import Changes
 

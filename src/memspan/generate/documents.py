@@ -19,7 +19,7 @@ from memspan.bank.catalog import Catalog
 from memspan.bank.clock import expiry_of
 from memspan.bank.scope import Scope
 from memspan.bank.texts import PATIENCE, Changes
-from memspan.errors import FilterError
+from memspan.errors import DuplicateDocument, FilterError
 from memspan.generate.calls import named_options
 from memspan.model.convert import LoadedModel
 from memspan.text.corpus import found_documents, read_paths
@@ -33,11 +33,15 @@ class DocumentStore:
     """One namespace of a bank, with the model that encodes its documents. A document is known by its external id, or by
     the bank's number of it (or of one of its parts).
 
+    Attributes:
+        later: whether `add` and `update` leave it to others to encode, as their option `later` says for one call.
+
     Safe from several threads: what changes the bank is done one after the other, and reading waits for nothing.
     """
 
     def __init__(self, bank: MemoryBank, loaded: LoadedModel, namespace: str) -> None:
         self.bank, self.loaded, self.namespace = bank, loaded, namespace
+        self.later = False
         self._changing = threading.RLock()
 
     def __len__(self) -> int:
@@ -78,7 +82,7 @@ class DocumentStore:
         a former version: `as_of` and `known_at` find it.
 
         Args:
-            documents: texts, `Document`s, or both. A generator is read as it is encoded.
+            documents: texts, `Document`s, or both. Of a generator some thousand documents are held at a time.
             ids, metadatas, titles, dates: of texts, one for each; a `Document` has its own. Without an id a text is
                 known by its content: the same text added twice is one document, with the metadata given last.
             expires, ttl: when those that do not say it themselves are seen no more: a day (its beginning, in UTC) or
@@ -92,14 +96,15 @@ class DocumentStore:
             TypeError: a text or a document was given where a list of them is wanted, or something else in the list.
             ValueError: a list has another length, an id stands twice in `ids`, what was given can be no document, or
                 there is no such moment or duration. Of a list, nothing is added then.
-            DuplicateDocument: see `existing`.
+            DuplicateDocument: see `existing`; or two documents that differ have one id. Of a list, nothing is added.
         """
         given = documents_of(documents, ids=ids, metadatas=metadatas, titles=titles, dates=dates)
         expiry = expiry_of(expires, ttl)
         if expiry is not None:
             given = (document if document.expires else replace(document, expires=expiry) for document in given)
         with self._changing:
-            return add_documents(self.bank, self.loaded, given, namespace=self.namespace, existing=existing, **options)
+            options = {"namespace": self.namespace, "existing": existing, "later": self.later, **options}
+            return add_documents(self.bank, self.loaded, given, **options)
 
     @named_options(*_ADD_OPTIONS)
     def add_files(self, *paths: str | Path, **options: Any) -> AddReport:
@@ -284,11 +289,31 @@ def documents_of(documents: Iterable[str | Document], **columns: Iterable[Any] |
     for name, values in given.items():
         if len(values) != len(items):
             raise ValueError(f"{name} has {len(values)} values for {len(items)} documents; give one for each")
-    named = [id for id in given.get("ids", ()) if id is not None]
+    ids = given.get("ids") or [None] * len(items)
+    named = [id for id in ids if id is not None]
     if len(set(named)) < len(named):
         twice = next(id for id in named if named.count(id) > 1)
         raise ValueError(f"ids names {twice!r} twice; an id is of one document")
-    return [_document_of(item, {name: given[name][place] for name in given}) for place, item in enumerate(items)]
+    made = [_document_of(item, {name: given[name][place] for name in given}) for place, item in enumerate(items)]
+    return _each_once(made, [isinstance(item, str) and id is None for item, id in zip(items, ids, strict=True)])
+
+
+def _each_once(documents: Sequence[Document], by_text: Sequence[bool]) -> builtins.list[Document]:
+    """The documents without those that are given again; of texts that are known by themselves, the last one counts.
+
+    Raises:
+        DuplicateDocument: two that differ have one id.
+    """
+    first: dict[str, int] = {}
+    for place, document in enumerate(documents):
+        before = first.setdefault(document.external_id, place)
+        if document != documents[before] and not (by_text[place] and by_text[before]):
+            raise DuplicateDocument(
+                f"the documents {before} and {place} of the list differ and have one id, {document.external_id!r}; an "
+                "id is of one document: give one of them another"
+            )
+    last = {document.external_id: document for document in documents}
+    return [last[name] for name in first]
 
 
 def _document_of(item: Any, values: Mapping[str, Any]) -> Document:

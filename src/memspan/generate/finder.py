@@ -100,10 +100,8 @@ class Finder:
         return router_fits(ranked, num_layers) if is_bounded else None
 
     def ids(self) -> list[int]:
-        """The documents in the scope, in the order they were added."""
-        shards = self._snapshot.shards
-        ids_N = torch.cat([shard.ids_N for shard in shards]) if shards else torch.empty(0, dtype=torch.int64)
-        return ids_N[self._snapshot.selectable_mask(self._scope)].sort().values.tolist()
+        """The live documents in the scope, encoded or not, in the order they were added."""
+        return self._snapshot.ids(self._scope)
 
     def in_scope(self, document_ids: Sequence[int]) -> list[int]:
         """Those of the ids that are of documents in the scope, in order."""

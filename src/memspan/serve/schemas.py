@@ -154,6 +154,7 @@ class TraceOut(BaseModel):
     routed: list[LayerRouting]
     timings: Seconds
     remembered: list[str] = Field(description="Ids of the memories that this turn became.")
+    pending: int = Field(description="Documents that were not encoded yet: they were found by words only.")
 
 
 class UrlCitation(BaseModel):
@@ -307,6 +308,7 @@ class MemoryList(BaseModel):
 class SearchResults(BaseModel):
     object: Literal["list"] = "list"
     data: list[EvidenceOut]
+    pending: int = Field(description="Documents that were not encoded yet: they are found by words only.")
 
 
 class BatchReport(Out):
@@ -347,6 +349,7 @@ class BankOut(BaseModel):
     tokens: int
     chunks: int
     bytes: int = Field(description="Of the compressed memory on disk.")
+    pending: int = Field(description="Documents that are not encoded yet: they are found by words only.")
     writes_waiting: int
     versions: int = Field(description="Former versions of memories, which `as_of` and `known_at` find.")
     expired: int = Field(description="Memories that have expired, are not seen, and are erased by `memspan compact`.")

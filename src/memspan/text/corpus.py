@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ from memspan.text.readers import (
 )
 from memspan.types import JSON, Document, Skipped, normal_date
 
+_CONTENT = 2**64 - 1
 _ID_KEYS = ("external_id", "id")
 
 _DATE_LINE = re.compile(r"^[\s*_]*date[*_]*:[\s*_\"']*(\d{4}-\d{2}-\d{2})(?!\d)", re.IGNORECASE)
@@ -289,19 +291,30 @@ def read_stream(stream: TextIO, external_id: str | None = None) -> Iterator[Docu
 def found_documents(skipped: list[Skipped], *sources: Iterable[Document | Skipped]) -> Iterator[Document]:
     """The documents of all sources; what cannot be read is collected in `skipped`.
 
-    So is a second document of one external id: adding it would replace the first.
+    An id is of one document: the same one again is passed over, and one with other content is collected there, too,
+    with the places of both among all that were read.
     """
-    seen: set[int] = set()  # hashes, so that a million ids stay small
+    seen: dict[int, int] = {}  # hashes of ids, with place and hash of the content, so that a million stay small
+    number = 0
     for source in sources:
         for found in source:
             if isinstance(found, Skipped):
                 skipped.append(found)
-            elif hash(found.external_id) in seen:
-                where = str(found.metadata.get("path", found.external_id))
-                skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
-            else:
-                seen.add(hash(found.external_id))
+                continue
+            number += 1
+            known = seen.setdefault(hash(found.external_id), number << 64 | _content(found))
+            if known >> 64 == number:
                 yield found
+            elif known & _CONTENT != _content(found):
+                where = str(found.metadata.get("path", found.external_id))
+                reason = f"document {number} has the id {found.external_id!r} as document {known >> 64}, and differs"
+                skipped.append(Skipped(where, f"{reason}; the first is kept: give one of them another id"))
+
+
+def _content(document: Document) -> int:
+    """A hash of all that a document says, in 64 bits. Which file it is from is no content."""
+    said = {key: value for key, value in document.metadata.items() if key != "path"}
+    return hash((document.title, document.text, document.date, json.dumps(said, sort_keys=True))) & _CONTENT
 
 
 def installed_packages() -> Iterator[Document]:

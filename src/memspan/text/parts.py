@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from memspan.text.splitter import split_text
-from memspan.text.template import PromptTemplate
+from memspan.text.template import WIDEST_ID, PromptTemplate
 from memspan.types import Document, Span
-
-# The longest id that document splitting leaves room for, in its template and on both sides of the text.
-_WIDEST_ID = 10**12
 
 
 def split_document(document: Document, template: PromptTemplate, max_document_tokens: int) -> list[Span]:
@@ -15,6 +12,9 @@ def split_document(document: Document, template: PromptTemplate, max_document_to
 
     At least half of that is left to the text, so a title longer than the other half makes longer documents.
     """
-    overhead = len(template.document(_WIDEST_ID, f"{document.title}\n"))
-    limit = max(max_document_tokens - overhead, max_document_tokens // 2, 1)
-    return split_text(document.text, template.count_tokens, limit)
+    half = max(max_document_tokens // 2, 1)
+    text = document.text
+    if template.fits(f"{document.title}\n{text}", max_document_tokens) or template.count_tokens(text) <= half:
+        return [Span(0, len(text))]
+    overhead = len(template.document(WIDEST_ID, f"{document.title}\n"))
+    return split_text(text, template.count_tokens, max(max_document_tokens - overhead, half))

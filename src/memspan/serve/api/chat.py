@@ -226,6 +226,7 @@ class _Exchange:
             routed=list(answer.routed),
             timings={"queue": queued, **answer.timings},
             remembered=await self._remember(answer) if self._body.remember else [],
+            pending=answer.pending,
         )
 
     async def _remember(self, answer: Answer) -> list[str]:

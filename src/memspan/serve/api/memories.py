@@ -16,6 +16,7 @@ from sse_starlette import EventSourceResponse
 from memspan.bank.catalog import StoredSource
 from memspan.bank.clock import expiry_of
 from memspan.bank.scope import EVERYTHING, Scope
+from memspan.bank.stored import num_pending
 from memspan.errors import EmptyBank, FilterError, UnknownDocument
 from memspan.generate.memory import Memory
 from memspan.serve.banks import ServedBank
@@ -87,7 +88,8 @@ async def search(body: SearchRequest, service: ServiceDep, reader: Reader) -> Se
             found = memory.search(body.query, limit=body.limit, min_score=body.min_score, **options)
         except EmptyBank:
             found = []
-        return SearchResults(data=[EvidenceOut.of(item) for item in found])
+        pending = bank.read(lambda catalog: num_pending(catalog, namespace))
+        return SearchResults(data=[EvidenceOut.of(item) for item in found], pending=pending)
 
     return await anyio.to_thread.run_sync(find, limiter=service.search_slots)
 
@@ -206,7 +208,7 @@ def documents_of(given: Sequence[MemoryIn]) -> list[Document]:
         ApiError: 400, one of them cannot be a document.
     """
     with values_checked("memories"):
-        return [
+        documents = [
             Document(
                 one.id or _id_of(one),
                 *(one.text, one.title, one.metadata, one.date),
@@ -214,6 +216,21 @@ def documents_of(given: Sequence[MemoryIn]) -> list[Document]:
             )
             for one in given
         ]
+    _check_ids(documents)
+    return documents
+
+
+def _check_ids(documents: Sequence[Document]) -> None:
+    """
+    Raises:
+        ApiError: 400, two that differ have one id.
+    """
+    first: dict[str, int] = {}
+    for place, document in enumerate(documents):
+        before = first.setdefault(document.external_id, place)
+        if documents[before] != document:
+            message = f"memories {before} and {place} differ and have one id: {document.external_id!r}"
+            raise ApiError(400, message, "duplicate", param="memories")
 
 
 def _id_of(given: MemoryIn) -> str:

@@ -68,6 +68,7 @@ def _bank_out(bank: ServedBank, namespace: str, reader: Principal) -> BankOut:
         tokens=counts.tokens,
         chunks=counts.chunks,
         bytes=counts.segment_bytes,
+        pending=counts.pending,
         writes_waiting=bank.num_writes,
         versions=counts.versions,
         expired=counts.expired,
