@@ -108,7 +108,7 @@ def add_sources(
     """
     placed = {place.document_id: place for place in written.places}
     with _change(catalog) as commit:
-        namespace_id = _open_namespace(catalog, namespace)
+        namespace_id = open_namespace(catalog, namespace)
         rows = SourceRows(catalog, namespace_id, commit)
         segment_ids = _insert_segments(catalog, namespace_id, written.segments, "live")
         for source in sources:
@@ -171,6 +171,19 @@ def forget(catalog: Catalog, superseded_before: str | None) -> None:
             if superseded_before is not None:
                 rows.forget("superseded_at < ?", superseded_before)
             rows.forget_unused()
+
+
+def rename_sources(catalog: Catalog, namespace: str, renamed: Iterable[tuple[str, Document]]) -> None:
+    """Give live sources, by their external ids, the ids and metadata of documents of the same text.
+
+    Nothing is encoded. A source that has a new id already is deleted.
+    """
+    with _change(catalog) as commit:
+        number = open_namespace(catalog, namespace)
+        rows = SourceRows(catalog, number, commit)
+        for old, document in renamed:
+            rows.rename(old, document)
+        rows.forget_unused()
 
 
 def replace_segments(
@@ -328,7 +341,7 @@ def forget_segments(catalog: Catalog, names: Sequence[str]) -> None:
             )
 
 
-def _open_namespace(catalog: Catalog, namespace: str) -> int:
+def open_namespace(catalog: Catalog, namespace: str) -> int:
     number = catalog.namespace_id(namespace)
     if number is None:
         number = catalog.execute("INSERT INTO namespaces (name, seal) VALUES (?, 0)", (namespace,))

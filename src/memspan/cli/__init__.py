@@ -8,6 +8,7 @@ from memspan.cli.evaluate import evaluate, judge, report
 from memspan.cli.listing import ListingCommand
 from memspan.cli.serve import keys, mcp, serve
 from memspan.cli.stored import export, info, ls, rm, search, update
+from memspan.cli.sync import sync
 from memspan.cli.train import train
 from memspan.cli.upkeep import compact, import_, reencode, reindex, verify
 
@@ -15,6 +16,7 @@ from memspan.cli.upkeep import compact, import_, reencode, reindex, verify
 for _command in (
     convert,
     add,
+    sync,
     encode,
     ask,
     search,

@@ -140,8 +140,10 @@ class Memory(DocumentStore):
                 raise
         else:
             loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
-            opened = MemoryBank.create(bank, manifest_of(loaded), *budgets)
-            remember(opened.catalog, loaded.names)
+            manifest = manifest_of(loaded)
+            opened = MemoryBank.open_or_create(bank, manifest, *budgets)
+            if opened.manifest == manifest:
+                remember(opened.catalog, loaded.names)
         return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks)
 
     def in_namespace(self, namespace: str) -> Memory:

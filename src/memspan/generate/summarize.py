@@ -63,6 +63,7 @@ class Source:
     document_id: int
     external_id: str
     title: str
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +274,7 @@ class Summarizer:
                 self._counts.unsupported += 1
                 continue
             cited = (documents[place] for place in places)
-            sources = tuple(Source(document.id, document.external_id, document.title) for document in cited)
+            sources = tuple(Source(one.id, one.external_id, one.title, one.pages) for one in cited)
             statements.append(Statement(sentence, sources, support))
         return statements
 
