@@ -12,16 +12,17 @@ import pytest
 import torch
 from helpers import add_latents, fill, make_first_index, random_latents, tiny_manifest
 
-from memspan.bank import words
+from memspan.bank import edits, words
 from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
+from memspan.bank.edits import NewDocument, NewSource, Written
 from memspan.bank.texts import TextBank
 from memspan.bank.verify import verify
 from memspan.bank.words import outdated_namespaces
 from memspan.errors import BankBusy
 from memspan.text.terms import rules
-from memspan.types import Document
+from memspan.types import Document, Span
 
 MANIFEST = tiny_manifest(num_kv_heads=1, head_dim=2)
 NAMES = ("running", "Résumé", "node.js", "東京タワー", "don't", "snake_case", "O'Brien")
@@ -237,3 +238,16 @@ def test_the_index_of_former_versions_is_made_anew_with_the_other(bank: Path, mo
         assert verify(opened) == []
         past = opened.catalog.past_word_index(DEFAULT_NAMESPACE)
         assert past is not None and not past.differs(opened.catalog.texts(DEFAULT_NAMESPACE, past=True))
+
+
+def test_documents_that_are_not_encoded_yet_stay_in_an_index_made_anew(old: Path) -> None:
+    with closing(TextBank.open(old)) as opened:
+        with opened.writing():
+            text = "a heron of Oslo"
+            source = NewSource(Document("heron", text), (NewDocument(1000, Span(0, len(text)), 4),))
+            edits.add_sources(opened.catalog, DEFAULT_NAMESPACE, [source], Written((), ()))
+        make_first_index(opened.catalog)
+        assert found(opened, "herons") == ["heron"]
+        opened.reindex()
+        assert found(opened, "herons") == ["heron"] and found(opened, "nodejs") == ["node.js"]
+    assert is_sound(old)

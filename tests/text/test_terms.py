@@ -4,13 +4,14 @@ import itertools
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from memspan.text.languages import FUNCTION_WORDS, LANGUAGES, stem
-from memspan.text.terms import content_words, index_terms, is_unspaced, plain_words, query_terms, rules
+from memspan.text.terms import _spaced, content_words, index_terms, is_unspaced, plain_words, query_terms, rules
 
 ENGLISH = FUNCTION_WORDS["en"]
 
@@ -317,3 +318,12 @@ def test_terms_are_the_same_in_every_process() -> None:
         env = {**os.environ, "PYTHONHASHSEED": seed}
         done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == ascii((index_terms(text), query_terms(text), rules()))
+
+
+def test_terms_are_the_same_in_many_threads() -> None:
+    texts = [f"Die Katzen{n} laufen, les chats{n} courent, cats{n} running в доме{n} 東京{n}" for n in range(200)]
+    _spaced.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(index_terms, texts * 8))
+    _spaced.cache_clear()
+    assert found == [index_terms(text) for text in texts] * 8

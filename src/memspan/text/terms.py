@@ -187,7 +187,7 @@ def _rare_token(token: str) -> _Token:
     return _Token(pairs or (token,), singles=tuple(clusters) if pairs else ())
 
 
-@lru_cache(maxsize=2**16)
+@lru_cache(maxsize=2**15)
 def _spaced(token: str) -> _Token:
     if token.isalnum() and token[1:].lower() == token[1:]:
         return _Token((_lower(token),))
