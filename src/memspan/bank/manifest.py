@@ -91,7 +91,7 @@ class Manifest:
             is_layers = isinstance(value, list | tuple) and all(type(layer) is int and layer >= 0 for layer in value)
             if not {"int": is_whole, "str": isinstance(value, str)}.get(str(field.type), is_layers):
                 raise BankError(f"this bank's manifest is damaged: {field.name} is {str(value)[:80]!r}")
-        return cls(**values | {"format_version": FORMAT_VERSION})
+        return dataclasses.replace(cls(**values), format_version=FORMAT_VERSION)
 
     @property
     def key_width(self) -> int:

@@ -81,9 +81,8 @@ def search(
         check_bank(bank)
         where = scope.where
         with dataclasses.replace(model, memory_budget=memory_budget).open(bank, scope.namespace) as memory:
-            options = {"selector": selector, "limit": limit, "min_score": min_score}
-            times = {"as_of": scope.as_of, "known_at": scope.known_at}
-            found = memory.search(question, where=where, **options, **times)
+            options = {"selector": selector, "limit": limit, "min_score": min_score, "as_of": scope.as_of}
+            found = memory.search(question, where=where, known_at=scope.known_at, **options)
     if as_json:
         render.as_json(found)
         return

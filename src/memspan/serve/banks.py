@@ -13,7 +13,7 @@ from typing import TypeVar
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog, Counts, StoredSource
 from memspan.bank.encode import manifest_of
-from memspan.bank.scope import Scope
+from memspan.bank.scope import EVERYTHING, Scope
 from memspan.errors import BankBusy, MemspanError, UnknownDocument
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
@@ -74,7 +74,7 @@ class ServedBank:
         with self._lock:
             self._num_writes -= 1
 
-    def get(self, namespace: str, external_id: str, scope: Scope) -> StoredSource:
+    def get(self, namespace: str, external_id: str, scope: Scope = EVERYTHING) -> StoredSource:
         """A memory, by the caller's id of it.
 
         Raises:
