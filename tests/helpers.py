@@ -38,7 +38,7 @@ from memspan.bank.manifest import FORMAT_VERSION, Manifest
 from memspan.bank.schema import FORMAT_2
 from memspan.bank.segment import Placed, SegmentFiles
 from memspan.bank.shard import Shard
-from memspan.bank.words import WordIndex
+from memspan.bank.stored import still_pending
 from memspan.config import MSAConfig
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep, LayerMemory
@@ -46,6 +46,7 @@ from memspan.model.modeling import MSAForCausalLM
 from memspan.ops.scoring import chunk_scores, document_scores, fold_queries, routing_queries, top_documents
 from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.template import Context, PromptTemplate
+from memspan.text.terms import plain_words
 from memspan.types import Document, EncodedDocuments, Retrieved, Span
 
 
@@ -292,7 +293,18 @@ def make_format_2(folder: Path) -> None:
     old.rename(new)
     with contextlib.closing(Catalog(new)) as catalog:
         for namespace in catalog.namespaces():
-            WordIndex(catalog, catalog.namespace_id(namespace) or 0).rebuild(catalog.texts(namespace))
+            make_first_index(catalog, namespace)
+
+
+def make_first_index(catalog: Catalog, namespace: str = DEFAULT_NAMESPACE) -> None:
+    """Give a namespace the full-text index that it had before rules were recorded."""
+    table = f"words_{catalog.namespace_id(namespace)}"
+    catalog.execute(f"DROP TABLE IF EXISTS {table}")
+    options = "words, content = '', tokenize = 'porter unicode61 remove_diacritics 2'"
+    catalog.execute(f"CREATE VIRTUAL TABLE {table} USING fts5 ({options})")
+    for document_id, text in catalog.texts(namespace):
+        words = " ".join(plain_words(text))
+        catalog.execute(f"INSERT INTO {table} (rowid, words) VALUES (?, ?)", (document_id, words))
 
 
 @contextlib.contextmanager
@@ -373,11 +385,19 @@ def read_latents(bank: MemoryBank, namespace: str = DEFAULT_NAMESPACE) -> dict[i
 
 
 def read_bank(bank: MemoryBank, namespace: str = DEFAULT_NAMESPACE) -> list[tuple[StoredDocument, bytes, bytes]]:
-    """Everything a namespace holds: its live documents with the bits of their routing keys and content, by id."""
+    """Everything a namespace holds: its live documents with the bits of their routing keys and content, by id.
+
+    Those of a document that is not encoded yet are empty.
+    """
     latents = read_latents(bank, namespace)
     stored = bank.catalog.page(namespace, 0, 1_000_000)
-    assert [document.id for document in stored] == sorted(latents), "every live document has latents, and no other"
-    return [(document, *bits(latents[document.id])) for document in stored]
+    pending = still_pending(bank.catalog, [document.id for document in stored])
+    has_latents = [document.id for document in stored if document.id not in pending]
+    assert has_latents == sorted(latents), "every document that is encoded has latents, and no other"
+    return [
+        (document, b"", b"") if document.id in pending else (document, *bits(latents[document.id]))
+        for document in stored
+    ]
 
 
 def bits(latents: EncodedDocuments) -> tuple[bytes, bytes]:

@@ -19,9 +19,10 @@ from memspan.bank.folder import SegmentFiles
 from memspan.bank.formats import follow_format
 from memspan.bank.schema import SCHEMA
 from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, KEPT, LIVE, NAMED, PAST, Scope
-from memspan.bank.stored import Counts, PartTexts, StoredDocument, StoredSource, num_sources
+from memspan.bank.stored import Counts, PartTexts, StoredDocument, StoredSource, num_sources, of_both
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError, FilterError
+from memspan.text.paging import pages_of
 from memspan.text.template import encoded_text
 from memspan.types import Document, Span
 
@@ -138,6 +139,18 @@ class Catalog(Database):
             self._check_fields(namespace, scope)
         return found
 
+    def external_ids(self, namespace: str, scope: Scope = EVERYTHING) -> list[str]:
+        """The names of live sources, in the order they were added.
+
+        Raises:
+            FilterError: as `ids_in_scope`.
+        """
+        rows = self._of_sources("s.external_id", namespace, "TRUE ORDER BY s.id", (), scope)
+        found = [external_id for (external_id,) in rows]
+        if not found:
+            self._check_fields(namespace, scope)
+        return found
+
     def versions(self, namespace: str, external_id: str) -> list[StoredSource]:
         """All versions of a source that are kept, in the order they were recorded; none of one that has expired."""
         if self.hashes(namespace, external_id) is None:
@@ -149,11 +162,11 @@ class Catalog(Database):
         """The name of the source that a document is, or is a part of."""
         if not 0 <= document_id <= _MAX_INTEGER:
             return None
-        return self.value(
-            f"SELECT s.external_id FROM {scope.parts} JOIN namespaces n ON n.id = s.namespace_id "
-            f"WHERE n.name = ? AND {scope.sql} AND d.id = ?",
-            (namespace, *scope.values, document_id),
+        query = (
+            "SELECT s.external_id FROM {parts} JOIN namespaces n ON n.id = s.namespace_id "
+            f"WHERE n.name = ? AND {scope.sql} AND d.id = ?"
         )
+        return self.value(of_both(query, scope), (namespace, *scope.values, document_id) * 2)
 
     def segments(
         self, namespace: str | None = None, state: Literal["live", "staged"] = "live"
@@ -199,18 +212,21 @@ class Catalog(Database):
     def documents(self, namespace: str, ids: Sequence[int], scope: Scope = EVERYTHING) -> list[StoredDocument]:
         """The given documents, in the given order; ids that are not in the scope are left out."""
         # As one JSON value: SQLite takes a limited number of variables.
-        where, given = "AND d.id IN (SELECT value FROM json_each(?)) ORDER BY d.id", (json.dumps(list(ids)),)
+        where, given = "AND d.id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
         found = {stored.id: stored for stored in self._stored(namespace, where, given, scope, by_id=True)}
         return [found[document_id] for document_id in ids if document_id in found]
 
     def documents_of(self, namespace: str, external_id: str, scope: Scope = EVERYTHING) -> list[StoredDocument]:
         """The documents of a source, in the order of its text."""
-        return list(self._stored(namespace, "ORDER BY d.span_start", (), scope, name=external_id))
+        return list(self._stored(namespace, "", (), scope, "ORDER BY 5", name=external_id))
 
     def documents_in_segment(self, namespace: str, segment_id: int) -> list[StoredDocument]:
         """The documents of a segment, in the order of their rows: of what lives, and of former versions."""
-        where = "AND d.segment_id = ? ORDER BY d.first_row"
-        return list(self._stored(namespace, where, (segment_id,), KEPT))
+        query = (
+            f"{_STORED} FROM {KEPT.parts} JOIN texts t ON t.source_id = d.source_id "
+            f"WHERE {_of_namespace(False, '')} AND {KEPT.sql} AND d.segment_id = ? ORDER BY d.first_row"
+        )
+        return list(self._as_stored(query, (namespace, segment_id)))
 
     def page(self, namespace: str, after: int, limit: int, scope: Scope = EVERYTHING) -> list[StoredDocument]:
         """Documents of a scope in order of their ids, those after a given id.
@@ -218,22 +234,22 @@ class Catalog(Database):
         Raises:
             FilterError: as `ids_in_scope`.
         """
-        where, given = "AND d.id > ? ORDER BY d.id LIMIT ?", (min(after, _MAX_INTEGER), limit)
-        found = list(self._stored(namespace, where, given, scope, by_id=True))
+        given = (min(after, _MAX_INTEGER),)
+        found = list(self._stored(namespace, "AND d.id > ?", given, scope, "ORDER BY 1 LIMIT ?", (limit,), by_id=True))
         if not found:
             self._check_fields(namespace, scope)
         return found
 
     def texts(self, namespace: str, *, past: bool = False) -> Iterator[tuple[int, str]]:
         """Ids and searched texts of all live documents, or of former versions: what the full-text index is made of."""
-        stored = self._stored(namespace, "ORDER BY d.id", (), PAST if past else LIVE, by_id=True)
+        stored = self._stored(namespace, "", (), PAST if past else LIVE, by_id=True)
         return ((one.id, one.encoded_text) for one in stored)
 
     def texts_of(self, source_id: int) -> list[tuple[int, str]]:
         """Ids and searched texts of the documents of one source, by its number."""
         columns = "d.id, s.id, s.title, d.span_start, d.span_end"
-        query = f"SELECT {columns} FROM {LIVE.parts} JOIN texts t ON t.source_id = s.id WHERE s.id = ?"
-        return self._encoded_texts(query, (source_id,))
+        query = f"SELECT {columns} FROM {{parts}} JOIN texts t ON t.source_id = s.id WHERE s.id = ?"
+        return self._encoded_texts(of_both(query, LIVE), (source_id,) * 2)
 
     def staged_manifest(self) -> dict[str, Any] | None:
         """The manifest of the latents that are staged, if any are."""
@@ -253,7 +269,7 @@ class Catalog(Database):
 
     def unstaged_documents(self, namespace: str, *, past: bool) -> list[StoredDocument]:
         """Live documents, or those of former versions, that have no staged latents under their id."""
-        where = "AND d.id NOT IN (SELECT document_id FROM staged) ORDER BY d.id"
+        where = "AND d.id NOT IN (SELECT document_id FROM staged)"
         return list(self._stored(namespace, where, (), PAST if past else LIVE))
 
     def new_staged_texts(self, namespace: str, *, past: bool) -> list[tuple[int, str]]:
@@ -262,13 +278,13 @@ class Catalog(Database):
             "SELECT p.document_id, s.id, s.title, p.span_start, p.span_end FROM staged p "
             "JOIN sources s ON s.id = p.source_id JOIN texts t ON t.source_id = s.id "
             "JOIN namespaces n ON n.id = s.namespace_id "
-            "WHERE n.name = ? AND (s.deleted_in IS NOT NULL) = ? AND p.document_id NOT IN (SELECT id FROM documents) "
-            "ORDER BY p.document_id"
+            "WHERE n.name = ? AND (s.deleted_in IS NOT NULL) = ? AND p.document_id NOT IN "
+            "(SELECT id FROM documents UNION ALL SELECT document_id FROM pending) ORDER BY p.document_id"
         )
         return self._encoded_texts(query, (namespace, past))
 
     def ids_in_scope(self, namespace: str, scope: Scope) -> np.ndarray:
-        """Ids of the documents a scope allows, ascending, int64.
+        """Ids of the documents a scope allows, encoded or not, ascending, int64.
 
         Raises:
             FilterError: nothing matches, and no document has a field that the filter names.
@@ -276,11 +292,9 @@ class Catalog(Database):
         import numpy as np  # what reads no mask need not wait for it
 
         # As one text: a million rows as Python's tuples take as long as finding them.
-        ids = (
-            f"SELECT d.id FROM {scope.parts} JOIN namespaces n ON n.id = s.namespace_id "
-            f"WHERE n.name = ? AND {scope.sql}"
-        )
-        packed = self.value(f"SELECT group_concat(id, ' ') FROM ({ids})", (namespace, *scope.values))
+        ids = f"SELECT d.id FROM {{parts}} JOIN namespaces n ON n.id = s.namespace_id WHERE n.name = ? AND {scope.sql}"
+        query = f"SELECT group_concat(id, ' ') FROM ({of_both(ids, scope)})"
+        packed = self.value(query, (namespace, *scope.values) * 2)
         if packed is None:
             self._check_fields(namespace, scope)
         return np.sort(np.fromstring(packed or "", np.int64, sep=" "))
@@ -329,7 +343,8 @@ class Catalog(Database):
 
     def num_characters(self) -> int:
         """Of the texts of all documents that are kept."""
-        return int(self.value(f"SELECT total(d.span_end - d.span_start) FROM {KEPT.parts} WHERE {KEPT.sql}"))
+        query = f"SELECT d.span_end - d.span_start AS length FROM {{parts}} WHERE {KEPT.sql}"
+        return int(self.value(f"SELECT total(length) FROM ({of_both(query, KEPT)})"))
 
     def _of_sources(
         self, columns: str, namespace: str, where: str, values: tuple[Any, ...], scope: Scope = EVERYTHING
@@ -356,28 +371,43 @@ class Catalog(Database):
             yield StoredSource(source_id, document, *recorded)
 
     def _stored(
-        self, namespace: str, where: str, values: tuple[Any, ...], scope: Scope, *, by_id: bool = False, name: str = ""
+        self,
+        namespace: str,
+        where: str,
+        values: tuple[Any, ...],
+        scope: Scope,
+        ending: str = "ORDER BY 1",
+        last: tuple[Any, ...] = (),
+        *,
+        by_id: bool = False,
+        name: str = "",
     ) -> Iterator[StoredDocument]:
-        """Documents of a scope.
+        """Documents of a scope, encoded or not.
 
         Args:
+            ending: their order (by the columns of `_STORED`) and number, with its values `last`.
             by_id: they are looked up or sorted by their ids; SQLite must not begin with the sources of the namespace.
             name: of one external id.
         """
         query = (
-            f"{_STORED} FROM {scope.parts} JOIN texts t ON t.source_id = d.source_id "
+            f"{_STORED} FROM {{parts}} JOIN texts t ON t.source_id = d.source_id "
             f"WHERE {_of_namespace(by_id, name)} AND {scope.sql} {where}"
         )
+        given = (namespace, *([name] if name else ()), *(*scope.values, *values) * 2, *last)
+        return self._as_stored(f"{of_both(query, scope)} {ending}", given)
+
+    def _as_stored(self, query: str, values: tuple[Any, ...]) -> Iterator[StoredDocument]:
         texts = PartTexts(self)
-        for row in self.rows(query, (namespace, *([name] if name else ()), *scope.values, *values)):
+        for row in self.rows(query, values):
             number, source_id, external_id, title, start, end, metadata, date, tokens, chunks = row
             try:
                 values_of = dict(json.loads(metadata))
             except (ValueError, TypeError, RecursionError) as error:
                 raise BankError(f"the metadata of {external_id!r} is damaged ({error}); add it again") from error
-            text = texts.of(source_id, start, end)
+            text, span = texts.of(source_id, start, end), Span(start, end)
+            pages = pages_of(texts.of(source_id), span, values_of)
             yield StoredDocument(
-                number, source_id, external_id, title, text, Span(start, end), values_of, date, tokens, chunks
+                number, source_id, external_id, title, text, span, values_of, date, tokens, chunks, pages
             )
 
     def _encoded_texts(self, query: str, values: tuple[Any, ...]) -> list[tuple[int, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from memspan.bank.formats import add_format_3, follow_format, is_of_format_2, sh
 from memspan.bank.manifest import FORMAT_VERSION
 from memspan.bank.schema import seal
 from memspan.bank.scope import KEPT
-from memspan.bank.versions import SourceRows, reseal
-from memspan.bank.words import WordIndex
+from memspan.bank.versions import SourceRows, forget_unused, reseal
+from memspan.bank.words import WordIndex, outdated_namespaces
 from memspan.errors import BankError
 from memspan.text.template import part_text
 from memspan.types import Document, Span
@@ -29,16 +29,16 @@ _SEGMENT_FIELDS = tuple(field.name for field in dataclasses.fields(SegmentFiles)
 
 @dataclass(frozen=True, slots=True)
 class NewDocument:
-    """A document ready to be committed: its reserved id, its part of the source, its size in tokens."""
+    """A document ready to be committed: its reserved id, its part of the source, its size in tokens once encoded."""
 
     document_id: int
     span: Span
-    tokens: int
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class NewSource:
-    """A source whose documents are all encoded."""
+    """A source in its documents."""
 
     document: Document
     parts: tuple[NewDocument, ...]
@@ -67,7 +67,7 @@ def _change(catalog: Catalog) -> Iterator[int]:
 
 
 def upgrade(catalog: Catalog) -> None:
-    """Make a bank of format 2 one of this format; nothing happens to one that is."""
+    """Make a bank of format 2 one of this format, and full-text indexes of other rules anew; else nothing happens."""
     follow_format(catalog)
     if is_of_format_2(catalog):
         show_as_stored(catalog)
@@ -78,6 +78,8 @@ def upgrade(catalog: Catalog) -> None:
                 "UPDATE manifest SET value = json_set(value, '$.format_version', ?) WHERE key = ?",
                 (FORMAT_VERSION, STAGED_MANIFEST),
             )
+    for namespace in outdated_namespaces(catalog):
+        rebuild_words(catalog, namespace)
 
 
 def write_manifest(catalog: Catalog, values: dict[str, Any]) -> None:
@@ -94,38 +96,56 @@ def _put_manifest(catalog: Catalog, values: dict[str, Any]) -> None:
 def add_sources(
     catalog: Catalog,
     namespace: str,
-    sources: Iterable[NewSource],
+    sources: Collection[NewSource],
     written: Written,
     relabelled: Iterable[Document] = (),
 ) -> None:
-    """Make encoded sources part of the bank. A live source of the same external id becomes a former version.
+    """Make sources part of the bank. A live source of the same external id becomes a former version.
 
     Args:
+        written: latents of their documents. Those without any are pending.
         relabelled: documents whose text is there already: only their metadata, date and expiry are replaced.
     """
     placed = {place.document_id: place for place in written.places}
     with _change(catalog) as commit:
-        namespace_id = _open_namespace(catalog, namespace)
+        namespace_id = open_namespace(catalog, namespace)
         rows = SourceRows(catalog, namespace_id, commit)
         segment_ids = _insert_segments(catalog, namespace_id, written.segments, "live")
         for source in sources:
             source_id = rows.put(source.document)
             for part in source.parts:
-                place = placed[part.document_id]
                 values = (part.document_id, source_id, part.span.start, part.span.end, part.tokens)
-                catalog.execute(
-                    "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
-                    (
-                        *values,
-                        segment_ids[place.segment],
-                        place.first_row,
-                        place.rows,
-                        seal("documents", *values, None),
-                    ),
-                )
+                if (place := placed.get(part.document_id)) is None:
+                    catalog.execute("INSERT INTO pending VALUES (?, ?, ?, ?)", values[:-1])
+                else:
+                    where = (segment_ids[place.segment], place.first_row, place.rows)
+                    catalog.execute(
+                        "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
+                        (*values, *where, seal("documents", *values, None)),
+                    )
                 rows.words.insert(part.document_id, part_text(source.document, part.span))
         for document in relabelled:
             rows.relabel(document)
+        rows.forget_unused()
+        _give_ids(catalog, (part.document_id for source in sources for part in source.parts))
+
+
+def place_pending(catalog: Catalog, namespace: str, parts: Sequence[NewDocument], written: Written) -> None:
+    """Make pending documents encoded ones: their latents are in `written`, with the tokens that were encoded."""
+    placed = {place.document_id: place for place in written.places}
+    with _change(catalog):
+        number = catalog.namespace_id(namespace)
+        assert number is not None, "pending documents belong to a namespace"
+        segment_ids = _insert_segments(catalog, number, written.segments, "live")
+        for part in parts:
+            place = placed[part.document_id]
+            catalog.execute(
+                "INSERT INTO documents SELECT document_id, source_id, span_start, span_end, ?, ?, ?, ?, NULL, 0 "
+                "FROM pending WHERE document_id = ?",
+                (part.tokens, segment_ids[place.segment], place.first_row, place.rows, part.document_id),
+            )
+            catalog.execute("DELETE FROM pending WHERE document_id = ?", (part.document_id,))
+            reseal(catalog, "documents", part.document_id)
 
 
 def delete_sources(catalog: Catalog, namespace: str, external_ids: Iterable[str]) -> None:
@@ -137,6 +157,7 @@ def delete_sources(catalog: Catalog, namespace: str, external_ids: Iterable[str]
         rows = SourceRows(catalog, number, commit)
         for external_id in external_ids:
             rows.delete(external_id)
+        rows.forget_unused()
 
 
 def forget(catalog: Catalog, superseded_before: str | None) -> None:
@@ -149,6 +170,20 @@ def forget(catalog: Catalog, superseded_before: str | None) -> None:
             rows.delete_expired()
             if superseded_before is not None:
                 rows.forget("superseded_at < ?", superseded_before)
+            rows.forget_unused()
+
+
+def rename_sources(catalog: Catalog, namespace: str, renamed: Iterable[tuple[str, Document]]) -> None:
+    """Give live sources, by their external ids, the ids and metadata of documents of the same text.
+
+    Nothing is encoded. A source that has a new id already is deleted.
+    """
+    with _change(catalog) as commit:
+        number = open_namespace(catalog, namespace)
+        rows = SourceRows(catalog, number, commit)
+        for old, document in renamed:
+            rows.rename(old, document)
+        rows.forget_unused()
 
 
 def replace_segments(
@@ -232,6 +267,7 @@ def publish_staged(catalog: Catalog, manifest: dict[str, Any]) -> None:
         for (document_id,) in catalog.read("SELECT document_id FROM staged"):
             reseal(catalog, "documents", document_id)
         catalog.execute("DELETE FROM staged")
+        catalog.execute("DELETE FROM pending")
         _retire(catalog, old, commit)
         catalog.execute("UPDATE segments SET state = 'live' WHERE state = 'staged'")
 
@@ -268,6 +304,8 @@ def delete_orphans(catalog: Catalog) -> None:
         )
         for (document_id,) in catalog.read(dead):
             catalog.execute("UPDATE documents SET deleted_in = ? WHERE id = ?", (commit, document_id))
+        of_the_gone = "SELECT id FROM sources WHERE deleted_in IS NOT NULL AND superseded_at IS NULL"
+        catalog.execute(f"DELETE FROM pending WHERE source_id IN ({of_the_gone})")
         for (document_id,) in catalog.read("SELECT id FROM documents WHERE deleted_in IS NOT NULL"):
             reseal(catalog, "documents", document_id)
         catalog.execute(
@@ -305,7 +343,7 @@ def forget_segments(catalog: Catalog, names: Sequence[str]) -> None:
             )
 
 
-def _open_namespace(catalog: Catalog, namespace: str) -> int:
+def open_namespace(catalog: Catalog, namespace: str) -> int:
     number = catalog.namespace_id(namespace)
     if number is None:
         number = catalog.execute("INSERT INTO namespaces (name, seal) VALUES (?, 0)", (namespace,))
@@ -322,6 +360,14 @@ def _insert_segments(
     return {
         files.name: catalog.execute(statement, (namespace_id, state, *dataclasses.astuple(files))) for files in segments
     }
+
+
+def _give_ids(catalog: Catalog, document_ids: Iterable[int]) -> None:
+    """See to it that no later document gets one of these ids, even if they never become rows of `documents`."""
+    given = catalog.value("SELECT seq FROM sqlite_sequence WHERE name = 'documents'") or 0
+    if (last := max(document_ids, default=0)) > given:
+        catalog.execute("DELETE FROM sqlite_sequence WHERE name = 'documents'")
+        catalog.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('documents', ?)", (last,))
 
 
 def _move(catalog: Catalog, segment_ids: dict[str, int], places: Iterable[Placed]) -> None:
@@ -344,7 +390,5 @@ def _retire(catalog: Catalog, segment_ids: Sequence[int], commit: int) -> None:
         sources = catalog.read("SELECT DISTINCT source_id FROM documents WHERE segment_id = ?", (segment_id,))
         catalog.execute("DELETE FROM documents WHERE segment_id = ? AND deleted_in IS NOT NULL", (segment_id,))
         for (source_id,) in sources:
-            if catalog.value("SELECT 1 FROM documents WHERE source_id = ? LIMIT 1", (source_id,)) is None:
-                catalog.execute("DELETE FROM texts WHERE source_id = ?", (source_id,))
-                catalog.execute("DELETE FROM sources WHERE id = ?", (source_id,))
+            forget_unused(catalog, source_id)
         catalog.execute("UPDATE segments SET state = 'retired', retired_in = ? WHERE id = ?", (commit, segment_id))

@@ -54,9 +54,9 @@ def read_exported(stream: IO[str]) -> Iterator[tuple[str, Document]]:
     """Namespaces and documents of what `export_documents` wrote.
 
     Raises:
-        CorpusError: a line is not of that form (named).
+        CorpusError: a line is not of that form, or has the id of another and other content (named).
     """
-    lines, number = iter(stream), 0
+    lines, number, seen = iter(stream), 0, dict[int, tuple[int, int]]()
     while True:
         number += 1
         try:
@@ -70,6 +70,13 @@ def read_exported(stream: IO[str]) -> Iterator[tuple[str, Document]]:
                 "files of your own are added with: memspan add BANK FILE"
             ) from error
         if read is not None:
+            namespace, document = read
+            content = hash((document.content_hash, document.expires, document.pinned))
+            before, known = seen.setdefault(hash((namespace, document.external_id)), (number, content))
+            if known != content:
+                raise CorpusError(
+                    f"lines {before} and {number} have one id, {document.external_id!r}, and differ; give one another"
+                )
             yield read
 
 

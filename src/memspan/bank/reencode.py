@@ -7,11 +7,20 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 
 from memspan.bank import edits
-from memspan.bank.add import COMMIT_SECONDS, WINDOW_BATCHES
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.compaction import drop_unwanted_staged, sweep
 from memspan.bank.edits import NewSource, Written
-from memspan.bank.encode import EncodingRun, Part, Progress, SourceParts, has_former_name, manifest_of, tokenise
+from memspan.bank.encode import (
+    COMMIT_SECONDS,
+    WINDOW_BATCHES,
+    EncodingRun,
+    Part,
+    Progress,
+    SourceParts,
+    has_former_name,
+    manifest_of,
+    tokenise,
+)
 from memspan.bank.folder import segments_folder
 from memspan.bank.remembered import remember
 from memspan.bank.scope import LIVE, PAST, Scope
@@ -114,7 +123,7 @@ class _Staging:
                     for part in source.parts:
                         part.write(writer)
                     done.append((number, source.as_new()))
-                    self._run.count(updated=1)
+                    self._run.count(updated=1, characters=len(source.document.text))
             if self._run.report.interrupted:
                 break
             if self._run.seconds_since_commit >= self._commit_seconds:

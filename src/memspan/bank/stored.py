@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from memspan.bank.database import Database
@@ -9,13 +11,17 @@ from memspan.bank.scope import EVERYTHING, EXPIRED, KEPT, LIVE, PAST, Scope
 from memspan.text.template import encoded_text
 from memspan.types import JSON, Document, Span
 
+_PENDING = f"SELECT {{0}} FROM pending p JOIN sources s ON s.id = p.source_id WHERE {EVERYTHING.sql} {{1}}"
+
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
     """A document as the bank knows it. `text` is its own part of the source's text, at `span`.
 
     Attributes:
+        tokens, chunks: 0 of one that is not encoded yet.
         date: the document's own date, or the time it was added (UTC).
+        pages: those of the source that `text` stands on, from 1.
     """
 
     id: int
@@ -28,6 +34,7 @@ class StoredDocument:
     date: str
     tokens: int
     chunks: int
+    pages: tuple[int, ...] = ()
 
     @property
     def encoded_text(self) -> str:
@@ -55,10 +62,11 @@ class StoredSource:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Size of a bank, or of one of its namespaces: what a question sees (sources, documents, tokens, chunks), former
-    versions, and bytes of segments.
+    """Size of a bank, or of one of its namespaces: what a question sees (sources, documents, tokens and chunks of those
+    that are encoded), former versions, and bytes of segments.
 
     Attributes:
+        pending: of the documents those that are not encoded yet: they are found by words only.
         deleted_documents: gone or expired, but their rows still take space until the bank is compacted.
         expired: sources that have expired and are not erased yet.
         versions: former versions of sources, which are kept.
@@ -75,6 +83,7 @@ class Counts:
     expired: int = 0
     versions: int = 0
     past_documents: int = 0
+    pending: int = 0
 
     @classmethod
     def of(cls, database: Database, namespace: str | None) -> Counts:
@@ -97,9 +106,10 @@ class Counts:
         documents, tokens, chunks = (
             live - one for live, one in zip(sums("d.deleted_in IS NULL"), expired, strict=True)
         )
+        pending = num_pending(database, namespace)
         return cls(
             sources=num_sources(database, namespace, EVERYTHING),
-            documents=documents,
+            documents=documents + pending,
             tokens=tokens,
             chunks=chunks,
             deleted_documents=gone[0] - past[0] + expired[0],
@@ -108,6 +118,7 @@ class Counts:
             expired=num_sources(database, namespace, EXPIRED),
             versions=num_sources(database, namespace, KEPT) - num_sources(database, namespace, LIVE),
             past_documents=past[0],
+            pending=pending,
         )
 
 
@@ -121,7 +132,7 @@ class PartTexts:
         self._db = database
         self._source_id, self._text = 0, ""
 
-    def of(self, source_id: int, start: int, end: int) -> str:
+    def of(self, source_id: int, start: int = 0, end: int | None = None) -> str:
         if source_id != self._source_id:
             self._text = self._db.value("SELECT text FROM texts WHERE source_id = ?", (source_id,))
             self._source_id = source_id
@@ -133,3 +144,30 @@ def num_sources(database: Database, namespace: str | None, scope: Scope) -> int:
     of_one = "" if namespace is None else "AND namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
     query = f"SELECT count(*) FROM sources s WHERE {scope.sql} {of_one}"
     return int(database.value(query, () if namespace is None else (namespace,)))
+
+
+def of_both(select: str, scope: Scope) -> str:
+    """A query over the documents that are encoded, `{parts}` in it, and over those that are not.
+
+    In SQL a union of both tables to select from would be made whole for every query.
+    """
+    return " UNION ALL ".join(select.replace("{parts}", parts) for parts in (scope.parts, scope.pending_parts))
+
+
+def num_pending(database: Database, namespace: str | None = None) -> int:
+    """Documents that a question sees and that are not encoded yet, of one namespace or of all."""
+    of_one = "" if namespace is None else "AND s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+    return int(database.value(_PENDING.format("count(*)", of_one), () if namespace is None else (namespace,)))
+
+
+def still_pending(database: Database, ids: Iterable[int]) -> set[int]:
+    """Those of some ids that are of documents that a question sees and that are not encoded yet."""
+    query = _PENDING.format("p.document_id", "AND p.document_id IN (SELECT value FROM json_each(?))")
+    return {number for (number,) in database.read(query, (json.dumps(list(ids)),))}
+
+
+def pending_ids(database: Database, namespace: str, after: int, limit: int) -> list[int]:
+    """Ids of documents that are not encoded yet, in order, those after a given one."""
+    where = "AND p.document_id > ? AND s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+    query = f"{_PENDING.format('p.document_id', where)} ORDER BY p.document_id LIMIT ?"
+    return [number for (number,) in database.read(query, (after, namespace, limit))]

@@ -109,6 +109,11 @@ def _catalog_faults(catalog: Catalog) -> Iterator[Fault]:
         for number, *values in catalog.rows(f"SELECT seal, {', '.join(SEALED[table])} FROM {table}"):
             if number != seal(table, *values):
                 yield Fault("catalog", where, f"row {values[0]} of {table} is not what was written")
+    for (external_id,) in catalog.read(
+        "SELECT DISTINCT s.external_id FROM pending p JOIN sources s ON s.id = p.source_id "
+        "WHERE (s.deleted_in IS NOT NULL AND s.superseded_at IS NULL) OR p.document_id IN (SELECT id FROM documents)"
+    ):
+        yield Fault("document", external_id, "a part of it waits to be encoded, and is deleted or encoded already")
     if catalog.value("SELECT count(*) FROM clock") != 1:
         yield Fault("catalog", where, "the counter of commits is missing")
 
@@ -153,8 +158,9 @@ def _source_faults(catalog: Catalog, namespace: str) -> Iterator[Fault]:
     parts = _parts_by_source(catalog, namespace)
     number_of_parts, current = next(parts, (None, []))
     query = (
-        f"SELECT t.text, s.title, s.metadata, s.date, s.content_hash, s.text_hash, s.seal, {', '.join(sealed)} "
-        ", s.version_of IS NULL FROM sources s JOIN texts t ON t.source_id = coalesce(s.version_of, s.id) "
+        f"SELECT t.text, s.title, m.metadata, s.date, s.content_hash, s.text_hash, s.seal, {', '.join(sealed)} "
+        ", s.version_of IS NULL FROM sources s JOIN main.sources m ON m.id = s.id "
+        "JOIN texts t ON t.source_id = coalesce(s.version_of, s.id) "
         f"WHERE s.namespace_id = ? AND {KEPT.sql} ORDER BY s.id"
     )
     rows = catalog.rows(query, (catalog.namespace_id(namespace),))
@@ -196,17 +202,21 @@ class _Part:
 def _parts_by_source(catalog: Catalog, namespace: str) -> Iterator[tuple[int | None, list[_Part]]]:
     """Per source, in order of their numbers: its live parts in order."""
     sealed = ", ".join(f"d.{column}" for column in SEALED["documents"])
+    number = catalog.namespace_id(namespace)
     query = (
         "SELECT s.id, d.span_start, d.span_end, g.state IS 'live' AND g.namespace_id IS s.namespace_id, d.seal, "
         f"{sealed} FROM {KEPT.parts} LEFT JOIN segments g ON g.id = d.segment_id "
-        f"WHERE s.namespace_id = ? AND {KEPT.sql} ORDER BY s.id, d.span_start"
+        f"WHERE s.namespace_id = ? AND {KEPT.sql} UNION ALL "
+        f"SELECT s.id, d.span_start, d.span_end, TRUE, NULL{', NULL' * len(SEALED['documents'])} "
+        f"FROM {KEPT.pending_parts} WHERE s.namespace_id = ? AND {KEPT.sql} ORDER BY 1, 2"
     )
-    rows = catalog.rows(query, (catalog.namespace_id(namespace),))
+    rows = catalog.rows(query, (number, number))
     for number, group in groupby(rows, key=itemgetter(0)):
         yield (
             number,
             [
-                _Part(start, end, bool(has_latents), found_seal == seal("documents", *values))
+                # A pending one has no seal: its span fits in with those of the others, or is found to be missing.
+                _Part(start, end, bool(has_latents), found_seal in (None, seal("documents", *values)))
                 for _, start, end, has_latents, found_seal, *values in group
             ],
         )

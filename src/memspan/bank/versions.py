@@ -29,6 +29,7 @@ class SourceRows:
     def __init__(self, catalog: Catalog, namespace_id: int, commit: int) -> None:
         self._db, self._namespace_id, self._commit = catalog, namespace_id, commit
         self._now = clock.moment()
+        self._ended: list[int] = []
         self.words = WordIndex(catalog, namespace_id)
         self._past_words = WordIndex(catalog, namespace_id, past=True)
 
@@ -66,6 +67,17 @@ class SourceRows:
             reseal(self._db, "sources", old.id)
         self._retain(document.external_id, *old.retention_with(document))
 
+    def rename(self, old: str, document: Document) -> None:
+        """Give a source, with its former versions, the external id of a document, and what lives its metadata."""
+        if document.external_id != old:
+            self.delete(document.external_id)
+        values = (_json(document.metadata), document.content_hash, self._namespace_id, old)
+        live = "WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?"
+        self._db.execute(f"UPDATE sources SET metadata = ?, content_hash = ? {live}", values)
+        for (source_id,) in self._db.read(f"SELECT id FROM sources WHERE id IN ({NAMED.format('?1')})", values[2:]):
+            self._db.execute("UPDATE sources SET external_id = ? WHERE id = ?", (document.external_id, source_id))
+            reseal(self._db, "sources", source_id)
+
     def delete(self, external_id: str) -> None:
         """Delete a source with all its versions, if there is one."""
         old = self._live(external_id)
@@ -92,6 +104,8 @@ class SourceRows:
                 self._past_words.remove(document_id, text)
             self._db.execute("UPDATE sources SET superseded_at = NULL WHERE id = ?", (source_id,))
             reseal(self._db, "sources", source_id)
+            self._db.execute("DELETE FROM pending WHERE source_id = ?", (source_id,))
+            self._ended.append(source_id)
 
     def _live(self, external_id: str) -> _Live | None:
         query = (
@@ -141,12 +155,22 @@ class SourceRows:
             self.words.remove(document_id, text)
             if is_kept:
                 self._past_words.insert(document_id, text)
+        for (document_id,) in self._db.read("SELECT id FROM documents WHERE source_id = ?", (source_id,)):
             self._db.execute("UPDATE documents SET deleted_in = ? WHERE id = ?", (self._commit, document_id))
             reseal(self._db, "documents", document_id)
         values = (self._commit, self._now if is_kept else None, source_id)
         self._db.execute("UPDATE sources SET deleted_in = ?, superseded_at = ? WHERE id = ?", values)
         reseal(self._db, "sources", source_id)
         self._db.execute("DELETE FROM staged WHERE source_id = ?", (source_id,))
+        if not is_kept:
+            self._db.execute("DELETE FROM pending WHERE source_id = ?", (source_id,))
+            self._ended.append(source_id)
+
+    def forget_unused(self) -> None:
+        """Forget what was deleted and has no documents whose rows are still in a segment."""
+        for source_id in self._ended:
+            forget_unused(self._db, source_id)
+        self._ended = []
 
     def _refer(self, old_id: int, new_id: int) -> None:
         """Former labels of a text are those of another row that has the same."""
@@ -179,6 +203,14 @@ class _Live:
         expires = self.expires if document.expires is None else document.expires
         pinned = self.pinned if document.pinned is None else document.pinned
         return None if expires == NEVER else expires, int(pinned)
+
+
+def forget_unused(catalog: Catalog, source_id: int) -> None:
+    """Forget a source that has no documents any more; one with documents goes with the segment of the last of them."""
+    of_it = "SELECT 1 FROM documents WHERE source_id = ? UNION ALL SELECT 1 FROM pending WHERE source_id = ? LIMIT 1"
+    if catalog.value(of_it, (source_id, source_id)) is None:
+        catalog.execute("DELETE FROM texts WHERE source_id = ?", (source_id,))
+        catalog.execute("DELETE FROM sources WHERE id = ?", (source_id,))
 
 
 def reseal(catalog: Catalog, table: str, number: int) -> None:

@@ -1,6 +1,7 @@
 """What commands are made of: their options, and how they end.
 
-Exit codes: 0 done, 1 an error, 2 wrong usage, 3 files were skipped, 130 interrupted.
+Exit codes: 0 done, 1 an error, 2 wrong usage, 3 files were skipped, 128 and the number of the signal that stopped it
+(130 Ctrl-C, 143 SIGTERM).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from memspan.cli.choices import ModelChoice, ScopeChoice
+from memspan.cli.choices import ModelChoice, ReadingChoice, ScopeChoice
 from memspan.errors import MemspanError
 
 app = typer.Typer(
@@ -45,6 +46,26 @@ AdapterOption = Annotated[
         envvar="MEMSPAN_ADAPTER",
         help="Weights trained for that model: a folder, a shipped name, or none. Default: that of the default model.",
     ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", help="Read all files as this kind (txt, csv, ...), whatever their extension."),
+]
+EncodingOption = Annotated[
+    str | None, typer.Option("--encoding", help="Of the text files, as cp1252 or gbk. Default: as each of them is.")
+]
+TextColumnOption = Annotated[
+    str | None, typer.Option("--text-column", help="Key or column of a record's text. Default: text, content or body.")
+]
+TitleColumnOption = Annotated[
+    str | None, typer.Option("--title-column", help="Key or column of a record's title. Default: title.")
+]
+OcrOption = Annotated[
+    bool,
+    typer.Option("--ocr", help="Recognise text in images and scanned PDFs, by an installed tesseract."),
+]
+OcrLanguageOption = Annotated[
+    str, typer.Option("--ocr-language", help="Of recognised text, as tesseract calls it: eng, deu+eng.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
 NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", help="Whose documents; no others are seen.")]
@@ -78,6 +99,10 @@ DtypeOption = Annotated[
 BudgetOption = Annotated[
     str | None,
     typer.Option("--memory-budget", help="Memory of the process, as 6GB. Default: all routing keys are kept in it."),
+]
+GPUBudgetOption = Annotated[
+    str | None,
+    typer.Option("--gpu-memory-budget", help="Of routing keys in a GPU's memory, as 6GB. Default: what is free there."),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Torch device. Default: a GPU if there is one.")]
 
@@ -127,8 +152,20 @@ def _expiry(expires: ExpiresOption = None, ttl: TtlOption = None) -> str | None:
         raise MemspanError(f"{'--expires' if expires is not None else '--ttl'}: {error}") from error
 
 
+def _reading(
+    format: FormatOption = None,
+    encoding: EncodingOption = None,
+    text_column: TextColumnOption = None,
+    title_column: TitleColumnOption = None,
+    ocr: OcrOption = False,
+    ocr_language: OcrLanguageOption = "eng",
+) -> ReadingChoice:
+    return ReadingChoice(format, encoding, text_column, title_column, ocr, ocr_language)
+
+
 Model = Annotated[ModelChoice, OptionGroup(_model)]
 ScopeOptions = Annotated[ScopeChoice, OptionGroup(_scope)]
+ReadingOptions = Annotated[ReadingChoice, OptionGroup(_reading)]
 ExpiryOptions = Annotated[str | None, OptionGroup(_expiry)]
 
 

@@ -145,8 +145,10 @@ def _engine_of(bank: str, model: Model, settings: ServeSettings) -> Iterator[tup
     prepare(loaded.model)
     banks = open_banks([bank], loaded, settings.max_writes)
     engine = Engine(loaded, max_batch=settings.max_batch, max_queue=settings.max_queue, timeout=settings.timeout)
+    served = next(iter(banks.values()))
+    served.encode_behind(lambda: engine.is_asked)
     try:
-        yield next(iter(banks.values())), engine
+        yield served, engine
     finally:
         engine.close()
         close_banks(banks)

@@ -15,8 +15,8 @@ import typer
 from memspan.cli import render
 from memspan.cli.app import BankArgument, JsonOption, Model, command
 from memspan.cli.importing import importing
-from memspan.cli.process import INTERRUPTED, refuse_torchrun, stop_flag
-from memspan.cli.stored import check_bank
+from memspan.cli.process import refuse_torchrun, stop_flag
+from memspan.cli.stored import check_bank, open_texts
 from memspan.errors import MemspanError
 
 if TYPE_CHECKING:
@@ -62,6 +62,17 @@ def _check_age(age: str) -> None:
         moment_before(age)
     except ValueError as error:
         raise MemspanError(f"--forget-versions: {error}") from error
+
+
+@command
+def reindex(bank: BankArgument, as_json: JsonOption = False) -> None:
+    """Make the full-text index anew from the stored texts, as this version cuts words. Nothing is encoded."""
+    from memspan.text.terms import rules
+
+    with open_texts(bank) as opened:
+        opened.reindex()
+        documents = opened.catalog.counts().documents
+    render.show({"bank": str(bank), "documents": documents, "full_text": rules()}, as_json)
 
 
 @command
@@ -127,7 +138,7 @@ def reencode(bank: BankArgument, *, model: Model, as_json: JsonOption = False) -
         with render.AddProgress(lambda: total) as progress:
             report = reencode(opened, model.load(bank), progress=progress, should_stop=stop.is_set)
         render.report(report, [], opened, as_json)
-    return INTERRUPTED if report.interrupted else 0
+    return stop.code if report.interrupted else 0
 
 
 @command
@@ -154,7 +165,7 @@ def import_(
     # What is not UTF-8 is found in its own line.
     lines = file.open(encoding="utf-8", errors="surrogateescape")
     with model.open(bank, create=True) as memory, stop_flag() as stop, lines:
-        reports = import_documents(memory.bank, memory.loaded, lines, should_stop=stop.is_set)
-        for report in reports:
-            render.report(report, [], memory.bank, as_json)
-    return INTERRUPTED if any(report.interrupted for report in reports) else 0
+        with render.AddProgress() as progress:
+            report = import_documents(memory.bank, memory.loaded, lines, progress=progress, should_stop=stop.is_set)
+        render.report(report, [], memory.bank, as_json)
+    return stop.code if report.interrupted else 0

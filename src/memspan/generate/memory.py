@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,7 +18,7 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
-from memspan.errors import BankMismatch, EmptyBank
+from memspan.errors import BankMismatch, EmptyBank, NotEncoded
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.calls import in_thread, named_options, streamed_in_thread
 from memspan.generate.documents import DocumentStore
@@ -25,7 +26,7 @@ from memspan.generate.finder import Finder
 from memspan.generate.interleave import Interleave, reading_of
 from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_stored
 from memspan.generate.request import AskOptions, Request
-from memspan.generate.selectors import Look, default_selector, ranking_selector
+from memspan.generate.selectors import Look, Needs, default_selector, ranking_selector
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
@@ -99,6 +100,7 @@ class Memory(DocumentStore):
         device: str | None = None,
         weights: str | None = None,
         memory_budget: int | str | None = None,
+        gpu_memory_budget: int | str | None = None,
         ranks: Ranks | None = None,
     ) -> Memory:
         """Open a bank with its model.
@@ -116,6 +118,8 @@ class Memory(DocumentStore):
             dtype, device, weights: see `memspan.model.convert.load`.
             memory_budget: bytes that the process may hold, or as "6GB"; what routing keys do not fit into it are read
                 from disk at every question. Default: they are all kept.
+            gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one. Default: what is free
+                there beside the model, less a reserve for answering.
             ranks: as for `Memory`.
 
         Raises:
@@ -123,9 +127,11 @@ class Memory(DocumentStore):
             BudgetError: the budget is malformed; asking raises it where it is too small.
         """
         check_namespace(namespace)
-        budget = parse_bytes(memory_budget) if isinstance(memory_budget, str) else memory_budget
+        budgets = [
+            parse_bytes(budget) if isinstance(budget, str) else budget for budget in (memory_budget, gpu_memory_budget)
+        ]
         if not create or MemoryBank.exists(bank):
-            opened = MemoryBank.open(bank, budget)  # before the model, which takes longer to load
+            opened = MemoryBank.open(bank, *budgets)  # before the model, which takes longer to load
             try:
                 model, adapter = names_for(opened, model, adapter)
                 loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
@@ -134,8 +140,10 @@ class Memory(DocumentStore):
                 raise
         else:
             loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
-            opened = MemoryBank.create(bank, manifest_of(loaded), budget)
-            remember(opened.catalog, loaded.names)
+            manifest = manifest_of(loaded)
+            opened = MemoryBank.open_or_create(bank, manifest, *budgets)
+            if opened.manifest == manifest:
+                remember(opened.catalog, loaded.names)
         return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks)
 
     def in_namespace(self, namespace: str) -> Memory:
@@ -270,6 +278,7 @@ class Memory(DocumentStore):
         with self._snapshot() as snapshot:
             if not self._finds_any(snapshot, request.scope):
                 return []
+            self._check_encoded(snapshot, request.scope, needs)
             finder = Finder(self.loaded, snapshot, request.scope, self.ranks)
             context = self.loaded.template.context(question) if needs.routing else None
             (found,) = finder.rank(chosen, [Look(question, context)], limit)
@@ -321,9 +330,13 @@ class Memory(DocumentStore):
         """Yield what happens, with the place of the question it happens to; None after every token."""
         with self._snapshot() as snapshot:
             finder, state = self._finder(snapshot, request.scope), RoundState(self.loaded, batch)
+            self._check_encoded(snapshot, request.scope, request.plan.chooser.needs)
             reading = reading_of(state, finder, request.plan, request.sampling)
             interleave = Interleave(state, finder, reading, request.plan, request.sampling)
-            yield from interleave.run(request.questions, request.history)
+            for place, event in interleave.run(request.questions, request.history):
+                if isinstance(event, Done) and snapshot.num_pending:
+                    event = Done(replace(event.answer, pending=snapshot.num_pending))
+                yield place, event
 
     def _finder(self, snapshot: Snapshot, scope: Scope) -> Finder:
         """
@@ -359,12 +372,23 @@ class Memory(DocumentStore):
         with super()._catalog() as catalog:
             yield catalog
 
+    def _check_encoded(self, snapshot: Snapshot, scope: Scope, needs: Needs) -> None:
+        """
+        Raises:
+            NotEncoded: documents are found by latents alone, and none has any yet.
+        """
+        if needs.routing and not needs.words and not snapshot.selectable_mask(scope).any():
+            raise NotEncoded(
+                f"none of the documents in {self.bank.folder} that may be found is encoded yet; encode them with: "
+                f"memspan encode {self.bank.folder}, or ask with a selector that finds words (lexical, hybrid)"
+            )
+
     def _finds_any(self, snapshot: Snapshot, scope: Scope) -> bool:
         """Whether a scope holds anything.
 
         Raises:
             EmptyBank: nothing is stored, whatever the scope.
         """
-        if not snapshot.selectable_mask().any():
+        if not snapshot.holds():
             raise nothing_stored(self.bank.folder, self.namespace)
-        return bool(snapshot.selectable_mask(scope).any())
+        return snapshot.holds(scope)

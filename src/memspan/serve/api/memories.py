@@ -12,10 +12,12 @@ import anyio
 from fastapi import APIRouter, Query
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
+from starlette.convertors import Convertor, register_url_convertor
 
 from memspan.bank.catalog import StoredSource
 from memspan.bank.clock import expiry_of
 from memspan.bank.scope import EVERYTHING, Scope
+from memspan.bank.stored import num_pending
 from memspan.errors import EmptyBank, FilterError, UnknownDocument
 from memspan.generate.memory import Memory
 from memspan.serve.banks import ServedBank
@@ -42,6 +44,21 @@ from memspan.serve.service import Reader, Service, ServiceDep, Writer, namespace
 from memspan.types import Document
 
 router = APIRouter(responses=ERRORS, tags=["memories"])
+
+
+class _AnyText(Convertor[str]):
+    """The rest of a path, whatever it is: the id of a file may hold slashes and line ends."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("text", _AnyText())
 
 _MOST_LISTED = 100
 
@@ -87,7 +104,8 @@ async def search(body: SearchRequest, service: ServiceDep, reader: Reader) -> Se
             found = memory.search(body.query, limit=body.limit, min_score=body.min_score, **options)
         except EmptyBank:
             found = []
-        return SearchResults(data=[EvidenceOut.of(item) for item in found])
+        pending = bank.read(lambda catalog: num_pending(catalog, namespace))
+        return SearchResults(data=[EvidenceOut.of(item) for item in found], pending=pending)
 
     return await anyio.to_thread.run_sync(find, limiter=service.search_slots)
 
@@ -118,7 +136,7 @@ async def list_memories(
     )
 
 
-@router.get("/v1/memories/{id:path}")
+@router.get("/v1/memories/{id:text}")
 async def get(
     id: str,
     service: ServiceDep,
@@ -133,7 +151,7 @@ async def get(
     return await run_in_threadpool(_get, served, name, id, Scope.parse(None, as_of, known_at))
 
 
-@router.patch("/v1/memories/{id:path}")
+@router.patch("/v1/memories/{id:text}")
 async def update(id: str, body: UpdateRequest, service: ServiceDep, writer: Writer) -> MemoryOut:
     """Change what is given of a memory; the rest stays. The version before is kept."""
     bank, namespace = _place(service, writer, body)
@@ -147,7 +165,7 @@ async def update(id: str, body: UpdateRequest, service: ServiceDep, writer: Writ
     return await run_in_threadpool(_get, bank, namespace, id)
 
 
-@router.delete("/v1/memories/{id:path}")
+@router.delete("/v1/memories/{id:text}")
 async def delete(
     id: str, service: ServiceDep, writer: Writer, bank: BankQuery = None, namespace: NamespaceQuery = None
 ) -> MemoryDeleted:
@@ -206,7 +224,7 @@ def documents_of(given: Sequence[MemoryIn]) -> list[Document]:
         ApiError: 400, one of them cannot be a document.
     """
     with values_checked("memories"):
-        return [
+        documents = [
             Document(
                 one.id or _id_of(one),
                 *(one.text, one.title, one.metadata, one.date),
@@ -214,6 +232,21 @@ def documents_of(given: Sequence[MemoryIn]) -> list[Document]:
             )
             for one in given
         ]
+    _check_ids(documents)
+    return documents
+
+
+def _check_ids(documents: Sequence[Document]) -> None:
+    """
+    Raises:
+        ApiError: 400, two that differ have one id.
+    """
+    first: dict[str, int] = {}
+    for place, document in enumerate(documents):
+        before = first.setdefault(document.external_id, place)
+        if documents[before] != document:
+            message = f"memories {before} and {place} differ and have one id: {document.external_id!r}"
+            raise ApiError(400, message, "duplicate", param="memories")
 
 
 def _id_of(given: MemoryIn) -> str:
