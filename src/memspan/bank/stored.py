@@ -103,19 +103,22 @@ class Counts:
             return sums(f"d.id IN (SELECT d.id FROM {scope.parts} WHERE {scope.sql})")
 
         expired, past, gone = of_sources(EXPIRED), of_sources(PAST), sums("d.deleted_in IS NOT NULL")
-        seen = [live - one for live, one in zip(sums("d.deleted_in IS NULL"), expired, strict=True)]
+        documents, tokens, chunks = (
+            live - one for live, one in zip(sums("d.deleted_in IS NULL"), expired, strict=True)
+        )
         pending = num_pending(database, namespace)
         return cls(
-            num_sources(database, namespace, EVERYTHING),
-            seen[0] + pending,
-            *seen[1:],
-            gone[0] - past[0] + expired[0],
-            segments,
-            int(segment_bytes),
-            num_sources(database, namespace, EXPIRED),
-            num_sources(database, namespace, KEPT) - num_sources(database, namespace, LIVE),
-            past[0],
-            pending,
+            sources=num_sources(database, namespace, EVERYTHING),
+            documents=documents + pending,
+            tokens=tokens,
+            chunks=chunks,
+            deleted_documents=gone[0] - past[0] + expired[0],
+            segments=segments,
+            segment_bytes=int(segment_bytes),
+            expired=num_sources(database, namespace, EXPIRED),
+            versions=num_sources(database, namespace, KEPT) - num_sources(database, namespace, LIVE),
+            past_documents=past[0],
+            pending=pending,
         )
 
 

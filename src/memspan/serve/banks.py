@@ -16,7 +16,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog, Counts, StoredSource
 from memspan.bank.encode import manifest_of
 from memspan.bank.ledger import Ledger
-from memspan.bank.scope import Scope
+from memspan.bank.scope import EVERYTHING, Scope
 from memspan.errors import BankBusy, MemspanError, UnknownDocument
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
@@ -136,7 +136,7 @@ class ServedBank:
             time.sleep(_ENGINE_PAUSE)
         return ends
 
-    def get(self, namespace: str, external_id: str, scope: Scope) -> StoredSource:
+    def get(self, namespace: str, external_id: str, scope: Scope = EVERYTHING) -> StoredSource:
         """A memory, by the caller's id of it.
 
         Raises:

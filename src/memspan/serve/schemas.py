@@ -225,10 +225,10 @@ class MemoryIn(Strict):
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     date: str | None = Field(None, description="ISO 8601, of the text. Default: now.")
     expires: str | None = Field(
-        None, description="Not seen from this day (UTC) or moment on, or `never`. Default: as it is."
+        default=None, description="Not seen from this day (UTC) or moment on, or `never`. Default: as it is."
     )
-    ttl: str | None = Field(None, description="Instead: not seen after this time, as `30d` or `12h`.")
-    pinned: bool | None = Field(None, description="Whether it stays, whatever its expiry.")
+    ttl: str | None = Field(default=None, description="Instead: not seen after this time, as `30d` or `12h`.")
+    pinned: bool | None = Field(default=None, description="Whether it stays, whatever its expiry.")
 
 
 class Place(Strict):
