@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_archives import PACKERS, tarred, zipped
 from test_chats import DAYS, chatgpt, said, turn
@@ -21,6 +22,12 @@ from test_structured import SRT, VTT, code, notebook
 from memspan.text.corpus import read_paths
 from memspan.types import Document, Skipped
 
+_STEADY: dict[str, Any] = {
+    "deadline": None,
+    "database": None,
+    "derandomize": True,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
 ROW = '<text:p>One <text:s text:c="2"/>x</text:p><text:list-item><text:p>y</text:p></text:list-item>'
 
 
@@ -90,7 +97,7 @@ def _is_named(path: Path, data: bytes) -> None:
 def test_damaged_files_are_named(tmp_path: Path, kind: str) -> None:
     path = tmp_path / ("2024-03-31.json" if kind == "slack" else f"a.{kind}")
 
-    @settings(max_examples=50, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=50, **_STEADY)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         _is_named(path, data.draw(damaged(seed(kind))))
@@ -100,7 +107,7 @@ def test_damaged_files_are_named(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["pdf", "xlsx", "docx", "zip", "eml", "rtf", "xml", "srt", "txt.gz"])
 def test_any_bytes_are_named(tmp_path: Path, kind: str) -> None:
-    @settings(max_examples=20, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=20, **_STEADY)
     @given(st.binary(max_size=300))
     def check(data: bytes) -> None:
         _is_named(tmp_path / f"a.{kind}", data)
@@ -111,7 +118,7 @@ def test_any_bytes_are_named(tmp_path: Path, kind: str) -> None:
 def test_damaged_pdfs_are_named(tmp_path: Path) -> None:
     whole = drawn(tmp_path / "whole.pdf", body(0), body(1)).read_bytes()
 
-    @settings(max_examples=30, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=30, **_STEADY)
     @given(damaged(whole))
     def check(data: bytes) -> None:
         _is_named(tmp_path / "a.pdf", data)
