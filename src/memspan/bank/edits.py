@@ -234,10 +234,12 @@ def publish_staged(catalog: Catalog, manifest: dict[str, Any]) -> None:
         old = [number for number, _ in catalog.segments()]
         for namespace in catalog.namespaces():
             for words, past in ((catalog.word_index(namespace), False), (catalog.past_word_index(namespace), True)):
+                if words is None:
+                    continue
                 # Documents whose parts are cut differently now have new ids.
-                for stored in catalog.unstaged_documents(namespace, past=past) if words else ():
+                for stored in catalog.unstaged_documents(namespace, past=past):
                     words.remove(stored.id, stored.encoded_text)
-                for document_id, text in catalog.new_staged_texts(namespace, past=past) if words else ():
+                for document_id, text in catalog.new_staged_texts(namespace, past=past):
                     words.insert(document_id, text)
         kept = f"SELECT d.id FROM {KEPT.parts} WHERE {KEPT.sql}"
         catalog.execute(f"DELETE FROM documents WHERE id IN ({kept}) AND id NOT IN (SELECT document_id FROM staged)")

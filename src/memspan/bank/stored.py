@@ -101,12 +101,14 @@ class Counts:
             return sums(f"d.id IN (SELECT d.id FROM {scope.parts} WHERE {scope.sql})")
 
         expired, past, gone = of_sources(EXPIRED), of_sources(PAST), sums("d.deleted_in IS NOT NULL")
-        seen = [live - one for live, one in zip(sums("d.deleted_in IS NULL"), expired, strict=True)]
+        seen = (live - one for live, one in zip(sums("d.deleted_in IS NULL"), expired, strict=True))
+        documents, tokens, chunks = seen
         pending = num_pending(database, namespace)
         return cls(
             num_sources(database, namespace, EVERYTHING),
-            seen[0] + pending,
-            *seen[1:],
+            documents + pending,
+            tokens,
+            chunks,
             gone[0] - past[0] + expired[0],
             segments,
             int(segment_bytes),

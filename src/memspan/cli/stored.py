@@ -82,7 +82,7 @@ def search(
         check_bank(bank)
         where = scope.where
         with dataclasses.replace(model, memory_budget=memory_budget).open(bank, scope.namespace) as memory:
-            options = {"selector": selector, "limit": limit, "min_score": min_score}
+            options: dict[str, Any] = {"selector": selector, "limit": limit, "min_score": min_score}
             times = {"as_of": scope.as_of, "known_at": scope.known_at}
             found = memory.search(question, where=where, **options, **times)
             if not as_json:
