@@ -54,11 +54,12 @@ from memspan.generate.context import fitted_context, room_for
 from memspan.generate.decode import Decoding
 from memspan.generate.finder import Finder
 from memspan.generate.lookup import PromptLookup
-from memspan.model.backbones import default_gguf
+from memspan.model.backbones import known_gguf
 from memspan.model.convert import LoadedModel, load
 from memspan.model.decoding import DecodeRows, prefill, prepare
 from memspan.model.memory_api import LayerMemory
 from memspan.model.packed import DecodeWeights, PackedLinear
+from memspan.model.shipped import DEFAULT_SOURCE
 from memspan.text.corpus import read_paths
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Context
@@ -133,7 +134,8 @@ def llama_runner() -> Callable[[str, int, Row], None]:
     """Runs a prompt through llama.cpp."""
     xllamacpp: Any = importlib.import_module("xllamacpp")  # an extra of its own, and without types
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(default_gguf())
+    with known_gguf(DEFAULT_SOURCE) as path:  # a file of one package: it stays where it is
+        parameters.model.path = str(path)
     parameters.n_ctx, parameters.n_parallel = 2048, 1
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = torch.get_num_threads()
     parameters.warmup = True

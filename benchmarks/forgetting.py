@@ -18,8 +18,9 @@ import torch
 from plots import add_json, write_json
 
 from memspan import load
-from memspan.model.backbones import DEFAULT_SOURCE, load_backbone
+from memspan.model.backbones import load_backbone
 from memspan.model.convert import LoadedModel
+from memspan.model.shipped import DEFAULT_SOURCE
 from memspan.text.readers import BadRecord, read_records
 
 TOKENS = 256

@@ -20,13 +20,14 @@ from transformers import AutoTokenizer
 from memspan.config import TEMPLATES
 from memspan.eval import niah
 from memspan.eval.tasks import texts_of
-from memspan.model.convert import default_checkpoint
+from memspan.model.convert import known_checkpoint
+from memspan.model.shipped import DEFAULT_SOURCE
 from memspan.text.template import PromptTemplate
 
 
 def measure(task: str, tokens: int, texts: list[str]) -> dict[str, Any]:
     """Make one haystack."""
-    tokenizer = AutoTokenizer.from_pretrained(default_checkpoint(), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(known_checkpoint(DEFAULT_SOURCE), local_files_only=True)
     count = PromptTemplate(TEMPLATES["chatml"], tokenizer).count_tokens
     started = time.perf_counter()
     cpu = time.process_time()

@@ -17,6 +17,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from memspan import Answer, Document, Memory
+from memspan.model.shipped import DEFAULT_SOURCE
 from memspan.text.corpus import installed_packages, read_paths
 
 HERE = Path(__file__).parent
@@ -62,13 +63,15 @@ def show(question: Question, answer: Answer) -> tuple[bool, bool]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bank", type=Path, default=Path(".memspan") / "demo", help="folder of the bank; kept, reused")
-    bank = parser.parse_args().bank
+    parser.add_argument("--bank", type=Path, default=None, help="folder of the bank; kept, reused")
+    parser.add_argument("--model", default=DEFAULT_SOURCE, help="a checkpoint folder, or the name of a known backbone")
+    arguments = parser.parse_args()
+    bank = arguments.bank or Path(".memspan") / f"demo-{Path(arguments.model).name}"
     logging.disable_progress_bar()
 
     started = time.monotonic()
-    with Memory.open(bank, create=True) as memory:
-        print(f"model: SmolLM2-135M-Instruct; bank: {bank}")
+    with Memory.open(bank, arguments.model, create=True) as memory:
+        print(f"model: {arguments.model}; bank: {bank}")
         report = memory.add(corpus())
         print(
             f"remembered {report.added + report.updated} documents ({report.unchanged} were there already), "

@@ -52,13 +52,14 @@ def real_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from typer.testing import CliRunner
 
     from memspan.cli import app
-    from memspan.model.convert import default_folder
+    from memspan.model.convert import known_folder
+    from memspan.model.shipped import DEFAULT_SOURCE
 
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEMSPAN_CACHE", str(shared / "cache"))
-        folder = default_folder()
+        folder = known_folder(DEFAULT_SOURCE)
         with FileLock(shared / "cache.lock"):
             if not folder.exists():
                 result = CliRunner().invoke(app, ["convert", "--out", str(folder), "--json"])

@@ -39,7 +39,6 @@ from memspan.bank.schema import FORMAT_2
 from memspan.bank.segment import Placed, SegmentFiles
 from memspan.bank.shard import Shard
 from memspan.bank.stored import still_pending
-from memspan.bank.words import WordIndex
 from memspan.config import MSAConfig
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep, LayerMemory
@@ -47,6 +46,7 @@ from memspan.model.modeling import MSAForCausalLM
 from memspan.ops.scoring import chunk_scores, document_scores, fold_queries, routing_queries, top_documents
 from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.template import Context, PromptTemplate
+from memspan.text.terms import plain_words
 from memspan.types import Document, EncodedDocuments, Retrieved, Span
 
 
@@ -293,7 +293,18 @@ def make_format_2(folder: Path) -> None:
     old.rename(new)
     with contextlib.closing(Catalog(new)) as catalog:
         for namespace in catalog.namespaces():
-            WordIndex(catalog, catalog.namespace_id(namespace) or 0).rebuild(catalog.texts(namespace))
+            make_first_index(catalog, namespace)
+
+
+def make_first_index(catalog: Catalog, namespace: str = DEFAULT_NAMESPACE) -> None:
+    """Give a namespace the full-text index that it had before rules were recorded."""
+    table = f"words_{catalog.namespace_id(namespace)}"
+    catalog.execute(f"DROP TABLE IF EXISTS {table}")
+    options = "words, content = '', tokenize = 'porter unicode61 remove_diacritics 2'"
+    catalog.execute(f"CREATE VIRTUAL TABLE {table} USING fts5 ({options})")
+    for document_id, text in catalog.texts(namespace):
+        words = " ".join(plain_words(text))
+        catalog.execute(f"INSERT INTO {table} (rowid, words) VALUES (?, ?)", (document_id, words))
 
 
 @contextlib.contextmanager

@@ -68,6 +68,10 @@ class CorpusError(MemspanError):
     """A source cannot be read as documents at all (as opposed to one file of it, which is skipped and named)."""
 
 
+class SyncRefused(MemspanError):
+    """So much of a folder is gone that it may not be mounted; nothing is forgotten without being forced."""
+
+
 class DataError(MemspanError):
     """Training data are malformed, empty, or not what a step needs; the message names the file and the line."""
 

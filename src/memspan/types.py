@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+_YEAR_OR_MONTH = re.compile(r"\d{4}(-\d{2})?")
+_WEEK = re.compile(r"\d{4}-?W\d{2}")
 NEVER = "never"
 """What `expires` is of a document that is to have no expiry any more."""
+
+_DEEPEST = 100
+"""Objects and arrays within each other: SQLite reads no more than a thousand, and people write fewer than ten."""
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
@@ -32,7 +38,8 @@ class Document:
         text: the original text, kept verbatim. Never empty.
         title: a short name, may be empty. It is encoded with the text.
         metadata: JSON values the caller wants back with the evidence, and may filter by.
-        date: ISO 8601 date or time the text speaks of or was written (see `normal_date`). None: the time it is added.
+        date: ISO 8601 date (a year, a month or a day) or time the text speaks of or was written (see `normal_date`).
+            None: the time it is added.
         expires: ISO 8601 date (its beginning, in UTC) or time from which on it is not seen, or "never". None: as it is
             in the bank; of a new one never.
         pinned: True: it does not expire, whatever `expires` says. None: as it is in the bank; of a new one False.
@@ -76,6 +83,8 @@ class Document:
             text = json.dumps(dict(self.metadata), ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"the metadata of document {self.external_id!r} are not JSON: {error}") from error
+        if text.count("[") + text.count("{") > _DEEPEST and _is_deeper(dict(self.metadata), _DEEPEST):
+            raise ValueError(f"the metadata of document {self.external_id!r} are nested more than {_DEEPEST} deep")
         if not is_unicode(text) or "\\u0000" in text:
             raise ValueError(f"the metadata of document {self.external_id!r} hold NUL characters or lone surrogates")
 
@@ -90,28 +99,47 @@ class Document:
         return _sha256([self.title, self.text])
 
 
+def _is_deeper(value: JSON, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deeper(one, levels - 1) for one in inner)
+
+
 def _sha256(values: JSON) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def normal_date(text: str) -> str:
-    """An ISO 8601 date, or a time in UTC without its zone: texts that sort as the moments do.
+    """An ISO 8601 date of its own precision: a year, a month, a day, or a time.
 
-    `2026-03-01` stays a day; `2026-03-01T10:00+02:00` becomes `2026-03-01T08:00:00`. A time without a zone is taken
-    to be UTC.
+    `2026`, `2026-03` and `2026-03-01` stay what they are. A time keeps its zone, `2026-03-01T00:30:00+09:00`; in UTC it
+    is written without one, and a time without a zone is taken to be UTC. `date_key` puts such dates in order.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is none of them. A week is one of its days only with the day's number.
     """
     if not isinstance(text, str):
         raise ValueError(f"a date is a text as 2026-03-01 or 2026-03-01T10:00:00+02:00, not {text!r}")
     try:
-        if len(text) <= len("2026-03-01"):
+        if _YEAR_OR_MONTH.fullmatch(text):
+            return date.fromisoformat(f"{text}-01-01"[: len("2026-03-01")]).isoformat()[: len(text)]
+        if _WEEK.fullmatch(text) or (text.isdigit() and len(text) > len("20260301")):
+            raise ValueError("a week, or digits in which any one may stand between day and time")
+        if len(text) <= len("2026-W09-7"):
             return date.fromisoformat(text).isoformat()
         moment = datetime.fromisoformat(text)
-        return (moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment).isoformat()
+        in_utc = (moment.astimezone(UTC) if moment.tzinfo else moment).replace(tzinfo=None)
+        offset = moment.utcoffset()
+        # A zone with seconds, as before 1900, is one that no other program reads.
+        has_zone = offset is not None and offset and not offset % timedelta(minutes=1)
+        return (moment if has_zone else in_utc).isoformat()
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{text!r} is not a date; write it as 2026-03-01 or 2026-03-01T10:00:00+02:00") from error
+
+
+def date_key(date: str) -> str:
+    """A text that sorts as a date of `normal_date` does: a moment in UTC; a year, a month or a day as it is."""
+    moment = datetime.fromisoformat(date) if len(date) > len("2026-03-01") else None
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat() if moment and moment.tzinfo else date
 
 
 def is_unicode(text: str) -> bool:
@@ -125,7 +153,7 @@ def is_unicode(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file, or a record of one, that gave no document.
+    """A file, or a record of one, that gave no document, or one without its date, which could not be read.
 
     Attributes:
         source: the file's path; for a record with the line it begins on, `path#line`.
@@ -236,6 +264,8 @@ class Evidence:
             it, or None where the selector does not route.
         metadata: as the caller gave it.
         date: the document's date, or the time it was added.
+        pages: numbers, from 1, of the pages that `text` stands on (of slides or sheets, where the source has those);
+            none of a source without pages.
     """
 
     document_id: int
@@ -247,6 +277,7 @@ class Evidence:
     layers: int | None
     metadata: Mapping[str, JSON]
     date: str
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

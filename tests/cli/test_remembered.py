@@ -19,9 +19,8 @@ from memspan.bank.texts import TextBank
 from memspan.cli.choices import ModelChoice
 from memspan.errors import BankMismatch, CheckpointError
 from memspan.model.adapter import save_adapter
-from memspan.model.backbones import DEFAULT_SOURCE
 from memspan.model.convert import LoadedModel, convert, load
-from memspan.model.shipped import DEFAULT_ADAPTER, SHIPPED, ModelNames
+from memspan.model.shipped import BACKBONES, SHIPPED, ModelNames
 
 QUESTION = "Where does the otter live?"
 
@@ -168,12 +167,12 @@ def test_an_exported_bank_keeps_the_name_of_its_model(bank: Path, tmp_path: Path
     assert memspan("ask", tmp_path / "copy", QUESTION, "--max-new-tokens", 4).code == 0
 
 
-def test_the_default_model_is_remembered_by_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = load(checkpoint, device="cpu")
-    monkeypatch.setattr("memspan.model.convert.default_folder", lambda: checkpoint)
-    named = LoadedModel(plain.model, plain.template, checkpoint, SHIPPED / DEFAULT_ADAPTER).names
-    assert named == ModelNames(DEFAULT_SOURCE, DEFAULT_ADAPTER)
-    monkeypatch.setattr("memspan.model.convert.default_checkpoint", lambda: checkpoint)
-    again = load(DEFAULT_SOURCE, adapter="none", device="cpu")
-    assert again.path == checkpoint and again.names == ModelNames(DEFAULT_SOURCE, "none")
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_known_model_is_remembered_by_name(name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, adapter = load(checkpoint, device="cpu"), BACKBONES[name].adapter
+    monkeypatch.setattr("memspan.model.convert.known_folder", lambda of: checkpoint if of == name else Path(of))
+    named = LoadedModel(plain.model, plain.template, checkpoint, SHIPPED / adapter).names
+    assert named == ModelNames(name, adapter)
+    again = load(name, adapter="none", device="cpu")
+    assert again.path == checkpoint and again.names == ModelNames(name, "none")
     assert LoadedModel(plain.model, plain.template, Path("nowhere")).names is None

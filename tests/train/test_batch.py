@@ -167,6 +167,30 @@ def test_a_question_without_an_answer_learns_to_say_so() -> None:
     assert pair.num_label_tokens == 0 and pair.num_routed_questions == 1
 
 
+@pytest.mark.parametrize("positives", [(OTTER,), (OTTER, FERRY)])
+def test_a_question_whose_document_is_not_read_learns_to_say_so(positives: tuple[Document, ...]) -> None:
+    two = question(positives=positives, type="multi", negatives=(TIN, passage("", "He is from Oslo, too.")))
+    partial = 0
+    for seed in range(20):
+        settings = {"answer": 1.0, "unanswerable": 1.0, "negatives": 2, "injected_documents": 2}
+        batch = collate([two], seed, **settings)
+        text = LOADED.template.tokenizer.decode(context_ids(batch, 0))
+        read = [found for found in positives if found.text in text]
+        assert learned_text(batch, 0).startswith("The notes do not say.")
+        assert len(read) < len(positives), "one at least is missing"
+        assert "He is from Oslo" not in text, "what is read instead holds no answer"
+        assert read or TIN.text in text or FERRY.text in text, "something is read"
+        left = {found.external_id for found in positives if found not in read}
+        assert names_where(batch, 0, "positives_BN") == left, "they are still to be found"
+        partial += bool(read)
+    assert (partial > 0) == (len(positives) > 1)
+
+
+def test_no_question_loses_its_documents_where_none_is_to() -> None:
+    batches = [collate([question()], seed, answer=1.0) for seed in range(10)]
+    assert all(learned_text(batch, 0).startswith("Oslo") for batch in batches)
+
+
 def test_steps_of_a_chain_are_those_of_the_round_protocol() -> None:
     """Each step is drawn; what was read before is neither positive nor negative, what is still to find is positive."""
     template = rounds_template()

@@ -25,6 +25,7 @@ from memspan.bank.folder import (
     segment_paths,
     segments_folder,
 )
+from memspan.bank.ledger import forget_disk
 from memspan.bank.manifest import Manifest
 from memspan.errors import BankError
 from memspan.files import sync_file, sync_folder, whole_file
@@ -94,7 +95,9 @@ def _copy(bank: MemoryBank, folder: Path) -> None:
             for file in (*segment_paths(source, files.name), *([derived] if derived.exists() else [])):
                 _link(file, segments_folder(folder) / file.name)
     with closing(Catalog(folder / CATALOG)) as copied:
+        edits.upgrade(copied)
         edits.forget_unfinished(copied)
+        forget_disk(copied)
     with closing(MemoryBank.open(folder)) as copied_bank, copied_bank.locked():
         edits.forget(copied_bank.catalog, None)
         copied_bank.free_space(secure=True, timeout=0)

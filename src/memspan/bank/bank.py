@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +22,7 @@ from memspan.bank.snapshot import Snapshot
 from memspan.bank.stored import num_pending
 from memspan.bank.texts import TextBank, check_namespace
 from memspan.bank.tiers import TensorCache, Tiers
-from memspan.errors import BankError
+from memspan.errors import BankBusy, BankError
 from memspan.text.template import part_text
 from memspan.types import EncodedDocuments
 
@@ -30,6 +31,8 @@ _log = logging.getLogger(__name__)
 MAX_SEGMENT_BYTES = 256 * 2**20
 # Of masks of scopes, kept until the next commit: 32 of a million documents.
 _MASK_BYTES = 2**25
+# How long another process may take to make an empty bank, and how often it is looked for.
+_MAKING_SECONDS, _MAKING_PAUSE = 10.0, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,14 @@ class MemoryBank(TextBank):
         self._views: dict[str, _View] = {}
 
     @classmethod
-    def create(cls, folder: str | Path, manifest: Manifest, memory_budget: int | None = None) -> MemoryBank:
-        """Make an empty bank. For `memory_budget` see `open`.
+    def create(
+        cls,
+        folder: str | Path,
+        manifest: Manifest,
+        memory_budget: int | None = None,
+        gpu_memory_budget: int | None = None,
+    ) -> MemoryBank:
+        """Make an empty bank. For the budgets see `open`.
 
         Raises:
             BankError: the folder holds something already, or cannot be written.
@@ -73,20 +82,48 @@ class MemoryBank(TextBank):
                 edits.write_manifest(catalog, dataclasses.asdict(manifest))
         except OSError as error:
             raise BankError(f"cannot create a bank in {path}: {error}") from error
-        return cls.open(path, memory_budget)
+        return cls.open(path, memory_budget, gpu_memory_budget)
 
     @classmethod
-    def open(cls, folder: str | Path, memory_budget: int | None = None) -> MemoryBank:
+    def open_or_create(
+        cls,
+        folder: str | Path,
+        manifest: Manifest,
+        memory_budget: int | None = None,
+        gpu_memory_budget: int | None = None,
+    ) -> MemoryBank:
+        """Open a bank, which is made where there is none; of several processes that begin at once, by one of them.
+
+        Raises:
+            BankBusy: another process has been making it for a while.
+            BankError: as `open` and `create`.
+        """
+        deadline = time.monotonic() + _MAKING_SECONDS
+        while not cls.exists(folder):
+            try:
+                return cls.create(folder, manifest, memory_budget, gpu_memory_budget)
+            except BankError as error:
+                is_being_made = isinstance(error, BankBusy) and time.monotonic() < deadline
+                if not (is_being_made or cls.exists(folder)):
+                    raise
+                time.sleep(_MAKING_PAUSE)
+        return cls.open(folder, memory_budget, gpu_memory_budget)
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, memory_budget: int | None = None, gpu_memory_budget: int | None = None
+    ) -> MemoryBank:
         """Open an existing bank.
 
         Args:
             memory_budget: bytes that the process may hold, what it holds already included; see `Tiers`.
+            gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one.
 
         Raises:
             BankError: there is none, or it is damaged or of a newer format.
         """
         bank = super().open(folder)
-        bank.tiers = Tiers(memory_budget)
+        bank.tiers = Tiers(memory_budget, gpu_memory_budget)
         return bank
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, KEPT, LIVE, NAMED, PA
 from memspan.bank.stored import Counts, PartTexts, StoredDocument, StoredSource, num_sources, of_both
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError, FilterError
+from memspan.text.paging import pages_of
 from memspan.text.template import encoded_text
 from memspan.types import Document, Span
 
@@ -134,6 +135,18 @@ class Catalog(Database):
         """
         where = f"AND {scope.source_id} > ? ORDER BY {scope.source_id} LIMIT ?"
         found = list(self._sources(namespace, where, (min(after, _MAX_INTEGER), limit), scope, by_id=True))
+        if not found:
+            self._check_fields(namespace, scope)
+        return found
+
+    def external_ids(self, namespace: str, scope: Scope = EVERYTHING) -> list[str]:
+        """The names of live sources, in the order they were added.
+
+        Raises:
+            FilterError: as `ids_in_scope`.
+        """
+        rows = self._of_sources("s.external_id", namespace, "TRUE ORDER BY s.id", (), scope)
+        found = [external_id for (external_id,) in rows]
         if not found:
             self._check_fields(namespace, scope)
         return found
@@ -391,9 +404,10 @@ class Catalog(Database):
                 values_of = dict(json.loads(metadata))
             except (ValueError, TypeError, RecursionError) as error:
                 raise BankError(f"the metadata of {external_id!r} is damaged ({error}); add it again") from error
-            text = texts.of(source_id, start, end)
+            text, span = texts.of(source_id, start, end), Span(start, end)
+            pages = pages_of(texts.of(source_id), span, values_of)
             yield StoredDocument(
-                number, source_id, external_id, title, text, Span(start, end), values_of, date, tokens, chunks
+                number, source_id, external_id, title, text, span, values_of, date, tokens, chunks, pages
             )
 
     def _encoded_texts(self, query: str, values: tuple[Any, ...]) -> list[tuple[int, str]]:

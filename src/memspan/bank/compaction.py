@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from memspan.bank import edits
+from memspan.bank import edits, ledger
 from memspan.bank.catalog import Catalog
 from memspan.bank.edits import Written
 from memspan.bank.folder import SegmentFiles, is_partial, segment_of, segments_folder
@@ -58,6 +58,7 @@ def compact(catalog: Catalog, folder: Path, manifest: Manifest, max_bytes: int) 
         write_missing_coarse(catalog, folder, manifest, namespace)
     drop_unwanted_staged(catalog, folder)
     sweep(catalog, folder)
+    ledger.prune(catalog)
     edits.drop_empty_namespaces(catalog)
 
 

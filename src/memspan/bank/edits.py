@@ -19,7 +19,7 @@ from memspan.bank.manifest import FORMAT_VERSION
 from memspan.bank.schema import seal
 from memspan.bank.scope import KEPT
 from memspan.bank.versions import SourceRows, forget_unused, reseal
-from memspan.bank.words import WordIndex
+from memspan.bank.words import WordIndex, outdated_namespaces
 from memspan.errors import BankError
 from memspan.text.template import part_text
 from memspan.types import Document, Span
@@ -67,7 +67,7 @@ def _change(catalog: Catalog) -> Iterator[int]:
 
 
 def upgrade(catalog: Catalog) -> None:
-    """Make a bank of format 2 one of this format; nothing happens to one that is."""
+    """Make a bank of format 2 one of this format, and full-text indexes of other rules anew; else nothing happens."""
     follow_format(catalog)
     if is_of_format_2(catalog):
         show_as_stored(catalog)
@@ -78,6 +78,8 @@ def upgrade(catalog: Catalog) -> None:
                 "UPDATE manifest SET value = json_set(value, '$.format_version', ?) WHERE key = ?",
                 (FORMAT_VERSION, STAGED_MANIFEST),
             )
+    for namespace in outdated_namespaces(catalog):
+        rebuild_words(catalog, namespace)
 
 
 def write_manifest(catalog: Catalog, values: dict[str, Any]) -> None:
@@ -106,7 +108,7 @@ def add_sources(
     """
     placed = {place.document_id: place for place in written.places}
     with _change(catalog) as commit:
-        namespace_id = _open_namespace(catalog, namespace)
+        namespace_id = open_namespace(catalog, namespace)
         rows = SourceRows(catalog, namespace_id, commit)
         segment_ids = _insert_segments(catalog, namespace_id, written.segments, "live")
         for source in sources:
@@ -169,6 +171,19 @@ def forget(catalog: Catalog, superseded_before: str | None) -> None:
             if superseded_before is not None:
                 rows.forget("superseded_at < ?", superseded_before)
             rows.forget_unused()
+
+
+def rename_sources(catalog: Catalog, namespace: str, renamed: Iterable[tuple[str, Document]]) -> None:
+    """Give live sources, by their external ids, the ids and metadata of documents of the same text.
+
+    Nothing is encoded. A source that has a new id already is deleted.
+    """
+    with _change(catalog) as commit:
+        number = open_namespace(catalog, namespace)
+        rows = SourceRows(catalog, number, commit)
+        for old, document in renamed:
+            rows.rename(old, document)
+        rows.forget_unused()
 
 
 def replace_segments(
@@ -328,7 +343,7 @@ def forget_segments(catalog: Catalog, names: Sequence[str]) -> None:
             )
 
 
-def _open_namespace(catalog: Catalog, namespace: str) -> int:
+def open_namespace(catalog: Catalog, namespace: str) -> int:
     number = catalog.namespace_id(namespace)
     if number is None:
         number = catalog.execute("INSERT INTO namespaces (name, seal) VALUES (?, 0)", (namespace,))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memspan.errors import BankError, BankMismatch
 
 if TYPE_CHECKING:
     from memspan.config import MSAConfig
 
-# Also raised when `memspan.text.terms` cuts words differently: the full-text index must be given the words it got.
 FORMAT_VERSION = 3
 _READ_VERSIONS = (2, FORMAT_VERSION)
 LATENT_DTYPE_NAME, _LATENT_BYTES = "bfloat16", 2
@@ -68,7 +67,7 @@ class Manifest:
         )
 
     @classmethod
-    def from_json(cls, values: dict) -> Manifest:
+    def from_json(cls, values: dict[str, Any]) -> Manifest:
         """Read a stored manifest. One of format 2 is given as one of this format, as which such a bank is read.
 
         Raises:

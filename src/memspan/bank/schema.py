@@ -94,14 +94,45 @@ CREATE TABLE pending (
     span_end INTEGER NOT NULL CHECK (span_end > span_start)
 ) STRICT;
 CREATE INDEX pending_of_sources ON pending (source_id);
+CREATE TABLE roots (
+    id INTEGER PRIMARY KEY CHECK (id > 0),
+    namespace_id INTEGER NOT NULL REFERENCES namespaces (id),
+    name TEXT NOT NULL CHECK (name <> ''),
+    path TEXT NOT NULL,
+    whole INTEGER NOT NULL CHECK (whole IN (0, 1)),
+    UNIQUE (namespace_id, name)
+) STRICT;
+CREATE TABLE files (
+    id INTEGER PRIMARY KEY CHECK (id > 0),
+    root_id INTEGER NOT NULL REFERENCES roots (id),
+    path TEXT NOT NULL CHECK (path <> ''),
+    name TEXT NOT NULL CHECK (name <> ''),
+    alone INTEGER NOT NULL CHECK (alone IN (0, 1)),
+    size INTEGER,
+    mtime_ns INTEGER,
+    sha256 TEXT,
+    UNIQUE (root_id, path)
+) STRICT;
+CREATE TABLE file_documents (
+    namespace_id INTEGER NOT NULL REFERENCES namespaces (id),
+    external_id TEXT NOT NULL CHECK (external_id <> ''),
+    file_id INTEGER NOT NULL REFERENCES files (id),
+    PRIMARY KEY (namespace_id, external_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX documents_of_files ON file_documents (file_id);
 """
 SCHEMA = FORMAT_2 + FORMAT_3
 
 # A bank of format 2 that is only read: its tables as format 3 has them.
 AS_FORMAT_3 = {
-    "sources": "SELECT *, NULL AS recorded_at, NULL AS superseded_at, NULL AS version_of, NULL AS expires, 0 AS pinned "
-    "FROM main.sources",
+    "sources": "SELECT id, namespace_id, external_id, title, without_disk(external_id, metadata) AS metadata, date, "
+    "added_at, content_hash, text_hash, deleted_in, seal, NULL AS recorded_at, NULL AS superseded_at, "
+    "NULL AS version_of, NULL AS expires, 0 AS pinned FROM main.sources",
     "pending": "SELECT 0 AS document_id, 0 AS source_id, 0 AS span_start, 0 AS span_end WHERE FALSE",
+    "roots": "SELECT 0 AS id, 0 AS namespace_id, '' AS name, '' AS path, 0 AS whole WHERE FALSE",
+    "files": "SELECT 0 AS id, 0 AS root_id, '' AS path, '' AS name, 0 AS alone, 0 AS size, 0 AS mtime_ns, '' AS sha256 "
+    "WHERE FALSE",
+    "file_documents": "SELECT 0 AS namespace_id, '' AS external_id, 0 AS file_id WHERE FALSE",
 }
 
 # The columns that a row's seal covers, in this order: of sources what the hashes do not, of documents all but their

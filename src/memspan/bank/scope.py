@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from memspan.errors import FilterError
-from memspan.types import JSON, is_unicode, normal_date
+from memspan.types import JSON, date_key, is_unicode, normal_date
 
 EFFECTIVE_DATE = "coalesce(s.date, s.added_at)"
 """A document's date, or else the time it was added; `s` is the table of sources."""
@@ -88,7 +88,9 @@ class Scope:
                 it was added), `external_id`, `title`, and the keys of the metadata. Operators are `==`, `!=`, `<`,
                 `<=`, `>`, `>=` (numbers with numbers, texts with texts), `in` and `not in` (a list), `contains` (an
                 item of a list, a piece of a text) and `exists` (true or false). A document without the field never
-                matches, but for `exists: false`. A day as a bound of `date` is all of that day.
+                matches, but for `exists: false`. Two dates are compared to the precision of the coarser one: a day
+                is all of that day (in the zone that the document's date is written in), a month is each of its days.
+                Two moments are compared by when they were, whatever their zones.
             as_of: what was valid at this day or moment, as it is known now (or at `known_at`).
             known_at: what the bank held at this day or moment.
 
@@ -172,11 +174,16 @@ class Scope:
 
 
 def _until(date: str, bound: str | None) -> str:
-    """SQL: a date is not after a bound (digits, as `normal_date` writes it), both as exact as the bound."""
+    """SQL: a date is not after a bound (as `normal_date` writes it), to the precision of the coarser one."""
     if bound is None:
         return "TRUE"
-    width = _FULL_LENGTH if "." in bound else len(bound)
-    return f"substr({date}, 1, {width}) <= '{bound}'"
+    key = date_key(bound)
+    to_same = f"substr({date}, 1, {len(key)}) <= substr('{key}', 1, length({date}))"
+    if len(key) <= _DAY_LENGTH:
+        return to_same
+    width = _FULL_LENGTH if "." in key else len(key)
+    in_utc = f"substr({_in_utc(date)}, 1, {width}) <= '{key}'"
+    return f"CASE WHEN length({date}) <= {_DAY_LENGTH} THEN {to_same} ELSE {in_utc} END"
 
 
 EVERYTHING = Scope()
@@ -290,6 +297,9 @@ def _any_of(field: str, values: Sequence[Any]) -> Condition:
         if sql.endswith("== ?"):
             parts.append(f"({sql.removesuffix('== ?')} IN (SELECT value FROM json_each(?)))")
             given += (*group[0][:-1], json.dumps([found[-1] for found in group], ensure_ascii=False))
+        elif field == "date":  # a date is in its SQL several times
+            parts.append(f"EXISTS (SELECT 1 FROM json_each(?) WHERE {sql.replace('?', 'value')})")
+            given.append(json.dumps([found[0] for found in group]))
         else:  # true, false and null are in the SQL itself
             parts.append(f"({sql})")
             given += group[0]
@@ -329,16 +339,31 @@ class _Access:
 
 def _date_condition(operator: str, value: Any) -> Condition:
     try:
-        bound = normal_date(value) if isinstance(value, str) else None
+        bound = date_key(normal_date(value)) if isinstance(value, str) else None
     except ValueError as error:
         raise FilterError(f"the filter on 'date': {error}") from error
     if bound is None:
         raise FilterError(f"the filter on 'date' needs a date as in '2026-03-01', not {value!r}")
     if operator == "contains":
         raise FilterError("the filter on 'date' cannot use contains; use >= and <=")
-    # Against a day, the day of a moment counts.
-    date = f"substr({EFFECTIVE_DATE}, 1, {_DAY_LENGTH})" if len(bound) == _DAY_LENGTH else EFFECTIVE_DATE
-    return f"{date} {operator} ?", (bound,)
+    sql = _compared_dates(operator, "?", is_moment=len(bound) > _DAY_LENGTH)
+    return sql, (bound,) * sql.count("?")
+
+
+def _compared_dates(operator: str, bound: str, is_moment: bool) -> str:
+    """SQL that compares the date with a bound, to the precision of the coarser one; the bound is in UTC."""
+    date = EFFECTIVE_DATE
+    to_same = f"substr({date}, 1, length({bound})) {operator} substr({bound}, 1, length({date}))"
+    if not is_moment:
+        return to_same
+    return f"CASE WHEN length({date}) <= {_DAY_LENGTH} THEN {to_same} ELSE {_in_utc(date)} {operator} {bound} END"
+
+
+def _in_utc(date: str) -> str:
+    """SQL for `memspan.types.date_key` of a moment."""
+    to_second = f"strftime('%Y-%m-%dT%H:%M:%S', substr({date}, 1, 19) || substr({date}, -6))"
+    has_zone = f"{date} GLOB '*[+-][0-9][0-9]:[0-9][0-9]'"
+    return f"CASE WHEN {has_zone} THEN {to_second} || substr({date}, 20, length({date}) - 25) ELSE {date} END"
 
 
 def _text_condition(field: str, column: str, operator: str, value: Any) -> Condition:

@@ -21,6 +21,7 @@ class StoredDocument:
     Attributes:
         tokens, chunks: 0 of one that is not encoded yet.
         date: the document's own date, or the time it was added (UTC).
+        pages: those of the source that `text` stands on, from 1.
     """
 
     id: int
@@ -33,6 +34,7 @@ class StoredDocument:
     date: str
     tokens: int
     chunks: int
+    pages: tuple[int, ...] = ()
 
     @property
     def encoded_text(self) -> str:
@@ -129,7 +131,7 @@ class PartTexts:
         self._db = database
         self._source_id, self._text = 0, ""
 
-    def of(self, source_id: int, start: int, end: int) -> str:
+    def of(self, source_id: int, start: int = 0, end: int | None = None) -> str:
         if source_id != self._source_id:
             self._text = self._db.value("SELECT text FROM texts WHERE source_id = ?", (source_id,))
             self._source_id = source_id

@@ -17,6 +17,7 @@ from memspan.bank.folder import CATALOG
 from memspan.bank.locks import Registration, writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.scope import EVERYTHING, Scope
+from memspan.bank.words import outdated_namespaces
 from memspan.errors import BankError, BankMismatch, UnknownDocument
 from memspan.types import JSON, NEVER, Document, is_unicode
 
@@ -170,6 +171,18 @@ class TextBank:
                 yield
             finally:
                 self._shared.is_held = False
+
+    def reindex(self) -> None:
+        """Make the full-text indexes anew from the stored texts, a transaction for each namespace. Latents stay.
+
+        Raises:
+            BankBusy: another process writes.
+        """
+        outdated = outdated_namespaces(self.catalog)
+        with self.writing():  # which makes those anew
+            for namespace in self.catalog.namespaces():
+                if namespace not in outdated:
+                    edits.rebuild_words(self.catalog, namespace)
 
     def _check_manifest(self, catalog: Catalog) -> None:
         if Manifest.from_json(catalog.read_manifest()) != self.manifest:

@@ -158,8 +158,9 @@ def _source_faults(catalog: Catalog, namespace: str) -> Iterator[Fault]:
     parts = _parts_by_source(catalog, namespace)
     number_of_parts, current = next(parts, (None, []))
     query = (
-        f"SELECT t.text, s.title, s.metadata, s.date, s.content_hash, s.text_hash, s.seal, {', '.join(sealed)} "
-        ", s.version_of IS NULL FROM sources s JOIN texts t ON t.source_id = coalesce(s.version_of, s.id) "
+        f"SELECT t.text, s.title, m.metadata, s.date, s.content_hash, s.text_hash, s.seal, {', '.join(sealed)} "
+        ", s.version_of IS NULL FROM sources s JOIN main.sources m ON m.id = s.id "
+        "JOIN texts t ON t.source_id = coalesce(s.version_of, s.id) "
         f"WHERE s.namespace_id = ? AND {KEPT.sql} ORDER BY s.id"
     )
     rows = catalog.rows(query, (catalog.namespace_id(namespace),))

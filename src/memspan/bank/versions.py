@@ -67,6 +67,17 @@ class SourceRows:
             reseal(self._db, "sources", old.id)
         self._retain(document.external_id, *old.retention_with(document))
 
+    def rename(self, old: str, document: Document) -> None:
+        """Give a source, with its former versions, the external id of a document, and what lives its metadata."""
+        if document.external_id != old:
+            self.delete(document.external_id)
+        values = (_json(document.metadata), document.content_hash, self._namespace_id, old)
+        live = "WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?"
+        self._db.execute(f"UPDATE sources SET metadata = ?, content_hash = ? {live}", values)
+        for (source_id,) in self._db.read(f"SELECT id FROM sources WHERE id IN ({NAMED.format('?1')})", values[2:]):
+            self._db.execute("UPDATE sources SET external_id = ? WHERE id = ?", (document.external_id, source_id))
+            reseal(self._db, "sources", source_id)
+
     def delete(self, external_id: str) -> None:
         """Delete a source with all its versions, if there is one."""
         old = self._live(external_id)

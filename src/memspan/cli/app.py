@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from memspan.cli.choices import ModelChoice, ScopeChoice
+from memspan.cli.choices import ModelChoice, ReadingChoice, ScopeChoice
 from memspan.errors import MemspanError
 
 app = typer.Typer(
@@ -46,6 +46,26 @@ AdapterOption = Annotated[
         envvar="MEMSPAN_ADAPTER",
         help="Weights trained for that model: a folder, a shipped name, or none. Default: that of the default model.",
     ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", help="Read all files as this kind (txt, csv, ...), whatever their extension."),
+]
+EncodingOption = Annotated[
+    str | None, typer.Option("--encoding", help="Of the text files, as cp1252 or gbk. Default: as each of them is.")
+]
+TextColumnOption = Annotated[
+    str | None, typer.Option("--text-column", help="Key or column of a record's text. Default: text, content or body.")
+]
+TitleColumnOption = Annotated[
+    str | None, typer.Option("--title-column", help="Key or column of a record's title. Default: title.")
+]
+OcrOption = Annotated[
+    bool,
+    typer.Option("--ocr", help="Recognise text in images and scanned PDFs, by an installed tesseract."),
+]
+OcrLanguageOption = Annotated[
+    str, typer.Option("--ocr-language", help="Of recognised text, as tesseract calls it: eng, deu+eng.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
 NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", help="Whose documents; no others are seen.")]
@@ -79,6 +99,10 @@ DtypeOption = Annotated[
 BudgetOption = Annotated[
     str | None,
     typer.Option("--memory-budget", help="Memory of the process, as 6GB. Default: all routing keys are kept in it."),
+]
+GPUBudgetOption = Annotated[
+    str | None,
+    typer.Option("--gpu-memory-budget", help="Of routing keys in a GPU's memory, as 6GB. Default: what is free there."),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Torch device. Default: a GPU if there is one.")]
 
@@ -128,8 +152,20 @@ def _expiry(expires: ExpiresOption = None, ttl: TtlOption = None) -> str | None:
         raise MemspanError(f"{'--expires' if expires is not None else '--ttl'}: {error}") from error
 
 
+def _reading(
+    format: FormatOption = None,
+    encoding: EncodingOption = None,
+    text_column: TextColumnOption = None,
+    title_column: TitleColumnOption = None,
+    ocr: OcrOption = False,
+    ocr_language: OcrLanguageOption = "eng",
+) -> ReadingChoice:
+    return ReadingChoice(format, encoding, text_column, title_column, ocr, ocr_language)
+
+
 Model = Annotated[ModelChoice, OptionGroup(_model)]
 ScopeOptions = Annotated[ScopeChoice, OptionGroup(_scope)]
+ReadingOptions = Annotated[ReadingChoice, OptionGroup(_reading)]
 ExpiryOptions = Annotated[str | None, OptionGroup(_expiry)]
 
 

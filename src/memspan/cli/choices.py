@@ -4,7 +4,7 @@ it is asked."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from memspan.bank.scope import Scope
     from memspan.generate.memory import Memory
     from memspan.model.convert import LoadedModel
+    from memspan.text.readers import ReadOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class ModelChoice:
     device: str | None
     weights: str | None = None
     memory_budget: str | None = None
+    gpu_memory_budget: str | None = None
 
     def load(self, *banks: Path) -> LoadedModel:
         """The model; where none was named, that of the first of these banks that there is."""
@@ -56,3 +58,21 @@ class ScopeChoice:
         from memspan.bank.scope import Scope
 
         return Scope.parse(self.where, self.as_of, self.known_at)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingChoice:
+    """How files are read; see `memspan.text.readers.formats.ReadOptions` for the fields."""
+
+    format: str | None
+    encoding: str | None
+    text_column: str | None
+    title_column: str | None
+    ocr: bool
+    ocr_language: str
+
+    @property
+    def options(self) -> ReadOptions:
+        from memspan.text.readers import ReadOptions
+
+        return ReadOptions(**asdict(self))

@@ -16,10 +16,12 @@ from memspan.cli.app import (
     BankArgument,
     BudgetOption,
     ExpiryOptions,
+    GPUBudgetOption,
     InstalledOption,
     JsonOption,
     Model,
     NamespaceOption,
+    ReadingOptions,
     RouteAnswerOption,
     ScopeOptions,
     WeightsOption,
@@ -90,7 +92,8 @@ def _layer_list(layers: str | None) -> list[int] | None:
 def add(
     bank: BankArgument,
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Files ({formats}) and folders; - reads standard input.")
+        list[Path] | None,
+        typer.Argument(help="Files ({formats}; see docs/files.md) and folders; - reads standard input."),
     ] = None,
     installed: InstalledOption = False,
     namespace: NamespaceOption = "default",
@@ -99,6 +102,7 @@ def add(
         bool, typer.Option("--later", help="End when the texts can be found; `memspan encode` does the rest.")
     ] = False,
     model: Model,
+    how: ReadingOptions,
     expiry: ExpiryOptions,
     as_json: JsonOption = False,
 ) -> int:
@@ -106,8 +110,10 @@ def add(
     with importing():
         import torch
 
+        from memspan.bank.ledger import FileReader
         from memspan.cli.models import joined_ranks, on_own_gpu
-        from memspan.text.corpus import ReadProgress, found_documents, installed_packages, read_paths, read_stream
+        from memspan.text.corpus import ReadProgress, found_documents, found_files, read_stream
+        from memspan.text.installed import installed_packages
     ranks = joined_ranks(torch.device("cpu"), _ENCODING_TIMEOUT)  # what they tell each other is on the CPU
     if ranks is not None and ranks.rank:
         return _encode_for_first(bank, model, ranks)
@@ -117,7 +123,8 @@ def add(
     files = [path for path in paths or () if str(path) != "-"]
     use_stdin = len(files) < len(paths or ())
     reading = ReadProgress(files)
-    stream = read_paths(files, reading)  # a path that does not exist is an error before anything is loaded
+    found = found_files(files)  # a path that does not exist is an error before anything is loaded
+    options = how.options
     packages = list(installed_packages()) if installed else []
     skipped: list[Skipped] = []
 
@@ -127,9 +134,13 @@ def add(
 
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
-            documents = found_documents(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
-            options = {"progress": progress, "should_stop": stop.is_set, "group": ranks, "later": later}
-            report = memory.add(documents, expires=expiry, **options)
+            reader = FileReader(memory.bank.catalog, namespace, reading, options=options)
+            stdin = read_stream(sys.stdin, options=options) if use_stdin else ()
+            documents = found_documents(skipped, reader.read(found), stdin, packages)
+            run = {"progress": progress, "should_stop": stop.is_set, "group": ranks, "later": later}
+            report = memory.add(documents, expires=expiry, **run)
+        if not report.interrupted:
+            reader.settle()
         render.report(report, skipped, memory.bank, as_json)
     return stop.code if report.interrupted else SKIPPED if skipped else 0
 
@@ -179,14 +190,16 @@ def estimate(
     installed: InstalledOption = False,
     *,
     model: Model,
+    how: ReadingOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Say how long a corpus would take to encode on this machine, and how much disk, without encoding it."""
-    from memspan.text.corpus import found_documents, installed_packages, read_paths
+    from memspan.text.corpus import found_documents, read_paths
+    from memspan.text.installed import installed_packages
 
     if not (paths or installed):
         raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
-    stream = read_paths(paths or ())
+    stream = read_paths(paths or (), options=how.options)
     with importing():
         from memspan.bank.estimate import estimate
     result = estimate(model.load(), found_documents([], stream, installed_packages() if installed else ()))
@@ -235,6 +248,7 @@ def ask(
     stop: Annotated[list[str] | None, typer.Option(help="String that ends an answer; may be repeated.")] = None,
     weights: WeightsOption = None,
     memory_budget: BudgetOption = None,
+    gpu_memory_budget: GPUBudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from a bank, with evidence."""
@@ -258,7 +272,8 @@ def ask(
         as_of=scope.as_of,
         known_at=scope.known_at,
     )
-    model = dataclasses.replace(model, weights=weights, memory_budget=memory_budget)
+    budgets = {"memory_budget": memory_budget, "gpu_memory_budget": gpu_memory_budget}
+    model = dataclasses.replace(model, weights=weights, **budgets)
     with model.open(bank, scope.namespace) as memory:
         if selector is None and not memory.loaded.model.config.router_trained:
             render.err.print("note: this model's router is untrained; documents are chosen by full-text search")

@@ -18,7 +18,7 @@ from memspan.types import AddReport, Answer, Evidence, LayerRouting, Round
 
 if TYPE_CHECKING:
     from memspan.bank.texts import TextBank
-    from memspan.generate.summarize import Summary
+    from memspan.generate.summarize import Source, Summary
     from memspan.text.corpus import Skipped
 
 
@@ -30,6 +30,7 @@ class _PlainConsole(Console):
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_BREAKING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 out = _PlainConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
 err = _PlainConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
@@ -67,15 +68,20 @@ def show(values: Mapping[str, Any], json_wanted: bool) -> None:
     (as_json if json_wanted else fields)(values)
 
 
+def one_line(text: object) -> str:
+    """A name in a line of many: line ends, tabs and other control characters are written as Python's escapes."""
+    return _BREAKING.sub(lambda found: repr(found[0])[1:-1], str(text))
+
+
 def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """A table on a terminal, tab-separated lines elsewhere."""
     if not out.is_terminal:
         for row in rows:
-            out.file.write("\t".join(str(cell) for cell in row) + "\n")  # print would turn tabs into blanks
+            out.file.write("\t".join(map(one_line, row)) + "\n")  # print would turn tabs into blanks
         return
     shown = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        shown.add_row(*(str(cell) for cell in row))
+        shown.add_row(*map(one_line, row))
     out.print(shown)
 
 
@@ -85,7 +91,7 @@ def report(done: AddReport, skipped: Sequence[Skipped], bank: TextBank, json_wan
         as_json({**dataclasses.asdict(done), "skipped": skipped, "bank": bank.catalog.counts()})
         return
     for found in skipped:
-        err.print(f"skipped {found.source}: {found.reason}")
+        err.print(one_line(f"skipped {found.source}: {found.reason}"))
     rate = done.tokens / done.seconds if done.seconds else 0.0
     ended = "stopped" if done.interrupted else "done"
     counts = f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {len(skipped)} skipped"
@@ -154,20 +160,29 @@ def summary(found: Summary) -> None:
     """Statements with their documents, and what was read."""
     for one in found.statements:
         out.print(one.text)
-        sources = "; ".join(f"[{source.document_id}] {source.title or source.external_id}" for source in one.sources)
-        out.print(f"  {sources}  ({one.support:.0%} of its words)")
+        out.print(f"  {'; '.join(map(_cited, one.sources))}  ({one.support:.0%} of its words)")
     out.print(
         f"{found.num_documents} documents read in {found.num_batches} batches, {found.num_cited} of them cited; "
         f"{found.num_unsupported} statements left out that no document supports"
     )
 
 
+def _cited(source: Source) -> str:
+    from memspan.text.paging import page_label
+
+    pages = f" ({page_label(source.pages)})" if source.pages else ""
+    return f"[{source.document_id}] {one_line(source.title or source.external_id)}{pages}"
+
+
 def evidence_line(place: int, item: Evidence) -> str:
     """One document of the evidence: place, permanent id, title, where it is from, score."""
+    from memspan.text.paging import page_label
+
     routed = "" if item.layers is None else f", {item.layers} MSA layers"
-    title = item.title or item.text[:60].replace("\n", " ")
-    where = f"{item.external_id}[{item.span.start}:{item.span.end}]"
-    return f"{place}. [{item.document_id}] {title}  ({where}, {item.date[:10]}, score {item.score:.2f}{routed})"
+    title = one_line(item.title or " ".join(item.text[:60].split()))
+    where = f"{one_line(item.external_id)}[{item.span.start}:{item.span.end}]"
+    pages = f", {page_label(item.pages)}" if item.pages else ""
+    return f"{place}. [{item.document_id}] {title}  ({where}{pages}, {item.date[:10]}, score {item.score:.2f}{routed})"
 
 
 class AddProgress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,21 +17,25 @@ from memspan.cli.app import (
     BankArgument,
     BudgetOption,
     ExpiryOptions,
+    GPUBudgetOption,
     IdOption,
     JsonOption,
     Model,
     NamespaceOption,
     ScopeOptions,
     SelectorOption,
+    WhereOption,
     command,
 )
 from memspan.cli.importing import importing
 from memspan.cli.process import started_by_torchrun
-from memspan.errors import MemspanError
+from memspan.errors import MemspanError, UnknownDocument
 from memspan.types import JSON, AddReport
 
 if TYPE_CHECKING:
     from memspan.bank.texts import TextBank
+
+_MOST_SHOWN = 20
 
 
 @contextmanager
@@ -67,6 +71,7 @@ def search(
     limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 10,
     min_score: Annotated[float | None, typer.Option(help="Leave out what scores less, 0 to 1.")] = None,
     memory_budget: BudgetOption = None,
+    gpu_memory_budget: GPUBudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find documents for a question, without answering it."""
@@ -81,7 +86,8 @@ def search(
     else:
         check_bank(bank)
         where = scope.where
-        with dataclasses.replace(model, memory_budget=memory_budget).open(bank, scope.namespace) as memory:
+        model = dataclasses.replace(model, memory_budget=memory_budget, gpu_memory_budget=gpu_memory_budget)
+        with model.open(bank, scope.namespace) as memory:
             options: dict[str, Any] = {"selector": selector, "limit": limit, "min_score": min_score}
             times = {"as_of": scope.as_of, "known_at": scope.known_at}
             found = memory.search(question, where=where, **options, **times)
@@ -103,12 +109,19 @@ def ls(
     scope: ScopeOptions,
     after: Annotated[int, typer.Option(help="Continue after this id.")] = 0,
     limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 50,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Instead, the files that are newer than their memory, or gone.")
+    ] = False,
     expired: Annotated[
         bool, typer.Option("--expired", help="Instead what has expired and is not erased yet; no question sees it.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the documents of a bank, in order of their ids."""
+    if stale:
+        if scope.expressions or scope.as_of or scope.known_at:
+            raise MemspanError("--stale looks at files; leave out --where, --as-of and --known-at")
+        return _list_stale(bank, scope.namespace, as_json)
     found = scope.scope
     if expired and found.is_past:
         raise MemspanError("--expired lists what is expired now; leave --as-of and --known-at out")
@@ -125,21 +138,47 @@ def ls(
         render.err.print(f"more with --after {documents[-1].id}")
 
 
+def _list_stale(bank: Path, namespace: str, as_json: bool) -> None:
+    from memspan.bank.ledger import Ledger
+
+    with open_texts(bank) as opened:
+        found = Ledger(opened.catalog, namespace).stale()
+    if as_json:
+        render.as_json([{"external_id": name, "state": state} for name, state in found])
+        return
+    render.table(("external id", "state"), found)
+    if found:
+        render.err.print(f"bring them in step with: memspan sync {bank} FOLDER")
+
+
 @command
 def info(
     path: Annotated[Path, typer.Argument(help="Folder of a bank or of an MSA checkpoint.")],
     as_json: JsonOption = False,
 ) -> None:
     """Describe a bank or a checkpoint."""
+    from memspan.bank.ledger import Ledger
     from memspan.bank.remembered import remembered
     from memspan.bank.texts import TextBank
+    from memspan.bank.words import outdated_namespaces
 
     if TextBank.exists(path):
         with open_texts(path) as bank:
             counts, manifest = dataclasses.asdict(bank.catalog.counts()), dataclasses.asdict(bank.manifest)
             namespaces, names = bank.catalog.namespaces(), remembered(bank.catalog)
+            is_old = bool(outdated_namespaces(bank.catalog))
+            stale = sum(len(Ledger(bank.catalog, namespace).stale()) for namespace in namespaces)
         made_with = {} if names is None else dataclasses.asdict(names)
-        values = {"bank": str(path), "namespaces": namespaces, **counts, **manifest, **made_with}
+        full_text = f"made by other rules; renew it with: memspan reindex {path}" if is_old else "current"
+        values = {
+            "bank": str(path),
+            "namespaces": namespaces,
+            "stale_files": stale,
+            **counts,
+            "full_text": full_text,
+            **manifest,
+            **made_with,
+        }
     elif (path / "config.json").is_file():
         values = checkpoint_info(path)
     else:
@@ -178,18 +217,61 @@ def checkpoint_info(path: Path) -> dict[str, Any]:
 @command
 def rm(
     bank: BankArgument,
-    external_ids: Annotated[list[str] | None, typer.Argument(help="External ids, as `ls` shows them.")] = None,
+    external_ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="External ids, as `ls` shows them, or patterns of them: 'docs/*.md', 'docs/**'."),
+    ] = None,
     ids: IdOption = None,
+    where: WhereOption = None,
     namespace: NamespaceOption = "default",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a pattern or --where forgets.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Forget documents: the next question does not see them. `compact` frees, `compact --secure` erases them."""
-    named = [*(external_ids or []), *(ids or [])]
-    if not named:
-        raise MemspanError("nothing to delete; name external ids, or --id NUMBER")
+    if not (external_ids or ids or where):
+        raise MemspanError("nothing to delete; name external ids, or --id NUMBER, or a pattern of ids, or --where")
+    if ids and where:
+        raise MemspanError("--id names documents already; use --where with external ids or patterns, or alone")
     with open_texts(bank) as opened:
-        deleted = opened.delete(named, namespace)
+        named, found = _chosen(opened, external_ids or [], where or [], namespace)
+        if found and not yes:
+            _ask_to_forget(found)
+        deleted = opened.delete([*named, *found, *(ids or [])], namespace)
     render.show({"deleted": deleted}, as_json)
+
+
+def _chosen(
+    bank: TextBank, given: Sequence[str], expressions: Sequence[str], namespace: str
+) -> tuple[list[str], list[str]]:
+    """The external ids that were named, and those that were found: by patterns, and with a filter by that."""
+    from memspan.bank.scope import Scope, parse_expressions
+    from memspan.text.folders import has_wildcards, matches
+
+    catalog = bank.catalog
+    if expressions:
+        in_scope = catalog.external_ids(namespace, Scope.parse(parse_expressions(expressions)))
+        of_names = (id for id in in_scope if not given or any(id == one or matches(id, one) for one in given))
+        return [], list(of_names)
+    patterns = [one for one in given if has_wildcards(one) and bank.find(one, namespace, catalog) is None]
+    every = catalog.external_ids(namespace) if patterns else []
+    for pattern in patterns:
+        if not any(matches(id, pattern) for id in every):
+            raise UnknownDocument(f"no document matches {pattern!r} in namespace {namespace!r}; see: memspan ls BANK")
+    found = [id for id in every if any(matches(id, pattern) for pattern in patterns)]
+    return [one for one in given if one not in patterns], found
+
+
+def _ask_to_forget(external_ids: Sequence[str]) -> None:
+    """Show what is to be forgotten.
+
+    Raises:
+        Abort: the answer is not yes.
+    """
+    for external_id in external_ids[:_MOST_SHOWN]:
+        render.err.print(render.one_line(external_id))
+    if len(external_ids) > _MOST_SHOWN:
+        render.err.print(f"... and {len(external_ids) - _MOST_SHOWN} more")
+    typer.confirm(f"forget {len(external_ids)} documents?", abort=True, err=True)
 
 
 @command

@@ -16,7 +16,7 @@ from memspan.cli import render
 from memspan.cli.app import BankArgument, JsonOption, Model, command
 from memspan.cli.importing import importing
 from memspan.cli.process import refuse_torchrun, stop_flag
-from memspan.cli.stored import check_bank
+from memspan.cli.stored import check_bank, open_texts
 from memspan.errors import MemspanError
 
 if TYPE_CHECKING:
@@ -62,6 +62,17 @@ def _check_age(age: str) -> None:
         moment_before(age)
     except ValueError as error:
         raise MemspanError(f"--forget-versions: {error}") from error
+
+
+@command
+def reindex(bank: BankArgument, as_json: JsonOption = False) -> None:
+    """Make the full-text index anew from the stored texts, as this version cuts words. Nothing is encoded."""
+    from memspan.text.terms import rules
+
+    with open_texts(bank) as opened:
+        opened.reindex()
+        documents = opened.catalog.counts().documents
+    render.show({"bank": str(bank), "documents": documents, "full_text": rules()}, as_json)
 
 
 @command

@@ -7,25 +7,30 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
-from memspan.bank.add import Existing, add_documents
+from memspan.bank.add import Existing, add_documents, encode_pending
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
 from memspan.bank.clock import expiry_of
+from memspan.bank.ledger import FileReader
 from memspan.bank.scope import Scope
+from memspan.bank.sync import Sync, SyncReport
 from memspan.bank.texts import PATIENCE, Changes
-from memspan.errors import DuplicateDocument, FilterError
+from memspan.errors import BankBusy, DuplicateDocument, FilterError
 from memspan.generate.calls import named_options
 from memspan.model.convert import LoadedModel
-from memspan.text.corpus import found_documents, read_paths
+from memspan.text.corpus import ReadProgress, found_documents, found_files
+from memspan.text.readers import ReadOptions
 from memspan.types import JSON, AddReport, Document, Skipped, Version, normal_date
 
 _ADD_OPTIONS = sorted((add_documents.__kwdefaults__ or {}).keys() - {"namespace"})
+_READ_OPTIONS = tuple(field.name for field in fields(ReadOptions))
 _Id = int | str
 
 
@@ -106,23 +111,77 @@ class DocumentStore:
             options = {"namespace": self.namespace, "existing": existing, "later": self.later, **options}
             return add_documents(self.bank, self.loaded, given, **options)
 
-    @named_options(*_ADD_OPTIONS)
+    @named_options(*_ADD_OPTIONS, *_READ_OPTIONS)
     def add_files(self, *paths: str | Path, **options: Any) -> AddReport:
         """Remember files and folders, as `memspan add` does. What could not be read is in the report's `skipped`.
 
         Args:
-            paths: of txt, md, rst, html, pdf, csv, tsv and jsonl files, and of folders that hold them. A document's id
-                is the path as given, or relative to the folder that was given.
-            options: as for `add`.
+            paths: of files (docs/files.md says of which types), and of folders that hold them. A document's id
+                is the name of the folder that was given (of a file, of its own folder) and the path from there.
+            options: as for `add`; and `format`, `encoding`, `text_column`, `title_column`, `ocr` and `ocr_language`,
+                which say how the files are read (see `memspan.text.readers.formats.ReadOptions`).
 
         Raises:
-            CorpusError: a path does not exist; nothing is added then.
+            CorpusError: a path does not exist, an encoding is unknown, or tesseract is not there; nothing is added
+                then.
+            UnknownName: there is no such format.
         """
         if not paths or not all(isinstance(path, str | Path) for path in paths):
             raise TypeError('name files or folders, each by itself: memory.add_files("notes", "report.pdf")')
-        skipped: list[Skipped] = []
-        report = self.add(found_documents(skipped, read_paths([Path(path).expanduser() for path in paths])), **options)
+        given = [Path(path).expanduser() for path in paths]
+        how = _read_options(options)
+        files, skipped = found_files(given), builtins.list[Skipped]()
+        with self._changing:
+            reader = FileReader(self.bank.catalog, self.namespace, ReadProgress(given), options=how)
+            report = self.add(found_documents(skipped, reader.read(files)), **options)
+            if not report.interrupted:
+                reader.settle()
         return replace(report, skipped=tuple(skipped))
+
+    @named_options(*_ADD_OPTIONS, *_READ_OPTIONS)
+    def sync(
+        self,
+        *paths: str | Path,
+        root: str | None = None,
+        force: bool = False,
+        dry_run: bool = False,
+        **options: Any,
+    ) -> SyncReport:
+        """Bring the memory in step with folders: new and changed files are added, moved ones get their new ids, and
+        what is gone is forgotten. What was added in another way, or from another folder, stays.
+
+        Args:
+            paths: folders, files, and patterns of files as `docs/**/*.md`.
+            root: what the one folder is called in the bank; where it moved, or the bank came from another machine.
+            force: forget also all files of a folder, or more than half of more than ten.
+            dry_run: say what would be done, and do nothing.
+            options: as for `add_files`; a file that was not changed is not read again, whatever they are.
+
+        Raises:
+            CorpusError: a path does not exist, and the bank knows nothing of it; or a folder needs its `root`.
+            SyncRefused: see `force`; nothing was changed.
+        """
+        if not paths or not all(isinstance(path, str | Path) for path in paths):
+            raise TypeError('name files or folders, each by itself: memory.sync("notes", "reports")')
+        given = [Path(path).expanduser() for path in paths]
+        how = _read_options(options)
+        with self._changing:
+            with self._catalog() as catalog:
+                found = Sync(self.bank, self.namespace, given, catalog, root, how)
+            if dry_run:
+                return SyncReport(found.plan)
+            later = options.pop("later", self.later)
+            report = found.apply(partial(self.add, later=True, **options), force=force)
+            return report if later or report.done.interrupted else self._encoded(report, options)
+
+    def _encoded(self, report: SyncReport, options: Mapping[str, Any]) -> SyncReport:
+        """Encode what a sync has added; another process that encodes this bank does it instead."""
+        how = {name: options[name] for name in encode_pending.__kwdefaults__ or {} if name in options}
+        try:
+            encoded = encode_pending(self.bank, self.loaded, **{**how, "namespaces": [self.namespace]})
+        except BankBusy:
+            return report
+        return replace(report, done=replace(report.done.and_then(encoded), skipped=report.done.skipped))
 
     @named_options()
     def remember(self, turn: str, *, speaker: str = "", session: str = "", date: str | None = None) -> AddReport:
@@ -271,6 +330,11 @@ class DocumentStore:
         """The documents of a scope; errors as in `list`."""
         catalog.source_page(self.namespace, 0, 1, scope)  # finds fields that no document has
         return (stored.document for stored in catalog.sources(self.namespace, scope))
+
+
+def _read_options(options: dict[str, Any]) -> ReadOptions:
+    """How files are read, taken out of the options of a call."""
+    return ReadOptions(**{name: options.pop(name) for name in _READ_OPTIONS if name in options})
 
 
 def documents_of(documents: Iterable[str | Document], **columns: Iterable[Any] | None) -> Iterable[Document]:

@@ -24,7 +24,7 @@ from memspan.routing.ranks import Ranks
 from memspan.routing.sharded import ShardedMemory
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Passage, encoded_text, shown_passage
-from memspan.text.terms import query_terms
+from memspan.text.terms import content_words, plain_words
 from memspan.types import Evidence, LayerRouting, Retrieved, Turn
 
 _TURNS_SEARCHED = 2
@@ -155,9 +155,9 @@ def first_query(question: str, history: Sequence[Turn]) -> str:
 
 
 def _with_names(question: str, texts: Iterable[str]) -> str:
-    known = set(query_terms(question))
+    known = set(plain_words(question))
     found = (name for text in texts for name in names_in(text))
-    names = [name for name in dict.fromkeys(found) if not known.issuperset(query_terms(name))]
+    names = [name for name in dict.fromkeys(found) if not known.issuperset(content_words(name))]
     return " ".join([question, *names])
 
 

@@ -151,4 +151,5 @@ def evidence_of(stored: StoredDocument, score: float = 0.0, layers: int | None =
         layers=layers,
         metadata=stored.metadata,
         date=stored.date,
+        pages=stored.pages,
     )

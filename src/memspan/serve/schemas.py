@@ -115,6 +115,7 @@ class EvidenceOut(Out):
     span: Span
     score: float
     layers: int | None = Field(description="MSA layers that attended to it.")
+    pages: list[int] = Field(description="Pages, from 1, that the text stands on; none of a memory without pages.")
     metadata: dict[str, JsonValue]
     date: str
 
@@ -351,6 +352,7 @@ class BankOut(BaseModel):
     bytes: int = Field(description="Of the compressed memory on disk.")
     pending: int = Field(description="Documents that are not encoded yet: they are found by words only.")
     writes_waiting: int
+    stale_files: int = Field(description="Files that are newer than their memory, or gone; as of half a minute ago.")
     versions: int = Field(description="Former versions of memories, which `as_of` and `known_at` find.")
     expired: int = Field(description="Memories that have expired, are not seen, and are erased by `memspan compact`.")
 

@@ -21,6 +21,8 @@ class BatchSettings:
             (`memspan.train.counterfactual`).
         outdated: share of these beside which, in `answer` batches, stands the document as it was. One of both, drawn,
             is the older one, and the later is right. Above 0, texts without a date have a drawn one before a question.
+        unanswerable: share of questions in `answer` batches of whose documents at least one is not read, and that are
+            answered with `no_answer`; what is read instead holds no answer.
         negatives: of each question's own, at most.
         num_documents: the least of a batch; `fillers` are drawn until it is reached.
         injected_documents: texts put before a question in an `answer` batch, gold and distractors, at most.
@@ -42,6 +44,7 @@ class BatchSettings:
     generate: Share = 0.0
     counterfactual: Share = 0.0
     outdated: Share = 0.0
+    unanswerable: Share = 0.0
     negatives: Count = 1
     num_documents: Count = 0
     injected_documents: Positive = 5

@@ -13,6 +13,7 @@ from memspan.text.questions import UNDATED, Question
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Context, Passage, PromptTemplate
 from memspan.train.batch_settings import BatchSettings
+from memspan.train.data.matching import telling_words
 from memspan.types import Span
 
 ResponseKind = Literal["answer", "latent", "generate"]
@@ -77,12 +78,18 @@ class SampleWriter:
         needed = [*(document.external_id for document in gold), *([outdated] if outdated else [])][:num_injected]
         others = {*needed, *(document.external_id for document in question.positives)}
         wrong = self._wrong.get(question.id)
+        answer = question.answers[0] if question.answers else self._settings.no_answer
+        unanswerable = self._settings.unanswerable
+        if unanswerable and num_injected and not outdated and rng.random() < unanswerable:
+            needed, answer = needed[: rng.randrange(max(1, len(needed)))], self._settings.no_answer
+            wrong = telling_words(question.answers)
         distractors = [
             name
             for name, text in self._texts.items()
             if name not in others and not (wrong and wrong.search(text.casefold()))
         ]
-        num_distractors = min(rng.randint(0, max(0, num_injected - len(needed))), len(distractors))
+        least = min(num_injected, int(not needed))  # where no document of the question is read, another one is
+        num_distractors = min(rng.randint(least, max(least, num_injected - len(needed))), len(distractors))
         chosen = [*needed, *rng.sample(distractors, num_distractors)]
         dates = self._dates
         if self._settings.outdated > 0:
@@ -91,14 +98,14 @@ class SampleWriter:
                 # The first is the question's own document, the second contradicts it.
                 drawn[needed[1]], drawn[needed[0]] = sorted((drawn[needed[0]], drawn[needed[1]]))
             dates = {name: day if outdated else self._dated(name, day) for name, day in drawn.items()}
-        answer = self._template.answer(question.answers[0] if question.answers else self._settings.no_answer)
+        learned_ids = self._template.answer(answer)
         while True:
             ordered = sorted(chosen, key=lambda name: (dates[name], self._ids[name]))
             context = self._template.context(question.question, [self._passage(name, dates) for name in ordered])
-            if len(chosen) <= len(needed) or len(context.ids) + len(answer) <= self._settings.max_context_tokens:
+            if len(chosen) <= len(needed) or len(context.ids) + len(learned_ids) <= self._settings.max_context_tokens:
                 break
             chosen.pop()
-        whole = Context((*context.ids, *answer), context.routes, context.silent)
+        whole = Context((*context.ids, *learned_ids), context.routes, context.silent)
         learned = Span(len(context.ids), len(whole.ids))
         return TrainingSample(whole, (learned,), frozenset(chosen))
 

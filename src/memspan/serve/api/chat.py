@@ -44,7 +44,8 @@ from memspan.serve.service import (
     while_connected,
     written,
 )
-from memspan.types import Answer, Done, Event, RoundDone, TextWritten
+from memspan.text.paging import page_label
+from memspan.types import Answer, Done, Event, Evidence, RoundDone, TextWritten
 
 router = APIRouter(responses=ERRORS, tags=["chat"])
 
@@ -244,12 +245,17 @@ class _Exchange:
                 url_citation=UrlCitation(
                     start_index=0,
                     end_index=len(answer.text),
-                    title=item.title or item.external_id,
+                    title=_title(item),
                     url=f"memspan://{self._bank.name}/{quote(self._namespace)}/{quote(item.external_id)}",
                 )
             )
             for item in answer.evidence
         ]
+
+
+def _title(item: Evidence) -> str:
+    title = item.title or item.external_id
+    return f"{title} ({page_label(item.pages)})" if item.pages else title
 
 
 def _finish_reason(answer: Answer) -> Literal["stop", "length"]:

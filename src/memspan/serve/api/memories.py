@@ -12,6 +12,7 @@ import anyio
 from fastapi import APIRouter, Query
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
+from starlette.convertors import Convertor, register_url_convertor
 
 from memspan.bank.catalog import StoredSource
 from memspan.bank.clock import expiry_of
@@ -43,6 +44,21 @@ from memspan.serve.service import Reader, Service, ServiceDep, Writer, namespace
 from memspan.types import Document
 
 router = APIRouter(responses=ERRORS, tags=["memories"])
+
+
+class _AnyText(Convertor[str]):
+    """The rest of a path, whatever it is: the id of a file may hold slashes and line ends."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("text", _AnyText())
 
 _MOST_LISTED = 100
 
@@ -120,7 +136,7 @@ async def list_memories(
     )
 
 
-@router.get("/v1/memories/{id:path}")
+@router.get("/v1/memories/{id:text}")
 async def get(
     id: str,
     service: ServiceDep,
@@ -135,7 +151,7 @@ async def get(
     return await run_in_threadpool(_get, served, name, id, Scope.parse(None, as_of, known_at))
 
 
-@router.patch("/v1/memories/{id:path}")
+@router.patch("/v1/memories/{id:text}")
 async def update(id: str, body: UpdateRequest, service: ServiceDep, writer: Writer) -> MemoryOut:
     """Change what is given of a memory; the rest stays. The version before is kept."""
     bank, namespace = _place(service, writer, body)
@@ -149,7 +165,7 @@ async def update(id: str, body: UpdateRequest, service: ServiceDep, writer: Writ
     return await run_in_threadpool(_get, bank, namespace, id)
 
 
-@router.delete("/v1/memories/{id:path}")
+@router.delete("/v1/memories/{id:text}")
 async def delete(
     id: str, service: ServiceDep, writer: Writer, bank: BankQuery = None, namespace: NamespaceQuery = None
 ) -> MemoryDeleted:

@@ -70,6 +70,7 @@ def _bank_out(bank: ServedBank, namespace: str, reader: Principal) -> BankOut:
         bytes=counts.segment_bytes,
         pending=counts.pending,
         writes_waiting=bank.num_writes,
+        stale_files=bank.stale(namespace),
         versions=counts.versions,
         expired=counts.expired,
     )
