@@ -88,8 +88,9 @@ def search(
         where = scope.where
         model = dataclasses.replace(model, memory_budget=memory_budget, gpu_memory_budget=gpu_memory_budget)
         with model.open(bank, scope.namespace) as memory:
-            options = {"selector": selector, "limit": limit, "min_score": min_score, "as_of": scope.as_of}
-            found = memory.search(question, where=where, known_at=scope.known_at, **options)
+            options: dict[str, Any] = {"selector": selector, "limit": limit, "min_score": min_score}
+            times = {"as_of": scope.as_of, "known_at": scope.known_at}
+            found = memory.search(question, where=where, **options, **times)
             if not as_json:
                 render.pending_note(num_pending(memory.bank.catalog, scope.namespace), memory.bank)
     if as_json:
