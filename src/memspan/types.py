@@ -72,7 +72,8 @@ class Document:
             value = getattr(self, name)
             if value is not None and (name, value) != ("expires", NEVER):
                 try:
-                    object.__setattr__(self, name, normal_date(value))
+                    date = normal_date(value)  # an expiry is compared as a text
+                    object.__setattr__(self, name, date_key(date) if name == "expires" else date)
                 except ValueError as error:
                     raise ValueError(f"document {self.external_id!r}: {error}") from error
 

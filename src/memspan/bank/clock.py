@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 
-from memspan.types import NEVER, normal_date
+from memspan.types import NEVER, date_key, normal_date
 
 END_OF_TIME = "9999-12-31T23:59:59"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -41,7 +41,7 @@ def expiry_of(expires: str | None, ttl: str | timedelta | None) -> str | None:
         return moment_after(ttl)
     if expires is None or expires == NEVER:
         return expires
-    expiry = normal_date(expires)
+    expiry = date_key(normal_date(expires))
     if expiry <= moment():
         raise ValueError(f"the expiry {expires!r} is past; what is to be forgotten now is deleted")
     return expiry
