@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from memspan.cli.choices import ModelChoice, ScopeChoice
+from memspan.cli.choices import AnswererChoice, ModelChoice, ScopeChoice
 from memspan.errors import MemspanError
 
 app = typer.Typer(
@@ -81,6 +81,27 @@ WeightsOption = Annotated[
     ),
 ]
 
+AnswerWithOption = Annotated[
+    str | None,
+    typer.Option(
+        "--answer-with",
+        metavar="URL",
+        envvar="MEMSPAN_ANSWER_WITH",
+        help="Another model answers: OpenAI-compatible endpoint, as http://localhost:11434/v1. Key: MEMSPAN_ANSWER_KEY "
+        "or OPENAI_API_KEY in the environment.",
+    ),
+]
+AnswerModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--answer-model", metavar="NAME", envvar="MEMSPAN_ANSWER_MODEL", help="What that endpoint calls the model."
+    ),
+]
+AnswerContextOption = Annotated[
+    int | None,
+    typer.Option("--answer-context", help="Tokens that model has room for. Default: as the endpoint says, or 4096."),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class OptionGroup:
@@ -103,7 +124,16 @@ def _scope(namespace: NamespaceOption = "default", where: WhereOption = None, as
     return ScopeChoice(namespace, where or [], as_of)
 
 
+def _answerer(
+    answer_with: AnswerWithOption = None,
+    answer_model: AnswerModelOption = None,
+    answer_context: AnswerContextOption = None,
+) -> AnswererChoice:
+    return AnswererChoice(answer_with, answer_model, answer_context)
+
+
 Model = Annotated[ModelChoice, OptionGroup(_model)]
+OtherModel = Annotated[AnswererChoice, OptionGroup(_answerer)]
 ScopeOptions = Annotated[ScopeChoice, OptionGroup(_scope)]
 
 

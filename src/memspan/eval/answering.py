@@ -13,10 +13,11 @@ from memspan.eval.ranking import Ranking, check_not_empty, layers_found, served
 from memspan.generate.context import fitted_context
 from memspan.generate.decode import Decoding
 from memspan.generate.finder import Finder
-from memspan.generate.interleave import Interleave, Plan, reading_of
+from memspan.generate.interleave import Plan
 from memspan.generate.lexical import evidence_of
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
+from memspan.generate.searched import answering
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import LayerMemory
@@ -121,11 +122,8 @@ def answer_in_rounds(
         text_only=not arm.latents,
         route_answer=arm.reroute,
     )
-    state = RoundState(loaded)
     with memory.bank.snapshot(memory.namespace) as snapshot:
-        finder = Finder(loaded, snapshot, EVERYTHING)
-        reading = reading_of(state, finder, plan, sampling)
-        loop = Interleave(state, finder, reading, plan, sampling)
+        loop = answering(RoundState(loaded), Finder(loaded, snapshot, EVERYTHING), plan, sampling)
         texts = [question.question for question in questions]
         answers = {place: event.answer for place, event in loop.run(texts) if isinstance(event, Done)}
     return [_read(memory, question, answers[place], len(questions)) for place, question in enumerate(questions)]

@@ -17,14 +17,16 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
-from memspan.errors import BankMismatch, EmptyBank
+from memspan.errors import BankMismatch
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.calls import in_thread, named_options, streamed_in_thread
+from memspan.generate.chat import answering_by
 from memspan.generate.documents import DocumentStore
+from memspan.generate.endpoint import Answerer
 from memspan.generate.finder import Finder
-from memspan.generate.interleave import Interleave, reading_of
-from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_stored
+from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope, nothing_stored
 from memspan.generate.request import AskOptions, Request
+from memspan.generate.searched import answering
 from memspan.generate.selectors import Look, default_selector, ranking_selector
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
@@ -52,6 +54,7 @@ class Memory(DocumentStore):
         namespace: str = DEFAULT_NAMESPACE,
         snapshot: bool = False,
         ranks: Ranks | None = None,
+        answerer: Answerer | None = None,
     ) -> None:
         """Put a model before a bank.
 
@@ -59,13 +62,17 @@ class Memory(DocumentStore):
             namespace: whose documents are asked and changed; no others can be reached.
             snapshot: see the bank as it is now until `refresh` or `close`, whatever is committed.
             ranks: share the routing with other processes (Memory Parallel); all of them ask the same questions.
+            answerer: another model that writes answers and summaries, as `memspan.generate.endpoint.Endpoint`; the
+                memory model finds the documents. None: the memory model writes them.
 
         Raises:
             BankMismatch: the bank was encoded by another model, chunk size or template.
             RankError: the ranks have different models.
         """
         check_namespace(namespace)
-        self.ranks = ranks
+        if answerer is not None and not isinstance(answerer, Answerer):
+            raise TypeError(f"an answerer has a name, a context and `stream`; {type(answerer).__name__} has not")
+        self.ranks, self.answerer = ranks, answerer
         try:
             self._manifest = check_model(bank.manifest, loaded)
         except BankMismatch:
@@ -100,6 +107,7 @@ class Memory(DocumentStore):
         weights: str | None = None,
         memory_budget: int | str | None = None,
         ranks: Ranks | None = None,
+        answerer: Answerer | None = None,
     ) -> Memory:
         """Open a bank with its model.
 
@@ -116,7 +124,7 @@ class Memory(DocumentStore):
             dtype, device, weights: see `memspan.model.convert.load`.
             memory_budget: bytes that the process may hold, or as "6GB"; what routing keys do not fit into it are read
                 from disk at every question. Default: they are all kept.
-            ranks: as for `Memory`.
+            ranks, answerer: as for `Memory`.
 
         Raises:
             CheckpointError: there is no model, or it is not where it was when the bank was made.
@@ -136,7 +144,7 @@ class Memory(DocumentStore):
             loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
             opened = MemoryBank.create(bank, manifest_of(loaded), budget)
             remember(opened.catalog, loaded.names)
-        return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks)
+        return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks, answerer=answerer)
 
     def in_namespace(self, namespace: str) -> Memory:
         """Another namespace of the same bank, with the same model; not pinned. Closing it leaves this one open."""
@@ -187,6 +195,7 @@ class Memory(DocumentStore):
             QuestionError: a question is empty or too long.
             FilterError: `where` or `as_of` is malformed, or names a field that no document has.
             EmptyBank: there is nothing to ask.
+            AnswererError: another model answers, and gave no answer.
         """
         answers: dict[int, Answer] = {}
         for place, event in self._answering(self._request(questions, options)):
@@ -294,7 +303,8 @@ class Memory(DocumentStore):
         """
         with self._snapshot() as snapshot:
             finder = self._finder(snapshot, Scope.parse(where, as_of))
-            return Summarizer(self.loaded, snapshot, finder, plan or SummaryPlan(), progress).run()
+            summarizer = Summarizer(self.loaded, snapshot, finder, plan or SummaryPlan(), progress, self.answerer)
+            return summarizer.run()
 
     aadd = in_thread(DocumentStore.add)
     aadd_files = in_thread(DocumentStore.add_files)
@@ -311,15 +321,17 @@ class Memory(DocumentStore):
     aevents = streamed_in_thread(events)
 
     def _request(self, questions: Sequence[str], options: AskOptions) -> Request:
-        return Request.of(self.loaded, questions, options)
+        return Request.of(self.loaded, questions, options, self.answerer)
 
     def _answering(self, request: Request, batch: DecodingBatch | None = None) -> Iterator[tuple[int, Event | None]]:
         """Yield what happens, with the place of the question it happens to; None after every token."""
         with self._snapshot() as snapshot:
-            finder, state = self._finder(snapshot, request.scope), RoundState(self.loaded, batch)
-            reading = reading_of(state, finder, request.plan, request.sampling)
-            interleave = Interleave(state, finder, reading, request.plan, request.sampling)
-            yield from interleave.run(request.questions, request.history)
+            finder, plan, sampling = self._finder(snapshot, request.scope), request.plan, request.sampling
+            if self.answerer is None:
+                loop = answering(RoundState(self.loaded, batch), finder, plan, sampling)
+            else:
+                loop = answering_by(self.answerer, self.loaded, finder, plan, sampling)
+            yield from loop.run(request.questions, request.history)
 
     def _finder(self, snapshot: Snapshot, scope: Scope) -> Finder:
         """
@@ -328,7 +340,7 @@ class Memory(DocumentStore):
         """
         self._check_not_empty(snapshot)
         if not snapshot.selectable_mask(scope).any():
-            raise EmptyBank(f"no document of {self.bank.folder} is in the scope of the filter; widen it")
+            raise nothing_in_scope(self.bank.folder)
         return Finder(self.loaded, snapshot, scope, self.ranks)
 
     @contextlib.contextmanager

@@ -1,0 +1,421 @@
+"""Another language model, behind any endpoint that speaks OpenAI's chat completions: Ollama, llama.cpp, vLLM, an API.
+
+Its answers stream. What the endpoint refuses for now (429, 5xx, no connection) is asked again, each time after twice
+the wait, or after as long as it says, as long as nothing of the answer has come. A key goes into the request's header
+alone: into no message, no log and no representation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import queue
+import random
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+from memspan.errors import AnswererError
+from memspan.generate.sampling import Sampling
+
+if TYPE_CHECKING:
+    import httpx2
+
+_log = logging.getLogger(__name__)
+
+KEY_VARIABLES = ("MEMSPAN_ANSWER_KEY", "OPENAI_API_KEY")
+# Where the endpoint does not say how much its model reads.
+DEFAULT_CONTEXT = 4096
+_LONGEST_WAIT = 30.0
+_CONNECT_SECONDS = 10.0
+# Seconds that a step waits for text; other questions of the same thread have their turn after it.
+_STEP_SECONDS = 0.002
+_LONGEST_REASON = 300
+# Fields of a model in /v1/models that say its context (vLLM, LM Studio, OpenRouter and others, llama.cpp).
+_CONTEXT_FIELDS = ("max_model_len", "loaded_context_length", "context_length", "max_context_length", "context_window")
+
+
+_LAST = object()
+
+
+class Message(NamedTuple):
+    """One message of a chat: "system", "user" or "assistant", and what it says."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The end of an answer: "stop" or "length" (or another word of the endpoint's), and tokens as its server counts
+    them, 0 where it does not."""
+
+    finish_reason: str = "stop"
+    num_prompt_tokens: int = 0
+    num_new_tokens: int = 0
+
+
+@runtime_checkable
+class Answerer(Protocol):
+    """Another model that writes answers: `Memory.open(answerer=...)`.
+
+    Attributes:
+        name: what it is called in answers.
+        context: tokens that it has room for, its answer included.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def context(self) -> int: ...
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | Ended | None]:
+        """Yield the answer's text piece by piece, None while there is none yet, and at last (or never) its end.
+
+        Closing the iterator ends the answer.
+        """
+        ...
+
+
+class _Refused(Exception):
+    """What the endpoint refused, and perhaps for how long."""
+
+    def __init__(self, status: int, reason: str, retry_after: float | None) -> None:
+        super().__init__(f"HTTP {status}: {reason}")
+        self.status, self.reason, self.retry_after = status, reason, retry_after
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model behind an endpoint, an `Answerer`; for any thread.
+
+    Attributes:
+        url: up to and with its version, as in `http://localhost:8000/v1`.
+        key: empty where none is needed.
+        room: tokens that the model has room for; None: as the endpoint says, or else 4096.
+        timeout: seconds without a byte.
+        retries: of a call that failed for now, each after twice the `wait` in seconds.
+        parallel: calls under way at the same time.
+    """
+
+    url: str
+    model: str
+    key: str = field(default="", repr=False)
+    room: int | None = None
+    timeout: float = 120.0
+    retries: int = 3
+    wait: float = 1.0
+    parallel: int = 32
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            AnswererError: the URL is none, or holds a password; the key cannot be sent; a number is too small.
+        """
+        host, _, _ = self.url.partition("://")[2].partition("/")
+        if not self.url.startswith(("http://", "https://")) or not host:
+            raise AnswererError(f"the endpoint must be a URL as http://localhost:8000/v1, not {self.url!r}")
+        if "@" in host or "?" in self.url:
+            raise AnswererError(f"the endpoint's URL must hold no password or key; set {KEY_VARIABLES[0]} instead")
+        if not (self.key.isascii() and self.key.isprintable() and self.key == self.key.strip()):
+            raise AnswererError("the key of the endpoint has white space or characters that no key has; set it again")
+        if not self.model.strip():
+            raise AnswererError("name the model at the endpoint")
+        if (self.room is not None and self.room < 1) or self.timeout <= 0 or self.retries < 0 or self.parallel < 1:
+            raise AnswererError("context, timeout and parallel calls must be above 0, and retries not negative")
+
+    @property
+    def name(self) -> str:
+        return self.model
+
+    @cached_property
+    def context(self) -> int:
+        """Tokens that the model has room for.
+
+        Raises:
+            AnswererError: the endpoint cannot be reached, or refuses the key.
+        """
+        if self.room is not None:
+            return self.room
+        found = self._run(self._models()).result()
+        if found is None:
+            _log.warning(
+                "%s does not say how much %s reads; %d tokens are taken, say otherwise with --answer-context",
+                *(self.url, self.model, DEFAULT_CONTEXT),
+            )
+        return DEFAULT_CONTEXT if found is None else found
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | Ended | None]:
+        """See `Answerer`.
+
+        Raises:
+            AnswererError: the endpoint gave no answer, or the answer broke off; says why.
+        """
+        pieces: queue.SimpleQueue[str | Ended | None] = queue.SimpleQueue()
+        body = {
+            **request_body(self.model, messages, sampling),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        work = self._run(self._answer(body, pieces))
+        work.add_done_callback(lambda _: pieces.put(None))
+        try:
+            while True:
+                try:
+                    piece = pieces.get(timeout=_STEP_SECONDS)
+                except queue.Empty:
+                    yield None
+                    continue
+                if piece is None:
+                    break
+                yield piece
+            work.result()
+        finally:
+            work.cancel()
+
+    def ask(self, prompt: str, max_tokens: int = 1024) -> str:
+        """The model's whole reply to a prompt, at temperature 0.
+
+        Raises:
+            AnswererError: as for `stream`.
+        """
+        messages = [Message("user", prompt)]
+        body = request_body(self.model, messages, Sampling(max_new_tokens=max_tokens))
+        pieces: queue.SimpleQueue[str | Ended | None] = queue.SimpleQueue()
+        self._run(self._answer(body, pieces)).result()
+        found = [pieces.get() for _ in range(pieces.qsize())]
+        return "".join(piece for piece in found if isinstance(piece, str))
+
+    def _run(self, work: Any) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, _loop())
+
+    @cached_property
+    def _client(self) -> httpx2.AsyncClient:
+        import httpx2
+
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        limits = httpx2.Limits(max_connections=self.parallel)
+        timeout = httpx2.Timeout(self.timeout, connect=_CONNECT_SECONDS, pool=None)
+        return httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout)
+
+    async def _models(self) -> int | None:
+        import httpx2
+
+        try:
+            reply = await self._client.get(f"{self.url.rstrip('/')}/models")
+            if reply.status_code in (401, 403):
+                await _check(reply)
+            return context_in(_json(reply.text), self.model) if reply.is_success else None
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, _Refused) as error:
+            raise self._error(str(error) or type(error).__name__) from None
+        except (httpx2.HTTPError, ValueError):  # it may answer all the same
+            return None
+
+    async def _answer(self, body: dict[str, Any], pieces: queue.SimpleQueue[str | Ended | None]) -> None:
+        begun = False
+
+        async def answer() -> None:
+            nonlocal begun
+            async with self._client.stream("POST", f"{self.url.rstrip('/')}/chat/completions", json=body) as reply:
+                await _check(reply)
+                async for piece in _pieces(reply):
+                    begun = begun or isinstance(piece, str)
+                    pieces.put(piece)
+
+        await self._patiently(answer, lambda: begun, body)
+
+    async def _patiently(self, call: Any, begun: Any, body: dict[str, Any] | None = None) -> Any:
+        """Call, and call again where the endpoint fails for now and nothing has come yet.
+
+        Raises:
+            AnswererError: it gives nothing.
+        """
+        import httpx2
+
+        attempt, adapted = 0, False
+        while True:
+            wait: float | None = self.wait * 2**attempt * (1 + random.random() / 4)
+            try:
+                return await call()
+            except _Refused as error:
+                if body is not None and not adapted and adapt(body, error):
+                    adapted = True
+                    continue
+                reason = str(error)
+                if error.status < 500 and error.status != 429:
+                    wait = None
+                elif error.retry_after is not None and wait is not None:
+                    wait = max(wait, error.retry_after)
+            except httpx2.ReadTimeout:
+                reason, wait = f"nothing came for {self.timeout:g} s", None
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+                reason = f"{type(error).__name__}: {error}"
+            except ValueError as error:  # what it sent is no answer
+                reason, wait = str(error), None
+            if begun():
+                raise self._error(f"its answer broke off ({reason})")
+            if wait is None or wait > _LONGEST_WAIT or attempt == self.retries:
+                raise self._error(reason)
+            attempt += 1
+            await asyncio.sleep(wait)
+
+    def _error(self, reason: str) -> AnswererError:
+        reason = (reason.replace(self.key, "***") if self.key else reason)[:_LONGEST_REASON]
+        return AnswererError(
+            f"{self.model} at {self.url} gave no answer: {reason}; check the endpoint, the model's name and the key "
+            f"({' or '.join(KEY_VARIABLES)})"
+        )
+
+
+def key_from_environment() -> str:
+    """The key of an endpoint: of MEMSPAN_ANSWER_KEY, else of OPENAI_API_KEY; empty where neither is set."""
+    return next((found for name in KEY_VARIABLES if (found := os.environ.get(name, "").strip())), "")
+
+
+def request_body(model: str, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
+    """What is asked of an endpoint. Fields that some endpoints do not know are left out where they say nothing."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": message.role, "content": message.text} for message in messages],
+        "temperature": sampling.temperature,
+        "max_tokens": sampling.max_new_tokens,
+    }
+    if sampling.temperature and sampling.top_p < 1:
+        body["top_p"] = sampling.top_p
+    if sampling.temperature:
+        body["seed"] = sampling.seed
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    return body
+
+
+def adapt(body: dict[str, Any], refused: _Refused) -> bool:
+    """Write a request that was refused in the words of newer models, which know other fields; False: it stays."""
+    if refused.status not in (400, 422):
+        return False
+    before = dict(body)
+    if "max_completion_tokens" in refused.reason and "max_tokens" in body:
+        body["max_completion_tokens"] = body.pop("max_tokens")
+        if not body["temperature"]:  # those models sample as they like
+            del body["temperature"]
+    if "temperature" in refused.reason and body.get("temperature") == 0:
+        del body["temperature"]
+    if "stream_options" in refused.reason:
+        body.pop("stream_options", None)
+    if "system role" in refused.reason.lower() and body["messages"][0]["role"] == "system":
+        first, second, *rest = body["messages"]
+        body["messages"] = [{**second, "content": f"{first['content']}\n\n{second['content']}"}, *rest]
+    return body != before
+
+
+def context_in(models: Any, name: str) -> int | None:
+    """The context length that a list of models gives for one of them, in any of the fields in use; None: in none."""
+    listed = _dict(models).get("data")
+    known = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    found = next((one for one in known if one.get("id") == name), known[0] if len(known) == 1 else {})
+    meta = _dict(found.get("meta"))
+    values = [found.get(field) for field in _CONTEXT_FIELDS] + [meta.get("n_ctx"), meta.get("n_ctx_train")]
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+async def _check(reply: httpx2.Response) -> None:
+    """
+    Raises:
+        _Refused: the endpoint refused the request.
+    """
+    if reply.is_success:
+        return
+    text = (await reply.aread()).decode(errors="replace")
+    try:
+        wait = float(reply.headers.get("retry-after", ""))
+    except ValueError:
+        wait = None
+    raise _Refused(reply.status_code, _reason(text), wait)
+
+
+def _reason(text: str) -> str:
+    """What an error says, as far as it can be found in it."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        said = text
+    for name in ("error", "message", "detail"):
+        said = said.get(name, said) if isinstance(said, dict) else said
+    return " ".join(str(said).split())
+
+
+def _json(text: str) -> Any:
+    """
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"it sent what is no JSON: {text[:80]!r}") from error
+
+
+async def _pieces(reply: httpx2.Response) -> AsyncIterator[str | Ended]:
+    """The text of a completion as it comes, streamed or whole, and its end.
+
+    Raises:
+        ValueError: it is none, or it breaks off.
+    """
+    import httpx2
+
+    finish_reason, usage, done = "", {}, False
+    async for value in _values(reply, httpx2.EventSource):
+        if value is _LAST:
+            done = True
+            break
+        if not isinstance(value, dict) or value.get("error"):
+            raise ValueError(f"it sent an error: {_reason(json.dumps(value))}")
+        usage = _dict(value.get("usage")) or usage
+        choices = value.get("choices")
+        choice = _dict(choices[0]) if isinstance(choices, list) and choices else {}
+        text = (_dict(choice.get("delta")) or _dict(choice.get("message"))).get("content")
+        if isinstance(text, str) and text:
+            yield text
+        finish_reason = str(choice.get("finish_reason") or finish_reason)
+    if not (finish_reason or done):
+        raise httpx2.RemoteProtocolError("the stream ended before the answer did")
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    yield Ended(finish_reason or "stop", *(count if isinstance(count, int) else 0 for count in counts))
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """A part of a message, empty where it is none."""
+    return value if isinstance(value, dict) else {}
+
+
+async def _values(reply: httpx2.Response, source: Any) -> AsyncIterator[Any]:
+    """The values of a stream of server-sent events, `_LAST` for its last word; or the one of a plain response."""
+    kind = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "text/event-stream":
+        yield _json((await reply.aread()).decode(errors="replace"))
+        return
+    async for event in source(reply):
+        if event.data.strip() == "[DONE]":
+            yield _LAST
+        elif event.data:
+            yield _json(event.data)
+
+
+_lock = threading.Lock()
+_running: list[asyncio.AbstractEventLoop] = []
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop of all endpoints, in a thread of its own: there a request ends at once when it is given up."""
+    with _lock:
+        if not _running:
+            loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="memspan-endpoints", daemon=True).start()
+            _running.append(loop)
+        return _running[0]
