@@ -12,7 +12,9 @@ import pytest
 from chat_server import ChatServer, after, chat_server, drop, event, raw, refuse, say, until_gone, whole
 
 from memspan.errors import AnswererError
-from memspan.generate.endpoint import Answerer, Ended, Endpoint, Message, context_in, key_from_environment
+from memspan.generate.answerer import Answerer, Ended, Message
+from memspan.generate.completions import context_in
+from memspan.generate.endpoint import Endpoint, key_from_environment
 from memspan.generate.sampling import Sampling
 
 ASKED = [Message("system", "Be brief."), Message("user", "Who?")]

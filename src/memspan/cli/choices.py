@@ -12,7 +12,8 @@ from memspan.cli.importing import imported
 
 if TYPE_CHECKING:
     from memspan.bank.scope import Scope
-    from memspan.generate.endpoint import Answerer, Endpoint
+    from memspan.generate.answerer import Answerer
+    from memspan.generate.endpoint import Endpoint
     from memspan.generate.memory import Memory
     from memspan.model.convert import LoadedModel
 

@@ -206,12 +206,14 @@ def ask(
 
         check_packages(selector)
     with importing():
+        from memspan.generate.chat import DEFAULT_SAMPLING
         from memspan.generate.request import AskOptions
-        from memspan.generate.sampling import Sampling
+        from memspan.generate.sampling import GREEDY, Sampling
         from memspan.generate.selectors import SELECTORS
         from memspan.generate.textual import TextMemory
     answerer = answers.endpoint()
-    length = (64 if answerer is None else 512) if max_new_tokens is None else max_new_tokens
+    usual = GREEDY if answerer is None else DEFAULT_SAMPLING
+    length = usual.max_new_tokens if max_new_tokens is None else max_new_tokens
     options = AskOptions(
         selector=selector,
         max_documents=0 if no_text else max_documents,

@@ -93,7 +93,7 @@ def score(question: Question, arm: Arm, ranking: Ranking, answered: Answered) ->
         used=answered.used,
         scores=scores,
         unanswerable=question.type == "unanswerable",
-        abstained=abstains(answered.text),
+        abstained=answered.said_none or abstains(answered.text),
         finish_reason=answered.finish_reason,
         num_prompt_tokens=answered.num_prompt_tokens,
         num_new_tokens=answered.num_new_tokens,

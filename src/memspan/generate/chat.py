@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from memspan.errors import MemspanError, QuestionError
+from memspan.generate.answerer import Answerer, Ended, Message
 from memspan.generate.citing import Marks
-from memspan.generate.endpoint import Answerer, Ended, Message
 from memspan.generate.interleave import MIN_SHARE, Asked, Interleave, Plan, Reply
 from memspan.generate.lexical import first_query, next_query
 from memspan.generate.sampling import Sampling
@@ -101,6 +101,21 @@ def answer_messages(question: str, evidence: Sequence[Evidence], history: Sequen
             message = Message(message.role, f"{messages.pop().text}\n\n{message.text}")
         messages.append(message)
     return messages
+
+
+def question_alone(question: str) -> list[Message]:
+    """What another model is asked without any memory: for measuring what it knows by itself."""
+    return [Message("user", f"Answer briefly.\n\nQuestion: {escaped(question)}")]
+
+
+def num_fitting(
+    question: str, before: Sequence[Evidence], found: Sequence[Evidence], history: Sequence[Turn], room: int
+) -> int:
+    """How many of the found documents fit into so many tokens beside those before, the worst left out first."""
+    for used in range(len(found), 0, -1):
+        if estimated_tokens(answer_messages(question, [*before, *found[:used]], history)) <= room:
+            return used
+    return 0
 
 
 def summary_messages(passages: Sequence[Passage], about: str = "") -> list[Message]:
@@ -229,13 +244,13 @@ class ChatReading:
 
     def _fitting(self, one: Asked, chosen: Sequence[Evidence]) -> tuple[int, int]:
         """How many of the documents fit, the worst left out first, and the tokens they may take."""
-        before = estimated_tokens(answer_messages(one.question, one.evidence, one.history))
-        limit = self._plan.injected_tokens
-        for used in range(len(chosen), 0, -1):
-            evidence = [*one.evidence, *chosen[:used]]
-            tokens = estimated_tokens(answer_messages(one.question, evidence, one.history))
-            if tokens <= self._room and (limit is None or one.injected_tokens + tokens - before <= limit):
-                return used, tokens - before
+        limit, used = self._plan.injected_tokens, len(chosen)
+        while used := num_fitting(one.question, one.evidence, chosen[:used], one.history, self._room):
+            blocks = documents_text(chosen[:used])
+            tokens = estimated_tokens([Message("user", blocks)]) - _TOKENS_PER_MESSAGE
+            if limit is None or one.injected_tokens + tokens <= limit:
+                return used, tokens
+            used -= 1
         return 0, 0
 
 

@@ -124,6 +124,18 @@ def claims(text: str) -> list[Claim]:
     return found
 
 
+def without_marks(text: str) -> str:
+    """An answer without its marks."""
+    return _MARKS.sub("", text).strip()
+
+
+def says_none(text: str, evidence: Sequence[Evidence]) -> bool:
+    """Whether an answer says by its mark, `[0]`, that the documents hold none."""
+    marks = Marks(evidence)
+    marks.add(text, final=True)
+    return marks.said_none
+
+
 class Marks:
     """Checks the marks of an answer while it is written: one whose document does not support what stands before it is
     taken out, and counted. `[0]` says that the documents hold no answer; it is taken out, and noted.

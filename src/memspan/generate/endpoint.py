@@ -8,19 +8,20 @@ alone: into no message, no log and no representation.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import queue
 import random
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from memspan.errors import AnswererError
+from memspan.generate.answerer import Ended, Message
+from memspan.generate.completions import Refused, adapt, check, context_in, parsed, pieces_of, request_body
 from memspan.generate.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -36,59 +37,6 @@ _CONNECT_SECONDS = 10.0
 # Seconds that a step waits for text; other questions of the same thread have their turn after it.
 _STEP_SECONDS = 0.002
 _LONGEST_REASON = 300
-# Fields of a model in /v1/models that say its context (vLLM, LM Studio, OpenRouter and others, llama.cpp).
-_CONTEXT_FIELDS = ("max_model_len", "loaded_context_length", "context_length", "max_context_length", "context_window")
-
-
-_LAST = object()
-
-
-class Message(NamedTuple):
-    """One message of a chat: "system", "user" or "assistant", and what it says."""
-
-    role: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The end of an answer: "stop" or "length" (or another word of the endpoint's), and tokens as its server counts
-    them, 0 where it does not."""
-
-    finish_reason: str = "stop"
-    num_prompt_tokens: int = 0
-    num_new_tokens: int = 0
-
-
-@runtime_checkable
-class Answerer(Protocol):
-    """Another model that writes answers: `Memory.open(answerer=...)`.
-
-    Attributes:
-        name: what it is called in answers.
-        context: tokens that it has room for, its answer included.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def context(self) -> int: ...
-
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | Ended | None]:
-        """Yield the answer's text piece by piece, None while there is none yet, and at last (or never) its end.
-
-        Closing the iterator ends the answer.
-        """
-        ...
-
-
-class _Refused(Exception):
-    """What the endpoint refused, and perhaps for how long."""
-
-    def __init__(self, status: int, reason: str, retry_after: float | None) -> None:
-        super().__init__(f"HTTP {status}: {reason}")
-        self.status, self.reason, self.retry_after = status, reason, retry_after
 
 
 @dataclass(frozen=True)
@@ -210,9 +158,9 @@ class Endpoint:
         try:
             reply = await self._client.get(f"{self.url.rstrip('/')}/models")
             if reply.status_code in (401, 403):
-                await _check(reply)
-            return context_in(_json(reply.text), self.model) if reply.is_success else None
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, _Refused) as error:
+                await check(reply)
+            return context_in(parsed(reply.text), self.model) if reply.is_success else None
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, Refused) as error:
             raise self._error(str(error) or type(error).__name__) from None
         except (httpx2.HTTPError, ValueError):  # it may answer all the same
             return None
@@ -223,8 +171,8 @@ class Endpoint:
         async def answer() -> None:
             nonlocal begun
             async with self._client.stream("POST", f"{self.url.rstrip('/')}/chat/completions", json=body) as reply:
-                await _check(reply)
-                async for piece in _pieces(reply):
+                await check(reply)
+                async for piece in pieces_of(reply):
                     begun = begun or isinstance(piece, str)
                     pieces.put(piece)
 
@@ -238,14 +186,13 @@ class Endpoint:
         """
         import httpx2
 
-        attempt, adapted = 0, False
+        attempt = 0
         while True:
             wait: float | None = self.wait * 2**attempt * (1 + random.random() / 4)
             try:
                 return await call()
-            except _Refused as error:
-                if body is not None and not adapted and adapt(body, error):
-                    adapted = True
+            except Refused as error:
+                if body is not None and adapt(body, error):
                     continue
                 reason = str(error)
                 if error.status < 500 and error.status != 429:
@@ -276,135 +223,6 @@ class Endpoint:
 def key_from_environment() -> str:
     """The key of an endpoint: of MEMSPAN_ANSWER_KEY, else of OPENAI_API_KEY; empty where neither is set."""
     return next((found for name in KEY_VARIABLES if (found := os.environ.get(name, "").strip())), "")
-
-
-def request_body(model: str, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
-    """What is asked of an endpoint. Fields that some endpoints do not know are left out where they say nothing."""
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [{"role": message.role, "content": message.text} for message in messages],
-        "temperature": sampling.temperature,
-        "max_tokens": sampling.max_new_tokens,
-    }
-    if sampling.temperature and sampling.top_p < 1:
-        body["top_p"] = sampling.top_p
-    if sampling.temperature:
-        body["seed"] = sampling.seed
-    if sampling.stop:
-        body["stop"] = list(sampling.stop)
-    return body
-
-
-def adapt(body: dict[str, Any], refused: _Refused) -> bool:
-    """Write a request that was refused in the words of newer models, which know other fields; False: it stays."""
-    if refused.status not in (400, 422):
-        return False
-    before = dict(body)
-    if "max_completion_tokens" in refused.reason and "max_tokens" in body:
-        body["max_completion_tokens"] = body.pop("max_tokens")
-        if not body["temperature"]:  # those models sample as they like
-            del body["temperature"]
-    if "temperature" in refused.reason and body.get("temperature") == 0:
-        del body["temperature"]
-    if "stream_options" in refused.reason:
-        body.pop("stream_options", None)
-    if "system role" in refused.reason.lower() and body["messages"][0]["role"] == "system":
-        first, second, *rest = body["messages"]
-        body["messages"] = [{**second, "content": f"{first['content']}\n\n{second['content']}"}, *rest]
-    return body != before
-
-
-def context_in(models: Any, name: str) -> int | None:
-    """The context length that a list of models gives for one of them, in any of the fields in use; None: in none."""
-    listed = _dict(models).get("data")
-    known = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
-    found = next((one for one in known if one.get("id") == name), known[0] if len(known) == 1 else {})
-    meta = _dict(found.get("meta"))
-    values = [found.get(field) for field in _CONTEXT_FIELDS] + [meta.get("n_ctx"), meta.get("n_ctx_train")]
-    return next((value for value in values if isinstance(value, int) and value > 0), None)
-
-
-async def _check(reply: httpx2.Response) -> None:
-    """
-    Raises:
-        _Refused: the endpoint refused the request.
-    """
-    if reply.is_success:
-        return
-    text = (await reply.aread()).decode(errors="replace")
-    try:
-        wait = float(reply.headers.get("retry-after", ""))
-    except ValueError:
-        wait = None
-    raise _Refused(reply.status_code, _reason(text), wait)
-
-
-def _reason(text: str) -> str:
-    """What an error says, as far as it can be found in it."""
-    try:
-        said = json.loads(text)
-    except ValueError:
-        said = text
-    for name in ("error", "message", "detail"):
-        said = said.get(name, said) if isinstance(said, dict) else said
-    return " ".join(str(said).split())
-
-
-def _json(text: str) -> Any:
-    """
-    Raises:
-        ValueError: it is no JSON.
-    """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"it sent what is no JSON: {text[:80]!r}") from error
-
-
-async def _pieces(reply: httpx2.Response) -> AsyncIterator[str | Ended]:
-    """The text of a completion as it comes, streamed or whole, and its end.
-
-    Raises:
-        ValueError: it is none, or it breaks off.
-    """
-    import httpx2
-
-    finish_reason, usage, done = "", {}, False
-    async for value in _values(reply, httpx2.EventSource):
-        if value is _LAST:
-            done = True
-            break
-        if not isinstance(value, dict) or value.get("error"):
-            raise ValueError(f"it sent an error: {_reason(json.dumps(value))}")
-        usage = _dict(value.get("usage")) or usage
-        choices = value.get("choices")
-        choice = _dict(choices[0]) if isinstance(choices, list) and choices else {}
-        text = (_dict(choice.get("delta")) or _dict(choice.get("message"))).get("content")
-        if isinstance(text, str) and text:
-            yield text
-        finish_reason = str(choice.get("finish_reason") or finish_reason)
-    if not (finish_reason or done):
-        raise httpx2.RemoteProtocolError("the stream ended before the answer did")
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    yield Ended(finish_reason or "stop", *(count if isinstance(count, int) else 0 for count in counts))
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    """A part of a message, empty where it is none."""
-    return value if isinstance(value, dict) else {}
-
-
-async def _values(reply: httpx2.Response, source: Any) -> AsyncIterator[Any]:
-    """The values of a stream of server-sent events, `_LAST` for its last word; or the one of a plain response."""
-    kind = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "text/event-stream":
-        yield _json((await reply.aread()).decode(errors="replace"))
-        return
-    async for event in source(reply):
-        if event.data.strip() == "[DONE]":
-            yield _LAST
-        elif event.data:
-            yield _json(event.data)
 
 
 _lock = threading.Lock()

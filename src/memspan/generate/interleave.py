@@ -186,10 +186,10 @@ class Interleave:
         replies: Sequence[Reply] = ()
         shown = [0] * len(asked)
         for replies in self._writer.write(asked, seconds):
-            for place, reply in enumerate(replies):
-                if len(reply.text) > shown[place]:
-                    yield place, TextWritten(reply.text[shown[place] :])
-                    shown[place] = len(reply.text)
+            for place, text in enumerate(reply.text.lstrip() for reply in replies):
+                if len(text) > shown[place]:
+                    yield place, TextWritten(text[shown[place] :])
+                    shown[place] = len(text)
             yield 0, None
         received = self._finder.received_bytes - received
         for place, (one, reply) in enumerate(zip(asked, replies, strict=True)):

@@ -18,11 +18,11 @@ from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
 from memspan.errors import BankMismatch
+from memspan.generate.answerer import Answerer
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.calls import in_thread, named_options, streamed_in_thread
 from memspan.generate.chat import answering_by
 from memspan.generate.documents import DocumentStore
-from memspan.generate.endpoint import Answerer
 from memspan.generate.finder import Finder
 from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope, nothing_stored
 from memspan.generate.request import AskOptions, Request

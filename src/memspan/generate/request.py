@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from memspan.bank.scope import Scope
+from memspan.generate.answerer import Answerer
 from memspan.generate.chat import DEFAULT_SAMPLING, check_plan, fitted_turns, room_of
-from memspan.generate.endpoint import Answerer
 from memspan.generate.interleave import Plan
 from memspan.generate.lexical import check_limit, check_questions
 from memspan.generate.sampling import GREEDY, Sampling

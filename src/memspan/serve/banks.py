@@ -14,6 +14,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog, Counts, StoredSource
 from memspan.bank.encode import manifest_of
 from memspan.errors import BankBusy, MemspanError, UnknownDocument
+from memspan.generate.answerer import Answerer
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
 from memspan.serve.engine import QueueFull, Stopping
@@ -32,12 +33,15 @@ class ServedBank:
     Args:
         folder: of the bank; an empty one is made where there is none.
         max_writes: changes that wait, at most.
+        answerer: another model that answers; None: the bank's own.
     """
 
-    def __init__(self, name: str, folder: Path, loaded: LoadedModel, max_writes: int) -> None:
+    def __init__(
+        self, name: str, folder: Path, loaded: LoadedModel, max_writes: int, answerer: Answerer | None = None
+    ) -> None:
         self.name = name
         bank = MemoryBank.open(folder) if MemoryBank.exists(folder) else MemoryBank.create(folder, manifest_of(loaded))
-        self._memory = Memory(bank, loaded)
+        self._memory = Memory(bank, loaded, answerer=answerer)
         self._max_writes, self._num_writes = max_writes, 0
         self._lock = threading.Lock()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"memspan-writer-{name}")
@@ -133,7 +137,9 @@ def bank_folders(given: Iterable[str]) -> dict[str, Path]:
     return folders
 
 
-def open_banks(given: Iterable[str], loaded: LoadedModel, max_writes: int) -> dict[str, ServedBank]:
+def open_banks(
+    given: Iterable[str], loaded: LoadedModel, max_writes: int, answerer: Answerer | None = None
+) -> dict[str, ServedBank]:
     """Open banks; see `bank_folders` for how they are given.
 
     Raises:
@@ -142,7 +148,7 @@ def open_banks(given: Iterable[str], loaded: LoadedModel, max_writes: int) -> di
     opened: dict[str, ServedBank] = {}
     try:
         for name, folder in bank_folders(given).items():
-            opened[name] = ServedBank(name, folder, loaded, max_writes)
+            opened[name] = ServedBank(name, folder, loaded, max_writes, answerer)
     except BaseException:
         close_banks(opened)
         raise
