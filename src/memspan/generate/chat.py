@@ -280,7 +280,7 @@ class ChatWriter:
         first = ended if first is None else first
         seconds |= {"prefill": first - started, "routing": 0.0, "fetch": 0.0, "decode": ended - first}
 
-    def _row(self, one: Asked, reply: Reply) -> Iterator[None]:
+    def _row(self, one: Asked, reply: Reply) -> Generator[None]:
         """One answer, a step at a time."""
         marks = Marks(one.evidence)
         messages = answer_messages(one.question, one.evidence, one.history)

@@ -82,15 +82,17 @@ class Endpoint:
     def name(self) -> str:
         return self.model
 
-    @cached_property
+    @property
     def context(self) -> int:
-        """Tokens that the model has room for.
+        """Tokens that the model has room for; the endpoint is asked once.
 
         Raises:
             AnswererError: the endpoint cannot be reached, or refuses the key.
         """
-        if self.room is not None:
-            return self.room
+        return self._context if self.room is None else self.room
+
+    @cached_property
+    def _context(self) -> int:
         found = self._run(self._models()).result()
         if found is None:
             _log.warning(
