@@ -122,6 +122,18 @@ def whole(text: Any) -> Play:
     return lambda handler, _: handler.refuse(200, body)
 
 
+def call(arguments: Any, name: str = "look_up") -> Play:
+    """A tool call."""
+    function = {"name": name, "arguments": arguments}
+    message = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c", "type": "function", "function": function}],
+    }
+    body = {"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": USAGE}
+    return lambda handler, _: handler.refuse(200, body)
+
+
 def refuse(status: int, body: Any = None, **headers: str) -> Play:
     said = {"error": {"message": "not now"}} if body is None else body
     return lambda handler, _: handler.refuse(status, said, **headers)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import ChatServer, chat_server, drop, refuse, say, until_gone
+from chat_server import ChatServer, call, chat_server, drop, refuse, say, until_gone, whole
 from helpers import tiny_loaded
 
 from memspan.bank.bank import MemoryBank
@@ -356,3 +357,79 @@ def test_tokens_are_estimated_on_the_safe_side(loaded: LoadedModel) -> None:
         assert estimated_tokens([Message("user", text)]) >= len(text.encode(errors="replace")) / 4
     sizes = [estimated_tokens([Message("user", "x" * n)]) for n in range(20)]
     assert all(b >= a for a, b in itertools.pairwise(sizes))
+
+
+# --- rounds that the other model leads -------------------------------------------------------------------------------
+
+
+def two_rounds(folder: Path, loaded: LoadedModel, server: ChatServer, **options: Any) -> Answer:
+    with opened(folder, loaded, Endpoint(server.url, "m", wait=0.001)) as memory:
+        options = {"selector": "lexical", "rounds": 2, "documents_per_round": 1, **options}
+        return memory.ask(QUESTION, **options)
+
+
+@pytest.mark.parametrize("selector", ["lexical", "hybrid", "router"])
+def test_it_says_what_to_look_up_next(folder: Path, loaded: LoadedModel, server: ChatServer, selector: str) -> None:
+    server.plays = [call(json.dumps({"query": " heron\nOslo "})), say("In Oslo.")]
+    found = two_rounds(folder, loaded, server, selector=selector)
+    first, second = found.rounds
+    assert (second.query, second.written, second.num_written_tokens) == ("heron Oslo", "heron Oslo", 7)
+    assert len(found.evidence) == 2 and second.ended == "limit"
+    assert selector != "lexical" or [item.external_id for item in found.evidence] == ["zoo/otter", "zoo/heron"]
+    assert (found.num_prompt_tokens, found.num_new_tokens) == (80, 14), "what leading cost is counted"
+    asked, answered = server.asked
+    assert [tool["function"]["name"] for tool in asked["tools"]] == ["look_up"] and "tools" not in answered
+    assert asked["messages"][-1]["content"].count("<document number=") == len(first.chosen)
+
+
+@pytest.mark.parametrize("said", ["enough", None, "In Rome, I think."])
+def test_it_says_when_it_has_read_enough(folder: Path, loaded: LoadedModel, server: ChatServer, said: Any) -> None:
+    server.plays = [whole(said), say("In Rome.")]
+    found = two_rounds(folder, loaded, server, rounds=4)
+    assert [done.ended for done in found.rounds] == ["more", "enough"] and len(found.evidence) == 1
+    assert found.text == "In Rome." and len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        refuse(400, {"error": {"message": "m does not support tools"}}),
+        refuse(500, {"error": "tools param requires --jinja flag"}),
+        refuse(422, {"detail": [{"loc": ["body", "tools"], "msg": "extra"}]}),
+    ],
+)
+def test_search_leads_where_the_endpoint_takes_no_tools(
+    folder: Path, loaded: LoadedModel, server: ChatServer, play: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.plays = [play, say("In Rome.")]
+    found = two_rounds(folder, loaded, server, rounds=3)
+    assert found.rounds[1].query.startswith(f"{QUESTION} ") and found.text == "In Rome."
+    assert len(server.asked) == 2, "it is asked once"
+    assert "calls no tools" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        call("{broken"),
+        call('{"query": 7}'),
+        call("null"),
+        call('{"query": " "}'),
+        call('{"query": "heron"}', "delete_all"),
+    ],
+)
+def test_a_call_of_nothing_leaves_it_to_search(
+    folder: Path, loaded: LoadedModel, server: ChatServer, play: Any
+) -> None:
+    server.plays = [play, say("In Rome.")]
+    assert two_rounds(folder, loaded, server).rounds[1].query.startswith(f"{QUESTION} ")
+
+
+def test_arguments_may_be_an_object_and_a_call_is_asked_again(
+    folder: Path, loaded: LoadedModel, server: ChatServer
+) -> None:
+    server.plays = [refuse(503), drop(), call({"query": "x" * 900}), say("No.")]
+    assert two_rounds(folder, loaded, server).rounds[1].query == "x" * 500
+    server.plays = [refuse(401)]
+    with pytest.raises(AnswererError, match="HTTP 401"):
+        two_rounds(folder, loaded, server)

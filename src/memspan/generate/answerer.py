@@ -26,6 +26,28 @@ class Ended:
     num_new_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What another model wants to look up next.
+
+    Attributes:
+        query: empty: it has read enough. None: it named nothing that can be searched for.
+    """
+
+    query: str | None
+    num_prompt_tokens: int = 0
+    num_new_tokens: int = 0
+
+
+@runtime_checkable
+class Searcher(Protocol):
+    """An answerer that can lead rounds: it says, by a tool call, what to look up next."""
+
+    def look_up(self, messages: Sequence[Message]) -> Iterator[Wanted | None]:
+        """Yield None while nothing is known yet, and at last what is wanted; nothing where it can call no tools."""
+        ...
+
+
 @runtime_checkable
 class Answerer(Protocol):
     """Another model that writes answers: `Memory.open(answerer=...)`.

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memspan.generate.answerer import Ended, Message
+from memspan.generate.answerer import Ended, Message, Wanted
 from memspan.generate.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -15,6 +15,22 @@ if TYPE_CHECKING:
 # Fields of a model in /v1/models that say its context (vLLM, LM Studio, OpenRouter and others, llama.cpp).
 _CONTEXT_FIELDS = ("max_model_len", "loaded_context_length", "context_length", "max_context_length", "context_window")
 _LAST = object()
+
+_COUNTS = ("prompt_tokens", "completion_tokens")
+# The one tool that another model may call, between rounds.
+LOOK_UP = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Search the memory for a document that is still missing to answer the question.",
+        "parameters": {
+            "type": "object",
+            "properties": {"query": {"type": "string", "description": "Names and words that stand in that document."}},
+            "required": ["query"],
+        },
+    },
+}
+_LONGEST_QUERY = 500
 
 
 class Refused(Exception):
@@ -69,6 +85,23 @@ def context_in(models: Any, name: str) -> int | None:
     meta = _dict(found.get("meta"))
     values = [found.get(field) for field in _CONTEXT_FIELDS] + [meta.get("n_ctx"), meta.get("n_ctx_train")]
     return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def wanted_in(reply: Any) -> Wanted:
+    """What a reply asks to look up, by its first call of the tool."""
+    usage = _dict(_dict(reply).get("usage"))
+    counts = [count if isinstance(count := usage.get(name), int) else 0 for name in _COUNTS]
+    choices = _dict(reply).get("choices")
+    calls = _dict(_dict(choices[0]).get("message")).get("tool_calls") if isinstance(choices, list) and choices else None
+    if not calls:
+        return Wanted("", *counts)
+    called = _dict(_dict(calls[0] if isinstance(calls, list) else None).get("function"))
+    try:
+        given = json.loads(called.get("arguments") or "null")
+    except (TypeError, ValueError):
+        given = called.get("arguments")  # some servers send an object
+    query = _dict(given).get("query") if called.get("name") == "look_up" else None
+    return Wanted(" ".join(query.split())[:_LONGEST_QUERY] or None if isinstance(query, str) else None, *counts)
 
 
 async def check(reply: httpx2.Response) -> None:
@@ -132,7 +165,7 @@ async def pieces_of(reply: httpx2.Response) -> AsyncIterator[str | Ended]:
         finish_reason = str(choice.get("finish_reason") or finish_reason)
     if not (finish_reason or done):
         raise httpx2.RemoteProtocolError("the stream ended before the answer did")
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    counts = [usage.get(name) for name in _COUNTS]
     yield Ended(finish_reason or "stop", *(count if isinstance(count, int) else 0 for count in counts))
 
 

@@ -14,14 +14,24 @@ import queue
 import random
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from memspan.errors import AnswererError
-from memspan.generate.answerer import Ended, Message
-from memspan.generate.completions import Refused, adapt, check, context_in, parsed, pieces_of, request_body
+from memspan.generate.answerer import Ended, Message, Wanted
+from memspan.generate.completions import (
+    LOOK_UP,
+    Refused,
+    adapt,
+    check,
+    context_in,
+    parsed,
+    pieces_of,
+    request_body,
+    wanted_in,
+)
 from memspan.generate.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -37,6 +47,11 @@ _CONNECT_SECONDS = 10.0
 # Seconds that a step waits for text; other questions of the same thread have their turn after it.
 _STEP_SECONDS = 0.002
 _LONGEST_REASON = 300
+_CALL_TOKENS = 256
+
+
+class _NoTools(AnswererError):
+    """The endpoint, or its model, takes no tools."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +156,41 @@ class Endpoint:
         self._run(self._answer(body, pieces)).result()
         found = [pieces.get() for _ in range(pieces.qsize())]
         return "".join(piece for piece in found if isinstance(piece, str))
+
+    def look_up(self, messages: Sequence[Message]) -> Iterator[Wanted | None]:
+        """See `Searcher`. An endpoint that takes no tools is asked once.
+
+        Raises:
+            AnswererError: as for `stream`.
+        """
+        if self._without_tools.is_set():
+            return
+        body = request_body(self.model, messages, Sampling(_CALL_TOKENS)) | {"tools": [LOOK_UP], "tool_choice": "auto"}
+        work = self._run(self._patiently(lambda: self._call(body), lambda: False, body))
+        try:
+            while not wait([work], _STEP_SECONDS).done:
+                yield None
+            yield work.result()
+        except _NoTools as error:
+            self._without_tools.set()
+            _log.warning("%s; further rounds search for names in the texts that were found", error)
+        finally:
+            work.cancel()
+
+    @cached_property
+    def _without_tools(self) -> threading.Event:
+        """Set where the endpoint refused tools."""
+        return threading.Event()
+
+    async def _call(self, body: dict[str, Any]) -> Wanted:
+        reply = await self._client.post(f"{self.url.rstrip('/')}/chat/completions", json=body)
+        try:
+            await check(reply)
+        except Refused as error:
+            if "tool" in error.reason.lower() and error.status not in (401, 403, 429):
+                raise _NoTools(f"{self.model} at {self.url} calls no tools") from None
+            raise
+        return wanted_in(parsed(reply.text))
 
     def _run(self, work: Any) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, _loop())

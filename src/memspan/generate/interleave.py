@@ -94,10 +94,16 @@ class Plan:
 
 @dataclass(slots=True)
 class Asked:
-    """One question on its way: what was found for it so far. `ended` is "more" while another round may follow."""
+    """One question on its way: what was found for it so far. `ended` is "more" while another round may follow.
+
+    Attributes:
+        num_prompt_tokens, num_new_tokens: that another model read and wrote to lead rounds.
+    """
 
     question: str
     history: Sequence[Turn] = ()
+    num_prompt_tokens: int = 0
+    num_new_tokens: int = 0
     evidence: list[Evidence] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     injected_tokens: int = 0
