@@ -28,6 +28,7 @@ class ModelChoice:
     device: str | None
     weights: str | None = None
     memory_budget: str | None = None
+    gpu_memory_budget: str | None = None
     answerer: Answerer | None = None
 
     def load(self, *banks: Path) -> LoadedModel:

@@ -15,6 +15,7 @@ from memspan.cli.app import (
     AskSelectorOption,
     BankArgument,
     BudgetOption,
+    GPUBudgetOption,
     InstalledOption,
     JsonOption,
     Model,
@@ -197,6 +198,7 @@ def ask(
     stop: Annotated[list[str] | None, typer.Option(help="String that ends an answer; may be repeated.")] = None,
     weights: WeightsOption = None,
     memory_budget: BudgetOption = None,
+    gpu_memory_budget: GPUBudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from a bank, with evidence."""
@@ -229,7 +231,8 @@ def ask(
         with open_texts(bank) as texts:
             _ask(TextMemory(texts, answerer, scope.namespace), question, options, trace, as_json)
         return
-    model = dataclasses.replace(model, weights=weights, memory_budget=memory_budget, answerer=answerer)
+    budgets = {"memory_budget": memory_budget, "gpu_memory_budget": gpu_memory_budget}
+    model = dataclasses.replace(model, weights=weights, answerer=answerer, **budgets)
     with model.open(bank, scope.namespace) as memory:
         if selector is None and not memory.loaded.model.config.router_trained:
             render.err.print("note: this model's router is untrained; documents are chosen by full-text search")
