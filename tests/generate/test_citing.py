@@ -173,6 +173,14 @@ def test_one_sentence_may_rest_on_two_documents() -> None:
     assert [(one.evidence, one.span) for one in found] == [(2, Span(0, 33)), (1, Span(0, 33))]
 
 
+def test_numbers_that_the_memory_model_copies_are_no_marks() -> None:
+    items = evidence(LEASE, MOVE)
+    (one,) = citations_of("Ada Berg signed it [2].", items, marked=False)
+    assert one.evidence == 1, "[2] is a document's id there"
+    (one,) = citations_of("Ada Berg signed it [2].", items)
+    assert not one.supported
+
+
 def test_claims_and_marks() -> None:
     text = "A cat [1] and a dog [2][3]. Birds. [1, 2]\n* Fish"
     assert [(text[c.span.start : c.span.end], c.marks) for c in claims(text)] == [

@@ -46,7 +46,8 @@ def test_an_answer_streams_with_its_tokens(server: ChatServer) -> None:
     assert body["path"] == "/v1/chat/completions" and body["stream"] is True
     assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
     assert server.headers[-1]["Authorization"] == f"Bearer {KEY}"
-    assert isinstance(endpoint(server), Answerer)
+    as_one: Answerer = endpoint(server)
+    assert as_one.name == "m"
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,13 @@ def test_events_of_odd_shapes_break_nothing(server: ChatServer, odd: str) -> Non
             said(server)
     else:
         assert said(server)[0] == "Well."
+
+
+def test_no_character_comes_in_halves(server: ChatServer) -> None:
+    halves = ["\\ud83e", "\\udda6 is \\ud83e", "x"]
+    server.plays = [raw(*(event("TEXT").replace("TEXT", half) for half in halves), DONE)]
+    pieces = [x for x in endpoint(server).stream(ASKED, Sampling()) if isinstance(x, str)]
+    assert "".join(pieces) == "🦦 is \ufffdx" and all(piece.encode() for piece in pieces)
 
 
 def test_a_slow_first_byte_is_waited_for_as_long_as_it_may_take(server: ChatServer) -> None:

@@ -260,6 +260,8 @@ def test_what_only_the_memory_model_can_do_is_refused(
         ("In Rome [1].", QUESTION, True),
         ("The documents do not say. [0]", QUESTION, False),
         ("Das steht nirgends. [0]", QUESTION, False),
+        ("The otter lives in Rome [1]. What it eats is not mentioned [0].", QUESTION, True),
+        ("The otter lives in Rome. The document does not say more.", QUESTION, True),
         ("", QUESTION, False),
         ("  \n", QUESTION, False),
         ("In Paris.", "Zebra?", False),
@@ -299,9 +301,9 @@ def test_closing_a_stream_ends_the_request(folder: Path, loaded: LoadedModel, se
 
 def test_an_answerer_must_be_one(folder: Path, loaded: LoadedModel) -> None:
     bank = MemoryBank.open(folder)
-    with pytest.raises(TypeError, match="an answerer has a name, a context and `stream`; str has not"):
+    with pytest.raises(TypeError, match="str lacks name, context, stream"):
         Memory(bank, loaded, answerer="http://localhost")  # type: ignore[arg-type]
-    bank.close()
+    Memory(bank, loaded, answerer=Endpoint("http://127.0.0.1:9/v1", "m")).close()  # nothing is asked before a question
 
 
 def test_words_are_found_for_it_without_any_memory_model(folder: Path, loaded: LoadedModel) -> None:
@@ -415,6 +417,7 @@ def test_search_leads_where_the_endpoint_takes_no_tools(
         call('{"query": 7}'),
         call("null"),
         call('{"query": " "}'),
+        say("a stream, which was not asked for"),
         call('{"query": "heron"}', "delete_all"),
     ],
 )

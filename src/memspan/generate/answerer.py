@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -48,7 +49,6 @@ class Searcher(Protocol):
         ...
 
 
-@runtime_checkable
 class Answerer(Protocol):
     """Another model that writes answers: `Memory.open(answerer=...)`.
 
@@ -69,3 +69,16 @@ class Answerer(Protocol):
         Closing the iterator ends the answer.
         """
         ...
+
+
+def check_answerer(given: object) -> None:
+    """
+    Raises:
+        TypeError: it lacks what an answerer has. Nothing of it is asked.
+    """
+    parts = ("name", "context", "stream")
+    if missing := [part for part in parts if inspect.getattr_static(given, part, None) is None]:
+        raise TypeError(
+            f"an answerer has {', '.join(parts)}; {type(given).__name__} lacks {', '.join(missing)} (an endpoint is "
+            "memspan.Endpoint(URL, MODEL))"
+        )

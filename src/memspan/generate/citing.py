@@ -194,16 +194,17 @@ def _holds(sentence: str, words: set[str]) -> bool:
     return supports(cite(sentence, [words])[1], sentence, [words])
 
 
-def citations_of(text: str, evidence: Sequence[Evidence]) -> tuple[Citation, ...]:
-    """What every claim of an answer rests on: the documents it names, else those that hold its words.
+def citations_of(text: str, evidence: Sequence[Evidence], marked: bool = True) -> tuple[Citation, ...]:
+    """What every claim of an answer rests on: the documents that hold its words. One that none supports is among them.
 
-    A claim that none supports is among them, as such.
+    Args:
+        marked: whether marks in the text are numbers of the evidence; a claim that has some rests on those alone.
     """
     words = [words_of(item.title, item.text, item.date) for item in evidence]
     found: list[Citation] = []
     for claim in claims(text):
         sentence = text[claim.span.start : claim.span.end]
-        named = [number - 1 for number in claim.marks if 0 < number <= len(evidence)]
+        named = [number - 1 for number in claim.marks if marked and 0 < number <= len(evidence)]
         places, support = cite(sentence, [words[place] for place in named] if named else words)
         places = named or places
         if not places or not supports(support, sentence, [words[place] for place in places]):
@@ -243,7 +244,7 @@ def marked_text(answer: Answer) -> str:
             numbers.setdefault(one.span, []).append(one.evidence)
     text, end = "", 0
     for span, cited in numbers.items():
-        written = _MARKS.match(answer.text, span.end)
+        written = answer.answerer and _MARKS.match(answer.text, span.end)
         text += answer.text[end : span.end] + ("" if written else " " + "".join(f"[{number}]" for number in cited))
         end = span.end
     return text + answer.text[end:]

@@ -149,7 +149,7 @@ async def pieces_of(reply: httpx2.Response) -> AsyncIterator[str | Ended]:
     """
     import httpx2
 
-    finish_reason, usage, done = "", {}, False
+    finish_reason, usage, done, held = "", {}, False, ""
     async for value in _values(reply, httpx2.EventSource):
         if value is _LAST:
             done = True
@@ -161,12 +161,20 @@ async def pieces_of(reply: httpx2.Response) -> AsyncIterator[str | Ended]:
         choice = _dict(choices[0]) if isinstance(choices, list) and choices else {}
         text = (_dict(choice.get("delta")) or _dict(choice.get("message"))).get("content")
         if isinstance(text, str) and text:
-            yield text
+            whole, held = _whole(held + text)
+            if whole:
+                yield whole
         finish_reason = str(choice.get("finish_reason") or finish_reason)
     if not (finish_reason or done):
         raise httpx2.RemoteProtocolError("the stream ended before the answer did")
     counts = [usage.get(name) for name in _COUNTS]
     yield Ended(finish_reason or "stop", *(count if isinstance(count, int) else 0 for count in counts))
+
+
+def _whole(text: str) -> tuple[str, str]:
+    """A text without a half of a character at its end, and that half. Other halves become replacement characters."""
+    end = len(text) - 1 if text[-1:] and "\ud800" <= text[-1] <= "\udbff" else len(text)
+    return text[:end].encode("utf-16", "surrogatepass").decode("utf-16", "replace"), text[end:]
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -190,7 +190,10 @@ class Endpoint:
             if "tool" in error.reason.lower() and error.status not in (401, 403, 429):
                 raise _NoTools(f"{self.model} at {self.url} calls no tools") from None
             raise
-        return wanted_in(parsed(reply.text))
+        try:
+            return wanted_in(parsed(reply.text))
+        except ValueError:  # search leads this round
+            return Wanted(None)
 
     def _run(self, work: Any) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, _loop())
@@ -208,7 +211,7 @@ class Endpoint:
         import httpx2
 
         try:
-            reply = await self._client.get(f"{self.url.rstrip('/')}/models")
+            reply = await self._client.get(f"{self.url.rstrip('/')}/models", timeout=_CONNECT_SECONDS)
             if reply.status_code in (401, 403):
                 await check(reply)
             return context_in(parsed(reply.text), self.model) if reply.is_success else None

@@ -17,7 +17,7 @@ from memspan.errors import MemspanError
 from memspan.generate.citing import abstains, citations_of
 from memspan.generate.selectors import SELECTORS, RankingSelector, ReadingSelector
 from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
-from memspan.types import Answer, Done, Event, Evidence, LayerRouting, Round, TextWritten, Turn
+from memspan.types import Answer, Citation, Done, Event, Evidence, LayerRouting, Round, TextWritten, Turn
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder
@@ -212,7 +212,10 @@ class Interleave:
 
     def _answer(self, one: Asked, reply: Reply, seconds: Mapping[str, float]) -> Answer:
         evidence, text = with_layers(one.evidence, reply.routed), reply.text.strip()
-        found_any = bool(evidence or reply.routed)
+        citations = citations_of(text, evidence, marked=bool(self._writer.answerer))
+        is_none = (
+            not (evidence or reply.routed) or not text or (reply.said_none and not any(c.supported for c in citations))
+        )
         return Answer(
             question=one.question,
             text=text,
@@ -224,11 +227,17 @@ class Interleave:
             timings=seconds,
             rounds=tuple(one.rounds),
             routed=reply.routed,
-            answered=found_any and bool(text) and not (reply.said_none or abstains(text)),
-            citations=citations_of(text, evidence),
+            answered=not (is_none or _abstains(text, citations)),
+            citations=citations,
             removed_citations=reply.removed_citations,
             answerer=self._writer.answerer,
         )
+
+
+def _abstains(text: str, citations: Sequence[Citation]) -> bool:
+    """Whether an answer says that it has none, and nothing else that a document supports."""
+    said = (text[one.span.start : one.span.end] for one in citations if one.supported)
+    return abstains(text) and all(map(abstains, said))
 
 
 def with_layers(items: Iterable[Evidence], routed: Sequence[LayerRouting]) -> tuple[Evidence, ...]:

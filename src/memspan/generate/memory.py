@@ -18,7 +18,7 @@ from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
 from memspan.errors import BankMismatch
-from memspan.generate.answerer import Answerer
+from memspan.generate.answerer import Answerer, check_answerer
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.calls import in_thread, named_options, streamed_in_thread
 from memspan.generate.chat import answering_by
@@ -70,8 +70,8 @@ class Memory(DocumentStore):
             RankError: the ranks have different models.
         """
         check_namespace(namespace)
-        if answerer is not None and not isinstance(answerer, Answerer):
-            raise TypeError(f"an answerer has a name, a context and `stream`; {type(answerer).__name__} has not")
+        if answerer is not None:
+            check_answerer(answerer)
         self.ranks, self.answerer = ranks, answerer
         try:
             self._manifest = check_model(bank.manifest, loaded)
