@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -137,7 +138,8 @@ def test_every_sentence_is_cited_or_said_to_be_without_support() -> None:
     assert marked_text(found).startswith(
         "Ada Berg signed the lease. [1] The office moves to Oslo on 3 June! [2] Dogs bark.\n1."
     )
-    assert marked_text(answer(marked_text(found), items)) == marked_text(found), "marks are written once"
+    marked = replace(answer(marked_text(found), items), answerer="m")
+    assert marked_text(marked) == marked.text, "marks are written once"
 
 
 @pytest.mark.parametrize(
