@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+_YEAR_OR_MONTH = re.compile(r"\d{4}(-\d{2})?")
+_WEEK = re.compile(r"\d{4}-?W\d{2}")
+NEVER = "never"
+"""What `expires` is of a document that is to have no expiry any more."""
+
+_DEEPEST = 100
+"""Objects and arrays within each other: SQLite reads no more than a thousand, and people write fewer than ten."""
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
@@ -29,7 +38,11 @@ class Document:
         text: the original text, kept verbatim. Never empty.
         title: a short name, may be empty. It is encoded with the text.
         metadata: JSON values the caller wants back with the evidence, and may filter by.
-        date: ISO 8601 date or time the text speaks of or was written (see `normal_date`). None: the time it is added.
+        date: ISO 8601 date (a year, a month or a day) or time the text speaks of or was written (see `normal_date`).
+            None: the time it is added.
+        expires: ISO 8601 date (its beginning, in UTC) or time from which on it is not seen, or "never". None: as it is
+            in the bank; of a new one never.
+        pinned: True: it does not expire, whatever `expires` says. None: as it is in the bank; of a new one False.
     """
 
     external_id: str
@@ -37,6 +50,8 @@ class Document:
     title: str = ""
     metadata: Mapping[str, JSON] = field(default_factory=dict)
     date: str | None = None
+    expires: str | None = None
+    pinned: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("external_id", "text", "title"):
@@ -51,11 +66,15 @@ class Document:
             if "\0" in value or not is_unicode(value):
                 raise ValueError(f"document {self.external_id!r} holds NUL characters or lone surrogates")
         self._check_metadata()
-        if self.date is not None:
-            try:
-                object.__setattr__(self, "date", normal_date(self.date))
-            except ValueError as error:
-                raise ValueError(f"document {self.external_id!r}: {error}") from error
+        if not isinstance(self.pinned, bool | None):
+            raise TypeError(f"document {self.external_id!r}: pinned is True, False or None, not {self.pinned!r}")
+        for name in ("date", "expires"):
+            value = getattr(self, name)
+            if value is not None and (name, value) != ("expires", NEVER):
+                try:
+                    object.__setattr__(self, name, normal_date(value))
+                except ValueError as error:
+                    raise ValueError(f"document {self.external_id!r}: {error}") from error
 
     def _check_metadata(self) -> None:
         if self.metadata == {}:
@@ -64,6 +83,8 @@ class Document:
             text = json.dumps(dict(self.metadata), ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"the metadata of document {self.external_id!r} are not JSON: {error}") from error
+        if text.count("[") + text.count("{") > _DEEPEST and _is_deeper(dict(self.metadata), _DEEPEST):
+            raise ValueError(f"the metadata of document {self.external_id!r} are nested more than {_DEEPEST} deep")
         if not is_unicode(text) or "\\u0000" in text:
             raise ValueError(f"the metadata of document {self.external_id!r} hold NUL characters or lone surrogates")
 
@@ -78,28 +99,47 @@ class Document:
         return _sha256([self.title, self.text])
 
 
+def _is_deeper(value: JSON, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deeper(one, levels - 1) for one in inner)
+
+
 def _sha256(values: JSON) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def normal_date(text: str) -> str:
-    """An ISO 8601 date, or a time in UTC without its zone: texts that sort as the moments do.
+    """An ISO 8601 date of its own precision: a year, a month, a day, or a time.
 
-    `2026-03-01` stays a day; `2026-03-01T10:00+02:00` becomes `2026-03-01T08:00:00`. A time without a zone is taken
-    to be UTC.
+    `2026`, `2026-03` and `2026-03-01` stay what they are. A time keeps its zone, `2026-03-01T00:30:00+09:00`; in UTC it
+    is written without one, and a time without a zone is taken to be UTC. `date_key` puts such dates in order.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is none of them. A week is one of its days only with the day's number.
     """
     if not isinstance(text, str):
         raise ValueError(f"a date is a text as 2026-03-01 or 2026-03-01T10:00:00+02:00, not {text!r}")
     try:
-        if len(text) <= len("2026-03-01"):
+        if _YEAR_OR_MONTH.fullmatch(text):
+            return date.fromisoformat(f"{text}-01-01"[: len("2026-03-01")]).isoformat()[: len(text)]
+        if _WEEK.fullmatch(text) or (text.isdigit() and len(text) > len("20260301")):
+            raise ValueError("a week, or digits in which any one may stand between day and time")
+        if len(text) <= len("2026-W09-7"):
             return date.fromisoformat(text).isoformat()
         moment = datetime.fromisoformat(text)
-        return (moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment).isoformat()
+        in_utc = (moment.astimezone(UTC) if moment.tzinfo else moment).replace(tzinfo=None)
+        offset = moment.utcoffset()
+        # A zone with seconds, as before 1900, is one that no other program reads.
+        has_zone = offset is not None and offset and not offset % timedelta(minutes=1)
+        return (moment if has_zone else in_utc).isoformat()
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{text!r} is not a date; write it as 2026-03-01 or 2026-03-01T10:00:00+02:00") from error
+
+
+def date_key(date: str) -> str:
+    """A text that sorts as a date of `normal_date` does: a moment in UTC; a year, a month or a day as it is."""
+    moment = datetime.fromisoformat(date) if len(date) > len("2026-03-01") else None
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat() if moment and moment.tzinfo else date
 
 
 def is_unicode(text: str) -> bool:
@@ -113,7 +153,7 @@ def is_unicode(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file, or a record of one, that gave no document.
+    """A file, or a record of one, that gave no document, or one without its date, which could not be read.
 
     Attributes:
         source: the file's path; for a record with the line it begins on, `path#line`.
@@ -122,6 +162,20 @@ class Skipped:
 
     source: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A document as it was added once.
+
+    Attributes:
+        recorded_at: when the bank got it: UTC, ISO 8601 to the microsecond.
+        superseded_at: when another version took its place; None of the one that holds.
+    """
+
+    document: Document
+    recorded_at: str
+    superseded_at: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +216,11 @@ class EncodedDocuments:
     router_keys_LCW: torch.Tensor
     content_LC2GD: torch.Tensor
     num_chunks: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return self.router_keys_LCW.nbytes + self.content_LC2GD.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +264,8 @@ class Evidence:
             it, or None where the selector does not route.
         metadata: as the caller gave it.
         date: the document's date, or the time it was added.
+        pages: numbers, from 1, of the pages that `text` stands on (of slides or sheets, where the source has those);
+            none of a source without pages.
     """
 
     document_id: int
@@ -216,6 +277,7 @@ class Evidence:
     layers: int | None
     metadata: Mapping[str, JSON]
     date: str
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +370,7 @@ class Answer:
         routed: per MSA layer the documents whose latents the answer was written with.
         received_bytes: what other ranks sent to this process meanwhile (Memory Parallel), for a batch in all; 0 for one
             process.
+        pending: documents that were not encoded yet when it was asked: they were found by their words only.
         answered: False where nothing was found, nothing was written, or the text says that the documents do not say.
         citations: every sentence of the text with a document it rests on, or as one that none supports.
         removed_citations: marks of another model that were taken out, because their documents do not support them.
@@ -325,6 +388,7 @@ class Answer:
     rounds: tuple[Round, ...] = ()
     routed: tuple[LayerRouting, ...] = ()
     received_bytes: int = 0
+    pending: int = 0
     answered: bool = True
     citations: tuple[Citation, ...] = ()
     removed_citations: int = 0
@@ -370,9 +434,10 @@ class AddReport:
     Attributes:
         added: sources new to the bank. updated: sources that replaced an older one, or its metadata alone.
         unchanged: sources that were there already, with the same content.
-        documents, tokens, chunks: encoded for them (a long source is several documents).
-        characters: of text dealt with, encoded or unchanged; for telling how far along a run is.
-        seconds: spent encoding and writing.
+        documents, tokens, chunks: encoded (a long source is several documents), with those left from before.
+        characters: of the texts read; in a `reencode` of those encoded.
+        seconds: spent reading, encoding and writing.
+        pending: documents of the namespace that are not encoded yet: they are found by words only.
         interrupted: True if it was stopped before the corpus was done.
         skipped: files, and records of them, that gave no document, where files were added (`Memory.add_files`).
     """
@@ -387,3 +452,9 @@ class AddReport:
     seconds: float = 0.0
     interrupted: bool = False
     skipped: tuple[Skipped, ...] = ()
+    pending: int = 0
+
+    def and_then(self, later: AddReport) -> AddReport:
+        """The report of both: numbers are summed, but for what is pending at last."""
+        summed = ("added", "updated", "unchanged", "documents", "tokens", "chunks", "characters", "seconds", "skipped")
+        return replace(later, **{name: getattr(self, name) + getattr(later, name) for name in summed})

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-from unittest.mock import ANY
 
 import pytest
 from helpers import (
@@ -31,6 +30,7 @@ from helpers import (
 from memspan.bank import edits, files
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
+from memspan.bank.versions import SourceRows
 from memspan.bank.words import WordIndex
 from memspan.errors import BankBusy, BankError, BankMismatch, UnknownDocument
 from memspan.types import Document
@@ -189,27 +189,6 @@ def test_a_source_added_twice_before_a_commit_is_there_once_as_it_was_last(bank:
     found = read_latents(bank)
     assert {key: bits(latents) for key, latents in found.items()} == {number: bits(last)}
     assert [document.text for document, *_ in read_bank(bank)] == ["last"]
-
-
-@pytest.mark.parametrize("is_new", [True, False])
-def test_the_last_metadata_before_a_commit_counts_whether_or_not_the_text_changed(
-    bank: MemoryBank, is_new: bool
-) -> None:
-    if not is_new:
-        fill(bank, "a", "b")
-    with bank.writer() as writer:
-        add_latents(writer, Document("a", "new text", metadata={"n": 1}), random_latents(MANIFEST, 1))
-        writer.relabel(Document("a", "new text", metadata={"n": 2}))
-        if not is_new:
-            writer.relabel(Document("b", "text of b", metadata={"n": 3}))
-            assert writer.hashes("b") == (Document("b", "text of b", metadata={"n": 3}).content_hash, ANY)
-        add_latents(writer, Document("b", "new text", metadata={"n": 4}), random_latents(MANIFEST, 1))
-        assert writer.hashes("b") == (Document("b", "new text", metadata={"n": 4}).content_hash, ANY)
-        writer.commit()
-    assert [(document.text, document.metadata) for document, *_ in read_bank(bank)] == [
-        ("new text", {"n": 2}),
-        ("new text", {"n": 4}),
-    ]
 
 
 def test_reserved_ids_follow_each_other_and_are_never_those_of_a_document(bank: MemoryBank) -> None:
@@ -542,8 +521,8 @@ _STEPS: list[tuple[Any, str]] = [
     (files, "file_sha256"),
     (Path, "replace"),
     (edits, "_insert_segments"),
-    (edits, "_insert_source"),
-    (edits, "_delete_source"),
+    (SourceRows, "_insert"),
+    (SourceRows, "_end"),
     (WordIndex, "insert"),
 ]
 

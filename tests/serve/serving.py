@@ -76,6 +76,13 @@ def add_animals(http: httpx.Client, **place: Any) -> None:
     ]
     response = http.post("/v1/memories/batch", json={"memories": memories, **place})
     assert response.status_code == 201, response.text
+    wait_for(lambda: not pending(http, **place))
+
+
+def pending(http: httpx.Client, **place: Any) -> int:
+    """Documents of a namespace that are not encoded yet, as far as the client may know."""
+    status = http.get("/v1/status", params={k: v for k, v in place.items() if k == "namespace"})
+    return sum(bank["pending"] for bank in status.json()["banks"]) if status.status_code == 200 else 0
 
 
 def question(text: str = "Where does the otter live?", **fields: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ it is asked."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from memspan.generate.endpoint import Endpoint
     from memspan.generate.memory import Memory
     from memspan.model.convert import LoadedModel
+    from memspan.text.readers import ReadOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class ScopeChoice:
     namespace: str
     expressions: Sequence[str]
     as_of: str | None
+    known_at: str | None = None
 
     @property
     def where(self) -> dict[str, Any]:
@@ -85,4 +87,22 @@ class ScopeChoice:
     def scope(self) -> Scope:
         from memspan.bank.scope import Scope
 
-        return Scope.parse(self.where, self.as_of)
+        return Scope.parse(self.where, self.as_of, self.known_at)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingChoice:
+    """How files are read; see `memspan.text.readers.formats.ReadOptions` for the fields."""
+
+    format: str | None
+    encoding: str | None
+    text_column: str | None
+    title_column: str | None
+    ocr: bool
+    ocr_language: str
+
+    @property
+    def options(self) -> ReadOptions:
+        from memspan.text.readers import ReadOptions
+
+        return ReadOptions(**asdict(self))

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,27 +15,31 @@ from memspan.cli.app import (
     AskSelectorOption,
     BankArgument,
     BudgetOption,
+    ExpiryOptions,
     GPUBudgetOption,
     InstalledOption,
     JsonOption,
     Model,
     NamespaceOption,
     OtherModel,
+    ReadingOptions,
     RouteAnswerOption,
     ScopeOptions,
     WeightsOption,
     command,
 )
 from memspan.cli.importing import importing
-from memspan.cli.process import INTERRUPTED, SKIPPED, started_by_torchrun, stop_flag
+from memspan.cli.process import SKIPPED, started_by_torchrun, stop_flag
 from memspan.cli.stored import check_bank, checkpoint_info, open_texts
 from memspan.errors import MemspanError
 from memspan.types import Done, TextWritten
 
 if TYPE_CHECKING:
+    from memspan.cli.choices import ModelChoice
     from memspan.generate.memory import Memory
     from memspan.generate.request import AskOptions
     from memspan.generate.textual import TextMemory
+    from memspan.routing.ranks import Ranks
     from memspan.text.corpus import Skipped
 
 # Ranks that encode hear of each other once a round, which may take long; that a process ended is noticed at once.
@@ -90,34 +94,39 @@ def _layer_list(layers: str | None) -> list[int] | None:
 def add(
     bank: BankArgument,
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Files ({formats}) and folders; - reads standard input.")
+        list[Path] | None,
+        typer.Argument(help="Files ({formats}; see docs/files.md) and folders; - reads standard input."),
     ] = None,
     installed: InstalledOption = False,
     namespace: NamespaceOption = "default",
     *,
+    later: Annotated[
+        bool, typer.Option("--later", help="End when the texts can be found; `memspan encode` does the rest.")
+    ] = False,
     model: Model,
+    how: ReadingOptions,
+    expiry: ExpiryOptions,
     as_json: JsonOption = False,
 ) -> int:
-    """Remember documents. Makes the bank if there is none."""
+    """Remember documents: first their texts, which are found at once, then encoded. Makes the bank if there is none."""
     with importing():
         import torch
 
-        from memspan.bank.encoders import encode_for_first
+        from memspan.bank.ledger import FileReader
         from memspan.cli.models import joined_ranks, on_own_gpu
-        from memspan.text.corpus import ReadProgress, found_documents, installed_packages, read_paths, read_stream
+        from memspan.text.corpus import ReadProgress, found_documents, found_files, read_stream
+        from memspan.text.installed import installed_packages
     ranks = joined_ranks(torch.device("cpu"), _ENCODING_TIMEOUT)  # what they tell each other is on the CPU
-    if ranks is not None:
-        model = on_own_gpu(model)
-        if ranks.rank:
-            with stop_flag() as stop:
-                report = encode_for_first(bank, model.load(bank), ranks, should_stop=stop.is_set)
-            return INTERRUPTED if report.interrupted else 0
+    if ranks is not None and ranks.rank:
+        return _encode_for_first(bank, model, ranks)
+    model = model if ranks is None else on_own_gpu(model)
     if not (paths or installed):
         raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
     files = [path for path in paths or () if str(path) != "-"]
     use_stdin = len(files) < len(paths or ())
     reading = ReadProgress(files)
-    stream = read_paths(files, reading)  # a path that does not exist is an error before anything is loaded
+    found = found_files(files)  # a path that does not exist is an error before anything is loaded
+    options = how.options
     packages = list(installed_packages()) if installed else []
     skipped: list[Skipped] = []
 
@@ -127,10 +136,54 @@ def add(
 
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
-            documents = found_documents(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
-            report = memory.add(documents, progress=progress, should_stop=stop.is_set, group=ranks)
+            reader = FileReader(memory.bank.catalog, namespace, reading, options=options)
+            stdin = read_stream(sys.stdin, options=options) if use_stdin else ()
+            documents = found_documents(skipped, reader.read(found), stdin, packages)
+            run = {"progress": progress, "should_stop": stop.is_set, "group": ranks, "later": later}
+            report = memory.add(documents, expires=expiry, **run)
+        if not report.interrupted:
+            reader.settle()
         render.report(report, skipped, memory.bank, as_json)
-    return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
+    return stop.code if report.interrupted else SKIPPED if skipped else 0
+
+
+@command
+def encode(
+    bank: BankArgument,
+    namespace: Annotated[
+        list[str] | None, typer.Option("--namespace", "-n", help="Whose documents; may be repeated. Default: all.")
+    ] = None,
+    *,
+    model: Model,
+    as_json: JsonOption = False,
+) -> int:
+    """Encode what `add` left. Stopped, it continues when run again; others may change the bank meanwhile."""
+    check_bank(bank)
+    with importing():
+        import torch
+
+        from memspan.bank.add import encode_pending
+        from memspan.cli.models import joined_ranks, on_own_gpu
+    ranks = joined_ranks(torch.device("cpu"), _ENCODING_TIMEOUT)
+    if ranks is not None and ranks.rank:
+        return _encode_for_first(bank, model, ranks)
+    model = model if ranks is None else on_own_gpu(model)
+    with model.open(bank, create=True) as memory, stop_flag() as stop:
+        with render.AddProgress() as progress:
+            how: dict[str, Any] = {"progress": progress, "should_stop": stop.is_set, "group": ranks}
+            report = encode_pending(memory.bank, memory.loaded, namespaces=namespace, **how)
+        render.report(report, [], memory.bank, as_json)
+    return stop.code if report.interrupted else 0
+
+
+def _encode_for_first(bank: Path, model: ModelChoice, ranks: Ranks) -> int:
+    """What every rank but 0 does."""
+    from memspan.bank.encoders import encode_for_first
+    from memspan.cli.models import on_own_gpu
+
+    with stop_flag() as stop:
+        report = encode_for_first(bank, on_own_gpu(model).load(bank), ranks, should_stop=stop.is_set)
+    return stop.code if report.interrupted else 0
 
 
 @command
@@ -139,14 +192,16 @@ def estimate(
     installed: InstalledOption = False,
     *,
     model: Model,
+    how: ReadingOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Say how long a corpus would take to encode on this machine, and how much disk, without encoding it."""
-    from memspan.text.corpus import found_documents, installed_packages, read_paths
+    from memspan.text.corpus import found_documents, read_paths
+    from memspan.text.installed import installed_packages
 
     if not (paths or installed):
         raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
-    stream = read_paths(paths or ())
+    stream = read_paths(paths or (), options=how.options)
     with importing():
         from memspan.bank.estimate import estimate
     result = estimate(model.load(), found_documents([], stream, installed_packages() if installed else ()))
@@ -226,6 +281,7 @@ def ask(
         sampling=Sampling(length, temperature, top_p, seed, tuple(stop or ())),
         where=scope.where,  # a malformed filter fails before anything is loaded
         as_of=scope.as_of,
+        known_at=scope.known_at,
     )
     if answerer is not None and selector is not None and not (SELECTORS[selector].needs.model or started_by_torchrun()):
         with open_texts(bank) as texts:
@@ -301,7 +357,8 @@ def summarize(
     plan = SummaryPlan(about, max_statements, batch_tokens, Sampling(max_new_tokens))
     where, model = scope.where, dataclasses.replace(model, weights=weights, answerer=answers.endpoint())
     with model.open(bank, scope.namespace) as memory, render.CountProgress("documents read") as progress:
-        summary = memory.summarize(plan, where=where, as_of=scope.as_of, progress=progress)
+        times = {"as_of": scope.as_of, "known_at": scope.known_at}
+        summary = memory.summarize(plan, where=where, **times, progress=progress)
     if as_json:
         render.as_json(summary)
     else:

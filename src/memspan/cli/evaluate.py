@@ -11,7 +11,7 @@ import typer
 from memspan.cli import render
 from memspan.cli.app import BudgetOption, JsonOption, Model, OtherModel, command
 from memspan.cli.importing import importing
-from memspan.cli.process import INTERRUPTED, refuse_torchrun, stop_flag
+from memspan.cli.process import refuse_torchrun, stop_flag
 
 
 @command
@@ -70,7 +70,7 @@ def evaluate(
         render.err.print(f"stopped; run the same command again to continue {out}")
     else:
         render.out.print((out / TABLE).read_text("utf-8"))
-    return INTERRUPTED if outcome.interrupted else 0
+    return stop.code if outcome.interrupted else 0
 
 
 @command
@@ -92,7 +92,7 @@ def judge(
         render.as_json({"interrupted": not finished, "result": str(run / JUDGED)})
     else:
         render.out.print((run / JUDGE_TABLE).read_text("utf-8"))
-    return 0 if finished else INTERRUPTED
+    return 0 if finished else stop.code
 
 
 @command

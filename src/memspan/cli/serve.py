@@ -151,8 +151,10 @@ def _engine_of(
     prepare(loaded.model)
     banks = open_banks([bank], loaded, settings.max_writes, answerer)
     engine = Engine(loaded, max_batch=settings.max_batch, max_queue=settings.max_queue, timeout=settings.timeout)
+    served = next(iter(banks.values()))
+    served.encode_behind(lambda: engine.is_asked)
     try:
-        yield next(iter(banks.values())), engine
+        yield served, engine
     finally:
         engine.close()
         close_banks(banks)

@@ -24,7 +24,7 @@ from memspan.generate.sampling import Sampling
 from memspan.generate.selectors import Found, Look, ReadingSelector
 from memspan.routing.ranking import keep_adaptively
 from memspan.text.template import Passage
-from memspan.types import Evidence, Round, RoundDone, RoundStarted, Turn
+from memspan.types import Evidence, Round, RoundDone, RoundStarted, Turn, date_key
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder
@@ -92,7 +92,7 @@ def document_block(number: int, text: str, title: str = "", date: str = "") -> s
 
 def documents_text(evidence: Sequence[Evidence]) -> str:
     """Documents by their numbers in the evidence, the oldest first, as the memory model reads them."""
-    numbered = sorted(enumerate(evidence, start=1), key=lambda one: (one[1].date, one[1].document_id))
+    numbered = sorted(enumerate(evidence, start=1), key=lambda one: (date_key(one[1].date), one[1].document_id))
     return "".join(document_block(number, item.text, item.title, item.date) for number, item in numbered)
 
 

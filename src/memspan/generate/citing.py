@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from memspan.text.splitter import sentence_bounds
 from memspan.text.template import encoded_text
-from memspan.text.terms import query_terms
+from memspan.text.terms import content_words, plain_words
 from memspan.types import Answer, Citation, Evidence, Span
 
 # A sentence is supported where this share of its words stands in the documents it cites.
@@ -64,12 +64,12 @@ def sentences(text: str) -> list[str]:
 
 def words_of(title: str, text: str, date: str = "") -> set[str]:
     """The words of a document that a sentence can rest on: those of its title, its text, and its day."""
-    return set(query_terms(f"{encoded_text(title, text)}\n{date[:_DAY_LENGTH]}"))
+    return set(plain_words(f"{encoded_text(title, text)}\n{date[:_DAY_LENGTH]}"))
 
 
 def _terms(sentence: str) -> list[str]:
     """The words of a sentence that documents are to hold, without its marks."""
-    return [term for term in query_terms(_MARKS.sub(" ", sentence)) if any(map(str.isalnum, term))]
+    return [term for term in content_words(_MARKS.sub(" ", sentence)) if any(map(str.isalnum, term))]
 
 
 def cite(sentence: str, documents: Sequence[set[str]]) -> tuple[list[int], float]:
@@ -215,7 +215,7 @@ def citations_of(text: str, evidence: Sequence[Evidence], marked: bool = True) -
 
 
 def _citation(span: Span, support: float, place: int, sentence: str, item: Evidence) -> Citation:
-    page = item.metadata.get("page")
+    page = item.pages[0] if len(item.pages) == 1 else item.metadata.get("page")
     return Citation(
         span,
         True,
@@ -232,7 +232,7 @@ def _best_sentence(sentence: str, item: Evidence) -> Span:
     """Where the document says most of a sentence's words: one of its sentences, in the source's text."""
     wanted, begin = set(_terms(sentence)), item.span.start
     spans = list(sentence_spans(item.text)) or [Span(0, len(item.text))]
-    best = max(spans, key=lambda span: len(wanted & set(query_terms(item.text[span.start : span.end]))))
+    best = max(spans, key=lambda span: len(wanted & set(plain_words(item.text[span.start : span.end]))))
     return Span(begin + best.start, begin + best.end)
 
 

@@ -66,8 +66,8 @@ class Finder:
         return self._snapshot.search(query, limit, self._scope)
 
     def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
-        """Live documents by their ids, in the order given."""
-        return self._snapshot.documents(ids)
+        """Documents of the scope by their ids, in the order given."""
+        return self._snapshot.documents(ids, self._scope)
 
     def route(self, looks: Sequence[Look]) -> list[tuple[list[Ranked], tuple[LayerRouting, ...]]]:
         """Route the contexts of looks, and rank what the MSA layers considered."""
@@ -92,13 +92,11 @@ class Finder:
         return router_fits(ranked, num_layers) if is_bounded else None
 
     def ids(self) -> list[int]:
-        """The live documents in the scope, in the order they were added."""
-        shards = self._snapshot.shards
-        ids_N = torch.cat([shard.ids_N for shard in shards]) if shards else torch.empty(0, dtype=torch.int64)
-        return ids_N[self._snapshot.selectable_mask(self._scope)].sort().values.tolist()
+        """The live documents in the scope, encoded or not, in the order they were added."""
+        return self._snapshot.ids(self._scope)
 
     def in_scope(self, document_ids: Sequence[int]) -> list[int]:
-        """Those of the ids that are of live documents in the scope, in order."""
+        """Those of the ids that are of documents in the scope, in order."""
         shards, wanted_K = self._snapshot.shards, torch.tensor(document_ids, dtype=torch.int64)
         masks = self._snapshot.selectable_mask(self._scope).split([len(shard.ids_N) for shard in shards])
         there: set[int] = set()

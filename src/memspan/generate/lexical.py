@@ -14,7 +14,7 @@ from memspan.errors import EmptyBank, MemspanError, QuestionError
 from memspan.generate.selectors import Found, Look, check_packages, ranking_selector
 from memspan.routing.ranking import Selected
 from memspan.text.template import encoded_text
-from memspan.text.terms import query_terms
+from memspan.text.terms import content_words, plain_words
 from memspan.types import Evidence, Turn, is_unicode
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ class TextFinder:
         return self._catalog.search(self._namespace, query, limit, self._scope)
 
     def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
-        """Live documents by their ids, in the order given."""
-        return self._catalog.documents(self._namespace, ids)
+        """Documents of the scope by their ids, in the order given."""
+        return self._catalog.documents(self._namespace, ids, self._scope)
 
     def ids(self) -> list[int]:
-        """The live documents in the scope, in the order they were added."""
+        """The documents in the scope, in the order they were added."""
         return self._catalog.ids_in_scope(self._namespace, self._scope).tolist()
 
 
@@ -176,6 +176,7 @@ def evidence_of(stored: StoredDocument, score: float = 0.0, layers: int | None =
         layers=layers,
         metadata=stored.metadata,
         date=stored.date,
+        pages=stored.pages,
     )
 
 
@@ -197,9 +198,9 @@ def first_query(question: str, history: Sequence[Turn]) -> str:
 
 
 def _with_names(question: str, texts: Iterable[str]) -> str:
-    known = set(query_terms(question))
+    known = set(plain_words(question))
     found = (name for text in texts for name in names_in(text))
-    names = [name for name in dict.fromkeys(found) if not known.issuperset(query_terms(name))]
+    names = [name for name in dict.fromkeys(found) if not known.issuperset(content_words(name))]
     return " ".join([question, *names])
 
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,7 +18,7 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
-from memspan.errors import BankMismatch
+from memspan.errors import BankMismatch, NotEncoded
 from memspan.generate.answerer import Answerer, check_answerer
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.calls import in_thread, named_options, streamed_in_thread
@@ -27,7 +28,7 @@ from memspan.generate.finder import Finder
 from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope, nothing_stored
 from memspan.generate.request import AskOptions, Request
 from memspan.generate.searched import answering
-from memspan.generate.selectors import Look, default_selector, ranking_selector
+from memspan.generate.selectors import Look, Needs, default_selector, ranking_selector
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
@@ -147,8 +148,10 @@ class Memory(DocumentStore):
                 raise
         else:
             loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
-            opened = MemoryBank.create(bank, manifest_of(loaded), *budgets)
-            remember(opened.catalog, loaded.names)
+            manifest = manifest_of(loaded)
+            opened = MemoryBank.open_or_create(bank, manifest, *budgets)
+            if opened.manifest == manifest:
+                remember(opened.catalog, loaded.names)
         return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks, answerer=answerer)
 
     def in_namespace(self, namespace: str) -> Memory:
@@ -198,7 +201,7 @@ class Memory(DocumentStore):
         Raises:
             TypeError: there is no such option, or the questions are one text.
             QuestionError: a question is empty or too long.
-            FilterError: `where` or `as_of` is malformed, or names a field that no document has.
+            FilterError: the scope (`where`, `as_of`, `known_at`) is malformed, or names a field that no document has.
             EmptyBank: there is nothing to ask.
             AnswererError: another model answers, and gave no answer.
         """
@@ -261,12 +264,14 @@ class Memory(DocumentStore):
         min_score: float | None = None,
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
+        known_at: str | None = None,
     ) -> list[Evidence]:
         """The documents a selector finds for a question, best first, without generating anything.
 
         Args:
             limit: documents, at most.
             min_score: leave out what scores less, 0 to 1; see `Evidence.score`.
+            where, as_of, known_at: only documents of this scope; see `memspan.bank.scope.Scope.parse`.
 
         Raises:
             QuestionError, FilterError, EmptyBank: as for `ask_batch`.
@@ -277,11 +282,12 @@ class Memory(DocumentStore):
         needs = ranking_selector(chosen).needs
         check_limit(limit)
         check_min_score(min_score)
-        request = self._request([question], {"selector": chosen, "where": where, "as_of": as_of})
+        scoped: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
+        request = self._request([question], {"selector": chosen, **scoped})
         with self._snapshot() as snapshot:
-            self._check_not_empty(snapshot)
-            if not snapshot.selectable_mask(request.scope).any():
+            if not self._finds_any(snapshot, request.scope):
                 return []
+            self._check_encoded(snapshot, request.scope, needs)
             finder = Finder(self.loaded, snapshot, request.scope, self.ranks)
             context = self.loaded.template.context(question) if needs.routing else None
             (found,) = finder.rank(chosen, [Look(question, context)], limit)
@@ -294,6 +300,7 @@ class Memory(DocumentStore):
         *,
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
+        known_at: str | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Summary:
         """Sum up every document of a scope; each statement names the documents it rests on.
@@ -307,7 +314,7 @@ class Memory(DocumentStore):
             FilterError, EmptyBank: as for `ask_batch`.
         """
         with self._snapshot() as snapshot:
-            finder = self._finder(snapshot, Scope.parse(where, as_of))
+            finder = self._finder(snapshot, Scope.parse(where, as_of, known_at))
             summarizer = Summarizer(self.loaded, snapshot, finder, plan or SummaryPlan(), progress, self.answerer)
             return summarizer.run()
 
@@ -315,6 +322,7 @@ class Memory(DocumentStore):
     aadd_files = in_thread(DocumentStore.add_files)
     aremember = in_thread(DocumentStore.remember)
     aget = in_thread(DocumentStore.get)
+    aversions = in_thread(DocumentStore.versions)
     alist = in_thread(DocumentStore.list)
     aupdate = in_thread(DocumentStore.update)
     adelete = in_thread(DocumentStore.delete)
@@ -332,19 +340,22 @@ class Memory(DocumentStore):
         """Yield what happens, with the place of the question it happens to; None after every token."""
         with self._snapshot() as snapshot:
             finder, plan, sampling = self._finder(snapshot, request.scope), request.plan, request.sampling
+            self._check_encoded(snapshot, request.scope, plan.chooser.needs)
             if self.answerer is None:
                 loop = answering(RoundState(self.loaded, batch), finder, plan, sampling)
             else:
                 loop = answering_by(self.answerer, self.loaded, finder, plan, sampling)
-            yield from loop.run(request.questions, request.history)
+            for place, event in loop.run(request.questions, request.history):
+                if isinstance(event, Done) and snapshot.num_pending:
+                    event = Done(replace(event.answer, pending=snapshot.num_pending))
+                yield place, event
 
     def _finder(self, snapshot: Snapshot, scope: Scope) -> Finder:
         """
         Raises:
             EmptyBank: there is nothing to find.
         """
-        self._check_not_empty(snapshot)
-        if not snapshot.selectable_mask(scope).any():
+        if not self._finds_any(snapshot, scope):
             raise nothing_in_scope(self.bank.folder)
         return Finder(self.loaded, snapshot, scope, self.ranks)
 
@@ -356,6 +367,7 @@ class Memory(DocumentStore):
             BankMismatch: the bank was encoded anew for another model meanwhile.
         """
         if self._pinned is not None:
+            self._pinned.catalog.look_again()
             yield self._pinned
             return
         with self.bank.snapshot(self.namespace) as snapshot:
@@ -366,11 +378,29 @@ class Memory(DocumentStore):
     @contextlib.contextmanager
     def _catalog(self) -> Iterator[Catalog]:
         if self._pinned is not None:
+            self._pinned.catalog.look_again()
             yield self._pinned.catalog
             return
         with super()._catalog() as catalog:
             yield catalog
 
-    def _check_not_empty(self, snapshot: Snapshot) -> None:
-        if not snapshot.num_documents:
+    def _check_encoded(self, snapshot: Snapshot, scope: Scope, needs: Needs) -> None:
+        """
+        Raises:
+            NotEncoded: documents are found by latents alone, and none has any yet.
+        """
+        if needs.routing and not needs.words and not snapshot.selectable_mask(scope).any():
+            raise NotEncoded(
+                f"none of the documents in {self.bank.folder} that may be found is encoded yet; encode them with: "
+                f"memspan encode {self.bank.folder}, or ask with a selector that finds words (lexical, hybrid)"
+            )
+
+    def _finds_any(self, snapshot: Snapshot, scope: Scope) -> bool:
+        """Whether a scope holds anything.
+
+        Raises:
+            EmptyBank: nothing is stored, whatever the scope.
+        """
+        if not snapshot.holds():
             raise nothing_stored(self.bank.folder, self.namespace)
+        return snapshot.holds(scope)

@@ -38,7 +38,7 @@ class AskOptions(TypedDict, total=False):
             (`memspan.generate.interleave`; `max_injected_tokens` is its `injected_tokens`).
         sampling: how to decode. Default: 64 tokens, 512 of another model, greedy.
         where: only documents whose metadata match; see `memspan.bank.scope.Scope.parse`.
-        as_of: only documents dated this day or moment, or before: what was known then.
+        as_of, known_at: what was valid at that day or moment; what the bank held then; see there.
         history: what was said before, oldest first. The oldest turns are left out where all take more than half of
             what the model has room for.
     """
@@ -55,6 +55,7 @@ class AskOptions(TypedDict, total=False):
     sampling: Sampling
     where: Mapping[str, Any] | None
     as_of: str | None
+    known_at: str | None
     history: Sequence[Turn]
 
 
@@ -108,7 +109,7 @@ class Request:
             route_answer=options.get("route_answer", False),
         )
         sampling = options.get("sampling", GREEDY if answerer is None else DEFAULT_SAMPLING)
-        scope = Scope.parse(options.get("where"), options.get("as_of"))
+        scope = Scope.parse(options.get("where"), options.get("as_of"), options.get("known_at"))
         if answerer is not None:
             check_plan(plan, answerer)
             history = _turns_of(answerer, questions, history, room_of(answerer, sampling))

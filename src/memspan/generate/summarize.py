@@ -23,7 +23,7 @@ from memspan.model.convert import LoadedModel
 from memspan.text.packing import length_batches
 from memspan.text.splitter import sentence_ends, split_text
 from memspan.text.template import Context, Passage, shown_passage
-from memspan.text.terms import query_terms
+from memspan.text.terms import content_words
 
 MAX_STATEMENTS = 10
 BATCH_TOKENS = 512
@@ -60,6 +60,7 @@ class Source:
     document_id: int
     external_id: str
     title: str
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +206,7 @@ class Summarizer:
     def _stored(self, ids: Sequence[int]) -> Iterator[StoredDocument]:
         page = 256
         for start in range(0, len(ids), page):
-            yield from self._snapshot.documents(ids[start : start + page])
+            yield from self._finder.documents(ids[start : start + page])
 
     def _cost(self, passage: Passage) -> int:
         if self._answerer is not None:
@@ -287,11 +288,11 @@ class Summarizer:
         for sentence in sentences(text):
             places, support = cite(sentence, words)
             held = supports(support, sentence, [words[place] for place in places])
-            if not held or len(query_terms(sentence)) < _MIN_WORDS:
+            if not held or len(content_words(sentence)) < _MIN_WORDS:
                 self._counts.unsupported += 1
                 continue
             cited = (documents[place] for place in places)
-            sources = tuple(Source(document.id, document.external_id, document.title) for document in cited)
+            sources = tuple(Source(one.id, one.external_id, one.title, one.pages) for one in cited)
             statements.append(Statement(sentence, sources, support))
         return statements
 
@@ -306,7 +307,7 @@ def _distinct(statements: Iterable[Statement]) -> list[Statement]:
     """Each statement once; what says the same in the same words counts with the first one's sources."""
     kept: dict[tuple[str, ...], Statement] = {}
     for one in statements:
-        kept.setdefault(tuple(query_terms(one.text)), one)
+        kept.setdefault(tuple(content_words(one.text)), one)
     return list(kept.values())
 
 

@@ -20,6 +20,7 @@ from memspan.errors import (
     DuplicateDocument,
     EmptyBank,
     MemspanError,
+    NotEncoded,
     QuestionError,
     UnknownDocument,
 )
@@ -102,6 +103,9 @@ def api_error(error: Exception) -> ApiError:
             return ApiError(404, "there is no such memory in this namespace", "memory_not_found")
         case DuplicateDocument():
             return ApiError(409, "a memory of this id is there already; update it, or choose another id", "duplicate")
+        case NotEncoded():
+            message = "none of these memories is encoded yet; ask with a selector that finds words, or again in a while"
+            return ApiError(400, message, "not_encoded")
         case EmptyBank():
             message = "there is no memory to ask in this namespace, or within the filter; add some, or widen it"
             return ApiError(400, message, "empty_memory")

@@ -151,6 +151,7 @@ def _source(item: Evidence) -> dict[str, Any]:
         "text": item.text,
         "date": item.date,
         "score": item.score,
+        "pages": list(item.pages),
         "uri": _uri(item.external_id),
     }
 

@@ -60,6 +60,8 @@ def run_server(server: Server, tell: Callable[[str], None]) -> None:
     # uvicorn raises the signal that stopped it once more when it is done; by then there is nothing left to stop, and
     # what its caller has open is still to be closed.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    if (hangup := getattr(signal, "SIGHUP", None)) and signal.getsignal(hangup) != signal.SIG_IGN:
+        before[hangup] = signal.signal(hangup, server.handle_exit)  # uvicorn knows only the others
     try:
         server.run([listening])
     finally:

@@ -45,7 +45,8 @@ from memspan.serve.service import (
     while_connected,
     written,
 )
-from memspan.types import Answer, Done, Event, RoundDone, TextWritten
+from memspan.text.paging import page_label
+from memspan.types import Answer, Done, Event, Evidence, RoundDone, TextWritten
 
 router = APIRouter(responses=ERRORS, tags=["chat"])
 
@@ -231,6 +232,7 @@ class _Exchange:
             routed=list(answer.routed),
             timings={"queue": queued, **answer.timings},
             remembered=await self._remember(answer) if self._body.remember else [],
+            pending=answer.pending,
         )
 
     async def _remember(self, answer: Answer) -> list[str]:
@@ -249,12 +251,17 @@ class _Exchange:
                 url_citation=UrlCitation(
                     start_index=span.start,
                     end_index=span.end,
-                    title=item.title or item.external_id,
+                    title=_title(item),
                     url=f"memspan://{self._bank.name}/{quote(self._namespace)}/{quote(item.external_id)}",
                 )
             )
             for span, item in cited
         ]
+
+
+def _title(item: Evidence) -> str:
+    title = item.title or item.external_id
+    return f"{title} ({page_label(item.pages)})" if item.pages else title
 
 
 def _finish_reason(answer: Answer) -> Literal["stop", "length"]:
