@@ -92,5 +92,9 @@ class QuestionError(MemspanError):
     """A question is empty, or does not fit into the model's context."""
 
 
+class AnswererError(MemspanError):
+    """Another model, asked for an answer, gave none, or cannot be asked so; the message never holds its key."""
+
+
 class EvaluationError(MemspanError):
     """A measurement cannot be made, or not be continued, as asked."""

@@ -294,15 +294,41 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
+class Citation:
+    """A sentence of an answer (or a part of one), and a document it rests on.
+
+    Attributes:
+        span: where it stands in the answer's text.
+        supported: whether documents hold its words; see `memspan.generate.citing` for the check and its limits.
+        support: the share of its words that they hold.
+        evidence: the document's place in the answer's evidence, from 1. None, as all that follows, without support.
+        document_id, external_id: of the document.
+        source: where the source's original text says it.
+        page: of the source, where its metadata have one.
+    """
+
+    span: Span
+    supported: bool
+    support: float
+    evidence: int | None = None
+    document_id: int | None = None
+    external_id: str | None = None
+    source: Span | None = None
+    page: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A generated text with its evidence.
 
     Attributes:
-        text: what the model wrote, without the end marker and without white space around it.
+        text: what the model wrote, without the end marker and without white space around it. Of another model's text
+            (`answerer`), marks that their documents do not support are taken out.
         evidence: the documents put before it, best first.
         selector: who chose them: router, lexical, hybrid or generate.
         finish_reason: "stop" (the model ended), "length" (max_new_tokens reached) or "stop_string".
-        num_prompt_tokens, num_new_tokens: of the active context and of the answer.
+        num_prompt_tokens, num_new_tokens: of the active context and of the answer; of another model as its server
+            counts them, 0 where it does not say.
         timings: seconds by stage: select, prefill, routing, fetch (of what was routed to), decode. Time to the first
             token is what stands before decode. Stages of a batch are shared by its questions.
         rounds: what was looked up, and how, before the answer.
@@ -310,6 +336,10 @@ class Answer:
         received_bytes: what other ranks sent to this process meanwhile (Memory Parallel), for a batch in all; 0 for one
             process.
         pending: documents that were not encoded yet when it was asked: they were found by their words only.
+        answered: False where nothing was found, nothing was written, or the text says that the documents do not say.
+        citations: every sentence of the text with a document it rests on, or as one that none supports.
+        removed_citations: marks of another model that were taken out, because their documents do not support them.
+        answerer: the other model that wrote the text; empty: the memory model.
     """
 
     question: str
@@ -324,6 +354,10 @@ class Answer:
     routed: tuple[LayerRouting, ...] = ()
     received_bytes: int = 0
     pending: int = 0
+    answered: bool = True
+    citations: tuple[Citation, ...] = ()
+    removed_citations: int = 0
+    answerer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

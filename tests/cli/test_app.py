@@ -17,6 +17,7 @@ from command import ANSI, failed, memspan, runner
 from memspan.bank.bank import MemoryBank
 from memspan.cli import app, commands, render
 from memspan.config import TEMPLATES
+from memspan.generate.chat import DEFAULT_SAMPLING
 from memspan.generate.request import MAX_DOCUMENTS
 from memspan.generate.sampling import Sampling
 from memspan.generate.selectors import selector_names
@@ -71,8 +72,10 @@ def test_defaults_and_choices_shown_are_the_librarys() -> None:
     """They are written out in the command line, which must not import what takes seconds."""
     options = {name: inspect.signature(getattr(commands, name)).parameters for name in ("ask", "convert")}
     sampling = Sampling()
-    defaults = {name: options["ask"][name].default for name in ("max_new_tokens", "temperature", "top_p", "seed")}
+    defaults = {name: options["ask"][name].default for name in ("temperature", "top_p", "seed")}
     assert defaults == {name: getattr(sampling, name) for name in defaults}
+    lengths = f"Default: {sampling.max_new_tokens}; {DEFAULT_SAMPLING.max_new_tokens} with --answer-with"
+    assert lengths in " ".join(_help("ask").replace("│", " ").split())
     assert options["ask"]["max_documents"].default == MAX_DOCUMENTS
     assert options["convert"]["source"].default == DEFAULT_SOURCE
     library = inspect.signature(convert).parameters
@@ -346,8 +349,10 @@ def test_ask_shows_the_answer_with_evidence(bank: Path) -> None:
     assert done.code == 0
     assert done.err == "note: this model's router is untrained; documents are chosen by full-text search\n"
     expected = memspan("ask", bank, "Where does the otter of Rome live?", "--max-new-tokens", 6, "--json").json
-    *answer, evidence, footer = done.out.splitlines()
+    *answer, cited, evidence, footer = done.out.splitlines()
     assert "\n".join(answer).strip() == expected["text"]
+    assert cited.startswith("  “") and cited.endswith("” no document that was read says so"), "it writes no words"
+    assert [one["supported"] for one in expected["citations"]] == [False] and expected["answered"] is True
     line = r"  1\. \[3\] otter  \(notes/otter\.txt\[0:40\], [-\d]{10}, score \d\.\d\d"
     assert re.fullmatch(rf"{line}\)", evidence) and expected["evidence"][0]["layers"] is None, "nothing was routed"
     routed = memspan("ask", bank, "Where does the otter of Rome live?", "--selector", "lexical", "--route-answer")

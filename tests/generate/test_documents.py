@@ -288,6 +288,6 @@ def test_a_list_where_one_question_is_wanted_is_refused(animals: Memory, name: s
 
 def test_the_page_runs_as_it_is_written(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(Memory, "open", lambda folder, create: memory)
+    monkeypatch.setattr(Memory, "open", lambda folder, create, answerer=None: memory)
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
     exec(compile(code, "python.md", "exec"), {})

@@ -257,7 +257,7 @@ def test_an_answer_says_how_many_layers_routed_to_its_evidence_while_answering(
 
 
 def test_search_is_limited_and_generates_nothing(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memspan.generate.interleave.Decoding", None)
+    monkeypatch.setattr("memspan.generate.state.Decoding", None)
     found = memory.search("Rome river", limit=2)
     assert [item.external_id for item in found] == ["note-0", "Rome.txt"]
     assert len(memory.search("Rome river", limit=1)) == 1

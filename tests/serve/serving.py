@@ -14,6 +14,7 @@ from typing import Any
 import httpx2 as httpx
 from helpers import tiny_loaded
 
+from memspan.generate.answerer import Answerer
 from memspan.model.convert import LoadedModel
 from memspan.serve.keys import KeyFile
 from memspan.serve.run import Server, make_server
@@ -33,10 +34,14 @@ def endless_model() -> LoadedModel:
 
 @contextlib.contextmanager
 def serving(
-    loaded: LoadedModel, *banks: Path | str, keys: KeyFile | None = None, **settings: Any
+    loaded: LoadedModel,
+    *banks: Path | str,
+    keys: KeyFile | None = None,
+    answerer: Answerer | None = None,
+    **settings: Any,
 ) -> Iterator[tuple[Server, str]]:
     """Run a server; yields it and its address. It is stopped at the end, as a signal would."""
-    server = make_server(loaded, map(str, banks), ServeSettings(port=0, **settings), keys)
+    server = make_server(loaded, map(str, banks), ServeSettings(port=0, **settings), keys, answerer)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

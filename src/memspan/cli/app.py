@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from memspan.cli.choices import ModelChoice, ReadingChoice, ScopeChoice
+from memspan.cli.choices import AnswererChoice, ModelChoice, ReadingChoice, ScopeChoice
 from memspan.errors import MemspanError
 
 app = typer.Typer(
@@ -116,6 +116,27 @@ WeightsOption = Annotated[
     ),
 ]
 
+AnswerWithOption = Annotated[
+    str | None,
+    typer.Option(
+        "--answer-with",
+        metavar="URL",
+        envvar="MEMSPAN_ANSWER_WITH",
+        help="Another model answers: OpenAI-compatible endpoint, as http://localhost:11434/v1. Key: MEMSPAN_ANSWER_KEY "
+        "or OPENAI_API_KEY in the environment.",
+    ),
+]
+AnswerModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--answer-model", metavar="NAME", envvar="MEMSPAN_ANSWER_MODEL", help="What that endpoint calls the model."
+    ),
+]
+AnswerContextOption = Annotated[
+    int | None,
+    typer.Option("--answer-context", help="Tokens that model has room for. Default: as the endpoint says, or 4096."),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class OptionGroup:
@@ -163,7 +184,16 @@ def _reading(
     return ReadingChoice(format, encoding, text_column, title_column, ocr, ocr_language)
 
 
+def _answerer(
+    answer_with: AnswerWithOption = None,
+    answer_model: AnswerModelOption = None,
+    answer_context: AnswerContextOption = None,
+) -> AnswererChoice:
+    return AnswererChoice(answer_with, answer_model, answer_context)
+
+
 Model = Annotated[ModelChoice, OptionGroup(_model)]
+OtherModel = Annotated[AnswererChoice, OptionGroup(_answerer)]
 ScopeOptions = Annotated[ScopeChoice, OptionGroup(_scope)]
 ReadingOptions = Annotated[ReadingChoice, OptionGroup(_reading)]
 ExpiryOptions = Annotated[str | None, OptionGroup(_expiry)]

@@ -12,6 +12,8 @@ from memspan.cli.importing import imported
 
 if TYPE_CHECKING:
     from memspan.bank.scope import Scope
+    from memspan.generate.answerer import Answerer
+    from memspan.generate.endpoint import Endpoint
     from memspan.generate.memory import Memory
     from memspan.model.convert import LoadedModel
     from memspan.text.readers import ReadOptions
@@ -28,6 +30,7 @@ class ModelChoice:
     weights: str | None = None
     memory_budget: str | None = None
     gpu_memory_budget: str | None = None
+    answerer: Answerer | None = None
 
     def load(self, *banks: Path) -> LoadedModel:
         """The model; where none was named, that of the first of these banks that there is."""
@@ -36,6 +39,33 @@ class ModelChoice:
     def open(self, bank: Path, namespace: str = "default", create: bool = False) -> Memory:
         """The bank with this model; `create` makes an empty one where there is none, in this process alone."""
         return imported("models").open_memory(self, bank, namespace, create)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswererChoice:
+    """The other model that answers, if one was named."""
+
+    url: str | None
+    model: str | None
+    context: int | None
+
+    def endpoint(self) -> Endpoint | None:
+        """
+        Raises:
+            AnswererError: only a part of it was named, or the endpoint cannot be one.
+        """
+        from memspan.errors import AnswererError
+        from memspan.generate.endpoint import Endpoint, key_from_environment
+
+        if self.url is None:
+            if self.model is not None or self.context is not None:
+                raise AnswererError(
+                    "--answer-model and --answer-context need --answer-with URL, which names the endpoint"
+                )
+            return None
+        if self.model is None:
+            raise AnswererError("--answer-with needs --answer-model NAME: what the endpoint calls the model")
+        return Endpoint(self.url, self.model, key_from_environment(), room=self.context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from memspan.cli.app import (
     JsonOption,
     Model,
     NamespaceOption,
+    OtherModel,
     ReadingOptions,
     RouteAnswerOption,
     ScopeOptions,
@@ -28,15 +29,16 @@ from memspan.cli.app import (
     command,
 )
 from memspan.cli.importing import importing
-from memspan.cli.process import SKIPPED, stop_flag
-from memspan.cli.stored import check_bank, checkpoint_info
+from memspan.cli.process import SKIPPED, started_by_torchrun, stop_flag
+from memspan.cli.stored import check_bank, checkpoint_info, open_texts
 from memspan.errors import MemspanError
-from memspan.types import Answer
+from memspan.types import Done, TextWritten
 
 if TYPE_CHECKING:
     from memspan.cli.choices import ModelChoice
     from memspan.generate.memory import Memory
     from memspan.generate.request import AskOptions
+    from memspan.generate.textual import TextMemory
     from memspan.routing.ranks import Ranks
     from memspan.text.corpus import Skipped
 
@@ -227,6 +229,7 @@ def ask(
     *,
     model: Model,
     scope: ScopeOptions,
+    answers: OtherModel,
     selector: AskSelectorOption = None,
     max_documents: Annotated[int, typer.Option(help="Documents put before the model, at most.")] = 5,
     rounds: Annotated[
@@ -241,7 +244,9 @@ def ask(
     ] = False,
     route_answer: RouteAnswerOption = False,
     trace: Annotated[bool, typer.Option("--trace", help="Show every round: what was routed, chosen and read.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Length of an answer, at most.")] = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Length of an answer, at most. Default: 64; 512 with --answer-with.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
@@ -258,8 +263,14 @@ def ask(
 
         check_packages(selector)
     with importing():
+        from memspan.generate.chat import DEFAULT_SAMPLING
         from memspan.generate.request import AskOptions
-        from memspan.generate.sampling import Sampling
+        from memspan.generate.sampling import GREEDY, Sampling
+        from memspan.generate.selectors import SELECTORS
+        from memspan.generate.textual import TextMemory
+    answerer = answers.endpoint()
+    usual = GREEDY if answerer is None else DEFAULT_SAMPLING
+    length = usual.max_new_tokens if max_new_tokens is None else max_new_tokens
     options = AskOptions(
         selector=selector,
         max_documents=0 if no_text else max_documents,
@@ -267,26 +278,35 @@ def ask(
         documents_per_round=documents_per_round,
         text_only=text_only,
         route_answer=route_answer,
-        sampling=Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ())),
+        sampling=Sampling(length, temperature, top_p, seed, tuple(stop or ())),
         where=scope.where,  # a malformed filter fails before anything is loaded
         as_of=scope.as_of,
         known_at=scope.known_at,
     )
+    if answerer is not None and selector is not None and not (SELECTORS[selector].needs.model or started_by_torchrun()):
+        with open_texts(bank) as texts:
+            _ask(TextMemory(texts, answerer, scope.namespace), question, options, trace, as_json)
+        return
     budgets = {"memory_budget": memory_budget, "gpu_memory_budget": gpu_memory_budget}
-    model = dataclasses.replace(model, weights=weights, **budgets)
+    model = dataclasses.replace(model, weights=weights, answerer=answerer, **budgets)
     with model.open(bank, scope.namespace) as memory:
         if selector is None and not memory.loaded.model.config.router_trained:
             render.err.print("note: this model's router is untrained; documents are chosen by full-text search")
-        if question is not None:
-            _answer(memory, question, options, trace, as_json)
-            return
-        if memory.ranks is not None:
+        if question is None and memory.ranks is not None:
             raise MemspanError("several processes cannot read questions from one prompt; write the question")
-        for line in _questions():
-            try:
-                _answer(memory, line, options, trace, as_json)
-            except MemspanError as error:
-                render.err.print(f"error: {error}")
+        _ask(memory, question, options, trace, as_json)
+
+
+def _ask(memory: Memory | TextMemory, question: str | None, options: AskOptions, trace: bool, as_json: bool) -> None:
+    """Answer a question, or those that are typed."""
+    if question is not None:
+        _answer(memory, question, options, trace, as_json)
+        return
+    for line in _questions():
+        try:
+            _answer(memory, line, options, trace, as_json)
+        except MemspanError as error:
+            render.err.print(f"error: {error}")
 
 
 def _questions() -> Iterator[str]:
@@ -302,17 +322,17 @@ def _questions() -> Iterator[str]:
             yield line.strip()
 
 
-def _answer(memory: Memory, question: str, options: AskOptions, trace: bool, as_json: bool) -> None:
-    if as_json:
-        render.as_json(memory.ask(question, **options))
-        return
-    answers: list[Answer] = []
-    for text in memory.stream(question, **options, on_answer=answers.append):
-        render.out.print(text, end="")
-    render.out.print()
-    render.answer_footer(answers[0])
-    if trace:
-        render.trace(answers[0])
+def _answer(memory: Memory | TextMemory, question: str, options: AskOptions, trace: bool, as_json: bool) -> None:
+    for event in memory.events(question, **options):
+        if isinstance(event, TextWritten) and not as_json:
+            render.out.print(event.text, end="")
+        elif isinstance(event, Done) and as_json:
+            render.as_json(event.answer)
+        elif isinstance(event, Done):
+            render.out.print()
+            render.answer_footer(event.answer)
+            if trace:
+                render.trace(event.answer)
 
 
 @command
@@ -322,6 +342,7 @@ def summarize(
     *,
     model: Model,
     scope: ScopeOptions,
+    answers: OtherModel,
     max_statements: Annotated[int, typer.Option(help="Of the summary.")] = 10,
     batch_tokens: Annotated[int, typer.Option(help="Of the texts that are read together, at most.")] = 512,
     max_new_tokens: Annotated[int, typer.Option(help="Written about the texts of one batch, at most.")] = 96,
@@ -334,7 +355,7 @@ def summarize(
         from memspan.generate.sampling import Sampling
         from memspan.generate.summarize import SummaryPlan
     plan = SummaryPlan(about, max_statements, batch_tokens, Sampling(max_new_tokens))
-    where, model = scope.where, dataclasses.replace(model, weights=weights)
+    where, model = scope.where, dataclasses.replace(model, weights=weights, answerer=answers.endpoint())
     with model.open(bank, scope.namespace) as memory, render.CountProgress("documents read") as progress:
         times = {"as_of": scope.as_of, "known_at": scope.known_at}
         summary = memory.summarize(plan, where=where, **times, progress=progress)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from memspan.types import AddReport, Answer, Evidence, LayerRouting, Round
+from memspan.types import AddReport, Answer, Citation, Evidence, LayerRouting, Round
 
 if TYPE_CHECKING:
     from memspan.bank.texts import TextBank
@@ -36,6 +36,7 @@ out = _PlainConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
 err = _PlainConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 _PLAIN_EVERY_TOKENS = 20_000
+_SENTENCE_LENGTH = 60
 
 
 def as_json(value: Any) -> None:
@@ -110,14 +111,30 @@ def pending_note(pending: int, bank: TextBank) -> None:
 
 
 def answer_footer(answer: Answer) -> None:
-    """Evidence and timings under an answer."""
+    """What an answer rests on, sentence by sentence, evidence and timings under it."""
+    if not answer.answered:
+        out.print(f"  no answer: {'the documents do not say it' if answer.evidence else 'nothing was found'}")
+    for one in answer.citations:
+        out.print(f"  {_citation_line(answer, one)}")
     for place, item in enumerate(answer.evidence, start=1):
         out.print(f"  {evidence_line(place, item)}")
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in answer.timings.items())
     received = f"; {size(answer.received_bytes)} from other ranks" if answer.received_bytes else ""
     tokens = f"{answer.num_prompt_tokens} + {answer.num_new_tokens} tokens"
     pending = f"; {answer.pending:,} documents were not encoded yet: found by words only" if answer.pending else ""
-    out.print(f"  selector {answer.selector}; {tokens}; {seconds}{received}{pending}")
+    wrote = f"; written by {answer.answerer}" if answer.answerer else ""
+    removed = f"; {answer.removed_citations} citations without support left out" if answer.removed_citations else ""
+    out.print(f"  selector {answer.selector}{wrote}; {tokens}; {seconds}{received}{removed}{pending}")
+
+
+def _citation_line(answer: Answer, one: Citation) -> str:
+    """A sentence of an answer, shortened, and where its words stand."""
+    sentence = " ".join(answer.text[one.span.start : one.span.end].split())
+    shown = sentence if len(sentence) <= _SENTENCE_LENGTH else f"{sentence[: _SENTENCE_LENGTH - 1]}…"
+    if one.source is None:
+        return f"“{shown}” no document that was read says so"
+    page = "" if one.page is None else f", page {one.page}"
+    return f"“{shown}” [{one.evidence}] {one.external_id}[{one.source.start}:{one.source.end}]{page}"
 
 
 def trace(answer: Answer) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -23,14 +21,8 @@ from memspan.routing.ranking import Ranked, Selected, rank_documents, router_fit
 from memspan.routing.ranks import Ranks
 from memspan.routing.sharded import ShardedMemory
 from memspan.text.packing import pack_contexts
-from memspan.text.template import Passage, encoded_text, shown_passage
-from memspan.text.terms import content_words, plain_words
-from memspan.types import Evidence, LayerRouting, Retrieved, Turn
-
-_TURNS_SEARCHED = 2
-_WORD = re.compile(r"(?<!\w)[^\W\d_][\w'’-]*")
-_OPENS_SENTENCE = ".!?:\n"
-_BEFORE_WORD = " \t\"'“(*_#-"
+from memspan.text.template import Passage, shown_passage
+from memspan.types import Evidence, LayerRouting, Retrieved
 
 
 class Finder:
@@ -125,49 +117,6 @@ def routing_of(retrieved: Mapping[int, Retrieved], row: int) -> tuple[LayerRouti
     )
 
 
-def with_layers(items: Iterable[Evidence], routed: Sequence[LayerRouting]) -> tuple[Evidence, ...]:
-    """Evidence with the number of MSA layers that attended to its document while answering; if none did, as it was."""
-    if not routed:
-        return tuple(items)
-    return tuple(replace(x, layers=sum(x.document_id in layer.document_ids for layer in routed)) for x in items)
-
-
 def passages_of(items: Iterable[Evidence]) -> list[Passage]:
     """Documents as they are put before the model."""
     return [shown_passage(x.document_id, x.title, x.text, x.date) for x in items]
-
-
-def next_query(question: str, newest: Iterable[Evidence]) -> str:
-    """What a further round searches for: the question, and the names in the texts found last.
-
-    Names, not whole texts: the words of a text drown the name that leads on to the next document (measured on the
-    two-hop questions of `examples/`, see docs/LOG.md). A text without names, or in a script without capitals, leaves
-    the question; what it found before is passed over.
-    """
-    return _with_names(question, (encoded_text(item.title, item.text) for item in newest))
-
-
-def first_query(question: str, history: Sequence[Turn]) -> str:
-    """What is searched for first: the question, and the names in the newest turns before it ("and where does she
-    live?")."""
-    newest = [turn for turn in history if turn.answer][-_TURNS_SEARCHED:]
-    return _with_names(question, (text for turn in newest for text in (turn.question, turn.answer)))
-
-
-def _with_names(question: str, texts: Iterable[str]) -> str:
-    known = set(plain_words(question))
-    found = (name for text in texts for name in names_in(text))
-    names = [name for name in dict.fromkeys(found) if not known.issuperset(content_words(name))]
-    return " ".join([question, *names])
-
-
-def names_in(text: str) -> list[str]:
-    """The capitalised words inside sentences, each once. A word that opens a sentence says nothing by its capital."""
-    names, end = [], 0
-    for word in _WORD.finditer(text):
-        # The word before counts from its last letter: marks at its end may stand there as well.
-        before = text[end : word.start()].rstrip(_BEFORE_WORD)
-        if word[0][0].isupper() and before and before[-1] not in _OPENS_SENTENCE:
-            names.append(word[0])
-        end = word.start() + len(word[0].rstrip(_BEFORE_WORD)) - 1
-    return list(dict.fromkeys(names))

@@ -18,14 +18,16 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
-from memspan.errors import BankMismatch, EmptyBank, NotEncoded
+from memspan.errors import BankMismatch, NotEncoded
+from memspan.generate.answerer import Answerer, check_answerer
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.calls import in_thread, named_options, streamed_in_thread
+from memspan.generate.chat import answering_by
 from memspan.generate.documents import DocumentStore
 from memspan.generate.finder import Finder
-from memspan.generate.interleave import Interleave, reading_of
-from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_stored
+from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope, nothing_stored
 from memspan.generate.request import AskOptions, Request
+from memspan.generate.searched import answering
 from memspan.generate.selectors import Look, Needs, default_selector, ranking_selector
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
@@ -53,6 +55,7 @@ class Memory(DocumentStore):
         namespace: str = DEFAULT_NAMESPACE,
         snapshot: bool = False,
         ranks: Ranks | None = None,
+        answerer: Answerer | None = None,
     ) -> None:
         """Put a model before a bank.
 
@@ -60,13 +63,17 @@ class Memory(DocumentStore):
             namespace: whose documents are asked and changed; no others can be reached.
             snapshot: see the bank as it is now until `refresh` or `close`, whatever is committed.
             ranks: share the routing with other processes (Memory Parallel); all of them ask the same questions.
+            answerer: another model that writes answers and summaries, as `memspan.generate.endpoint.Endpoint`; the
+                memory model finds the documents. None: the memory model writes them.
 
         Raises:
             BankMismatch: the bank was encoded by another model, chunk size or template.
             RankError: the ranks have different models.
         """
         check_namespace(namespace)
-        self.ranks = ranks
+        if answerer is not None:
+            check_answerer(answerer)
+        self.ranks, self.answerer = ranks, answerer
         try:
             self._manifest = check_model(bank.manifest, loaded)
         except BankMismatch:
@@ -102,6 +109,7 @@ class Memory(DocumentStore):
         memory_budget: int | str | None = None,
         gpu_memory_budget: int | str | None = None,
         ranks: Ranks | None = None,
+        answerer: Answerer | None = None,
     ) -> Memory:
         """Open a bank with its model.
 
@@ -120,7 +128,7 @@ class Memory(DocumentStore):
                 from disk at every question. Default: they are all kept.
             gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one. Default: what is free
                 there beside the model, less a reserve for answering.
-            ranks: as for `Memory`.
+            ranks, answerer: as for `Memory`.
 
         Raises:
             CheckpointError: there is no model, or it is not where it was when the bank was made.
@@ -144,7 +152,7 @@ class Memory(DocumentStore):
             opened = MemoryBank.open_or_create(bank, manifest, *budgets)
             if opened.manifest == manifest:
                 remember(opened.catalog, loaded.names)
-        return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks)
+        return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks, answerer=answerer)
 
     def in_namespace(self, namespace: str) -> Memory:
         """Another namespace of the same bank, with the same model; not pinned. Closing it leaves this one open."""
@@ -195,6 +203,7 @@ class Memory(DocumentStore):
             QuestionError: a question is empty or too long.
             FilterError: the scope (`where`, `as_of`, `known_at`) is malformed, or names a field that no document has.
             EmptyBank: there is nothing to ask.
+            AnswererError: another model answers, and gave no answer.
         """
         answers: dict[int, Answer] = {}
         for place, event in self._answering(self._request(questions, options)):
@@ -306,7 +315,8 @@ class Memory(DocumentStore):
         """
         with self._snapshot() as snapshot:
             finder = self._finder(snapshot, Scope.parse(where, as_of, known_at))
-            return Summarizer(self.loaded, snapshot, finder, plan or SummaryPlan(), progress).run()
+            summarizer = Summarizer(self.loaded, snapshot, finder, plan or SummaryPlan(), progress, self.answerer)
+            return summarizer.run()
 
     aadd = in_thread(DocumentStore.add)
     aadd_files = in_thread(DocumentStore.add_files)
@@ -324,16 +334,18 @@ class Memory(DocumentStore):
     aevents = streamed_in_thread(events)
 
     def _request(self, questions: Sequence[str], options: AskOptions) -> Request:
-        return Request.of(self.loaded, questions, options)
+        return Request.of(self.loaded, questions, options, self.answerer)
 
     def _answering(self, request: Request, batch: DecodingBatch | None = None) -> Iterator[tuple[int, Event | None]]:
         """Yield what happens, with the place of the question it happens to; None after every token."""
         with self._snapshot() as snapshot:
-            finder, state = self._finder(snapshot, request.scope), RoundState(self.loaded, batch)
-            self._check_encoded(snapshot, request.scope, request.plan.chooser.needs)
-            reading = reading_of(state, finder, request.plan, request.sampling)
-            interleave = Interleave(state, finder, reading, request.plan, request.sampling)
-            for place, event in interleave.run(request.questions, request.history):
+            finder, plan, sampling = self._finder(snapshot, request.scope), request.plan, request.sampling
+            self._check_encoded(snapshot, request.scope, plan.chooser.needs)
+            if self.answerer is None:
+                loop = answering(RoundState(self.loaded, batch), finder, plan, sampling)
+            else:
+                loop = answering_by(self.answerer, self.loaded, finder, plan, sampling)
+            for place, event in loop.run(request.questions, request.history):
                 if isinstance(event, Done) and snapshot.num_pending:
                     event = Done(replace(event.answer, pending=snapshot.num_pending))
                 yield place, event
@@ -344,7 +356,7 @@ class Memory(DocumentStore):
             EmptyBank: there is nothing to find.
         """
         if not self._finds_any(snapshot, scope):
-            raise EmptyBank(f"no document of {self.bank.folder} is in the scope of the filter; widen it")
+            raise nothing_in_scope(self.bank.folder)
         return Finder(self.loaded, snapshot, scope, self.ranks)
 
     @contextlib.contextmanager

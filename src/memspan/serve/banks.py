@@ -18,6 +18,7 @@ from memspan.bank.encode import manifest_of
 from memspan.bank.ledger import Ledger
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.errors import BankBusy, MemspanError, UnknownDocument
+from memspan.generate.answerer import Answerer
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
 from memspan.serve.engine import QueueFull, Stopping
@@ -47,11 +48,14 @@ class ServedBank:
     Args:
         folder: of the bank; an empty one is made where there is none.
         max_writes: changes that wait, at most.
+        answerer: another model that answers; None: the bank's own.
     """
 
-    def __init__(self, name: str, folder: Path, loaded: LoadedModel, max_writes: int) -> None:
+    def __init__(
+        self, name: str, folder: Path, loaded: LoadedModel, max_writes: int, answerer: Answerer | None = None
+    ) -> None:
         self.name = name
-        self._memory = Memory(MemoryBank.open_or_create(folder, manifest_of(loaded)), loaded)
+        self._memory = Memory(MemoryBank.open_or_create(folder, manifest_of(loaded)), loaded, answerer=answerer)
         self._stale: dict[str, tuple[int, float, int]] = {}
         self._memory.later = True
         self._is_asked: Callable[[], bool] | None = None
@@ -205,7 +209,9 @@ def bank_folders(given: Iterable[str]) -> dict[str, Path]:
     return folders
 
 
-def open_banks(given: Iterable[str], loaded: LoadedModel, max_writes: int) -> dict[str, ServedBank]:
+def open_banks(
+    given: Iterable[str], loaded: LoadedModel, max_writes: int, answerer: Answerer | None = None
+) -> dict[str, ServedBank]:
     """Open banks; see `bank_folders` for how they are given.
 
     Raises:
@@ -214,7 +220,7 @@ def open_banks(given: Iterable[str], loaded: LoadedModel, max_writes: int) -> di
     opened: dict[str, ServedBank] = {}
     try:
         for name, folder in bank_folders(given).items():
-            opened[name] = ServedBank(name, folder, loaded, max_writes)
+            opened[name] = ServedBank(name, folder, loaded, max_writes, answerer)
     except BaseException:
         close_banks(opened)
         raise

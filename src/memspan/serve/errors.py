@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from memspan.errors import (
+    AnswererError,
     BankBusy,
     BankError,
     DuplicateDocument,
@@ -51,6 +52,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         413: "The request is too large.",
         415: "The body is not JSON.",
         429: "Too many requests; see Retry-After.",
+        502: "The model that writes the answers gave none.",
         503: "Not now; see Retry-After.",
         504: "It took too long.",
     }.items()
@@ -113,6 +115,10 @@ def api_error(error: Exception) -> ApiError:
         case BankError():
             _log.error("%s: %s", type(error).__name__, error)
             return ApiError(503, "the bank cannot be used now; the server's log says why", "bank_unavailable")
+        case AnswererError():
+            _log.error("%s", error)
+            message = "the model that writes the answers gave none; ask again, or see the server's log"
+            return ApiError(502, message, "answerer_failed")
         case QuestionError():
             return ApiError(400, str(error), "context_length_exceeded" if "room" in str(error) else "invalid_question")
         case MemspanError():

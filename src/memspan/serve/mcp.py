@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from memspan import __version__
 from memspan.errors import EmptyBank, MemspanError, UnknownDocument
+from memspan.generate.citing import marked_text
 from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.serve.api.memories import MemoryIn, documents_of
@@ -73,7 +74,8 @@ def make_mcp(bank: ServedBank, engine: Engine, namespace: str) -> MCPServer:
         max_documents: Annotated[int, Field(ge=0, le=_MOST_FOUND)] = 5,
         max_tokens: Annotated[int, Field(ge=1, le=1024)] = 128,
     ) -> dict[str, Any]:
-        """Answer a question from the memories, with the memories it rests on."""
+        """Answer a question from the memories. `cited` is the answer with `[n]` behind each sentence that the n-th
+        source says; `answered` is false where the memories do not say."""
         options = AskOptions(max_documents=max_documents, sampling=Sampling(max_tokens))
         with _tool_errors():
             events = EventStream(engine, bank.memory(namespace), question, options)
@@ -81,7 +83,8 @@ def make_mcp(bank: ServedBank, engine: Engine, namespace: str) -> MCPServer:
                 answer = await events.answer()
             finally:
                 events.cancel()
-        return {"answer": answer.text, "sources": [_source(item) for item in answer.evidence]}
+        said = {"answer": answer.text, "cited": marked_text(answer), "answered": answer.answered}
+        return {**said, "sources": [_source(item) for item in answer.evidence]}
 
     @mcp.tool()
     async def forget(id: str) -> dict[str, bool]:

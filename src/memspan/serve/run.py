@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp
 
+from memspan.generate.answerer import Answerer
 from memspan.model.convert import LoadedModel
 from memspan.serve.app import check_closed, create_app
 from memspan.serve.banks import open_banks
@@ -31,18 +32,24 @@ class Server(uvicorn.Server):
 
 
 def make_server(
-    loaded: LoadedModel, banks: Iterable[str], settings: ServeSettings, keys: KeyFile | None = None
+    loaded: LoadedModel,
+    banks: Iterable[str],
+    settings: ServeSettings,
+    keys: KeyFile | None = None,
+    answerer: Answerer | None = None,
 ) -> Server:
     """A server ready to `run`.
 
     Args:
         banks: as FOLDER or NAME=FOLDER; empty banks are made where there are none.
+        answerer: another model that answers; None: the banks' own.
 
     Raises:
         MemspanError: a bank cannot be opened, or the server would be open to other machines.
     """
     check_closed(settings, keys)
-    return server_of(create_app(loaded, open_banks(banks, loaded, settings.max_writes), settings, keys), settings)
+    opened = open_banks(banks, loaded, settings.max_writes, answerer)
+    return server_of(create_app(loaded, opened, settings, keys), settings)
 
 
 def run_server(server: Server, tell: Callable[[str], None]) -> None:

@@ -144,12 +144,29 @@ class RoundOut(Out):
         return [item.document_id for item in chosen]
 
 
+class CitationOut(Out):
+    """A sentence of the answer, and a document that holds its words, or that none does."""
+
+    span: Span = Field(description="Of the answer's text.")
+    supported: bool
+    support: float
+    evidence: int | None = Field(description="Place of the document in the evidence, from 1.")
+    document_id: int | None
+    id: str | None = Field(validation_alias="external_id")
+    source: Span | None = Field(description="Of the memory's text.")
+    page: int | str | None
+
+
 class TraceOut(BaseModel):
     """How an answer came about."""
 
     bank: str
     namespace: str
     selector: str
+    answered: bool = Field(description="False: nothing was found, or the answer says that the memories do not say.")
+    answerer: str = Field(description="The other model that wrote the answer; empty: the bank's own.")
+    citations: list[CitationOut]
+    removed_citations: int = Field(description="Marks of another model that no memory supports, taken out.")
     evidence: list[EvidenceOut]
     rounds: list[RoundOut]
     routed: list[LayerRouting]

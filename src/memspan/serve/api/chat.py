@@ -25,6 +25,7 @@ from memspan.serve.schemas import (
     ChatCompletion,
     ChatRequest,
     Choice,
+    CitationOut,
     EvidenceOut,
     ModelList,
     ModelOut,
@@ -222,6 +223,10 @@ class _Exchange:
             bank=self._bank.name,
             namespace=self._namespace,
             selector=answer.selector,
+            answered=answer.answered,
+            answerer=answer.answerer,
+            citations=[CitationOut.of(one) for one in answer.citations],
+            removed_citations=answer.removed_citations,
             evidence=[EvidenceOut.of(item) for item in answer.evidence],
             rounds=[RoundOut.of(done) for done in answer.rounds],
             routed=list(answer.routed),
@@ -239,17 +244,18 @@ class _Exchange:
         return [document.external_id for document in documents]
 
     def _annotations(self, answer: Answer) -> list[Annotation]:
-        """Every document put before the model, cited for the whole answer: which words rest on which is not known."""
+        """The sentences that a document supports, each with that document."""
+        cited = [(one.span, answer.evidence[one.evidence - 1]) for one in answer.citations if one.evidence is not None]
         return [
             Annotation(
                 url_citation=UrlCitation(
-                    start_index=0,
-                    end_index=len(answer.text),
+                    start_index=span.start,
+                    end_index=span.end,
                     title=_title(item),
                     url=f"memspan://{self._bank.name}/{quote(self._namespace)}/{quote(item.external_id)}",
                 )
             )
-            for item in answer.evidence
+            for span, item in cited
         ]
 
 
