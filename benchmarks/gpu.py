@@ -30,7 +30,7 @@ from memspan.ops.scoring import leading_of_batch
 CHUNK, DOCUMENT = 64, 3
 """Tokens of a chunk, chunks of a document."""
 LEADING = 128
-QWEN3_4B = {
+QWEN3_4B: dict[str, Any] = {
     "hidden_size": 2560,
     "intermediate_size": 9728,
     "num_attention_heads": 32,
@@ -84,7 +84,7 @@ def make_model(out: Path, layers: int, device: str) -> None:
     config = Qwen3Config(**QWEN3_4B, num_hidden_layers=layers, vocab_size=len(tokenizer), dtype=torch.bfloat16)
     torch.manual_seed(0)
     with torch.device(device):
-        model = Qwen3ForCausalLM(config).to(torch.bfloat16)
+        model = Qwen3ForCausalLM(config).bfloat16()
     plain = out.with_name(f"{out.name}-plain")
     model.save_pretrained(plain)
     tokenizer.save_pretrained(plain)

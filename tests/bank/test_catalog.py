@@ -67,8 +67,8 @@ READS: dict[str, Callable[[Catalog, list[int]], object]] = {
     "page": lambda catalog, ids: catalog.page(DEFAULT, 0, len(ids)),
     "texts": lambda catalog, ids: list(catalog.texts(DEFAULT)),
     "texts_of": lambda catalog, ids: catalog.texts_of(1),
-    "unstaged_documents": lambda catalog, ids: catalog.unstaged_documents(DEFAULT),
-    "new_staged_texts": lambda catalog, ids: catalog.new_staged_texts(DEFAULT),
+    "unstaged_documents": lambda catalog, ids: catalog.unstaged_documents(DEFAULT, past=False),
+    "new_staged_texts": lambda catalog, ids: catalog.new_staged_texts(DEFAULT, past=False),
     "delete_sources": lambda catalog, ids: edits.delete_sources(catalog, DEFAULT, ["long", "other"]),
 }
 

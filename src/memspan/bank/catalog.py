@@ -19,12 +19,10 @@ from memspan.bank.folder import SegmentFiles
 from memspan.bank.formats import follow_format
 from memspan.bank.schema import SCHEMA
 from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, KEPT, LIVE, NAMED, PAST, Scope
-from memspan.bank.stored import Counts, PartTexts, StoredDocument, StoredSource, num_sources, of_both
+from memspan.bank.stored import Counts, StoredDocument, StoredSource, as_stored, encoded_texts, num_sources, of_both
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError, FilterError
-from memspan.text.paging import pages_of
-from memspan.text.template import encoded_text
-from memspan.types import Document, Span
+from memspan.types import Document
 
 if TYPE_CHECKING:
     import numpy as np
@@ -226,7 +224,7 @@ class Catalog(Database):
             f"{_STORED} FROM {KEPT.parts} JOIN texts t ON t.source_id = d.source_id "
             f"WHERE {_of_namespace(False, '')} AND {KEPT.sql} AND d.segment_id = ? ORDER BY d.first_row"
         )
-        return list(self._as_stored(query, (namespace, segment_id)))
+        return list(as_stored(self, query, (namespace, segment_id)))
 
     def page(self, namespace: str, after: int, limit: int, scope: Scope = EVERYTHING) -> list[StoredDocument]:
         """Documents of a scope in order of their ids, those after a given id.
@@ -249,7 +247,7 @@ class Catalog(Database):
         """Ids and searched texts of the documents of one source, by its number."""
         columns = "d.id, s.id, s.title, d.span_start, d.span_end"
         query = f"SELECT {columns} FROM {{parts}} JOIN texts t ON t.source_id = s.id WHERE s.id = ?"
-        return self._encoded_texts(of_both(query, LIVE), (source_id,) * 2)
+        return encoded_texts(self, of_both(query, LIVE), (source_id,) * 2)
 
     def staged_manifest(self) -> dict[str, Any] | None:
         """The manifest of the latents that are staged, if any are."""
@@ -281,7 +279,7 @@ class Catalog(Database):
             "WHERE n.name = ? AND (s.deleted_in IS NOT NULL) = ? AND p.document_id NOT IN "
             "(SELECT id FROM documents UNION ALL SELECT document_id FROM pending) ORDER BY p.document_id"
         )
-        return self._encoded_texts(query, (namespace, past))
+        return encoded_texts(self, query, (namespace, past))
 
     def ids_in_scope(self, namespace: str, scope: Scope) -> np.ndarray:
         """Ids of the documents a scope allows, encoded or not, ascending, int64.
@@ -325,8 +323,7 @@ class Catalog(Database):
         return found
 
     def last_expiry(self, namespace: str) -> str | None:
-        """The `expires` of what expired last, of what is not erased yet; None if nothing is. It changes with what is
-        seen."""
+        """The `expires` of what expired last and is not erased yet, or None. It changes with what is seen."""
         query = (
             "SELECT max(expires) FROM sources WHERE namespace_id = (SELECT id FROM namespaces WHERE name = ?) "
             "AND expires <= moment() AND pinned = 0 AND deleted_in IS NULL"
@@ -394,29 +391,7 @@ class Catalog(Database):
             f"WHERE {_of_namespace(by_id, name)} AND {scope.sql} {where}"
         )
         given = (namespace, *([name] if name else ()), *(*scope.values, *values) * 2, *last)
-        return self._as_stored(f"{of_both(query, scope)} {ending}", given)
-
-    def _as_stored(self, query: str, values: tuple[Any, ...]) -> Iterator[StoredDocument]:
-        texts = PartTexts(self)
-        for row in self.rows(query, values):
-            number, source_id, external_id, title, start, end, metadata, date, tokens, chunks = row
-            try:
-                values_of = dict(json.loads(metadata))
-            except (ValueError, TypeError, RecursionError) as error:
-                raise BankError(f"the metadata of {external_id!r} is damaged ({error}); add it again") from error
-            text, span = texts.of(source_id, start, end), Span(start, end)
-            pages = pages_of(texts.of(source_id), span, values_of)
-            yield StoredDocument(
-                number, source_id, external_id, title, text, span, values_of, date, tokens, chunks, pages
-            )
-
-    def _encoded_texts(self, query: str, values: tuple[Any, ...]) -> list[tuple[int, str]]:
-        """Ids and searched texts of the parts that a query gives: id, source's number and title, start and end."""
-        texts = PartTexts(self)
-        return [
-            (number, encoded_text(title, texts.of(source_id, start, end)))
-            for number, source_id, title, start, end in self.read(query, values)
-        ]
+        return as_stored(self, f"{of_both(query, scope)} {ending}", given)
 
 
 def _of_namespace(by_id: bool, name: str) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from memspan.bank.database import Database
 from memspan.bank.scope import EVERYTHING, EXPIRED, KEPT, LIVE, PAST, Scope
+from memspan.errors import BankError
+from memspan.text.paging import pages_of
 from memspan.text.template import encoded_text
 from memspan.types import JSON, Document, Span
 
@@ -137,6 +140,29 @@ class PartTexts:
             self._text = self._db.value("SELECT text FROM texts WHERE source_id = ?", (source_id,))
             self._source_id = source_id
         return self._text[start:end]
+
+
+def as_stored(database: Database, query: str, values: tuple[Any, ...]) -> Iterator[StoredDocument]:
+    """The documents that a query of the catalog gives."""
+    texts = PartTexts(database)
+    for row in database.rows(query, values):
+        number, source_id, external_id, title, start, end, metadata, date, tokens, chunks = row
+        try:
+            values_of = dict(json.loads(metadata))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise BankError(f"the metadata of {external_id!r} is damaged ({error}); add it again") from error
+        text, span = texts.of(source_id, start, end), Span(start, end)
+        pages = pages_of(texts.of(source_id), span, values_of)
+        yield StoredDocument(number, source_id, external_id, title, text, span, values_of, date, tokens, chunks, pages)
+
+
+def encoded_texts(database: Database, query: str, values: tuple[Any, ...]) -> list[tuple[int, str]]:
+    """Ids and searched texts of the parts that a query gives: id, source's number and title, start and end."""
+    texts = PartTexts(database)
+    return [
+        (number, encoded_text(title, texts.of(source_id, start, end)))
+        for number, source_id, title, start, end in database.read(query, values)
+    ]
 
 
 def num_sources(database: Database, namespace: str | None, scope: Scope) -> int:
