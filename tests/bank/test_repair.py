@@ -243,6 +243,13 @@ def test_a_bank_that_holds_nothing_any_more_is_mended_too(folder: Path, loaded: 
         assert (bank.catalog.counts().documents, _segment_files(folder)) == (0, [])
 
 
+def _former(bank: MemoryBank) -> list[tuple[str, str, str]]:
+    """Former versions: their names, texts and when they were recorded."""
+    names = bank.catalog.external_ids("default")
+    found = [(name, one) for name in names for one in bank.catalog.versions("default", name)]
+    return [(name, one.document.text, one.recorded_at) for name, one in found if one.superseded_at is not None]
+
+
 LIVE = "SELECT id FROM sources WHERE external_id = '{}' AND namespace_id = 1 AND deleted_in IS NULL"
 LONG_SEGMENT = f"(SELECT segment_id FROM documents WHERE source_id = ({LIVE.format('long')}) LIMIT 1)"
 REPAIRABLE = {
@@ -276,13 +283,15 @@ REPAIRABLE = {
 @pytest.mark.parametrize("what", REPAIRABLE)
 def test_what_the_stored_text_can_give_back_is_given_back(folder: Path, loaded: LoadedModel, what: str) -> None:
     with closing(MemoryBank.open(folder)) as bank:
-        sources = _sources(bank)
+        sources, former = _sources(bank), _former(bank)
+        assert former
     _change(folder, REPAIRABLE[what])
     with closing(MemoryBank.open(folder)) as bank:
         faults = verify(bank)
         assert any(fault.repairable for fault in faults)
         assert repair(bank, loaded, faults) == []
         _assert_whole(bank, loaded, sources)
+        assert _former(bank) == former, "former versions keep their texts"
         add_documents(bank, loaded, [Document("next", "one more")])
         bank.compact(secure=True)
         assert verify(bank) == []

@@ -173,6 +173,20 @@ def forget(catalog: Catalog, superseded_before: str | None) -> None:
             rows.forget_unused()
 
 
+def set_aside(catalog: Catalog, namespace: str, versions: Iterable[tuple[int, Sequence[Span]]]) -> None:
+    """Give former versions up to their texts, of which the given parts get new ids and are found by words."""
+    with _change(catalog) as commit:
+        rows = SourceRows(catalog, open_namespace(catalog, namespace), commit)
+        next_id = catalog.next_document_id()
+        for source_id, spans in versions:
+            ids = range(next_id, next_id + len(spans))
+            rows.set_aside(source_id, list(zip(ids, spans, strict=True)))
+            _give_ids(catalog, ids)
+            next_id = ids.stop
+        rows.forget_unused()
+    rebuild_words(catalog, namespace)
+
+
 def rename_sources(catalog: Catalog, namespace: str, renamed: Iterable[tuple[str, Document]]) -> None:
     """Give live sources, by their external ids, the ids and metadata of documents of the same text.
 

@@ -11,12 +11,14 @@ from memspan.bank.folder import segments_folder
 from memspan.bank.reencode import restore_segments
 from memspan.bank.verify import Fault, verify
 from memspan.model.convert import LoadedModel
+from memspan.text.parts import split_document
 
 
 def repair(bank: MemoryBank, loaded: LoadedModel, faults: list[Fault]) -> list[Fault]:
     """Mend what can be mended, and verify again; returns what is left.
 
-    Damaged latents are encoded again under the same ids. A source that lost parts is added anew from its text.
+    Damaged latents are encoded again under the same ids. A source that lost parts is added anew from its text; former
+    versions of it keep their texts, and are found by words only.
 
     Raises:
         BankMismatch: `loaded` is not the model of the bank.
@@ -45,4 +47,15 @@ def repair(bank: MemoryBank, loaded: LoadedModel, faults: list[Fault]) -> list[F
         add_documents(bank, loaded, documents, namespace=namespace, existing="renew")
     with bank.locked():
         edits.delete_orphans(bank.catalog)
+    left = verify(bank)
+    with bank.locked():
+        for namespace, name in {(fault.namespace or "", fault.where) for fault in left if fault.kind == "document"}:
+            stored = {one.id: one for one in bank.catalog.versions(namespace, name) if one.superseded_at is not None}
+            own = bank.catalog.source(namespace, name)
+            cut = [
+                (number, split_document(one.document, loaded.template, loaded.model.config.max_document_tokens))
+                for number, one in stored.items()
+                if own is None or number != own.id
+            ]
+            edits.set_aside(bank.catalog, namespace, cut)
     return verify(bank)

@@ -8,7 +8,7 @@ the row that has the text.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from memspan.bank import clock
@@ -16,7 +16,7 @@ from memspan.bank.catalog import Catalog
 from memspan.bank.schema import SEALED, seal
 from memspan.bank.scope import NAMED
 from memspan.bank.words import WordIndex
-from memspan.types import JSON, NEVER, Document
+from memspan.types import JSON, NEVER, Document, Span
 
 
 class SourceRows:
@@ -94,7 +94,7 @@ class SourceRows:
         for (external_id,) in self._db.read(of_expired, (self._namespace_id,)):
             self.delete(external_id)
 
-    def forget(self, condition: str, value: str) -> None:
+    def forget(self, condition: str, value: str | int) -> None:
         """Delete those former versions of the namespace for which a condition on `sources` holds."""
         query = f"superseded_at IS NOT NULL AND namespace_id = ? AND {condition}"
         values = (self._namespace_id, value)
@@ -106,6 +106,21 @@ class SourceRows:
             reseal(self._db, "sources", source_id)
             self._db.execute("DELETE FROM pending WHERE source_id = ?", (source_id,))
             self._ended.append(source_id)
+
+    def set_aside(self, source_id: int, parts: Sequence[tuple[int, Span]]) -> None:
+        """Give a former version up to its text, and have parts of that (by new ids) wait to be encoded.
+
+        The words of former versions must be made anew afterwards.
+        """
+        columns = [name for (name,) in self._db.read("SELECT name FROM pragma_table_info('sources')") if name != "id"]
+        same = ", ".join(columns)
+        new_id = self._db.execute(f"INSERT INTO sources ({same}) SELECT {same} FROM sources WHERE id = ?", (source_id,))
+        reseal(self._db, "sources", new_id)
+        self._db.execute("INSERT INTO texts SELECT ?, text FROM texts WHERE source_id = ?", (new_id, source_id))
+        self._refer(source_id, new_id)
+        self.forget("id = ?", source_id)
+        rows = [(number, new_id, span.start, span.end) for number, span in parts]
+        self._db.execute_many("INSERT INTO pending VALUES (?, ?, ?, ?)", rows)
 
     def _live(self, external_id: str) -> _Live | None:
         query = (
