@@ -73,6 +73,8 @@ def test_json_holds_everything_of_nested_dataclasses(capsys: pytest.CaptureFixtu
         "title": "",
         "metadata": {"k": [1, 2]},
         "date": None,
+        "expires": None,
+        "pinned": None,
     }
     (found,) = values["answers"]
     assert found["evidence"][0]["span"] == {"start": 10, "end": 35}
