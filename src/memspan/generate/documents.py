@@ -17,7 +17,7 @@ from memspan.bank.add import Existing, add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
 from memspan.bank.scope import Scope
-from memspan.errors import FilterError
+from memspan.errors import BankClosed, FilterError
 from memspan.generate.calls import named_options
 from memspan.model.convert import LoadedModel
 from memspan.text.corpus import found_documents, read_paths
@@ -37,6 +37,7 @@ class DocumentStore:
     def __init__(self, bank: MemoryBank, loaded: LoadedModel, namespace: str) -> None:
         self.bank, self.loaded, self.namespace = bank, loaded, namespace
         self._changing = threading.RLock()
+        self._closed = False
 
     def __len__(self) -> int:
         """How many documents there are."""
@@ -87,7 +88,7 @@ class DocumentStore:
             DuplicateDocument: see `existing`.
         """
         given = documents_of(documents, ids=ids, metadatas=metadatas, titles=titles, dates=dates)
-        with self._changing:
+        with self._change():
             return add_documents(self.bank, self.loaded, given, namespace=self.namespace, existing=existing, **options)
 
     @named_options(*_ADD_OPTIONS)
@@ -186,7 +187,7 @@ class DocumentStore:
         """
         changes = {"text": text, "title": title, "metadata": metadata, "date": date}
         given = {name: value for name, value in changes.items() if value is not None}
-        with self._changing:
+        with self._change():
             return self.add([replace(self.bank.get(id, self.namespace), **given)])
 
     @named_options()
@@ -207,16 +208,32 @@ class DocumentStore:
         """
         if (ids is None) == (where is None):
             raise TypeError("name what to delete: ids or where=, one of them")
-        with self._changing:
+        with self._change():
             if where is not None:
                 if not where:
                     raise FilterError("an empty filter would delete every document; name a field, or give ids")
                 ids = [document.external_id for document in self._in_scope(self.bank.catalog, Scope.parse(where))]
             return self.bank.delete([ids] if isinstance(ids, _Id) else ids or (), self.namespace)
 
+    def _check_open(self) -> None:
+        """
+        Raises:
+            BankClosed: `close` was called.
+        """
+        if self._closed:
+            raise BankClosed("this memory was closed; open it again: Memory.open(...)")
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        """Around a change: one at a time, of a memory that is open."""
+        self._check_open()
+        with self._changing:
+            yield
+
     @contextlib.contextmanager
     def _catalog(self) -> Iterator[Catalog]:
         """The catalog as it is now, for this thread."""
+        self._check_open()
         with self.bank.pinned_catalog() as catalog:
             yield catalog
 

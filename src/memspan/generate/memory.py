@@ -151,6 +151,10 @@ class Memory(DocumentStore):
         return self._pinned is not None
 
     def close(self) -> None:
+        """Close it. What is asked or changed after raises `BankClosed`; closing again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         if self._pinned is not None:
             self._pinned.close()
             self._pinned = None
@@ -165,6 +169,7 @@ class Memory(DocumentStore):
 
     def refresh(self) -> None:
         """See what was committed since, where this memory was opened with `snapshot=True` (others always do)."""
+        self._check_open()
         if self._pinned is not None:
             self._pinned.close()
             self._pinned = self.bank.snapshot(self.namespace)
@@ -337,7 +342,9 @@ class Memory(DocumentStore):
 
         Raises:
             BankMismatch: the bank was encoded anew for another model meanwhile.
+            BankClosed: this memory was closed.
         """
+        self._check_open()
         if self._pinned is not None:
             yield self._pinned
             return
@@ -348,7 +355,7 @@ class Memory(DocumentStore):
 
     @contextlib.contextmanager
     def _catalog(self) -> Iterator[Catalog]:
-        if self._pinned is not None:
+        if self._pinned is not None and not self._closed:
             yield self._pinned.catalog
             return
         with super()._catalog() as catalog:
