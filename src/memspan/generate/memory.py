@@ -242,6 +242,13 @@ class Memory(DocumentStore):
         for _, event in self._answering(self._request([question], options), batch):
             yield event
 
+    @named_options(*_ASK_OPTIONS)
+    def check(self, question: str, **options: Unpack[AskOptions]) -> None:
+        """Refuse what cannot be asked, without asking it; errors as of `ask_batch`."""
+        request = self._request([question], options)
+        with self._snapshot() as snapshot:
+            self._finder(snapshot, request.scope)
+
     @named_options()
     def search(
         self,

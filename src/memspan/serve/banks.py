@@ -37,7 +37,7 @@ class ServedBank:
     def __init__(self, name: str, folder: Path, loaded: LoadedModel, max_writes: int) -> None:
         self.name = name
         bank = MemoryBank.open(folder) if MemoryBank.exists(folder) else MemoryBank.create(folder, manifest_of(loaded))
-        self._memory = Memory(bank, loaded)
+        self.folder, self._memory = bank.folder, Memory(bank, loaded)
         self._max_writes, self._num_writes = max_writes, 0
         self._lock = threading.Lock()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"memspan-writer-{name}")

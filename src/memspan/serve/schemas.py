@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Literal, Self
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasPath, BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import (
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from memspan.files import without_folder
 from memspan.generate.request import MAX_DOCUMENTS
 from memspan.serve.selectors import RankingSelector, Selector
-from memspan.types import Evidence, LayerRouting, Span
+from memspan.types import Evidence, LayerRouting, Span, is_unicode
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = dict[str, float]
 
-_MOST_MESSAGES = 1000
 _MOST_DOCUMENTS = 100
 _MOST_ROUNDS = 16
 
@@ -24,24 +36,45 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        """
+        Raises:
+            ValidationError: at a field that there is not, with the nearest there is.
+        """
+        unknown = [name for name in given if name not in cls.model_fields] if isinstance(given, dict) else []
+        if not unknown:
+            return given
+        error = PydanticCustomError(
+            "unknown_field", "{told}", {"told": f"there is no such field{cls._hint(unknown[0])}"}
+        )
+        line = InitErrorDetails(type=error, loc=(unknown[0],), input=None)
+        raise ValidationError.from_exception_data(cls.__name__, [line])
 
-class TextPart(BaseModel):
-    type: Literal["text"]
-    text: str
+    @classmethod
+    def _hint(cls, name: str) -> str:
+        near = difflib.get_close_matches(name, cls.model_fields, 1)
+        return f"; did you mean {near[0]!r}?" if near else "; see /openapi.json"
 
 
-class Message(BaseModel):
-    """A message of a conversation."""
+class Body(Strict):
+    """The body of a request."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
-        return self.content or ""
+    @model_validator(mode="before")
+    @classmethod
+    def _unicode(cls, given: Any) -> Any:
+        """
+        Raises:
+            PydanticCustomError: a text in it can't be written as UTF-8.
+        """
+        try:
+            whole = is_unicode(json.dumps(given, ensure_ascii=False, default=str))
+        except RecursionError:
+            raise PydanticCustomError("depth", "its values are nested too deep; send flat ones") from None
+        if not whole:
+            raise PydanticCustomError("unicode", "a text holds half a character (a lone surrogate); send whole ones")
+        return given
 
 
 class AskFields(Strict):
@@ -59,39 +92,6 @@ class AskFields(Strict):
     where: dict[str, JsonValue] | None = Field(None, description="Only memories whose metadata match.")
     as_of: str | None = Field(None, description="Only memories dated this day or moment, or before.")
     session: str = Field("", max_length=200, description="Conversation that a remembered turn belongs to.")
-
-
-class StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
-class ChatRequest(BaseModel):
-    """OpenAI's request. What a memory model cannot do (tools, several choices ...) is refused, not ignored."""
-
-    model: str = Field(max_length=300, examples=["memspan/notes"])
-    messages: list[Message] = Field(min_length=1, max_length=_MOST_MESSAGES)
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2, description="Default: 0, the likeliest answer.")
-    top_p: float | None = Field(None, gt=0, le=1)
-    stop: str | list[str] | None = Field(None, description="At most four strings that end the answer.")
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    n: Literal[1] | None = None
-    tools: Annotated[list[JsonValue], Field(max_length=0)] | None = None
-    functions: Annotated[list[JsonValue], Field(max_length=0)] | None = None
-    logprobs: Literal[False] | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    response_format: PlainFormat | None = None
-    user: str | None = None
-    remember: bool = Field(False, description="Remember the last message and its answer.")
-    memspan: AskFields = Field(default_factory=AskFields)  # type: ignore[arg-type]
-
-
-class PlainFormat(BaseModel):
-    type: Literal["text"]
 
 
 class Out(BaseModel):
@@ -116,6 +116,11 @@ class EvidenceOut(Out):
     layers: int | None = Field(description="MSA layers that attended to it.")
     metadata: dict[str, JsonValue]
     date: str
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _public(cls, metadata: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        return without_folder(metadata)
 
 
 class RoundOut(Out):
@@ -202,10 +207,14 @@ class ChatCompletion(BaseModel):
 
 
 class ModelOut(BaseModel):
+    """A bank as a model."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["memspan"] = "memspan"
+    context_length: int = Field(description="Tokens of a conversation and its answer, evidence included.")
+    max_output_tokens: int = Field(description="Of one answer, at most.")
 
 
 class ModelList(BaseModel):
@@ -223,7 +232,7 @@ class MemoryIn(Strict):
     date: str | None = Field(None, description="ISO 8601, of the text. Default: now.")
 
 
-class Place(Strict):
+class Place(Body):
     """Where memories are: of one bank and namespace."""
 
     bank: Name | None = Field(None, description="Default: the first that is served.")
@@ -311,12 +320,18 @@ class ImportOut(Out):
     bank: str = Field(validation_alias=AliasPath("bank", "name"))
     namespace: str
     status: Literal["running", "done", "failed", "cancelled"]
+    created: str = Field(description="ISO 8601, UTC.")
     total: int
     done: int
     added: int
     updated: int
     unchanged: int
     error: str | None = None
+
+
+class ImportList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ImportOut]
 
 
 class BankOut(BaseModel):

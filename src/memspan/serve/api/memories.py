@@ -16,6 +16,7 @@ from sse_starlette import EventSourceResponse
 from memspan.bank.catalog import StoredSource
 from memspan.bank.scope import Scope
 from memspan.errors import EmptyBank, FilterError, UnknownDocument
+from memspan.files import without_folder
 from memspan.generate.memory import Memory
 from memspan.serve.banks import ServedBank
 from memspan.serve.errors import ERRORS, ApiError, values_checked
@@ -26,6 +27,7 @@ from memspan.serve.schemas import (
     BatchReport,
     BatchRequest,
     EvidenceOut,
+    ImportList,
     ImportOut,
     ImportRequest,
     MemoryDeleted,
@@ -148,9 +150,16 @@ async def delete(
 
 @router.post("/v1/imports", status_code=202)
 async def start_import(body: ImportRequest, service: ServiceDep, writer: Writer) -> ImportOut:
-    """Remember many texts in the background; see how far it is with the import's id."""
+    """Remember many texts in the background; see how far it is with the import's id. It outlives the server."""
     bank, namespace = _place(service, writer, body)
-    return ImportOut.of(service.imports.start(bank, namespace, documents_of(body.memories)))
+    documents = await run_in_threadpool(documents_of, body.memories)
+    return ImportOut.of(await service.imports.start(bank, namespace, documents))
+
+
+@router.get("/v1/imports")
+async def list_imports(service: ServiceDep, reader: Reader) -> ImportList:
+    """The imports into namespaces that the key may enter, the newest first."""
+    return ImportList(data=[ImportOut.of(job) for job in service.imports.all() if reader.may_enter(job.namespace)])
 
 
 @router.get("/v1/imports/{id}")
@@ -172,7 +181,7 @@ async def watch_import(id: str, service: ServiceDep, reader: Reader) -> EventSou
         async for state in job.watch():
             yield {"event": state.status, "data": json.dumps(ImportOut.of(state).model_dump())}
 
-    return EventSourceResponse(events(), sep="\n")
+    return EventSourceResponse(events(), ping=service.settings.keep_alive, sep="\n")
 
 
 @router.delete("/v1/imports/{id}")
@@ -216,7 +225,7 @@ def _memory_out(bank: str, namespace: str, stored: StoredSource, with_text: bool
         namespace=namespace,
         title=document.title,
         text=document.text if with_text else None,
-        metadata=dict(document.metadata),
+        metadata=without_folder(document.metadata),
         date=document.date,
         added_at=stored.added_at,
     )
