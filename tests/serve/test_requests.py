@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -11,8 +12,10 @@ from clients import REQUESTS
 from serving import add_animals, chunks, client, error_of, question, serving, wait_for
 
 from memspan.model.convert import LoadedModel
+from memspan.serve.api.chat import _checked
 from memspan.serve.chat_request import ChatRequest
 from memspan.serve.run import Server
+from memspan.serve.settings import ServeSettings
 
 URL = "/v1/chat/completions"
 JSON = {"Content-Type": "application/json"}
@@ -123,17 +126,9 @@ def test_any_number_of_tokens_means_as_many_as_there_are(loaded: LoadedModel, tm
 def test_an_answer_leaves_room_for_evidence(animals: tuple[Server, str], http: httpx.Client) -> None:
     """Where the model's room is less than the server allows, an answer takes half of it at most."""
     service = animals[0].config.app.state.service  # type: ignore[union-attr]
-    loaded = service.bank("notes").memory("default").loaded
-    long = "word " * 3000
-    from memspan.serve.api.chat import _checked
-
-    body = ChatRequest.model_validate(question(long, max_tokens=-1))
-    settings = service.settings
-    object.__setattr__(service, "settings", type(settings)(max_new_tokens=100_000))
-    try:
-        _, options = _checked(body, service.bank("notes").memory("default"), service)
-    finally:
-        object.__setattr__(service, "settings", settings)
+    memory, long = service.bank("notes").memory("default"), "word " * 1000
+    loaded, large = memory.loaded, dataclasses.replace(service, settings=ServeSettings(max_new_tokens=100_000))
+    _, options = _checked(ChatRequest.model_validate(question(long, max_tokens=-1)), memory, large)
     asked = len(loaded.template.context(long).ids)
     room = loaded.model.config.text_config.max_position_embeddings - loaded.model.config.offset
     assert options["sampling"].max_new_tokens == (room - asked) // 2
