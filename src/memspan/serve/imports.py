@@ -1,7 +1,7 @@
 """Imports: many memories added in the background, a few at a time, so that single changes get in between.
 
-What was accepted is kept: its memories lie in the bank's folder, `imports/ID.jsonl`, until they are all added, and how
-far it is in `imports/ID.json`. After a restart, whatever ended the server, it goes on behind the last slice told there.
+An accepted import outlives the server: its memories lie in the bank's folder, `imports/ID.jsonl`, until all are added,
+and its progress in `imports/ID.json`. A restarted server continues behind the last slice that is recorded there.
 """
 
 from __future__ import annotations

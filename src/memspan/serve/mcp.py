@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 
 from anyio import to_thread
 from mcp.server import MCPServer
-from mcp.server.context import CallNext, ServerRequestContext
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.transport_security import TransportSecuritySettings
@@ -141,10 +141,10 @@ class _Server(MCPServer):
     def __init__(self, tools: list[Tool], loading: Loading) -> None:
         self._by_name = {tool.name: tool for tool in tools}
 
-        async def load_behind(context: ServerRequestContext[Any, Any], call_next: CallNext) -> Any:
+        async def load_behind(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
             """The first answer goes out, then the model is loaded."""
             try:
-                return await call_next(context)
+                return await call_next(ctx)
             finally:
                 asyncio.get_running_loop().call_later(_PAUSE, loading.begin)
 
