@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # tests, as they would be, the files with few and long ones came last, and the other processes waited.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --benchmark-disable
 
-.PHONY: demo test test-all check lint types docs bench soak clean
+.PHONY: demo test test-all check lint types docs bench gpu-check soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model $(MODEL))
@@ -35,6 +35,15 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/encode.py --bars
 	$(BIN)/python benchmarks/decode.py --adapter none --questions 3 --texts 2 --bars
 	$(BIN)/python benchmarks/route.py --bars
+
+# On a machine with a GPU, and a torch that can use it in .venv: minutes, no network, every figure as JSON.
+GPU_MODEL := .memspan/gpu-model
+gpu-check: $(VENV)/.installed-dev
+	$(PYTEST) -m "not slow" tests/ops tests/routing tests/generate/test_gpu.py
+	mkdir -p .memspan && $(BIN)/python benchmarks/gpu.py --json .memspan/gpu-routing.json
+	test -d $(GPU_MODEL) || $(BIN)/python benchmarks/gpu.py --model-out $(GPU_MODEL)
+	$(BIN)/python benchmarks/encode.py --model $(GPU_MODEL) --json .memspan/gpu-encode.json
+	$(BIN)/python benchmarks/decode.py --model $(GPU_MODEL) --questions 4 --json .memspan/gpu-decode.json
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/serve.py --soak

@@ -231,3 +231,22 @@ def test_a_start_that_fails_is_told_and_one_that_writes_much_ends() -> None:
     assert 0 < more_than_a_pipe_holds.first <= more_than_a_pipe_holds.whole
     with pytest.raises(SystemExit, match="no such luck"):
         start.run(("-c", "raise SystemExit('no such luck')"))
+
+
+def test_routing_in_a_gpus_memory_is_measured_on_any_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import gpu
+
+    written = tmp_path / "figures.json"
+    options = ["--device", "cpu", "--layers", "2", "--width", "192", "--repeats", "1", "--json", str(written)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *options, "--tokens", "20000", "--questions", "1", "3"])
+    gpu.main()
+    figures = json.loads(written.read_text())
+    assert [run["questions"] for run in figures["runs"]] == [1, 3] and figures["way"] == "integers"
+    assert all(run["layers_in_memory"] == 2 and run["milliseconds"]["median"] > 0 for run in figures["runs"])
+    assert "20,000 tokens" in capsys.readouterr().out
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(sys, "argv", ["gpu.py"])
+        with pytest.raises(SystemExit, match=r"there is no GPU .* --device cpu"):
+            gpu.main()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import mmap
+import weakref
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.segment import SegmentReader
 from memspan.bank.tiers import TensorCache, Tiers, parse_bytes, resident_bytes
 from memspan.errors import BudgetError
+from memspan.ops.coarse import CoarseKeys
 from memspan.routing.local import LocalMemory
 from memspan.types import Document, Retrieved
 
@@ -69,6 +72,63 @@ def test_a_budget_without_room_for_a_tile_is_refused_with_the_numbers(monkeypatc
     with pytest.raises(BudgetError, match=r"budget of 0\.50 GB .* takes 1\.00 GB .* 0\.30 GB; give at least 1\.37 GB"):
         Tiers(5 * 10**8).resident([_Keys(3 * 10**8)], 1)
     Tiers(137 * 10**7).resident([_Keys(3 * 10**8)], 1)
+
+
+class _Moving:
+    """A reader of two documents of four rows each, in two layers, 1,024 bytes of bfloat16 keys in all."""
+
+    documents_N4, keys_bytes = torch.tensor([[1, 0, 4, 0], [2, 4, 4, 0]]), 1024
+
+    def __init__(self) -> None:
+        self.given_back: list[int] = []
+
+    def coarse_keys(self, layer: int) -> CoarseKeys:
+        return CoarseKeys(torch.full((8, 32), layer, dtype=torch.int8), torch.ones(8))
+
+    def give_back_coarse(self, layer: int) -> None:
+        self.given_back.append(layer)
+
+
+MOVED_BYTES = 1024 // 2 + 4 * 8 * 2
+
+
+@pytest.mark.parametrize(("room", "moved"), [(1.0, 1), (1.9, 1), (2.0, 2), (100.0, 3)])
+def test_an_accelerator_keeps_the_keys_of_the_first_segments_that_fit(room: float, moved: int) -> None:
+    readers, division = [_Moving() for _ in range(3)], Tiers(device_budget=int(room * MOVED_BYTES))
+    for _ in range(2):  # what is there already is not moved again
+        assert division.move(readers, (3, 5), torch.device("cpu")) == moved
+    assert [reader.given_back for reader in readers] == [[3, 5]] * moved + [[]] * (3 - moved)
+    assert torch.all(division.moved_keys(readers[0], 5).key_CW == 5)
+
+
+def test_a_gpu_budget_without_room_for_one_segment_is_refused_with_the_number() -> None:
+    with pytest.raises(BudgetError, match=r"GPU memory budget of 0\.00 GB .* at least 0\.01 GB, or --device cpu"):
+        Tiers(device_budget=MOVED_BYTES - 1).move([_Moving()], (3, 5), torch.device("cpu"))
+
+
+def test_what_is_free_on_an_accelerator_is_used_and_too_little_leaves_keys_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tiers, "free_bytes", lambda device: 0)
+    assert Tiers().move([_Moving()], (3, 5), torch.device("cpu")) == 0
+    monkeypatch.setattr(tiers, "free_bytes", lambda device: 10**9)
+
+    def full(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(tiers, "to_device", full)
+    assert Tiers().move([_Moving()], (3, 5), torch.device("cpu")) == 0
+    assert "cpu has no room for 0.00 GB of keys; they stay on the CPU" in caplog.text
+
+
+def test_keys_of_segments_that_are_gone_leave_the_accelerator() -> None:
+    reader, division = _Moving(), Tiers(device_budget=10**6)
+    division.move([reader], (3, 5), torch.device("cpu"))
+    kept = weakref.ref(division.moved_keys(reader, 3).key_CW)
+    assert kept() is not None
+    del reader
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
 
     def write(tokens: list[int]) -> None:
         left: Iterator[int] = iter(tokens)
+        monkeypatch.setattr(decode.Writing, "is_greedy", False)  # so that it is asked
         monkeypatch.setattr(decode, "pick_token", lambda *_: next(left))
 
     return write
@@ -101,6 +102,7 @@ def test_decoding_equals_one_pass_over_the_whole_sequence(
         steps.append(logits_V.clone())
         return pick_token(logits_V, *args)
 
+    monkeypatch.setattr(decode.Writing, "is_greedy", False)  # so that it is asked
     monkeypatch.setattr(decode, "pick_token", record)
     decoding = Decoding(loaded, [context], memory, GREEDY)
     for _ in decoding.run():

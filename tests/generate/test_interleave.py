@@ -393,6 +393,7 @@ def test_the_loop_equals_a_run_from_scratch_of_the_whole_context(
         steps.append(logits_V.clone())
         return int(logits_V.argmax())
 
+    monkeypatch.setattr("memspan.generate.decode.Writing.is_greedy", False)  # so that it is asked
     monkeypatch.setattr("memspan.generate.decode.pick_token", record)
     allowed, enough = RoutedIds.next_tokens, RoundProtocol(memory.loaded.template).retrieval_end[0]
     monkeypatch.setattr(

@@ -26,6 +26,7 @@ from memspan.bank.encode import manifest_of
 from memspan.bank.manifest import Manifest
 from memspan.bank.scope import Scope
 from memspan.bank.shard import Shard
+from memspan.bank.tiers import Tiers
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
 from memspan.ops import integers, naive
@@ -65,6 +66,17 @@ def _add(
         for name, latents in documents.items():
             add_latents(writer, Document(str(name), f"text {name}"), latents)
         writer.commit()
+
+
+@pytest.fixture(autouse=True, params=["cpu", "device", "both"])
+def _keys_on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where keys are scored: on the CPU; as on an accelerator (here it is the CPU, too); half of the shards on each."""
+    if request.param == "cpu":
+        return
+    monkeypatch.setattr("memspan.routing.local.accelerator", lambda device: torch.device("cpu"))
+    if request.param == "both":
+        move = Tiers.move
+        monkeypatch.setattr(Tiers, "move", lambda self, readers, *rest: move(self, readers[: len(readers) // 2], *rest))
 
 
 @pytest.fixture

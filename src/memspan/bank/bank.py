@@ -58,8 +58,14 @@ class MemoryBank(TextBank):
         self._views: dict[str, _View] = {}
 
     @classmethod
-    def create(cls, folder: str | Path, manifest: Manifest, memory_budget: int | None = None) -> MemoryBank:
-        """Make an empty bank. For `memory_budget` see `open`.
+    def create(
+        cls,
+        folder: str | Path,
+        manifest: Manifest,
+        memory_budget: int | None = None,
+        gpu_memory_budget: int | None = None,
+    ) -> MemoryBank:
+        """Make an empty bank. For the budgets see `open`.
 
         Raises:
             BankError: the folder holds something already, or cannot be written.
@@ -70,20 +76,23 @@ class MemoryBank(TextBank):
                 edits.write_manifest(catalog, dataclasses.asdict(manifest))
         except OSError as error:
             raise BankError(f"cannot create a bank in {path}: {error}") from error
-        return cls.open(path, memory_budget)
+        return cls.open(path, memory_budget, gpu_memory_budget)
 
     @classmethod
-    def open(cls, folder: str | Path, memory_budget: int | None = None) -> MemoryBank:
+    def open(
+        cls, folder: str | Path, memory_budget: int | None = None, gpu_memory_budget: int | None = None
+    ) -> MemoryBank:
         """Open an existing bank.
 
         Args:
             memory_budget: bytes that the process may hold, what it holds already included; see `Tiers`.
+            gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one.
 
         Raises:
             BankError: there is none, or it is damaged or of a newer format.
         """
         bank = super().open(folder)
-        bank.tiers = Tiers(memory_budget)
+        bank.tiers = Tiers(memory_budget, gpu_memory_budget)
         return bank
 
     def close(self) -> None:

@@ -6,17 +6,23 @@ The other segments' keys are scored where they lie on disk, a layer at a time, a
 
 from __future__ import annotations
 
+import logging
 import operator
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
 
 from memspan.bank.shard import Layout, Reader, Shard
 from memspan.errors import BudgetError
+from memspan.ops.coarse import CoarseKeys
+from memspan.ops.transfer import to_device
+
+_log = logging.getLogger(__name__)
 
 # Of content, kept unless a budget says less.
 CACHE_BYTES = 2**28
@@ -24,6 +30,10 @@ CACHE_BYTES = 2**28
 _CACHE_SHARE = 8
 # For what a question takes while it is routed: coarse scores, candidates, content of the selected.
 _SCRATCH_BYTES = 2**26
+# What an accelerator keeps free for weights' copies, prompts and their K and V: so much, and a share of its memory.
+_LEAST_RESERVE, _RESERVED_SHARE = 2**31, 0.2
+# Of keys, on accelerators that do not say how much memory is free.
+_UNKNOWN_DEVICE_BYTES = 2**32
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
@@ -67,15 +77,18 @@ class TensorCache:
 
 
 class Tiers:
-    """Divides a budget of memory: for the whole process, what it holds already included.
+    """Divides a budget of memory: for the whole process, what it holds already included; and that of an accelerator.
 
     Attributes:
         budget: in bytes; None: all routing keys are kept, and `CACHE_BYTES` of content.
+        device_budget: bytes of keys that an accelerator keeps; None: what is free there at first, less a reserve.
         content: the cache.
     """
 
-    def __init__(self, budget: int | None = None) -> None:
-        self.budget = budget
+    def __init__(self, budget: int | None = None, device_budget: int | None = None) -> None:
+        self.budget, self.device_budget = budget, device_budget
+        self._moved: WeakKeyDictionary[Reader, dict[int, CoarseKeys]] = WeakKeyDictionary()
+        self._moved_rows: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None] | None = None
         self.content = TensorCache(CACHE_BYTES)
         self._base: int | None = None
         self._layout: tuple[list[torch.Tensor], Layout] | None = None
@@ -125,6 +138,70 @@ class Tiers:
             kept.append(size * num_layers <= rest)
             rest -= size * num_layers if kept[-1] else 0
         return kept
+
+    def move(self, readers: Sequence[Reader], layers: Sequence[int], device: torch.device) -> int:
+        """Have an accelerator keep the routing keys of the first readers, in 8 bits, as far as its budget goes.
+
+        Returns:
+            Of how many it does.
+
+        Raises:
+            BudgetError: the budget was given and has no room for the first of them.
+        """
+        if self.device_budget is None:
+            given, self.device_budget = False, free_bytes(device)
+        else:
+            given = True
+        rest = self.device_budget
+        for place, reader in enumerate(readers):
+            rows = int(reader.documents_N4[:, 2].sum())
+            size = reader.keys_bytes // 2 + 4 * rows * len(layers)  # bfloat16 becomes int8, and a scale a row
+            rest -= size
+            if rest < 0:
+                if given and not place:
+                    raise BudgetError(
+                        f"a GPU memory budget of {_gigabytes(self.device_budget)} has no room for the routing keys of "
+                        f"one segment; give at least {_gigabytes(size, up=True)}, or --device cpu"
+                    )
+                return place
+            if reader not in self._moved:
+                try:
+                    self._moved[reader] = {layer: _moved(reader, layer, device) for layer in layers}
+                except torch.OutOfMemoryError:
+                    _log.warning("%s has no room for %s of keys; they stay on the CPU", device, _gigabytes(size))
+                    return place
+        return len(readers)
+
+    def moved_keys(self, reader: Reader, layer: int) -> CoarseKeys:
+        """Keys that an accelerator keeps since `move`."""
+        return self._moved[reader][layer]
+
+    def moved_rows(
+        self, layout: Layout, barred_C: torch.Tensor | None, shards: Sequence[Shard], device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of the rows of the first shards of a layout, on the accelerator: their documents, and `barred`; kept."""
+        known, C = self._moved_rows, sum(len(shard.document_C) for shard in shards)
+        if known is None or known[0] is not layout.document_C or known[1] is not barred_C or len(known[2]) != C:
+            document_C = to_device(layout.document_C[:C].int(), device)
+            kept_C = None if barred_C is None else to_device(barred_C[:C], device)
+            known = self._moved_rows = layout.document_C, barred_C, document_C, kept_C
+        return known[2], known[3]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of an accelerator that may go to routing keys: what is free now, less a reserve for answering."""
+    if device.type != "cuda":
+        return _UNKNOWN_DEVICE_BYTES
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, free - max(_LEAST_RESERVE, int(total * _RESERVED_SHARE)))
+
+
+def _moved(reader: Reader, layer: int, device: torch.device) -> CoarseKeys:
+    """A layer's keys on an accelerator; those of a file need not stay in memory beside it."""
+    keys = reader.coarse_keys(layer)
+    moved = CoarseKeys(to_device(keys.key_CW, device), to_device(keys.scale_C, device))
+    reader.give_back_coarse(layer)
+    return moved
 
 
 def parse_bytes(text: str) -> int:

@@ -69,6 +69,10 @@ BudgetOption = Annotated[
     str | None,
     typer.Option("--memory-budget", help="Memory of the process, as 6GB. Default: all routing keys are kept in it."),
 ]
+GPUBudgetOption = Annotated[
+    str | None,
+    typer.Option("--gpu-memory-budget", help="Of routing keys in a GPU's memory, as 6GB. Default: what is free there."),
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Torch device. Default: a GPU if there is one.")]
 
 RouteAnswerOption = Annotated[

@@ -26,6 +26,7 @@ class ModelChoice:
     device: str | None
     weights: str | None = None
     memory_budget: str | None = None
+    gpu_memory_budget: str | None = None
 
     def load(self, *banks: Path) -> LoadedModel:
         """The model; where none was named, that of the first of these banks that there is."""

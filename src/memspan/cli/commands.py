@@ -15,6 +15,7 @@ from memspan.cli.app import (
     AskSelectorOption,
     BankArgument,
     BudgetOption,
+    GPUBudgetOption,
     InstalledOption,
     JsonOption,
     Model,
@@ -192,6 +193,7 @@ def ask(
     stop: Annotated[list[str] | None, typer.Option(help="String that ends an answer; may be repeated.")] = None,
     weights: WeightsOption = None,
     memory_budget: BudgetOption = None,
+    gpu_memory_budget: GPUBudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from a bank, with evidence."""
@@ -214,7 +216,8 @@ def ask(
         where=scope.where,  # a malformed filter fails before anything is loaded
         as_of=scope.as_of,
     )
-    model = dataclasses.replace(model, weights=weights, memory_budget=memory_budget)
+    budgets = {"memory_budget": memory_budget, "gpu_memory_budget": gpu_memory_budget}
+    model = dataclasses.replace(model, weights=weights, **budgets)
     with model.open(bank, scope.namespace) as memory:
         if selector is None and not memory.loaded.model.config.router_trained:
             render.err.print("note: this model's router is untrained; documents are chosen by full-text search")

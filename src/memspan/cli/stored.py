@@ -16,6 +16,7 @@ from memspan.cli import render
 from memspan.cli.app import (
     BankArgument,
     BudgetOption,
+    GPUBudgetOption,
     IdOption,
     JsonOption,
     Model,
@@ -66,6 +67,7 @@ def search(
     limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 10,
     min_score: Annotated[float | None, typer.Option(help="Leave out what scores less, 0 to 1.")] = None,
     memory_budget: BudgetOption = None,
+    gpu_memory_budget: GPUBudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find documents for a question, without answering it."""
@@ -79,7 +81,8 @@ def search(
     else:
         check_bank(bank)
         where = scope.where
-        with dataclasses.replace(model, memory_budget=memory_budget).open(bank, scope.namespace) as memory:
+        model = dataclasses.replace(model, memory_budget=memory_budget, gpu_memory_budget=gpu_memory_budget)
+        with model.open(bank, scope.namespace) as memory:
             options = {"selector": selector, "limit": limit, "min_score": min_score, "as_of": scope.as_of}
             found = memory.search(question, where=where, **options)
     if as_json:

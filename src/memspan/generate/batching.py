@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,8 +75,8 @@ class DecodingBatch:
             logits_RV = logits_V[None]
         else:
             logits_RV = self._forward()
-        for (writing, lookup), logits_V in zip(self._members, logits_RV, strict=True):
-            token = writing.take(logits_V)
+        tokens = write_next([writing for writing, _ in self._members], logits_RV)
+        for (_, lookup), token in zip(self._members, tokens, strict=True):
             if lookup is not None:
                 lookup.extend([token])
         if not self._draft or self._draft[0][0] != self._members[0][0].row.ids[-1]:
@@ -126,3 +126,14 @@ class DecodingBatch:
         self._rows.leave(row)
         self._members[row] = self._members[-1]
         self._members.pop()
+
+
+def write_next(writings: Sequence[Writing], logits_RV: torch.Tensor) -> list[int]:
+    """Write the next token of every answer, and give them. The CPU waits once for what that takes of the logits."""
+    if all(writing.is_greedy for writing in writings):
+        tokens = logits_RV.argmax(-1).tolist()
+    else:
+        tokens = [writing.pick(logits_V) for writing, logits_V in zip(writings, logits_RV.cpu(), strict=True)]
+    for writing, token in zip(writings, tokens, strict=True):
+        writing.write(token)
+    return tokens

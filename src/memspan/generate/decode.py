@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from memspan.errors import QuestionError
-from memspan.generate.batching import DecodingBatch
+from memspan.generate.batching import DecodingBatch, write_next
 from memspan.generate.constrain import Guide
 from memspan.generate.lookup import PromptLookup
 from memspan.generate.sampling import Sampling, StopStrings, pick_token
@@ -58,11 +58,19 @@ class Writing:
         """Tokens that may still be written."""
         return self._sampling.max_new_tokens - len(self.row.ids)
 
-    def take(self, logits_V: torch.Tensor) -> int:
-        """Pick the next token from the logits behind the newest one."""
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the next token is the one with the largest logit, whatever the others are."""
+        return self._guide is None and self._sampling.temperature == 0
+
+    def pick(self, logits_V: torch.Tensor) -> int:
+        """The next token, by the logits behind the newest one."""
+        logits_V = self._guide.mask(logits_V, self.row.ids) if self._guide else logits_V
+        return pick_token(logits_V, self._sampling, self._generator)
+
+    def write(self, token: int) -> None:
+        """Take the next token."""
         row, guide = self.row, self._guide
-        logits_V = guide.mask(logits_V, row.ids) if guide else logits_V
-        token = pick_token(logits_V, self._sampling, self._generator)
         row.ids.append(token)
         if guide and guide.finished(row.ids):
             row.finish_reason = "complete"
@@ -76,7 +84,6 @@ class Writing:
             row.text, stopped = self._stops.cut(text, self.finished)
             if stopped:
                 row.finish_reason = "stop_string"
-        return token
 
 
 class Decoding:
@@ -139,8 +146,7 @@ class Decoding:
         """Run the contexts, and pick every row's first token."""
         with self.clock.stage("prefill"):
             logits_BV = prefill(self._loaded.model, self.packed, self._memory, self.retrieved, self.cache, self.lower)
-        for writing, logits_V in zip(self.writings, logits_BV, strict=True):
-            writing.take(logits_V)
+        write_next(self.writings, logits_BV)
 
 
 def _end_ids(model: MSAForCausalLM) -> frozenset[int]:

@@ -99,6 +99,7 @@ class Memory(DocumentStore):
         device: str | None = None,
         weights: str | None = None,
         memory_budget: int | str | None = None,
+        gpu_memory_budget: int | str | None = None,
         ranks: Ranks | None = None,
     ) -> Memory:
         """Open a bank with its model.
@@ -116,6 +117,8 @@ class Memory(DocumentStore):
             dtype, device, weights: see `memspan.model.convert.load`.
             memory_budget: bytes that the process may hold, or as "6GB"; what routing keys do not fit into it are read
                 from disk at every question. Default: they are all kept.
+            gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one. Default: what is free
+                there beside the model, less a reserve for answering.
             ranks: as for `Memory`.
 
         Raises:
@@ -123,9 +126,11 @@ class Memory(DocumentStore):
             BudgetError: the budget is malformed; asking raises it where it is too small.
         """
         check_namespace(namespace)
-        budget = parse_bytes(memory_budget) if isinstance(memory_budget, str) else memory_budget
+        budgets = [
+            parse_bytes(budget) if isinstance(budget, str) else budget for budget in (memory_budget, gpu_memory_budget)
+        ]
         if not create or MemoryBank.exists(bank):
-            opened = MemoryBank.open(bank, budget)  # before the model, which takes longer to load
+            opened = MemoryBank.open(bank, *budgets)  # before the model, which takes longer to load
             try:
                 model, adapter = names_for(opened, model, adapter)
                 loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
@@ -134,7 +139,7 @@ class Memory(DocumentStore):
                 raise
         else:
             loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
-            opened = MemoryBank.create(bank, manifest_of(loaded), budget)
+            opened = MemoryBank.create(bank, manifest_of(loaded), *budgets)
             remember(opened.catalog, loaded.names)
         return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks)
 

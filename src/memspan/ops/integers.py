@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -35,6 +37,8 @@ _PRODUCT_STEP = 32
 _TYPICAL_ROWS = 2048
 # Products of a call from which on it counts as one of many rows.
 _MANY_SUMS = 2**17
+_CPU_WAYS = ("amx", "packed", "float")
+_ACCELERATOR_WAYS = ("triton", "integers", "float")  # the best first
 # A way is timed by so many multiplications (a millisecond or two), and the best of so many times counts; one that is so
 # much slower than another is not timed again.
 _TRIED_WORK, _TIMES, _HOPELESS = 2**27, 5, 4.0
@@ -81,9 +85,15 @@ class LargestProducts:
         """The name of the way that is taken for so many rows."""
         B, T, W = self._query_BTW.shape
         if self._query_BTW.device.type != "cpu":
-            return "float"
+            return accelerator_way(W, self._query_BTW.device)
         tokens = 2 ** math.ceil(math.log2(B * T))
         return fastest_way(W, min(tokens, _TYPICAL_ROWS), num_rows * B * T >= _MANY_SUMS)
+
+
+@functools.cache
+def accelerator_way(width: int, device: torch.device) -> str:
+    """The name of the first way that is exact on a device: one pass, or integers, or float32."""
+    return next(name for name in _ACCELERATOR_WAYS if name == "float" or _is_exact(WAYS[name], width, device))
 
 
 @functools.cache
@@ -124,20 +134,21 @@ def fastest(attempts: dict[str, Callable[[], None]], clock: Callable[[], float] 
 @functools.cache
 def exact_ways(width: int) -> tuple[str, ...]:
     """The names of the ways that find what float32 finds on this CPU; `float` is always among them."""
-    return tuple(name for name, way in WAYS.items() if name == "float" or _is_exact(way, width))
+    return tuple(name for name in _CPU_WAYS if name == "float" or _is_exact(WAYS[name], width))
 
 
-def _is_exact(way: Way, width: int) -> bool:
+def _is_exact(way: Way, width: int, device: torch.device | None = None) -> bool:
     """Whether the largest sums come out right, of few rows and of many, with either sign."""
     for rows, questions in ((1, 1), (33, 2)):
-        left_CW, found_BC = _extremes(rows, 2, key_levels(width), width), torch.empty(questions, rows)
-        query_BTW = _extremes(questions * 48, 3, query_levels(width), width).view(questions, 48, width)
+        left_CW, found_BC = _extremes(rows, 2, key_levels(width), width).to(device), torch.empty(questions, rows)
+        query_BTW = _extremes(questions * 48, 3, query_levels(width), width).view(questions, 48, width).to(device)
+        found_BC = found_BC.to(device)
         try:
-            largest = way(query_BTW, torch.ones(questions))
+            largest = way(query_BTW, torch.ones(questions, device=device))
             if largest is None:
                 return False
-            largest(left_CW, torch.ones(rows), found_BC)
-        except (AttributeError, TypeError, RuntimeError):  # another torch, another CPU
+            largest(left_CW, torch.ones(rows, device=device), found_BC)
+        except Exception:  # another torch, another CPU, or whatever a compiler of kernels meets
             return False
         if not torch.equal(found_BC, (query_BTW.float() @ left_CW.float().T).amax(1)):
             return False
@@ -197,9 +208,28 @@ def _float_product(right_WQ: Tensor) -> Product:
     return lambda left_CW: left_CW.float() @ right
 
 
+def _integer_product(right_WQ: Tensor) -> Product:
+    def product(left_CW: Tensor) -> Tensor:
+        # cuBLAS multiplies 17 rows or more.
+        filled_CW = torch.nn.functional.pad(left_CW, (0, 0, 0, max(0, 17 - len(left_CW))))
+        return torch.ops.aten._int_mm(filled_CW, right_WQ)[: len(left_CW)]
+
+    return product
+
+
+def _in_one_kernel(query_BTW: Tensor, scale_B: Tensor) -> ScaledLargest | None:
+    if find_spec("triton") is None or (query_BTW.device.type == "cpu" and not os.environ.get("TRITON_INTERPRET")):
+        return None
+    from memspan.ops.kernels import TOKENS, triton_largest  # takes a second, and needs triton
+
+    return triton_largest(filled(query_BTW, TOKENS), scale_B)
+
+
 WAYS: dict[str, Way] = {
     "amx": lambda query_BTW, scale_B: amx_largest(filled(query_BTW, TOKEN_STEP), scale_B),
     "packed": _tiled(_packed_product),
+    "triton": _in_one_kernel,
+    "integers": _tiled(_integer_product),
     "float": _tiled(_float_product),
 }
-"""By name: AMX in one pass; oneDNN with the queries packed once; float32."""
+"""By name: AMX in one pass; oneDNN with the queries packed once; a GPU's kernel; int32 by torch; float32."""

@@ -41,17 +41,31 @@ def fold_keys(key_CGD: Tensor, similarity: str) -> Tensor:
     return SIMILARITIES[similarity].key(key_CGD.to(torch.promote_types(key_CGD.dtype, torch.float32))).flatten(-2)
 
 
-def routing_queries(query_BTW: Tensor, mask_BT: Tensor) -> Tensor:
-    """Replace every query token that does not route by one that does, so that no mask is needed in the max over tokens.
+def routing_places(mask_BT: Tensor) -> Tensor:
+    """Where the tokens that route stand, `[B, R]`: of every question in order, then its first one again and again.
+
+    So no mask is needed in the max over tokens, and other tokens are not multiplied.
 
     Raises:
         ValueError: a question has no routing token at all.
     """
-    if not bool(mask_BT.any(1).all()):
+    num_routing_B = mask_BT.sum(1)
+    if not bool(num_routing_B.all()):
         raise ValueError("every question needs at least one routing token")
-    first_B = mask_BT.int().argmax(1)
-    stand_in_B1W = query_BTW[torch.arange(len(query_BTW), device=query_BTW.device), first_B].unsqueeze(1)
-    return torch.where(mask_BT.unsqueeze(-1), query_BTW, stand_in_B1W)
+    place_BR = mask_BT.int().argsort(dim=1, descending=True, stable=True)[:, : int(num_routing_B.max())]
+    is_one_BR = torch.arange(place_BR.shape[1], device=mask_BT.device) < num_routing_B.unsqueeze(1)
+    return torch.where(is_one_BR, place_BR, place_BR[:, :1])
+
+
+def take_tokens(query_BT: Tensor, place_BR: Tensor) -> Tensor:
+    """What of each question stands at some places, `[B, R, ...]` of `[B, T, ...]`."""
+    places = place_BR.view(*place_BR.shape, *[1] * (query_BT.ndim - 2))
+    return query_BT.gather(1, places.expand(-1, -1, *query_BT.shape[2:]))
+
+
+def routing_queries(query_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """The queries of the tokens that route, `[B, R, ...]`; see `routing_places`."""
+    return take_tokens(query_BT, routing_places(mask_BT))
 
 
 def chunk_scores(query_BTW: Tensor, key_CW: Tensor) -> Tensor:
@@ -110,6 +124,38 @@ def leading_documents(score_C: Tensor, document_C: Tensor, count: int) -> tuple[
         if len(documents_K) >= count or bound == float("-inf"):
             return documents_K, scores_K
         wanted *= 4
+
+
+def leading_of_batch(score_BC: Tensor, document_C: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+    """`leading_documents` of every question, from scores on an accelerator, which is waited for once as a rule.
+
+    Returns:
+        Indices and scores of documents, on the CPU, in the order of the indices.
+    """
+    wanted = 2 * count
+    while True:
+        score_BK, row_BK = score_BC.topk(min(wanted, score_BC.shape[1]))
+        # One copy: the bits of float32 beside the indices.
+        bits_BK, document_BK = torch.stack([score_BK.view(torch.int32), document_C[row_BK].int()]).cpu()
+        score_BK, is_all = bits_BK.view(torch.float32), wanted >= score_BC.shape[1]
+        # Rows that score as the last one does may be missing.
+        kept_BK = score_BK > (float("-inf") if is_all else score_BK[:, -1:])
+        found = [
+            _by_document(document_K[kept_K].long(), score_K[kept_K])
+            for score_K, document_K, kept_K in zip(score_BK, document_BK, kept_BK, strict=True)
+        ]
+        last_B = score_BK[:, -1].tolist() if score_BK.shape[1] else []
+        if is_all or all(
+            len(ids) >= count or last == float("-inf") for (ids, _), last in zip(found, last_B, strict=True)
+        ):
+            return found
+        wanted *= 4
+
+
+def _by_document(document_K: Tensor, score_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Every document once, in order, with its best score."""
+    documents, owner_K = torch.unique(document_K, return_inverse=True)
+    return documents, document_scores(score_K[None], owner_K, len(documents))[0]
 
 
 def documents_above(score_C: Tensor, document_C: Tensor, bound: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Moving tensors to the model's device: the one place that knows of page-locked memory."""
+"""Moving tensors to the model's device and back: the one place that knows of page-locked memory."""
 
 from __future__ import annotations
 
@@ -19,3 +19,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type not in _PAGE_LOCKED or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def start_to_host(tensor: Tensor) -> Tensor:
+    """A tensor on the CPU. From a GPU its copy is only begun: it is there when a later copy of the same stream is."""
+    if tensor.device.type not in _PAGE_LOCKED:
+        return tensor.cpu()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

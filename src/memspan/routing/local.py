@@ -17,9 +17,9 @@ from memspan.bank.manifest import Manifest
 from memspan.bank.segment import LATENT_DTYPE
 from memspan.bank.shard import Shard
 from memspan.bank.tiers import Tiers
-from memspan.ops.scoring import fold_queries, routing_queries, top_documents
+from memspan.ops.scoring import fold_queries, routing_places, take_tokens, top_documents
 from memspan.ops.transfer import to_device
-from memspan.routing.source import Candidates, LocalSource, Source
+from memspan.routing.source import Candidates, LocalSource, Source, accelerator
 from memspan.stages import stage
 from memspan.types import LayerRouting, Retrieved
 
@@ -47,15 +47,16 @@ class SourceMemory:
         """
         self._source, self._manifest, self._top_k = source, manifest, top_k
         self._device = device or torch.device("cpu")
+        self._mask_BT = self._place_BR = torch.empty(0)
         self.candidates: dict[int, list[Candidates]] = {}
 
     def route(self, layer: int, router_query_BTHD: torch.Tensor, query_mask_BT: torch.Tensor) -> Retrieved:
         """See `LayerMemory.route`."""
-        routing_T = query_mask_BT.any(0)  # padding, prefix and tail of the template need not be scored
-        query_BTW = fold_queries(
-            router_query_BTHD[:, routing_T], self._manifest.num_kv_heads, self._manifest.similarity
-        )
-        query_BTW = routing_queries(query_BTW.cpu(), query_mask_BT[:, routing_T].cpu())
+        if self._mask_BT is not query_mask_BT:  # the same in every layer; padding and the template's own do not route
+            self._mask_BT = query_mask_BT
+            self._place_BR = to_device(routing_places(query_mask_BT.cpu()), router_query_BTHD.device)
+        query_BTHD = take_tokens(router_query_BTHD, self._place_BR)
+        query_BTW = fold_queries(query_BTHD, self._manifest.num_kv_heads, self._manifest.similarity)
         at_once = self._source.questions_at_once
         self.candidates[layer] = [
             found for part_BTW in query_BTW.split(at_once) for found in self._candidates(layer, part_BTW)
@@ -72,7 +73,7 @@ class SourceMemory:
         """
         count = _CANDIDATES_PER_SELECTED * self._top_k
         leading = [best(found, count) for found in self._source.leading(layer, query_BTW, count)]
-        exact = self._exact(layer, query_BTW, leading)
+        exact = self._exact(layer, leading)
         bounds = [self._bound(coarse, scored) for coarse, scored in zip(leading, exact, strict=True)]
         if all(
             len(found.ids) < count or float(found.scores[-1]) < bound
@@ -84,10 +85,10 @@ class SourceMemory:
             best(found, most) if len(found.ids) > len(first.ids) else first
             for found, first in zip(self._source.above(bounds), leading, strict=True)
         ]
-        return [best(found, most) for found in self._exact(layer, query_BTW, wider)]
+        return [best(found, most) for found in self._exact(layer, wider)]
 
-    def _exact(self, layer: int, query_BTW: torch.Tensor, found: Sequence[Candidates]) -> list[Candidates]:
-        scores = self._source.exact(layer, query_BTW, [coarse.ids for coarse in found])
+    def _exact(self, layer: int, found: Sequence[Candidates]) -> list[Candidates]:
+        scores = self._source.exact(layer, [coarse.ids for coarse in found])
         return [Candidates(coarse.ids, exact_K) for coarse, exact_K in zip(found, scores, strict=True)]
 
     def _bound(self, coarse: Candidates, exact: Candidates) -> float:
@@ -141,12 +142,14 @@ class LocalMemory(SourceMemory):
         """
         Args:
             shards: of the bank (`Snapshot.shards`), in any order.
-            manifest, top_k, device: as for `SourceMemory`. Keys are scored where they lie, on the CPU.
+            manifest, top_k, device: as for `SourceMemory`. An accelerator keeps routing keys, too: as many as the
+                budget of `tiers` allows.
             selectable_N: for every document of the shards, in order, whether it may be selected
                 (`Snapshot.selectable_mask`). Default: every live one.
             tiers: what is kept in memory (`Snapshot.tiers`). Default: all routing keys.
         """
-        super().__init__(LocalSource(shards, manifest.msa_layers, selectable_N, tiers), manifest, top_k, device)
+        source = LocalSource(shards, manifest.msa_layers, selectable_N, tiers, keys_on=accelerator(device))
+        super().__init__(source, manifest, top_k, device)
 
 
 class Recalled:

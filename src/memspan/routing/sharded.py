@@ -18,7 +18,7 @@ from memspan.bank.snapshot import Snapshot
 from memspan.errors import RankError
 from memspan.routing.local import MOST_CANDIDATES, SourceMemory, best
 from memspan.routing.ranks import Ranks
-from memspan.routing.source import Candidates, LocalSource
+from memspan.routing.source import Candidates, LocalSource, accelerator
 from memspan.text.packing import even_shares
 
 
@@ -31,7 +31,7 @@ class ShardedSource:
         self._owner: dict[int, int] = {}
         # All ranks score the same questions together: as many as the one with the most rows can.
         self._at_once = -int(ranks.largest(torch.tensor([-local.questions_at_once])))
-        self._query_BTW, self._count = torch.empty(0), 0
+        self._count = 0
 
     @property
     def questions_at_once(self) -> int:
@@ -39,20 +39,19 @@ class ShardedSource:
 
     def leading(self, layer: int, query_BTW: torch.Tensor, count: int) -> list[Candidates]:
         """See `Source.leading`."""
-        self._query_BTW, self._count = self._ranks.broadcast(query_BTW), count
-        return self._shared([best(found, count) for found in self._local.leading(layer, self._query_BTW, count)])
+        self._count = count
+        query_BTW = self._ranks.broadcast(query_BTW.cpu())
+        return self._shared([best(found, count) for found in self._local.leading(layer, query_BTW, count)])
 
     def above(self, bounds: Sequence[float]) -> list[Candidates]:
         """See `Source.above`; of each rank no more than could be looked at."""
         most = max(self._count, MOST_CANDIDATES)
         return self._shared([best(found, most) for found in self._local.above(bounds)])
 
-    def exact(self, layer: int, query_BTW: torch.Tensor, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def exact(self, layer: int, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """See `Source.exact`."""
         mine = [torch.tensor([self._owner[i] == self._ranks.rank for i in x.tolist()], dtype=torch.bool) for x in ids]
-        scored = self._local.exact(
-            layer, self._query_BTW, [ids_K[mine_K] for ids_K, mine_K in zip(ids, mine, strict=True)]
-        )
+        scored = self._local.exact(layer, [ids_K[mine_K] for ids_K, mine_K in zip(ids, mine, strict=True)])
         scores = [torch.full((len(ids_K),), float("-inf")) for ids_K in ids]
         for scores_K, mine_K, own in zip(scores, mine, scored, strict=True):
             scores_K[mine_K] = own
@@ -137,6 +136,7 @@ class ShardedMemory(SourceMemory):
             manifest.msa_layers,
             torch.cat([selectable_N[:0], *(masks[place] for place in mine)]),
             tiers=snapshot.tiers,
+            keys_on=accelerator(device),
         )
         self.ranks = ranks
         super().__init__(ShardedSource(source, manifest, ranks), manifest, top_k, device)

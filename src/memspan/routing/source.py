@@ -17,7 +17,14 @@ from memspan.bank.segment import SegmentReader
 from memspan.bank.shard import Shard
 from memspan.bank.tiers import Tiers
 from memspan.ops.coarse import coarse_scores, quantize_queries
-from memspan.ops.scoring import document_scores, documents_above, exact_chunk_scores, leading_documents
+from memspan.ops.scoring import (
+    document_scores,
+    documents_above,
+    exact_chunk_scores,
+    leading_documents,
+    leading_of_batch,
+)
+from memspan.ops.transfer import start_to_host, to_device
 
 # Coarse scores held at once: of so many questions that they take about 64 MiB.
 _MOST_SCORES = 2**24
@@ -51,8 +58,8 @@ class Source(Protocol):
         """Coarse scores of every document that scores at least its question's bound in the last call of `leading`."""
         ...
 
-    def exact(self, layer: int, query_BTW: torch.Tensor, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Exact scores of documents that were among the leading or above a bound, for every question."""
+    def exact(self, layer: int, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Exact scores, with the queries of the last `leading`, of documents that it or `above` found, by question."""
         ...
 
     def content(self, layer: int, ids: Sequence[int]) -> list[torch.Tensor]:
@@ -64,6 +71,29 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Coarse scores of the rows of some shards, `[B, C]`, and the document of every row."""
+
+    score_BC: torch.Tensor
+    document_C: torch.Tensor
+    on_device: bool
+
+    def leading(self, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Indices and scores of the leading documents of every question."""
+        if self.on_device:
+            return leading_of_batch(self.score_BC, self.document_C, count)
+        return [leading_documents(score_C, self.document_C, count) for score_C in self.score_BC]
+
+    def above(self, bounds: Sequence[float]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Indices and scores of the documents of every question that reach its bound."""
+        found = (
+            documents_above(score_C, self.document_C, bound)
+            for score_C, bound in zip(self.score_BC, bounds, strict=True)
+        )
+        return [(documents_K.long().cpu(), scores_K.cpu()) for documents_K, scores_K in found]
+
+
 class LocalSource:
     """The selectable documents of some shards in this process."""
 
@@ -73,6 +103,8 @@ class LocalSource:
         layers: Sequence[int],
         selectable_N: torch.Tensor | None = None,
         tiers: Tiers | None = None,
+        *,
+        keys_on: torch.device | None = None,
     ) -> None:
         """
         Args:
@@ -80,6 +112,8 @@ class LocalSource:
             layers: MSA layers of the bank.
             selectable_N: for every document of the shards, in order, whether it may be selected. Default: the live.
             tiers: what is kept in memory. Default: all routing keys.
+            keys_on: an accelerator that keeps and scores the keys of the first shards, as many as `tiers` allows. The
+                ids and scores found are the same. Default: none, all are scored on the CPU.
 
         Raises:
             BudgetError: the budget of `tiers` has no room for a tile.
@@ -91,7 +125,11 @@ class LocalSource:
         if selectable_N is None:
             selectable_N = torch.cat([torch.empty(0, dtype=torch.bool), *(shard.live_N for shard in self._shards)])
         self._barred_C = self._tiers.barred(self._layout, selectable_N)
-        self._score_BC = torch.empty(0, 0)
+        self._keys_on = keys_on or torch.device("cpu")
+        readers = [shard.reader for shard in self._shards]
+        self._num_moved = 0 if keys_on is None else self._tiers.move(readers, self._layers, keys_on)
+        self._parts: list[_Part] = []
+        self._query_BTW = torch.empty(0)
         # Where documents stand that were asked for.
         self._places: dict[int, int] = {}
 
@@ -101,27 +139,65 @@ class LocalSource:
 
     def leading(self, layer: int, query_BTW: torch.Tensor, count: int) -> list[Candidates]:
         """See `Source.leading`."""
-        queries = quantize_queries(query_BTW)
-        self._score_BC = torch.empty(len(query_BTW), len(self._layout.document_C))
-        parts = self._score_BC.split([len(shard.document_C) for shard in self._shards], dim=1)
-        for shard, part_BC, is_resident in zip(self._shards, parts, self._resident, strict=True):
+        moved, stay = self._shards[: self._num_moved], self._shards[self._num_moved :]
+        self._parts = []
+        if stay:
+            self._query_BTW = query_BTW.cpu()
+            self._parts.append(self._on_host(layer, stay))
+        else:  # not waited for: what leads is copied behind it
+            self._query_BTW = start_to_host(query_BTW)
+        if moved:
+            self._parts.append(self._on_device(layer, query_BTW, moved))
+        return self._joined([part.leading(count) for part in self._parts])
+
+    def above(self, bounds: Sequence[float]) -> list[Candidates]:
+        """See `Source.above`."""
+        return self._joined([part.above(bounds) for part in self._parts])
+
+    def exact(self, layer: int, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """See `Source.exact`."""
+        return [self._exact(layer, query_TW, ids_K) for query_TW, ids_K in zip(self._query_BTW, ids, strict=True)]
+
+    def _on_host(self, layer: int, shards: Sequence[Shard]) -> _Part:
+        """Score the keys that are on the CPU."""
+        queries, first = (
+            quantize_queries(self._query_BTW),
+            sum(len(s.document_C) for s in self._shards[: self._num_moved]),
+        )
+        document_C = self._layout.document_C[first:]
+        score_BC = torch.empty(len(self._query_BTW), len(document_C))
+        parts = score_BC.split([len(shard.document_C) for shard in shards], dim=1)
+        for shard, part_BC, is_resident in zip(shards, parts, self._resident[self._num_moved :], strict=True):
             coarse_scores(queries, shard.reader.coarse_keys(layer), part_BC)
             if not is_resident:
                 shard.reader.give_back_coarse(layer)
         if self._barred_C is not None:
-            self._score_BC.masked_fill_(self._barred_C, float("-inf"))
-        return [self._found(*leading_documents(score_C, self._layout.document_C, count)) for score_C in self._score_BC]
+            score_BC.masked_fill_(self._barred_C[first:], float("-inf"))
+        return _Part(score_BC, document_C, on_device=False)
 
-    def above(self, bounds: Sequence[float]) -> list[Candidates]:
-        """See `Source.above`."""
-        return [
-            self._found(*documents_above(score_C, self._layout.document_C, bound))
-            for score_C, bound in zip(self._score_BC, bounds, strict=True)
-        ]
+    def _on_device(self, layer: int, query_BTW: torch.Tensor, shards: Sequence[Shard]) -> _Part:
+        """Score the keys that are on the accelerator."""
+        queries = quantize_queries(to_device(query_BTW, self._keys_on))
+        document_C, barred_C = self._tiers.moved_rows(self._layout, self._barred_C, shards, self._keys_on)
+        score_BC = torch.empty(len(query_BTW), len(document_C), device=self._keys_on)
+        parts = score_BC.split([len(shard.document_C) for shard in shards], dim=1)
+        for shard, part_BC in zip(shards, parts, strict=True):
+            coarse_scores(queries, self._tiers.moved_keys(shard.reader, layer), part_BC)
+        if barred_C is not None:
+            score_BC.masked_fill_(barred_C, float("-inf"))
+        return _Part(score_BC, document_C, on_device=True)
 
-    def exact(self, layer: int, query_BTW: torch.Tensor, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """See `Source.exact`."""
-        return [self._exact(layer, query_TW, ids_K) for query_TW, ids_K in zip(query_BTW, ids, strict=True)]
+    def _joined(self, parts: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]]) -> list[Candidates]:
+        """What the parts found for every question."""
+        found = []
+        for question in range(len(self._query_BTW)):
+            places = [part[question][0] for part in parts]
+            scores = [part[question][1] for part in parts]
+            places_K = torch.cat([torch.empty(0, dtype=torch.int64), *places])
+            ids_K = self._layout.ids_N[places_K]
+            self._places.update(zip(ids_K.tolist(), places_K.tolist(), strict=True))
+            found.append(Candidates(ids_K, torch.cat([torch.empty(0), *scores])))
+        return found
 
     def content(self, layer: int, ids: Sequence[int]) -> list[torch.Tensor]:
         """See `Source.content`."""
@@ -152,11 +228,6 @@ class LocalSource:
         owner_C = torch.repeat_interleave(torch.tensor([len(rows_CW) for rows_CW in keys]))
         return document_scores(exact_chunk_scores(query_TW, torch.cat(keys))[None], owner_C, len(keys))[0]
 
-    def _found(self, places_K: torch.Tensor, scores_K: torch.Tensor) -> Candidates:
-        ids_K = self._layout.ids_N[places_K]
-        self._places.update(zip(ids_K.tolist(), places_K.tolist(), strict=True))
-        return Candidates(ids_K, scores_K)
-
     def _find(self, document_id: int) -> tuple[SegmentReader, int]:
         """The segment of a document, and its index there."""
         if document_id not in self._places:
@@ -164,3 +235,8 @@ class LocalSource:
         place = self._places[document_id]
         at = bisect_right(self._layout.first_document, place) - 1
         return self._shards[at].place(place - self._layout.first_document[at])
+
+
+def accelerator(device: torch.device | None) -> torch.device | None:
+    """The device, if it has memory of its own to keep keys in."""
+    return None if device is None or device.type == "cpu" else device

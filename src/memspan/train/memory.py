@@ -69,9 +69,8 @@ class BatchMemory:
         return self._gather(layer, score_BN)
 
     def _score(self, layer: int, router_query_BTHD: torch.Tensor, query_mask_BT: torch.Tensor) -> torch.Tensor:
-        config, routing_T = self._config, query_mask_BT.any(0)
-        query_BTW = fold_queries(router_query_BTHD[:, routing_T], config.num_kv_heads, config.similarity)
-        query_BTW = routing_queries(query_BTW, query_mask_BT[:, routing_T])
+        config, query_BTHD = self._config, routing_queries(router_query_BTHD, query_mask_BT)
+        query_BTW = fold_queries(query_BTHD, config.num_kv_heads, config.similarity)
         key_CW = self._documents.router_keys_LCW[config.layers.index(layer)]
         score_BC = chunk_scores(query_BTW, key_CW.to(query_BTW.dtype))
         return document_scores(score_BC, self._document_C, len(self._ids))

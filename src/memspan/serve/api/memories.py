@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
 
@@ -39,10 +39,10 @@ from memspan.serve.schemas import (
     SearchResults,
     UpdateRequest,
 )
-from memspan.serve.service import Reader, Service, ServiceDep, Writer, namespace_for, written
+from memspan.serve.service import Reader, Service, ServiceDep, Writer, known_query, namespace_for, written
 from memspan.types import Document
 
-router = APIRouter(responses=ERRORS, tags=["memories"])
+router = APIRouter(responses=ERRORS, tags=["memories"], dependencies=[Depends(known_query)])
 
 _MOST_LISTED = 100
 
