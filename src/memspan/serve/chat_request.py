@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, JsonValue, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from memspan.serve.schemas import AskFields, Body, Strict
+from memspan.serve.schemas import AskFields
+from memspan.serve.strict import Body, Strict
 
 _MOST_MESSAGES = 1000
 _TEXT_KINDS = ("text", "input_text", "output_text", "refusal")

@@ -129,7 +129,7 @@ def known_query(request: Request) -> None:
     known = [param.alias for param in request.scope["route"].dependant.query_params]
     unknown = next((name for name in request.query_params if name not in known), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, known, 1)
+        near = difflib.get_close_matches(unknown[:100], known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"this route takes {', '.join(known) or 'none'}"
         raise ApiError(
             400, f"{unknown[:100]}: there is no such parameter; {hint}", "unknown_field", param=unknown[:100]
