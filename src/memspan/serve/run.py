@@ -80,6 +80,7 @@ def make_server(
 def run_server(server: Server, tell: Callable[[str], None]) -> None:
     """Listen, say at which address, and serve until a signal stops it."""
     listening = server.config.bind_socket()
+    listening.listen(server.config.backlog)  # who hears the address may call at once, and waits until it is served
     host, port = listening.getsockname()[:2]
     tell(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     # uvicorn raises the signal that stopped it once more when it is done; by then there is nothing left to stop, and
