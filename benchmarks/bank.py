@@ -37,7 +37,7 @@ from memspan.bank.manifest import FORMAT_VERSION, Manifest
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.segment import LATENT_DTYPE
 from memspan.routing.local import LocalMemory
-from memspan.text.terms import STOP_WORDS
+from memspan.text.languages import FUNCTION_WORDS
 from memspan.types import Document, EncodedDocuments, Span
 
 VOCABULARY, ZIPF_EXPONENT, NUM_WORDS = 200_000, 1.05, 60
@@ -128,7 +128,7 @@ def timed(calls: Iterator[Callable[[], object]]) -> dict[str, float]:
 
 def is_stop_word(word: str) -> bool:
     """Whether a made-up word is one of the most frequent, which questions leave out as they do English stop words."""
-    return re.fullmatch(r"[a-z]{2}[0-9a-f]+", word) is not None and int(word[2:], 16) < len(STOP_WORDS)
+    return re.fullmatch(r"[a-z]{2}[0-9a-f]+", word) is not None and int(word[2:], 16) < len(FUNCTION_WORDS["en"])
 
 
 def questions(bank: MemoryBank, rng: random.Random, number: int) -> list[str]:

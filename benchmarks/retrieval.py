@@ -23,7 +23,8 @@ from plots import add_json, write_json
 from memspan import Memory
 from memspan.bank.scope import EVERYTHING
 from memspan.eval.metrics import all_found_at, paired_bootstrap, recall_at
-from memspan.generate.finder import Finder, Look, next_query, passages_of
+from memspan.generate.finder import Finder, Look, passages_of
+from memspan.generate.lexical import next_query
 from memspan.routing.ranking import ROUTER_WEIGHT, Selected, fuse
 from memspan.text.questions import Question, read_questions
 

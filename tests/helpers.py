@@ -6,10 +6,13 @@ import contextlib
 import copy
 import hashlib
 import itertools
+import json
 import multiprocessing
 import os
+import sqlite3
 import string
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -32,8 +35,10 @@ from memspan.bank.bank import BankWriter, MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog, StoredDocument
 from memspan.bank.edits import NewDocument, NewSource, Written, add_sources
 from memspan.bank.manifest import FORMAT_VERSION, Manifest
+from memspan.bank.schema import FORMAT_2
 from memspan.bank.segment import Placed, SegmentFiles
 from memspan.bank.shard import Shard
+from memspan.bank.stored import still_pending
 from memspan.config import MSAConfig
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep, LayerMemory
@@ -41,6 +46,7 @@ from memspan.model.modeling import MSAForCausalLM
 from memspan.ops.scoring import chunk_scores, document_scores, fold_queries, routing_queries, top_documents
 from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.template import Context, PromptTemplate
+from memspan.text.terms import plain_words
 from memspan.types import Document, EncodedDocuments, Retrieved, Span
 
 
@@ -265,6 +271,42 @@ def commit_texts(
     return [place.document_id for place in places]
 
 
+def make_format_2(folder: Path) -> None:
+    """Write the catalog of a closed bank as format 2 had it. What only later formats hold is left out."""
+    new, old = folder / "catalog.sqlite", folder / "format_2.sqlite"
+    with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(FORMAT_2)
+        db.execute("ATTACH ? AS new", (str(new),))
+        tables = [name for (name,) in db.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'")]
+        for table in tables:
+            columns = ", ".join(row[1] for row in db.execute(f"PRAGMA main.table_info({table})"))
+            db.execute(f"DELETE FROM main.{table}")
+            db.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM new.{table}")
+        db.execute("DELETE FROM main.manifest WHERE key NOT IN (SELECT key FROM new.manifest)")
+        db.execute("UPDATE main.manifest SET value = '2' WHERE key = 'format_version'")
+        for row in db.execute("SELECT id, namespace_id, external_id, added_at, deleted_in FROM sources").fetchall():
+            db.execute("UPDATE sources SET seal = ? WHERE id = ?", (zlib.crc32(json.dumps(row).encode()), row[0]))
+        db.execute("DETACH new")
+    for suffix in ("", "-wal", "-shm"):
+        new.with_name(new.name + suffix).unlink(missing_ok=True)
+    old.rename(new)
+    with contextlib.closing(Catalog(new)) as catalog:
+        for namespace in catalog.namespaces():
+            make_first_index(catalog, namespace)
+
+
+def make_first_index(catalog: Catalog, namespace: str = DEFAULT_NAMESPACE) -> None:
+    """Give a namespace the full-text index that it had before rules were recorded."""
+    table = f"words_{catalog.namespace_id(namespace)}"
+    catalog.execute(f"DROP TABLE IF EXISTS {table}")
+    options = "words, content = '', tokenize = 'porter unicode61 remove_diacritics 2'"
+    catalog.execute(f"CREATE VIRTUAL TABLE {table} USING fts5 ({options})")
+    for document_id, text in catalog.texts(namespace):
+        words = " ".join(plain_words(text))
+        catalog.execute(f"INSERT INTO {table} (rowid, words) VALUES (?, ?)", (document_id, words))
+
+
 @contextlib.contextmanager
 def child_process(do: Callable[[Connection], None]) -> Iterator[tuple[BaseProcess, Connection]]:
     """Run a function in a process of its own, with a pipe to this one; the process is killed if it does not end."""
@@ -343,11 +385,19 @@ def read_latents(bank: MemoryBank, namespace: str = DEFAULT_NAMESPACE) -> dict[i
 
 
 def read_bank(bank: MemoryBank, namespace: str = DEFAULT_NAMESPACE) -> list[tuple[StoredDocument, bytes, bytes]]:
-    """Everything a namespace holds: its live documents with the bits of their routing keys and content, by id."""
+    """Everything a namespace holds: its live documents with the bits of their routing keys and content, by id.
+
+    Those of a document that is not encoded yet are empty.
+    """
     latents = read_latents(bank, namespace)
     stored = bank.catalog.page(namespace, 0, 1_000_000)
-    assert [document.id for document in stored] == sorted(latents), "every live document has latents, and no other"
-    return [(document, *bits(latents[document.id])) for document in stored]
+    pending = still_pending(bank.catalog, [document.id for document in stored])
+    has_latents = [document.id for document in stored if document.id not in pending]
+    assert has_latents == sorted(latents), "every document that is encoded has latents, and no other"
+    return [
+        (document, b"", b"") if document.id in pending else (document, *bits(latents[document.id]))
+        for document in stored
+    ]
 
 
 def bits(latents: EncodedDocuments) -> tuple[bytes, bytes]:

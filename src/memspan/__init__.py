@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from memspan.bank.bank import MemoryBank
     from memspan.config import MSAConfig, TemplateSpec
     from memspan.errors import (
+        AnswererError,
         BankBusy,
         BankError,
         BankMismatch,
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
         UnknownDocument,
         UnsupportedBackbone,
     )
+    from memspan.generate.endpoint import Endpoint
     from memspan.generate.memory import Memory
     from memspan.generate.sampling import Sampling
     from memspan.model.convert import LoadedModel, convert, load
     from memspan.model.modeling import MSAForCausalLM
-    from memspan.types import Answer, Document, Evidence, Span, Turn
+    from memspan.types import Answer, Citation, Document, Evidence, Span, Turn
 
 __version__ = "0.1.0"
 
@@ -41,6 +43,7 @@ _HOMES = {
     "memspan.bank.bank": ("MemoryBank",),
     "memspan.config": ("MSAConfig", "TemplateSpec"),
     "memspan.errors": (
+        "AnswererError",
         "BankBusy",
         "BankError",
         "BankMismatch",
@@ -54,24 +57,28 @@ _HOMES = {
         "UnknownDocument",
         "UnsupportedBackbone",
     ),
+    "memspan.generate.endpoint": ("Endpoint",),
     "memspan.generate.memory": ("Memory",),
     "memspan.generate.sampling": ("Sampling",),
     "memspan.model.convert": ("LoadedModel", "convert", "load"),
     "memspan.model.modeling": ("MSAForCausalLM",),
-    "memspan.types": ("Answer", "Document", "Evidence", "Span", "Turn"),
+    "memspan.types": ("Answer", "Citation", "Document", "Evidence", "Span", "Turn"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Answer",
+    "AnswererError",
     "BankBusy",
     "BankError",
     "BankMismatch",
     "CheckpointError",
+    "Citation",
     "CorpusError",
     "Document",
     "DuplicateDocument",
     "EmptyBank",
+    "Endpoint",
     "Evidence",
     "FilterError",
     "LoadedModel",

@@ -51,12 +51,17 @@ class EmptyBank(BankError):
     """A question was asked of a bank, a namespace or a scope that holds no documents."""
 
 
+class NotEncoded(EmptyBank):
+    """A selector that finds by latents alone was asked of documents that are all not encoded yet."""
+
+
 class UnknownDocument(BankError):
     """No live document has this id in this namespace."""
 
 
 class DuplicateDocument(BankError):
-    """A document of this external id is there already, and the caller wanted new ones only."""
+    """A document of this external id is there already, and the caller wanted new ones only; or two documents given
+    together, with other content each, have one id."""
 
 
 class FilterError(MemspanError):
@@ -65,6 +70,10 @@ class FilterError(MemspanError):
 
 class CorpusError(MemspanError):
     """A source cannot be read as documents at all (as opposed to one file of it, which is skipped and named)."""
+
+
+class SyncRefused(MemspanError):
+    """So much of a folder is gone that it may not be mounted; nothing is forgotten without being forced."""
 
 
 class DataError(MemspanError):
@@ -85,6 +94,10 @@ class NotLearning(TrainingError):
 
 class QuestionError(MemspanError):
     """A question is empty, or does not fit into the model's context."""
+
+
+class AnswererError(MemspanError):
+    """Another model, asked for an answer, gave none, or cannot be asked so; the message never holds its key."""
 
 
 class EvaluationError(MemspanError):

@@ -10,12 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from memspan.dates import date_key, normal_date
 
 if TYPE_CHECKING:
     import torch
+
+NEVER = "never"
+"""What `expires` is of a document that is to have no expiry any more."""
+
+_DEEPEST = 100
+"""Objects and arrays within each other: SQLite reads no more than a thousand, and people write fewer than ten."""
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
@@ -29,7 +36,11 @@ class Document:
         text: the original text, kept verbatim. Never empty.
         title: a short name, may be empty. It is encoded with the text.
         metadata: JSON values the caller wants back with the evidence, and may filter by.
-        date: ISO 8601 date or time the text speaks of or was written (see `normal_date`). None: the time it is added.
+        date: ISO 8601 date (a year, a month or a day) or time the text speaks of or was written (see `memspan.dates`).
+            None: the time it is added.
+        expires: ISO 8601 date (its beginning, in UTC) or time from which on it is not seen, or "never". None: as it is
+            in the bank; of a new one never.
+        pinned: True: it does not expire, whatever `expires` says. None: as it is in the bank; of a new one False.
     """
 
     external_id: str
@@ -37,6 +48,8 @@ class Document:
     title: str = ""
     metadata: Mapping[str, JSON] = field(default_factory=dict)
     date: str | None = None
+    expires: str | None = None
+    pinned: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("external_id", "text", "title"):
@@ -51,11 +64,16 @@ class Document:
             if "\0" in value or not is_unicode(value):
                 raise ValueError(f"document {self.external_id!r} holds NUL characters or lone surrogates")
         self._check_metadata()
-        if self.date is not None:
-            try:
-                object.__setattr__(self, "date", normal_date(self.date))
-            except ValueError as error:
-                raise ValueError(f"document {self.external_id!r}: {error}") from error
+        if not isinstance(self.pinned, bool | None):
+            raise TypeError(f"document {self.external_id!r}: pinned is True, False or None, not {self.pinned!r}")
+        for name in ("date", "expires"):
+            value = getattr(self, name)
+            if value is not None and (name, value) != ("expires", NEVER):
+                try:
+                    date = normal_date(value)
+                    object.__setattr__(self, name, date if name == "date" else date_key(date))
+                except ValueError as error:
+                    raise ValueError(f"document {self.external_id!r}: {error}") from error
 
     def _check_metadata(self) -> None:
         if self.metadata == {}:
@@ -64,6 +82,8 @@ class Document:
             text = json.dumps(dict(self.metadata), ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"the metadata of document {self.external_id!r} are not JSON: {error}") from error
+        if text.count("[") + text.count("{") > _DEEPEST and _is_deeper(dict(self.metadata), _DEEPEST):
+            raise ValueError(f"the metadata of document {self.external_id!r} are nested more than {_DEEPEST} deep")
         if not is_unicode(text) or "\\u0000" in text:
             raise ValueError(f"the metadata of document {self.external_id!r} hold NUL characters or lone surrogates")
 
@@ -78,28 +98,13 @@ class Document:
         return _sha256([self.title, self.text])
 
 
+def _is_deeper(value: JSON, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deeper(one, levels - 1) for one in inner)
+
+
 def _sha256(values: JSON) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def normal_date(text: str) -> str:
-    """An ISO 8601 date, or a time in UTC without its zone: texts that sort as the moments do.
-
-    `2026-03-01` stays a day; `2026-03-01T10:00+02:00` becomes `2026-03-01T08:00:00`. A time without a zone is taken
-    to be UTC.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if not isinstance(text, str):
-        raise ValueError(f"a date is a text as 2026-03-01 or 2026-03-01T10:00:00+02:00, not {text!r}")
-    try:
-        if len(text) <= len("2026-03-01"):
-            return date.fromisoformat(text).isoformat()
-        moment = datetime.fromisoformat(text)
-        return (moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment).isoformat()
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{text!r} is not a date; write it as 2026-03-01 or 2026-03-01T10:00:00+02:00") from error
 
 
 def is_unicode(text: str) -> bool:
@@ -113,7 +118,7 @@ def is_unicode(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file, or a record of one, that gave no document.
+    """A file, or a record of one, that gave no document, or one without its date, which could not be read.
 
     Attributes:
         source: the file's path; for a record with the line it begins on, `path#line`.
@@ -122,6 +127,20 @@ class Skipped:
 
     source: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A document as it was added once.
+
+    Attributes:
+        recorded_at: when the bank got it: UTC, ISO 8601 to the microsecond.
+        superseded_at: when another version took its place; None of the one that holds.
+    """
+
+    document: Document
+    recorded_at: str
+    superseded_at: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +181,11 @@ class EncodedDocuments:
     router_keys_LCW: torch.Tensor
     content_LC2GD: torch.Tensor
     num_chunks: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return self.router_keys_LCW.nbytes + self.content_LC2GD.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +229,8 @@ class Evidence:
             it, or None where the selector does not route.
         metadata: as the caller gave it.
         date: the document's date, or the time it was added.
+        pages: numbers, from 1, of the pages that `text` stands on (of slides or sheets, where the source has those);
+            none of a source without pages.
     """
 
     document_id: int
@@ -216,6 +242,7 @@ class Evidence:
     layers: int | None
     metadata: Mapping[str, JSON]
     date: str
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,21 +294,52 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
+class Citation:
+    """A sentence of an answer (or a part of one), and a document it rests on.
+
+    Attributes:
+        span: where it stands in the answer's text.
+        supported: whether documents hold its words; see `memspan.generate.citing` for the check and its limits.
+        support: the share of its words that they hold.
+        evidence: the document's place in the answer's evidence, from 1. None, as all that follows, without support.
+        document_id, external_id: of the document.
+        source: where the source's original text says it.
+        page: of the source, where its metadata have one.
+    """
+
+    span: Span
+    supported: bool
+    support: float
+    evidence: int | None = None
+    document_id: int | None = None
+    external_id: str | None = None
+    source: Span | None = None
+    page: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A generated text with its evidence.
 
     Attributes:
-        text: what the model wrote, without the end marker and without white space around it.
+        text: what the model wrote, without the end marker and without white space around it. Of another model's text
+            (`answerer`), marks that their documents do not support are taken out.
         evidence: the documents put before it, best first.
         selector: who chose them: router, lexical, hybrid or generate.
         finish_reason: "stop" (the model ended), "length" (max_new_tokens reached) or "stop_string".
-        num_prompt_tokens, num_new_tokens: of the active context and of the answer.
+        num_prompt_tokens, num_new_tokens: of the active context and of the answer; of another model as its server
+            counts them, 0 where it does not say.
         timings: seconds by stage: select, prefill, routing, fetch (of what was routed to), decode. Time to the first
             token is what stands before decode. Stages of a batch are shared by its questions.
         rounds: what was looked up, and how, before the answer.
         routed: per MSA layer the documents whose latents the answer was written with.
         received_bytes: what other ranks sent to this process meanwhile (Memory Parallel), for a batch in all; 0 for one
             process.
+        pending: documents that were not encoded yet when it was asked: they were found by their words only.
+        answered: False where nothing was found, nothing was written, or the text says that the documents do not say.
+        citations: every sentence of the text with a document it rests on, or as one that none supports.
+        removed_citations: marks of another model that were taken out, because their documents do not support them.
+        answerer: the other model that wrote the text; empty: the memory model.
     """
 
     question: str
@@ -295,6 +353,11 @@ class Answer:
     rounds: tuple[Round, ...] = ()
     routed: tuple[LayerRouting, ...] = ()
     received_bytes: int = 0
+    pending: int = 0
+    answered: bool = True
+    citations: tuple[Citation, ...] = ()
+    removed_citations: int = 0
+    answerer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,9 +399,10 @@ class AddReport:
     Attributes:
         added: sources new to the bank. updated: sources that replaced an older one, or its metadata alone.
         unchanged: sources that were there already, with the same content.
-        documents, tokens, chunks: encoded for them (a long source is several documents).
-        characters: of text dealt with, encoded or unchanged; for telling how far along a run is.
-        seconds: spent encoding and writing.
+        documents, tokens, chunks: encoded (a long source is several documents), with those left from before.
+        characters: of the texts read; in a `reencode` of those encoded.
+        seconds: spent reading, encoding and writing.
+        pending: documents of the namespace that are not encoded yet: they are found by words only.
         interrupted: True if it was stopped before the corpus was done.
         skipped: files, and records of them, that gave no document, where files were added (`Memory.add_files`).
     """
@@ -353,3 +417,9 @@ class AddReport:
     seconds: float = 0.0
     interrupted: bool = False
     skipped: tuple[Skipped, ...] = ()
+    pending: int = 0
+
+    def and_then(self, later: AddReport) -> AddReport:
+        """The report of both: numbers are summed, but for what is pending at last."""
+        summed = ("added", "updated", "unchanged", "documents", "tokens", "chunks", "characters", "seconds", "skipped")
+        return replace(later, **{name: getattr(self, name) + getattr(later, name) for name in summed})

@@ -8,10 +8,11 @@ import signal
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Barrier
 from typing import Any
-from unittest.mock import ANY
 
 import pytest
 from helpers import (
@@ -31,6 +32,7 @@ from helpers import (
 from memspan.bank import edits, files
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
+from memspan.bank.versions import SourceRows
 from memspan.bank.words import WordIndex
 from memspan.errors import BankBusy, BankError, BankMismatch, UnknownDocument
 from memspan.types import Document
@@ -189,27 +191,6 @@ def test_a_source_added_twice_before_a_commit_is_there_once_as_it_was_last(bank:
     found = read_latents(bank)
     assert {key: bits(latents) for key, latents in found.items()} == {number: bits(last)}
     assert [document.text for document, *_ in read_bank(bank)] == ["last"]
-
-
-@pytest.mark.parametrize("is_new", [True, False])
-def test_the_last_metadata_before_a_commit_counts_whether_or_not_the_text_changed(
-    bank: MemoryBank, is_new: bool
-) -> None:
-    if not is_new:
-        fill(bank, "a", "b")
-    with bank.writer() as writer:
-        add_latents(writer, Document("a", "new text", metadata={"n": 1}), random_latents(MANIFEST, 1))
-        writer.relabel(Document("a", "new text", metadata={"n": 2}))
-        if not is_new:
-            writer.relabel(Document("b", "text of b", metadata={"n": 3}))
-            assert writer.hashes("b") == (Document("b", "text of b", metadata={"n": 3}).content_hash, ANY)
-        add_latents(writer, Document("b", "new text", metadata={"n": 4}), random_latents(MANIFEST, 1))
-        assert writer.hashes("b") == (Document("b", "new text", metadata={"n": 4}).content_hash, ANY)
-        writer.commit()
-    assert [(document.text, document.metadata) for document, *_ in read_bank(bank)] == [
-        ("new text", {"n": 2}),
-        ("new text", {"n": 4}),
-    ]
 
 
 def test_reserved_ids_follow_each_other_and_are_never_those_of_a_document(bank: MemoryBank) -> None:
@@ -542,8 +523,8 @@ _STEPS: list[tuple[Any, str]] = [
     (files, "file_sha256"),
     (Path, "replace"),
     (edits, "_insert_segments"),
-    (edits, "_insert_source"),
-    (edits, "_delete_source"),
+    (SourceRows, "_insert"),
+    (SourceRows, "_end"),
     (WordIndex, "insert"),
 ]
 
@@ -651,3 +632,39 @@ def test_no_name_of_a_users_becomes_that_of_a_file(tmp_path: Path) -> None:
     assert [name for name in found if not re.fullmatch(ours, name)] == []
     assert len({name.lower() for name in found}) == len(found)
     bank.close()
+
+
+def test_processes_that_begin_a_bank_at_once_all_have_it(tmp_path: Path) -> None:
+    """Whoever comes second waits, or finds it made; nobody is told that the folder is not empty."""
+    path, at_once = tmp_path / "bank", Barrier(4)
+
+    def begin(_: int) -> str:
+        at_once.wait()
+        with closing(MemoryBank.open_or_create(path, tiny_manifest())) as bank:
+            return bank.catalog.read_manifest()["encoder_fingerprint"]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(begin, range(4))) == {tiny_manifest().encoder_fingerprint}
+
+
+def test_a_bank_that_is_made_meanwhile_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, create = tmp_path / "bank", MemoryBank.create
+    tries: list[int] = []
+
+    def made_by_another(*arguments: Any) -> MemoryBank:
+        tries.append(1)
+        if len(tries) == 1:
+            raise BankBusy("another process makes it")
+        create(*arguments).close()
+        return create(*arguments)  # refused: the folder is not empty
+
+    monkeypatch.setattr(MemoryBank, "create", made_by_another)
+    MemoryBank.open_or_create(path, tiny_manifest()).close()
+    assert len(tries) == 2
+
+
+def test_a_folder_of_something_else_becomes_no_bank(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(BankError, match="not an empty folder"):
+        MemoryBank.open_or_create(tmp_path, tiny_manifest())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -146,7 +146,7 @@ def test_counts_are_those_of_what_is_live(catalog: Catalog) -> None:
     commit_texts(catalog, Document("a", "of another"), namespace="other")
     counts = catalog.counts(DEFAULT)
     assert (counts.sources, counts.documents, counts.tokens, counts.chunks) == (2, 3, 7, 6)
-    assert counts.deleted_documents == 2
+    assert (counts.deleted_documents, counts.past_documents, counts.versions) == (0, 2, 1)
     assert (counts.segments, counts.segment_bytes) == (2, 60), "files stay until they are compacted"
     everything = catalog.counts()
     assert (everything.sources, everything.documents, everything.tokens, everything.segments) == (3, 4, 17, 3)

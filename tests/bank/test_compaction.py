@@ -486,8 +486,7 @@ def test_nothing_of_replaced_metadata_and_dates_is_left_in_any_file(bank: Memory
     with bank.writer() as writer:
         add_latents(writer, old, random_latents(MANIFEST, 1))
         writer.commit()
-        writer.relabel(Document("a", "text", metadata={"new": 1}, date="2020-01-01"))
-        writer.commit()
+    bank.relabel(Document("a", "text", metadata={"new": 1}, date="2020-01-01"))
     needles = [b"oldkeyname", b"oldvaluename", b"2019-11-23"]
     assert all(_holds(bank.folder, needle) for needle in needles)
     bank.compact(secure=True)

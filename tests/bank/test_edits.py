@@ -15,6 +15,7 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.edits import NewDocument, NewSource, Written
 from memspan.bank.scope import Scope
 from memspan.bank.segment import Placed, SegmentFiles
+from memspan.bank.versions import SourceRows
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError
 from memspan.types import Document, Span
@@ -131,19 +132,19 @@ def test_searching_after_updates_is_searching_a_bank_that_never_held_the_old_tex
 @pytest.mark.parametrize(
     "error", [sqlite3.OperationalError("database or disk is full"), MemoryError(), KeyboardInterrupt()]
 )
-@pytest.mark.parametrize("step", ["_insert_segments", "_insert_source", "_delete_source", "insert", "remove"])
+@pytest.mark.parametrize("step", ["_insert_segments", "_insert", "_end", "insert", "remove"])
 def test_a_commit_that_fails_leaves_nothing(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
 ) -> None:
     commit_texts(catalog, *_documents({"a": "zebra one", "b": "zebra two"}))
     before, next_id = _dump(catalog.path), catalog.next_document_id()
-    owner = WordIndex if hasattr(WordIndex, step) else edits
+    owner = next(owner for owner in (WordIndex, SourceRows, edits) if hasattr(owner, step))
     real, calls = getattr(owner, step), []
 
     def fail_late(*arguments: Any) -> Any:
         result = real(*arguments)
         calls.append(step)
-        if len(calls) == {"_insert_segments": 1, "remove": 2}.get(step, 3):
+        if len(calls) == {"_insert_segments": 1, "remove": 2, "_end": 2}.get(step, 3):
             raise error
         return result
 

@@ -14,7 +14,7 @@ import pytest
 from helpers import read_bank, tiny_loaded
 from ranked import in_processes
 
-from memspan.bank import add, segment
+from memspan.bank import add, behind, segment
 from memspan.bank import encode as encoding
 from memspan.bank.add import AddReport, add_documents
 from memspan.bank.bank import MemoryBank
@@ -38,6 +38,7 @@ def loaded() -> LoadedModel:
 @pytest.fixture(autouse=True)
 def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(add, "_WINDOW_DOCUMENTS", 5)
+    monkeypatch.setattr(behind, "WINDOW_BATCHES", 3)
 
 
 def _corpus(count: int) -> list[Document]:
@@ -60,7 +61,7 @@ def _content(folder: Path) -> list[tuple[Any, ...]]:
     found = read_bank(bank)
     with bank.snapshot() as snapshot:  # what routing sees is what the catalog knows
         live = [int(ident) for shard in snapshot.shards for ident in shard.ids_N[shard.live_N]]
-        assert sorted(live) == sorted(stored.id for stored, *_ in found)
+        assert sorted(live) == sorted(stored.id for stored, keys, _ in found if keys)
     assert [hit for hit, _ in bank.catalog.search("default", "otter", 1000)] or not found
     bank.close()
     return [(dataclasses.replace(stored, date="", source_id=0), *latents) for stored, *latents in found]
@@ -131,25 +132,6 @@ def test_some_ranks_make_the_bank_that_one_makes(
     assert (again.unchanged, again.documents) == (23, 0) and _content(folder) == expected
 
 
-@pytest.mark.parametrize("commit_seconds", [0, 1e9])
-def test_the_last_text_and_metadata_count_whatever_rank_has_them(
-    tmp_path: Path, loaded: LoadedModel, commit_seconds: float
-) -> None:
-    generator = random.Random(1)
-    changes = [
-        Document(
-            generator.choice("abcdefgh"), f"otter {generator.choice('xy')}", metadata={"n": generator.choice("12")}
-        )
-        for _ in range(60)
-    ]
-    folder = _bank(tmp_path / "bank", loaded)
-    in_processes(lambda joined: _add(folder, loaded, changes, joined, commit_seconds=commit_seconds), 3)
-    last = {document.external_id: document for document in changes}
-    assert {stored.external_id: (stored.text, stored.metadata) for stored, *_ in _content(folder)} == {
-        name: (document.text, document.metadata) for name, document in last.items()
-    }
-
-
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_loses_nothing_committed_and_a_run_after_it_completes(
     tmp_path: Path, loaded: LoadedModel, killed: int
@@ -164,14 +146,18 @@ def test_a_killed_rank_loses_nothing_committed_and_a_run_after_it_completes(
 
     found = in_processes(add_until_killed, 2)
     assert found[killed] is None and _is_refused(found[1 - killed], "another rank was lost")
-    committed = _content(folder)
-    assert 0 < len(committed) < len(expected) and committed == expected[: len(committed)]
+    done = _encoded(folder)
+    assert 0 < len(done) < len(expected) and len(_content(folder)) == len(expected), "all texts are there"
+    assert done == [found for found in expected if found[0].id in {stored.id for stored, *_ in done}]
     report = in_processes(lambda joined: _add(folder, loaded, corpus, joined), 3)[0]
-    assert report.unchanged == len({stored.external_id for stored, *_ in committed})
-    assert report.added == 30 - report.unchanged
+    assert (report.unchanged, report.added, report.documents) == (30, 0, len(expected) - len(done))
     assert _without_ids(_content(folder)) == _without_ids(expected)
     names = {files.name for _, files in MemoryBank.open(folder).catalog.segments()}
     assert {segment_of(path) for path in (folder / "segments").iterdir()} == names, "nothing is left behind"
+
+
+def _encoded(folder: Path) -> list[tuple[Any, ...]]:
+    return [found for found in _content(folder) if found[1]]
 
 
 def _without_ids(content: list[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
@@ -207,13 +193,14 @@ def test_a_rank_that_fails_is_named_on_all_and_what_was_committed_stays(
             assert found == "no room", "as it does alone"
         else:
             assert _is_refused(found, f"rank {failing} failed (MemoryError: no room)"), found
-    assert 0 < len({stored.external_id for stored, *_ in _content(folder)}) < 30
-    assert in_processes(lambda joined: _add(folder, loaded, corpus, joined), 2)[0].unchanged > 0
+    assert 0 < len(_encoded(folder)) < len(_content(folder))
+    report = in_processes(lambda joined: _add(folder, loaded, corpus, joined), 2)[0]
+    assert (report.unchanged, report.pending) == (30, 0) and len(_encoded(folder)) == len(_content(folder))
     assert {name for name, *_ in _without_ids(_content(folder))} == {document.external_id for document in corpus}
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_a_rank_that_is_asked_to_stop_stops_all_and_whole_sources_are_kept(
+def test_a_rank_that_is_asked_to_stop_stops_all_and_what_is_encoded_is_kept(
     tmp_path: Path, loaded: LoadedModel, stopped: int
 ) -> None:
     corpus = _corpus(40)
@@ -225,35 +212,40 @@ def test_a_rank_that_is_asked_to_stop_stops_all_and_whole_sources_are_kept(
         def should_stop() -> bool:
             nonlocal asked
             asked += 1
-            return joined.rank == stopped and asked == 6
+            return joined.rank == stopped and asked == (6 if stopped else 50)
 
         return _add(folder, loaded, corpus, joined, should_stop=should_stop, commit_seconds=1e9)
 
     reports = in_processes(add_until_stopped, 2)
     assert reports[0] == reports[1] and reports[0].interrupted
-    kept = {stored.external_id for stored, *_ in _content(folder)}
-    assert 0 < len(kept) == reports[0].added < 40
+    done, everything = len(_encoded(folder)), len(_content(folder))
+    assert reports[0].added == 40 and 0 < done == reports[0].documents == everything - reports[0].pending < everything
     report = in_processes(lambda joined: _add(folder, loaded, corpus, joined), 2)[0]
-    assert (report.unchanged, report.added) == (len(kept), 40 - len(kept))
-    assert len({stored.external_id for stored, *_ in _content(folder)}) == 40
+    assert (report.unchanged, report.documents, report.pending) == (40, everything - done, 0)
+    assert len(_encoded(folder)) == everything
 
 
-@pytest.mark.parametrize("calls", [7, 15])  # the last of the first and of the second round
+@pytest.mark.parametrize("rounds", [1, 2])
 def test_a_failing_progress_leaves_nothing_that_the_catalog_does_not_know(
-    tmp_path: Path, loaded: LoadedModel, calls: int
+    tmp_path: Path, loaded: LoadedModel, rounds: int
 ) -> None:
-    """Rank 0 tells its progress also after all ranks encoded a round and before that is handed to the writer."""
+    """Rank 0 tells its progress also after all ranks encoded a round and before that is committed."""
     folder, corpus = _bank(tmp_path / "bank", loaded), _corpus(25)
 
     def add_and_fail(joined: Ranks) -> Any:
-        told = 0
+        own, told, ended = [0], [(0, 0)], [0]
+
+        def encode(loaded: LoadedModel, batch: Sequence[Part]) -> None:
+            own[0] += len(batch)
+            encode_batch(loaded, batch)
 
         def progress(report: AddReport) -> None:
-            nonlocal told
-            told += 1
-            if told == calls:
+            told.append((report.documents, own[0]))
+            ended[0] += told[-1][0] > told[-2][0] and told[-1][1] == told[-2][1]  # what others encoded was counted
+            if ended[0] == rounds:
                 raise BrokenPipeError
 
+        encoding.encode_batch = encode  # in this process alone
         try:
             return _add(folder, loaded, corpus, joined, progress=progress)
         except (BrokenPipeError, RankError) as error:
@@ -261,9 +253,9 @@ def test_a_failing_progress_leaves_nothing_that_the_catalog_does_not_know(
 
     # What fails while a batch is encoded is a RankError on both.
     assert in_processes(add_and_fail, 2) == [BrokenPipeError, RankError]
-    kept = len(_content(folder))
-    assert in_processes(lambda joined: _add(folder, loaded, corpus, joined), 2)[0].added > 0
-    assert len({stored.external_id for stored, *_ in _content(folder)}) == 25 and kept < len(_content(folder))
+    kept = len(_encoded(folder))
+    assert in_processes(lambda joined: _add(folder, loaded, corpus, joined), 2)[0].pending == 0
+    assert len({stored.external_id for stored, *_ in _content(folder)}) == 25 and kept < len(_encoded(folder))
 
 
 def test_a_corpus_that_cannot_be_read_ends_all_and_what_came_before_is_kept(
@@ -320,4 +312,4 @@ def test_a_rank_with_another_folder_is_noticed_before_anything_is_committed(
 
     found = in_processes(add_all, 2)
     assert "let all use the same folder" in found[0] and _is_refused(found[1], "rank 0 failed (BankError")
-    assert _content(folder) == []
+    assert _encoded(folder) == []

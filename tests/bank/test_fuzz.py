@@ -414,7 +414,8 @@ def _set(folder: Path, statement: str, *values: Any) -> bool:
 @_fuzz(60)
 @given(key=st.sampled_from(sorted(tiny_manifest().__slots__)), value=json_values)
 @example(key="head_dim", value=None)
-@example(key="format_version", value=3)
+@example(key="format_version", value=2)
+@example(key="format_version", value=4)
 @example(key="format_version", value=True)
 @example(key="msa_layers", value=[3, 1])
 @example(key="msa_layers", value=[[1]])
@@ -450,6 +451,7 @@ COLUMNS = [
     *(("segments", column) for column in ("keys_sha256", "content_bytes", "content_sha256", "state", "retired_in")),
     *(("sources", column) for column in ("id", "namespace_id", "external_id", "title", "metadata", "date", "added_at")),
     *(("sources", column) for column in ("content_hash", "text_hash", "deleted_in")),
+    *(("sources", column) for column in ("recorded_at", "superseded_at", "version_of", "expires", "pinned")),
     *(("texts", column) for column in ("source_id", "text")),
     *(("documents", column) for column in ("id", "source_id", "span_start", "span_end", "tokens", "segment_id")),
     *(("documents", column) for column in ("first_row", "rows", "deleted_in")),

@@ -14,11 +14,12 @@ from helpers import add_latents, random_latents, tiny_manifest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from memspan.bank import edits
+from memspan.bank import clock, edits
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog, StoredDocument
 from memspan.bank.edits import NewSource, Written
 from memspan.bank.scope import EVERYTHING, OPERATORS, Scope, parse_expressions
+from memspan.dates import date_key, normal_date
 from memspan.errors import FilterError, MemspanError
 from memspan.types import JSON, Document
 
@@ -41,7 +42,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
     """A catalog without latents."""
     catalog = Catalog(tmp_path_factory.mktemp("scope") / "catalog.sqlite", create=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edits, "datetime", _Clock)
+        patch.setattr(clock, "datetime", _Clock)
         yield catalog
     catalog.close()
 
@@ -99,13 +100,16 @@ def _holds(found: Any, operator_: str, wanted: Any) -> bool:
 
 
 def _date_holds(found: str, operator_: str, wanted: Any) -> bool:
-    """Dates are compared as texts; against a day, only the day of a moment counts."""
+    """Dates are compared to the precision of the coarser one; two moments by when they were."""
     if operator_ == "exists":
         return wanted
     if operator_ in ("in", "not in"):
         return any(_date_holds(found, "==", day) for day in wanted) == (operator_ == "in")
     comparison = {"==": operator.eq, "!=": operator.ne, **ORDERINGS}[operator_]
-    return comparison(found[: len(wanted)] if len(wanted) == 10 else found, wanted)
+    wanted = date_key(normal_date(wanted))
+    if len(wanted) > 10:
+        found = date_key(found)
+    return comparison(found[: len(wanted)], wanted[: len(found)])
 
 
 def _matches(document: Document, where: Mapping[str, Any], as_of: str | None = None) -> bool:
@@ -132,9 +136,8 @@ SCALARS: st.SearchStrategy[JSON] = st.one_of(
 VALUES: st.SearchStrategy[JSON] = st.one_of(
     SCALARS, st.lists(SCALARS, max_size=3), st.sampled_from([{}, {"p": 1}, [[1]], [{"p": "a"}]])
 )
-DATES = st.sampled_from(
-    ["2026-02-28", "2026-03-01", "2026-03-02", "2026-02-28T23:59:59.999999", "2026-03-01T00:00:00", ADDED]
-)
+MOMENTS = ("2026-02-28T23:59:59.999999", "2026-03-01T00:00:00", "2026-03-01T00:30:00+09:00", ADDED)
+DATES = st.sampled_from(["2026", "2026-02", "2026-03", "2026-02-28", "2026-03-01", "2026-03-02", *MOMENTS])
 DOCUMENTS = st.tuples(
     *(
         st.builds(
@@ -298,7 +301,49 @@ def test_a_moment_as_a_bound_is_that_moment_in_its_time_zone(dated: Catalog) -> 
     assert until == ["of 2026-02-28", "of 2026-03-01", "of 2026-02-28T23:59:59", "of 2026-03-01T00:00:00"]
     for same in ("2026-03-01T02:00+02:00", "2026-02-28T19:00:00-05:00", "2026-03-01T00:00Z"):
         assert _found(dated, {"date": {"<=": same}}) == until
-    assert _found(dated, {"date": {"<": "2026-03-01T00:00:00"}}) == until[:-1]
+    assert _found(dated, {"date": {"<": "2026-03-01T00:00:00"}}) == ["of 2026-02-28", "of 2026-02-28T23:59:59"]
+
+
+ZONED = ("2026", "2026-02", "2026-03", "2026-03-01", "2026-02-28T20:00:00", "2026-03-01T00:30:00+09:00")
+
+
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        ({"date": "2026-03-01"}, (0, 2, 3, 5)),
+        ({"date": "2026-02-28"}, (0, 1, 4)),
+        ({"date": "2026-03"}, (0, 2, 3, 5)),
+        ({"date": "2026"}, range(6)),
+        ({"date": {">=": "2026-03"}}, (0, 2, 3, 5)),
+        ({"date": {">": "2026-02"}}, (2, 3, 5)),
+        ({"date": {"<": "2026-03"}}, (1, 4)),
+        ({"date": {"<=": "2026-02-10"}}, (0, 1)),
+        ({"date": {">=": "2026-03-31"}}, (0, 2)),
+        ({"date": {">": "2026"}}, ()),
+        ({"date": {"!=": "2026-03"}}, (1, 4)),
+        # The ninth hour before UTC: 28 February, 15:30, is before 20:00.
+        ({"date": {"<": "2026-02-28T16:00"}}, (5,)),
+        ({"date": "2026-02-28T15:30Z"}, (0, 1, 5)),
+        ({"date": "2026-02-28T10:30-05:00"}, (0, 1, 5)),
+        ({"date": {">": "2026-02-28T15:30:00.000001"}}, (2, 3, 4)),
+        ({"date": {"in": ["2026-02-28T15:30Z", "2025-01-01"]}}, (0, 1, 5)),
+        ({"date": {"in": ["2025", "2026-03-01", "2025-01-01T00:00"]}}, (0, 2, 3, 5)),
+        ({"date": {"not in": ["2026-03-01", "2026-02-28T20:00"]}}, ()),
+        ({"date": {"in": []}}, ()),
+    ],
+)
+def test_dates_of_every_precision_and_zone(catalog: Catalog, where: dict[str, Any], found: Sequence[int]) -> None:
+    _fill(catalog, [Document(date, "text", date=date) for date in ZONED])
+    assert _found(catalog, where) == [ZONED[place] for place in found]
+    documents = [Document(date, "text", date=date) for date in ZONED]
+    assert [document.external_id for document in documents if _matches(document, where)] == _found(catalog, where)
+
+
+def test_a_fraction_of_a_second_stays_in_every_zone(catalog: Catalog) -> None:
+    dates = ("2026-03-01T00:00:00.999999+00:30", "2026-02-28T23:30:00.999998", "2026-02-28T23:30:01")
+    _fill(catalog, [Document(date, "text", date=date) for date in dates])
+    assert _found(catalog, {"date": {">=": dates[0]}}) == [dates[0], dates[2]]
+    assert _found(catalog, as_of=dates[0]) == [*dates[:2]]
 
 
 @pytest.mark.parametrize("as_of", ["2026-02-28", "2026-03-01", "2026-03-01T00:00:00", "2026-03-02T01:00+01:00"])
@@ -371,7 +416,7 @@ def test_a_scope_without_conditions_is_everything(catalog: Catalog) -> None:
         ({"date": 2026}, "the filter on 'date' needs a date as in '2026-03-01', not 2026"),
         ({"date": None}, "the filter on 'date' needs a date"),
         ({"date": {"contains": "2026-03-01"}}, "the filter on 'date' cannot use contains; use >= and <="),
-        ({"p": 1, "date": {"<": "2026"}}, "the filter on 'date'"),
+        ({"p": 1, "date": {"<": "2026-W09"}}, "the filter on 'date'"),
         ({"p": {"in": b"ab"}}, "the filter 'p' in needs a list of values"),
         ({"p": {"not in": bytearray(b"ab")}}, "the filter 'p' not in needs a list of values"),
     ],

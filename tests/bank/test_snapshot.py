@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 import zlib
 from collections.abc import Callable
@@ -68,9 +69,7 @@ def _update(bank: MemoryBank) -> None:
 
 
 def _relabel(bank: MemoryBank) -> None:
-    with bank.writer() as writer:
-        writer.relabel(Document("a", "text of a", metadata={"changed": True}, date="2020-01-01"))
-        writer.commit()
+    bank.relabel(dataclasses.replace(bank.get("a"), metadata={"changed": True}, date="2020-01-01"))
 
 
 def _all_of_it(bank: MemoryBank) -> None:
@@ -242,9 +241,7 @@ def test_no_mask_outlives_a_commit(bank: MemoryBank, change: str) -> None:
             case "update":
                 _update(bank)
             case "relabel":
-                with bank.writer() as writer:
-                    writer.relabel(Document("a", "text of a", date="9999-12-31"))
-                    writer.commit()
+                bank.relabel(Document("a", "text of a", date="9999-12-31"))
             case _:
                 bank.delete(["a"])
                 bank.compact()

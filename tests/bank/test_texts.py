@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from helpers import child_process, receive, tiny_loaded
 
+from memspan.bank import clock
 from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
@@ -53,7 +54,10 @@ def rows(folder: Path) -> dict[str, list[Any]]:
     ],
     ids=["metadata", "date", "both"],
 )
-def test_relabelling_writes_what_adding_the_document_again_writes(folder: Path, changes: dict[str, Any]) -> None:
+def test_relabelling_writes_what_adding_the_document_again_writes(
+    folder: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "moment", lambda: "2031-05-01T10:00:00.000000")
     changed, other = replace(OTTER, **changes), folder.with_name("other")
     shutil.copytree(folder, other)
     with closing(TextBank.open(folder)) as texts:

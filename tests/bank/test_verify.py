@@ -47,8 +47,8 @@ def _build(folder: Path) -> MemoryBank:
     _fill(bank, Document("described", "of another namespace"), namespace=OTHER)
     with bank.writer() as writer:
         add_latents(writer, Document("replaced", "the new text"), random_latents(MANIFEST, 1))
-        writer.relabel(Document("described", described.text, "Title", {"project": "y"}, "2026-03-02"))
         writer.commit()
+    bank.relabel(Document("described", described.text, "Title", {"project": "y"}, "2026-03-02"))
     bank.delete(["gone"])
     return bank
 

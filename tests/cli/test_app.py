@@ -17,13 +17,14 @@ from command import ANSI, failed, memspan, runner
 from memspan.bank.bank import MemoryBank
 from memspan.cli import app, commands, render
 from memspan.config import TEMPLATES
+from memspan.generate.chat import DEFAULT_SAMPLING
 from memspan.generate.request import MAX_DOCUMENTS
 from memspan.generate.sampling import Sampling
 from memspan.generate.selectors import selector_names
 from memspan.model.convert import convert
 from memspan.model.shipped import DEFAULT_SOURCE
 from memspan.routing.ranking import fuse
-from memspan.text import corpus
+from memspan.text import corpus, installed
 from memspan.types import Answer
 
 COMMANDS = {
@@ -36,6 +37,7 @@ COMMANDS = {
     "compact": ("--secure", "--timeout"),
     "verify": ("--repair", "--model"),
     "reencode": ("--model", "--json"),
+    "reindex": ("--json",),
     "export": (),
     "import": ("--model", "--json"),
     "ls": ("--after", "--limit", "--json"),
@@ -70,8 +72,10 @@ def test_defaults_and_choices_shown_are_the_librarys() -> None:
     """They are written out in the command line, which must not import what takes seconds."""
     options = {name: inspect.signature(getattr(commands, name)).parameters for name in ("ask", "convert")}
     sampling = Sampling()
-    defaults = {name: options["ask"][name].default for name in ("max_new_tokens", "temperature", "top_p", "seed")}
+    defaults = {name: options["ask"][name].default for name in ("temperature", "top_p", "seed")}
     assert defaults == {name: getattr(sampling, name) for name in defaults}
+    lengths = f"Default: {sampling.max_new_tokens}; {DEFAULT_SAMPLING.max_new_tokens} with --answer-with"
+    assert lengths in " ".join(_help("ask").replace("│", " ").split())
     assert options["ask"]["max_documents"].default == MAX_DOCUMENTS
     assert options["convert"]["source"].default == DEFAULT_SOURCE
     library = inspect.signature(convert).parameters
@@ -162,20 +166,23 @@ def test_add_reports_what_it_did_and_again_finds_everything_unchanged(notes: Pat
 def test_a_corpus_is_read_once(command: str, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     (tmp_path / "records.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    for name in ("read_content", "read_records", "_document_of_package"):
-        real = getattr(corpus, name)
-        monkeypatch.setattr(corpus, name, lambda what, *more, real=real: (read.append(str(what)), real(what, *more))[1])
+    reads = ((corpus, "read_content"), (corpus, "read_records"), (installed, "_document_of_package"))
+    for module, name in reads:
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda what, *more, real=real: (read.append(str(what)), real(what, *more))[1])
     bank = [tmp_path / "bank"] if command == "add" else []
     memspan(command, *bank, notes, tmp_path / "records.jsonl", "--installed-packages", "--json")
     assert len(read) > 3
     assert len(set(read)) == len(read)
 
 
-def test_add_takes_single_files_by_their_path(notes: Path, tmp_path: Path) -> None:
+def test_a_file_given_by_itself_is_the_document_that_its_folder_gives(notes: Path, tmp_path: Path) -> None:
     done = memspan("add", tmp_path / "bank", notes / "otter.txt", notes / "heron.md")
     assert (done.code, done.err) == (0, "")
     listed = memspan("ls", tmp_path / "bank", "--json").json
-    assert [found["external_id"] for found in listed] == [str(notes / "otter.txt"), str(notes / "heron.md")]
+    assert [found["external_id"] for found in listed] == ["notes/otter.txt", "notes/heron.md"]
+    again = memspan("add", tmp_path / "bank", notes)
+    assert again.out.startswith("done: 1 added, 0 updated, 2 unchanged"), "the third note"
 
 
 def test_files_that_cannot_be_read_are_named_and_the_rest_is_remembered(notes: Path, tmp_path: Path) -> None:
@@ -191,6 +198,30 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_remembered(notes: P
     assert again.code == 3
     assert [Path(found["source"]).name for found in again.json["skipped"]] == ["blob.txt", "empty.md", "image.png"]
     assert all(found["reason"] for found in again.json["skipped"])
+
+
+def test_how_files_are_read_may_be_said(notes: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_bytes(
+        "Nr;Titel;Inhalt;date\n1;Größe;Die Schleiereule ruft.;2024-03\n2;b;c;03/04/2024\n".encode("cp1252")
+    )
+    named = ("--text-column", "inhalt", "--title-column", "titel")
+    refused = memspan("add", tmp_path / "bank", table)
+    assert refused.code == 3 and "the columns are Nr, Titel, Inhalt, date" in refused.err
+    done = memspan("add", tmp_path / "bank", table, *named, "--encoding", "cp1252")
+    assert done.code == 3 and "done: 2 added" in done.out
+    assert "table.csv#3: kept without its date" in done.err and "'03/04/2024' may mean two days" in done.err
+    first = memspan("ls", tmp_path / "bank", "--where", "date=2024-03-31", "--json").json
+    assert [(row["title"], row["date"]) for row in first] == [("Größe", "2024-03")]
+    assert memspan("add", tmp_path / "bank", table, "--format", "txt", "--json").json["added"] == 1
+    assert memspan("add", tmp_path / "bank", "-", "--encoding", "koi8-r", stdin="о".encode("koi8-r")).code == 0
+    for wrong, said in (
+        (("--encoding", "nonsense"), "no text encoding"),
+        (("--format", "nonsense"), "file format must be"),
+    ):
+        failed = memspan("add", tmp_path / "bank", table, *wrong)
+        assert failed.code == 1 and said in failed.err
+    assert memspan("estimate", table, *named, "--json").json["sources"] == 2
 
 
 def _short_hash(text: str) -> str:
@@ -236,7 +267,7 @@ def test_a_second_document_of_one_id_is_named_and_does_not_replace_the_first(tmp
     done = memspan("add", tmp_path / "bank", first, second)
     assert done.code == 3
     assert done.out.startswith("done: 3 added, 0 updated, 0 unchanged, 1 skipped\n")
-    assert re.search(rf"^skipped {re.escape(str(second))}\b.*: a document of the id 'same' was read before$", done.err)
+    assert done.err == f"skipped {second}: a document of the id 'same' was read before, from another file\n"
     listed = memspan("ls", tmp_path / "bank", "--json").json
     texts = {found["external_id"]: found["text"] for found in listed}
     assert texts == {"same": "One.", "other": "Two.", "third": "Four."}
@@ -301,37 +332,13 @@ def test_ctrl_c_keeps_what_was_encoded_and_the_same_command_continues(
     assert stopped.code == 130
     assert "run the same command again to continue" in stopped.err
     assert signal.getsignal(signal.SIGINT) is before
-    kept = MemoryBank.open(tmp_path / "bank").catalog.counts().sources
-    assert 0 < kept < 60 if presses == 1 else kept == 0, "pressed once, the batch is kept; pressed again, nothing more"
+    counts = MemoryBank.open(tmp_path / "bank").catalog.counts()
+    assert (counts.sources, counts.pending) == (60, 60), "the texts are kept, also where it is pressed again"
     assert ("stopped: " in stopped.out) == (presses == 1)
     report = memspan("add", tmp_path / "bank", path, "--json").json
-    assert (report["unchanged"], report["added"], report["bank"]["sources"]) == (kept, 60 - kept, 60)
+    assert (report["unchanged"], report["documents"], report["pending"], report["bank"]["sources"]) == (60, 60, 0, 60)
     listed = memspan("ls", tmp_path / "bank", "--json", "--limit", 100).json
     assert {found["external_id"] for found in listed} == {f"r{number}" for number in range(60)}
-
-
-@pytest.mark.slow
-def test_a_process_that_gets_sigint_while_adding_exits_130(tmp_path: Path) -> None:
-    program = (
-        "import signal\n"
-        "from memspan.cli import app, render\n"
-        "shown = render.AddProgress.__call__\n"
-        "def show(self, report):\n"
-        "    shown(self, report)\n"
-        "    signal.raise_signal(signal.SIGINT)\n"
-        "render.AddProgress.__call__ = show\n"
-        "render._PLAIN_EVERY_TOKENS = 1\n"
-        "app()\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", program, "add", str(tmp_path / "bank"), str(_many(tmp_path))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
-    assert done.returncode == 130, done.stderr
-    assert re.search(r"^\d+ documents, [\d,]+ tokens/s, \d+ s left$", done.stderr, re.MULTILINE)
-    assert "Traceback" not in done.stderr
-    kept = MemoryBank.open(tmp_path / "bank").catalog.counts().sources
-    assert 0 < kept < 60
-    assert memspan("add", tmp_path / "bank", tmp_path / "many.jsonl", "--json").json["added"] == 60 - kept
 
 
 # --- ask ------------------------------------------------------------------------------------------------------------
@@ -342,8 +349,10 @@ def test_ask_shows_the_answer_with_evidence(bank: Path) -> None:
     assert done.code == 0
     assert done.err == "note: this model's router is untrained; documents are chosen by full-text search\n"
     expected = memspan("ask", bank, "Where does the otter of Rome live?", "--max-new-tokens", 6, "--json").json
-    *answer, evidence, footer = done.out.splitlines()
+    *answer, cited, evidence, footer = done.out.splitlines()
     assert "\n".join(answer).strip() == expected["text"]
+    assert cited.startswith("  “") and cited.endswith("” no document that was read says so"), "it writes no words"
+    assert [one["supported"] for one in expected["citations"]] == [False] and expected["answered"] is True
     line = r"  1\. \[3\] otter  \(notes/otter\.txt\[0:40\], [-\d]{10}, score \d\.\d\d"
     assert re.fullmatch(rf"{line}\)", evidence) and expected["evidence"][0]["layers"] is None, "nothing was routed"
     routed = memspan("ask", bank, "Where does the otter of Rome live?", "--selector", "lexical", "--route-answer")

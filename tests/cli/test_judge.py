@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from command import failed, memspan
 
-from memspan.errors import EvaluationError
-from memspan.eval import judge as judging
+from memspan.errors import AnswererError
 from memspan.eval.judge import Endpoint, grade_in, prompt_for
 
 ROWS = [("q1", "Oslo", ["Oslo"], False), ("q2", "", ["Rome"], False), ("q3", "I don't know", [], True)]
@@ -51,7 +50,10 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(judging.time, "sleep", lambda seconds: None)
+    async def at_once(seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr("memspan.generate.endpoint.asyncio.sleep", at_once)
     served = Server()
     yield served
     served.http.shutdown()
@@ -136,18 +138,18 @@ def test_a_judge_that_cannot_be_had_is_an_error(run: Path, server: Server) -> No
     server.reply = lambda prompt: 401
     done = memspan("judge", run, "--endpoint", server.url, "--model", "m")
     message = " ".join(done.err.split())
-    assert done.code == 1 and "gave no grade (HTTP 401" in message and "--endpoint" in message
+    assert done.code == 1 and "no reply gave a grade" in message and "HTTP 401" in message and "--endpoint" in message
     assert len(server.asked) == 3, "a refusal is not tried again"
-    assert "gave no grade" in memspan("judge", run, "--endpoint", "http://127.0.0.1:9/v1", "--model", "m").err
+    assert "no reply gave a grade" in memspan("judge", run, "--endpoint", "http://127.0.0.1:9/v1", "--model", "m").err
     assert "no finished run" in failed("judge", run / "nowhere", "--endpoint", server.url, "--model", "m")
 
 
 def test_a_reply_that_is_no_completion(server: Server) -> None:
     server.reply = lambda prompt: None
-    assert Endpoint(server.url, "m").ask("x") == "None", "no content is a reply without a grade"
-    assert grade_in("None") is None
+    assert Endpoint(server.url, "m").ask("x") == "", "no content is a reply without a grade"
+    assert grade_in("") is None
     assert "secret" not in repr(Endpoint("http://u", "m", "secret")), "the key is not shown"
-    with pytest.raises(EvaluationError, match="must be a URL"):
+    with pytest.raises(AnswererError, match="must be a URL"):
         Endpoint("nowhere", "m")
 
 

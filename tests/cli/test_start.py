@@ -65,6 +65,7 @@ def imported(folder: Path, *arguments: str, code: int = 0) -> set[str]:
         "search bank otter --selector lexical --as-of 2999-01-01 --json",
         f"update bank {OTTER} --date 2020-05-01 --set legs=4",
         "export bank -",
+        "reindex bank",
         "rm bank notes/heron.txt",
         "keys add bob --keys keys.json",
         "keys list --keys keys.json",
@@ -79,7 +80,7 @@ def test_help_of_all_commands_imports_what_their_options_are_made_of_and_nothing
     program += "    print(sorted(name for name in sys.modules if name.startswith('memspan.')), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     found = {name.split(".")[1] for name in ast.literal_eval(done.stderr.splitlines()[-1])}
-    assert found == {"cli", "errors", "serve", "types"}
+    assert found == {"cli", "dates", "errors", "serve", "types"}
     assert "'memspan.serve.settings'" in done.stderr and "'memspan.serve.keys'" not in done.stderr
 
 
@@ -92,6 +93,7 @@ def test_help_of_all_commands_imports_what_their_options_are_made_of_and_nothing
         "summarize nowhere",
         "reencode nowhere",
         "compact nowhere",
+        "reindex nowhere",
         "info nowhere",
         "ls bank --where wings=2",
         "search bank otter --selector lexical --where wings=2",

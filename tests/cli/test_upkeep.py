@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from command import failed, memspan
+from helpers import make_first_index
 
 from memspan.bank.bank import MemoryBank
+from memspan.bank.texts import TextBank
 from memspan.model.convert import convert
 
 OTTER, HERON, LYNX = "notes/otter.txt", "notes/heron.md", "notes/lynx.txt"
@@ -47,7 +50,8 @@ def test_rm_of_something_unknown_deletes_nothing_and_says_where_to_look(bank: Pa
 def test_what_was_removed_is_found_no_more_and_can_be_added_again(bank: Path, notes: Path) -> None:
     memspan("rm", bank, OTTER)
     assert OTTER not in searched(bank, "otter of Rome")
-    assert memspan("add", bank, notes, "--json").json["added"] == 1
+    lines = json.dumps({"id": OTTER, "text": (notes / "otter.txt").read_text()})
+    assert memspan("add", bank, "-", "--json", stdin=lines).json["added"] == 1
     assert searched(bank, "otter of Rome")[0] == OTTER
 
 
@@ -70,7 +74,7 @@ def test_update_of_title_date_and_metadata_keeps_the_rest(bank: Path) -> None:
 
 
 def test_update_says_what_is_missing_before_a_model_is_loaded(bank: Path, tmp_path: Path, no_model: None) -> None:
-    assert "name a FILE, --title, --date or --set" in failed("update", bank, OTTER)
+    assert "name a FILE, --title, --date" in failed("update", bank, OTTER)
     assert "no document 'cat'" in failed("update", bank, "cat", "--title", "x")
     assert "--set needs KEY=VALUE" in failed("update", bank, OTTER, "--set", "legs")
     assert "missing.txt" in failed("update", bank, OTTER, tmp_path / "missing.txt")
@@ -110,13 +114,26 @@ def test_a_filter_that_makes_no_sense_is_a_named_error(bank: Path, options: tupl
 def test_namespaces_of_the_command_line_do_not_see_each_other(bank: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("The otter has a secret.")
     assert memspan("add", bank, tmp_path / "secret.txt", "--namespace", "bob").code == 0
-    secret = str(tmp_path / "secret.txt")
+    secret = f"{tmp_path.name}/secret.txt"
     assert listed(bank, "-n", "bob") == [secret] and secret not in listed(bank)
     assert searched(bank, "secret otter", "-n", "bob") == [secret]
     assert secret not in searched(bank, "secret otter")
     assert "no document" in failed("rm", bank, secret)
     assert "namespace 'eve'" in memspan("ask", bank, "otter", "-n", "eve").err
     assert memspan("info", bank, "--json").json["namespaces"] == ["bob", "default"]
+
+
+def test_reindex_makes_an_older_full_text_index_anew(bank: Path, no_model: None) -> None:
+    assert memspan("info", bank, "--json").json["full_text"] == "current"
+    with closing(TextBank.open(bank)) as opened:
+        make_first_index(opened.catalog)
+    assert f"memspan reindex {bank}" in memspan("info", bank, "--json").json["full_text"]
+    before = searched(bank, "otters", "--selector", "lexical")
+    values = memspan("reindex", bank, "--json").json
+    assert values["documents"] > 1 and values["full_text"].startswith("terms ")
+    assert memspan("info", bank, "--json").json["full_text"] == "current"
+    assert searched(bank, "otters", "--selector", "lexical") == before != []
+    assert clean(bank)
 
 
 def test_compact_tells_what_it_freed(bank: Path, no_model: None) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
 import pickle
 import signal
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from helpers import add_latents, bits, read_bank
-from scenarios import FURTHER, MANIFEST, Entry, Scenario, State
+from scenarios import FURTHER, MANIFEST, Entry, Scenario, State, cuts
 from shim import Mode, Shim
 
 from memspan.bank.bank import MemoryBank
@@ -29,9 +28,10 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.folder import coarse_path, segment_paths
 from memspan.bank.verify import verify
 from memspan.errors import BankError
+from memspan.types import EncodedDocuments
 
 _CATALOG = {f"catalog.sqlite{suffix}" for suffix in ("", "-wal", "-shm", "-journal")}
-_FILES = _CATALOG | {"writer.lock", "writer.pid", "segments", "readers"}
+_FILES = _CATALOG | {"writer.lock", "writer.pid", "encoder.lock", "segments", "readers"}
 _LOOK_SECONDS = 60
 
 
@@ -174,13 +174,16 @@ def _expected(given: State) -> _Content:
 
 @functools.cache
 def _content(entry: Entry) -> tuple[Any, ...]:
-    document, latents = entry.document, entry.latents()
-    cuts = [len(document.text) * part // len(latents) for part in range(len(latents) + 1)]
+    document = entry.document
     parts = [
-        (start, end, document.text[start:end], encoded.num_chunks[0], *bits(encoded))
-        for (start, end), encoded in zip(itertools.pairwise(cuts), latents, strict=True)
+        (span.start, span.end, document.text[span.start : span.end], *_latent(encoded, entry.pending))
+        for span, encoded in zip(cuts(entry), entry.latents(), strict=True)
     ]
     return document.title, dict(document.metadata), *parts
+
+
+def _latent(encoded: EncodedDocuments, pending: bool) -> tuple[int, bytes, bytes]:
+    return (0, b"", b"") if pending else (encoded.num_chunks[0], *bits(encoded))
 
 
 def _difference(expected: _Content, found: _Content) -> str:

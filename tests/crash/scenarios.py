@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
@@ -35,11 +36,15 @@ import memspan.bank.encode
 import memspan.bank.reencode
 from memspan.bank import coarse
 from memspan.bank.bank import MemoryBank
+from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.compaction import FAN_OUT
+from memspan.bank.edits import NewDocument, NewSource, Written, add_sources, place_pending
 from memspan.bank.encode import Part
+from memspan.bank.folder import segments_folder, text_crc32
+from memspan.bank.segment import SegmentWriter
 from memspan.model.shipped import ModelNames
 from memspan.text.template import encoded_text
-from memspan.types import Document, EncodedDocuments
+from memspan.types import Document, EncodedDocuments, Span
 
 MANIFEST = tiny_manifest()
 BANK = "bank"
@@ -51,6 +56,7 @@ class Entry:
 
     Attributes:
         rows: of each of the parts that the text is cut into.
+        pending: its text is there, and its latents are not yet.
         encoder: another number is another model.
     """
 
@@ -58,6 +64,7 @@ class Entry:
     text: str
     rows: tuple[int, ...] = (3,)
     encoder: int = 0
+    pending: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
@@ -147,6 +154,65 @@ def _add_one(folder: Path, done: Done) -> None:
     bank.close()
 
 
+def _remember(folder: Path, done: Done) -> None:
+    """Texts first, two in the first commit; then their latents, in a commit each."""
+    bank = MemoryBank.open(folder)
+    put_texts(bank, [B, A2], done=done)
+    put_texts(bank, [C], done=done)
+    for entry in (B, A2, C):
+        encode(bank, entry)
+        done()
+    bank.close()
+
+
+def _encode_one_and_delete_another(folder: Path, done: Done) -> None:
+    bank = MemoryBank.open(folder)
+    encode(bank, B)
+    done()
+    bank.delete(["c"])
+    done()
+    bank.close()
+
+
+def _holding_pending(folder: Path) -> None:
+    holding(A)(folder)
+    bank = MemoryBank.open(folder)
+    put_texts(bank, [B, C])
+    bank.close()
+
+
+def put_texts(bank: MemoryBank, entries: Sequence[Entry], done: Done = lambda: None) -> None:
+    """Add entries whose latents come later, in one commit."""
+    with bank.locked():
+        first = bank.catalog.next_document_id()
+        sources = []
+        for entry in entries:
+            spans = cuts(entry)
+            sources.append(NewSource(entry.document, tuple(map(NewDocument, range(first, first + len(spans)), spans))))
+            first += len(spans)
+        add_sources(bank.catalog, DEFAULT_NAMESPACE, sources, Written((), ()))
+    done()
+
+
+def encode(bank: MemoryBank, entry: Entry) -> None:
+    """Give an entry that is there its latents, in one commit."""
+    with bank.locked():
+        stored = bank.catalog.documents_of(DEFAULT_NAMESPACE, entry.external_id)
+        segments = SegmentWriter(segments_folder(bank.folder), MANIFEST.msa_layers, 2**20)
+        for document, latents in zip(stored, entry.latents(), strict=True):
+            segments.append(document.id, text_crc32(document.encoded_text), latents)
+        parts = [NewDocument(document.id, document.span, 4) for document in stored]
+        place_pending(bank.catalog, DEFAULT_NAMESPACE, parts, Written(*segments.finish()))
+        bank.merge_small(DEFAULT_NAMESPACE)
+
+
+def cuts(entry: Entry) -> list[Span]:
+    """The parts of an entry's text, one for each of its latents."""
+    length, number = len(entry.document.text), len(entry.rows)
+    bounds = [length * part // number for part in range(number + 1)]
+    return [Span(start, end) for start, end in itertools.pairwise(bounds)]
+
+
 def _add_large(folder: Path, done: Done) -> None:
     """As `_add_one`, with a file of keys in 8 bits."""
     with pytest.MonkeyPatch.context() as patch:
@@ -218,6 +284,9 @@ class _Encoder:
     def count_tokens(self, text: str) -> int:
         return 4
 
+    def fits(self, text: str, max_tokens: int) -> bool:
+        return False
+
     def encode_batch(self, loaded: _Encoder, batch: Sequence[Part]) -> None:
         for part in batch:
             (part.latents,) = self._asked[part.document.document_id].latents()
@@ -259,6 +328,7 @@ A2 = Entry("a", "apricots instead", rows=(1, 1, 1))
 B2 = Entry("b", "a bicycle")
 # The same texts of another model, which cuts none of them in parts.
 A_ANEW, B_ANEW, C_ANEW = (dataclasses.replace(entry, encoder=1, rows=(2,)) for entry in (A, B, C))
+A2_TEXT, B_TEXT, C_TEXT = (dataclasses.replace(entry, pending=True) for entry in (A2, B, C))
 # One less than are merged.
 SMALL = tuple(Entry(f"small {number}", f"number {number}", rows=(1,)) for number in range(FAN_OUT - 1))
 # What is added to whatever was left, to see that it goes on.
@@ -268,6 +338,28 @@ SCENARIOS: dict[str, Scenario] = {
     "create": Scenario(_nothing, _create, (None, {})),
     "create in new folders": Scenario(_nothing, _create, (None, {}), bank=f"new/folders/{BANK}"),
     "add": Scenario(holding(A), _add, (state(A), state(A, B), state(A, B, C, D, E))),
+    "remember": Scenario(
+        holding(A),
+        _remember,
+        (
+            state(A),
+            state(A2_TEXT, B_TEXT),
+            state(A2_TEXT, B_TEXT, C_TEXT),
+            state(A2_TEXT, B, C_TEXT),
+            state(A2, B, C_TEXT),
+            state(A2, B, C),
+        ),
+    ),
+    "encode one and delete another": Scenario(
+        _holding_pending,
+        _encode_one_and_delete_another,
+        (state(A, B_TEXT, C_TEXT), state(A, B, C_TEXT), state(A, B)),
+    ),
+    "compact what is pending": Scenario(
+        _holding_pending,
+        functools.partial(_compact, secure=True),
+        (state(A, B_TEXT, C_TEXT), state(A, B_TEXT, C_TEXT)),
+    ),
     "add a large segment": Scenario(holding(A), _add_large, (state(A), state(A, B))),
     "update": Scenario(holding(A, B), _update, (state(A, B), state(A2, B, C), state(A2, B2, C))),
     "add around checkpoints": Scenario(holding(A), _add_around_checkpoints, (state(A), state(A, B), state(A, B, C))),

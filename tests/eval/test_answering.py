@@ -61,8 +61,7 @@ def answered(memory: Memory, name: str, questions: Sequence[str], tokens: int | 
         return [found for _, found in answer_in_rounds(memory, arm, asked, SAMPLING, tokens)]
     rankings = Ranker([arm], {}).rank(memory, arm, asked)
     prompts = [
-        prompt_of(memory.loaded, arm, one.question, found.documents, room)
-        for one, found in zip(asked, rankings, strict=True)
+        prompt_of(memory, arm, one.question, found.documents, room) for one, found in zip(asked, rankings, strict=True)
     ]
     with memory.bank.snapshot(memory.namespace) as snapshot:
         layers = Finder(memory.loaded, snapshot, EVERYTHING).memory if arm.latents else None

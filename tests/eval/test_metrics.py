@@ -62,23 +62,6 @@ def test_abstention_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "abstains"),
-    [
-        ("I don't know.", True),
-        ("The answer is not mentioned in the notes.", True),
-        ("It cannot be determined from the text", True),
-        ("Unanswerable", True),
-        ("Nobody knows the trouble", False),
-        ("Paris", False),
-        ("", False),
-        ("He is known as the Unknownable", False),
-    ],
-)
-def test_what_counts_as_abstaining(text: str, abstains: bool) -> None:
-    assert metrics.is_abstention(text) is abstains
-
-
-@pytest.mark.parametrize(
     ("text", "malformed"),
     [
         ("", False),  # counted apart

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import tiny_loaded
 
-from memspan.bank import edits
+from memspan.bank import clock as bank_clock
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.generate.memory import Memory
@@ -62,7 +62,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def now(cls, tz: tzinfo | None = None) -> datetime:
             return datetime.fromisoformat(times[-1]).replace(tzinfo=tz)
 
-    monkeypatch.setattr(edits, "datetime", Clock)
+    monkeypatch.setattr(bank_clock, "datetime", Clock)
     return times
 
 
@@ -78,8 +78,8 @@ def test_texts_stand_before_the_question_oldest_first_with_their_dates(
     answer = memory.ask("otter river", selector=selector, max_documents=6, sampling=SHORT)
     shown = contexts[-1]
     assert {passage.document_id for passage in shown} == {item.document_id for item in answer.evidence}
-    # The day that is shown is that of the moment in UTC; within a day what is dated by the moment comes later.
-    order = {4: "1999-12-31", 6: "2024-05-05", 2: "2024-05-05", 5: "2026-03-01", 3: "2026-03-01", 1: "2026-03-02"}
+    # The order is that of the moments, the day that is shown that of the place; within a day a moment comes later.
+    order = {4: "1999-12-31", 6: "2024-05-05", 2: "2024-05-05", 5: "2026-03-01", 3: "2026-03-02", 1: "2026-03-02"}
     expected = [(number, date) for number, date in order.items() if number in {p.document_id for p in shown}]
     assert [(passage.document_id, passage.date) for passage in shown] == expected
     assert len(shown) == 6 or selector != "lexical"
@@ -160,9 +160,9 @@ def test_a_date_is_changed_without_encoding_anything(memory: Memory, contexts: l
     report = memory.update("a", date="2026-03-05T00:00+02:00")
     assert (report.updated, report.documents) == (1, 0)
     memory.ask("otter", sampling=SHORT)
-    assert [(p.document_id, p.date) for p in contexts[-1]] == [(2, "2026-03-02"), (1, "2026-03-04")]
+    assert [(p.document_id, p.date) for p in contexts[-1]] == [(2, "2026-03-02"), (1, "2026-03-05")]
     assert [item.external_id for item in memory.search("otter", as_of="2026-03-03")] == ["b"]
-    assert memory.get("a").date == "2026-03-04T22:00:00"
+    assert memory.get("a").date == "2026-03-05T00:00:00+02:00"
 
 
 def test_parts_of_a_long_document_are_of_its_date(tmp_path: Path) -> None:

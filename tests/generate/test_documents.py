@@ -12,7 +12,7 @@ from helpers import tiny_loaded
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
-from memspan.errors import BankClosed, CorpusError, DuplicateDocument, FilterError, UnknownDocument
+from memspan.errors import BankClosed, CorpusError, DuplicateDocument, FilterError, UnknownDocument, UnknownName
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
@@ -116,13 +116,28 @@ def test_files_are_read_as_the_command_reads_them(memory: Memory, tmp_path: Path
     assert report.added == 2 and memory.get("notes/otter.txt").text == OTTER
     (skipped,) = report.skipped
     assert skipped.source.endswith("picture.png") and "unsupported" in skipped.reason
-    (again,) = memory.add_files(notes / "otter.txt", notes / "otter.txt").skipped
-    assert "was read before" in again.reason
+    assert memory.add_files(notes / "otter.txt", notes / "otter.txt").skipped == (), "the same one again"
     with pytest.raises(CorpusError, match="does not exist"):
         memory.add_files(notes, tmp_path / "nothing")
     for wrong in ((), ([notes],)):
         with pytest.raises(TypeError, match="each by itself"):
             memory.add_files(*wrong)  # type: ignore[arg-type]
+
+
+def test_how_files_are_read_may_be_said(memory: Memory, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_bytes("Nr;Titel;Inhalt\n1;Größe;Die Schleiereule ruft.\n".encode("cp1252"))
+    assert "--text-column" in memory.add_files(table).skipped[0].reason
+    report = memory.add_files(table, text_column="Inhalt", title_column="Titel", encoding="cp1252")
+    assert (report.added, report.skipped) == (1, ())
+    assert [(one.title, one.text) for one in memory] == [("Größe", "Die Schleiereule ruft.")]
+    assert memory.add_files(table, format="txt", encoding="cp1252", existing="refuse").added == 1
+    for wrong, error in (({"encoding": "nonsense"}, CorpusError), ({"format": "nonsense"}, UnknownName)):
+        with pytest.raises(error):
+            memory.add_files(table, **wrong)
+    with pytest.raises(TypeError, match="did you mean 'encoding'"):
+        memory.add_files(table, encodin="cp1252")
+    assert len(memory) == 2
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -273,7 +288,7 @@ def test_a_list_where_one_question_is_wanted_is_refused(animals: Memory, name: s
 
 def test_the_page_runs_as_it_is_written(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(Memory, "open", lambda folder, create: memory)
+    monkeypatch.setattr(Memory, "open", lambda folder, create, answerer=None: memory)
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
     exec(compile(code, "python.md", "exec"), {})
 

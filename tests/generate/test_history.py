@@ -13,7 +13,7 @@ from memspan.bank.encode import manifest_of
 from memspan.config import TEMPLATES
 from memspan.errors import QuestionError
 from memspan.generate.context import fitted_history
-from memspan.generate.finder import first_query
+from memspan.generate.lexical import first_query
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.text.packing import pack_contexts

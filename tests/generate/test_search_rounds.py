@@ -13,7 +13,7 @@ from helpers import CopiedText, tiny_loaded
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.errors import MemspanError
-from memspan.generate.finder import names_in, next_query
+from memspan.generate.lexical import names_in, next_query
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.text.corpus import Skipped, read_paths

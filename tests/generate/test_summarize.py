@@ -14,9 +14,10 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.bank.scope import EVERYTHING
 from memspan.errors import EmptyBank, QuestionError
+from memspan.generate.citing import cite, sentences
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
-from memspan.generate.summarize import Summarizer, SummaryPlan, cite, sentences
+from memspan.generate.summarize import Summarizer, SummaryPlan
 from memspan.model.convert import LoadedModel
 from memspan.text.template import Context
 from memspan.types import Document

@@ -18,6 +18,7 @@ from typing import Any
 import httpx2 as httpx
 from helpers import tiny_loaded
 
+from memspan.generate.answerer import Answerer
 from memspan.model.convert import LoadedModel
 from memspan.serve.keys import KeyFile
 from memspan.serve.run import Server, make_server
@@ -38,10 +39,14 @@ def endless_model() -> LoadedModel:
 
 @contextlib.contextmanager
 def serving(
-    loaded: LoadedModel, *banks: Path | str, keys: KeyFile | None = None, **settings: Any
+    loaded: LoadedModel,
+    *banks: Path | str,
+    keys: KeyFile | None = None,
+    answerer: Answerer | None = None,
+    **settings: Any,
 ) -> Iterator[tuple[Server, str]]:
     """Run a server; yields it and its address. It is stopped at the end, as a signal would."""
-    server = make_server(loaded, map(str, banks), ServeSettings(port=0, **settings), keys)
+    server = make_server(loaded, map(str, banks), ServeSettings(port=0, **settings), keys, answerer)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
@@ -93,6 +98,13 @@ def add_animals(http: httpx.Client, **place: Any) -> None:
     ]
     response = http.post("/v1/memories/batch", json={"memories": memories, **place})
     assert response.status_code == 201, response.text
+    wait_for(lambda: not pending(http, **place))
+
+
+def pending(http: httpx.Client, **place: Any) -> int:
+    """Documents of a namespace that are not encoded yet, as far as the client may know."""
+    status = http.get("/v1/status", params={k: v for k, v in place.items() if k == "namespace"})
+    return sum(bank["pending"] for bank in status.json()["banks"]) if status.status_code == 200 else 0
 
 
 def question(text: str = "Where does the otter live?", **fields: Any) -> dict[str, Any]:

@@ -44,13 +44,13 @@ def test_an_answer_is_what_the_library_answers(animals: tuple[Server, str], http
     assert [len(layer["document_ids"]) for layer in routed] == [2, 2]
 
 
-def test_citations_are_annotations(http: httpx.Client) -> None:
-    message = http.post("/v1/chat/completions", json=question()).json()["choices"][0]["message"]
-    first = message["annotations"][0]
-    assert first["type"] == "url_citation"
-    cited = first["url_citation"]
-    assert cited["url"] == "memspan://notes/default/animals/otter" and cited["title"] == "otter"
-    assert (cited["start_index"], cited["end_index"]) == (0, len(message["content"]))
+def test_sentences_that_no_memory_supports_are_not_annotated_and_said_to_be_so(http: httpx.Client) -> None:
+    found = http.post("/v1/chat/completions", json=question()).json()
+    assert found["choices"][0]["message"]["annotations"] == [], "this model writes no words"
+    text, cited = found["choices"][0]["message"]["content"], found["memspan"]["citations"]
+    assert all(not one["supported"] and one["evidence"] is None and one["id"] is None for one in cited)
+    assert all(text[one["span"]["start"] : one["span"]["end"]] for one in cited)
+    assert (found["memspan"]["answerer"], found["memspan"]["removed_citations"]) == ("", 0)
 
 
 def test_a_stream_says_what_the_whole_answer_says(http: httpx.Client) -> None:

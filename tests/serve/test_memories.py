@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from typing import Any
+from urllib.parse import quote
 
 import httpx2 as httpx
 import pytest
 from serving import ANIMALS, error_of, wait_for
 
 from memspan.bank.locks import writer_lock
+from memspan.bank.scope import parse_expressions
 from memspan.generate.memory import Memory
 from memspan.serve.banks import ServedBank
 from memspan.serve.run import Server
@@ -44,6 +46,27 @@ def test_a_memory_is_added_got_changed_and_forgotten(http: httpx.Client, place: 
         http.get("/v1/memories/a%00b", params=place),
     ):
         assert error_of(response, 404)["code"] == "memory_not_found"
+
+
+@pytest.mark.parametrize(
+    ("date", "found_by", "not_by"),
+    [
+        ("2026-03", "date=2026-03-31", "date<2026-03"),
+        ("2026", "date>=2026-12", "date>2026-05"),
+        ("2026-03-01T00:30:00+09:00", "date=2026-03-01", "date=2026-02-28"),
+        ("2026-03-01T00:30:00+09:00", "date<2026-02-28T15:31Z", "date<2026-02-28T15:30Z"),
+    ],
+)
+def test_a_date_keeps_its_precision_and_zone(
+    http: httpx.Client, place: dict[str, str], date: str, found_by: str, not_by: str
+) -> None:
+    place["namespace"] = f"dates-{date[:7]}-{len(found_by)}"
+    added = http.post("/v1/memories", json={"id": "x", "text": "The mole digs.", "date": date, **place}).json()
+    assert added["date"] == date
+    for expression, count in ((found_by, 1), (not_by, 0)):
+        where = parse_expressions([expression])
+        body = {"query": "mole", "selector": "lexical", "where": where, **place}
+        assert len(http.post("/v1/memories/search", json=body).json()["data"]) == count
 
 
 def test_a_memory_without_an_id_is_remembered_once(http: httpx.Client, place: dict[str, str]) -> None:
@@ -191,6 +214,9 @@ def test_too_many_changes_are_refused(
         {"text": "x", "date": "soon"},
         {"text": "x", "metadata": {"a": "\ud800"}},
         {"text": "x", "metadata": 1},
+        {"text": "x", "metadata": {"a": json.loads("[" * 101 + "]" * 101)}},
+        {"text": "x", "metadata": {"a": json.loads('{"b":' * 900 + "1" + "}" * 900)}},
+        {"text": "x", "date": "03/04/2024"},
         {"text": "x", "path": "/etc/passwd"},
         {"text": "x", "bank": ""},
     ],
@@ -234,3 +260,12 @@ def test_what_a_route_does_not_read_is_refused(
 def test_a_place_in_a_body_that_is_not_read_is_refused(http: httpx.Client, method: str) -> None:
     error_of(http.request(method, "/v1/memories/animals%2Fotter", json={"namespace": "me"}), 400)
     assert http.get("/v1/memories/animals%2Fotter").status_code == 200
+
+
+@pytest.mark.parametrize("id", ["docs/line\nend.md", "docs/end\n", "a\r\n\tb", "\x1b[31m", "s/" + "l" * 250])
+def test_a_memory_of_any_name_is_got_changed_and_forgotten(http: httpx.Client, place: dict[str, str], id: str) -> None:
+    assert http.post("/v1/memories", json={"id": id, "text": "The mole digs.", **place}).json()["id"] == id
+    path = f"/v1/memories/{quote(id, safe='')}"
+    assert http.get(path, params=place).json()["id"] == id
+    assert http.patch(path, json={"title": "Mole", **place}).json()["title"] == "Mole"
+    assert http.delete(path, params=place).json() == {"object": "memory.deleted", "id": id, "deleted": True}

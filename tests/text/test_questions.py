@@ -88,7 +88,7 @@ def test_passages_may_have_dates(tmp_path: Path) -> None:
     dated = {**OWN, "positives": said[1:], "negatives": said[:1]}
     (found,) = read_questions(written(tmp_path / "x.jsonl", lines(dated))).questions
     (later,), (earlier,) = found.positives, found.negatives
-    assert (earlier.date, later.date) == ("2025-01-10", "2025-05-30T08:00:00")
+    assert (earlier.date, later.date) == ("2025-01-10", "2025-05-30T10:00:00+02:00")
     assert len({later.external_id, earlier.external_id, passage("", "In Ghent.").external_id}) == 3
     write_questions(tmp_path / "again.jsonl", [found])
     assert read_questions(tmp_path / "again.jsonl").questions == (found,)

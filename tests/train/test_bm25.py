@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from memspan.text.terms import index_terms, query_terms
+from memspan.text.terms import content_words, plain_words
 from memspan.train.bm25 import K1, B, Bm25
 
 WORDS = ["otter", "heron", "lynx", "river", "moon", "stone", "the", "of", "apple", "Rome", "東京塔", "dog's", "seven"]
@@ -21,10 +21,10 @@ def drawn(count: int, seed: int = 0, longest: int = 30) -> list[str]:
 
 def naive(texts: list[str], query: str, place: int) -> float:
     """The formula of the docstring, word by word."""
-    words = [index_terms(text) for text in texts]
+    words = [plain_words(text) for text in texts]
     mean = max(sum(map(len, words)) / len(words), 1.0)
     total = 0.0
-    for term in query_terms(query):
+    for term in content_words(query):
         holding = sum(term in found for found in words)
         tf = words[place].count(term)
         if tf:

@@ -1,53 +1,34 @@
-"""Corpus -> bank: in windows of documents, committed on the way. Run again, it continues."""
+"""Corpus -> bank: texts first, thousands a second, then their latents (`behind`). Run again, it continues."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import IO, Literal
 
-from memspan.bank.bank import BankWriter, MemoryBank
+from memspan.bank import edits
+from memspan.bank.bank import MemoryBank
+from memspan.bank.behind import Behind
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.encode import EncodingRun, Part, Progress, SourceParts, check_model, manifest_of, tokenise
+from memspan.bank.edits import NewDocument, NewSource, Written
+from memspan.bank.encode import COMMIT_SECONDS, EncodingRun, Progress, check_model, manifest_of
 from memspan.bank.encoders import Encoders, Group
 from memspan.bank.lines import read_exported
 from memspan.bank.remembered import remember
-from memspan.errors import BankError, DuplicateDocument
+from memspan.bank.texts import check_namespace, keeps_retention
+from memspan.errors import BankBusy, DuplicateDocument
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import BATCH_TOKENS
 from memspan.text.parts import split_document
 from memspan.types import AddReport, Document
 
-# Documents are sorted by length within a window of so many batches; it bounds what waits in memory, too.
-WINDOW_BATCHES = 8
+# Texts are committed when so many have come together, or so much time is over: a commit takes some milliseconds.
 _WINDOW_DOCUMENTS = 1024
-COMMIT_SECONDS = 60.0
+_WINDOW_SECONDS = 1.0
 
 Existing = Literal["replace", "refuse", "renew"]
-
-
-@dataclass(slots=True)
-class _Window:
-    """A piece of the corpus: what to encode, by external id, and what need not be."""
-
-    sources: dict[str, SourceParts] = field(default_factory=dict)
-    replacing: set[str] = field(default_factory=set)
-    relabelled: dict[str, Document] = field(default_factory=dict)
-    unchanged: list[Document] = field(default_factory=list)
-    tokens: int = 0
-
-    @property
-    def parts(self) -> list[Part]:
-        return [part for source in self.sources.values() for part in source.parts]
-
-    def changes(self, external_id: str) -> bool:
-        """Whether it adds, replaces or relabels a document."""
-        return external_id in self.sources or external_id in self.relabelled
-
-    def is_full(self, max_tokens: int) -> bool:
-        seen = len(self.sources) + len(self.relabelled) + len(self.unchanged)
-        return self.tokens >= max_tokens or seen >= _WINDOW_DOCUMENTS
 
 
 def add_documents(
@@ -57,58 +38,87 @@ def add_documents(
     *,
     namespace: str = DEFAULT_NAMESPACE,
     existing: Existing = "replace",
+    later: bool = False,
     progress: Progress = lambda report: None,
     should_stop: Callable[[], bool] = lambda: False,
     batch_tokens: int = BATCH_TOKENS,
     commit_seconds: float = COMMIT_SECONDS,
     group: Group | None = None,
 ) -> AddReport:
-    """Encode documents into a bank. Sources already there with the same content are skipped; others replace the old.
+    """Put documents into a bank. Sources already there with the same content are skipped; others replace the old.
 
-    Where only metadata or date differ, those are replaced and nothing is encoded. Memory is bounded whatever the corpus
-    size: a window of documents (or one very long one), one segment's buffer. Writes segments and the catalog (see
-    `MemoryBank`), committing about every `commit_seconds`.
+    Their texts come first: they are searched and answered from as soon as they are committed, some thousand documents a
+    second. Then those of them that are not encoded yet are encoded, a commit every `commit_seconds`; the router finds
+    what is encoded. Where another process encodes the bank already, that is left to it.
+
+    Where only metadata, date or expiry differ, those are replaced and nothing is encoded. Memory is bounded whatever
+    the corpus size: a window of documents (or one very long one), one segment's buffer.
 
     Args:
         namespace: where they go; questions see one namespace.
         existing: what becomes of a document whose external id is there already: other content replaces it, or is
             refused; "renew" replaces it even if nothing changed.
-        progress: called after every batch (and stretch of unchanged documents) with the state so far.
-        should_stop: asked as often; when True, everything encoded so far is committed and the call returns.
+        later: return when the texts are in; `encode_pending` encodes them.
+        progress: called with the state so far, after every commit of texts and after every batch.
+        should_stop: asked after every document, and after every batch; when True, what was read or encoded so far is
+            committed and the call returns.
         batch_tokens: padded tokens per forward.
-        commit_seconds: how much work a killed process may lose.
+        commit_seconds: how much encoding a killed process may lose; of texts it loses about a second.
         group: processes that encode together, of which this is rank 0; the others call `encode_for_first`.
 
     Raises:
         BankMismatch: the bank was made by another model, chunk size or template.
-        DuplicateDocument: an external id is there already, and `existing` is "refuse".
+        DuplicateDocument: an external id is there already, and `existing` is "refuse"; or two documents with other
+            content have one id. What came before is in the bank.
         BankBusy: another process writes.
         BankError: the bank cannot be written; what was committed stays.
         RankError: another rank failed or was lost; what was committed stays.
 
-    Any other exception (from `documents`, say) ends the run after what was encoded is committed.
+    Any other exception (from `documents`, say) ends the run after what was read before is committed.
     """
-    manifest = manifest_of(loaded)
+    check_namespace(namespace)
     run = EncodingRun(loaded, progress, should_stop, batch_tokens)
-    with Encoders(run, group, bank.folder, manifest.encoder_fingerprint) as encoders:
+    with Encoders(run, group, bank.folder, manifest_of(loaded).encoder_fingerprint) as encoders:
         check_model(bank.manifest, loaded)
-        with bank.writer(namespace) as writer:
+        with bank.locked():
             remember(bank.catalog, loaded.names)
-            adding = _Adding(writer, encoders, run)
-            try:
-                for windows in _rounds(documents, loaded, adding, WINDOW_BATCHES * batch_tokens, existing):
-                    adding.encode(windows)
-                    if run.report.interrupted:
-                        break
-                    if run.seconds_since_commit >= commit_seconds:
-                        adding.commit()
-            except BaseException as error:
-                bank_failed = isinstance(error, BankError) and not isinstance(error, DuplicateDocument)
-                if adding.can_commit and not bank_failed:
-                    adding.commit()
-                raise
-            adding.commit()
-    return run.report
+            texts = _Texts(bank, namespace, loaded, existing, run, encoders)
+            texts.add(documents)
+        if not (later or run.report.interrupted):
+            Behind(bank, loaded, encoders, run, commit_seconds, texts.was_given, texts.before).encode([namespace])
+    return run.find_pending(bank.catalog, [namespace])
+
+
+def encode_pending(
+    bank: MemoryBank,
+    loaded: LoadedModel,
+    *,
+    namespaces: Iterable[str] | None = None,
+    progress: Progress = lambda report: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    batch_tokens: int = BATCH_TOKENS,
+    commit_seconds: float = COMMIT_SECONDS,
+    group: Group | None = None,
+) -> AddReport:
+    """Encode the documents of a bank that are not encoded yet, oldest first. Run again, it continues.
+
+    The bank is locked for the commits alone, so others change it meanwhile; what they delete or replace before its turn
+    is never encoded.
+
+    Args:
+        namespaces: whose documents; None: all. For the others see `add_documents`.
+
+    Raises:
+        BankBusy: another process encodes this bank; or one has been changing it for half a minute.
+        BankMismatch, BankError, RankError: as for `add_documents`.
+    """
+    run = EncodingRun(loaded, progress, should_stop, batch_tokens)
+    with Encoders(run, group, bank.folder, manifest_of(loaded).encoder_fingerprint) as encoders:
+        check_model(bank.manifest, loaded)
+        wanted = bank.catalog.namespaces() if namespaces is None else list(namespaces)
+        if not Behind(bank, loaded, encoders, run, commit_seconds).encode(wanted):
+            raise BankBusy(f"another process encodes {bank.folder}; wait for it, or end it")
+    return run.find_pending(bank.catalog, wanted)
 
 
 def import_documents(
@@ -118,120 +128,146 @@ def import_documents(
     *,
     progress: Progress = lambda report: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> list[AddReport]:
-    """Add what `export_documents` wrote, each document to its namespace; returns a report per run of one namespace.
+) -> AddReport:
+    """Add what `export_documents` wrote, each document to its namespace: all texts, then the latents.
 
     Raises:
-        CorpusError: a line is not of that form (named); what came before it is in the bank.
+        CorpusError: a line is not of that form, or two lines with other content have one id (named); what came before
+            it is in the bank.
     """
-    reports: list[AddReport] = []
+    total = AddReport()
     for namespace, group in groupby(read_exported(stream), key=lambda item: item[0]):
         documents = (document for _, document in group)
-        report = add_documents(bank, loaded, documents, namespace=namespace, progress=progress, should_stop=should_stop)
-        reports.append(report)
-        if report.interrupted:
-            break
-    return reports
+        options = {"namespace": namespace, "later": True, "should_stop": should_stop}
+        total = total.and_then(add_documents(bank, loaded, documents, **options, progress=progress))
+        if total.interrupted:
+            return total
+    return total.and_then(encode_pending(bank, loaded, progress=progress, should_stop=should_stop))
 
 
-class _Adding:
-    """A writer, and who encodes for it."""
+@dataclass(slots=True)
+class _Window:
+    """Texts that the next commit makes exist, by external id."""
 
-    def __init__(self, writer: BankWriter, encoders: Encoders, run: EncodingRun) -> None:
-        self.writer, self.encoders = writer, encoders
-        self._run = run
-        self._committing = False
+    sources: dict[str, NewSource] = field(default_factory=dict)
+    relabelled: dict[str, Document] = field(default_factory=dict)
+    replacing: int = 0
+    unchanged: int = 0
+    characters: int = 0
+    began: float = field(default_factory=time.monotonic)
 
     @property
-    def can_commit(self) -> bool:
-        """Not after a commit that failed, nor without what another rank encoded."""
-        return self.encoders.in_step and not self._committing
+    def is_full(self) -> bool:
+        seen = len(self.sources) + len(self.relabelled) + self.unchanged
+        return seen >= _WINDOW_DOCUMENTS or time.monotonic() >= self.began + _WINDOW_SECONDS
 
-    def encode(self, windows: Sequence[_Window]) -> None:
-        """Encode some windows that change no document twice, and hand them to the writer."""
-        for window in windows:
-            characters = sum(len(document.text) for document in window.unchanged)
-            self._run.count(unchanged=len(window.unchanged), characters=characters)
-            if not self.writer.waiting.isdisjoint(window.sources):
-                self.commit()
-        self.encoders.encode([window.parts for window in windows])
-        for window in windows:
-            self._hand_over(window)
 
-    def commit(self) -> None:
-        """Make what was handed over exist."""
-        self._committing = True
-        self.writer.commit(self.encoders.write())
+class _Texts:
+    """Makes texts part of a bank, a window at a time. The caller holds the writer's lock."""
+
+    def __init__(
+        self,
+        bank: MemoryBank,
+        namespace: str,
+        loaded: LoadedModel,
+        existing: Existing,
+        run: EncodingRun,
+        encoders: Encoders,
+    ) -> None:
+        self._catalog, self._namespace, self._existing = bank.catalog, namespace, existing
+        self._loaded, self._run, self._encoders = loaded, run, encoders
+        self._next_id = self._first_id = bank.catalog.next_document_id()
+        self._window = _Window()
         self._committing = False
-        self._run.committed()
+        # Hashes of the ids given so far, with the number of the document: a million of them stay small.
+        self._given: dict[int, int] = {}
 
-    def _hand_over(self, window: _Window) -> None:
-        """Pass on the sources whose parts are all encoded (all of them, unless the run was stopped)."""
-        for name, source in window.sources.items():
-            if source.is_encoded:
-                self.writer.add(source.as_new(), [part.latents for part in source.parts])
-                self.encoders.keep(source.parts)
-                self._run.count(updated=int(name in window.replacing), added=int(name not in window.replacing))
-        for document in window.relabelled.values():
-            self.writer.relabel(document)
-            self._run.count(updated=1, characters=len(document.text))
-
-
-def _rounds(
-    documents: Iterable[Document], loaded: LoadedModel, adding: _Adding, max_tokens: int, existing: Existing
-) -> Iterator[list[_Window]]:
-    """The corpus in windows of about `max_tokens` to encode, as many together as there are processes that encode.
-
-    A window ends when it is full: its batches are of like length, and a stop loses at most one. The last text given
-    for an external id counts; where one is given again that an earlier window of the round changes, the round ends.
-    """
-    windows = [_Window()]
-    failure: Exception | None = None
-    stream = iter(documents)
-    while failure is None:
+    def add(self, documents: Iterable[Document]) -> None:
+        """Commit the documents; whatever ends them, what came before is committed."""
         try:
-            document = next(stream)
-            if any(window.changes(document.external_id) for window in windows[:-1]):
-                yield windows
-                windows = [_Window()]
-            _place(document, windows[-1], loaded, adding.writer, existing)
-        except StopIteration:
-            break
-        except Exception as error:  # of the corpus, whatever it is: what came before is kept
-            failure = error
-        if failure is None and windows[-1].is_full(max_tokens):
-            if len(windows) == adding.encoders.num_ranks:
-                yield windows
-                windows = []
-            windows.append(_Window())
-    yield windows
-    if failure is not None:
-        raise failure
+            for number, document in enumerate(documents, start=1):
+                self._place(document, number)
+                if self._window.is_full:
+                    self._commit()
+                elif self._run.should_stop():
+                    self._run.interrupt()
+                if self._run.report.interrupted:
+                    break
+        except BaseException:
+            if not self._committing:
+                self._commit()
+            raise
+        self._commit()
 
+    def was_given(self, external_id: str) -> bool:
+        """Whether a document of this id was added."""
+        return hash(external_id) in self._given
 
-def _place(document: Document, window: _Window, loaded: LoadedModel, writer: BankWriter, existing: Existing) -> None:
-    """Put a document where it belongs in a window."""
-    name = document.external_id
-    earlier = window.sources.get(name)
-    in_window = window.relabelled.get(name) or (earlier.document if earlier else None)
-    known = (in_window.content_hash, in_window.text_hash) if in_window else writer.hashes(name)
-    if known is not None and known[0] == document.content_hash and existing != "renew":
-        window.unchanged.append(document)
-        return
-    if known is not None and existing == "refuse":
-        raise DuplicateDocument(
-            f"a document {name!r} is in the bank already; give it another external id, or update it"
-        )
-    if known is not None and known[1] == document.text_hash and existing != "renew":
-        if earlier is not None:
-            earlier.document = document
+    @property
+    def before(self) -> int:
+        """A number that no document of what was added has, nor any smaller one."""
+        report = self._run.report
+        return 0 if report.unchanged or report.updated else self._first_id - 1
+
+    def _place(self, document: Document, number: int) -> None:
+        """Put a document where it belongs in the window."""
+        name, window = document.external_id, self._window
+        waiting = window.sources.get(name)
+        earlier = window.relabelled.get(name) or (waiting.document if waiting else None)
+        known = self._catalog.hashes(self._namespace, name) if earlier is None else _hashes(earlier)
+        first = self._given.setdefault(hash(name), number)
+        is_same = known is not None and known[0] == document.content_hash
+        is_new = known is None or (self._existing == "renew" and first == number)
+        if first != number and not is_same:
+            raise DuplicateDocument(
+                f"the id {name!r} is given twice, to document {first} and with other content to document {number}; "
+                "an id is of one document: give one of them another"
+            )
+        if known is not None and not is_same and self._existing == "refuse":
+            raise DuplicateDocument(
+                f"a document {name!r} is in the bank already; give it another external id, or update it"
+            )
+        window.characters += len(document.text)
+        if is_same and not is_new and self._keeps(document, earlier):
+            window.unchanged += 1
+        elif known is not None and known[1] == document.text_hash and not is_new:
+            if waiting is None:
+                window.relabelled[name] = document
+            else:
+                window.sources[name] = NewSource(document, waiting.parts)
         else:
-            window.relabelled[name] = document
-        return
-    template, config = loaded.template, loaded.model.config
-    spans = split_document(document, template, config.max_document_tokens)
-    if known is not None and (earlier is None or name in window.replacing):
-        window.replacing.add(name)
-    window.relabelled.pop(name, None)
-    source = window.sources[name] = tokenise(document, spans, writer.reserve_ids(len(spans)), template)
-    window.tokens += source.tokens
+            window.replacing += known is not None
+            window.sources[name] = self._in_parts(document)
+
+    def _keeps(self, document: Document, earlier: Document | None) -> bool:
+        """Whether a document of the same content changes nothing: expiry and pin are no content."""
+        if earlier is None and (stored := self._catalog.source(self._namespace, document.external_id)):
+            earlier = stored.document
+        return earlier is None or keeps_retention(earlier, document)
+
+    def _in_parts(self, document: Document) -> NewSource:
+        template = self._loaded.template
+        spans = split_document(document, template, self._loaded.model.config.max_document_tokens)
+        first = self._next_id
+        self._next_id += len(spans)
+        return NewSource(document, tuple(map(NewDocument, range(first, self._next_id), spans)))
+
+    def _commit(self) -> None:
+        """Make the window exist."""
+        window, self._window = self._window, _Window()
+        self._committing = True
+        if window.sources or window.relabelled:
+            sources, relabelled = window.sources.values(), window.relabelled.values()
+            edits.add_sources(self._catalog, self._namespace, sources, Written((), ()), relabelled)
+        self._committing = False
+        self._run.count(
+            added=len(window.sources) - window.replacing,
+            updated=window.replacing + len(window.relabelled),
+            unchanged=window.unchanged,
+            characters=window.characters,
+        )
+        self._encoders.encode([])  # the other ranks hear of this one, and it of them
+
+
+def _hashes(document: Document) -> tuple[str, str]:
+    return document.content_hash, document.text_hash

@@ -25,6 +25,7 @@ from memspan.bank.folder import (
     segment_paths,
     segments_folder,
 )
+from memspan.bank.ledger import forget_disk
 from memspan.bank.manifest import Manifest
 from memspan.errors import BankError
 from memspan.files import sync_file, sync_folder, whole_file
@@ -37,7 +38,8 @@ _ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, 
 def export_bank(bank: MemoryBank, path: str | Path) -> None:
     """Write the whole bank, as of now, into one file. Writers may go on meanwhile.
 
-    Nothing that was deleted is in it. Takes the space of the bank twice while it works, beside `path`.
+    Nothing that was deleted or has expired is in it; former versions are. Takes the space of the bank twice while it
+    works, beside `path`.
 
     Raises:
         BankError: the file exists, or cannot be written; nothing is left of it then.
@@ -93,9 +95,12 @@ def _copy(bank: MemoryBank, folder: Path) -> None:
             for file in (*segment_paths(source, files.name), *([derived] if derived.exists() else [])):
                 _link(file, segments_folder(folder) / file.name)
     with closing(Catalog(folder / CATALOG)) as copied:
+        edits.upgrade(copied)
         edits.forget_unfinished(copied)
-    with closing(MemoryBank.open(folder)) as copied_bank:
-        copied_bank.compact(secure=True)
+        forget_disk(copied)
+    with closing(MemoryBank.open(folder)) as copied_bank, copied_bank.locked():
+        edits.forget(copied_bank.catalog, None)
+        copied_bank.free_space(secure=True, timeout=0)
 
 
 def _link(file: Path, target: Path) -> None:

@@ -5,30 +5,34 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Sequence, Set
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
-from memspan.bank import compaction, edits
+from memspan.bank import clock, compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.edits import NewSource, Written
 from memspan.bank.folder import PARTIAL_CATALOG, new_bank, segments_folder, text_crc32
-from memspan.bank.locks import writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter
 from memspan.bank.shard import Shard, join_small
 from memspan.bank.snapshot import Snapshot
+from memspan.bank.stored import num_pending
 from memspan.bank.texts import TextBank, check_namespace
 from memspan.bank.tiers import TensorCache, Tiers
-from memspan.errors import BankError
+from memspan.errors import BankBusy, BankError
 from memspan.text.template import part_text
-from memspan.types import Document, EncodedDocuments
+from memspan.types import EncodedDocuments
 
 _log = logging.getLogger(__name__)
 
 MAX_SEGMENT_BYTES = 256 * 2**20
 # Of masks of scopes, kept until the next commit: 32 of a million documents.
 _MASK_BYTES = 2**25
+# How long another process may take to make an empty bank, and how often it is looked for.
+_MAKING_SECONDS, _MAKING_PAUSE = 10.0, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +41,14 @@ class _View:
 
     Attributes:
         masks: what may be selected, by scope.
+        pending: documents that are not encoded yet.
     """
 
     commit: int
     shards: dict[int, Shard]
     joined: list[Shard]
     masks: TensorCache
+    pending: int
 
 
 class MemoryBank(TextBank):
@@ -77,6 +83,31 @@ class MemoryBank(TextBank):
         except OSError as error:
             raise BankError(f"cannot create a bank in {path}: {error}") from error
         return cls.open(path, memory_budget, gpu_memory_budget)
+
+    @classmethod
+    def open_or_create(
+        cls,
+        folder: str | Path,
+        manifest: Manifest,
+        memory_budget: int | None = None,
+        gpu_memory_budget: int | None = None,
+    ) -> MemoryBank:
+        """Open a bank, which is made where there is none; of several processes that begin at once, by one of them.
+
+        Raises:
+            BankBusy: another process has been making it for a while.
+            BankError: as `open` and `create`.
+        """
+        deadline = time.monotonic() + _MAKING_SECONDS
+        while not cls.exists(folder):
+            try:
+                return cls.create(folder, manifest, memory_budget, gpu_memory_budget)
+            except BankError as error:
+                is_being_made = isinstance(error, BankBusy) and time.monotonic() < deadline
+                if not (is_being_made or cls.exists(folder)):
+                    raise
+                time.sleep(_MAKING_PAUSE)
+        return cls.open(folder, memory_budget, gpu_memory_budget)
 
     @classmethod
     def open(
@@ -114,8 +145,8 @@ class MemoryBank(TextBank):
             commit = catalog.commits()
             try:
                 view = self._view(catalog, namespace, commit)
-                shards, close = view.joined, stack.close
-                return Snapshot(namespace, commit, self.manifest, shards, catalog, close, self.tiers, view.masks)
+                seen_of = (namespace, commit, self.manifest, view.joined, catalog, stack.close)
+                return Snapshot(*seen_of, self.tiers, view.masks, view.pending)
             except BaseException as error:
                 stack.close()
                 # A reader that cannot be registered (a read-only folder) may find a file compacted away under it: it
@@ -142,7 +173,7 @@ class MemoryBank(TextBank):
                     shard = Shard.of(SegmentReader(segments_folder(self.folder), files, self.manifest))
                     shards[segment_id] = shard.without(catalog.deleted_in_segment(segment_id))
             joined = join_small(list(shards.values()), view.joined if view else ())
-            made = _View(commit, shards, joined, TensorCache(_MASK_BYTES))
+            made = _View(commit, shards, joined, TensorCache(_MASK_BYTES), num_pending(catalog, namespace))
             if view is None or view.commit < commit:
                 self._views[namespace] = made
             return made
@@ -162,32 +193,56 @@ class MemoryBank(TextBank):
             yield BankWriter(self, namespace, max_segment_bytes)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the writer's lock, with the leftovers of killed writers swept. Raises as `writer` does."""
-        with writer_lock(self.folder):
+    def locked(self, patience: float = 0.0) -> Iterator[None]:
+        """Hold the writer's lock, with the leftovers of killed writers swept. Raises as `writer` does.
+
+        Args:
+            patience: seconds to wait for another writer.
+        """
+        with self.writing(patience):
             if not segments_folder(self.folder).is_dir():
                 raise BankError(f"{segments_folder(self.folder)} is missing; mend it: memspan verify BANK --repair")
             self._check_manifest(self.catalog)
             compaction.sweep(self.catalog, self.folder)
             yield
 
-    def compact(self, *, secure: bool = False, timeout: float = 30.0) -> None:
+    def merge_small(self, namespace: str, max_bytes: int = MAX_SEGMENT_BYTES) -> None:
+        """Merge small segments where many have come together. The caller holds the writer's lock."""
+        try:
+            compaction.merge_small(self.catalog, self.folder, self.manifest, namespace, max_bytes)
+        except BankError as error:  # what was added is in the bank; a damaged old segment must not stop adding
+            _log.warning("small segments of %s were not merged: %s", self.folder, error)
+
+    def compact(
+        self, *, secure: bool = False, forget_versions: str | timedelta | None = None, timeout: float = 30.0
+    ) -> None:
         """Rewrite segments so that deleted documents take no space, and small ones are joined. Readers go on.
 
+        What has expired is deleted. Former versions are kept, unless one of the first two arguments says otherwise.
+
         Args:
-            secure: afterwards no file of the bank holds deleted text or latents. Waits for readers' snapshots.
-            timeout: seconds to wait for them.
+            secure: afterwards no file of the bank holds deleted text or latents, nor any former version. Waits for
+                readers' snapshots.
+            forget_versions: delete former versions that were replaced longer ago than this, as "30d"; "0d": all.
+            timeout: seconds to wait for readers.
 
         Raises:
+            ValueError: that is no duration.
             BankBusy: another process writes; or, if `secure`, one still reads (its pid is named).
             BankError: a segment is damaged, or the disk is full; nothing is lost.
         """
+        before = None if forget_versions is None else clock.moment_before(forget_versions)
         with self.locked():
-            compaction.compact(self.catalog, self.folder, self.manifest, MAX_SEGMENT_BYTES)
-            if secure:
-                with self._lock:
-                    self._views.clear()  # they may map what is to be erased
-                compaction.erase(self.catalog, self.folder, timeout)
+            edits.forget(self.catalog, clock.END_OF_TIME if secure else before)
+            self.free_space(secure=secure, timeout=timeout)
+
+    def free_space(self, *, secure: bool, timeout: float) -> None:
+        """`compact`, of what is deleted already. The caller holds the writer's lock."""
+        compaction.compact(self.catalog, self.folder, self.manifest, MAX_SEGMENT_BYTES)
+        if secure:
+            with self._lock:
+                self._views.clear()  # they may map what is to be erased
+            compaction.erase(self.catalog, self.folder, timeout)
 
 
 class BankWriter:
@@ -196,8 +251,7 @@ class BankWriter:
     def __init__(self, bank: MemoryBank, namespace: str, max_segment_bytes: int) -> None:
         self._bank, self._namespace, self._max_bytes = bank, namespace, max_segment_bytes
         self._segments = SegmentWriter(segments_folder(bank.folder), bank.manifest.msa_layers, max_segment_bytes)
-        self._pending: dict[str, NewSource] = {}
-        self._relabelled: dict[str, Document] = {}
+        self._sources: dict[str, NewSource] = {}
         self._next_id = bank.catalog.next_document_id()
 
     def reserve_ids(self, count: int) -> Sequence[int]:
@@ -206,58 +260,25 @@ class BankWriter:
         self._next_id += count
         return range(first, self._next_id)
 
-    @property
-    def waiting(self) -> Set[str]:
-        """External ids of the sources that the next `commit` makes exist."""
-        return self._pending.keys()
-
-    def add(self, source: NewSource, latents: Sequence[EncodedDocuments | None]) -> None:
+    def add(self, source: NewSource, latents: Sequence[EncodedDocuments]) -> None:
         """Take a source with the latents of each of its parts. It exists after the next `commit`.
 
         One of a name that waits for that commit already is replaced: the first is committed now.
-
-        Args:
-            latents: None of a part that another process writes: `commit` must be given its place.
         """
         document = source.document
-        if document.external_id in self._pending:
+        if document.external_id in self._sources:
             self.commit()
         for part, encoded in zip(source.parts, latents, strict=True):
-            if encoded is not None:
-                self._segments.append(part.document_id, text_crc32(part_text(document, part.span)), encoded)
-        self._pending[document.external_id] = source
-        self._relabelled.pop(document.external_id, None)
+            self._segments.append(part.document_id, text_crc32(part_text(document, part.span)), encoded)
+        self._sources[document.external_id] = source
 
-    def relabel(self, document: Document) -> None:
-        """Take new metadata and date for a source whose text is there already."""
-        pending = self._pending.get(document.external_id)
-        if pending is not None:
-            self._pending[document.external_id] = dataclasses.replace(pending, document=document)
-        else:
-            self._relabelled[document.external_id] = document
-
-    def hashes(self, external_id: str) -> tuple[str, str] | None:
-        """Content and text hash of a source of this name, committed or about to be; None if there is none."""
-        pending = self._pending.get(external_id)
-        document = pending.document if pending else self._relabelled.get(external_id)
-        if document is not None:
-            return document.content_hash, document.text_hash
-        return self._bank.catalog.hashes(self._namespace, external_id)
-
-    def commit(self, elsewhere: Iterable[Written] = ()) -> None:
+    def commit(self) -> None:
         """Write what was added: segment files first, then one transaction that makes them exist.
 
         When many small segments have come together they are merged.
-
-        Args:
-            elsewhere: what other processes wrote of it into the bank's folder.
         """
-        if not (self._pending or self._relabelled):
-            return
-        catalog, written = self._bank.catalog, Written.joined([Written(*self._segments.finish()), *elsewhere])
-        edits.add_sources(catalog, self._namespace, self._pending.values(), written, self._relabelled.values())
-        self._pending, self._relabelled = {}, {}
-        try:
-            compaction.merge_small(catalog, self._bank.folder, self._bank.manifest, self._namespace, self._max_bytes)
-        except BankError as error:  # what was added is in the bank; a damaged old segment must not stop adding
-            _log.warning("small segments of %s were not merged: %s", self._bank.folder, error)
+        if self._sources:
+            written = Written(*self._segments.finish())
+            edits.add_sources(self._bank.catalog, self._namespace, self._sources.values(), written)
+            self._sources = {}
+            self._bank.merge_small(self._namespace, self._max_bytes)

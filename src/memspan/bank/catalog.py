@@ -10,18 +10,21 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from memspan.bank import clock
 from memspan.bank.database import Database
 from memspan.bank.folder import SegmentFiles
+from memspan.bank.formats import follow_format
 from memspan.bank.schema import SCHEMA
-from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, Scope
+from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, KEPT, LIVE, NAMED, PAST, Scope
+from memspan.bank.stored import Counts, PartTexts, StoredDocument, StoredSource, num_sources, of_both
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError, FilterError
+from memspan.text.paging import pages_of
 from memspan.text.template import encoded_text
-from memspan.types import JSON, Document, Span
+from memspan.types import Document, Span
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,64 +35,10 @@ STAGED_MANIFEST = "staged"
 
 _MAX_INTEGER = 2**63 - 1
 _SEGMENT_COLUMNS = ", ".join(f"g.{field.name}" for field in dataclasses.fields(SegmentFiles))
-_LIVE = "d.deleted_in IS NULL"
-_PARTS = "documents d JOIN sources s ON s.id = d.source_id"
-_STORED = f"""
-SELECT d.id, d.source_id, s.external_id, s.title, d.span_start, d.span_end, s.metadata, {EFFECTIVE_DATE}, d.tokens,
-    d.rows
-FROM {_PARTS} JOIN texts t ON t.source_id = d.source_id WHERE {_LIVE} AND s.deleted_in IS NULL
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredDocument:
-    """A live document as the bank knows it. `text` is its own part of the source's text, at `span`.
-
-    Attributes:
-        date: the document's own date, or the time it was added (UTC).
-    """
-
-    id: int
-    source_id: int
-    external_id: str
-    title: str
-    text: str
-    span: Span
-    metadata: dict[str, JSON]
-    date: str
-    tokens: int
-    chunks: int
-
-    @property
-    def encoded_text(self) -> str:
-        """What was encoded, is searched, and is put before the model."""
-        return encoded_text(self.title, self.text)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSource:
-    """A live source: the document as it was given, and when."""
-
-    id: int
-    document: Document
-    added_at: str
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Size of a bank, or of one of its namespaces: live sources, documents, tokens and chunks; bytes of segments.
-
-    Attributes:
-        deleted_documents: gone, but their rows still take space until the bank is compacted.
-    """
-
-    sources: int
-    documents: int
-    tokens: int
-    chunks: int
-    deleted_documents: int
-    segments: int
-    segment_bytes: int
+_STORED = (
+    f"SELECT d.id, d.source_id, s.external_id, s.title, d.span_start, d.span_end, s.metadata, {EFFECTIVE_DATE}, "
+    "d.tokens, d.rows"
+)
 
 
 class Catalog(Database):
@@ -101,6 +50,30 @@ class Catalog(Database):
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         super().__init__(path, schema=SCHEMA if create else None)
+        self._snapshot_moment: str | None = None
+        try:
+            self.connection.create_function("moment", 0, self.moment, deterministic=True)  # while a statement runs
+            follow_format(self)
+        except BaseException:
+            self.close()
+            raise
+
+    def moment(self) -> str:
+        """What time it is, for what expires: now, or when the snapshot that is open was begun or last looked at."""
+        return self._snapshot_moment or clock.moment()
+
+    def begin_snapshot(self) -> None:
+        follow_format(self)
+        super().begin_snapshot()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """See what has expired since the open snapshot was begun no more."""
+        self._snapshot_moment = clock.moment()
+
+    def end_snapshot(self) -> None:
+        self._snapshot_moment = None
+        super().end_snapshot()
 
     def read_manifest(self) -> dict[str, Any]:
         try:
@@ -119,7 +92,8 @@ class Catalog(Database):
     def next_document_id(self) -> int:
         """The first id that was never given to a document. Stable while the caller holds the writer's lock."""
         given = self.value("SELECT seq FROM sqlite_sequence WHERE name = 'documents'") or 0
-        return max(int(given), int(self.value("SELECT max(document_id) FROM staged") or 0)) + 1
+        both = "SELECT document_id FROM staged UNION ALL SELECT document_id FROM pending"
+        return max(int(given), int(self.value(f"SELECT max(document_id) FROM ({both})") or 0)) + 1
 
     def namespaces(self) -> list[str]:
         """Names of all namespaces that hold or held documents."""
@@ -134,41 +108,65 @@ class Catalog(Database):
         number = self.namespace_id(namespace)
         return None if number is None else WordIndex(self, number)
 
+    def past_word_index(self, namespace: str) -> WordIndex | None:
+        """The full-text index of former versions; None if there is none."""
+        number = self.namespace_id(namespace)
+        index = None if number is None else WordIndex(self, number, past=True)
+        return index if index is not None and index.exists else None
+
     def hashes(self, namespace: str, external_id: str) -> tuple[str, str] | None:
         """Content hash and text hash of a live source, or None if there is none of this name."""
         rows = self._of_sources("s.content_hash, s.text_hash", namespace, "s.external_id = ?", (external_id,))
         return next(rows, None)
 
-    def source(self, namespace: str, external_id: str) -> StoredSource | None:
-        """A live source, or None."""
-        return next(self._sources(namespace, "s.external_id = ?", (external_id,)), None)
+    def source(self, namespace: str, external_id: str, scope: Scope = EVERYTHING) -> StoredSource | None:
+        """A source, or None."""
+        return next(self._sources(namespace, "", (), scope, name=external_id), None)
 
     def sources(self, namespace: str, scope: Scope = EVERYTHING) -> Iterator[StoredSource]:
-        """The live sources of a namespace, in the order they were added."""
-        return self._sources(namespace, f"{scope.sql} ORDER BY s.id", scope.values, by_id=True)
+        """The sources of a scope, in the order they were added."""
+        return self._sources(namespace, f"ORDER BY {scope.source_id}", (), scope, by_id=True)
 
     def source_page(self, namespace: str, after: int, limit: int, scope: Scope = EVERYTHING) -> list[StoredSource]:
-        """Live sources in the order they were added, those after a given source's id.
+        """Sources of a scope in the order they were added, those after a given source's id.
 
         Raises:
             FilterError: as `ids_in_scope`.
         """
-        where = f"s.id > ? AND {scope.sql} ORDER BY s.id LIMIT ?"
-        values = (min(after, _MAX_INTEGER), *scope.values, limit)
-        found = list(self._sources(namespace, where, values, by_id=True))
+        where = f"AND {scope.source_id} > ? ORDER BY {scope.source_id} LIMIT ?"
+        found = list(self._sources(namespace, where, (min(after, _MAX_INTEGER), limit), scope, by_id=True))
         if not found:
             self._check_fields(namespace, scope)
         return found
 
-    def external_id_of(self, namespace: str, document_id: int) -> str | None:
-        """The name of the live source that a live document is, or is a part of."""
+    def external_ids(self, namespace: str, scope: Scope = EVERYTHING) -> list[str]:
+        """The names of live sources, in the order they were added.
+
+        Raises:
+            FilterError: as `ids_in_scope`.
+        """
+        rows = self._of_sources("s.external_id", namespace, "TRUE ORDER BY s.id", (), scope)
+        found = [external_id for (external_id,) in rows]
+        if not found:
+            self._check_fields(namespace, scope)
+        return found
+
+    def versions(self, namespace: str, external_id: str) -> list[StoredSource]:
+        """All versions of a source that are kept, in the order they were recorded; none of one that has expired."""
+        if self.hashes(namespace, external_id) is None:
+            return []
+        in_order = "ORDER BY s.deleted_in IS NULL, s.deleted_in"
+        return list(self._sources(namespace, in_order, (), KEPT, name=external_id))
+
+    def external_id_of(self, namespace: str, document_id: int, scope: Scope = EVERYTHING) -> str | None:
+        """The name of the source that a document is, or is a part of."""
         if not 0 <= document_id <= _MAX_INTEGER:
             return None
-        return self.value(
-            f"SELECT s.external_id FROM {_PARTS} JOIN namespaces n ON n.id = s.namespace_id "
-            f"WHERE {_LIVE} AND n.name = ? AND d.id = ?",
-            (namespace, document_id),
+        query = (
+            "SELECT s.external_id FROM {parts} JOIN namespaces n ON n.id = s.namespace_id "
+            f"WHERE n.name = ? AND {scope.sql} AND d.id = ?"
         )
+        return self.value(of_both(query, scope), (namespace, *scope.values, document_id) * 2)
 
     def segments(
         self, namespace: str | None = None, state: Literal["live", "staged"] = "live"
@@ -197,50 +195,61 @@ class Catalog(Database):
         return dict(self.read(query))
 
     def deleted_in_segment(self, segment_id: int) -> list[int]:
-        """Ids of the deleted documents whose rows stand in a segment."""
+        """Ids of the documents whose rows stand in a segment and that do not live."""
         query = "SELECT id FROM documents WHERE segment_id = ? AND deleted_in IS NOT NULL"
         return [document_id for (document_id,) in self.read(query, (segment_id,))]
+
+    def forgotten_in_segment(self, segment_id: int) -> list[int]:
+        """Those of them that are not kept as documents of former versions."""
+        kept = f"SELECT d.id FROM {PAST.parts} WHERE d.segment_id = ? AND {PAST.sql}"
+        past = {document_id for (document_id,) in self.read(kept, (segment_id,))}
+        return [document_id for document_id in self.deleted_in_segment(segment_id) if document_id not in past]
 
     def deleted_since(self, commit: int) -> list[tuple[int, int]]:
         """(segment, document id) of what was deleted after a commit."""
         return self.read("SELECT segment_id, id FROM documents WHERE deleted_in > ?", (commit,))
 
-    def documents(self, namespace: str, ids: Sequence[int]) -> list[StoredDocument]:
-        """The given live documents, in the given order; ids that are not live in this namespace are left out."""
+    def documents(self, namespace: str, ids: Sequence[int], scope: Scope = EVERYTHING) -> list[StoredDocument]:
+        """The given documents, in the given order; ids that are not in the scope are left out."""
         # As one JSON value: SQLite takes a limited number of variables.
-        where = "AND d.id IN (SELECT value FROM json_each(?)) ORDER BY d.id"
-        found = {stored.id: stored for stored in self._stored(namespace, where, (json.dumps(list(ids)),), by_id=True)}
+        where, given = "AND d.id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
+        found = {stored.id: stored for stored in self._stored(namespace, where, given, scope, by_id=True)}
         return [found[document_id] for document_id in ids if document_id in found]
 
-    def documents_of(self, namespace: str, external_id: str) -> list[StoredDocument]:
-        """The live documents of a source, in the order of its text."""
-        return list(self._stored(namespace, "AND s.external_id = ? ORDER BY d.span_start", (external_id,)))
+    def documents_of(self, namespace: str, external_id: str, scope: Scope = EVERYTHING) -> list[StoredDocument]:
+        """The documents of a source, in the order of its text."""
+        return list(self._stored(namespace, "", (), scope, "ORDER BY 5", name=external_id))
 
     def documents_in_segment(self, namespace: str, segment_id: int) -> list[StoredDocument]:
-        """The live documents of a segment, in the order of their rows."""
-        return list(self._stored(namespace, "AND d.segment_id = ? ORDER BY d.first_row", (segment_id,)))
+        """The documents of a segment, in the order of their rows: of what lives, and of former versions."""
+        query = (
+            f"{_STORED} FROM {KEPT.parts} JOIN texts t ON t.source_id = d.source_id "
+            f"WHERE {_of_namespace(False, '')} AND {KEPT.sql} AND d.segment_id = ? ORDER BY d.first_row"
+        )
+        return list(self._as_stored(query, (namespace, segment_id)))
 
     def page(self, namespace: str, after: int, limit: int, scope: Scope = EVERYTHING) -> list[StoredDocument]:
-        """Live documents in order of their ids, those after a given id.
+        """Documents of a scope in order of their ids, those after a given id.
 
         Raises:
             FilterError: as `ids_in_scope`.
         """
-        where = f"AND d.id > ? AND {scope.sql} ORDER BY d.id LIMIT ?"
-        found = list(self._stored(namespace, where, (min(after, _MAX_INTEGER), *scope.values, limit), by_id=True))
+        given = (min(after, _MAX_INTEGER),)
+        found = list(self._stored(namespace, "AND d.id > ?", given, scope, "ORDER BY 1 LIMIT ?", (limit,), by_id=True))
         if not found:
             self._check_fields(namespace, scope)
         return found
 
-    def texts(self, namespace: str) -> Iterator[tuple[int, str]]:
-        """Ids and searched texts of all live documents: what the full-text index is made of."""
-        return ((stored.id, stored.encoded_text) for stored in self._stored(namespace, "ORDER BY d.id", (), by_id=True))
+    def texts(self, namespace: str, *, past: bool = False) -> Iterator[tuple[int, str]]:
+        """Ids and searched texts of all live documents, or of former versions: what the full-text index is made of."""
+        stored = self._stored(namespace, "", (), PAST if past else LIVE, by_id=True)
+        return ((one.id, one.encoded_text) for one in stored)
 
     def texts_of(self, source_id: int) -> list[tuple[int, str]]:
-        """Ids and searched texts of the live documents of one source, by its number."""
+        """Ids and searched texts of the documents of one source, by its number."""
         columns = "d.id, s.id, s.title, d.span_start, d.span_end"
-        query = f"SELECT {columns} FROM {_PARTS} JOIN texts t ON t.source_id = s.id WHERE {_LIVE} AND s.id = ?"
-        return self._encoded_texts(query, (source_id,))
+        query = f"SELECT {columns} FROM {{parts}} JOIN texts t ON t.source_id = s.id WHERE s.id = ?"
+        return self._encoded_texts(of_both(query, LIVE), (source_id,) * 2)
 
     def staged_manifest(self) -> dict[str, Any] | None:
         """The manifest of the latents that are staged, if any are."""
@@ -258,22 +267,24 @@ class Catalog(Database):
             for segment_id, files in self.segments(namespace, "staged")
         ]
 
-    def unstaged_documents(self, namespace: str) -> list[StoredDocument]:
-        """Live documents that have no staged latents under their id."""
-        return list(self._stored(namespace, "AND d.id NOT IN (SELECT document_id FROM staged) ORDER BY d.id", ()))
+    def unstaged_documents(self, namespace: str, *, past: bool) -> list[StoredDocument]:
+        """Live documents, or those of former versions, that have no staged latents under their id."""
+        where = "AND d.id NOT IN (SELECT document_id FROM staged)"
+        return list(self._stored(namespace, where, (), PAST if past else LIVE))
 
-    def new_staged_texts(self, namespace: str) -> list[tuple[int, str]]:
-        """Ids and texts of staged documents that are no documents yet."""
+    def new_staged_texts(self, namespace: str, *, past: bool) -> list[tuple[int, str]]:
+        """Ids and texts of staged documents that are no documents yet, of what lives or of former versions."""
         query = (
             "SELECT p.document_id, s.id, s.title, p.span_start, p.span_end FROM staged p "
             "JOIN sources s ON s.id = p.source_id JOIN texts t ON t.source_id = s.id "
             "JOIN namespaces n ON n.id = s.namespace_id "
-            "WHERE n.name = ? AND p.document_id NOT IN (SELECT id FROM documents) ORDER BY p.document_id"
+            "WHERE n.name = ? AND (s.deleted_in IS NOT NULL) = ? AND p.document_id NOT IN "
+            "(SELECT id FROM documents UNION ALL SELECT document_id FROM pending) ORDER BY p.document_id"
         )
-        return self._encoded_texts(query, (namespace,))
+        return self._encoded_texts(query, (namespace, past))
 
     def ids_in_scope(self, namespace: str, scope: Scope) -> np.ndarray:
-        """Ids of the live documents a scope allows, ascending, int64.
+        """Ids of the documents a scope allows, encoded or not, ascending, int64.
 
         Raises:
             FilterError: nothing matches, and no document has a field that the filter names.
@@ -281,11 +292,9 @@ class Catalog(Database):
         import numpy as np  # what reads no mask need not wait for it
 
         # As one text: a million rows as Python's tuples take as long as finding them.
-        ids = (
-            f"SELECT d.id FROM {_PARTS} JOIN namespaces n ON n.id = s.namespace_id "
-            f"WHERE {_LIVE} AND n.name = ? AND {scope.sql}"
-        )
-        packed = self.value(f"SELECT group_concat(id, ' ') FROM ({ids})", (namespace, *scope.values))
+        ids = f"SELECT d.id FROM {{parts}} JOIN namespaces n ON n.id = s.namespace_id WHERE n.name = ? AND {scope.sql}"
+        query = f"SELECT group_concat(id, ' ') FROM ({of_both(ids, scope)})"
+        packed = self.value(query, (namespace, *scope.values) * 2)
         if packed is None:
             self._check_fields(namespace, scope)
         return np.sort(np.fromstring(packed or "", np.int64, sep=" "))
@@ -293,8 +302,9 @@ class Catalog(Database):
     def _check_fields(self, namespace: str, scope: Scope) -> None:
         for field in scope.fields:
             has_field = "EXISTS (SELECT 1 FROM json_each(s.metadata) WHERE key = ?)"
-            if next(self._of_sources("1", namespace, f"{has_field} LIMIT 1", (field,)), None) is None:
-                latest = self._of_sources("s.metadata", namespace, "TRUE ORDER BY s.id DESC LIMIT 100", ())
+            held = KEPT if scope.is_past else EVERYTHING
+            if next(self._of_sources("1", namespace, f"{has_field} LIMIT 1", (field,), held), None) is None:
+                latest = self._of_sources("s.metadata", namespace, "TRUE ORDER BY s.id DESC LIMIT 100", (), held)
                 values = [json.loads(metadata) for (metadata,) in latest]
                 keys = (found for found in values if isinstance(found, dict))
                 known = sorted({"date", "external_id", "title"}.union(*keys))
@@ -304,92 +314,112 @@ class Catalog(Database):
 
     def search(self, namespace: str, question: str, limit: int, scope: Scope = EVERYTHING) -> list[tuple[int, float]]:
         """Full-text search of one namespace; see `WordIndex.search`."""
-        index = self.word_index(namespace)
-        return [] if index is None else index.search(question, limit, scope)
+        index, past = self.word_index(namespace), self.past_word_index(namespace) if scope.is_past else None
+        if index is None:
+            return []
+        is_all = not scope and self.last_expiry(namespace) is None
+        found = index.search(question, limit, None if is_all else scope)
+        if past is not None:
+            found += past.search_as_in(index, question, scope)
+            found = sorted(found, key=lambda item: (-item[1], item[0]))[:limit]
+        return found
+
+    def last_expiry(self, namespace: str) -> str | None:
+        """The `expires` of what expired last, of what is not erased yet; None if nothing is. It changes with what is
+        seen."""
+        query = (
+            "SELECT max(expires) FROM sources WHERE namespace_id = (SELECT id FROM namespaces WHERE name = ?) "
+            "AND expires <= moment() AND pinned = 0 AND deleted_in IS NULL"
+        )
+        return self.value(query, (namespace,))
 
     def counts(self, namespace: str | None = None) -> Counts:
-        within, values = ("", ()) if namespace is None else ("AND n.name = ?", (namespace,))
-        from_segments = f"FROM segments g JOIN namespaces n ON n.id = g.namespace_id WHERE g.state = 'live' {within}"
-        ((segments, size),) = self.read(f"SELECT count(*), total(keys_bytes + content_bytes) {from_segments}", values)
-        live = f"{_LIVE} AND d.segment_id IN (SELECT g.id {from_segments})"
-        query = f"SELECT count(*), total(tokens), total(rows) FROM documents d WHERE {live}"
-        ((documents, tokens, chunks),) = self.read(query, values)
-        dead = f"d.deleted_in IS NOT NULL AND d.segment_id IN (SELECT g.id {from_segments})"
-        ((deleted,),) = self.read(f"SELECT count(*) FROM documents d WHERE {dead}", values)
-        return Counts(self.num_sources(namespace), documents, int(tokens), int(chunks), deleted, segments, int(size))
+        """The size of one namespace, or of all."""
+        return Counts.of(self, namespace)
 
     def num_sources(self, namespace: str | None = None) -> int:
-        """Live sources, of one namespace or of all."""
-        of_one = "" if namespace is None else "AND namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
-        query = f"SELECT count(*) FROM sources WHERE deleted_in IS NULL {of_one}"
-        return int(self.value(query, () if namespace is None else (namespace,)))
+        """Sources that a question sees, of one namespace or of all."""
+        return num_sources(self, namespace, EVERYTHING)
 
     def num_characters(self) -> int:
-        """Of the texts of all live documents."""
-        return int(self.value(f"SELECT total(d.span_end - d.span_start) FROM documents d WHERE {_LIVE}"))
+        """Of the texts of all documents that are kept."""
+        query = f"SELECT d.span_end - d.span_start AS length FROM {{parts}} WHERE {KEPT.sql}"
+        return int(self.value(f"SELECT total(length) FROM ({of_both(query, KEPT)})"))
 
-    def _of_sources(self, columns: str, namespace: str, where: str, values: tuple[Any, ...]) -> Iterator[Any]:
+    def _of_sources(
+        self, columns: str, namespace: str, where: str, values: tuple[Any, ...], scope: Scope = EVERYTHING
+    ) -> Iterator[Any]:
         query = f"SELECT {columns} FROM sources s JOIN namespaces n ON n.id = s.namespace_id "
-        return self.rows(f"{query} WHERE s.deleted_in IS NULL AND n.name = ? AND {where}", (namespace, *values))
+        return self.rows(f"{query} WHERE {scope.sql} AND n.name = ? AND {where}", (*scope.values, namespace, *values))
 
     def _sources(
-        self, namespace: str, where: str, values: tuple[Any, ...], *, by_id: bool = False
+        self, namespace: str, where: str, values: tuple[Any, ...], scope: Scope, *, by_id: bool = False, name: str = ""
     ) -> Iterator[StoredSource]:
-        """Live sources; for `by_id` see `_stored`."""
+        """Sources of a scope; for `by_id` and `name` see `_stored`."""
         query = (
-            "SELECT s.id, s.external_id, t.text, s.title, s.metadata, s.date, s.added_at "
-            "FROM sources s JOIN texts t ON t.source_id = s.id WHERE s.deleted_in IS NULL "
-            f"AND {'+' if by_id else ''}s.namespace_id = (SELECT id FROM namespaces WHERE name = ?) AND {where}"
+            "SELECT coalesce(s.version_of, s.id), s.external_id, t.text, s.title, s.metadata, s.date, s.expires, "
+            "s.pinned, s.added_at, coalesce(s.recorded_at, s.added_at), s.superseded_at "
+            "FROM sources s JOIN texts t ON t.source_id = coalesce(s.version_of, s.id) "
+            f"WHERE {_of_namespace(by_id, name)} AND {scope.sql} {where}"
         )
-        for source_id, external_id, text, title, metadata, date, added_at in self.rows(query, (namespace, *values)):
+        for row in self.rows(query, (namespace, *([name] if name else ()), *scope.values, *values)):
+            source_id, external_id, text, title, metadata, date, expires, pinned, *recorded = row
             try:
-                document = Document(external_id, text, title, json.loads(metadata), date)
+                document = Document(external_id, text, title, json.loads(metadata), date, expires, bool(pinned) or None)
             except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise BankError(f"source {source_id} of {self.path} is damaged ({error}); add it again") from error
-            yield StoredSource(source_id, document, added_at)
+            yield StoredSource(source_id, document, *recorded)
 
     def _stored(
-        self, namespace: str, where: str, values: tuple[Any, ...], *, by_id: bool = False
+        self,
+        namespace: str,
+        where: str,
+        values: tuple[Any, ...],
+        scope: Scope,
+        ending: str = "ORDER BY 1",
+        last: tuple[Any, ...] = (),
+        *,
+        by_id: bool = False,
+        name: str = "",
     ) -> Iterator[StoredDocument]:
-        """Live documents.
+        """Documents of a scope, encoded or not.
 
         Args:
+            ending: their order (by the columns of `_STORED`) and number, with its values `last`.
             by_id: they are looked up or sorted by their ids; SQLite must not begin with the sources of the namespace.
+            name: of one external id.
         """
-        within = f"AND {'+' if by_id else ''}s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
-        texts = _PartTexts(self)
-        for row in self.rows(f"{_STORED} {within} {where}", (namespace, *values)):
+        query = (
+            f"{_STORED} FROM {{parts}} JOIN texts t ON t.source_id = d.source_id "
+            f"WHERE {_of_namespace(by_id, name)} AND {scope.sql} {where}"
+        )
+        given = (namespace, *([name] if name else ()), *(*scope.values, *values) * 2, *last)
+        return self._as_stored(f"{of_both(query, scope)} {ending}", given)
+
+    def _as_stored(self, query: str, values: tuple[Any, ...]) -> Iterator[StoredDocument]:
+        texts = PartTexts(self)
+        for row in self.rows(query, values):
             number, source_id, external_id, title, start, end, metadata, date, tokens, chunks = row
             try:
                 values_of = dict(json.loads(metadata))
             except (ValueError, TypeError, RecursionError) as error:
                 raise BankError(f"the metadata of {external_id!r} is damaged ({error}); add it again") from error
-            text = texts.of(source_id, start, end)
+            text, span = texts.of(source_id, start, end), Span(start, end)
+            pages = pages_of(texts.of(source_id), span, values_of)
             yield StoredDocument(
-                number, source_id, external_id, title, text, Span(start, end), values_of, date, tokens, chunks
+                number, source_id, external_id, title, text, span, values_of, date, tokens, chunks, pages
             )
 
     def _encoded_texts(self, query: str, values: tuple[Any, ...]) -> list[tuple[int, str]]:
         """Ids and searched texts of the parts that a query gives: id, source's number and title, start and end."""
-        texts = _PartTexts(self)
+        texts = PartTexts(self)
         return [
             (number, encoded_text(title, texts.of(source_id, start, end)))
             for number, source_id, title, start, end in self.read(query, values)
         ]
 
 
-class _PartTexts:
-    """The texts of parts. That of a source is read once for its parts, where these come one after the other.
-
-    `substr` in a query would read the whole text for every part: quadratic work.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._db = database
-        self._source_id, self._text = 0, ""
-
-    def of(self, source_id: int, start: int, end: int) -> str:
-        if source_id != self._source_id:
-            self._text = self._db.value("SELECT text FROM texts WHERE source_id = ?", (source_id,))
-            self._source_id = source_id
-        return self._text[start:end]
+def _of_namespace(by_id: bool, name: str) -> str:
+    """The condition on `sources s` of a namespace (the first value), and of a name (the second) if there is one."""
+    number = "(SELECT id FROM namespaces WHERE name = ?1)"
+    return f"s.id IN ({NAMED.format(number)})" if name else f"{'+' if by_id else ''}s.namespace_id = {number}"

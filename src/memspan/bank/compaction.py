@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from memspan.bank import edits
+from memspan.bank import edits, ledger
 from memspan.bank.catalog import Catalog
 from memspan.bank.edits import Written
 from memspan.bank.folder import SegmentFiles, is_partial, segment_of, segments_folder
@@ -50,7 +50,7 @@ def compact(catalog: Catalog, folder: Path, manifest: Manifest, max_bytes: int) 
         group: list[Numbered] = []
         for numbered in [*catalog.segments(namespace), None]:
             if group and (numbered is None or sum(files.bytes for _, files in [*group, numbered]) > max_bytes):
-                if len(group) > 1 or catalog.deleted_in_segment(group[0][0]):
+                if len(group) > 1 or catalog.forgotten_in_segment(group[0][0]):
                     rewrite(catalog, folder, manifest, namespace, group, max_bytes)
                 group = []
             if numbered is not None:
@@ -58,6 +58,7 @@ def compact(catalog: Catalog, folder: Path, manifest: Manifest, max_bytes: int) 
         write_missing_coarse(catalog, folder, manifest, namespace)
     drop_unwanted_staged(catalog, folder)
     sweep(catalog, folder)
+    ledger.prune(catalog)
     edits.drop_empty_namespaces(catalog)
 
 
@@ -122,7 +123,7 @@ def rewrite(
     writer = SegmentWriter(segments_folder(folder), manifest.msa_layers, max_bytes)
     for segment_id, files in group:
         reader = SegmentReader(segments_folder(folder), files, manifest)
-        deleted = set(catalog.deleted_in_segment(segment_id))
+        deleted = set(catalog.forgotten_in_segment(segment_id))
         copy_documents(reader, writer, lambda document_id, deleted=deleted: document_id not in deleted)
     edits.replace_segments(catalog, namespace, [number for number, _ in group], Written(*writer.finish()))
 

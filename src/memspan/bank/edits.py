@@ -8,34 +8,37 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from memspan.bank.catalog import STAGED_MANIFEST, Catalog
 from memspan.bank.folder import Placed, SegmentFiles
-from memspan.bank.schema import SEALED, seal
-from memspan.bank.words import WordIndex
+from memspan.bank.formats import add_format_3, follow_format, is_of_format_2, show_as_stored
+from memspan.bank.manifest import FORMAT_VERSION
+from memspan.bank.schema import seal
+from memspan.bank.scope import KEPT
+from memspan.bank.versions import SourceRows, forget_unused, reseal
+from memspan.bank.words import WordIndex, outdated_namespaces
 from memspan.errors import BankError
 from memspan.text.template import part_text
-from memspan.types import JSON, Document, Span
+from memspan.types import Document, Span
 
 _SEGMENT_FIELDS = tuple(field.name for field in dataclasses.fields(SegmentFiles))
 
 
 @dataclass(frozen=True, slots=True)
 class NewDocument:
-    """A document ready to be committed: its reserved id, its part of the source, its size in tokens."""
+    """A document ready to be committed: its reserved id, its part of the source, its size in tokens once encoded."""
 
     document_id: int
     span: Span
-    tokens: int
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class NewSource:
-    """A source whose documents are all encoded."""
+    """A source in its documents."""
 
     document: Document
     parts: tuple[NewDocument, ...]
@@ -63,6 +66,22 @@ def _change(catalog: Catalog) -> Iterator[int]:
         yield catalog.commits()
 
 
+def upgrade(catalog: Catalog) -> None:
+    """Make a bank of format 2 one of this format, and full-text indexes of other rules anew; else nothing happens."""
+    follow_format(catalog)
+    if is_of_format_2(catalog):
+        show_as_stored(catalog)
+        with _change(catalog):
+            add_format_3(catalog)
+            catalog.execute("UPDATE manifest SET value = ? WHERE key = 'format_version'", (str(FORMAT_VERSION),))
+            catalog.execute(
+                "UPDATE manifest SET value = json_set(value, '$.format_version', ?) WHERE key = ?",
+                (FORMAT_VERSION, STAGED_MANIFEST),
+            )
+    for namespace in outdated_namespaces(catalog):
+        rebuild_words(catalog, namespace)
+
+
 def write_manifest(catalog: Catalog, values: dict[str, Any]) -> None:
     """Store what the bank is encoded with."""
     with _change(catalog):
@@ -77,49 +96,94 @@ def _put_manifest(catalog: Catalog, values: dict[str, Any]) -> None:
 def add_sources(
     catalog: Catalog,
     namespace: str,
-    sources: Iterable[NewSource],
+    sources: Collection[NewSource],
     written: Written,
     relabelled: Iterable[Document] = (),
 ) -> None:
-    """Make encoded sources part of the bank. A live source of the same external id is replaced.
+    """Make sources part of the bank. A live source of the same external id becomes a former version.
 
     Args:
-        relabelled: documents whose text is there already: only their metadata and date are replaced.
+        written: latents of their documents. Those without any are pending.
+        relabelled: documents whose text is there already: only their metadata, date and expiry are replaced.
     """
     placed = {place.document_id: place for place in written.places}
     with _change(catalog) as commit:
-        namespace_id = _open_namespace(catalog, namespace)
-        words = WordIndex(catalog, namespace_id)
+        namespace_id = open_namespace(catalog, namespace)
+        rows = SourceRows(catalog, namespace_id, commit)
         segment_ids = _insert_segments(catalog, namespace_id, written.segments, "live")
         for source in sources:
-            _delete_source(catalog, namespace_id, source.document.external_id, words, commit)
-            source_id = _insert_source(catalog, namespace_id, source.document)
+            source_id = rows.put(source.document)
             for part in source.parts:
-                place = placed[part.document_id]
                 values = (part.document_id, source_id, part.span.start, part.span.end, part.tokens)
-                catalog.execute(
-                    "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
-                    (*values, segment_ids[place.segment], place.first_row, place.rows, seal(*values, None)),
-                )
-                words.insert(part.document_id, part_text(source.document, part.span))
+                if (place := placed.get(part.document_id)) is None:
+                    catalog.execute("INSERT INTO pending VALUES (?, ?, ?, ?)", values[:-1])
+                else:
+                    where = (segment_ids[place.segment], place.first_row, place.rows)
+                    catalog.execute(
+                        "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
+                        (*values, *where, seal("documents", *values, None)),
+                    )
+                rows.words.insert(part.document_id, part_text(source.document, part.span))
         for document in relabelled:
-            values = (_json(document.metadata), document.date, document.content_hash)
+            rows.relabel(document)
+        rows.forget_unused()
+        _give_ids(catalog, (part.document_id for source in sources for part in source.parts))
+
+
+def place_pending(catalog: Catalog, namespace: str, parts: Sequence[NewDocument], written: Written) -> None:
+    """Make pending documents encoded ones: their latents are in `written`, with the tokens that were encoded."""
+    placed = {place.document_id: place for place in written.places}
+    with _change(catalog):
+        number = catalog.namespace_id(namespace)
+        assert number is not None, "pending documents belong to a namespace"
+        segment_ids = _insert_segments(catalog, number, written.segments, "live")
+        for part in parts:
+            place = placed[part.document_id]
             catalog.execute(
-                "UPDATE sources SET metadata = ?, date = ?, content_hash = ? "
-                "WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?",
-                (*values, namespace_id, document.external_id),
+                "INSERT INTO documents SELECT document_id, source_id, span_start, span_end, ?, ?, ?, ?, NULL, 0 "
+                "FROM pending WHERE document_id = ?",
+                (part.tokens, segment_ids[place.segment], place.first_row, place.rows, part.document_id),
             )
+            catalog.execute("DELETE FROM pending WHERE document_id = ?", (part.document_id,))
+            reseal(catalog, "documents", part.document_id)
 
 
 def delete_sources(catalog: Catalog, namespace: str, external_ids: Iterable[str]) -> None:
-    """Delete sources with all their parts. The work is that of their texts, whatever the bank's size."""
+    """Delete sources with all their parts and versions. The work is that of their texts, whatever the bank's size."""
     number = catalog.namespace_id(namespace)
     if number is None:
         return
     with _change(catalog) as commit:
-        words = WordIndex(catalog, number)
+        rows = SourceRows(catalog, number, commit)
         for external_id in external_ids:
-            _delete_source(catalog, number, external_id, words, commit)
+            rows.delete(external_id)
+        rows.forget_unused()
+
+
+def forget(catalog: Catalog, superseded_before: str | None) -> None:
+    """Delete what has expired, and former versions that others replaced before a moment (None: no version)."""
+    with _change(catalog) as commit:
+        for namespace in catalog.namespaces():
+            number = catalog.namespace_id(namespace)
+            assert number is not None
+            rows = SourceRows(catalog, number, commit)
+            rows.delete_expired()
+            if superseded_before is not None:
+                rows.forget("superseded_at < ?", superseded_before)
+            rows.forget_unused()
+
+
+def rename_sources(catalog: Catalog, namespace: str, renamed: Iterable[tuple[str, Document]]) -> None:
+    """Give live sources, by their external ids, the ids and metadata of documents of the same text.
+
+    Nothing is encoded. A source that has a new id already is deleted.
+    """
+    with _change(catalog) as commit:
+        number = open_namespace(catalog, namespace)
+        rows = SourceRows(catalog, number, commit)
+        for old, document in renamed:
+            rows.rename(old, document)
+        rows.forget_unused()
 
 
 def replace_segments(
@@ -178,29 +242,32 @@ def stage(catalog: Catalog, namespace: str, sources: Iterable[tuple[int, NewSour
 
 def publish_staged(catalog: Catalog, manifest: dict[str, Any]) -> None:
     """Put everything staged in the place of what there is, and a new manifest in the place of the old."""
-    columns = "document_id, source_id, span_start, span_end, tokens, segment_id, first_row, rows"
+    columns = "p.document_id, p.source_id, p.span_start, p.span_end, p.tokens, p.segment_id, p.first_row, p.rows"
     with _change(catalog) as commit:
         _put_manifest(catalog, manifest)
         catalog.execute("DELETE FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
         old = [number for number, _ in catalog.segments()]
         for namespace in catalog.namespaces():
-            words = catalog.word_index(namespace)
-            assert words is not None
-            # Documents whose parts are cut differently now have new ids.
-            for stored in catalog.unstaged_documents(namespace):
-                words.remove(stored.id, stored.encoded_text)
-            added = catalog.new_staged_texts(namespace)
-            for document_id, text in added:
-                words.insert(document_id, text)
-        catalog.execute("DELETE FROM documents WHERE deleted_in IS NULL AND id NOT IN (SELECT document_id FROM staged)")
+            for words, past in ((catalog.word_index(namespace), False), (catalog.past_word_index(namespace), True)):
+                if words is None:
+                    continue
+                # Documents whose parts are cut differently now have new ids.
+                for stored in catalog.unstaged_documents(namespace, past=past):
+                    words.remove(stored.id, stored.encoded_text)
+                for document_id, text in catalog.new_staged_texts(namespace, past=past):
+                    words.insert(document_id, text)
+        kept = f"SELECT d.id FROM {KEPT.parts} WHERE {KEPT.sql}"
+        catalog.execute(f"DELETE FROM documents WHERE id IN ({kept}) AND id NOT IN (SELECT document_id FROM staged)")
         catalog.execute(
-            f"INSERT INTO documents SELECT {columns}, NULL, 0 FROM staged WHERE TRUE ON CONFLICT (id) DO UPDATE SET "
+            f"INSERT INTO documents SELECT {columns}, s.deleted_in, 0 FROM staged p "
+            "JOIN sources s ON s.id = p.source_id WHERE TRUE ON CONFLICT (id) DO UPDATE SET "
             "span_start = excluded.span_start, span_end = excluded.span_end, tokens = excluded.tokens, "
             "segment_id = excluded.segment_id, first_row = excluded.first_row, rows = excluded.rows"
         )
         for (document_id,) in catalog.read("SELECT document_id FROM staged"):
-            _reseal(catalog, "documents", document_id)
+            reseal(catalog, "documents", document_id)
         catalog.execute("DELETE FROM staged")
+        catalog.execute("DELETE FROM pending")
         _retire(catalog, old, commit)
         catalog.execute("UPDATE segments SET state = 'live' WHERE state = 'staged'")
 
@@ -221,9 +288,11 @@ def replace_staged(catalog: Catalog, namespace: str, old: int, written: Written)
 def rebuild_words(catalog: Catalog, namespace: str) -> None:
     """Make the full-text index of a namespace anew from the texts."""
     with _change(catalog):
-        index = catalog.word_index(namespace)
+        index, past = catalog.word_index(namespace), catalog.past_word_index(namespace)
         if index is not None:
             index.rebuild(catalog.texts(namespace))
+        if past is not None:
+            past.rebuild(catalog.texts(namespace, past=True))
 
 
 def delete_orphans(catalog: Catalog) -> None:
@@ -235,8 +304,10 @@ def delete_orphans(catalog: Catalog) -> None:
         )
         for (document_id,) in catalog.read(dead):
             catalog.execute("UPDATE documents SET deleted_in = ? WHERE id = ?", (commit, document_id))
+        of_the_gone = "SELECT id FROM sources WHERE deleted_in IS NOT NULL AND superseded_at IS NULL"
+        catalog.execute(f"DELETE FROM pending WHERE source_id IN ({of_the_gone})")
         for (document_id,) in catalog.read("SELECT id FROM documents WHERE deleted_in IS NOT NULL"):
-            _reseal(catalog, "documents", document_id)
+            reseal(catalog, "documents", document_id)
         catalog.execute(
             "DELETE FROM documents WHERE deleted_in IS NOT NULL AND segment_id NOT IN (SELECT id FROM segments)"
         )
@@ -253,6 +324,7 @@ def drop_empty_namespaces(catalog: Catalog) -> None:
     with _change(catalog):
         for (number,) in catalog.read(unused):
             WordIndex(catalog, number).drop()
+            WordIndex(catalog, number, past=True).drop()
             catalog.execute("DELETE FROM namespaces WHERE id = ?", (number,))
 
 
@@ -271,11 +343,11 @@ def forget_segments(catalog: Catalog, names: Sequence[str]) -> None:
             )
 
 
-def _open_namespace(catalog: Catalog, namespace: str) -> int:
+def open_namespace(catalog: Catalog, namespace: str) -> int:
     number = catalog.namespace_id(namespace)
     if number is None:
         number = catalog.execute("INSERT INTO namespaces (name, seal) VALUES (?, 0)", (namespace,))
-        catalog.execute("UPDATE namespaces SET seal = ? WHERE id = ?", (seal(number, namespace), number))
+        catalog.execute("UPDATE namespaces SET seal = ? WHERE id = ?", (seal("namespaces", number, namespace), number))
         WordIndex(catalog, number).create()
     return number
 
@@ -290,47 +362,12 @@ def _insert_segments(
     }
 
 
-def _insert_source(catalog: Catalog, namespace_id: int, document: Document) -> int:
-    added_at = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="seconds")
-    values = (
-        namespace_id,
-        document.external_id,
-        document.title,
-        _json(document.metadata),
-        document.date,
-        added_at,
-        document.content_hash,
-        document.text_hash,
-    )
-    source_id = catalog.execute(
-        "INSERT INTO sources "
-        "(namespace_id, external_id, title, metadata, date, added_at, content_hash, text_hash, seal) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
-        values,
-    )
-    _reseal(catalog, "sources", source_id)
-    catalog.execute("INSERT INTO texts VALUES (?, ?)", (source_id, document.text))
-    return source_id
-
-
-def _delete_source(catalog: Catalog, namespace_id: int, external_id: str, words: WordIndex, commit: int) -> None:
-    """Tombstone a live source and its documents, if there is one."""
-    number = catalog.value(
-        "SELECT id FROM sources WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?",
-        (namespace_id, external_id),
-    )
-    if number is None:
-        return
-    for document_id, text in catalog.texts_of(number):
-        words.remove(document_id, text)
-    for (document_id,) in catalog.read(
-        "SELECT id FROM documents WHERE source_id = ? AND deleted_in IS NULL", (number,)
-    ):
-        catalog.execute("UPDATE documents SET deleted_in = ? WHERE id = ?", (commit, document_id))
-        _reseal(catalog, "documents", document_id)
-    catalog.execute("UPDATE sources SET deleted_in = ? WHERE id = ?", (commit, number))
-    _reseal(catalog, "sources", number)
-    catalog.execute("DELETE FROM staged WHERE source_id = ?", (number,))
+def _give_ids(catalog: Catalog, document_ids: Iterable[int]) -> None:
+    """See to it that no later document gets one of these ids, even if they never become rows of `documents`."""
+    given = catalog.value("SELECT seq FROM sqlite_sequence WHERE name = 'documents'") or 0
+    if (last := max(document_ids, default=0)) > given:
+        catalog.execute("DELETE FROM sqlite_sequence WHERE name = 'documents'")
+        catalog.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('documents', ?)", (last,))
 
 
 def _move(catalog: Catalog, segment_ids: dict[str, int], places: Iterable[Placed]) -> None:
@@ -353,18 +390,5 @@ def _retire(catalog: Catalog, segment_ids: Sequence[int], commit: int) -> None:
         sources = catalog.read("SELECT DISTINCT source_id FROM documents WHERE segment_id = ?", (segment_id,))
         catalog.execute("DELETE FROM documents WHERE segment_id = ? AND deleted_in IS NOT NULL", (segment_id,))
         for (source_id,) in sources:
-            if catalog.value("SELECT 1 FROM documents WHERE source_id = ? LIMIT 1", (source_id,)) is None:
-                catalog.execute("DELETE FROM texts WHERE source_id = ?", (source_id,))
-                catalog.execute("DELETE FROM sources WHERE id = ?", (source_id,))
+            forget_unused(catalog, source_id)
         catalog.execute("UPDATE segments SET state = 'retired', retired_in = ? WHERE id = ?", (commit, segment_id))
-
-
-def _reseal(catalog: Catalog, table: str, number: int) -> None:
-    """Bring a row's seal up to date."""
-    ((*values,),) = catalog.read(f"SELECT {', '.join(SEALED[table])} FROM {table} WHERE id = ?", (number,))
-    catalog.execute(f"UPDATE {table} SET seal = ? WHERE id = ?", (seal(*values), number))
-
-
-def _json(metadata: Mapping[str, JSON]) -> str:
-    """As text that SQLite finds keys in: without escapes where there need be none."""
-    return json.dumps(dict(metadata), ensure_ascii=False)

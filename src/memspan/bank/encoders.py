@@ -16,7 +16,7 @@ those of one process, so the latents are the same to the bit.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,14 +65,13 @@ class _Task:
 
     Attributes:
         batches: to encode.
-        write: write what was encoded since the last time, but for the documents `dropped`.
+        write: write what was encoded since the last time.
         end: nothing more; the report of the whole run.
         error: nothing more; what rank 0 failed with.
     """
 
     batches: Sequence[list[Part]] = ()
     write: bool = False
-    dropped: frozenset[int] = frozenset()
     end: AddReport | None = None
     error: str = ""
 
@@ -115,7 +114,6 @@ class Encoders:
         """
         assert group is None or group.rank == 0, "rank 0 adds, the others encode for it"
         self._run, self._group, self._folder = run, group, folder
-        self._unwanted: set[int] = set()  # of the newest round
         self.num_ranks = 1 if group is None else group.size
         self.in_step = True
         if group is not None:
@@ -131,13 +129,8 @@ class Encoders:
         with contextlib.nullcontext() if error is None else contextlib.suppress(RankError):
             self._group.deal([task] * self.num_ranks)
 
-    def encode(self, windows: Sequence[Sequence[Part]]) -> None:
-        """Encode the parts of some windows, in the batches that each would have by itself, unless asked to stop.
-
-        The other ranks write only what is named by `keep` before the next call.
-        """
-        self._unwanted = {part.document.document_id for parts in windows for part in parts}
-        batches = [batch for parts in windows for batch in self._run.batches(parts)]
+    def encode(self, batches: Sequence[list[Part]]) -> None:
+        """Encode some batches, unless asked to stop. Without any, the ranks only hear of each other."""
         if self._group is not None:
             padded = [len(batch) * max(len(part.ids) for part in batch) for batch in batches]
             self._encode_together([[batches[i] for i in share] for share in even_shares(padded, self.num_ranks)])
@@ -161,10 +154,6 @@ class Encoders:
             self._run.interrupt()
         self._run.report_progress()
 
-    def keep(self, parts: Iterable[Part]) -> None:
-        """Documents that are to be written: the catalog will know them."""
-        self._unwanted.difference_update(part.document.document_id for part in parts)
-
     def write(self) -> list[Written]:
         """Have the other ranks write segments of what they encoded.
 
@@ -173,7 +162,7 @@ class Encoders:
         """
         if self._group is None:
             return []
-        tasks = [_Task(write=True, dropped=frozenset(self._unwanted))] * self.num_ranks
+        tasks = [_Task(write=True)] * self.num_ranks
         written = [done.written for done in self._do(tasks, _Outcome) if done.written is not None]
         for files in (files for found in written for files in found.segments):
             paths = segment_paths(segments_folder(self._folder), files.name)
@@ -230,18 +219,14 @@ class _Share:
 
     def __init__(self, run: EncodingRun, segments: SegmentWriter) -> None:
         self._run, self._segments = run, segments
-        self._encoded: list[Part] = []
 
     def do(self, task: _Task) -> _Outcome:
-        for part in self._encoded:
-            if part.document.document_id not in task.dropped:
-                part.write(self._segments)
-        self._encoded = []
         if task.write:
             return _Outcome(written=Written(*self._segments.finish()))
         self._run.encode(task.batches)
         batches = [batch for batch in task.batches if batch[0].chunks]
-        self._encoded = [part for batch in batches for part in batch]
+        for part in (part for batch in batches for part in batch):
+            part.write(self._segments)
         return _Outcome([[part.chunks for part in batch] for batch in batches], self._run.report.interrupted)
 
 

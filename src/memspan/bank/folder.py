@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from memspan.bank.locks import HOLDER, LOCK, READERS, writer_lock
+from memspan.bank.locks import ENCODER_LOCK, HOLDER, LOCK, READERS, writer_lock
 from memspan.errors import BankError
 from memspan.files import PARTIAL_SUFFIX, file_sha256, publish, sync_folder
 
@@ -140,7 +140,7 @@ def _remove_partial_catalog(folder: Path) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    ours = {LOCK, HOLDER, READERS, *(f"{PARTIAL_CATALOG}{suffix}" for suffix in _SQLITE_SUFFIXES)}
+    ours = {LOCK, HOLDER, ENCODER_LOCK, READERS, *(f"{PARTIAL_CATALOG}{suffix}" for suffix in _SQLITE_SUFFIXES)}
     if not folder.is_dir():
         raise BankError(f"{folder} is a file; name a folder for the new bank")
     others = [path for path in folder.iterdir() if path.name not in ours]

@@ -1,6 +1,7 @@
 """Who uses a bank: the one writer, and the readers whose snapshots still need files that the bank no longer does.
 
 writer.lock, writer.pid    held by the writer; its pid
+encoder.lock               held by the process that encodes what is pending
 readers/PID-...            one per open bank that reads: locked while its process lives, in it the number of the commit
                            that its oldest snapshot sees ("idle" without one)
 
@@ -28,32 +29,56 @@ try:
 except ImportError:  # no registry of readers then: files in use cannot be unlinked on such systems anyway
     fcntl = None
 
-LOCK, HOLDER, READERS = "writer.lock", "writer.pid", "readers"
+LOCK, HOLDER, ENCODER_LOCK, READERS = "writer.lock", "writer.pid", "encoder.lock", "readers"
 _IDLE = "idle"
 _EVERYTHING = -1  # a snapshot on its way: which commit it will see is not known yet
 
 
 @contextlib.contextmanager
-def writer_lock(folder: Path) -> Iterator[None]:
+def writer_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold the writer's lock of a bank's folder.
+
+    Args:
+        patience: seconds to wait for who holds it.
 
     Raises:
         BankBusy: another process (or another part of this one) holds it; its pid is named.
         BankError: the folder cannot be written.
     """
-    if not folder.is_dir():
-        raise BankError(f"{folder} is gone")
-    lock, holder = FileLock(folder / LOCK, timeout=0), folder / HOLDER
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise BankBusy(f"another writer ({_holder(holder)}) is changing {folder}; wait for it") from error
-    except OSError as error:
-        raise BankError(f"{folder} cannot be written: {error}") from error
-    try:
+    holder = folder / HOLDER
+    with _locked(folder / LOCK, patience) as is_ours:
+        if not is_ours:
+            raise BankBusy(f"another writer ({_holder(holder)}) is changing {folder}; wait for it")
         with contextlib.suppress(OSError):  # on a full disk: only a message is poorer without it
             holder.write_text(str(os.getpid()), "utf-8")
         yield
+
+
+@contextlib.contextmanager
+def encoder_lock(folder: Path) -> Iterator[bool]:
+    """Be the one process that encodes what a bank has pending; gives whether it is this one.
+
+    Raises:
+        BankError: the folder cannot be written.
+    """
+    with _locked(folder / ENCODER_LOCK, 0.0) as is_ours:
+        yield is_ours
+
+
+@contextlib.contextmanager
+def _locked(path: Path, patience: float) -> Iterator[bool]:
+    if not path.parent.is_dir():
+        raise BankError(f"{path.parent} is gone")
+    lock = FileLock(path, timeout=patience)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise BankError(f"{path.parent} cannot be written: {error}") from error
+    try:
+        yield True
     finally:
         lock.release()
 

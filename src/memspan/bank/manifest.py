@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memspan.errors import BankError, BankMismatch
 
 if TYPE_CHECKING:
     from memspan.config import MSAConfig
 
-# Also raised when `memspan.text.terms` cuts words differently: the full-text index must be given the words it got.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_READ_VERSIONS = (2, FORMAT_VERSION)
 LATENT_DTYPE_NAME, _LATENT_BYTES = "bfloat16", 2
 # Encoder fingerprint of a bank of made-up latents (`memspan bench synth`).
 SYNTHETIC = "synthetic"
@@ -67,18 +67,18 @@ class Manifest:
         )
 
     @classmethod
-    def from_json(cls, values: dict) -> Manifest:
-        """Read a stored manifest.
+    def from_json(cls, values: dict[str, Any]) -> Manifest:
+        """Read a stored manifest. One of format 2 is given as one of this format, as which such a bank is read.
 
         Raises:
             BankError: written by a newer memspan, or incomplete.
         """
         version = values.get("format_version")
-        if version != FORMAT_VERSION:
+        if isinstance(version, bool) or version not in _READ_VERSIONS:
             newer = isinstance(version, int) and version > FORMAT_VERSION
             remedy = "update memspan" if newer else "build the bank again from its documents"
             raise BankError(
-                f"this bank has format version {version}, and this memspan reads {FORMAT_VERSION}; {remedy}"
+                f"this bank has format version {version}, and this memspan reads {FORMAT_VERSION} (and 2); {remedy}"
             )
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != names:
@@ -90,7 +90,8 @@ class Manifest:
             is_layers = isinstance(value, list | tuple) and all(type(layer) is int and layer >= 0 for layer in value)
             if not {"int": is_whole, "str": isinstance(value, str)}.get(str(field.type), is_layers):
                 raise BankError(f"this bank's manifest is damaged: {field.name} is {str(value)[:80]!r}")
-        return cls(**values)
+        present: dict[str, Any] = values | {"format_version": FORMAT_VERSION}
+        return cls(**present)
 
     @property
     def key_width(self) -> int:

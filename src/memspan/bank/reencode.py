@@ -7,18 +7,29 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 
 from memspan.bank import edits
-from memspan.bank.add import COMMIT_SECONDS, WINDOW_BATCHES
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.compaction import drop_unwanted_staged, sweep
 from memspan.bank.edits import NewSource, Written
-from memspan.bank.encode import EncodingRun, Part, Progress, SourceParts, has_former_name, manifest_of, tokenise
+from memspan.bank.encode import (
+    COMMIT_SECONDS,
+    WINDOW_BATCHES,
+    EncodingRun,
+    Part,
+    Progress,
+    SourceParts,
+    has_former_name,
+    manifest_of,
+    tokenise,
+)
 from memspan.bank.folder import segments_folder
 from memspan.bank.remembered import remember
+from memspan.bank.scope import LIVE, PAST, Scope
 from memspan.bank.segment import SegmentWriter
+from memspan.bank.stored import StoredSource
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import BATCH_TOKENS
 from memspan.text.parts import split_document
-from memspan.types import AddReport, Document
+from memspan.types import AddReport
 
 _PAGE = 256
 
@@ -112,7 +123,7 @@ class _Staging:
                     for part in source.parts:
                         part.write(writer)
                     done.append((number, source.as_new()))
-                    self._run.count(updated=1)
+                    self._run.count(updated=1, characters=len(source.document.text))
             if self._run.report.interrupted:
                 break
             if self._run.seconds_since_commit >= self._commit_seconds:
@@ -126,26 +137,33 @@ class _Staging:
         self._run.committed()
 
     def _windows(self, namespace: str, max_tokens: int) -> Iterator[list[_Numbered]]:
-        catalog, window, tokens, after = self._bank.catalog, [], 0, 0
-        while page := catalog.source_page(namespace, after, _PAGE):
-            for stored in page:
-                after = stored.id
-                if catalog.is_staged(stored.id):
-                    continue
-                source = self._parts(namespace, stored.document)
-                window.append((stored.id, source))
-                tokens += source.tokens
-                if tokens >= max_tokens:
-                    yield window
-                    window, tokens = [], 0
+        catalog, window, tokens = self._bank.catalog, [], 0
+        for stored, scope in self._sources(namespace):
+            if catalog.is_staged(stored.id):
+                continue
+            source = self._parts(namespace, stored, scope)
+            window.append((stored.id, source))
+            tokens += source.tokens
+            if tokens >= max_tokens:
+                yield window
+                window, tokens = [], 0
         if window:
             yield window
 
-    def _parts(self, namespace: str, document: Document) -> SourceParts:
+    def _sources(self, namespace: str) -> Iterator[tuple[StoredSource, Scope]]:
+        """What has a text: what lives, and former versions."""
+        for scope in (LIVE, PAST):
+            after = 0
+            while page := self._bank.catalog.source_page(namespace, after, _PAGE, scope):
+                yield from ((stored, scope) for stored in page)
+                after = page[-1].id
+
+    def _parts(self, namespace: str, source: StoredSource, scope: Scope) -> SourceParts:
         """A source cut for the new model; ids are kept where the cuts are."""
-        config, template = self._loaded.model.config, self._loaded.template
+        document, config, template = source.document, self._loaded.model.config, self._loaded.template
         spans = split_document(document, template, config.max_document_tokens)
-        stored = self._bank.catalog.documents_of(namespace, document.external_id)
+        of_name = self._bank.catalog.documents_of(namespace, document.external_id, scope)
+        stored = [found for found in of_name if found.source_id == source.id]
         if [found.span for found in stored] == spans:
             return tokenise(document, spans, [found.id for found in stored], template)
         first = self._next_id

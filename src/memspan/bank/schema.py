@@ -10,7 +10,7 @@ import zlib
 
 from memspan.types import JSON
 
-SCHEMA = """
+FORMAT_2 = """
 CREATE TABLE manifest (key TEXT PRIMARY KEY, value TEXT NOT NULL CHECK (json_valid(value))) STRICT, WITHOUT ROWID;
 CREATE TABLE clock (id INTEGER PRIMARY KEY CHECK (id = 1), commits INTEGER NOT NULL CHECK (commits >= 0)) STRICT;
 INSERT INTO clock VALUES (1, 0);
@@ -76,15 +76,81 @@ CREATE INDEX staged_of_sources ON staged (source_id);
 CREATE INDEX staged_of_segments ON staged (segment_id);
 """
 
-# The columns that a row's seal covers, in this order: of sources what the hashes do not, of documents all but their
-# place, which the segment knows too.
-SEALED = {
-    "namespaces": ("id", "name"),
-    "sources": ("id", "namespace_id", "external_id", "added_at", "deleted_in"),
-    "documents": ("id", "source_id", "span_start", "span_end", "tokens", "deleted_in"),
+# What format 3 adds to format 2; a bank of format 2 becomes one of format 3 by these statements.
+FORMAT_3 = """
+ALTER TABLE main.sources ADD COLUMN recorded_at TEXT;
+ALTER TABLE main.sources ADD COLUMN superseded_at TEXT CHECK (superseded_at IS NULL OR deleted_in IS NOT NULL);
+ALTER TABLE main.sources ADD COLUMN version_of INTEGER REFERENCES sources (id);
+ALTER TABLE main.sources ADD COLUMN expires TEXT;
+ALTER TABLE main.sources ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0 CHECK (pinned IN (0, 1));
+CREATE INDEX past_sources ON sources (namespace_id, external_id, deleted_in) WHERE superseded_at IS NOT NULL;
+CREATE INDEX versions_of_sources ON sources (version_of) WHERE version_of IS NOT NULL;
+CREATE INDEX expiring_sources ON sources (namespace_id, expires)
+    WHERE expires IS NOT NULL AND pinned = 0 AND deleted_in IS NULL;
+CREATE TABLE pending (
+    document_id INTEGER PRIMARY KEY CHECK (document_id > 0),
+    source_id INTEGER NOT NULL REFERENCES sources (id),
+    span_start INTEGER NOT NULL CHECK (span_start >= 0),
+    span_end INTEGER NOT NULL CHECK (span_end > span_start)
+) STRICT;
+CREATE INDEX pending_of_sources ON pending (source_id);
+CREATE TABLE roots (
+    id INTEGER PRIMARY KEY CHECK (id > 0),
+    namespace_id INTEGER NOT NULL REFERENCES namespaces (id),
+    name TEXT NOT NULL CHECK (name <> ''),
+    path TEXT NOT NULL,
+    whole INTEGER NOT NULL CHECK (whole IN (0, 1)),
+    UNIQUE (namespace_id, name)
+) STRICT;
+CREATE TABLE files (
+    id INTEGER PRIMARY KEY CHECK (id > 0),
+    root_id INTEGER NOT NULL REFERENCES roots (id),
+    path TEXT NOT NULL CHECK (path <> ''),
+    name TEXT NOT NULL CHECK (name <> ''),
+    alone INTEGER NOT NULL CHECK (alone IN (0, 1)),
+    size INTEGER,
+    mtime_ns INTEGER,
+    sha256 TEXT,
+    UNIQUE (root_id, path)
+) STRICT;
+CREATE TABLE file_documents (
+    namespace_id INTEGER NOT NULL REFERENCES namespaces (id),
+    external_id TEXT NOT NULL CHECK (external_id <> ''),
+    file_id INTEGER NOT NULL REFERENCES files (id),
+    PRIMARY KEY (namespace_id, external_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX documents_of_files ON file_documents (file_id);
+"""
+SCHEMA = FORMAT_2 + FORMAT_3
+
+# A bank of format 2 that is only read: its tables as format 3 has them.
+AS_FORMAT_3 = {
+    "sources": "SELECT id, namespace_id, external_id, title, without_disk(external_id, metadata) AS metadata, date, "
+    "added_at, content_hash, text_hash, deleted_in, seal, NULL AS recorded_at, NULL AS superseded_at, "
+    "NULL AS version_of, NULL AS expires, 0 AS pinned FROM main.sources",
+    "pending": "SELECT 0 AS document_id, 0 AS source_id, 0 AS span_start, 0 AS span_end WHERE FALSE",
+    "roots": "SELECT 0 AS id, 0 AS namespace_id, '' AS name, '' AS path, 0 AS whole WHERE FALSE",
+    "files": "SELECT 0 AS id, 0 AS root_id, '' AS path, '' AS name, 0 AS alone, 0 AS size, 0 AS mtime_ns, '' AS sha256 "
+    "WHERE FALSE",
+    "file_documents": "SELECT 0 AS namespace_id, '' AS external_id, 0 AS file_id WHERE FALSE",
 }
 
+# The columns that a row's seal covers, in this order: of sources what the hashes do not, of documents all but their
+# place, which the segment knows too. Columns of format 3 count where one of them says something, so that the seals of
+# format 2 hold.
+SEALED = {
+    "namespaces": ("id", "name"),
+    "sources": (
+        *("id", "namespace_id", "external_id", "added_at", "deleted_in"),
+        *("recorded_at", "superseded_at", "version_of", "expires", "pinned"),
+    ),
+    "documents": ("id", "source_id", "span_start", "span_end", "tokens", "deleted_in"),
+}
+_SOURCE_COLUMNS_OF_FORMAT_2 = 5
 
-def seal(*values: JSON) -> int:
-    """CRC-32 of some columns of a row, as JSON."""
+
+def seal(table: str, *values: JSON) -> int:
+    """CRC-32 of those columns of a row that `SEALED` names, as JSON."""
+    if table == "sources" and not any(values[_SOURCE_COLUMNS_OF_FORMAT_2:]):
+        values = values[:_SOURCE_COLUMNS_OF_FORMAT_2]
     return zlib.crc32(json.dumps(values).encode())

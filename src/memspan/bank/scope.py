@@ -7,10 +7,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from memspan.bank.dates import compared
+from memspan.dates import date_key, normal_date
 from memspan.errors import FilterError
-from memspan.types import JSON, is_unicode, normal_date
+from memspan.types import JSON, is_unicode
 
 EFFECTIVE_DATE = "coalesce(s.date, s.added_at)"
 """A document's date, or else the time it was added; `s` is the table of sources."""
@@ -19,28 +21,66 @@ _COLUMNS = {"external_id": "s.external_id", "title": "s.title"}
 _ORDERINGS = ("<", "<=", ">", ">=")
 OPERATORS = ("==", "!=", *_ORDERINGS, "in", "not in", "contains", "exists")
 _MOST_CONDITIONS = 200
-_DAY_LENGTH = len("2026-03-01")
 _EXPRESSION = re.compile(r"^\s*(?P<field>[^=!<>]+?)\s*(?P<operator>==?|!=|<=|>=|<|>)\s*(?P<value>.*?)\s*$", re.DOTALL)
 
 Condition = tuple[str, tuple[Any, ...]]
 """SQL over `s` (sources), and its values."""
 
 
+# Which rows of `sources s` are held, by name: what a question sees; what lives, expired or not; what has expired;
+# former versions that have documents of their own; all that is kept.
+_EXPIRED = "(s.expires IS NOT NULL AND s.pinned = 0 AND s.expires <= moment())"
+_HELD = {
+    "seen": f"s.deleted_in IS NULL AND NOT {_EXPIRED}",
+    "live": "s.deleted_in IS NULL",
+    "expired": f"s.deleted_in IS NULL AND {_EXPIRED}",
+    "past": "s.superseded_at IS NOT NULL AND s.version_of IS NULL",
+    "kept": "(s.deleted_in IS NULL OR s.superseded_at IS NOT NULL)",
+}
+
+# Documents that are not encoded yet, as those are that are. They live as long as their source.
+_PENDING = (
+    "(SELECT p.document_id AS id, p.source_id, p.span_start, p.span_end, 0 AS tokens, 0 AS rows, o.deleted_in "
+    "FROM pending p JOIN sources o ON o.id = p.source_id) d"
+)
+
+NAMED = (
+    "SELECT id FROM sources WHERE deleted_in IS NULL AND namespace_id = {0} AND external_id = ?2 UNION ALL "
+    "SELECT id FROM sources WHERE superseded_at IS NOT NULL AND namespace_id = {0} AND external_id = ?2"
+)
+"""The versions of one name (the second value of a query), by an index each; {0} is its namespace's number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A part of a namespace. Build it with `parse`; the empty one is all of it.
+    """A part of a namespace, now or at another time. Build it with `parse`; the empty one is all there is now.
 
     Attributes:
         conditions: all must hold.
         fields: metadata keys that the conditions name.
+        as_of: the day or moment that the documents are to be valid at.
+        known_at: the day or moment that the bank's knowledge is to be of.
+        held: which sources, where neither is given: "seen" (by a question); for looking after a bank "live" (also what
+            has expired), "expired", "past" (former versions with a text of their own) or "kept" (all of them).
     """
 
     conditions: tuple[Condition, ...] = ()
     fields: tuple[str, ...] = ()
+    as_of: str | None = None
+    known_at: str | None = None
+    held: Literal["seen", "live", "expired", "past", "kept"] = "seen"
 
     @classmethod
-    def parse(cls, where: Mapping[str, Any] | None = None, as_of: str | None = None) -> Scope:
+    def parse(
+        cls, where: Mapping[str, Any] | None = None, as_of: str | None = None, known_at: str | None = None
+    ) -> Scope:
         """Read a filter.
+
+        A document that was replaced or relabelled is kept as a former version, which only `as_of` and `known_at` see.
+        A version is *valid* from its date on, or, without one, from when it was recorded; it is *recorded* when it is
+        added. Of a document's versions that were recorded by `known_at` and are valid at `as_of`, the one that was
+        recorded last is seen. Another date for the same text is a correction: the former date holds at no time. A day,
+        or a moment without a fraction of a second, is all of that day or second.
 
         Args:
             where: per field a value it must equal, or operators with values, as in
@@ -48,8 +88,11 @@ class Scope:
                 it was added), `external_id`, `title`, and the keys of the metadata. Operators are `==`, `!=`, `<`,
                 `<=`, `>`, `>=` (numbers with numbers, texts with texts), `in` and `not in` (a list), `contains` (an
                 item of a list, a piece of a text) and `exists` (true or false). A document without the field never
-                matches, but for `exists: false`. A day as a bound of `date` is all of that day.
-            as_of: only documents dated this day or moment, or before.
+                matches, but for `exists: false`. Two dates are compared to the precision of the coarser one: a day
+                is all of that day (in the zone that the document's date is written in), a month is each of its days.
+                Two moments are compared by when they were, whatever their zones.
+            as_of: what was valid at this day or moment, as it is known now (or at `known_at`).
+            known_at: what the bank held at this day or moment.
 
         Raises:
             FilterError: malformed; says where.
@@ -63,25 +106,90 @@ class Scope:
                 conditions.append(_condition(field, operator, value))
             if field != "date" and field not in _COLUMNS and not _may_be_missing(wanted):
                 fields.append(field)
-        if as_of is not None:
-            conditions.append(_date_condition("<=", as_of))
         if len(conditions) > _MOST_CONDITIONS:
             raise FilterError(f"a filter has at most {_MOST_CONDITIONS} conditions, not {len(conditions)}; use in")
-        return cls(tuple(conditions), tuple(fields))
+        return cls(
+            tuple(conditions), tuple(fields), _day_or_moment("as_of", as_of), _day_or_moment("known_at", known_at)
+        )
 
     def __bool__(self) -> bool:
-        return bool(self.conditions)
+        """Whether it may hold less, or something else, than every live document."""
+        return bool(self.conditions) or self.is_past
+
+    @property
+    def is_past(self) -> bool:
+        """Whether former versions may be in it."""
+        return self.as_of is not None or self.known_at is not None
+
+    @property
+    def parts(self) -> str:
+        """The join of documents `d` with sources `s` that gives each document in the labels it is held with."""
+        if self.is_past:
+            return "documents d JOIN sources s ON (s.id = d.source_id OR s.version_of = d.source_id)"
+        return "documents d JOIN sources s ON s.id = d.source_id AND d.deleted_in IS s.deleted_in"
+
+    @property
+    def pending_parts(self) -> str:
+        """The same of documents that are not encoded yet."""
+        return self.parts.replace("documents d", _PENDING, 1)
+
+    @property
+    def source_id(self) -> str:
+        """The number of the source that has the text."""
+        return "coalesce(s.version_of, s.id)" if self.is_past else "s.id"
 
     @property
     def sql(self) -> str:
-        return " AND ".join(f"({condition})" for condition, _ in self.conditions) or "TRUE"
+        """The condition on `sources s`; it also says which versions are held."""
+        held = self._held_then() if self.is_past else _HELD[self.held]
+        return " AND ".join([held, *(f"({condition})" for condition, _ in self.conditions)])
 
     @property
     def values(self) -> tuple[Any, ...]:
+        """Those of `sql`."""
         return tuple(value for _, values in self.conditions for value in values)
+
+    def _held_then(self) -> str:
+        """Those versions after which no other was recorded that is held, too; and whose date was not corrected."""
+        is_later = "(w.deleted_in IS NULL OR w.deleted_in > s.deleted_in)"
+        same_name = "w.namespace_id = s.namespace_id AND w.external_id = s.external_id"
+        later = f"SELECT 1 FROM sources w WHERE {same_name} AND {self._is_valid('w')} AND {self._is_known('w')}"
+        corrected = (
+            "SELECT 1 FROM sources w WHERE (w.id = s.version_of OR w.version_of = s.version_of) "
+            f"AND {self._is_known('w')} AND w.date IS NOT s.date AND {is_later}"
+        )
+        return (
+            f"NOT {_EXPIRED} AND {self._is_valid('s')} AND {self._is_known('s')} "
+            "AND (s.deleted_in IS NULL OR (s.superseded_at IS NOT NULL "
+            f"AND NOT EXISTS ({later} AND w.deleted_in IS NULL) "
+            f"AND NOT EXISTS ({later} AND w.superseded_at IS NOT NULL AND w.deleted_in > s.deleted_in) "
+            f"AND (s.version_of IS NULL OR NOT EXISTS ({corrected}))))"
+        )
+
+    def _is_valid(self, table: str) -> str:
+        return _until(f"coalesce({table}.date, {table}.recorded_at, {table}.added_at)", self.as_of)
+
+    def _is_known(self, table: str) -> str:
+        return _until(f"coalesce({table}.recorded_at, {table}.added_at)", self.known_at)
+
+
+def _until(date: str, bound: str | None) -> str:
+    """SQL: a date is not after a bound (as `normal_date` writes it), to the precision of the coarser one."""
+    if bound is None:
+        return "TRUE"
+    key = date_key(bound)
+    return compared(date, "<=", f"'{key}'", key, is_whole_second=True)
 
 
 EVERYTHING = Scope()
+LIVE, EXPIRED, PAST, KEPT = (Scope(held=held) for held in ("live", "expired", "past", "kept"))
+
+
+def _day_or_moment(name: str, value: Any) -> str | None:
+    try:
+        return None if value is None else normal_date(value)
+    except ValueError as error:
+        raise FilterError(f"the filter on 'date': {name}: {error}") from error
 
 
 def parse_expressions(expressions: Sequence[str]) -> dict[str, Any]:
@@ -184,6 +292,9 @@ def _any_of(field: str, values: Sequence[Any]) -> Condition:
         if sql.endswith("== ?"):
             parts.append(f"({sql.removesuffix('== ?')} IN (SELECT value FROM json_each(?)))")
             given += (*group[0][:-1], json.dumps([found[-1] for found in group], ensure_ascii=False))
+        elif field == "date":  # a date is in its SQL several times
+            parts.append(f"EXISTS (SELECT 1 FROM json_each(?) WHERE {sql.replace('?', 'value')})")
+            given.append(json.dumps([found[0] for found in group]))
         else:  # true, false and null are in the SQL itself
             parts.append(f"({sql})")
             given += group[0]
@@ -223,16 +334,15 @@ class _Access:
 
 def _date_condition(operator: str, value: Any) -> Condition:
     try:
-        bound = normal_date(value) if isinstance(value, str) else None
+        bound = date_key(normal_date(value)) if isinstance(value, str) else None
     except ValueError as error:
         raise FilterError(f"the filter on 'date': {error}") from error
     if bound is None:
         raise FilterError(f"the filter on 'date' needs a date as in '2026-03-01', not {value!r}")
     if operator == "contains":
         raise FilterError("the filter on 'date' cannot use contains; use >= and <=")
-    # Against a day, the day of a moment counts.
-    date = f"substr({EFFECTIVE_DATE}, 1, {_DAY_LENGTH})" if len(bound) == _DAY_LENGTH else EFFECTIVE_DATE
-    return f"{date} {operator} ?", (bound,)
+    sql = compared(EFFECTIVE_DATE, operator, "?", bound)
+    return sql, (bound,) * sql.count("?")
 
 
 def _text_condition(field: str, column: str, operator: str, value: Any) -> Condition:

@@ -55,10 +55,9 @@ class SegmentWriter:
     def append(self, document_id: int, text_crc32: int, latents: EncodedDocuments) -> None:
         """Take the latents of one document, with the CRC-32 of its text (`text_crc32`)."""
         (rows,) = latents.num_chunks
-        nbytes = latents.router_keys_LCW.nbytes + latents.content_LC2GD.nbytes
-        if self._rows and self.buffered_bytes + nbytes > self._max_bytes:
+        if self._rows and self.buffered_bytes + latents.nbytes > self._max_bytes:
             self._write()
-        self.buffered_bytes += nbytes
+        self.buffered_bytes += latents.nbytes
         self._places.append(Placed(document_id, self._name, self._rows, rows, text_crc32))
         self._latents.append(latents)
         self._rows += rows

@@ -25,6 +25,7 @@ class Snapshot:
         shards: its segments, with the documents that live.
         tiers: what of the bank is kept in memory.
         catalog: as it was then.
+        num_pending: live documents that are not encoded yet: they are found by words only.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Snapshot:
         close: Callable[[], None],
         tiers: Tiers,
         masks: TensorCache,
+        num_pending: int,
     ) -> None:
         """
         Args:
@@ -44,7 +46,7 @@ class Snapshot:
         """
         self.namespace, self.commit, self.manifest, self.shards = namespace, commit, manifest, tuple(shards)
         self.catalog, self._close, self.tiers = catalog, close, tiers
-        self._masks = masks
+        self._masks, self.num_pending = masks, num_pending
         self._open = True
 
     def __enter__(self) -> Snapshot:
@@ -60,30 +62,42 @@ class Snapshot:
 
     @property
     def num_documents(self) -> int:
-        """Live documents."""
-        return sum(int(shard.live_N.sum()) for shard in self.shards)
+        """Live documents, encoded or not."""
+        return self.num_pending + sum(int(shard.live_N.sum()) for shard in self.shards)
+
+    def holds(self, scope: Scope = EVERYTHING) -> bool:
+        """Whether any document, encoded or not, is in a scope. Raises as `selectable_mask` does."""
+        return bool(self.selectable_mask(scope).any()) or bool(self.catalog.page(self.namespace, 0, 1, scope))
+
+    def ids(self, scope: Scope = EVERYTHING) -> list[int]:
+        """Live documents in a scope, encoded or not, in the order they were added. Raises as `selectable_mask` does."""
+        if self.num_pending or scope.is_past:
+            return self.catalog.ids_in_scope(self.namespace, scope).tolist()
+        ids_N = torch.cat([torch.empty(0, dtype=torch.int64), *(shard.ids_N for shard in self.shards)])
+        return ids_N[self.selectable_mask(scope)].sort().values.tolist()
 
     def search(self, question: str, limit: int, scope: Scope = EVERYTHING) -> list[tuple[int, float]]:
         """Full-text search: ids and BM25 scores, best first."""
         assert self._open, "a closed snapshot shows nothing"
         return self.catalog.search(self.namespace, question, limit, scope)
 
-    def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
-        """Live documents by their ids, in the order given; others are left out."""
+    def documents(self, ids: Sequence[int], scope: Scope = EVERYTHING) -> list[StoredDocument]:
+        """Documents of a scope by their ids, in the order given; others are left out."""
         assert self._open, "a closed snapshot shows nothing"
-        return self.catalog.documents(self.namespace, ids)
+        return self.catalog.documents(self.namespace, ids, scope)
 
     def selectable_mask(self, scope: Scope = EVERYTHING) -> torch.Tensor:
-        """For every document of the shards, one after the other, whether it lives and is in the scope, `[N]` bool.
+        """For every encoded document, shard after shard, whether it is in the scope, `[N]` bool.
 
         Raises:
             FilterError: nothing matches, and no document has a field that the filter names.
         """
-        return self._masks.get(scope, lambda: self._selectable_mask(scope))
+        expired = self.catalog.last_expiry(self.namespace)
+        return self._masks.get((scope, expired), lambda: self._selectable_mask(scope, expired is not None))
 
-    def _selectable_mask(self, scope: Scope) -> torch.Tensor:
-        masks = [shard.live_N for shard in self.shards]
-        if scope:
+    def _selectable_mask(self, scope: Scope, some_expired: bool) -> torch.Tensor:
+        masks = [torch.ones_like(shard.live_N) if scope.is_past else shard.live_N for shard in self.shards]
+        if scope or some_expired:
             allowed = torch.from_numpy(self.catalog.ids_in_scope(self.namespace, scope))
             masks = [live_N & shard.contains_mask(allowed) for live_N, shard in zip(masks, self.shards, strict=True)]
         return torch.cat(masks) if masks else torch.empty(0, dtype=torch.bool)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -14,10 +16,72 @@ from memspan.bank.edits import Written
 from memspan.bank.folder import CATALOG
 from memspan.bank.locks import Registration, writer_lock
 from memspan.bank.manifest import Manifest
+from memspan.bank.scope import EVERYTHING, Scope
+from memspan.bank.words import outdated_namespaces
 from memspan.errors import BankError, BankMismatch, UnknownDocument
-from memspan.types import Document, is_unicode
+from memspan.types import JSON, NEVER, Document, is_unicode
 
 _LONGEST_NAMESPACE = 200
+PATIENCE = 10.0
+"""Seconds that a change of one document waits for another writer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is to be changed of a document; None: it stays.
+
+    Attributes:
+        text, title: the new ones.
+        metadata: merged into what there is, as JSON Merge Patch does (RFC 7396): None removes a key, an object is
+            merged into the object there, any other value replaces what was there.
+        date: the new one; an empty text removes it.
+        expires: the new one; "never" removes it.
+        pinned: whether it never expires.
+    """
+
+    text: str | None = None
+    title: str | None = None
+    metadata: Mapping[str, JSON] | None = None
+    date: str | None = None
+    expires: str | None = None
+    pinned: bool | None = None
+
+    def of(self, before: Document) -> Document:
+        """The document after them.
+
+        Raises:
+            TypeError, ValueError: it would be none.
+        """
+        if not isinstance(self.metadata, Mapping | None):
+            raise TypeError(f"metadata is an object of fields to change, not {self.metadata!r}")
+        names = ("text", "title", "date", "expires", "pinned")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.date == "":
+            given["date"] = None
+        try:
+            metadata = _merged(before.metadata, self.metadata or {})
+        except RecursionError as error:
+            raise ValueError("the metadata are nested too deep") from error
+        return dataclasses.replace(before, **given, metadata=metadata)
+
+
+def _merged(target: Mapping[str, JSON], patch: Mapping[str, JSON]) -> dict[str, JSON]:
+    merged = dict(target)
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping):
+            there = merged.get(key)
+            merged[key] = _merged(there if isinstance(there, Mapping) else {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def keeps_retention(before: Document, given: Document) -> bool:
+    """Whether expiry and pin stay as they are where a document is given: they are no content, and None keeps them."""
+    expires = NEVER if before.expires is None else before.expires
+    return given.expires in (None, expires) and given.pinned in (None, bool(before.pinned))
 
 
 class TextBank:
@@ -31,6 +95,7 @@ class TextBank:
         self.folder, self.catalog, self.manifest = folder, catalog, manifest
         self._registration = Registration(folder)
         self._lock = threading.Lock()
+        self._shared = threading.local()
         self._idle: list[Catalog] = []
 
     @classmethod
@@ -89,6 +154,41 @@ class TextBank:
             with self._lock:
                 self._idle.append(catalog)
 
+    @contextlib.contextmanager
+    def writing(self, patience: float = 0.0, *, is_shared: bool = False) -> Iterator[None]:
+        """Hold the writer's lock. A bank of an older format has become one of the present format.
+
+        Args:
+            patience: seconds to wait for another writer.
+            is_shared: what this thread calls inside may hold it, too.
+
+        Raises:
+            BankBusy: another process writes (its pid is named).
+            BankError: the folder or the catalog cannot be written.
+        """
+        if getattr(self._shared, "is_held", False):
+            yield
+            return
+        with writer_lock(self.folder, patience):
+            edits.upgrade(self.catalog)
+            self._shared.is_held = is_shared
+            try:
+                yield
+            finally:
+                self._shared.is_held = False
+
+    def reindex(self) -> None:
+        """Make the full-text indexes anew from the stored texts, a transaction for each namespace. Latents stay.
+
+        Raises:
+            BankBusy: another process writes.
+        """
+        outdated = outdated_namespaces(self.catalog)
+        with self.writing():  # which makes those anew
+            for namespace in self.catalog.namespaces():
+                if namespace not in outdated:
+                    edits.rebuild_words(self.catalog, namespace)
+
     def _check_manifest(self, catalog: Catalog) -> None:
         if Manifest.from_json(catalog.read_manifest()) != self.manifest:
             raise BankMismatch(f"{self.folder} was encoded anew since it was opened; open it again")
@@ -109,50 +209,83 @@ class TextBank:
         """
         if isinstance(ids, str):
             raise TypeError("ids is a list of ids, not one")
-        with writer_lock(self.folder):
+        with self.writing():
             names = {self.resolve(document_id, namespace) for document_id in ids}
             edits.delete_sources(self.catalog, namespace, sorted(names))
         return len(names)
 
     def resolve(
-        self, document_id: int | str, namespace: str = DEFAULT_NAMESPACE, catalog: Catalog | None = None
+        self,
+        document_id: int | str,
+        namespace: str = DEFAULT_NAMESPACE,
+        catalog: Catalog | None = None,
+        scope: Scope = EVERYTHING,
     ) -> str:
-        """The external id of a live source, from it or from the id of one of its documents.
+        """The external id of a source, from it or from the id of one of its documents.
 
         Raises:
             UnknownDocument: there is none.
         """
-        name = self.find(document_id, namespace, catalog or self.catalog)
+        name = self.find(document_id, namespace, catalog or self.catalog, scope)
         if name is None:
+            then = " at that time" if scope.is_past else ""
             raise UnknownDocument(
-                f"there is no document {document_id!r} in namespace {namespace!r} of {self.folder}; "
+                f"there is no document {document_id!r} in namespace {namespace!r} of {self.folder}{then}; "
                 f"see: memspan ls {self.folder}"
             )
         return name
 
-    def find(self, document_id: int | str, namespace: str, catalog: Catalog) -> str | None:
+    def find(self, document_id: int | str, namespace: str, catalog: Catalog, scope: Scope = EVERYTHING) -> str | None:
         """As `resolve`, in a catalog's snapshot; None if there is none."""
         if isinstance(document_id, str) and not is_unicode(document_id):
             return None  # as a shell hands over a file's name of another encoding
         if isinstance(document_id, int):
-            return catalog.external_id_of(namespace, document_id)
-        return document_id if catalog.hashes(namespace, document_id) else None
+            return catalog.external_id_of(namespace, document_id, scope)
+        found = catalog.source(namespace, document_id, scope) if scope else catalog.hashes(namespace, document_id)
+        return document_id if found else None
 
     def get(
-        self, document_id: int | str, namespace: str = DEFAULT_NAMESPACE, catalog: Catalog | None = None
+        self,
+        document_id: int | str,
+        namespace: str = DEFAULT_NAMESPACE,
+        catalog: Catalog | None = None,
+        scope: Scope = EVERYTHING,
     ) -> Document:
         """A document as it was given. Arguments and errors as for `resolve`.
 
         Args:
             catalog: whose snapshot is read; None: what is there now.
+            scope: at another time, say.
         """
-        stored = (catalog or self.catalog).source(namespace, self.resolve(document_id, namespace, catalog))
+        name = self.resolve(document_id, namespace, catalog, scope)
+        stored = (catalog or self.catalog).source(namespace, name, scope)
         if stored is None:
             raise UnknownDocument(f"document {document_id!r} was deleted just now")
         return stored.document
 
+    def update(
+        self, document_id: int | str, changes: Changes, namespace: str = DEFAULT_NAMESPACE
+    ) -> tuple[Document, bool] | None:
+        """Change metadata, date or expiry of a document, read and written in one transaction.
+
+        Returns:
+            The document, and whether anything changed; None, with nothing changed, where its text or title would: that
+            takes a model.
+
+        Raises:
+            UnknownDocument: there is none.
+            ValueError: the changes make no document of it.
+            BankBusy: another process has written for `PATIENCE` seconds.
+        """
+        with self.writing(PATIENCE, is_shared=True):
+            before = self.get(document_id, namespace)
+            after = changes.of(before)
+            if after.text_hash != before.text_hash:
+                return None
+            return after, self.relabel(after, namespace)
+
     def relabel(self, document: Document, namespace: str = DEFAULT_NAMESPACE) -> bool:
-        """Replace metadata and date of a source whose text and title are the document's, in one transaction.
+        """Replace metadata, date and expiry of a source whose text and title are the document's, in one transaction.
 
         Returns:
             Whether anything was to be replaced.
@@ -161,11 +294,12 @@ class TextBank:
             UnknownDocument: there is no source of this name, or it has another text.
             BankBusy: another process writes.
         """
-        with writer_lock(self.folder):
+        with self.writing():
             known = self.catalog.hashes(namespace, document.external_id)
             if known is None or known[1] != document.text_hash:
                 raise UnknownDocument(f"{document.external_id!r} in {self.folder} was changed just now; try again")
-            if known[0] == document.content_hash:
+            before = self.get(document.external_id, namespace)
+            if known[0] == document.content_hash and keeps_retention(before, document):
                 return False
             edits.add_sources(self.catalog, namespace, (), Written((), ()), [document])
         return True

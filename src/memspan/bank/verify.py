@@ -15,6 +15,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
 from memspan.bank.folder import SegmentFiles, segments_folder, text_crc32
 from memspan.bank.schema import SEALED, seal
+from memspan.bank.scope import KEPT
 from memspan.bank.segment import SegmentReader
 from memspan.errors import BankError
 from memspan.types import Document
@@ -56,8 +57,9 @@ def verify(bank: MemoryBank) -> list[Fault]:
     """Check everything a bank holds, as of now; writers may go on. Reads every file whole.
 
     Covers the structure of the catalog, the sha256 of every segment, where documents stand in it and of which text,
-    every text against its hash and every row against its seal, that every live document has its latents and its words
-    and nothing else has. Files that a killed writer left are no fault (the next writer sweeps them).
+    every text against its hash and every row against its seal, that every live document and every one of a former
+    version has its latents and its words, and nothing else has. Files that a killed writer left are no fault (the next
+    writer sweeps them).
     """
     with bank.pinned_catalog() as catalog:
         try:
@@ -68,10 +70,10 @@ def verify(bank: MemoryBank) -> list[Fault]:
                 damaged = {fault.where for fault in of_sources}
                 for number, files in catalog.segments(namespace):
                     faults += _segment_faults(bank, catalog, namespace, number, files, damaged)
-                index = catalog.word_index(namespace)
-                if index is not None and index.differs(catalog.texts(namespace)):
-                    message = "the full-text index is not that of the texts"
-                    faults.append(Fault("index", str(catalog.path), message, namespace))
+                for index, past in ((catalog.word_index(namespace), False), (catalog.past_word_index(namespace), True)):
+                    if index is not None and index.differs(catalog.texts(namespace, past=past)):
+                        message = "the full-text index is not that of the texts"
+                        faults.append(Fault("index", str(catalog.path), message, namespace))
             return faults
         except (BankError, sqlite3.Error, ValueError, TypeError) as error:
             return [Fault("catalog", str(catalog.path), f"it cannot be read: {error}")]
@@ -86,7 +88,8 @@ def _catalog_faults(catalog: Catalog) -> Iterator[Fault]:
     for table, row, parent, _ in broken[:_MOST_REPORTED]:
         yield Fault("catalog", where, f"row {row} of {table} refers to a row that {parent} does not have")
     for (external_id,) in catalog.read(
-        "SELECT external_id FROM sources WHERE id NOT IN (SELECT source_id FROM texts) AND deleted_in IS NULL"
+        "SELECT external_id FROM sources s WHERE coalesce(version_of, id) NOT IN (SELECT source_id FROM texts) "
+        f"AND {KEPT.sql}"
     ):
         yield Fault("catalog", where, f"the text of {external_id!r} is missing")
     for table in ("documents", "sources", "segments", "namespaces"):
@@ -97,15 +100,20 @@ def _catalog_faults(catalog: Catalog) -> Iterator[Fault]:
     sealed = ", ".join(f"d.{column}" for column in SEALED["documents"])
     of_the_dead = (  # those of live sources are reported with their source
         f"SELECT s.external_id, d.seal, {sealed} FROM documents d JOIN sources s ON s.id = d.source_id "
-        "WHERE d.deleted_in IS NOT NULL OR s.deleted_in IS NOT NULL"
+        "WHERE (d.deleted_in IS NOT NULL OR s.deleted_in IS NOT NULL) AND s.superseded_at IS NULL"
     )
     for name, number, *values in catalog.rows(of_the_dead):
-        if number != seal(*values):
+        if number != seal("documents", *values):
             yield Fault("document", name, f"document {values[0]} is deleted, and not what was written")
     for table in ("namespaces", "sources"):
         for number, *values in catalog.rows(f"SELECT seal, {', '.join(SEALED[table])} FROM {table}"):
-            if number != seal(*values):
+            if number != seal(table, *values):
                 yield Fault("catalog", where, f"row {values[0]} of {table} is not what was written")
+    for (external_id,) in catalog.read(
+        "SELECT DISTINCT s.external_id FROM pending p JOIN sources s ON s.id = p.source_id "
+        "WHERE (s.deleted_in IS NOT NULL AND s.superseded_at IS NULL) OR p.document_id IN (SELECT id FROM documents)"
+    ):
+        yield Fault("document", external_id, "a part of it waits to be encoded, and is deleted or encoded already")
     if catalog.value("SELECT count(*) FROM clock") != 1:
         yield Fault("catalog", where, "the counter of commits is missing")
 
@@ -150,14 +158,15 @@ def _source_faults(catalog: Catalog, namespace: str) -> Iterator[Fault]:
     parts = _parts_by_source(catalog, namespace)
     number_of_parts, current = next(parts, (None, []))
     query = (
-        f"SELECT t.text, s.title, s.metadata, s.date, s.content_hash, s.text_hash, s.seal, {', '.join(sealed)} "
-        "FROM sources s JOIN texts t ON t.source_id = s.id "
-        "WHERE s.namespace_id = ? AND s.deleted_in IS NULL ORDER BY s.id"
+        f"SELECT t.text, s.title, m.metadata, s.date, s.content_hash, s.text_hash, s.seal, {', '.join(sealed)} "
+        ", s.version_of IS NULL FROM sources s JOIN main.sources m ON m.id = s.id "
+        "JOIN texts t ON t.source_id = coalesce(s.version_of, s.id) "
+        f"WHERE s.namespace_id = ? AND {KEPT.sql} ORDER BY s.id"
     )
     rows = catalog.rows(query, (catalog.namespace_id(namespace),))
-    for text, title, metadata, date, content_hash, text_hash, found_seal, *values in rows:
+    for text, title, metadata, date, content_hash, text_hash, found_seal, *values, has_parts in rows:
         number, _, name, *_ = values
-        if found_seal != seal(*values):
+        if found_seal != seal("sources", *values):
             continue  # reported with the catalog; it may have been deleted, and must not come back by a repair
         while number_of_parts is not None and number_of_parts < number:
             number_of_parts, current = next(parts, (None, []))
@@ -170,6 +179,8 @@ def _source_faults(catalog: Catalog, namespace: str) -> Iterator[Fault]:
             message = "title, text, metadata or date are not what was added; restore a backup, or update it"
             yield Fault("catalog", str(name), message, namespace)
             continue
+        if not has_parts:
+            continue  # a former label of another source's text
         found = current if number_of_parts == number else []
         bounds = [0, *(bound for part in found for bound in (part.start, part.end)), len(text)]
         if not found or any(start != end for start, end in zip(bounds[::2], bounds[1::2], strict=True)):
@@ -191,17 +202,21 @@ class _Part:
 def _parts_by_source(catalog: Catalog, namespace: str) -> Iterator[tuple[int | None, list[_Part]]]:
     """Per source, in order of their numbers: its live parts in order."""
     sealed = ", ".join(f"d.{column}" for column in SEALED["documents"])
+    number = catalog.namespace_id(namespace)
     query = (
         "SELECT s.id, d.span_start, d.span_end, g.state IS 'live' AND g.namespace_id IS s.namespace_id, d.seal, "
-        f"{sealed} FROM documents d JOIN sources s ON s.id = d.source_id LEFT JOIN segments g ON g.id = d.segment_id "
-        "WHERE s.namespace_id = ? AND s.deleted_in IS NULL AND d.deleted_in IS NULL ORDER BY s.id, d.span_start"
+        f"{sealed} FROM {KEPT.parts} LEFT JOIN segments g ON g.id = d.segment_id "
+        f"WHERE s.namespace_id = ? AND {KEPT.sql} UNION ALL "
+        f"SELECT s.id, d.span_start, d.span_end, TRUE, NULL{', NULL' * len(SEALED['documents'])} "
+        f"FROM {KEPT.pending_parts} WHERE s.namespace_id = ? AND {KEPT.sql} ORDER BY 1, 2"
     )
-    rows = catalog.rows(query, (catalog.namespace_id(namespace),))
+    rows = catalog.rows(query, (number, number))
     for number, group in groupby(rows, key=itemgetter(0)):
         yield (
             number,
             [
-                _Part(start, end, bool(has_latents), found_seal == seal(*values))
+                # A pending one has no seal: its span fits in with those of the others, or is found to be missing.
+                _Part(start, end, bool(has_latents), found_seal in (None, seal("documents", *values)))
                 for _, start, end, has_latents, found_seal, *values in group
             ],
         )

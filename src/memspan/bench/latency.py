@@ -30,8 +30,9 @@ from memspan.eval.machine import machine
 from memspan.eval.plots import Spread, draw_curves
 from memspan.generate.context import room_for
 from memspan.generate.finder import Finder, Look
-from memspan.generate.interleave import Asked, Interleave, Plan
+from memspan.generate.interleave import Asked, Plan
 from memspan.generate.sampling import Sampling
+from memspan.generate.searched import answering
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.model.decoding import prepare
@@ -144,7 +145,8 @@ class Latency:
         with bank.snapshot() as snapshot:
             finder, state = Finder(loaded, snapshot, EVERYTHING), RoundState(loaded)
             reading = FixedReading(loaded, finder, plan, self.passages)
-            loop = Interleave(state, finder, reading, plan, Sampling(max_new_tokens=1 + self._settings.new_tokens))
+            sampling = Sampling(max_new_tokens=1 + self._settings.new_tokens)
+            loop = answering(state, finder, plan, sampling, reading)
             for _, event in loop.run([_QUESTION.format(number=number)]):
                 if first is None and (event is None or isinstance(event, TextWritten)):
                     first = time.perf_counter() - started, time.process_time() - started_cpu

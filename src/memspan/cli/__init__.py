@@ -2,19 +2,22 @@
 
 from memspan.cli.app import app
 from memspan.cli.bench import bench
-from memspan.cli.commands import add, ask, convert, estimate, summarize
+from memspan.cli.commands import add, ask, convert, encode, estimate, summarize
 from memspan.cli.data import data
 from memspan.cli.evaluate import evaluate, judge, report
 from memspan.cli.listing import ListingCommand
 from memspan.cli.serve import keys, mcp, serve
 from memspan.cli.stored import export, info, ls, rm, search, update
+from memspan.cli.sync import sync
 from memspan.cli.train import train
-from memspan.cli.upkeep import compact, import_, reencode, verify
+from memspan.cli.upkeep import compact, import_, reencode, reindex, verify
 
 # In the order that `--help` shows them.
 for _command in (
     convert,
     add,
+    sync,
+    encode,
     ask,
     search,
     summarize,
@@ -26,6 +29,7 @@ for _command in (
     compact,
     verify,
     reencode,
+    reindex,
     export,
 ):
     app.command(cls=ListingCommand)(_command)

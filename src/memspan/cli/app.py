@@ -1,6 +1,7 @@
 """What commands are made of: their options, and how they end.
 
-Exit codes: 0 done, 1 an error, 2 wrong usage, 3 files were skipped, 130 interrupted.
+Exit codes: 0 done, 1 an error, 2 wrong usage, 3 files were skipped, 128 and the number of the signal that stopped it
+(130 Ctrl-C, 143 SIGTERM).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from memspan.cli.choices import ModelChoice, ScopeChoice
+from memspan.cli.choices import AnswererChoice, ModelChoice, ReadingChoice, ScopeChoice
 from memspan.errors import MemspanError
 
 app = typer.Typer(
@@ -46,13 +47,43 @@ AdapterOption = Annotated[
         help="Weights trained for that model: a folder, a shipped name, or none. Default: that of the default model.",
     ),
 ]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", help="Read all files as this kind (txt, csv, ...), whatever their extension."),
+]
+EncodingOption = Annotated[
+    str | None, typer.Option("--encoding", help="Of the text files, as cp1252 or gbk. Default: as each of them is.")
+]
+TextColumnOption = Annotated[
+    str | None, typer.Option("--text-column", help="Key or column of a record's text. Default: text, content or body.")
+]
+TitleColumnOption = Annotated[
+    str | None, typer.Option("--title-column", help="Key or column of a record's title. Default: title.")
+]
+OcrOption = Annotated[
+    bool,
+    typer.Option("--ocr", help="Recognise text in images and scanned PDFs, by an installed tesseract."),
+]
+OcrLanguageOption = Annotated[
+    str, typer.Option("--ocr-language", help="Of recognised text, as tesseract calls it: eng, deu+eng.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
 NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", help="Whose documents; no others are seen.")]
 WhereOption = Annotated[
     list[str] | None,
     typer.Option("--where", help="FIELD=VALUE (or !=, <, <=, >, >=) of the metadata, or JSON; may be repeated."),
 ]
-AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Only documents dated this day, or before.")]
+AsOfOption = Annotated[
+    str | None,
+    typer.Option("--as-of", help="What was valid at this day or moment: dated, or else recorded by then."),
+]
+KnownAtOption = Annotated[
+    str | None, typer.Option("--known-at", help="What the bank held at this day or moment, former versions included.")
+]
+ExpiresOption = Annotated[
+    str | None, typer.Option("--expires", help="Not seen from this day (UTC) or moment on; never: it stays.")
+]
+TtlOption = Annotated[str | None, typer.Option("--ttl", help="Not seen after this time, as 30d, 12h or 1d12h.")]
 _DEFAULT = "Default: hybrid, lexical if untrained."
 SelectorOption = Annotated[str | None, typer.Option(help=f"Who chooses documents: {{ranking_selectors}}. {_DEFAULT}")]
 AskSelectorOption = Annotated[
@@ -85,6 +116,27 @@ WeightsOption = Annotated[
     ),
 ]
 
+AnswerWithOption = Annotated[
+    str | None,
+    typer.Option(
+        "--answer-with",
+        metavar="URL",
+        envvar="MEMSPAN_ANSWER_WITH",
+        help="Another model answers: OpenAI-compatible endpoint, as http://localhost:11434/v1. Key: MEMSPAN_ANSWER_KEY "
+        "or OPENAI_API_KEY in the environment.",
+    ),
+]
+AnswerModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--answer-model", metavar="NAME", envvar="MEMSPAN_ANSWER_MODEL", help="What that endpoint calls the model."
+    ),
+]
+AnswerContextOption = Annotated[
+    int | None,
+    typer.Option("--answer-context", help="Tokens that model has room for. Default: as the endpoint says, or 4096."),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class OptionGroup:
@@ -103,12 +155,48 @@ def _model(
     return ModelChoice(model, adapter, dtype, device)
 
 
-def _scope(namespace: NamespaceOption = "default", where: WhereOption = None, as_of: AsOfOption = None) -> ScopeChoice:
-    return ScopeChoice(namespace, where or [], as_of)
+def _scope(
+    namespace: NamespaceOption = "default",
+    where: WhereOption = None,
+    as_of: AsOfOption = None,
+    known_at: KnownAtOption = None,
+) -> ScopeChoice:
+    return ScopeChoice(namespace, where or [], as_of, known_at)
+
+
+def _expiry(expires: ExpiresOption = None, ttl: TtlOption = None) -> str | None:
+    from memspan.bank.clock import expiry_of
+
+    try:
+        return expiry_of(expires, ttl)
+    except ValueError as error:
+        raise MemspanError(f"{'--expires' if expires is not None else '--ttl'}: {error}") from error
+
+
+def _reading(
+    format: FormatOption = None,
+    encoding: EncodingOption = None,
+    text_column: TextColumnOption = None,
+    title_column: TitleColumnOption = None,
+    ocr: OcrOption = False,
+    ocr_language: OcrLanguageOption = "eng",
+) -> ReadingChoice:
+    return ReadingChoice(format, encoding, text_column, title_column, ocr, ocr_language)
+
+
+def _answerer(
+    answer_with: AnswerWithOption = None,
+    answer_model: AnswerModelOption = None,
+    answer_context: AnswerContextOption = None,
+) -> AnswererChoice:
+    return AnswererChoice(answer_with, answer_model, answer_context)
 
 
 Model = Annotated[ModelChoice, OptionGroup(_model)]
+OtherModel = Annotated[AnswererChoice, OptionGroup(_answerer)]
 ScopeOptions = Annotated[ScopeChoice, OptionGroup(_scope)]
+ReadingOptions = Annotated[ReadingChoice, OptionGroup(_reading)]
+ExpiryOptions = Annotated[str | None, OptionGroup(_expiry)]
 
 
 def command(function: Callable[..., int | None]) -> Callable[..., None]:

@@ -4,7 +4,7 @@ it is asked."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,11 @@ from memspan.cli.importing import imported
 
 if TYPE_CHECKING:
     from memspan.bank.scope import Scope
+    from memspan.generate.answerer import Answerer
+    from memspan.generate.endpoint import Endpoint
     from memspan.generate.memory import Memory
     from memspan.model.convert import LoadedModel
+    from memspan.text.readers import ReadOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class ModelChoice:
     weights: str | None = None
     memory_budget: str | None = None
     gpu_memory_budget: str | None = None
+    answerer: Answerer | None = None
 
     def load(self, *banks: Path) -> LoadedModel:
         """The model; where none was named, that of the first of these banks that there is."""
@@ -38,12 +42,40 @@ class ModelChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswererChoice:
+    """The other model that answers, if one was named."""
+
+    url: str | None
+    model: str | None
+    context: int | None
+
+    def endpoint(self) -> Endpoint | None:
+        """
+        Raises:
+            AnswererError: only a part of it was named, or the endpoint cannot be one.
+        """
+        from memspan.errors import AnswererError
+        from memspan.generate.endpoint import Endpoint, key_from_environment
+
+        if self.url is None:
+            if self.model is not None or self.context is not None:
+                raise AnswererError(
+                    "--answer-model and --answer-context need --answer-with URL, which names the endpoint"
+                )
+            return None
+        if self.model is None:
+            raise AnswererError("--answer-with needs --answer-model NAME: what the endpoint calls the model")
+        return Endpoint(self.url, self.model, key_from_environment(), room=self.context)
+
+
+@dataclass(frozen=True, slots=True)
 class ScopeChoice:
     """The documents a command looks at."""
 
     namespace: str
     expressions: Sequence[str]
     as_of: str | None
+    known_at: str | None = None
 
     @property
     def where(self) -> dict[str, Any]:
@@ -55,4 +87,22 @@ class ScopeChoice:
     def scope(self) -> Scope:
         from memspan.bank.scope import Scope
 
-        return Scope.parse(self.where, self.as_of)
+        return Scope.parse(self.where, self.as_of, self.known_at)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingChoice:
+    """How files are read; see `memspan.text.readers.formats.ReadOptions` for the fields."""
+
+    format: str | None
+    encoding: str | None
+    text_column: str | None
+    title_column: str | None
+    ocr: bool
+    ocr_language: str
+
+    @property
+    def options(self) -> ReadOptions:
+        from memspan.text.readers import ReadOptions
+
+        return ReadOptions(**asdict(self))

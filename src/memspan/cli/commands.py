@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,25 +15,31 @@ from memspan.cli.app import (
     AskSelectorOption,
     BankArgument,
     BudgetOption,
+    ExpiryOptions,
     GPUBudgetOption,
     InstalledOption,
     JsonOption,
     Model,
     NamespaceOption,
+    OtherModel,
+    ReadingOptions,
     RouteAnswerOption,
     ScopeOptions,
     WeightsOption,
     command,
 )
 from memspan.cli.importing import importing
-from memspan.cli.process import INTERRUPTED, SKIPPED, stop_flag
-from memspan.cli.stored import check_bank, checkpoint_info
+from memspan.cli.process import SKIPPED, started_by_torchrun, stop_flag
+from memspan.cli.stored import check_bank, checkpoint_info, open_texts
 from memspan.errors import MemspanError
-from memspan.types import Answer
+from memspan.types import Done, TextWritten
 
 if TYPE_CHECKING:
+    from memspan.cli.choices import ModelChoice
     from memspan.generate.memory import Memory
     from memspan.generate.request import AskOptions
+    from memspan.generate.textual import TextMemory
+    from memspan.routing.ranks import Ranks
     from memspan.text.corpus import Skipped
 
 # Ranks that encode hear of each other once a round, which may take long; that a process ended is noticed at once.
@@ -88,34 +94,39 @@ def _layer_list(layers: str | None) -> list[int] | None:
 def add(
     bank: BankArgument,
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Files ({formats}) and folders; - reads standard input.")
+        list[Path] | None,
+        typer.Argument(help="Files ({formats}; see docs/files.md) and folders; - reads standard input."),
     ] = None,
     installed: InstalledOption = False,
     namespace: NamespaceOption = "default",
     *,
+    later: Annotated[
+        bool, typer.Option("--later", help="End when the texts can be found; `memspan encode` does the rest.")
+    ] = False,
     model: Model,
+    how: ReadingOptions,
+    expiry: ExpiryOptions,
     as_json: JsonOption = False,
 ) -> int:
-    """Remember documents. Makes the bank if there is none."""
+    """Remember documents: first their texts, which are found at once, then encoded. Makes the bank if there is none."""
     with importing():
         import torch
 
-        from memspan.bank.encoders import encode_for_first
+        from memspan.bank.ledger import FileReader
         from memspan.cli.models import joined_ranks, on_own_gpu
-        from memspan.text.corpus import ReadProgress, found_documents, installed_packages, read_paths, read_stream
+        from memspan.text.corpus import ReadProgress, found_documents, found_files, read_stream
+        from memspan.text.installed import installed_packages
     ranks = joined_ranks(torch.device("cpu"), _ENCODING_TIMEOUT)  # what they tell each other is on the CPU
-    if ranks is not None:
-        model = on_own_gpu(model)
-        if ranks.rank:
-            with stop_flag() as stop:
-                report = encode_for_first(bank, model.load(bank), ranks, should_stop=stop.is_set)
-            return INTERRUPTED if report.interrupted else 0
+    if ranks is not None and ranks.rank:
+        return _encode_for_first(bank, model, ranks)
+    model = model if ranks is None else on_own_gpu(model)
     if not (paths or installed):
         raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
     files = [path for path in paths or () if str(path) != "-"]
     use_stdin = len(files) < len(paths or ())
     reading = ReadProgress(files)
-    stream = read_paths(files, reading)  # a path that does not exist is an error before anything is loaded
+    found = found_files(files)  # a path that does not exist is an error before anything is loaded
+    options = how.options
     packages = list(installed_packages()) if installed else []
     skipped: list[Skipped] = []
 
@@ -125,10 +136,54 @@ def add(
 
     with model.open(bank, namespace, create=True) as memory, stop_flag() as stop:
         with render.AddProgress(total) as progress:
-            documents = found_documents(skipped, stream, read_stream(sys.stdin) if use_stdin else (), packages)
-            report = memory.add(documents, progress=progress, should_stop=stop.is_set, group=ranks)
+            reader = FileReader(memory.bank.catalog, namespace, reading, options=options)
+            stdin = read_stream(sys.stdin, options=options) if use_stdin else ()
+            documents = found_documents(skipped, reader.read(found), stdin, packages)
+            run = {"progress": progress, "should_stop": stop.is_set, "group": ranks, "later": later}
+            report = memory.add(documents, expires=expiry, **run)
+        if not report.interrupted:
+            reader.settle()
         render.report(report, skipped, memory.bank, as_json)
-    return INTERRUPTED if report.interrupted else SKIPPED if skipped else 0
+    return stop.code if report.interrupted else SKIPPED if skipped else 0
+
+
+@command
+def encode(
+    bank: BankArgument,
+    namespace: Annotated[
+        list[str] | None, typer.Option("--namespace", "-n", help="Whose documents; may be repeated. Default: all.")
+    ] = None,
+    *,
+    model: Model,
+    as_json: JsonOption = False,
+) -> int:
+    """Encode what `add` left. Stopped, it continues when run again; others may change the bank meanwhile."""
+    check_bank(bank)
+    with importing():
+        import torch
+
+        from memspan.bank.add import encode_pending
+        from memspan.cli.models import joined_ranks, on_own_gpu
+    ranks = joined_ranks(torch.device("cpu"), _ENCODING_TIMEOUT)
+    if ranks is not None and ranks.rank:
+        return _encode_for_first(bank, model, ranks)
+    model = model if ranks is None else on_own_gpu(model)
+    with model.open(bank, create=True) as memory, stop_flag() as stop:
+        with render.AddProgress() as progress:
+            how: dict[str, Any] = {"progress": progress, "should_stop": stop.is_set, "group": ranks}
+            report = encode_pending(memory.bank, memory.loaded, namespaces=namespace, **how)
+        render.report(report, [], memory.bank, as_json)
+    return stop.code if report.interrupted else 0
+
+
+def _encode_for_first(bank: Path, model: ModelChoice, ranks: Ranks) -> int:
+    """What every rank but 0 does."""
+    from memspan.bank.encoders import encode_for_first
+    from memspan.cli.models import on_own_gpu
+
+    with stop_flag() as stop:
+        report = encode_for_first(bank, on_own_gpu(model).load(bank), ranks, should_stop=stop.is_set)
+    return stop.code if report.interrupted else 0
 
 
 @command
@@ -137,14 +192,16 @@ def estimate(
     installed: InstalledOption = False,
     *,
     model: Model,
+    how: ReadingOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Say how long a corpus would take to encode on this machine, and how much disk, without encoding it."""
-    from memspan.text.corpus import found_documents, installed_packages, read_paths
+    from memspan.text.corpus import found_documents, read_paths
+    from memspan.text.installed import installed_packages
 
     if not (paths or installed):
         raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
-    stream = read_paths(paths or ())
+    stream = read_paths(paths or (), options=how.options)
     with importing():
         from memspan.bank.estimate import estimate
     result = estimate(model.load(), found_documents([], stream, installed_packages() if installed else ()))
@@ -172,6 +229,7 @@ def ask(
     *,
     model: Model,
     scope: ScopeOptions,
+    answers: OtherModel,
     selector: AskSelectorOption = None,
     max_documents: Annotated[int, typer.Option(help="Documents put before the model, at most.")] = 5,
     rounds: Annotated[
@@ -186,7 +244,9 @@ def ask(
     ] = False,
     route_answer: RouteAnswerOption = False,
     trace: Annotated[bool, typer.Option("--trace", help="Show every round: what was routed, chosen and read.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Length of an answer, at most.")] = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Length of an answer, at most. Default: 64; 512 with --answer-with.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
@@ -203,8 +263,14 @@ def ask(
 
         check_packages(selector)
     with importing():
+        from memspan.generate.chat import DEFAULT_SAMPLING
         from memspan.generate.request import AskOptions
-        from memspan.generate.sampling import Sampling
+        from memspan.generate.sampling import GREEDY, Sampling
+        from memspan.generate.selectors import SELECTORS
+        from memspan.generate.textual import TextMemory
+    answerer = answers.endpoint()
+    usual = GREEDY if answerer is None else DEFAULT_SAMPLING
+    length = usual.max_new_tokens if max_new_tokens is None else max_new_tokens
     options = AskOptions(
         selector=selector,
         max_documents=0 if no_text else max_documents,
@@ -212,25 +278,35 @@ def ask(
         documents_per_round=documents_per_round,
         text_only=text_only,
         route_answer=route_answer,
-        sampling=Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop or ())),
+        sampling=Sampling(length, temperature, top_p, seed, tuple(stop or ())),
         where=scope.where,  # a malformed filter fails before anything is loaded
         as_of=scope.as_of,
+        known_at=scope.known_at,
     )
+    if answerer is not None and selector is not None and not (SELECTORS[selector].needs.model or started_by_torchrun()):
+        with open_texts(bank) as texts:
+            _ask(TextMemory(texts, answerer, scope.namespace), question, options, trace, as_json)
+        return
     budgets = {"memory_budget": memory_budget, "gpu_memory_budget": gpu_memory_budget}
-    model = dataclasses.replace(model, weights=weights, **budgets)
+    model = dataclasses.replace(model, weights=weights, answerer=answerer, **budgets)
     with model.open(bank, scope.namespace) as memory:
         if selector is None and not memory.loaded.model.config.router_trained:
             render.err.print("note: this model's router is untrained; documents are chosen by full-text search")
-        if question is not None:
-            _answer(memory, question, options, trace, as_json)
-            return
-        if memory.ranks is not None:
+        if question is None and memory.ranks is not None:
             raise MemspanError("several processes cannot read questions from one prompt; write the question")
-        for line in _questions():
-            try:
-                _answer(memory, line, options, trace, as_json)
-            except MemspanError as error:
-                render.err.print(f"error: {error}")
+        _ask(memory, question, options, trace, as_json)
+
+
+def _ask(memory: Memory | TextMemory, question: str | None, options: AskOptions, trace: bool, as_json: bool) -> None:
+    """Answer a question, or those that are typed."""
+    if question is not None:
+        _answer(memory, question, options, trace, as_json)
+        return
+    for line in _questions():
+        try:
+            _answer(memory, line, options, trace, as_json)
+        except MemspanError as error:
+            render.err.print(f"error: {error}")
 
 
 def _questions() -> Iterator[str]:
@@ -246,17 +322,17 @@ def _questions() -> Iterator[str]:
             yield line.strip()
 
 
-def _answer(memory: Memory, question: str, options: AskOptions, trace: bool, as_json: bool) -> None:
-    if as_json:
-        render.as_json(memory.ask(question, **options))
-        return
-    answers: list[Answer] = []
-    for text in memory.stream(question, **options, on_answer=answers.append):
-        render.out.print(text, end="")
-    render.out.print()
-    render.answer_footer(answers[0])
-    if trace:
-        render.trace(answers[0])
+def _answer(memory: Memory | TextMemory, question: str, options: AskOptions, trace: bool, as_json: bool) -> None:
+    for event in memory.events(question, **options):
+        if isinstance(event, TextWritten) and not as_json:
+            render.out.print(event.text, end="")
+        elif isinstance(event, Done) and as_json:
+            render.as_json(event.answer)
+        elif isinstance(event, Done):
+            render.out.print()
+            render.answer_footer(event.answer)
+            if trace:
+                render.trace(event.answer)
 
 
 @command
@@ -266,6 +342,7 @@ def summarize(
     *,
     model: Model,
     scope: ScopeOptions,
+    answers: OtherModel,
     max_statements: Annotated[int, typer.Option(help="Of the summary.")] = 10,
     batch_tokens: Annotated[int, typer.Option(help="Of the texts that are read together, at most.")] = 512,
     max_new_tokens: Annotated[int, typer.Option(help="Written about the texts of one batch, at most.")] = 96,
@@ -278,9 +355,10 @@ def summarize(
         from memspan.generate.sampling import Sampling
         from memspan.generate.summarize import SummaryPlan
     plan = SummaryPlan(about, max_statements, batch_tokens, Sampling(max_new_tokens))
-    where, model = scope.where, dataclasses.replace(model, weights=weights)
+    where, model = scope.where, dataclasses.replace(model, weights=weights, answerer=answers.endpoint())
     with model.open(bank, scope.namespace) as memory, render.CountProgress("documents read") as progress:
-        summary = memory.summarize(plan, where=where, as_of=scope.as_of, progress=progress)
+        times = {"as_of": scope.as_of, "known_at": scope.known_at}
+        summary = memory.summarize(plan, where=where, **times, progress=progress)
     if as_json:
         render.as_json(summary)
     else:

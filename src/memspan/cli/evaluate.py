@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from memspan.cli import render
-from memspan.cli.app import BudgetOption, JsonOption, Model, command
+from memspan.cli.app import BudgetOption, JsonOption, Model, OtherModel, command
 from memspan.cli.importing import importing
-from memspan.cli.process import INTERRUPTED, refuse_torchrun, stop_flag
+from memspan.cli.process import refuse_torchrun, stop_flag
 
 
 @command
@@ -40,6 +40,7 @@ def evaluate(
     cross_encoder: Annotated[str | None, typer.Option(help="Model of +cross: a folder or a name.")] = None,
     *,
     model: Model,
+    answers: OtherModel,
     memory_budget: BudgetOption = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -55,12 +56,12 @@ def evaluate(
     names = tuple(name.strip() for name in arms.split(",") if name.strip())
     settings = RunSettings(wanted, names, max_new_tokens, prompt_tokens, batch, seed, rerank_depth, cross_encoder)
     refuse_torchrun("eval")
-    budget = parse_bytes(memory_budget) if memory_budget else None
+    budget, answerer = parse_bytes(memory_budget) if memory_budget else None, answers.endpoint()
     for arm in settings.parsed_arms():
         if arm.ranks:  # a package that is missing is an error before anything is loaded
             check_packages(arm.selector)
     with stop_flag() as stop:
-        loaded, how = model.load(), RunOptions(budget, render.err.print, stop.is_set)
+        loaded, how = model.load(), RunOptions(budget, render.err.print, stop.is_set, answerer)
         outcome = run_scale(loaded, settings, grown, out, how) if grown else run(loaded, settings, out, how)
     if as_json:
         written = out / (SCALE if grown else RESULT)
@@ -69,7 +70,7 @@ def evaluate(
         render.err.print(f"stopped; run the same command again to continue {out}")
     else:
         render.out.print((out / TABLE).read_text("utf-8"))
-    return INTERRUPTED if outcome.interrupted else 0
+    return stop.code if outcome.interrupted else 0
 
 
 @command
@@ -91,7 +92,7 @@ def judge(
         render.as_json({"interrupted": not finished, "result": str(run / JUDGED)})
     else:
         render.out.print((run / JUDGE_TABLE).read_text("utf-8"))
-    return 0 if finished else INTERRUPTED
+    return 0 if finished else stop.code
 
 
 @command

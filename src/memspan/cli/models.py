@@ -47,6 +47,7 @@ def open_memory(choice: ModelChoice, bank: Path, namespace: str, create: bool) -
         device=choice.device,
         weights=choice.weights,
         memory_budget=choice.memory_budget,
+        answerer=choice.answerer,
         gpu_memory_budget=choice.gpu_memory_budget,
         ranks=None if create else joined_ranks(pick_device(choice.device)),
     )

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from memspan.types import AddReport, Answer, Evidence, LayerRouting, Round
+from memspan.types import AddReport, Answer, Citation, Evidence, LayerRouting, Round
 
 if TYPE_CHECKING:
     from memspan.bank.texts import TextBank
-    from memspan.generate.summarize import Summary
+    from memspan.generate.summarize import Source, Summary
     from memspan.text.corpus import Skipped
 
 
@@ -30,11 +30,13 @@ class _PlainConsole(Console):
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_BREAKING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 out = _PlainConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
 err = _PlainConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 _PLAIN_EVERY_TOKENS = 20_000
+_SENTENCE_LENGTH = 60
 
 
 def as_json(value: Any) -> None:
@@ -67,15 +69,20 @@ def show(values: Mapping[str, Any], json_wanted: bool) -> None:
     (as_json if json_wanted else fields)(values)
 
 
+def one_line(text: object) -> str:
+    """A name in a line of many: line ends, tabs and other control characters are written as Python's escapes."""
+    return _BREAKING.sub(lambda found: repr(found[0])[1:-1], str(text))
+
+
 def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """A table on a terminal, tab-separated lines elsewhere."""
     if not out.is_terminal:
         for row in rows:
-            out.file.write("\t".join(str(cell) for cell in row) + "\n")  # print would turn tabs into blanks
+            out.file.write("\t".join(map(one_line, row)) + "\n")  # print would turn tabs into blanks
         return
     shown = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        shown.add_row(*(str(cell) for cell in row))
+        shown.add_row(*map(one_line, row))
     out.print(shown)
 
 
@@ -85,22 +92,49 @@ def report(done: AddReport, skipped: Sequence[Skipped], bank: TextBank, json_wan
         as_json({**dataclasses.asdict(done), "skipped": skipped, "bank": bank.catalog.counts()})
         return
     for found in skipped:
-        err.print(f"skipped {found.source}: {found.reason}")
+        err.print(one_line(f"skipped {found.source}: {found.reason}"))
     rate = done.tokens / done.seconds if done.seconds else 0.0
     ended = "stopped" if done.interrupted else "done"
     counts = f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {len(skipped)} skipped"
     work = f"{done.documents} documents, {done.tokens:,} tokens in {done.seconds:.1f} s ({rate:,.0f} tokens/s)"
     out.print(f"{ended}: {counts}\n{work}")
+    pending_note(done.pending, bank)
+
+
+def pending_note(pending: int, bank: TextBank) -> None:
+    """Say that documents are not encoded yet, if any are."""
+    if pending:
+        err.print(
+            f"note: {pending:,} documents are not encoded yet and are found by their words only; "
+            f"encode them with: memspan encode {bank.folder}"
+        )
 
 
 def answer_footer(answer: Answer) -> None:
-    """Evidence and timings under an answer."""
+    """What an answer rests on, sentence by sentence, evidence and timings under it."""
+    if not answer.answered:
+        out.print(f"  no answer: {'the documents do not say it' if answer.evidence else 'nothing was found'}")
+    for one in answer.citations:
+        out.print(f"  {_citation_line(answer, one)}")
     for place, item in enumerate(answer.evidence, start=1):
         out.print(f"  {evidence_line(place, item)}")
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in answer.timings.items())
     received = f"; {size(answer.received_bytes)} from other ranks" if answer.received_bytes else ""
     tokens = f"{answer.num_prompt_tokens} + {answer.num_new_tokens} tokens"
-    out.print(f"  selector {answer.selector}; {tokens}; {seconds}{received}")
+    pending = f"; {answer.pending:,} documents were not encoded yet: found by words only" if answer.pending else ""
+    wrote = f"; written by {answer.answerer}" if answer.answerer else ""
+    removed = f"; {answer.removed_citations} citations without support left out" if answer.removed_citations else ""
+    out.print(f"  selector {answer.selector}{wrote}; {tokens}; {seconds}{received}{removed}{pending}")
+
+
+def _citation_line(answer: Answer, one: Citation) -> str:
+    """A sentence of an answer, shortened, and where its words stand."""
+    sentence = " ".join(answer.text[one.span.start : one.span.end].split())
+    shown = sentence if len(sentence) <= _SENTENCE_LENGTH else f"{sentence[: _SENTENCE_LENGTH - 1]}…"
+    if one.source is None:
+        return f"“{shown}” no document that was read says so"
+    page = "" if one.page is None else f", page {one.page}"
+    return f"“{shown}” [{one.evidence}] {one.external_id}[{one.source.start}:{one.source.end}]{page}"
 
 
 def trace(answer: Answer) -> None:
@@ -143,33 +177,43 @@ def summary(found: Summary) -> None:
     """Statements with their documents, and what was read."""
     for one in found.statements:
         out.print(one.text)
-        sources = "; ".join(f"[{source.document_id}] {source.title or source.external_id}" for source in one.sources)
-        out.print(f"  {sources}  ({one.support:.0%} of its words)")
+        out.print(f"  {'; '.join(map(_cited, one.sources))}  ({one.support:.0%} of its words)")
     out.print(
         f"{found.num_documents} documents read in {found.num_batches} batches, {found.num_cited} of them cited; "
         f"{found.num_unsupported} statements left out that no document supports"
     )
 
 
+def _cited(source: Source) -> str:
+    from memspan.text.paging import page_label
+
+    pages = f" ({page_label(source.pages)})" if source.pages else ""
+    return f"[{source.document_id}] {one_line(source.title or source.external_id)}{pages}"
+
+
 def evidence_line(place: int, item: Evidence) -> str:
     """One document of the evidence: place, permanent id, title, where it is from, score."""
+    from memspan.text.paging import page_label
+
     routed = "" if item.layers is None else f", {item.layers} MSA layers"
-    title = item.title or item.text[:60].replace("\n", " ")
-    where = f"{item.external_id}[{item.span.start}:{item.span.end}]"
-    return f"{place}. [{item.document_id}] {title}  ({where}, {item.date[:10]}, score {item.score:.2f}{routed})"
+    title = one_line(item.title or " ".join(item.text[:60].split()))
+    where = f"{one_line(item.external_id)}[{item.span.start}:{item.span.end}]"
+    pages = f", {page_label(item.pages)}" if item.pages else ""
+    return f"{place}. [{item.document_id}] {title}  ({where}{pages}, {item.date[:10]}, score {item.score:.2f}{routed})"
 
 
 class AddProgress:
-    """Documents, tokens per second and time left: a bar on a terminal, a line now and then elsewhere."""
+    """Texts, then documents and tokens per second and time left: a bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, total_characters: Callable[[], float | None]) -> None:
+    def __init__(self, total_characters: Callable[[], float | None] = lambda: None) -> None:
         """
         Args:
-            total_characters: asked at every report; None: unknown.
+            total_characters: of the texts, asked at every report; None: unknown.
         """
         self._total = total_characters
         self._bar: Progress | None = None
-        self._next_line = _PLAIN_EVERY_TOKENS
+        self._next_line = self._next_texts = _PLAIN_EVERY_TOKENS
+        self._encoding_from: float | None = None
 
     def __enter__(self) -> AddProgress:
         if err.is_terminal:
@@ -184,20 +228,28 @@ class AddProgress:
             self._bar.stop()
 
     def __call__(self, report: AddReport) -> None:
-        rate = report.tokens / report.seconds if report.seconds else 0.0
-        text = f"{report.documents} documents, {rate:,.0f} tokens/s"
+        if report.pending and self._encoding_from is None:
+            self._encoding_from = report.seconds
+        seconds = report.seconds - (self._encoding_from or 0.0)
+        rate = report.tokens / seconds if seconds else 0.0
+        texts = report.added + report.updated + report.unchanged
+        encoding = f"{report.documents:,} documents, {rate:,.0f} tokens/s"
+        text = encoding if report.documents else f"{texts:,} texts"
+        done, total = self._done_of(report)
         if self._bar:
-            self._bar.update(self._task, completed=report.characters, total=self._total(), description=text)
+            self._bar.update(self._task, completed=done, total=total, description=text)
         elif report.tokens >= self._next_line:
             self._next_line = report.tokens + _PLAIN_EVERY_TOKENS
-            left = self._seconds_left(report)
-            err.print(text + (f", {left:.0f} s left" if left is not None else ""))
+            err.print(text + (f", {seconds * (total - done) / done:.0f} s left" if total and done else ""))
+        elif not report.documents and texts >= self._next_texts:
+            self._next_texts = texts + _PLAIN_EVERY_TOKENS
+            err.print(text)
 
-    def _seconds_left(self, report: AddReport) -> float | None:
-        total = self._total()
-        if not total or not report.characters:
-            return None
-        return report.seconds * (total - report.characters) / report.characters
+    def _done_of(self, report: AddReport) -> tuple[float, float | None]:
+        """How much is done of how much: documents while texts that are in the bank are encoded, else characters."""
+        if self._encoding_from is None:
+            return report.characters, self._total()
+        return report.documents, report.documents + report.pending
 
 
 class CountProgress:

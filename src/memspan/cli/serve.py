@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memspan.cli import render
-from memspan.cli.app import JsonOption, Model, NamespaceOption, OptionGroup, command
+from memspan.cli.app import JsonOption, Model, NamespaceOption, OptionGroup, OtherModel, command
 from memspan.cli.importing import importing
 from memspan.errors import MemspanError
 from memspan.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
+    from memspan.generate.answerer import Answerer
     from memspan.serve.banks import ServedBank
     from memspan.serve.engine import Engine
     from memspan.serve.keys import Key, KeyFile
@@ -80,6 +81,7 @@ def serve(
     banks: BanksArgument,
     *,
     model: Model,
+    answers: OtherModel,
     settings: Annotated[ServeSettings, OptionGroup(_settings)],
     keys: KeysOption = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines, every request too.")] = False,
@@ -95,11 +97,12 @@ def serve(
     if key_file is not None and settings.requests_per_minute is None:
         settings = replace(settings, requests_per_minute=_REQUESTS_PER_MINUTE)
     check_closed(settings, key_file)  # before the model, which takes longer to load
+    answerer = answers.endpoint()
     set_up(log_json)
     loaded = model.load(*bank_folders(banks).values())
     prepare(loaded.model)
     who = "with an API key" if key_file is not None else "without a key, from this machine"
-    server = make_server(loaded, banks, settings, key_file)
+    server = make_server(loaded, banks, settings, key_file, answerer)
     run_server(server, lambda address: render.err.print(f"serving on {address} ({who}); Ctrl-C stops"))
 
 
@@ -109,6 +112,7 @@ def mcp(
     namespace: NamespaceOption = "default",
     *,
     model: Model,
+    answers: OtherModel,
     http: Annotated[bool, typer.Option("--http", help="Streamable HTTP at /mcp, instead of stdio.")] = False,
     host: Annotated[str, typer.Option(help="With --http: address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="With --http: 0 takes a free one.")] = 8001,
@@ -118,7 +122,7 @@ def mcp(
     with _packages("MCP", "mcp"):
         from memspan.serve.mcp import Loading, loading_mcp, mcp_app
     settings = ServeSettings(host=host, port=port)
-    opened = partial(_engine_of, bank, model, settings)
+    opened = partial(_engine_of, bank, model, settings, answers.endpoint())
     if not http:
         loading = Loading(opened)
         with contextlib.closing(loading):
@@ -149,7 +153,9 @@ def _packages(what: str, extra: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _engine_of(bank: str, model: Model, settings: ServeSettings) -> Iterator[tuple[ServedBank, Engine]]:
+def _engine_of(
+    bank: str, model: Model, settings: ServeSettings, answerer: Answerer | None
+) -> Iterator[tuple[ServedBank, Engine]]:
     """A bank and its engine, closed at the end."""
     from memspan.model.decoding import prepare
     from memspan.serve.banks import bank_folders, close_banks, open_banks
@@ -157,10 +163,12 @@ def _engine_of(bank: str, model: Model, settings: ServeSettings) -> Iterator[tup
 
     loaded = model.load(*bank_folders([bank]).values())
     prepare(loaded.model)
-    banks = open_banks([bank], loaded, settings.max_writes)
+    banks = open_banks([bank], loaded, settings.max_writes, answerer)
     engine = Engine(loaded, max_batch=settings.max_batch, max_queue=settings.max_queue, timeout=settings.timeout)
+    served = next(iter(banks.values()))
+    served.encode_behind(lambda: engine.is_asked)
     try:
-        yield next(iter(banks.values())), engine
+        yield served, engine
     finally:
         engine.close()
         close_banks(banks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +16,7 @@ from memspan.cli import render
 from memspan.cli.app import (
     BankArgument,
     BudgetOption,
+    ExpiryOptions,
     GPUBudgetOption,
     IdOption,
     JsonOption,
@@ -23,15 +24,18 @@ from memspan.cli.app import (
     NamespaceOption,
     ScopeOptions,
     SelectorOption,
+    WhereOption,
     command,
 )
 from memspan.cli.importing import importing
 from memspan.cli.process import started_by_torchrun
-from memspan.errors import MemspanError
+from memspan.errors import MemspanError, UnknownDocument
 from memspan.types import JSON, AddReport
 
 if TYPE_CHECKING:
     from memspan.bank.texts import TextBank
+
+_MOST_SHOWN = 20
 
 
 @contextmanager
@@ -71,6 +75,7 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find documents for a question, without answering it."""
+    from memspan.bank.stored import num_pending
     from memspan.generate.lexical import search_words
     from memspan.generate.selectors import ranking_selector
 
@@ -83,8 +88,11 @@ def search(
         where = scope.where
         model = dataclasses.replace(model, memory_budget=memory_budget, gpu_memory_budget=gpu_memory_budget)
         with model.open(bank, scope.namespace) as memory:
-            options = {"selector": selector, "limit": limit, "min_score": min_score, "as_of": scope.as_of}
-            found = memory.search(question, where=where, **options)
+            options: dict[str, Any] = {"selector": selector, "limit": limit, "min_score": min_score}
+            times = {"as_of": scope.as_of, "known_at": scope.known_at}
+            found = memory.search(question, where=where, **options, **times)
+            if not as_json:
+                render.pending_note(num_pending(memory.bank.catalog, scope.namespace), memory.bank)
     if as_json:
         render.as_json(found)
         return
@@ -101,11 +109,26 @@ def ls(
     scope: ScopeOptions,
     after: Annotated[int, typer.Option(help="Continue after this id.")] = 0,
     limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 50,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Instead, the files that are newer than their memory, or gone.")
+    ] = False,
+    expired: Annotated[
+        bool, typer.Option("--expired", help="Instead what has expired and is not erased yet; no question sees it.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the documents of a bank, in order of their ids."""
+    if stale:
+        if scope.expressions or scope.as_of or scope.known_at:
+            raise MemspanError("--stale looks at files; leave out --where, --as-of and --known-at")
+        return _list_stale(bank, scope.namespace, as_json)
+    found = scope.scope
+    if expired and found.is_past:
+        raise MemspanError("--expired lists what is expired now; leave --as-of and --known-at out")
+    if expired:
+        found = dataclasses.replace(found, held="expired")
     with open_texts(bank) as opened:
-        documents = opened.catalog.page(scope.namespace, after, limit, scope.scope)
+        documents = opened.catalog.page(scope.namespace, after, limit, found)
     if as_json:
         render.as_json(documents)
         return
@@ -115,21 +138,47 @@ def ls(
         render.err.print(f"more with --after {documents[-1].id}")
 
 
+def _list_stale(bank: Path, namespace: str, as_json: bool) -> None:
+    from memspan.bank.ledger import Ledger
+
+    with open_texts(bank) as opened:
+        found = Ledger(opened.catalog, namespace).stale()
+    if as_json:
+        render.as_json([{"external_id": name, "state": state} for name, state in found])
+        return
+    render.table(("external id", "state"), found)
+    if found:
+        render.err.print(f"bring them in step with: memspan sync {bank} FOLDER")
+
+
 @command
 def info(
     path: Annotated[Path, typer.Argument(help="Folder of a bank or of an MSA checkpoint.")],
     as_json: JsonOption = False,
 ) -> None:
     """Describe a bank or a checkpoint."""
+    from memspan.bank.ledger import Ledger
     from memspan.bank.remembered import remembered
     from memspan.bank.texts import TextBank
+    from memspan.bank.words import outdated_namespaces
 
     if TextBank.exists(path):
         with open_texts(path) as bank:
             counts, manifest = dataclasses.asdict(bank.catalog.counts()), dataclasses.asdict(bank.manifest)
             namespaces, names = bank.catalog.namespaces(), remembered(bank.catalog)
+            is_old = bool(outdated_namespaces(bank.catalog))
+            stale = sum(len(Ledger(bank.catalog, namespace).stale()) for namespace in namespaces)
         made_with = {} if names is None else dataclasses.asdict(names)
-        values = {"bank": str(path), "namespaces": namespaces, **counts, **manifest, **made_with}
+        full_text = f"made by other rules; renew it with: memspan reindex {path}" if is_old else "current"
+        values = {
+            "bank": str(path),
+            "namespaces": namespaces,
+            "stale_files": stale,
+            **counts,
+            "full_text": full_text,
+            **manifest,
+            **made_with,
+        }
     elif (path / "config.json").is_file():
         values = checkpoint_info(path)
     else:
@@ -168,18 +217,61 @@ def checkpoint_info(path: Path) -> dict[str, Any]:
 @command
 def rm(
     bank: BankArgument,
-    external_ids: Annotated[list[str] | None, typer.Argument(help="External ids, as `ls` shows them.")] = None,
+    external_ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="External ids, as `ls` shows them, or patterns of them: 'docs/*.md', 'docs/**'."),
+    ] = None,
     ids: IdOption = None,
+    where: WhereOption = None,
     namespace: NamespaceOption = "default",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a pattern or --where forgets.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Forget documents: the next question does not see them. `compact` frees, `compact --secure` erases them."""
-    named = [*(external_ids or []), *(ids or [])]
-    if not named:
-        raise MemspanError("nothing to delete; name external ids, or --id NUMBER")
+    if not (external_ids or ids or where):
+        raise MemspanError("nothing to delete; name external ids, or --id NUMBER, or a pattern of ids, or --where")
+    if ids and where:
+        raise MemspanError("--id names documents already; use --where with external ids or patterns, or alone")
     with open_texts(bank) as opened:
-        deleted = opened.delete(named, namespace)
+        named, found = _chosen(opened, external_ids or [], where or [], namespace)
+        if found and not yes:
+            _ask_to_forget(found)
+        deleted = opened.delete([*named, *found, *(ids or [])], namespace)
     render.show({"deleted": deleted}, as_json)
+
+
+def _chosen(
+    bank: TextBank, given: Sequence[str], expressions: Sequence[str], namespace: str
+) -> tuple[list[str], list[str]]:
+    """The external ids that were named, and those that were found: by patterns, and with a filter by that."""
+    from memspan.bank.scope import Scope, parse_expressions
+    from memspan.text.folders import has_wildcards, matches
+
+    catalog = bank.catalog
+    if expressions:
+        in_scope = catalog.external_ids(namespace, Scope.parse(parse_expressions(expressions)))
+        of_names = (id for id in in_scope if not given or any(id == one or matches(id, one) for one in given))
+        return [], list(of_names)
+    patterns = [one for one in given if has_wildcards(one) and bank.find(one, namespace, catalog) is None]
+    every = catalog.external_ids(namespace) if patterns else []
+    for pattern in patterns:
+        if not any(matches(id, pattern) for id in every):
+            raise UnknownDocument(f"no document matches {pattern!r} in namespace {namespace!r}; see: memspan ls BANK")
+    found = [id for id in every if any(matches(id, pattern) for pattern in patterns)]
+    return [one for one in given if one not in patterns], found
+
+
+def _ask_to_forget(external_ids: Sequence[str]) -> None:
+    """Show what is to be forgotten.
+
+    Raises:
+        Abort: the answer is not yes.
+    """
+    for external_id in external_ids[:_MOST_SHOWN]:
+        render.err.print(render.one_line(external_id))
+    if len(external_ids) > _MOST_SHOWN:
+        render.err.print(f"... and {len(external_ids) - _MOST_SHOWN} more")
+    typer.confirm(f"forget {len(external_ids)} documents?", abort=True, err=True)
 
 
 @command
@@ -192,40 +284,54 @@ def update(
     title: Annotated[str | None, typer.Option(help="A new title.")] = None,
     date: Annotated[str | None, typer.Option(help="A new date, as 2026-03-01.")] = None,
     set_fields: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE of the metadata; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE of the metadata; null removes KEY, objects are merged; may be repeated."),
+    ] = None,
+    unset: Annotated[
+        list[str] | None, typer.Option("--unset", help="KEY of the metadata to remove; may be repeated.")
+    ] = None,
+    pin: Annotated[
+        bool | None, typer.Option("--pin/--unpin", help="It never expires, whatever its expiry; or it may again.")
     ] = None,
     namespace: NamespaceOption = "default",
     *,
     model: Model,
+    expiry: ExpiryOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Replace the text, title, date or metadata of one document."""
-    fields = dict(map(_field, set_fields or []))
+    """Change the text, title, date, metadata or expiry of one document. The former version is kept."""
     text = None if file is None else _read_text(file)
-    if text is None and title is None and date is None and not fields:
-        raise MemspanError("nothing to update; name a FILE, --title, --date or --set KEY=VALUE")
-    given = {name: value for name, value in (("text", text), ("title", title), ("date", date)) if value is not None}
-    with open_texts(bank) as opened:
-        before = opened.get(external_id, namespace)
-        changed = dataclasses.replace(before, **given, metadata={**before.metadata, **fields})
-        if changed.text_hash == before.text_hash:  # nothing is to be encoded
-            updated = opened.relabel(changed, namespace)
-            report = AddReport(updated=int(updated), unchanged=int(not updated), characters=len(changed.text))
-            return render.report(report, [], opened, as_json)
-    with model.open(bank, namespace) as memory:
-        report = memory.add([changed])
-        render.report(report, [], memory.bank, as_json)
+    fields = _fields(set_fields or [], unset or []) or None
+    given = {"text": text, "title": title, "metadata": fields, "date": date, "expires": expiry, "pinned": pin}
+    if all(value is None for value in given.values()):
+        options = "--title, --date or --set KEY=VALUE; or --unset KEY, --expires, --ttl, --pin, --unpin"
+        raise MemspanError(f"nothing to update; name a FILE, {options}")
+    from memspan.bank.texts import Changes
+
+    try:
+        with open_texts(bank) as opened:
+            found = opened.update(external_id, Changes(**given), namespace)
+            if found is not None:  # nothing is to be encoded
+                report = AddReport(updated=int(found[1]), unchanged=int(not found[1]), characters=len(found[0].text))
+                return render.report(report, [], opened, as_json)
+        with model.open(bank, namespace) as memory:
+            render.report(memory.update(external_id, **given), [], memory.bank, as_json)
+    except ValueError as error:
+        raise MemspanError(str(error)) from error
 
 
 @command
 def export(
     bank: BankArgument,
     out: Annotated[Path, typer.Argument(help="X.jsonl: documents and metadata (- prints them); else all in one file.")],
+    history: Annotated[
+        bool, typer.Option("--history", help="JSON lines with former versions; the whole bank has them anyway.")
+    ] = False,
 ) -> None:
     """Write a bank's documents as JSON lines, or the whole bank as one file."""
     if str(out) == "-" or out.suffix in (".jsonl", ".json"):
         with open_texts(bank) as opened:
-            _export_lines(opened, out)
+            _export_lines(opened, out, history)
         return
     with importing():
         from memspan.bank.archive import export_bank
@@ -235,16 +341,16 @@ def export(
     render.err.print(f"{render.size(out.stat().st_size)} written to {out}")
 
 
-def _export_lines(bank: TextBank, out: Path) -> None:
+def _export_lines(bank: TextBank, out: Path, history: bool) -> None:
     from memspan.bank.lines import export_documents
 
     if str(out) == "-":
-        export_documents(bank, sys.stdout)
+        export_documents(bank, sys.stdout, history=history)
         return
     if out.exists():
         raise MemspanError(f"{out} exists; name another file")
     with out.open("w", encoding="utf-8") as stream:
-        count = export_documents(bank, stream)
+        count = export_documents(bank, stream, history=history)
     render.err.print(f"{count} documents written to {out}")
 
 
@@ -257,6 +363,15 @@ def _read_text(file: Path) -> str:
         return read_content(file).text
     except (OSError, Unreadable) as error:
         raise MemspanError(f"{file} cannot be read: {error}") from error
+
+
+def _fields(given: list[str], unset: list[str]) -> dict[str, JSON]:
+    """The changes of metadata that --set and --unset say."""
+    fields = dict(map(_field, given))
+    both = next((key for key in unset if key in fields), None)
+    if both is not None:
+        raise MemspanError(f"{both!r} is both set and unset; name it once")
+    return fields | dict.fromkeys(unset)
 
 
 def _field(expression: str) -> tuple[str, JSON]:

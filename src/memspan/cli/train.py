@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from memspan.cli import render
 from memspan.cli.app import JsonOption, command
 from memspan.cli.importing import importing
-from memspan.cli.process import INTERRUPTED
+from memspan.cli.process import stop_flag
 
 if TYPE_CHECKING:
     from memspan.train.loop import RunEvent, RunResult
@@ -25,6 +22,7 @@ if TYPE_CHECKING:
 
 _SHOWN = ("recall@1", "recall@5", "recall@16", "precision", "all_gold@16")
 _LINE_EVERY = 20
+_CONTINUE = "stopping after this step; run the same command with --resume to go on"
 
 
 @command
@@ -53,33 +51,13 @@ def train(
     if dry_run:
         _show_plan(read, run, as_json)
         return 0
-    with _stop_signals(rank == 0) as stop, TrainingProgress(read.steps) as progress:
+    with stop_flag(_CONTINUE if rank == 0 else "") as stop, TrainingProgress(read.steps) as progress:
         result = Trainer(read, run.parts, folder, should_stop=stop.is_set, tell=progress).run(resume)
-    code = INTERRUPTED if result.ended == "interrupted" else 0
+    code = stop.code if result.ended == "interrupted" else 0
     if not rank:
         product = None if code else write_product(read, folder, result.best_step)
         _show_result(result, product, folder, as_json)
     return code
-
-
-@contextmanager
-def _stop_signals(tell: bool) -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM ask for a clean stop; pressed again, Ctrl-C interrupts at once."""
-    flag = threading.Event()
-
-    def ask_to_stop(number: int, _: object) -> None:
-        if flag.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        flag.set()
-        if tell:
-            render.err.print("stopping after this step; run the same command with --resume to go on")
-
-    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flag
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class TrainingProgress:

@@ -15,8 +15,8 @@ import typer
 from memspan.cli import render
 from memspan.cli.app import BankArgument, JsonOption, Model, command
 from memspan.cli.importing import importing
-from memspan.cli.process import INTERRUPTED, refuse_torchrun, stop_flag
-from memspan.cli.stored import check_bank
+from memspan.cli.process import refuse_torchrun, stop_flag
+from memspan.cli.stored import check_bank, open_texts
 from memspan.errors import MemspanError
 
 if TYPE_CHECKING:
@@ -26,24 +26,53 @@ if TYPE_CHECKING:
 @command
 def compact(
     bank: BankArgument,
-    secure: Annotated[bool, typer.Option("--secure", help="Leave no deleted text or latents in any file.")] = False,
+    secure: Annotated[
+        bool, typer.Option("--secure", help="Leave no deleted text or latents, and no former version, in any file.")
+    ] = False,
+    forget_versions: Annotated[
+        str | None,
+        typer.Option(help="Delete former versions that were replaced longer ago, as 30d; 0d: all."),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for readers, with --secure.")] = 30.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Free the space of deleted documents and join small segments. Readers go on."""
+    """Free the space of deleted and expired documents and join small segments. Readers go on."""
     check_bank(bank)
+    if forget_versions is not None:
+        _check_age(forget_versions)
     with importing():
         from memspan.bank.bank import MemoryBank
     with closing(MemoryBank.open(bank)) as opened:
         before = opened.catalog.counts()
-        opened.compact(secure=secure, timeout=timeout)
+        opened.compact(secure=secure, forget_versions=forget_versions, timeout=timeout)
         after = opened.catalog.counts()
     values: dict[str, Any] = {
         "deleted_documents": before.deleted_documents - after.deleted_documents,
+        "forgotten_versions": before.versions - after.versions,
         "segments": after.segments,
         "freed_bytes": before.segment_bytes - after.segment_bytes,
     }
     render.show(values, as_json)
+
+
+def _check_age(age: str) -> None:
+    from memspan.bank.clock import moment_before
+
+    try:
+        moment_before(age)
+    except ValueError as error:
+        raise MemspanError(f"--forget-versions: {error}") from error
+
+
+@command
+def reindex(bank: BankArgument, as_json: JsonOption = False) -> None:
+    """Make the full-text index anew from the stored texts, as this version cuts words. Nothing is encoded."""
+    from memspan.text.terms import rules
+
+    with open_texts(bank) as opened:
+        opened.reindex()
+        documents = opened.catalog.counts().documents
+    render.show({"bank": str(bank), "documents": documents, "full_text": rules()}, as_json)
 
 
 @command
@@ -109,7 +138,7 @@ def reencode(bank: BankArgument, *, model: Model, as_json: JsonOption = False) -
         with render.AddProgress(lambda: total) as progress:
             report = reencode(opened, model.load(bank), progress=progress, should_stop=stop.is_set)
         render.report(report, [], opened, as_json)
-    return INTERRUPTED if report.interrupted else 0
+    return stop.code if report.interrupted else 0
 
 
 @command
@@ -136,7 +165,7 @@ def import_(
     # What is not UTF-8 is found in its own line.
     lines = file.open(encoding="utf-8", errors="surrogateescape")
     with model.open(bank, create=True) as memory, stop_flag() as stop, lines:
-        reports = import_documents(memory.bank, memory.loaded, lines, should_stop=stop.is_set)
-        for report in reports:
-            render.report(report, [], memory.bank, as_json)
-    return INTERRUPTED if any(report.interrupted for report in reports) else 0
+        with render.AddProgress() as progress:
+            report = import_documents(memory.bank, memory.loaded, lines, progress=progress, should_stop=stop.is_set)
+        render.report(report, [], memory.bank, as_json)
+    return stop.code if report.interrupted else 0

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memspan.bank.scope import EVERYTHING
-from memspan.errors import EvaluationError
+from memspan.errors import EvaluationError, MemspanError
 from memspan.eval.arms import Arm
 from memspan.eval.ranking import Ranking, check_not_empty, layers_found, served
-from memspan.generate.context import fitted_context
+from memspan.generate.answerer import Answerer
+from memspan.generate.chat import (
+    answer_messages,
+    answering_by,
+    check_plan,
+    num_fitting,
+    question_alone,
+    room_of,
+    written_by,
+)
+from memspan.generate.citing import says_none, without_marks
+from memspan.generate.context import fitted_context, room_for
 from memspan.generate.decode import Decoding
 from memspan.generate.finder import Finder
-from memspan.generate.interleave import Interleave, Plan, reading_of
+from memspan.generate.interleave import Interleave, Plan
 from memspan.generate.lexical import evidence_of
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
+from memspan.generate.searched import answering
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import LayerMemory
 from memspan.text.questions import Question
 from memspan.text.template import Context
-from memspan.types import Answer, Done, Evidence
+from memspan.types import Answer, Done, Evidence, Span
+
+_NO_CONTEXT = Context((), Span(0, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +55,7 @@ class Answered:
     Attributes:
         used: external ids of the documents whose text was before the question, best first.
         prefill, decode: seconds; of a batch its equal share.
+        said_none: whether another model said, by a mark, that the documents do not say.
     """
 
     text: str
@@ -50,11 +65,28 @@ class Answered:
     num_new_tokens: int
     prefill: float
     decode: float
+    said_none: bool = False
 
 
-def prompt_of(loaded: LoadedModel, arm: Arm, question: str, found: Sequence[Evidence], room: int) -> Prompt:
-    """The prompt with as many of the documents as the arm wants and the room allows."""
-    wanted = found[: arm.documents]
+def prompt_room(memory: Memory, sampling: Sampling, prompt_tokens: int | None) -> int:
+    """Tokens of a prompt, at most: what the model that answers has room for, or fewer where that is wished."""
+    if memory.answerer is None:
+        return room_for(memory.loaded, sampling.max_new_tokens, prompt_tokens)
+    room = room_of(memory.answerer, sampling)
+    return room if prompt_tokens is None else min(room, prompt_tokens)
+
+
+def prompt_of(memory: Memory, arm: Arm, question: str, found: Sequence[Evidence], room: int) -> Prompt:
+    """The prompt with as many of the documents as the arm wants and the room allows.
+
+    Raises:
+        EvaluationError: another model answers, and the arm gives it nothing but latents.
+    """
+    loaded, wanted = memory.loaded, found[: arm.documents]
+    if memory.answerer is not None:
+        if arm.documents == 0:
+            raise EvaluationError(f"{memory.answerer.name} reads no latents; give the arm {arm.name} documents")
+        return Prompt(question, tuple(wanted[: num_fitting(question, (), wanted, (), room)]), _NO_CONTEXT)
     fitted = fitted_context(loaded, question, wanted, room)
     return Prompt(question, tuple(wanted[: fitted.used]), fitted.context)
 
@@ -102,6 +134,30 @@ def answer(
     ]
 
 
+def answer_by(answerer: Answerer, prompts: Sequence[Prompt], sampling: Sampling) -> list[Answered]:
+    """Answer a batch of prompts by another model. Marks of its answers are no part of what is scored."""
+    started = time.perf_counter()
+    asked = [
+        answer_messages(prompt.question, prompt.documents) if prompt.documents else question_alone(prompt.question)
+        for prompt in prompts
+    ]
+    replies = dict(written_by(answerer, asked, sampling))
+    seconds = (time.perf_counter() - started) / len(prompts)
+    return [
+        Answered(
+            text=without_marks(reply.text),
+            used=tuple(item.external_id for item in prompt.documents),
+            finish_reason=reply.finish_reason or "stop",
+            num_prompt_tokens=reply.num_prompt_tokens,
+            num_new_tokens=reply.num_new_tokens,
+            prefill=0.0,
+            decode=seconds,
+            said_none=says_none(reply.text, prompt.documents),
+        )
+        for prompt, reply in ((prompt, replies[place]) for place, prompt in enumerate(prompts))
+    ]
+
+
 def answer_in_rounds(
     memory: Memory, arm: Arm, questions: Sequence[Question], sampling: Sampling, prompt_tokens: int | None
 ) -> list[tuple[Ranking, Answered]]:
@@ -121,26 +177,43 @@ def answer_in_rounds(
         text_only=not arm.latents,
         route_answer=arm.reroute,
     )
-    state = RoundState(loaded)
     with memory.bank.snapshot(memory.namespace) as snapshot:
         finder = Finder(loaded, snapshot, EVERYTHING)
-        reading = reading_of(state, finder, plan, sampling)
-        loop = Interleave(state, finder, reading, plan, sampling)
+        if memory.answerer is None:
+            loop = answering(RoundState(loaded), finder, plan, sampling)
+        else:
+            loop = _answering_by(memory.answerer, loaded, finder, plan, sampling)
         texts = [question.question for question in questions]
         answers = {place: event.answer for place, event in loop.run(texts) if isinstance(event, Done)}
     return [_read(memory, question, answers[place], len(questions)) for place, question in enumerate(questions)]
+
+
+def _answering_by(
+    answerer: Answerer, loaded: LoadedModel, finder: Finder, plan: Plan, sampling: Sampling
+) -> Interleave:
+    """
+    Raises:
+        EvaluationError: the plan needs the memory model to answer.
+    """
+    plan = replace(plan, route_answer=False)  # what the latents of an arm would be for
+    try:
+        check_plan(plan, answerer)
+    except MemspanError as error:
+        raise EvaluationError(str(error)) from error
+    return answering_by(answerer, loaded, finder, plan, sampling)
 
 
 def _read(memory: Memory, question: Question, given: Answer, batch: int) -> tuple[Ranking, Answered]:
     first = given.rounds[0].routed if given.rounds else given.routed
     ranking = Ranking(given.evidence, given.timings["select"] / batch, layers_found(memory, question, first))
     answered = Answered(
-        text=given.text,
+        text=without_marks(given.text) if given.answerer else given.text,
         used=tuple(item.external_id for item in given.evidence),
         finish_reason=given.finish_reason,
         num_prompt_tokens=given.num_prompt_tokens,
         num_new_tokens=given.num_new_tokens,
         prefill=sum(given.timings[stage] for stage in ("prefill", "routing", "fetch")) / batch,
         decode=given.timings["decode"] / batch,
+        said_none=bool(given.answerer and given.evidence and not given.answered),
     )
     return ranking, answered

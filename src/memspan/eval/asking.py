@@ -11,12 +11,11 @@ from pathlib import Path
 from memspan.bank.scope import EVERYTHING
 from memspan.errors import EvaluationError
 from memspan.eval import answering
-from memspan.eval.answering import Answered, Prompt, answer_in_rounds, prompt_of, whole_memory
+from memspan.eval.answering import Answered, Prompt, answer_in_rounds, prompt_of, prompt_room, whole_memory
 from memspan.eval.arms import Arm
 from memspan.eval.ranking import Ranker, Ranking
 from memspan.eval.runfiles import ASKED, ROWS, append_lines, read_lines
 from memspan.eval.scoring import Row, as_json, score
-from memspan.generate.context import room_for
 from memspan.generate.finder import Finder
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
@@ -61,7 +60,7 @@ class Evaluation:
         self._memory, self._ranker, self._budget = memory, ranker, budget
         self._path, self._cost_path, self._tell = out / ROWS, out / ASKED, tell
         self.questions = questions
-        self._room = room_for(memory.loaded, budget.sampling.max_new_tokens, budget.prompt_tokens)
+        self._room = prompt_room(memory, budget.sampling, budget.prompt_tokens)
         self.rows = {(row.arm, row.id): row for row in map(Row.from_json, read_lines(self._path))}
         self.refused: dict[str, str] = {}
 
@@ -117,15 +116,15 @@ class Evaluation:
         for namespace, group in _by_namespace(window):
             rankings |= self._rankings(arm, namespace, group)
         prompts = {
-            one.id: prompt_of(self._memory.loaded, arm, one.question, rankings[one.id].documents, self._room)
-            for one in window
+            one.id: prompt_of(self._memory, arm, one.question, rankings[one.id].documents, self._room) for one in window
         }
         if arm.retriever == "context" and any(
             len(prompts[name].documents) < len(found.documents) for name, found in rankings.items()
         ):
             raise EvaluationError("the memory and the question together do not fit into the prompt")
         # Without latents nothing of a memory but its texts is read, so questions of several go together.
-        groups = _by_namespace(window) if arm.latents else [(None, list(window))]
+        alone = self._memory.answerer is not None or not arm.latents
+        groups = [(None, list(window))] if alone else _by_namespace(window)
         for namespace, group in groups:
             group.sort(key=lambda one: len(prompts[one.id].context.ids), reverse=True)
             for batch in _batches(group, self._budget.batch):
@@ -144,6 +143,8 @@ class Evaluation:
     def _answer(
         self, prompts: Sequence[Prompt], namespace: str | None, routed: Sequence[Sequence[LayerRouting]] | None
     ) -> list[Answered]:
+        if self._memory.answerer is not None:
+            return answering.answer_by(self._memory.answerer, prompts, self._budget.sampling)
         with self._layers(namespace, routed) as layers:
             return answering.answer(self._memory.loaded, prompts, layers, self._budget.sampling)
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from memspan.dates import normal_date
 from memspan.text.questions import UNDATED, Question
-from memspan.types import Document, normal_date
+from memspan.types import Document
 
 # LoCoMo's categories (Maharana et al. 2024): 1 multi-hop, 2 temporal, 3 open-domain, 4 single-hop, 5 adversarial.
 _LOCOMO_MULTI_HOP, _LOCOMO_ADVERSARIAL = 1, 5

@@ -13,20 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memspan.errors import EvaluationError
+from memspan.errors import AnswererError, EvaluationError
 from memspan.eval import metrics
 from memspan.eval.runfiles import append_lines, read_lines, read_result
 from memspan.eval.scoring import Row, as_json
 from memspan.files import write_text
+from memspan.generate.endpoint import Endpoint
 
 JUDGED, JUDGE_LOG, JUDGE_TABLE = "judge.json", "judge.jsonl", "judge.md"
 BEST = 5
@@ -53,64 +50,6 @@ Give your reason in one sentence. Then write, on a last line of its own, "Score:
 _NO_ANSWER = "Reference: the question has no answer in the documents."
 _EMPTY = "(nothing was written)"
 _GRADE = re.compile(r"score\W{0,5}([0-5])(?:\s*/\s*5)?(?![\d.]\d|\d)", re.IGNORECASE)
-_REPLY_TOKENS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where the judge answers.
-
-    Attributes:
-        url: up to and with its version, as in `http://localhost:8000/v1`.
-        key: empty where none is needed.
-        retries: of a failed call, each after twice the `wait` in seconds.
-    """
-
-    url: str
-    model: str
-    key: str = field(default="", repr=False)
-    timeout: float = 120.0
-    retries: int = 3
-    wait: float = 1.0
-
-    def __post_init__(self) -> None:
-        """
-        Raises:
-            EvaluationError: the URL is none.
-        """
-        if not self.url.startswith(("http://", "https://")):
-            raise EvaluationError(f"the endpoint must be a URL as http://localhost:8000/v1, not {self.url!r}")
-
-    def ask(self, prompt: str) -> str:
-        """The model's reply.
-
-        Raises:
-            EvaluationError: there is none; says why.
-        """
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": _REPLY_TOKENS,
-        }
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(
-            f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers, method="POST"
-        )
-        reason = ""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(self.wait * 2 ** (attempt - 1))
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                    return str(json.load(reply)["choices"][0]["message"]["content"])
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
-                if error.code < 500 and error.code != 429:
-                    break
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-                reason = f"{type(error).__name__}: {error}"
-        raise EvaluationError(reason)
 
 
 def prompt_for(question: str, answers: Sequence[str], text: str, *, all_expected: bool = False) -> str:
@@ -163,9 +102,7 @@ def judge(
         if len(grades) % 50 == 0:
             tell(f"{len(grades)} graded")
     if pending and not grades and not should_stop():
-        raise EvaluationError(
-            f"{endpoint.model} at {endpoint.url} gave no grade ({reason}); check --endpoint and --model"
-        )
+        raise EvaluationError(f"no reply gave a grade; check --endpoint and --model. The last: {reason}")
     _write(folder, endpoint, result, rows, [grades.get(key) for key in keys], reason)
     return not should_stop()
 
@@ -180,7 +117,7 @@ def _asked(
             return None, "stopped"
         try:
             reply = endpoint.ask(prompt)
-        except EvaluationError as error:
+        except AnswererError as error:
             return None, str(error)
         score = grade_in(reply)
         return score, reply if score is not None else f"no grade in the reply: {reply[:200]!r}"

@@ -19,14 +19,6 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}。，、！？；：“”‘’（）《》「」]")
 _CJK = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 
-# An answer that says it has none. A sentence of another wording is missed: precision was preferred.
-_ABSTENTION = re.compile(
-    r"\b(?:i (?:do not|don't|don’t) (?:know|have)|"
-    r"(?:not|isn't|wasn't|never) (?:mentioned|stated|specified|given|provided|known|available|found)|"
-    r"no (?:information|answer|mention)|(?:cannot|can't|can’t|could not|unable to) "
-    r"(?:be )?(?:answer(?:ed)?|determined?|find|found|tell)|unanswerable|unknown)\b",
-    re.IGNORECASE,
-)
 _MARKER = re.compile(r"<\|[^|<>]*\|>|<End-of-Retrieve>|\ufffd")
 _LONGEST_LOOP = 8
 _LOOP_REPEATS = 4
@@ -87,11 +79,6 @@ def substring_match(text: str, answers: Sequence[str]) -> float:
 def string_match(text: str, expected: Sequence[str]) -> float:
     """Share of the expected strings that the text holds, case ignored (RULER's `string_match_all`, over 100)."""
     return sum(wanted.lower() in text.lower() for wanted in expected) / len(expected)
-
-
-def is_abstention(text: str) -> bool:
-    """Whether the text says that it has no answer. Judged by a list of English phrases, see above."""
-    return bool(_ABSTENTION.search(text))
 
 
 def is_malformed(text: str) -> bool:

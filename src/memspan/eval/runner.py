@@ -43,6 +43,7 @@ from memspan.eval.scoring import as_json, compare, main_score, summarise
 from memspan.eval.sets import MemoryPlan
 from memspan.eval.tasks import Task, TaskSettings, build_task
 from memspan.files import write_text
+from memspan.generate.answerer import Answerer
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
@@ -108,11 +109,13 @@ class RunOptions:
         memory_budget: see `MemoryBank.open`.
         tell: is given a line about the progress now and then.
         should_stop: asked after every batch.
+        answerer: another model that answers, in all arms; its name is part of the run's config. None: the memory model.
     """
 
     memory_budget: int | None = None
     tell: Tell = lambda line: None
     should_stop: ShouldStop = lambda: False
+    answerer: Answerer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +134,13 @@ def run(loaded: LoadedModel, settings: RunSettings, out: Path, how: RunOptions) 
         EvaluationError: `out` holds a run with other settings or of another model, or the task cannot be made.
         CorpusError: a file cannot be read.
     """
-    config = config_of(loaded, settings)
+    config = config_of(loaded, settings, how.answerer)
     keep_config(out, config)
     task = build_task(settings.task, loaded.template.count_tokens)
     how.tell(
         f"{len(task.questions)} questions, {sum(plan.tokens for plan in task.memories.values()):,} tokens of memory"
     )
-    with open_memory(out / BANK, loaded, how.memory_budget) as memory:
+    with open_memory(out / BANK, loaded, how) as memory:
         if not _encode(memory, task, out / ENCODING, how):
             return Outcome(True, {}, len(task.malformed))
         ranker = ranker_of(loaded, settings)
@@ -149,13 +152,13 @@ def run(loaded: LoadedModel, settings: RunSettings, out: Path, how: RunOptions) 
 
 
 @contextmanager
-def open_memory(folder: Path, loaded: LoadedModel, memory_budget: int | None = None) -> Iterator[Memory]:
+def open_memory(folder: Path, loaded: LoadedModel, how: RunOptions) -> Iterator[Memory]:
     """The memory of a run, made where there is none."""
     if MemoryBank.exists(folder):
-        bank = MemoryBank.open(folder, memory_budget)
+        bank = MemoryBank.open(folder, how.memory_budget)
     else:
-        bank = MemoryBank.create(folder, manifest_of(loaded), memory_budget)
-    with Memory(bank, loaded) as memory:
+        bank = MemoryBank.create(folder, manifest_of(loaded), how.memory_budget)
+    with Memory(bank, loaded, answerer=how.answerer) as memory:
         yield memory
 
 
@@ -169,10 +172,11 @@ def ranker_of(loaded: LoadedModel, settings: RunSettings) -> Ranker:
     return Ranker(arms, rerankers, settings.rerank_depth)
 
 
-def config_of(loaded: LoadedModel, settings: RunSettings) -> dict[str, Any]:
+def config_of(loaded: LoadedModel, settings: RunSettings, answerer: Answerer | None = None) -> dict[str, Any]:
     """What must be equal for a run to be continued."""
     model = loaded.model.config
-    return {
+    other = {} if answerer is None else {"answerer": {"name": answerer.name, "context": answerer.context}}
+    return other | {
         "format_version": FORMAT_VERSION,
         "settings": as_json(settings),
         "arms": [arm.name for arm in settings.parsed_arms()],

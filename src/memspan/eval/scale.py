@@ -101,14 +101,14 @@ def run_scale(loaded: LoadedModel, settings: RunSettings, sizes: Sequence[int], 
         EvaluationError: the smallest size is too small for the documents with the answers, or the distractors have not
             enough tokens for the largest.
     """
-    config = config_of(loaded, settings) | {"sizes": list(sizes)}
+    config = config_of(loaded, settings, how.answerer) | {"sizes": list(sizes)}
     keep_config(out, config)
     found = question_set(settings.task)
     steps = plan_steps(found, texts_of(settings.task.texts), loaded.template.count_tokens, sizes)
     _tell_cost(loaded, steps, read_lines(out / ENCODING), how.tell)
     refused: dict[str, str] = {}
     results: dict[int, dict[str, Any]] = {}
-    with open_memory(out / BANK, loaded, how.memory_budget) as memory:
+    with open_memory(out / BANK, loaded, how) as memory:
         for step in steps:
             folder = out / "points" / str(step.size)
             folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from memspan.eval.answering import Answered
 from memspan.eval.arms import Arm
 from memspan.eval.metrics import Interval
 from memspan.eval.ranking import RANKED_DEPTH, Ranking
+from memspan.generate.citing import abstains
 from memspan.text.questions import Question
 
 __all__ = ["ArmSummary", "Row", "as_json", "compare", "main_score", "score", "summarise"]
@@ -92,7 +93,7 @@ def score(question: Question, arm: Arm, ranking: Ranking, answered: Answered) ->
         used=answered.used,
         scores=scores,
         unanswerable=question.type == "unanswerable",
-        abstained=metrics.is_abstention(answered.text),
+        abstained=answered.said_none or abstains(answered.text),
         finish_reason=answered.finish_reason,
         num_prompt_tokens=answered.num_prompt_tokens,
         num_new_tokens=answered.num_new_tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from memspan.dates import date_key
 from memspan.errors import QuestionError
 from memspan.generate.decode import context_room
 from memspan.generate.finder import passages_of
@@ -55,7 +56,7 @@ def fitted_context(
     used = len(found)
     while True:
         new = found[:used]
-        dated = sorted([*before, *new], key=lambda item: (item.date, item.document_id))
+        dated = sorted([*before, *new], key=lambda item: (date_key(item.date), item.document_id))
         context = template.context(question, passages_of(dated), silent, history)
         tokens = template.count_tokens(template.passages(passages_of(new))) if new else 0
         if not used or (len(context.ids) <= room and (injected_tokens is None or tokens <= injected_tokens)):

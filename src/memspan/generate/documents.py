@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, replace
+from datetime import timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
-from memspan.bank.add import Existing, add_documents
+from memspan.bank.add import Existing, add_documents, encode_pending
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
+from memspan.bank.clock import expiry_of
+from memspan.bank.ledger import FileReader
 from memspan.bank.scope import Scope
-from memspan.errors import BankClosed, FilterError
+from memspan.bank.sync import Sync, SyncReport
+from memspan.bank.texts import PATIENCE, Changes
+from memspan.errors import BankBusy, BankClosed, FilterError
 from memspan.generate.calls import named_options
+from memspan.generate.given import documents_of, turn_document
 from memspan.model.convert import LoadedModel
-from memspan.text.corpus import found_documents, read_paths
-from memspan.types import JSON, AddReport, Document, Skipped, normal_date
+from memspan.text.corpus import ReadProgress, found_documents, found_files
+from memspan.text.readers import ReadOptions
+from memspan.types import JSON, AddReport, Document, Skipped, Version
 
 _ADD_OPTIONS = sorted((add_documents.__kwdefaults__ or {}).keys() - {"namespace"})
+_READ_OPTIONS = tuple(field.name for field in fields(ReadOptions))
 _Id = int | str
 
 
@@ -31,11 +38,15 @@ class DocumentStore:
     """One namespace of a bank, with the model that encodes its documents. A document is known by its external id, or by
     the bank's number of it (or of one of its parts).
 
+    Attributes:
+        later: whether `add` and `update` leave it to others to encode, as their option `later` says for one call.
+
     Safe from several threads: what changes the bank is done one after the other, and reading waits for nothing.
     """
 
     def __init__(self, bank: MemoryBank, loaded: LoadedModel, namespace: str) -> None:
         self.bank, self.loaded, self.namespace = bank, loaded, namespace
+        self.later = False
         self._changing = threading.RLock()
         self._closed = False
 
@@ -68,46 +79,110 @@ class DocumentStore:
         metadatas: Iterable[Mapping[str, JSON] | None] | None = None,
         titles: Iterable[str] | None = None,
         dates: Iterable[str | None] | None = None,
+        expires: str | None = None,
+        ttl: str | timedelta | None = None,
         existing: Existing = "replace",
         **options: Any,
     ) -> AddReport:
-        """Remember texts or documents. One whose id is there already replaces the older one (an upsert).
+        """Remember texts or documents. One whose id is there already replaces the older one (an upsert), which stays as
+        a former version: `as_of` and `known_at` find it.
 
         Args:
-            documents: texts, `Document`s, or both. A generator is read as it is encoded.
+            documents: texts, `Document`s, or both. Of a generator some thousand documents are held at a time.
             ids, metadatas, titles, dates: of texts, one for each; a `Document` has its own. Without an id a text is
                 known by its content: the same text added twice is one document, with the metadata given last.
+            expires, ttl: when those that do not say it themselves are seen no more: a day (its beginning, in UTC) or
+                moment, or "never"; or instead after how long, as "30d", "12h" or a timedelta. Without either, what is
+                there already keeps its expiry.
             existing: "replace"; "refuse": an id that is there already, with other content, is an error; "renew":
                 encode also what did not change.
             options: see `memspan.bank.add.add_documents`; also for further errors.
 
         Raises:
             TypeError: a text or a document was given where a list of them is wanted, or something else in the list.
-            ValueError: a list has another length, an id stands twice in `ids`, or what was given can be no document.
-                Of a list, nothing is added then.
-            DuplicateDocument: see `existing`.
+            ValueError: a list has another length, an id stands twice in `ids`, what was given can be no document, or
+                there is no such moment or duration. Of a list, nothing is added then.
+            DuplicateDocument: see `existing`; or two documents that differ have one id. Of a list, nothing is added.
         """
         given = documents_of(documents, ids=ids, metadatas=metadatas, titles=titles, dates=dates)
+        expiry = expiry_of(expires, ttl)
+        if expiry is not None:
+            given = (document if document.expires else replace(document, expires=expiry) for document in given)
         with self._change():
-            return add_documents(self.bank, self.loaded, given, namespace=self.namespace, existing=existing, **options)
+            options = {"namespace": self.namespace, "existing": existing, "later": self.later, **options}
+            return add_documents(self.bank, self.loaded, given, **options)
 
-    @named_options(*_ADD_OPTIONS)
+    @named_options(*_ADD_OPTIONS, *_READ_OPTIONS)
     def add_files(self, *paths: str | Path, **options: Any) -> AddReport:
         """Remember files and folders, as `memspan add` does. What could not be read is in the report's `skipped`.
 
         Args:
-            paths: of txt, md, rst, html, pdf, csv, tsv and jsonl files, and of folders that hold them. A document's id
-                is the path as given, or relative to the folder that was given.
-            options: as for `add`.
+            paths: of files (docs/files.md says of which types), and of folders that hold them. A document's id
+                is the name of the folder that was given (of a file, of its own folder) and the path from there.
+            options: as for `add`; and `format`, `encoding`, `text_column`, `title_column`, `ocr` and `ocr_language`,
+                which say how the files are read (see `memspan.text.readers.formats.ReadOptions`).
 
         Raises:
-            CorpusError: a path does not exist; nothing is added then.
+            CorpusError: a path does not exist, an encoding is unknown, or tesseract is not there; nothing is added
+                then.
+            UnknownName: there is no such format.
         """
         if not paths or not all(isinstance(path, str | Path) for path in paths):
             raise TypeError('name files or folders, each by itself: memory.add_files("notes", "report.pdf")')
-        skipped: list[Skipped] = []
-        report = self.add(found_documents(skipped, read_paths([Path(path).expanduser() for path in paths])), **options)
+        given = [Path(path).expanduser() for path in paths]
+        how = _read_options(options)
+        files, skipped = found_files(given), builtins.list[Skipped]()
+        with self._change():
+            reader = FileReader(self.bank.catalog, self.namespace, ReadProgress(given), options=how)
+            report = self.add(found_documents(skipped, reader.read(files)), **options)
+            if not report.interrupted:
+                reader.settle()
         return replace(report, skipped=tuple(skipped))
+
+    @named_options(*_ADD_OPTIONS, *_READ_OPTIONS)
+    def sync(
+        self,
+        *paths: str | Path,
+        root: str | None = None,
+        force: bool = False,
+        dry_run: bool = False,
+        **options: Any,
+    ) -> SyncReport:
+        """Bring the memory in step with folders: new and changed files are added, moved ones get their new ids, and
+        what is gone is forgotten. What was added in another way, or from another folder, stays.
+
+        Args:
+            paths: folders, files, and patterns of files as `docs/**/*.md`.
+            root: what the one folder is called in the bank; where it moved, or the bank came from another machine.
+            force: forget also all files of a folder, or more than half of more than ten.
+            dry_run: say what would be done, and do nothing.
+            options: as for `add_files`; a file that was not changed is not read again, whatever they are.
+
+        Raises:
+            CorpusError: a path does not exist, and the bank knows nothing of it; or a folder needs its `root`.
+            SyncRefused: see `force`; nothing was changed.
+        """
+        if not paths or not all(isinstance(path, str | Path) for path in paths):
+            raise TypeError('name files or folders, each by itself: memory.sync("notes", "reports")')
+        given = [Path(path).expanduser() for path in paths]
+        how = _read_options(options)
+        with self._change():
+            with self._catalog() as catalog:
+                found = Sync(self.bank, self.namespace, given, catalog, root, how)
+            if dry_run:
+                return SyncReport(found.plan)
+            later = options.pop("later", self.later)
+            report = found.apply(partial(self.add, later=True, **options), force=force)
+            return report if later or report.done.interrupted else self._encoded(report, options)
+
+    def _encoded(self, report: SyncReport, options: Mapping[str, Any]) -> SyncReport:
+        """Encode what a sync has added; another process that encodes this bank does it instead."""
+        how = {name: options[name] for name in encode_pending.__kwdefaults__ or {} if name in options}
+        try:
+            encoded = encode_pending(self.bank, self.loaded, **{**how, "namespaces": [self.namespace]})
+        except BankBusy:
+            return report
+        return replace(report, done=replace(report.done.and_then(encoded), skipped=report.done.skipped))
 
     @named_options()
     def remember(self, turn: str, *, speaker: str = "", session: str = "", date: str | None = None) -> AddReport:
@@ -125,22 +200,40 @@ class DocumentStore:
         return self.add([turn_document(turn, speaker, session, date)])
 
     @overload
-    def get(self, ids: _Id) -> Document: ...
+    def get(self, ids: _Id, *, as_of: str | None = None, known_at: str | None = None) -> Document: ...
 
     @overload
-    def get(self, ids: Iterable[_Id]) -> list[Document]: ...
+    def get(self, ids: Iterable[_Id], *, as_of: str | None = None, known_at: str | None = None) -> list[Document]: ...
 
     @named_options()
-    def get(self, ids: _Id | Iterable[_Id]) -> Document | builtins.list[Document]:
+    def get(
+        self, ids: _Id | Iterable[_Id], *, as_of: str | None = None, known_at: str | None = None
+    ) -> Document | builtins.list[Document]:
         """A document as it was given, by its id; or several, in the order of a list of ids.
 
+        Args:
+            as_of, known_at: the version of another time; see `memspan.bank.scope.Scope.parse`.
+
         Raises:
-            UnknownDocument: there is none of one of the ids.
+            UnknownDocument: there is, or was then, none of one of the ids.
+            FilterError: a time is malformed.
         """
+        scope = Scope.parse(None, as_of, known_at)
         with self._catalog() as catalog:
             if isinstance(ids, _Id):
-                return self.bank.get(ids, self.namespace, catalog)
-            return [self.bank.get(id, self.namespace, catalog) for id in ids]
+                return self.bank.get(ids, self.namespace, catalog, scope)
+            return [self.bank.get(id, self.namespace, catalog, scope) for id in ids]
+
+    @named_options()
+    def versions(self, id: _Id) -> builtins.list[Version]:
+        """All versions of a document that are kept, in the order they were recorded; the last one holds.
+
+        Raises:
+            UnknownDocument: there is no such document.
+        """
+        with self._catalog() as catalog:
+            found = catalog.versions(self.namespace, self.bank.resolve(id, self.namespace, catalog))
+            return [Version(stored.document, stored.recorded_at, stored.superseded_at) for stored in found]
 
     @named_options()
     def list(
@@ -148,13 +241,14 @@ class DocumentStore:
         *,
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
+        known_at: str | None = None,
         limit: int | None = None,
         offset: int = 0,
     ) -> builtins.list[Document]:
         """Documents as they were given, in the order they were added.
 
         Args:
-            where, as_of: only documents of this scope; see `memspan.bank.scope.Scope.parse`.
+            where, as_of, known_at: only documents of this scope; see `memspan.bank.scope.Scope.parse`.
             limit: how many, at most; None: all.
             offset: how many to pass over first.
 
@@ -165,7 +259,7 @@ class DocumentStore:
             raise ValueError(f"limit and offset must not be negative, not {limit} and {offset}")
         end = None if limit is None else offset + limit
         with self._catalog() as catalog:
-            found = islice(self._in_scope(catalog, Scope.parse(where, as_of)), offset, end)
+            found = islice(self._in_scope(catalog, Scope.parse(where, as_of, known_at)), offset, end)
             return builtins.list(found)
 
     @named_options()
@@ -177,18 +271,30 @@ class DocumentStore:
         title: str | None = None,
         metadata: Mapping[str, JSON] | None = None,
         date: str | None = None,
+        expires: str | None = None,
+        ttl: str | timedelta | None = None,
+        pinned: bool | None = None,
     ) -> AddReport:
-        """Replace what is given of a document; the rest stays. One transaction; the next question sees it.
+        """Change what is given of a document; the rest stays. No other change comes between reading and writing, and
+        the next question sees it. What was before is kept as a former version.
 
-        A new text or title is encoded, under a new number; metadata and date alone are not.
+        A new text or title is encoded, under a new number; metadata, date and expiry alone are not.
+
+        Args:
+            metadata: merged into what there is, as JSON Merge Patch does (RFC 7396): a field with None is removed. To
+                replace all of them, `add` the document with others.
+            date: "" removes it.
+            expires, ttl: as for `add`; "never" removes it.
+            pinned: True: it does not expire, whatever its expiry.
 
         Raises:
             UnknownDocument: there is no such document.
+            TypeError, ValueError: with these changes it would be no document.
+            BankBusy: another process writes, and has for some seconds.
         """
-        changes = {"text": text, "title": title, "metadata": metadata, "date": date}
-        given = {name: value for name, value in changes.items() if value is not None}
-        with self._change():
-            return self.add([replace(self.bank.get(id, self.namespace), **given)])
+        changes = Changes(text, title, metadata, date, expiry_of(expires, ttl), pinned)
+        with self._change(), self.bank.writing(PATIENCE, is_shared=True):
+            return self.add([changes.of(self.bank.get(id, self.namespace))])
 
     @named_options()
     def delete(self, ids: _Id | Iterable[_Id] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
@@ -243,57 +349,6 @@ class DocumentStore:
         return (stored.document for stored in catalog.sources(self.namespace, scope))
 
 
-def documents_of(documents: Iterable[str | Document], **columns: Iterable[Any] | None) -> Iterable[Document]:
-    """Texts and documents as documents; see `DocumentStore.add` for arguments and errors."""
-    if isinstance(documents, str | Document | Mapping):
-        raise TypeError(f"documents is a list, also of one: memory.add([{type(documents).__name__}])")
-    given: dict[str, list[Any]] = {}
-    for name, values in columns.items():
-        if isinstance(values, str | Mapping):
-            raise TypeError(f"{name} is a list with one for each document, not {values!r}")
-        if values is not None:
-            given[name] = list(values)
-    if not given and not isinstance(documents, Sequence):
-        return (_document_of(item, {}) for item in documents)
-    items = list(documents)
-    for name, values in given.items():
-        if len(values) != len(items):
-            raise ValueError(f"{name} has {len(values)} values for {len(items)} documents; give one for each")
-    named = [id for id in given.get("ids", ()) if id is not None]
-    if len(set(named)) < len(named):
-        twice = next(id for id in named if named.count(id) > 1)
-        raise ValueError(f"ids names {twice!r} twice; an id is of one document")
-    return [_document_of(item, {name: given[name][place] for name in given}) for place, item in enumerate(items)]
-
-
-def _document_of(item: Any, values: Mapping[str, Any]) -> Document:
-    if isinstance(item, Document):
-        if values:
-            raise TypeError(f"{', '.join(values)} are for texts; {item.external_id!r} is a Document, and has its own")
-        return item
-    if not isinstance(item, str):
-        raise TypeError(f"a document is a text or a Document, not {type(item).__name__} ({str(item)[:80]!r})")
-    id = values.get("ids")
-    return Document(
-        id if id is not None else _text_id(item),
-        item,
-        values.get("titles") or "",
-        values.get("metadatas") or {},
-        values.get("dates"),
-    )
-
-
-def _text_id(text: str) -> str:
-    """An id made from a text: the same text is the same document."""
-    return f"text-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:24]}"
-
-
-def turn_document(turn: str, speaker: str = "", session: str = "", date: str | None = None) -> Document:
-    """One turn of a conversation as a document; see `DocumentStore.remember`."""
-    if not turn.strip():
-        raise ValueError("the turn is empty; there is nothing to remember")
-    date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
-    text = f"{speaker}: {turn}" if speaker else turn
-    digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
-    metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
-    return Document(f"{session or 'turn'}/{digest}", text, metadata=metadata, date=date)
+def _read_options(options: dict[str, Any]) -> ReadOptions:
+    """How files are read, taken out of the options of a call."""
+    return ReadOptions(**{name: options.pop(name) for name in _READ_OPTIONS if name in options})

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from transformers import DynamicCache
@@ -13,9 +12,10 @@ from transformers import DynamicCache
 from memspan.bank.catalog import StoredDocument
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
+from memspan.errors import NotEncoded
 from memspan.generate.decode import check_fits, prefill
-from memspan.generate.lexical import SEARCH_DEPTH, chosen_evidence
-from memspan.generate.selectors import Found, Look, ranking_selector
+from memspan.generate.lexical import SEARCH_DEPTH, chosen_evidence, nothing_stored
+from memspan.generate.selectors import Found, Look, Needs, ranking_selector
 from memspan.model.convert import LoadedModel
 from memspan.ops.similarity import SIMILARITIES
 from memspan.routing.local import LocalMemory, SourceMemory
@@ -23,14 +23,8 @@ from memspan.routing.ranking import Ranked, Selected, rank_documents, router_fit
 from memspan.routing.ranks import Ranks
 from memspan.routing.sharded import ShardedMemory
 from memspan.text.packing import pack_contexts
-from memspan.text.template import Passage, encoded_text, shown_passage
-from memspan.text.terms import query_terms
-from memspan.types import Evidence, LayerRouting, Retrieved, Turn
-
-_TURNS_SEARCHED = 2
-_WORD = re.compile(r"(?<!\w)[^\W\d_][\w'’-]*")
-_OPENS_SENTENCE = ".!?:\n"
-_BEFORE_WORD = " \t\"'“(*_#-"
+from memspan.text.template import Passage, shown_passage
+from memspan.types import Evidence, LayerRouting, Retrieved
 
 
 class Finder:
@@ -74,8 +68,8 @@ class Finder:
         return self._snapshot.search(query, limit, self._scope)
 
     def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
-        """Live documents by their ids, in the order given."""
-        return self._snapshot.documents(ids)
+        """Documents of the scope by their ids, in the order given."""
+        return self._snapshot.documents(ids, self._scope)
 
     def route(self, looks: Sequence[Look]) -> list[tuple[list[Ranked], tuple[LayerRouting, ...]]]:
         """Route the contexts of looks, and rank what the MSA layers considered."""
@@ -100,13 +94,11 @@ class Finder:
         return router_fits(ranked, num_layers) if is_bounded else None
 
     def ids(self) -> list[int]:
-        """The live documents in the scope, in the order they were added."""
-        shards = self._snapshot.shards
-        ids_N = torch.cat([shard.ids_N for shard in shards]) if shards else torch.empty(0, dtype=torch.int64)
-        return ids_N[self._snapshot.selectable_mask(self._scope)].sort().values.tolist()
+        """The live documents in the scope, encoded or not, in the order they were added."""
+        return self._snapshot.ids(self._scope)
 
     def in_scope(self, document_ids: Sequence[int]) -> list[int]:
-        """Those of the ids that are of live documents in the scope, in order."""
+        """Those of the ids that are of documents in the scope, in order."""
         shards, wanted_K = self._snapshot.shards, torch.tensor(document_ids, dtype=torch.int64)
         masks = self._snapshot.selectable_mask(self._scope).split([len(shard.ids_N) for shard in shards])
         there: set[int] = set()
@@ -127,49 +119,29 @@ def routing_of(retrieved: Mapping[int, Retrieved], row: int) -> tuple[LayerRouti
     )
 
 
-def with_layers(items: Iterable[Evidence], routed: Sequence[LayerRouting]) -> tuple[Evidence, ...]:
-    """Evidence with the number of MSA layers that attended to its document while answering; if none did, as it was."""
-    if not routed:
-        return tuple(items)
-    return tuple(replace(x, layers=sum(x.document_id in layer.document_ids for layer in routed)) for x in items)
-
-
 def passages_of(items: Iterable[Evidence]) -> list[Passage]:
     """Documents as they are put before the model."""
     return [shown_passage(x.document_id, x.title, x.text, x.date) for x in items]
 
 
-def next_query(question: str, newest: Iterable[Evidence]) -> str:
-    """What a further round searches for: the question, and the names in the texts found last.
+def holds_any(snapshot: Snapshot, scope: Scope, folder: Path) -> bool:
+    """Whether a scope holds anything of a snapshot of the bank in this folder.
 
-    Names, not whole texts: the words of a text drown the name that leads on to the next document (measured on the
-    two-hop questions of `examples/`, see docs/LOG.md). A text without names, or in a script without capitals, leaves
-    the question; what it found before is passed over.
+    Raises:
+        EmptyBank: nothing is stored, whatever the scope.
     """
-    return _with_names(question, (encoded_text(item.title, item.text) for item in newest))
+    if not snapshot.holds():
+        raise nothing_stored(folder, snapshot.namespace)
+    return snapshot.holds(scope)
 
 
-def first_query(question: str, history: Sequence[Turn]) -> str:
-    """What is searched for first: the question, and the names in the newest turns before it ("and where does she
-    live?")."""
-    newest = [turn for turn in history if turn.answer][-_TURNS_SEARCHED:]
-    return _with_names(question, (text for turn in newest for text in (turn.question, turn.answer)))
-
-
-def _with_names(question: str, texts: Iterable[str]) -> str:
-    known = set(query_terms(question))
-    found = (name for text in texts for name in names_in(text))
-    names = [name for name in dict.fromkeys(found) if not known.issuperset(query_terms(name))]
-    return " ".join([question, *names])
-
-
-def names_in(text: str) -> list[str]:
-    """The capitalised words inside sentences, each once. A word that opens a sentence says nothing by its capital."""
-    names, end = [], 0
-    for word in _WORD.finditer(text):
-        # The word before counts from its last letter: marks at its end may stand there as well.
-        before = text[end : word.start()].rstrip(_BEFORE_WORD)
-        if word[0][0].isupper() and before and before[-1] not in _OPENS_SENTENCE:
-            names.append(word[0])
-        end = word.start() + len(word[0].rstrip(_BEFORE_WORD)) - 1
-    return list(dict.fromkeys(names))
+def check_encoded(snapshot: Snapshot, scope: Scope, needs: Needs, folder: Path) -> None:
+    """
+    Raises:
+        NotEncoded: documents are found by latents alone, and none has any yet.
+    """
+    if needs.routing and not needs.words and not snapshot.selectable_mask(scope).any():
+        raise NotEncoded(
+            f"none of the documents in {folder} that may be found is encoded yet; encode them with: "
+            f"memspan encode {folder}, or ask with a selector that finds words (lexical, hybrid)"
+        )

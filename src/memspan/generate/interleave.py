@@ -3,31 +3,25 @@
 Who chooses what is read: a selector that ranks documents, whose texts stand before the question; or one that reads by
 itself, as the model that names documents by their ids (`memspan.generate.selectors`).
 
-New text changes every state of the MSA layers, so they run for the whole active context in every round; the layers
-below them run for its new tokens alone, where it grew at its end (`memspan.generate.state`).
+What is read is then answered from, by the memory model or another one. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from memspan.errors import MemspanError
-from memspan.generate.context import fitted_context, room_for
-from memspan.generate.decode import Decoding
-from memspan.generate.finder import Finder, first_query, next_query, passages_of, routing_of, with_layers
-from memspan.generate.sampling import Sampling
-from memspan.generate.selectors import SELECTORS, Found, Look, RankingSelector, ReadingSelector
-from memspan.generate.state import RoundState
-from memspan.model.convert import LoadedModel
-from memspan.model.memory_api import LayerMemory
-from memspan.routing.local import Recalled
-from memspan.routing.ranking import keep_adaptively
+from memspan.generate.citing import abstains, citations_of
+from memspan.generate.selectors import SELECTORS, RankingSelector, ReadingSelector
 from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
-from memspan.text.template import Context
-from memspan.types import Answer, Done, Event, Evidence, LayerRouting, Round, RoundDone, RoundStarted, TextWritten, Turn
+from memspan.types import Answer, Citation, Done, Event, Evidence, LayerRouting, Round, TextWritten, Turn
+
+if TYPE_CHECKING:
+    from memspan.generate.finder import Finder
+    from memspan.generate.lexical import TextFinder
 
 # Documents scored below this share of the best one's score are left out.
 MIN_SHARE = 0.5
@@ -100,10 +94,16 @@ class Plan:
 
 @dataclass(slots=True)
 class Asked:
-    """One question on its way: what was found for it so far. `ended` is "more" while another round may follow."""
+    """One question on its way: what was found for it so far. `ended` is "more" while another round may follow.
+
+    Attributes:
+        num_prompt_tokens, num_new_tokens: that another model read and wrote to lead rounds.
+    """
 
     question: str
     history: Sequence[Turn] = ()
+    num_prompt_tokens: int = 0
+    num_new_tokens: int = 0
     evidence: list[Evidence] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     injected_tokens: int = 0
@@ -129,96 +129,53 @@ class Asked:
 
 
 class Reading(Protocol):
-    """How documents get read: one round for some questions at a time, then the contexts to answer in."""
+    """How documents get read: one round for some questions at a time."""
 
     def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event | None]]:
         """Look once for every question; each closes a round of it. None: a token was decoded."""
         ...
 
-    def context(self, asked: Asked) -> Context:
-        """The context to answer in."""
+
+@dataclass(slots=True)
+class Reply:
+    """An answer on its way. `text` is what may be shown so far; for the rest see `Answer`.
+
+    Attributes:
+        said_none: whether it said, by a mark, that the documents do not say.
+    """
+
+    text: str = ""
+    finish_reason: str | None = None
+    num_prompt_tokens: int = 0
+    num_new_tokens: int = 0
+    routed: tuple[LayerRouting, ...] = ()
+    removed_citations: int = 0
+    said_none: bool = False
+
+
+class Writer(Protocol):
+    """Writes answers: the memory model (`memspan.generate.searched`), or another one (`memspan.generate.chat`).
+
+    Attributes:
+        answerer: the other model's name; empty: the memory model.
+    """
+
+    answerer: str
+
+    def write(self, asked: Sequence[Asked], seconds: dict[str, float]) -> Iterator[Sequence[Reply]]:
+        """Yield the replies to all questions, in order, after every step; they are the same objects, growing.
+
+        Args:
+            seconds: is given what prefill, routing, fetch and decode took.
+        """
         ...
-
-    def routed(self, asked: Asked) -> Sequence[LayerRouting] | None:
-        """What the answer attends to, of every question alike; empty: to no latents. None: its context routes."""
-        ...
-
-
-class SearchedReading:
-    """Documents found by search, put before the question: the oldest first, so that of two that disagree the later is
-    read last. Whatever of them does not fit is left out, the worst first."""
-
-    def __init__(self, loaded: LoadedModel, finder: Finder, plan: Plan, sampling: Sampling) -> None:
-        self._loaded, self._finder, self._plan, self._needs = loaded, finder, plan, plan.chooser.needs
-        self._room = room_for(loaded, sampling.max_new_tokens, plan.context_tokens)
-        self._contexts: dict[int, Context] = {}
-
-    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event]]:
-        started = time.perf_counter()
-        looks = [self._look(one) for one in asked]
-        for one, look in zip(asked, looks, strict=True):
-            yield one, RoundStarted(number, look.query)
-        found = self._finder.rank(self._plan.selector, looks, self._plan.documents)
-        seconds = {"select": time.perf_counter() - started}
-        for one, look, ranked in zip(asked, looks, found, strict=True):
-            done = Round(number, self._plan.selector, look.query, ranked.routed, timings=seconds)
-            yield one, RoundDone(self._read(one, ranked, done))
-
-    def context(self, asked: Asked) -> Context:
-        return self._contexts.get(id(asked)) or self._first_context(asked)
-
-    def routed(self, asked: Asked) -> Sequence[LayerRouting] | None:
-        if self._plan.route_answer:
-            return None
-        return () if self._plan.text_only else asked.rounds[-1].routed
-
-    def _first_context(self, asked: Asked) -> Context:
-        return self._loaded.template.context(asked.question, history=asked.history)
-
-    def _look(self, one: Asked) -> Look:
-        context = None
-        if self._needs.routing:
-            context = self._contexts[id(one)] if one.evidence else self._first_context(one)
-        if not self._needs.words:
-            return Look(one.question, context)
-        return Look(next_query(first_query(one.question, one.history), one.newest), context)
-
-    def _read(self, one: Asked, found: Found, done: Round) -> Round:
-        """Put in the documents that matter and fit."""
-        read = {item.document_id for item in one.evidence}
-        new = [item for item in found.selected if item.document_id not in read]
-        chosen = self._finder.evidence(keep_adaptively(new, max(0, one.room_for(self._plan)), MIN_SHARE))
-        read_ids = [item.document_id for item in one.evidence] if self._plan.route_tokens == "newest" else ()
-        limit = None if self._plan.injected_tokens is None else self._plan.injected_tokens - one.injected_tokens
-        context, used, tokens = fitted_context(
-            self._loaded,
-            one.question,
-            chosen,
-            self._room,
-            before=one.evidence,
-            silent=read_ids,
-            injected_tokens=limit,
-            history=one.history,
-        )
-        self._contexts[id(one)] = context
-        text = self._loaded.template.passages(passages_of(chosen[:used]))
-        done = replace(done, chosen=tuple(chosen[:used]), injected=text, left_out=len(chosen) - used)
-        ended: Ended = "more" if used else "room" if chosen else "nothing" if one.room_for(self._plan) else "limit"
-        return one.close_round(self._plan, done, ended, tokens)
-
-
-def reading_of(state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> Reading:
-    """How the documents that a plan's selector chooses get read."""
-    if isinstance(plan.chooser, ReadingSelector):
-        return plan.chooser.reading(state, finder, plan, sampling)
-    return SearchedReading(state.loaded, finder, plan, sampling)
 
 
 class Interleave:
     """A batch of questions, from looking things up to their answers."""
 
-    def __init__(self, state: RoundState, finder: Finder, reading: Reading, plan: Plan, sampling: Sampling) -> None:
-        self._state, self._finder, self._reading, self._plan, self._sampling = state, finder, reading, plan, sampling
+    def __init__(self, finder: Finder | TextFinder, reading: Reading, writer: Writer, plan: Plan) -> None:
+        self._finder, self._reading, self._writer, self._plan = finder, reading, writer, plan
 
     def run(self, questions: Sequence[str], history: Sequence[Turn] = ()) -> Iterator[tuple[int, Event | None]]:
         """Yield events, each with the place of its question; the last of each question holds its answer.
@@ -230,53 +187,61 @@ class Interleave:
         """
         started, received = time.perf_counter(), self._finder.received_bytes
         asked = [Asked(question, history) for question in questions]
+        yield from self._look_up(asked)
+        seconds = {"select": time.perf_counter() - started}
+        replies: Sequence[Reply] = ()
+        shown = [0] * len(asked)
+        for replies in self._writer.write(asked, seconds):
+            for place, text in enumerate(reply.text.lstrip() for reply in replies):
+                if len(text) > shown[place]:
+                    yield place, TextWritten(text[shown[place] :])
+                    shown[place] = len(text)
+            yield 0, None
+        received = self._finder.received_bytes - received
+        for place, (one, reply) in enumerate(zip(asked, replies, strict=True)):
+            yield place, Done(replace(self._answer(one, reply, seconds), received_bytes=received))
+
+    def _look_up(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Event | None]]:
+        """The rounds of all questions."""
         places = {id(one): place for place, one in enumerate(asked)}
         for number in range(1, self._plan.rounds + 1):
             for one, event in self._reading.round([one for one in asked if one.ended == "more"], number):
                 yield places[id(one)], event
             if all(one.ended != "more" for one in asked):
                 break
-        contexts = [self._reading.context(one) for one in asked]
-        selected_at = time.perf_counter()
-        keys = [id(one) for one in asked]
-        decoding = self._state.decode(contexts, self._memory(asked), self._sampling, questions=keys)
-        prefilled_at, shown = selected_at, [0] * len(asked)
-        for step, _ in enumerate(self._state.run(decoding)):
-            if step == 0:
-                prefilled_at = time.perf_counter()
-            for place, row in enumerate(decoding.rows):
-                if len(row.text) > shown[place]:
-                    yield place, TextWritten(row.text[shown[place] :])
-                    shown[place] = len(row.text)
-            yield 0, None
-        timings = {
-            "select": selected_at - started,
-            **{stage: decoding.clock.seconds.get(stage, 0.0) for stage in ("prefill", "routing", "fetch")},
-            "decode": time.perf_counter() - prefilled_at,
-        }
-        received = self._finder.received_bytes - received
-        for place, one in enumerate(asked):
-            answer = self._answer(one, contexts[place], decoding, place, timings)
-            yield place, Done(replace(answer, received_bytes=received))
 
-    def _memory(self, asked: Sequence[Asked]) -> LayerMemory | None:
-        """What the answers attend to."""
-        routed = [found for one in asked if (found := self._reading.routed(one)) is not None]
-        if len(routed) < len(asked):
-            return self._finder.memory
-        return Recalled(self._finder.memory, routed) if any(routed) else None
-
-    def _answer(self, one: Asked, context: Context, decoding: Decoding, place: int, timings: dict) -> Answer:
-        row, routed = decoding.rows[place], routing_of(decoding.retrieved, place)
+    def _answer(self, one: Asked, reply: Reply, seconds: Mapping[str, float]) -> Answer:
+        evidence, text = with_layers(one.evidence, reply.routed), reply.text.strip()
+        citations = citations_of(text, evidence, marked=bool(self._writer.answerer))
+        is_none = (
+            not (evidence or reply.routed) or not text or (reply.said_none and not any(c.supported for c in citations))
+        )
         return Answer(
             question=one.question,
-            text=row.text.strip(),
-            evidence=with_layers(one.evidence, routed),
+            text=text,
+            evidence=evidence,
             selector=self._plan.selector,
-            finish_reason=row.finish_reason or "length",
-            num_prompt_tokens=len(context.ids),
-            num_new_tokens=len(row.ids),
-            timings=timings,
+            finish_reason=reply.finish_reason or "length",
+            num_prompt_tokens=reply.num_prompt_tokens,
+            num_new_tokens=reply.num_new_tokens,
+            timings=seconds,
             rounds=tuple(one.rounds),
-            routed=routed,
+            routed=reply.routed,
+            answered=not (is_none or _abstains(text, citations)),
+            citations=citations,
+            removed_citations=reply.removed_citations,
+            answerer=self._writer.answerer,
         )
+
+
+def _abstains(text: str, citations: Sequence[Citation]) -> bool:
+    """Whether an answer says that it has none, and nothing else that a document supports."""
+    said = (text[one.span.start : one.span.end] for one in citations if one.supported)
+    return abstains(text) and all(map(abstains, said))
+
+
+def with_layers(items: Iterable[Evidence], routed: Sequence[LayerRouting]) -> tuple[Evidence, ...]:
+    """Evidence with the number of MSA layers that attended to its document while answering; if none did, as it was."""
+    if not routed:
+        return tuple(items)
+    return tuple(replace(x, layers=sum(x.document_id in layer.document_ids for layer in routed)) for x in items)

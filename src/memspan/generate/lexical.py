@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -10,33 +11,53 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog, StoredDocument
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.texts import TextBank, check_namespace
 from memspan.errors import EmptyBank, MemspanError, QuestionError
-from memspan.generate.selectors import Look, check_packages, ranking_selector
+from memspan.generate.selectors import Found, Look, check_packages, ranking_selector
 from memspan.routing.ranking import Selected
-from memspan.types import Evidence, is_unicode
+from memspan.text.template import encoded_text
+from memspan.text.terms import content_words, plain_words
+from memspan.types import Evidence, Turn, is_unicode
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder
 
 # Documents that full-text search ranks, at least.
 SEARCH_DEPTH = 64
+_TURNS_SEARCHED = 2
+_WORD = re.compile(r"(?<!\w)[^\W\d_][\w'’-]*")
+_OPENS_SENTENCE = ".!?:\n"
+_BEFORE_WORD = " \t\"'“(*_#-"
 
 
 class TextFinder:
-    """What selectors that need no model find documents with; as `Finder`, without its routing."""
+    """What selectors that need no model find documents with; as `Finder`, without its routing.
+
+    Attributes:
+        received_bytes: 0; no other process is asked.
+    """
+
+    received_bytes = 0
 
     def __init__(self, catalog: Catalog, namespace: str, scope: Scope) -> None:
         self._catalog, self._namespace, self._scope = catalog, namespace, scope
+
+    def rank(self, selector: str, looks: Sequence[Look], depth: int) -> list[Found]:
+        """Rank documents for every look, at least `depth` by full-text search (where so many match)."""
+        return ranking_selector(selector).rank(cast("Finder", self), looks, max(depth, SEARCH_DEPTH))
+
+    def evidence(self, selected: Sequence[Selected]) -> list[Evidence]:
+        """The stored documents that were chosen, in order."""
+        return chosen_evidence(selected, self.documents([found.document_id for found in selected]))
 
     def search(self, query: str, limit: int) -> list[tuple[int, float]]:
         """Full-text search: ids and BM25 scores, best first."""
         return self._catalog.search(self._namespace, query, limit, self._scope)
 
     def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
-        """Live documents by their ids, in the order given."""
-        return self._catalog.documents(self._namespace, ids)
+        """Documents of the scope by their ids, in the order given."""
+        return self._catalog.documents(self._namespace, ids, self._scope)
 
     def ids(self) -> list[int]:
-        """The live documents in the scope, in the order they were added."""
+        """The documents in the scope, in the order they were added."""
         return self._catalog.ids_in_scope(self._namespace, self._scope).tolist()
 
 
@@ -67,10 +88,9 @@ def search_words(
             raise nothing_stored(bank.folder, namespace)
         if not catalog.page(namespace, 0, 1, scope):
             return []
-        finder = cast("Finder", TextFinder(catalog, namespace, scope))
-        (found,) = ranking_selector(selector).rank(finder, [Look(question)], max(limit, SEARCH_DEPTH))
-        best = fitting(found.selected[:limit], min_score, selector)
-        return chosen_evidence(best, catalog.documents(namespace, [one.document_id for one in best]))
+        finder = TextFinder(catalog, namespace, scope)
+        (found,) = finder.rank(selector, [Look(question)], limit)
+        return finder.evidence(fitting(found.selected[:limit], min_score, selector))
 
 
 def fitting(selected: Sequence[Selected], min_score: float | None, selector: str) -> Sequence[Selected]:
@@ -129,6 +149,11 @@ def nothing_stored(folder: Path, namespace: str) -> EmptyBank:
     return EmptyBank(f"{where} holds no documents; add some with: memspan add {folder} FILES...{option}")
 
 
+def nothing_in_scope(folder: Path) -> EmptyBank:
+    """The error of a question to a scope without documents."""
+    return EmptyBank(f"no document of {folder} is in the scope of the filter; widen it")
+
+
 def chosen_evidence(selected: Sequence[Selected], stored: Iterable[StoredDocument]) -> list[Evidence]:
     """The chosen documents in order, as far as they are stored."""
     by_id = {document.id: document for document in stored}
@@ -151,4 +176,41 @@ def evidence_of(stored: StoredDocument, score: float = 0.0, layers: int | None =
         layers=layers,
         metadata=stored.metadata,
         date=stored.date,
+        pages=stored.pages,
     )
+
+
+def next_query(question: str, newest: Iterable[Evidence]) -> str:
+    """What a further round searches for: the question, and the names in the texts found last.
+
+    Names, not whole texts: the words of a text drown the name that leads on to the next document (measured on the
+    two-hop questions of `examples/`, see docs/LOG.md). A text without names, or in a script without capitals, leaves
+    the question; what it found before is passed over.
+    """
+    return _with_names(question, (encoded_text(item.title, item.text) for item in newest))
+
+
+def first_query(question: str, history: Sequence[Turn]) -> str:
+    """What is searched for first: the question, and the names in the newest turns before it ("and where does she
+    live?")."""
+    newest = [turn for turn in history if turn.answer][-_TURNS_SEARCHED:]
+    return _with_names(question, (text for turn in newest for text in (turn.question, turn.answer)))
+
+
+def _with_names(question: str, texts: Iterable[str]) -> str:
+    known = set(plain_words(question))
+    found = (name for text in texts for name in names_in(text))
+    names = [name for name in dict.fromkeys(found) if not known.issuperset(content_words(name))]
+    return " ".join([question, *names])
+
+
+def names_in(text: str) -> list[str]:
+    """The capitalised words inside sentences, each once. A word that opens a sentence says nothing by its capital."""
+    names, end = [], 0
+    for word in _WORD.finditer(text):
+        # The word before counts from its last letter: marks at its end may stand there as well.
+        before = text[end : word.start()].rstrip(_BEFORE_WORD)
+        if word[0][0].isupper() and before and before[-1] not in _OPENS_SENTENCE:
+            names.append(word[0])
+        end = word.start() + len(word[0].rstrip(_BEFORE_WORD)) - 1
+    return list(dict.fromkeys(names))

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,15 +18,17 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
-from memspan.errors import BankMismatch, EmptyBank
+from memspan.errors import BankMismatch
+from memspan.generate.answerer import Answerer, check_answerer
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.calls import in_thread, named_options, streamed_in_thread
+from memspan.generate.chat import answering_by
 from memspan.generate.documents import DocumentStore
-from memspan.generate.finder import Finder
-from memspan.generate.interleave import Interleave, reading_of
-from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_stored
+from memspan.generate.finder import Finder, check_encoded, holds_any
+from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope
 from memspan.generate.request import AskOptions, Request
-from memspan.generate.selectors import Look, default_selector, ranking_selector
+from memspan.generate.searched import answering
+from memspan.generate.selectors import Look, Needs, default_selector, ranking_selector
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
@@ -52,6 +55,7 @@ class Memory(DocumentStore):
         namespace: str = DEFAULT_NAMESPACE,
         snapshot: bool = False,
         ranks: Ranks | None = None,
+        answerer: Answerer | None = None,
     ) -> None:
         """Put a model before a bank.
 
@@ -59,13 +63,17 @@ class Memory(DocumentStore):
             namespace: whose documents are asked and changed; no others can be reached.
             snapshot: see the bank as it is now until `refresh` or `close`, whatever is committed.
             ranks: share the routing with other processes (Memory Parallel); all of them ask the same questions.
+            answerer: another model that writes answers and summaries, as `memspan.generate.endpoint.Endpoint`; the
+                memory model finds the documents. None: the memory model writes them.
 
         Raises:
             BankMismatch: the bank was encoded by another model, chunk size or template.
             RankError: the ranks have different models.
         """
         check_namespace(namespace)
-        self.ranks = ranks
+        if answerer is not None:
+            check_answerer(answerer)
+        self.ranks, self.answerer = ranks, answerer
         try:
             self._manifest = check_model(bank.manifest, loaded)
         except BankMismatch:
@@ -101,6 +109,7 @@ class Memory(DocumentStore):
         memory_budget: int | str | None = None,
         gpu_memory_budget: int | str | None = None,
         ranks: Ranks | None = None,
+        answerer: Answerer | None = None,
     ) -> Memory:
         """Open a bank with its model.
 
@@ -119,7 +128,7 @@ class Memory(DocumentStore):
                 from disk at every question. Default: they are all kept.
             gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one. Default: what is free
                 there beside the model, less a reserve for answering.
-            ranks: as for `Memory`.
+            ranks, answerer: as for `Memory`.
 
         Raises:
             CheckpointError: there is no model, or it is not where it was when the bank was made.
@@ -139,9 +148,11 @@ class Memory(DocumentStore):
                 raise
         else:
             loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
-            opened = MemoryBank.create(bank, manifest_of(loaded), *budgets)
-            remember(opened.catalog, loaded.names)
-        return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks)
+            manifest = manifest_of(loaded)
+            opened = MemoryBank.open_or_create(bank, manifest, *budgets)
+            if opened.manifest == manifest:
+                remember(opened.catalog, loaded.names)
+        return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks, answerer=answerer)
 
     def in_namespace(self, namespace: str) -> Memory:
         """Another namespace of the same bank, with the same model; not pinned. Closing it leaves this one open."""
@@ -195,8 +206,9 @@ class Memory(DocumentStore):
         Raises:
             TypeError: there is no such option, or the questions are one text.
             QuestionError: a question is empty or too long.
-            FilterError: `where` or `as_of` is malformed, or names a field that no document has.
+            FilterError: the scope (`where`, `as_of`, `known_at`) is malformed, or names a field that no document has.
             EmptyBank: there is nothing to ask.
+            AnswererError: another model answers, and gave no answer.
         """
         answers: dict[int, Answer] = {}
         for place, event in self._answering(self._request(questions, options)):
@@ -252,7 +264,7 @@ class Memory(DocumentStore):
         """Refuse what cannot be asked, without asking it; errors as of `ask_batch`."""
         request = self._request([question], options)
         with self._snapshot() as snapshot:
-            self._finder(snapshot, request.scope)
+            self._finder(snapshot, request.scope, request.plan.chooser.needs)
 
     @named_options()
     def search(
@@ -264,12 +276,14 @@ class Memory(DocumentStore):
         min_score: float | None = None,
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
+        known_at: str | None = None,
     ) -> list[Evidence]:
         """The documents a selector finds for a question, best first, without generating anything.
 
         Args:
             limit: documents, at most.
             min_score: leave out what scores less, 0 to 1; see `Evidence.score`.
+            where, as_of, known_at: only documents of this scope; see `memspan.bank.scope.Scope.parse`.
 
         Raises:
             QuestionError, FilterError, EmptyBank: as for `ask_batch`.
@@ -280,12 +294,12 @@ class Memory(DocumentStore):
         needs = ranking_selector(chosen).needs
         check_limit(limit)
         check_min_score(min_score)
-        request = self._request([question], {"selector": chosen, "where": where, "as_of": as_of})
+        scoped: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
+        request = self._request([question], {"selector": chosen, **scoped})
         with self._snapshot() as snapshot:
-            self._check_not_empty(snapshot)
-            if not snapshot.selectable_mask(request.scope).any():
+            if not holds_any(snapshot, request.scope, self.bank.folder):
                 return []
-            finder = Finder(self.loaded, snapshot, request.scope, self.ranks)
+            finder = self._finder(snapshot, request.scope, needs)
             context = self.loaded.template.context(question) if needs.routing else None
             (found,) = finder.rank(chosen, [Look(question, context)], limit)
             return finder.evidence(fitting(found.selected[:limit], min_score, chosen))
@@ -297,6 +311,7 @@ class Memory(DocumentStore):
         *,
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
+        known_at: str | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Summary:
         """Sum up every document of a scope; each statement names the documents it rests on.
@@ -310,13 +325,15 @@ class Memory(DocumentStore):
             FilterError, EmptyBank: as for `ask_batch`.
         """
         with self._snapshot() as snapshot:
-            finder = self._finder(snapshot, Scope.parse(where, as_of))
-            return Summarizer(self.loaded, snapshot, finder, plan or SummaryPlan(), progress).run()
+            finder = self._finder(snapshot, Scope.parse(where, as_of, known_at))
+            summarizer = Summarizer(self.loaded, snapshot, finder, plan or SummaryPlan(), progress, self.answerer)
+            return summarizer.run()
 
     aadd = in_thread(DocumentStore.add)
     aadd_files = in_thread(DocumentStore.add_files)
     aremember = in_thread(DocumentStore.remember)
     aget = in_thread(DocumentStore.get)
+    aversions = in_thread(DocumentStore.versions)
     alist = in_thread(DocumentStore.list)
     aupdate = in_thread(DocumentStore.update)
     adelete = in_thread(DocumentStore.delete)
@@ -328,24 +345,31 @@ class Memory(DocumentStore):
     aevents = streamed_in_thread(events)
 
     def _request(self, questions: Sequence[str], options: AskOptions) -> Request:
-        return Request.of(self.loaded, questions, options)
+        return Request.of(self.loaded, questions, options, self.answerer)
 
     def _answering(self, request: Request, batch: DecodingBatch | None = None) -> Iterator[tuple[int, Event | None]]:
         """Yield what happens, with the place of the question it happens to; None after every token."""
         with self._snapshot() as snapshot:
-            finder, state = self._finder(snapshot, request.scope), RoundState(self.loaded, batch)
-            reading = reading_of(state, finder, request.plan, request.sampling)
-            interleave = Interleave(state, finder, reading, request.plan, request.sampling)
-            yield from interleave.run(request.questions, request.history)
+            plan, sampling = request.plan, request.sampling
+            finder = self._finder(snapshot, request.scope, plan.chooser.needs)
+            if self.answerer is None:
+                loop = answering(RoundState(self.loaded, batch), finder, plan, sampling)
+            else:
+                loop = answering_by(self.answerer, self.loaded, finder, plan, sampling)
+            for place, event in loop.run(request.questions, request.history):
+                if isinstance(event, Done) and snapshot.num_pending:
+                    event = Done(replace(event.answer, pending=snapshot.num_pending))
+                yield place, event
 
-    def _finder(self, snapshot: Snapshot, scope: Scope) -> Finder:
+    def _finder(self, snapshot: Snapshot, scope: Scope, needs: Needs | None = None) -> Finder:
         """
         Raises:
-            EmptyBank: there is nothing to find.
+            EmptyBank, NotEncoded: there is nothing to find, or nothing that is encoded and a selector needs it.
         """
-        self._check_not_empty(snapshot)
-        if not snapshot.selectable_mask(scope).any():
-            raise EmptyBank(f"no document of {self.bank.folder} is in the scope of the filter; widen it")
+        if not holds_any(snapshot, scope, self.bank.folder):
+            raise nothing_in_scope(self.bank.folder)
+        if needs is not None:
+            check_encoded(snapshot, scope, needs, self.bank.folder)
         return Finder(self.loaded, snapshot, scope, self.ranks)
 
     @contextlib.contextmanager
@@ -358,6 +382,7 @@ class Memory(DocumentStore):
         """
         self._check_open()
         if self._pinned is not None:
+            self._pinned.catalog.look_again()
             yield self._pinned
             return
         with self.bank.snapshot(self.namespace) as snapshot:
@@ -368,11 +393,8 @@ class Memory(DocumentStore):
     @contextlib.contextmanager
     def _catalog(self) -> Iterator[Catalog]:
         if self._pinned is not None and not self._closed:
+            self._pinned.catalog.look_again()
             yield self._pinned.catalog
             return
         with super()._catalog() as catalog:
             yield catalog
-
-    def _check_not_empty(self, snapshot: Snapshot) -> None:
-        if not snapshot.num_documents:
-            raise nothing_stored(self.bank.folder, self.namespace)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from memspan.bank.scope import Scope
-from memspan.generate.context import fitted_history, room_for
-from memspan.generate.decode import check_fits
+from memspan.generate.answerer import Answerer
+from memspan.generate.chat import DEFAULT_SAMPLING, check_plan, fitted_turns, room_of
 from memspan.generate.interleave import Plan
 from memspan.generate.lexical import check_limit, check_questions
 from memspan.generate.sampling import GREEDY, Sampling
-from memspan.generate.selectors import ReadingSelector, default_selector, served_selector
-from memspan.model.convert import LoadedModel
+from memspan.generate.selectors import SELECTORS, ReadingSelector, check_packages, default_selector, served_selector
 from memspan.text.rounds import RouteTokens
 from memspan.types import Turn
+
+if TYPE_CHECKING:
+    from memspan.model.convert import LoadedModel
 
 MAX_DOCUMENTS = 5
 # Rounds of a model that says itself when it has read enough.
@@ -34,9 +36,9 @@ class AskOptions(TypedDict, total=False):
         rounds: looks into the memory, at most. Default: 1; 4 for generate.
         documents_per_round, max_injected_tokens, route_tokens, constrain_ids, text_only, route_answer: see `Plan`
             (`memspan.generate.interleave`; `max_injected_tokens` is its `injected_tokens`).
-        sampling: how to decode.
+        sampling: how to decode. Default: 64 tokens, 512 of another model, greedy.
         where: only documents whose metadata match; see `memspan.bank.scope.Scope.parse`.
-        as_of: only documents dated this day or moment, or before: what was known then.
+        as_of, known_at: what was valid at that day or moment; what the bank held then; see there.
         history: what was said before, oldest first. The oldest turns are left out where all take more than half of
             what the model has room for.
     """
@@ -53,6 +55,7 @@ class AskOptions(TypedDict, total=False):
     sampling: Sampling
     where: Mapping[str, Any] | None
     as_of: str | None
+    known_at: str | None
     history: Sequence[Turn]
 
 
@@ -67,17 +70,27 @@ class Request:
     history: Sequence[Turn]
 
     @classmethod
-    def of(cls, loaded: LoadedModel, questions: Sequence[str], options: AskOptions) -> Request:
+    def of(
+        cls,
+        loaded: LoadedModel | None,
+        questions: Sequence[str],
+        options: AskOptions,
+        answerer: Answerer | None = None,
+    ) -> Request:
         """
+        Args:
+            loaded: the memory model; None: a selector is named that needs none, and an `answerer` answers.
+            answerer: the other model that answers.
+
         Raises:
             QuestionError: a question is empty, is not text, or does not fit into the model.
             FilterError: the scope is malformed.
             MemspanError: there is no such selector, or the model cannot serve it.
         """
         max_documents = options.get("max_documents", MAX_DOCUMENTS)
-        trained = loaded.model.config.router_trained
+        trained = loaded is not None and loaded.model.config.router_trained
         selector = options.get("selector") or default_selector(trained, reads_texts=max_documents != 0)
-        reads = isinstance(served_selector(selector, loaded), ReadingSelector)
+        reads = isinstance(_served(selector, loaded), ReadingSelector)
         check_limit(max_documents)
         if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
             raise TypeError("a question is one text for ask, and ask_batch takes a list of texts")
@@ -95,12 +108,46 @@ class Request:
             text_only=options.get("text_only", False),
             route_answer=options.get("route_answer", False),
         )
-        sampling = options.get("sampling", GREEDY)
-        scope = Scope.parse(options.get("where"), options.get("as_of"))
-        if history:
-            room = room_for(loaded, sampling.max_new_tokens, plan.context_tokens)
-            history = fitted_history(loaded, history, room)
-        for question in questions:
-            context = loaded.template.context(question, history=history)
-            check_fits(loaded, len(context.ids), sampling.max_new_tokens)
+        sampling = options.get("sampling", GREEDY if answerer is None else DEFAULT_SAMPLING)
+        scope = Scope.parse(options.get("where"), options.get("as_of"), options.get("known_at"))
+        if answerer is not None:
+            check_plan(plan, answerer)
+            history = _turns_of(answerer, questions, history, room_of(answerer, sampling))
+        elif loaded is not None:
+            history = _fitted(loaded, questions, history, sampling, plan)
         return cls(questions, plan, sampling, scope, history)
+
+
+def _served(selector: str, loaded: LoadedModel | None) -> object:
+    """The selector, which can be served with this model or without any."""
+    if loaded is not None:
+        return served_selector(selector, loaded)
+    check_packages(selector)
+    assert not SELECTORS[selector].needs.model, "without a model, a selector is asked that needs none"
+    return SELECTORS[selector]
+
+
+def _turns_of(answerer: Answerer, questions: Sequence[str], history: Sequence[Turn], room: int) -> Sequence[Turn]:
+    """The turns that fit before every question, for another model."""
+    for question in questions:
+        history = fitted_turns(question, history, room, answerer.name)
+    return history
+
+
+def _fitted(
+    loaded: LoadedModel, questions: Sequence[str], history: Sequence[Turn], sampling: Sampling, plan: Plan
+) -> Sequence[Turn]:
+    """The turns that the memory model has room for.
+
+    Raises:
+        QuestionError: a question does not fit.
+    """
+    from memspan.generate.context import fitted_history, room_for
+    from memspan.generate.decode import check_fits
+
+    if history:
+        history = fitted_history(loaded, history, room_for(loaded, sampling.max_new_tokens, plan.context_tokens))
+    for question in questions:
+        context = loaded.template.context(question, history=history)
+        check_fits(loaded, len(context.ids), sampling.max_new_tokens)
+    return history

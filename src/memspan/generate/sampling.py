@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ GREEDY = Sampling()
 
 def pick_token(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """The next token of one question. Sampling runs on the CPU in float32, whatever the model runs on."""
+    import torch  # settings are read without it
+
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     # In float64 with the best logit at 0, so that no temperature, however small, overflows.

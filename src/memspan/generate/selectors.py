@@ -20,9 +20,10 @@ from memspan.types import LayerRouting
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder
-    from memspan.generate.interleave import Plan, Reading
+    from memspan.generate.interleave import Plan
     from memspan.generate.lexical import TextFinder
     from memspan.generate.sampling import Sampling
+    from memspan.generate.searched import ContextReading
     from memspan.generate.state import RoundState
     from memspan.model.convert import LoadedModel
     from memspan.text.template import Context
@@ -95,7 +96,7 @@ class ReadingSelector(Protocol):
 
     needs: Needs
 
-    def reading(self, state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> Reading: ...
+    def reading(self, state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> ContextReading: ...
 
 
 SELECTORS: Registry[RankingSelector | ReadingSelector] = Registry(
@@ -144,7 +145,7 @@ class Generate:
 
     needs = Needs(routing=True, words=False, rounds=True)
 
-    def reading(self, state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> Reading:
+    def reading(self, state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> ContextReading:
         from memspan.generate.named import NamedReading
 
         return NamedReading(state, finder, plan, sampling)

@@ -6,7 +6,6 @@ stand in none of the documents it was written from is left out and counted.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,23 +13,21 @@ from dataclasses import dataclass, field, replace
 from memspan.bank.catalog import StoredDocument
 from memspan.bank.snapshot import Snapshot
 from memspan.errors import QuestionError
+from memspan.generate.answerer import Answerer, Message
+from memspan.generate.chat import document_block, estimated_tokens, room_of, summary_messages, written_by
+from memspan.generate.citing import cite, sentences, supports, words_of
 from memspan.generate.decode import Decoding, context_room
 from memspan.generate.finder import Finder
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import length_batches
-from memspan.text.splitter import sentence_bounds, sentence_ends, split_text
+from memspan.text.splitter import sentence_ends, split_text
 from memspan.text.template import Context, Passage, shown_passage
-from memspan.text.terms import query_terms
+from memspan.text.terms import content_words
 
 MAX_STATEMENTS = 10
 BATCH_TOKENS = 512
-# A statement is kept where this share of its words stands in the documents it cites.
-MIN_SUPPORT = 0.6
-# A further document is cited where it adds this share of the statement's words.
-_MIN_GAIN = 0.2
 _MIN_WORDS = 3  # fewer are a heading, which says nothing
-_LIST_MARK = re.compile(r"^\s*(?:[-*•]+|\d{1,3}[.)])\s+")
 _DECODE_TOKENS = 8192  # of prompts decoded together
 
 
@@ -63,6 +60,7 @@ class Source:
     document_id: int
     external_id: str
     title: str
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +126,12 @@ class Summarizer:
         finder: Finder,
         plan: SummaryPlan,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        answerer: Answerer | None = None,
     ) -> None:
         """
         Args:
             progress: told the documents read so far, and how many there are.
+            answerer: another model that writes; None: the memory model.
 
         Raises:
             QuestionError: the model has no room for a batch of this size beside what it writes.
@@ -143,9 +143,13 @@ class Summarizer:
             plan,
             progress,
         )
-        self._counts = _Counts()
-        overhead = len(self._context(()).ids)
-        self._room = min(plan.batch_tokens, context_room(loaded, plan.sampling.max_new_tokens) - overhead)
+        self._counts, self._answerer = _Counts(), answerer
+        if answerer is None:
+            overhead, room = len(self._context(()).ids), context_room(loaded, plan.sampling.max_new_tokens)
+        else:
+            overhead = estimated_tokens(summary_messages((), plan.about))
+            room = room_of(answerer, plan.sampling)
+        self._room = min(plan.batch_tokens, room - overhead)
         if self._room < 1:
             raise QuestionError(
                 f"summaries of {plan.sampling.max_new_tokens} tokens and a request of {overhead} leave this model no "
@@ -202,16 +206,18 @@ class Summarizer:
     def _stored(self, ids: Sequence[int]) -> Iterator[StoredDocument]:
         page = 256
         for start in range(0, len(ids), page):
-            yield from self._snapshot.documents(ids[start : start + page])
+            yield from self._finder.documents(ids[start : start + page])
 
     def _cost(self, passage: Passage) -> int:
+        if self._answerer is not None:
+            return estimated_tokens([Message("user", document_block(passage.document_id, passage.text))])
         return self._loaded.template.count_tokens(self._loaded.template.passages([passage]))
 
     def _read(self, batches: Sequence[_Batch], num_documents: int) -> list[Statement]:
         """The statements of every batch, in order of the batches."""
         found: dict[int, list[Statement]] = {}
         read: set[int] = set()
-        for place, text in self._written([self._context(batch.passages) for batch in batches]):
+        for place, text in self._written([batch.passages for batch in batches]):
             found[place] = self._cited(text, batches[place].document_ids)
             read.update(batches[place].document_ids)
             self._progress(len(read), num_documents)
@@ -220,9 +226,9 @@ class Summarizer:
     def _condense(self, statements: Sequence[Statement]) -> list[Statement]:
         """Fewer statements: every group of them that fits is summed up. Never none, never as many."""
         groups = self._groups(statements)
-        contexts = [self._context([Passage(place, one.text) for place, one in enumerate(g, 1)]) for g in groups]
+        passages = [[Passage(place, one.text) for place, one in enumerate(group, 1)] for group in groups]
         condensed: list[Statement] = []
-        texts = dict(self._written(contexts))
+        texts = dict(self._written(passages))
         for place, group in enumerate(groups):
             documents = tuple(_cited_documents(group))
             new = _distinct(self._cited(texts[place], documents))[: len(group) // 2]
@@ -249,10 +255,22 @@ class Summarizer:
     def _context(self, passages: Sequence[Passage]) -> Context:
         return self._loaded.template.summary_request(passages, self._plan.about)
 
-    def _written(self, contexts: Sequence[Context]) -> Iterator[tuple[int, str]]:
-        """What is written in every context, with its place; those of like length together."""
+    def _written(self, batches: Sequence[Sequence[Passage]]) -> Iterator[tuple[int, str]]:
+        """What is written of every batch, with its place; those of like length together."""
+        if self._answerer is not None:
+            yield from self._written_by(self._answerer, batches)
+            return
+        contexts = [self._context(passages) for passages in batches]
         for together in length_batches([len(context.ids) for context in contexts], _DECODE_TOKENS):
             yield from zip(together, self._write([contexts[place] for place in together]), strict=True)
+
+    def _written_by(self, answerer: Answerer, batches: Sequence[Sequence[Passage]]) -> Iterator[tuple[int, str]]:
+        """The same by another model."""
+        asked = [summary_messages(passages, self._plan.about) for passages in batches]
+        for place, reply in written_by(answerer, asked, self._plan.sampling):
+            self._counts.prompt_tokens += reply.num_prompt_tokens
+            self._counts.new_tokens += reply.num_new_tokens
+            yield place, reply.text if reply.finish_reason != "length" else _whole_sentences(reply.text)
 
     def _write(self, contexts: Sequence[Context]) -> list[str]:
         decoding = Decoding(self._loaded, contexts, None, self._plan.sampling)
@@ -265,43 +283,18 @@ class Summarizer:
     def _cited(self, text: str, document_ids: Sequence[int]) -> list[Statement]:
         """The statements of a text that the documents support, with those that do."""
         documents = list(self._stored(document_ids))
-        words = [set(query_terms(document.encoded_text)) for document in documents]
+        words = [words_of(document.title, document.text, document.date) for document in documents]
         statements = []
         for sentence in sentences(text):
             places, support = cite(sentence, words)
-            if support < MIN_SUPPORT or len(query_terms(sentence)) < _MIN_WORDS:
+            held = supports(support, sentence, [words[place] for place in places])
+            if not held or len(content_words(sentence)) < _MIN_WORDS:
                 self._counts.unsupported += 1
                 continue
             cited = (documents[place] for place in places)
-            sources = tuple(Source(document.id, document.external_id, document.title) for document in cited)
+            sources = tuple(Source(one.id, one.external_id, one.title, one.pages) for one in cited)
             statements.append(Statement(sentence, sources, support))
         return statements
-
-
-def cite(sentence: str, documents: Sequence[set[str]]) -> tuple[list[int], float]:
-    """The few documents that hold a sentence's words, and the share of its words that they hold.
-
-    Greedy: the document with most of its words, then whichever adds most of the words still missing, as long as that
-    is a share worth naming. Words are the terms of full-text search, stop words left out.
-    """
-    missing = {term for term in query_terms(sentence) if any(character.isalnum() for character in term)}
-    num_words, chosen = len(missing), list[int]()
-    while missing:
-        gains = [len(missing & words) for words in documents]
-        best = max(range(len(gains)), key=lambda place: (gains[place], -place), default=None)
-        if best is None or not gains[best] or (chosen and gains[best] < _MIN_GAIN * num_words):
-            break
-        chosen.append(best)
-        missing -= documents[best]
-    return chosen, 1 - len(missing) / num_words if num_words else 0.0
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of a text, each line by itself, without the marks or numbers of a list."""
-    found = []
-    for line in (_LIST_MARK.sub("", line) for line in text.splitlines()):
-        found += [line[start:end].strip() for start, end in sentence_bounds(line)]
-    return [sentence for sentence in found if any(character.isalnum() for character in sentence)]
 
 
 def _whole_sentences(text: str) -> str:
@@ -314,7 +307,7 @@ def _distinct(statements: Iterable[Statement]) -> list[Statement]:
     """Each statement once; what says the same in the same words counts with the first one's sources."""
     kept: dict[tuple[str, ...], Statement] = {}
     for one in statements:
-        kept.setdefault(tuple(query_terms(one.text)), one)
+        kept.setdefault(tuple(content_words(one.text)), one)
     return list(kept.values())
 
 

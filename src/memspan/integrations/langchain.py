@@ -54,6 +54,7 @@ _ASKING = (
     "route_answer",
     "where",
     "as_of",
+    "known_at",
 )
 _WRITING = ("max_tokens", "temperature", "top_p", "seed")
 
@@ -62,14 +63,14 @@ class MemspanRetriever(BaseRetriever):
     """Finds documents in a bank. Every call sees what was committed by then.
 
     A document's `id` is the bank's number of it, its metadata are its own and, under `memspan`, what the bank says of
-    it: `external_id`, `score`, `span`, `date`, `layers`. `k`, `selector`, `where` and `as_of` may also be given to
-    `invoke`.
+    it: `external_id`, `score`, `span`, `date`, `layers`. `k`, `selector`, `where`, `as_of` and `known_at` may also be
+    given to `invoke`.
 
     Attributes:
         memory: of which bank and namespace; `Memory.open`.
         k: documents found, at most.
         selector: as of `Memory.search`; default: the memory's own.
-        where, as_of: see `memspan.generate.memory.AskOptions`.
+        where, as_of, known_at: see `memspan.generate.memory.AskOptions`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -79,6 +80,7 @@ class MemspanRetriever(BaseRetriever):
     selector: str | None = None
     where: dict[str, Any] | None = None
     as_of: str | None = None
+    known_at: str | None = None
 
     def _get_relevant_documents(
         self,
@@ -89,6 +91,7 @@ class MemspanRetriever(BaseRetriever):
         selector: str | None = None,
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
+        known_at: str | None = None,
     ) -> list[Document]:
         found = in_any_order(self.memory).search(
             query,
@@ -96,6 +99,7 @@ class MemspanRetriever(BaseRetriever):
             selector=selector or self.selector,
             where=self.where if where is None else where,
             as_of=as_of or self.as_of,
+            known_at=known_at or self.known_at,
         )
         return [
             Document(id=str(item.document_id), page_content=item.text, metadata=metadata_of(item)) for item in found
@@ -119,7 +123,7 @@ class ChatMemspan(BaseChatModel):
     Attributes:
         memory: of which bank and namespace; `Memory.open`.
         selector, max_documents, rounds, documents_per_round, max_injected_tokens, text_only, route_answer, where,
-            as_of: see `memspan.generate.memory.AskOptions`.
+            as_of, known_at: see `memspan.generate.memory.AskOptions`.
         max_tokens: of an answer, at most.
         temperature, top_p: of sampling; 0 takes the likeliest tokens.
         seed: of sampling; None: another one for every answer.
@@ -140,6 +144,7 @@ class ChatMemspan(BaseChatModel):
     route_answer: bool = False
     where: dict[str, Any] | None = None
     as_of: str | None = None
+    known_at: str | None = None
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0

@@ -32,6 +32,7 @@ class MemspanRetriever(BaseRetriever):
         selector: str | None = None,
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
+        known_at: str | None = None,
         **options: Any,
     ) -> None:
         """Put a memory before LlamaIndex.
@@ -40,16 +41,15 @@ class MemspanRetriever(BaseRetriever):
             memory: of which bank and namespace; `Memory.open`.
             k: documents found, at most.
             selector: as of `Memory.search`; default: the memory's own.
-            where, as_of: see `memspan.generate.memory.AskOptions`.
+            where, as_of, known_at: see `memspan.generate.memory.AskOptions`.
             options: of LlamaIndex's `BaseRetriever`.
         """
         super().__init__(**options)
-        self._memory, self._k, self._selector, self._where, self._as_of = memory, k, selector, where, as_of
+        self._memory, self._k = memory, k
+        self._options = {"selector": selector, "where": where, "as_of": as_of, "known_at": known_at}
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        found = in_any_order(self._memory).search(
-            query_bundle.query_str, limit=self._k, selector=self._selector, where=self._where, as_of=self._as_of
-        )
+        found = in_any_order(self._memory).search(query_bundle.query_str, limit=self._k, **self._options)
         return [
             NodeWithScore(
                 node=TextNode(

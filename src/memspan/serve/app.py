@@ -41,6 +41,8 @@ def create_app(
     check_closed(settings, keys)
     engine = Engine(loaded, max_batch=settings.max_batch, max_queue=settings.max_queue, timeout=settings.timeout)
     service = Service(settings, engine, banks, Metrics(engine, banks))
+    for bank in banks.values():
+        bank.encode_behind(lambda: engine.is_asked)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

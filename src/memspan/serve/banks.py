@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -10,34 +11,56 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from memspan.bank.add import encode_pending
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog, Counts, StoredSource
 from memspan.bank.encode import manifest_of
+from memspan.bank.ledger import Ledger
+from memspan.bank.scope import EVERYTHING, Scope
 from memspan.errors import BankBusy, MemspanError, UnknownDocument
+from memspan.generate.answerer import Answerer
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
 from memspan.serve.engine import QueueFull, Stopping
 
 Result = TypeVar("Result")
 
+_log = logging.getLogger(__name__)
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # How long a change waits for another process that writes, and how often it looks.
 _BUSY_SECONDS, _BUSY_PAUSE = 10.0, 0.1
 _SECONDS_PER_WRITE = 1.0
+# How long it may go unnoticed that a file is newer than its memory.
+_STALE_SECONDS = 30.0
+# Tokens encoded at a time between questions: some tenths of a second on a CPU; and how long each batch makes way for
+# questions, at most.
+_BEHIND_TOKENS = 512
+_LONGEST_PAUSE, _ENGINE_PAUSE = 1.0, 0.01
 
 
 class ServedBank:
     """One bank. Questions are asked of a `memory`; every change goes through one queue, and no question waits for it.
 
+    What is added is found by its words at once. It is encoded behind, in the same queue, while no question is answered
+    and no change waits.
+
     Args:
         folder: of the bank; an empty one is made where there is none.
         max_writes: changes that wait, at most.
+        answerer: another model that answers; None: the bank's own.
     """
 
-    def __init__(self, name: str, folder: Path, loaded: LoadedModel, max_writes: int) -> None:
+    def __init__(
+        self, name: str, folder: Path, loaded: LoadedModel, max_writes: int, answerer: Answerer | None = None
+    ) -> None:
         self.name = name
-        bank = MemoryBank.open(folder) if MemoryBank.exists(folder) else MemoryBank.create(folder, manifest_of(loaded))
-        self.folder, self._memory = bank.folder, Memory(bank, loaded)
+        bank = MemoryBank.open_or_create(folder, manifest_of(loaded))
+        self.folder, self._memory = bank.folder, Memory(bank, loaded, answerer=answerer)
+        self._stale: dict[str, tuple[int, float, int]] = {}
+        self._memory.later = True
+        self._is_asked: Callable[[], bool] | None = None
+        self._encoding = False
         self._max_writes, self._num_writes = max_writes, 0
         self._lock = threading.Lock()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"memspan-writer-{name}")
@@ -72,20 +95,74 @@ class ServedBank:
     def _done(self, future: Future) -> None:
         with self._lock:
             self._num_writes -= 1
+        self._encode_soon()
 
-    def get(self, namespace: str, external_id: str) -> StoredSource:
+    def encode_behind(self, is_asked: Callable[[], bool]) -> None:
+        """Begin to encode what is pending, now and after every change.
+
+        Args:
+            is_asked: whether questions are being answered, which encoding makes way for.
+        """
+        self._is_asked = is_asked
+        self._encode_soon()
+
+    def _encode_soon(self) -> None:
+        with self._lock:
+            if self._closing or self._encoding or self._is_asked is None:
+                return
+            self._encoding = True
+            self._writer.submit(self._encode)
+
+    def _encode(self) -> None:
+        """Encode until nothing is pending, or a change waits, or the server stops."""
+        again = _BUSY_SECONDS
+        try:
+            options = {"should_stop": self._makes_way, "batch_tokens": _BEHIND_TOKENS}
+            report = encode_pending(self._memory.bank, self._memory.loaded, **options)
+            again = 0.0 if report.pending else None
+        except BankBusy:  # another process encodes, or changes the bank
+            pass
+        except Exception:
+            _log.exception("the memories of %s could not be encoded", self.name)
+        self._encoding = False
+        if again == 0.0:
+            self._encode_soon()
+        elif again is not None:
+            timer = threading.Timer(again, self._encode_soon)
+            timer.daemon = True
+            timer.start()
+
+    def _makes_way(self) -> bool:
+        """Wait a little while questions are answered; then, whether a change waits or the server stops."""
+        until = time.monotonic() + _LONGEST_PAUSE
+        while not (ends := self._closing or self._num_writes > 0) and time.monotonic() < until:
+            if self._is_asked is None or not self._is_asked():
+                break
+            time.sleep(_ENGINE_PAUSE)
+        return ends
+
+    def get(self, namespace: str, external_id: str, scope: Scope = EVERYTHING) -> StoredSource:
         """A memory, by the caller's id of it.
 
         Raises:
-            UnknownDocument: there is none.
+            UnknownDocument: there is none in the scope.
         """
-        found = self.read(lambda catalog: catalog.source(namespace, external_id))
+        found = self.read(lambda catalog: catalog.source(namespace, external_id, scope))
         if found is None:
             raise UnknownDocument(f"there is no document {external_id!r}")
         return found
 
     def counts(self, namespace: str | None = None) -> Counts:
         return self.read(lambda catalog: catalog.counts(namespace))
+
+    def stale(self, namespace: str) -> int:
+        """How many files are newer than their memory, or gone; looked up again after a while, or a change."""
+        with self._memory.bank.pinned_catalog() as catalog:
+            commit, now = catalog.commits(), time.monotonic()
+            known = self._stale.get(namespace)
+            if known is None or known[0] != commit or now > known[1]:
+                known = self._stale[namespace] = commit, now + _STALE_SECONDS, len(Ledger(catalog, namespace).stale())
+        return known[2]
 
     def read(self, query: Callable[[Catalog], Result]) -> Result:
         """What a query gives of the catalog as it is now."""
@@ -133,7 +210,9 @@ def bank_folders(given: Iterable[str]) -> dict[str, Path]:
     return folders
 
 
-def open_banks(given: Iterable[str], loaded: LoadedModel, max_writes: int) -> dict[str, ServedBank]:
+def open_banks(
+    given: Iterable[str], loaded: LoadedModel, max_writes: int, answerer: Answerer | None = None
+) -> dict[str, ServedBank]:
     """Open banks; see `bank_folders` for how they are given.
 
     Raises:
@@ -142,7 +221,7 @@ def open_banks(given: Iterable[str], loaded: LoadedModel, max_writes: int) -> di
     opened: dict[str, ServedBank] = {}
     try:
         for name, folder in bank_folders(given).items():
-            opened[name] = ServedBank(name, folder, loaded, max_writes)
+            opened[name] = ServedBank(name, folder, loaded, max_writes, answerer)
     except BaseException:
         close_banks(opened)
         raise

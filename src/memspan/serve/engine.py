@@ -119,6 +119,11 @@ class Engine:
         return len(self._running)
 
     @property
+    def is_asked(self) -> bool:
+        """Whether questions wait or are being answered."""
+        return bool(self._waiting or self._running)
+
+    @property
     def is_ready(self) -> bool:
         return self._thread.is_alive() and not self._draining
 

@@ -14,11 +14,13 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from memspan.errors import (
+    AnswererError,
     BankBusy,
     BankError,
     DuplicateDocument,
     EmptyBank,
     MemspanError,
+    NotEncoded,
     QuestionError,
     UnknownDocument,
 )
@@ -52,6 +54,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         413: "The request is too large.",
         415: "The body is not JSON.",
         429: "Too many requests; see Retry-After.",
+        502: "The model that writes the answers gave none.",
         503: "Not now; see Retry-After.",
         504: "It took too long.",
     }.items()
@@ -108,6 +111,9 @@ def api_error(error: Exception) -> ApiError:
             return ApiError(404, "there is no such memory in this namespace", "memory_not_found")
         case DuplicateDocument():
             return ApiError(409, "a memory of this id is there already; update it, or choose another id", "duplicate")
+        case NotEncoded():
+            message = "none of these memories is encoded yet; ask with a selector that finds words, or again in a while"
+            return ApiError(400, message, "not_encoded")
         case EmptyBank():
             message = "there is no memory to ask in this namespace, or within the filter; add some, or widen it"
             return ApiError(400, message, "empty_memory")
@@ -117,6 +123,10 @@ def api_error(error: Exception) -> ApiError:
         case BankError():
             _log.error("request %s: %s: %s", REQUEST_ID.get(), type(error).__name__, without_folders(str(error)))
             return ApiError(503, f"the bank cannot be used now; {_see_log()}", "bank_unavailable")
+        case AnswererError():
+            _log.error("request %s: %s", REQUEST_ID.get(), without_folders(str(error)))
+            message = f"the server got no answer from the model that writes them; ask again; {_see_log()}"
+            return ApiError(502, message, "answerer_failed")
         case QuestionError():
             return ApiError(400, str(error), "context_length_exceeded" if "room" in str(error) else "invalid_question")
         case MemspanError():

@@ -54,7 +54,7 @@ _Where = Annotated[
     Field(description='Only memories whose metadata match, as {"project": "amber"} or {"year": {">=": 2020}}.'),
 ]
 _AsOf = Annotated[
-    str | None, Field(description="Only memories dated this day or moment (ISO 8601), or before: what was known then.")
+    str | None, Field(description="What was valid at this day or moment (ISO 8601): dated, or remembered by then.")
 ]
 _Id = Annotated[str, Field(min_length=1, description="Of the memory, as `remember`, `recall` or `list` gave it.")]
 
@@ -76,12 +76,15 @@ class Source(BaseModel):
     text: str
     date: str = Field(description="Its own date, or the time it was remembered (UTC).")
     score: float = Field(description="How well it fits; higher is better.")
+    pages: list[int] = Field(description="Pages, from 1, that the text stands on; none of a text without pages.")
     metadata: dict[str, JsonValue]
     uri: str
 
 
 class Answered(BaseModel):
-    answer: str = Field(description="Written by a small model: check it against the sources.")
+    answer: str = Field(description="Written by a model: check it against the sources.")
+    cited: str = Field(description="The answer, with `[n]` behind each sentence that the n-th source says.")
+    answered: bool = Field(description="False: the memories do not say.")
     sources: list[Source] = Field(description="The memories that were put before the model, best first.")
 
 
@@ -252,6 +255,7 @@ class _Tools:
         """Answer a question from the memories, with the memories that were read. Use it for a short answer to one
         question; use `recall` to read the texts yourself. It is an error where nothing is remembered."""
         async with self._working() as (bank, engine):
+            from memspan.generate.citing import marked_text
             from memspan.generate.request import AskOptions
             from memspan.generate.sampling import Sampling
             from memspan.serve.service import EventStream
@@ -263,7 +267,12 @@ class _Tools:
                 answer = await events.answer()
             finally:
                 events.cancel()
-            return Answered(answer=answer.text, sources=[_source(item) for item in answer.evidence])
+            return Answered(
+                answer=answer.text,
+                cited=marked_text(answer),
+                answered=answer.answered,
+                sources=[_source(item) for item in answer.evidence],
+            )
 
     async def forget(self, id: _Id) -> Forgotten:
         """Forget a memory for good: nothing finds it any more. Use it when the user asks for it, or when a memory is
@@ -368,6 +377,7 @@ def _source(item: Evidence) -> Source:
         text=item.text,
         date=item.date,
         score=item.score,
+        pages=list(item.pages),
         metadata=without_folder(item.metadata),
         uri=_uri(item.external_id),
     )

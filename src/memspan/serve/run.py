@@ -14,6 +14,7 @@ from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from memspan.generate.answerer import Answerer
 from memspan.model.convert import LoadedModel
 from memspan.serve.app import check_closed, create_app
 from memspan.serve.banks import open_banks
@@ -63,18 +64,24 @@ class Server(uvicorn.Server):
 
 
 def make_server(
-    loaded: LoadedModel, banks: Iterable[str], settings: ServeSettings, keys: KeyFile | None = None
+    loaded: LoadedModel,
+    banks: Iterable[str],
+    settings: ServeSettings,
+    keys: KeyFile | None = None,
+    answerer: Answerer | None = None,
 ) -> Server:
     """A server ready to `run`.
 
     Args:
         banks: as FOLDER or NAME=FOLDER; empty banks are made where there are none.
+        answerer: another model that answers; None: the banks' own.
 
     Raises:
         MemspanError: a bank cannot be opened, or the server would be open to other machines.
     """
     check_closed(settings, keys)
-    return server_of(create_app(loaded, open_banks(banks, loaded, settings.max_writes), settings, keys), settings)
+    opened = open_banks(banks, loaded, settings.max_writes, answerer)
+    return server_of(create_app(loaded, opened, settings, keys), settings)
 
 
 def run_server(server: Server, tell: Callable[[str], None]) -> None:
@@ -86,6 +93,8 @@ def run_server(server: Server, tell: Callable[[str], None]) -> None:
     # uvicorn raises the signal that stopped it once more when it is done; by then there is nothing left to stop, and
     # what its caller has open is still to be closed.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    if (hangup := getattr(signal, "SIGHUP", None)) and signal.getsignal(hangup) != signal.SIG_IGN:
+        before[hangup] = signal.signal(hangup, server.handle_exit)  # uvicorn knows only the others
     try:
         server.run([listening])
     finally:

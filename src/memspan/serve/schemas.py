@@ -40,7 +40,8 @@ class AskFields(Strict):
     text_only: bool = Field(False, description="Answer from the texts that are found, without the compressed memory.")
     route_answer: bool = Field(False, description="Route the context once more for the answer, texts included.")
     where: dict[str, JsonValue] | None = Field(None, description="Only memories whose metadata match.")
-    as_of: str | None = Field(None, description="Only memories dated this day or moment, or before.")
+    as_of: str | None = Field(None, description="What was valid at this day or moment: dated, or recorded by then.")
+    known_at: str | None = Field(None, description="What the bank held at this day or moment.")
     session: str = Field("", max_length=200, description="Conversation that a remembered turn belongs to.")
 
 
@@ -64,6 +65,7 @@ class EvidenceOut(Out):
     span: Span
     score: float
     layers: int | None = Field(description="MSA layers that attended to it.")
+    pages: list[int] = Field(description="Pages, from 1, that the text stands on; none of a memory without pages.")
     metadata: dict[str, JsonValue]
     date: str
 
@@ -97,17 +99,35 @@ class RoundOut(Out):
         return [item.document_id for item in chosen]
 
 
+class CitationOut(Out):
+    """A sentence of the answer, and a document that holds its words, or that none does."""
+
+    span: Span = Field(description="Of the answer's text.")
+    supported: bool
+    support: float
+    evidence: int | None = Field(description="Place of the document in the evidence, from 1.")
+    document_id: int | None
+    id: str | None = Field(validation_alias="external_id")
+    source: Span | None = Field(description="Of the memory's text.")
+    page: int | str | None
+
+
 class TraceOut(BaseModel):
     """How an answer came about."""
 
     bank: str
     namespace: str
     selector: str
+    answered: bool = Field(description="False: nothing was found, or the answer says that the memories do not say.")
+    answerer: str = Field(description="The other model that wrote the answer; empty: the bank's own.")
+    citations: list[CitationOut]
+    removed_citations: int = Field(description="Marks of another model that no memory supports, taken out.")
     evidence: list[EvidenceOut]
     rounds: list[RoundOut]
     routed: list[LayerRouting]
     timings: Seconds
     remembered: list[str] = Field(description="Ids of the memories that this turn became.")
+    pending: int = Field(description="Documents that were not encoded yet: they were found by words only.")
 
 
 class UrlCitation(BaseModel):
@@ -180,6 +200,11 @@ class MemoryIn(Strict):
     title: str = Field("", max_length=2000)
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     date: str | None = Field(None, description="ISO 8601, of the text. Default: now.")
+    expires: str | None = Field(
+        default=None, description="Not seen from this day (UTC) or moment on, or `never`. Default: as it is."
+    )
+    ttl: str | None = Field(default=None, description="Instead: not seen after this time, as `30d` or `12h`.")
+    pinned: bool | None = Field(default=None, description="Whether it stays, whatever its expiry.")
 
 
 class Place(Body):
@@ -203,12 +228,17 @@ class ImportRequest(Place):
 
 
 class UpdateRequest(Place):
-    """What is given is replaced; the rest stays."""
+    """What is given is changed; the rest stays, as what is null does."""
 
     text: str | None = Field(None, min_length=1)
     title: str | None = Field(None, max_length=2000)
-    metadata: dict[str, JsonValue] | None = None
-    date: str | None = None
+    metadata: dict[str, JsonValue] | None = Field(
+        None, description="Merged into what there is (JSON Merge Patch, RFC 7396): a field that is null is removed."
+    )
+    date: str | None = Field(None, description="An empty text removes it.")
+    expires: str | None = Field(None, description="`never` removes it.")
+    ttl: str | None = Field(None, description="Instead of `expires`: a duration from now, as `30d`.")
+    pinned: bool | None = None
 
 
 class SearchRequest(Place):
@@ -218,6 +248,7 @@ class SearchRequest(Place):
     min_score: float | None = Field(None, ge=0, le=1)
     where: dict[str, JsonValue] | None = None
     as_of: str | None = None
+    known_at: str | None = None
 
 
 class MemoryOut(BaseModel):
@@ -232,6 +263,10 @@ class MemoryOut(BaseModel):
     metadata: dict[str, JsonValue]
     date: str | None
     added_at: str
+    recorded_at: str = Field(description="When this version was recorded.")
+    superseded_at: str | None = Field(description="When another took its place; null of the one that holds.")
+    expires: str | None
+    pinned: bool
 
 
 class MemoryDeleted(BaseModel):
@@ -250,6 +285,7 @@ class MemoryList(BaseModel):
 class SearchResults(BaseModel):
     object: Literal["list"] = "list"
     data: list[EvidenceOut]
+    pending: int = Field(description="Documents that were not encoded yet: they are found by words only.")
 
 
 class BatchReport(Out):
@@ -296,7 +332,11 @@ class BankOut(BaseModel):
     tokens: int
     chunks: int
     bytes: int = Field(description="Of the compressed memory on disk.")
+    pending: int = Field(description="Documents that are not encoded yet: they are found by words only.")
     writes_waiting: int
+    stale_files: int = Field(description="Files that are newer than their memory, or gone; as of half a minute ago.")
+    versions: int = Field(description="Former versions of memories, which `as_of` and `known_at` find.")
+    expired: int = Field(description="Memories that have expired, are not seen, and are erased by `memspan compact`.")
 
 
 class StatusOut(BaseModel):

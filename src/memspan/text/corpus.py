@@ -1,214 +1,295 @@
-"""Where documents come from: files and folders, standard input, the installed packages."""
+"""Where documents come from: files and folders, and standard input."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import Distribution, distributions
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from memspan.errors import CorpusError
+from memspan.text.dates import find_date
+from memspan.text.definitions import CODE_KEY
+from memspan.text.folders import FoundFile, Given, Roots
+from memspan.text.progress import ReadProgress, size_of
 from memspan.text.readers import (
-    TEXT_KEYS,
+    AS_FOUND,
+    REMEDY,
     BadRecord,
+    Content,
+    Part,
+    ReadOptions,
     Record,
     Unreadable,
+    decode,
+    find_key,
     holds_records,
+    is_filled,
     is_supported,
     is_text,
+    no_text,
     parse_json_object,
     read_content,
     read_json_lines,
+    read_parts,
     read_records,
+    why_unsupported,
 )
-from memspan.types import JSON, Document, Skipped, normal_date
+from memspan.text.readers.formats import SAVED_KEY
+from memspan.text.readers.opening import LONGEST_TEXT, MIB
+from memspan.types import JSON, Document, Skipped
 
+_CONTENT = 2**64 - 1
 _ID_KEYS = ("external_id", "id")
 
-_DATE_LINE = re.compile(r"^[\s*_]*date[*_]*:[\s*_\"']*(\d{4}-\d{2}-\d{2})(?!\d)", re.IGNORECASE)
+_DATE_LINE = re.compile(r"^[\s*_]*date[*_]*:[\s*_\"']*(?P<date>[^*_\"'\n]*\d{4}[^*_\"'\n]*?)[\s*_\"']*$", re.IGNORECASE)
 _DATE_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})(?!\d)")
 _NUM_LINES_WITH_DATE = 10
+_LONGEST_STREAM = LONGEST_TEXT
+"""Bytes of standard input, which is read whole before it is known what it holds."""
 _LONGEST_TITLE = 100
-_NUM_DESCRIPTION_WORDS = 200
-
-# Markup whose removal leaves prose, in this order: what holds a pattern further down goes before it.
-_MARKUP: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern, re.MULTILINE), replacement)
-    for pattern, replacement in (
-        (r"`([^`<\n]*?)\s*<[^`>\n]*>`_{1,2}", r"\1"),  # rst links
-        (r"(?s:<!--.*?-->)|</?[A-Za-z][^<>]*>", " "),  # HTML, and links in angle brackets
-        (r"!\[[^\]]*\](?:\([^)]*\)|\[[^\]]*\])", " "),  # Markdown images
-        (r"\[([^\[\]]*)\](?:\([^)]*\)|\[[^\]]*\])", r"\1"),  # Markdown links
-        (r"^[ \t]*\[[^\]]+\]:[ \t]+\S.*$", ""),  # Markdown link targets
-        (r"^[ \t]*(?:```|~~~).*$|^#{1,6}[ \t]+", ""),  # Markdown code fences and headings
-        (r"^[ \t]*\.\.(?:[ \t].*)?$(?:\n[ \t]+(?::|https?:).*$)*", ""),  # rst directives and their options
-        (r"\|[^|\s][^|\n]*\|_{0,2}", " "),  # rst substitutions
-        (r":[\w:+.-]+:`", "`"),  # rst roles
-        (r"^[ \t]*([=\-~^\"'*+#_])\1{2,}[ \t]*$", ""),  # underlines of headings, rules
-        (r"`+_{0,2}|\*\*", ""),  # code and bold
-    )
-)
+_MAX_DEPTH = 5  # of files in files (an attachment of a mail in an archive ...)
 
 
-class ReadProgress:
-    """How far the files of some paths are read, and an estimate of the text in them.
-
-    Attributes:
-        characters: of the documents read so far.
-    """
-
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._paths = tuple(paths)
-        self.characters = self._bytes_before = self._position = 0
-        self._total_bytes: int | None = None
-        self._is_done = False
-
-    def at(self, position: int) -> None:
-        """So many bytes are read of the file that is being read."""
-        self._position = position
-
-    def next_file(self) -> None:
-        self._bytes_before, self._position = self._bytes_before + self._position, 0
-
-    def done(self) -> None:
-        self._is_done = True
-
-    def total_characters(self) -> float | None:
-        """Of all documents, if the bytes not read yet hold as many as those that are; None before anything is read."""
-        if self._is_done:
-            return self.characters
-        if self._total_bytes is None:
-            self._total_bytes = sum(map(_size, self._files()))
-        num_bytes = self._bytes_before + self._position
-        return self.characters * max(1.0, self._total_bytes / num_bytes) if num_bytes else None
-
-    def _files(self) -> Iterator[Path]:
-        for path in self._paths:
-            for file in _walk(path) if path.is_dir() else [path]:
-                if isinstance(file, Path) and (file is path or is_supported(file)):
-                    yield file
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def read_paths(paths: Iterable[Path], reading: ReadProgress | None = None) -> Iterator[Document | Skipped]:
+def read_paths(
+    paths: Iterable[Path],
+    reading: ReadProgress | None = None,
+    roots: Roots | None = None,
+    options: ReadOptions = AS_FOUND,
+) -> Iterator[Document | Skipped]:
     """Return an iterator over the documents of files and folders, in the order given, and over what was skipped.
 
-    A folder is read with the folders in it, sorted by name; hidden files and folders are passed over silently, and
-    symbolic links to folders and files of unknown extensions are skipped. A file named in `paths` is read whatever
-    its extension. A document's external id is the path as given, or relative to the folder that was given.
+    A folder is read with the folders in it, sorted by name. Hidden files and folders, and what a `.memspanignore`
+    names, are passed over silently; symbolic links to folders, and files of unknown extensions, are skipped. A file
+    named in `paths` is read whatever its extension. A document's external id is the name of the folder that was given
+    (of a file: of the folder it stands in) and the path from there, however it was given; see `memspan.text.folders`.
 
     Files are opened one at a time, when the iterator gets to them, and files of records are read line by line.
 
     Args:
         reading: updated with how far it is.
+        roots: the folders that are known already; those that are new are added.
 
     Raises:
         CorpusError: a path does not exist; raised by the call itself, before anything is read.
     """
     given = tuple(paths)
+    return _read_files(found_files(given), reading or ReadProgress(given), roots or Roots(), options)
+
+
+def found_files(paths: Iterable[Path]) -> Iterator[FoundFile | Skipped]:
+    """The files that some paths mean, in the order given, and what cannot be read.
+
+    Raises:
+        CorpusError: a path does not exist; raised by the call itself.
+    """
+    given = tuple(paths)
     for path in given:
         if not os.path.exists(path):
             raise CorpusError(f"{path} does not exist, or its folder may not be entered; check the path")
-    return _read_paths(given, reading or ReadProgress(given))
+    return chain.from_iterable(Given.of(path).files() for path in given)
 
 
-def _read_paths(paths: Iterable[Path], reading: ReadProgress) -> Iterator[Document | Skipped]:
-    for path in paths:
-        for item in _read_folder(path, reading) if path.is_dir() else _read_file(path, path.as_posix(), reading):
+def _read_files(
+    files: Iterable[FoundFile | Skipped], reading: ReadProgress, roots: Roots, options: ReadOptions
+) -> Iterator[Document | Skipped]:
+    for file in files:
+        if isinstance(file, Skipped):
+            yield file
+            continue
+        root, relative = roots.place(file)
+        for item in read_file(file, f"{root.name}/{relative}", relative, reading, options):
             if isinstance(item, Document):
                 reading.characters += len(item.text)
             yield item
     reading.done()
 
 
-def _read_folder(folder: Path, reading: ReadProgress) -> Iterator[Document | Skipped]:
-    for path in _walk(folder):
-        if isinstance(path, Skipped):
-            yield path
-        elif is_supported(path):
-            # With the folder's own name: two folders may both hold a README.md.
-            yield from _read_file(path, f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}", reading)
-        else:
-            yield Skipped(str(path), f"unsupported file type {path.suffix or '(no extension)'}")
+def read_file(
+    file: FoundFile, name: str, relative: str, reading: ReadProgress, options: ReadOptions = AS_FOUND
+) -> Iterator[Document | Skipped]:
+    """Yield the document called `name`, or one for each record; what cannot be read ends it with a `Skipped`.
+
+    Args:
+        relative: the file's path in its folder, kept as metadata.
+    """
+    path = file.path
+    if is_meant(file, options):
+        yield from _read_file(path, name, relative, reading, options)
+    else:
+        yield Skipped(str(path), why_unsupported(path, options))
 
 
-def _walk(folder: Path) -> Iterator[Path | Skipped]:
-    """Yield the files under `folder` that are not hidden, sorted."""
-    try:
-        children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
-    except OSError as error:
-        yield Skipped(str(folder), f"cannot be read: {error.strerror}")
-        return
-    for child in children:
-        # os.path, because Path.is_dir raises where the folder may be listed but not entered
-        if os.path.isfile(child):
-            yield child
-        elif not os.path.isdir(child):
-            yield Skipped(str(child), "not a file that can be read (a broken link, a pipe, a device, or no permission)")
-        elif child.is_symlink():
-            yield Skipped(str(child), "symbolic link to a folder; give its target as a path of its own")
-        else:
-            yield from _walk(child)
+def is_meant(file: FoundFile, options: ReadOptions) -> bool:
+    """Whether a file is read: it was named itself, or its format is known."""
+    return file.alone or bool(options.format) or is_supported(file.path, options)
 
 
-def _read_file(path: Path, name: str, reading: ReadProgress) -> Iterator[Document | Skipped]:
-    """Yield the document called `name`, or one for each record; damage to the file ends it with a `Skipped`."""
+def _read_file(
+    path: Path, name: str, relative: str, reading: ReadProgress, options: ReadOptions
+) -> Iterator[Document | Skipped]:
     if not is_text([str(path), name]):
         yield Skipped(os.fsencode(path).decode(errors="backslashreplace"), "the file's name is not UTF-8")
         return
     reading.next_file()
-    metadata: dict[str, JSON] = {"path": str(path.resolve())}
-    date = _valid_date(_DATE_NAME.match(path.name))
+    yield from _read_opened(path, name, str(path), {"path": relative}, options, reading.at)
+    reading.at(size_of(path))
+
+
+def _read_opened(
+    path: Path,
+    name: str,
+    source: str,
+    metadata: Mapping[str, JSON],
+    options: ReadOptions,
+    at: Callable[[int], object] = lambda position: None,
+    depth: int = 0,
+) -> Iterator[Document | Skipped]:
+    """Yield what a file on disk holds, also one that comes out of another.
+
+    Args:
+        source: what a `Skipped` names.
+        depth: how many files it comes out of.
+    """
+    date = _date_of_name(path.name)
     try:
-        if holds_records(path):
-            for record in read_records(path, reading.at):
-                yield _document_of_record(record, name, str(path), metadata, date)
+        parts = read_parts(path, options)
+        if parts is not None:
+            for part in parts:
+                yield from _read_part(part, name, source, metadata, options, depth)
+        elif holds_records(path, options):
+            records = read_records(path, at, options)
+            yield from _documents_of_records(records, name, source, metadata, date, options)
         else:
-            content = read_content(path)
-            title = content.title or _title_line(content.text) or path.stem
-            date = _date_in(content.text) or date
-            metadata |= content.metadata
-            reading.at(_size(path))
-            yield _document(name, content.text, " ".join(title.split()), metadata, date, str(path))
+            yield from _documents_of_content(read_content(path, options), name, source, path.stem, metadata, date)
     except Unreadable as error:
-        yield Skipped(str(path), str(error))
+        yield Skipped(source, str(error))
 
 
-def _document_of_record(
-    record: Record | BadRecord, name: str, source: str, metadata: Mapping[str, JSON], date: str | None = None
-) -> Document | Skipped:
+def _read_part(
+    part: Part, name: str, source: str, metadata: Mapping[str, JSON], options: ReadOptions, depth: int
+) -> Iterator[Document | Skipped]:
+    """Yield what a part of a file holds, under the name `FILE/PART`."""
+    if part.name:
+        name, source = f"{name}/{part.name}", f"{source}/{part.name}"
+    if isinstance(part.content, Content):
+        yield from _documents_of_content(part.content, name, source, part.name, metadata, None)
+    elif isinstance(part.content, Unreadable):
+        yield Skipped(source, str(part.content))
+    elif depth == _MAX_DEPTH:
+        yield Skipped(source, "too deep in other files; unpack them")
+    else:
+        yield from _read_opened(part.content, name, source, metadata, options, depth=depth + 1)
+
+
+def _documents_of_content(
+    content: Content, name: str, source: str, stem: str, metadata: Mapping[str, JSON], date: str | None
+) -> Iterator[Document | Skipped]:
+    """The document of a file that is one: dated by its metadata, or a line `Date: ...`, or its name, or else by when it
+    was saved. Source code has its path as title; anything else that has none its first line, or `stem`."""
+    title = name if CODE_KEY in content.metadata else content.title or _title_line(content.text) or stem
+    values = dict(content.metadata)
+    key, own_date, problem = find_date(values)
+    if key is None:
+        _, own_date, problem = find_date({"date": _date_line(content.text)})
+    if key == "date" and own_date:
+        del values[key]
+    saved = values.get(SAVED_KEY)
+    date = own_date if own_date or problem else date or (saved if isinstance(saved, str) else None)
+    yield _document(name, content.text, " ".join(title.split()), {**metadata, **values}, date, source)
+    if problem:
+        yield Skipped(source, problem)
+
+
+def _documents_of_records(
+    records: Iterable[Record | BadRecord],
+    name: str,
+    source: str,
+    metadata: Mapping[str, JSON],
+    date: str | None,
+    options: ReadOptions,
+) -> Iterator[Document | Skipped]:
+    """The documents of all records. Where none has a text, that is said once, of the file."""
+    without_text: list[Record] = []
+    has_text = False
+    try:
+        for record in records:
+            if not has_text and isinstance(record, Record) and not find_key(record.values, options.text_keys):
+                without_text.append(record)
+                continue
+            if not has_text and isinstance(record, Record):
+                has_text = True
+                for earlier in without_text:
+                    yield _without_text(_place(source, earlier), options)
+            yield from _documents_of_record(record, name, source, metadata, date, options)
+    finally:
+        if not has_text and len(without_text) == 1:
+            yield _without_text(_place(source, without_text[0]), options)
+        elif not has_text and without_text:
+            keys = ", ".join(without_text[0].values)[:200]
+            reason = f"{no_text(options)} in any of {len(without_text)} records; the keys are {keys}; {REMEDY}"
+            yield Skipped(source, reason)
+
+
+def _without_text(where: str, options: ReadOptions) -> Skipped:
+    return Skipped(where, f"{no_text(options)}; {REMEDY}")
+
+
+def _documents_of_record(
+    record: Record | BadRecord,
+    name: str,
+    source: str,
+    metadata: Mapping[str, JSON],
+    date: str | None = None,
+    options: ReadOptions = AS_FOUND,
+) -> Iterator[Document | Skipped]:
     """Turn a record into a document: text, title, date and external id by their keys, all other keys are metadata.
 
     Args:
-        name: prefix of the external id of a record that has none, `name#line`.
+        name: prefix of the external id of a record that has none, `name#line`; it is the id of the only record.
         source: what a `Skipped` names.
         metadata: of every document; a record's own keys win.
         date: of a document whose record has none.
     """
-    where = f"{source}#{record.line}"
+    where = _place(source, record)
     if isinstance(record, BadRecord):
-        return Skipped(where, record.reason)
-    values = record.values
-    text_key = next((key for key in TEXT_KEYS if _is_filled(values.get(key))), None)
+        yield Skipped(where, record.reason)
+        return
+    values = dict(record.values)
+    text_key = find_key(values, options.text_keys)
     if text_key is None:
-        return Skipped(where, f"no text under the key {' or '.join(TEXT_KEYS)}")
-    id_key = next((key for key in _ID_KEYS if _is_filled(values.get(key)) or type(values.get(key)) is int), None)
-    title_key = "title" if isinstance(values.get("title"), str) else None
-    external_id = f"{name}#{record.line}" if id_key is None else str(values[id_key])
-    own_date = _normal_date(values.get("date"))
-    date_key = "date" if own_date else None
-    others = {key: value for key, value in values.items() if key not in (text_key, id_key, title_key, date_key)}
-    title = "" if title_key is None else str(values[title_key]).strip()
-    return _document(external_id, str(values[text_key]), title, {**metadata, **others}, own_date or date, where)
+        yield _without_text(where, options)
+        return
+    text = str(values.pop(text_key))
+    id_key = find_key(values, _ID_KEYS, lambda value: type(value) is int or is_filled(value))
+    external_id = _place(name, record) if id_key is None else str(values.pop(id_key))
+    title_key = find_key(values, options.title_keys, lambda value: isinstance(value, str))
+    title = "" if title_key is None else str(values.pop(title_key)).strip()
+    retained: dict[str, Any] = {"expires": values.pop("expires", None) or None}
+    if isinstance(values.get("pinned"), bool):
+        retained["pinned"] = values.pop("pinned")
+    key, own_date, problem = find_date(values)
+    if key is not None and key.lower() == "date" and own_date:
+        del values[key]
+    date = own_date if own_date or problem else date
+    found = _document(external_id, text, title, {**metadata, **record.metadata, **values}, date, where)
+    if isinstance(found, Document):
+        try:  # an expiry that cannot be read skips the record: without one it would stay for ever
+            found = replace(found, **retained)
+        except ValueError as error:
+            found = Skipped(where, f"{error} (its key expires)")
+    yield found
+    if problem:
+        yield Skipped(where, problem)
+
+
+def _place(name: str, record: Record | BadRecord) -> str:
+    return f"{name}#{record.line}" if record.line else name
 
 
 def _document(
@@ -221,10 +302,6 @@ def _document(
         return Skipped(source, str(error))
 
 
-def _is_filled(value: JSON) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
 def _title_line(text: str) -> str:
     """Return the first line where it reads like a title, short and with a blank line after it, otherwise nothing."""
     first, _, rest = text.lstrip().partition("\n")
@@ -232,36 +309,34 @@ def _title_line(text: str) -> str:
     return first.strip() if stands_alone and len(first) <= _LONGEST_TITLE else ""
 
 
-def _date_in(text: str) -> str | None:
-    """The date where one of the first lines is `Date: YYYY-MM-DD`."""
+def _date_line(text: str) -> str | None:
+    """What follows `Date:` on one of the first lines, where there is a year in it."""
     first_lines = text.lstrip().split("\n", _NUM_LINES_WITH_DATE)[:_NUM_LINES_WITH_DATE]
-    return next(filter(None, (_valid_date(_DATE_LINE.match(line)) for line in first_lines)), None)
+    return next((match["date"] for match in map(_DATE_LINE.match, first_lines) if match), None)
 
 
-def _valid_date(match: re.Match[str] | None) -> str | None:
-    return _normal_date(match[1]) if match else None
+def _date_of_name(name: str) -> str | None:
+    """The date that a file's name begins with."""
+    match = _DATE_NAME.match(name)
+    return find_date({"date": match[1]})[1] if match else None
 
 
-def _normal_date(value: JSON) -> str | None:
-    try:
-        return normal_date(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
-
-
-def read_stream(stream: TextIO, external_id: str | None = None) -> Iterator[Document | Skipped]:
+def read_stream(
+    stream: TextIO, external_id: str | None = None, options: ReadOptions = AS_FOUND
+) -> Iterator[Document | Skipped]:
     """Yield the one document that a stream holds, or, where each of its lines is a JSON object, one for each line.
 
-    The stream is read to its end first. Blank lines are no lines; without any other, one `Skipped` says so.
+    The stream is read to its end first. Blank lines are no lines; without any other, one `Skipped` says so. The bytes
+    below a stream are decoded as those of a file are.
 
     Args:
         external_id: of the document. Default: `stdin:` and a hash of the text, so that one stream never replaces
             what another one held.
     """
     try:
-        text = stream.read().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        yield Skipped("stdin", f"not {error.encoding} text")
+        text, metadata = _decoded_stream(stream, options)
+    except Unreadable as error:
+        yield Skipped("stdin", str(error))
         return
     external_id = external_id or f"stdin:{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:12]}"
     lines = text.split("\n")  # not splitlines(): a JSON string may hold U+2028
@@ -269,60 +344,51 @@ def read_stream(stream: TextIO, external_id: str | None = None) -> Iterator[Docu
         yield Skipped("stdin", "empty")
     elif "\0" in text:
         yield Skipped("stdin", "binary data")
-    elif all(parse_json_object(line) is not None for line in lines if line.strip()):
+    elif options.format is None and all(parse_json_object(line) is not None for line in lines if line.strip()):
         for record in read_json_lines(lines):
-            yield _document_of_record(record, external_id, "stdin", {})
+            yield from _documents_of_record(record, external_id, "stdin", metadata, options=options)
     else:
-        yield _document(external_id, text, _title_line(text), {}, _date_in(text), "stdin")
+        _, date, problem = find_date({"date": _date_line(text)})
+        yield _document(external_id, text, _title_line(text), metadata, date, "stdin")
+        if problem:
+            yield Skipped("stdin", problem)
+
+
+def _decoded_stream(stream: TextIO, options: ReadOptions) -> tuple[str, dict[str, JSON]]:
+    buffer = getattr(stream, "buffer", None)
+    data = stream.read(_LONGEST_STREAM + 1) if buffer is None else buffer.read(_LONGEST_STREAM + 1)
+    if len(data) > _LONGEST_STREAM:
+        raise Unreadable(f"longer than {_LONGEST_STREAM // MIB} MiB; write it to a file")
+    if isinstance(data, str):
+        return data.removeprefix("\ufeff"), {}
+    text, encoding = decode(data, options.encoding)
+    return text, {"encoding": encoding.codec} if encoding.is_guess else {}
 
 
 def found_documents(skipped: list[Skipped], *sources: Iterable[Document | Skipped]) -> Iterator[Document]:
     """The documents of all sources; what cannot be read is collected in `skipped`.
 
-    So is a second document of one external id: adding it would replace the first.
+    An id is of one document: the same one again is passed over, and one with other content is collected there, too,
+    with the places of both among all that were read.
     """
-    seen: set[int] = set()  # hashes, so that a million ids stay small
+    seen: dict[int, int] = {}  # hashes of ids, with place and hash of the content, so that a million stay small
+    number = 0
     for source in sources:
         for found in source:
             if isinstance(found, Skipped):
                 skipped.append(found)
-            elif hash(found.external_id) in seen:
-                where = str(found.metadata.get("path", found.external_id))
-                skipped.append(Skipped(where, f"a document of the id {found.external_id!r} was read before"))
-            else:
-                seen.add(hash(found.external_id))
+                continue
+            number += 1
+            known = seen.setdefault(hash(found.external_id), number << 64 | _content(found))
+            if known >> 64 == number:
                 yield found
+            elif known & _CONTENT != _content(found):
+                where = str(found.metadata.get("path", found.external_id))
+                reason = f"document {number} has the id {found.external_id!r} as document {known >> 64}, and differs"
+                skipped.append(Skipped(where, f"{reason}; the first is kept: give one of them another id"))
 
 
-def installed_packages() -> Iterator[Document]:
-    """Yield one document for each distribution of the running Python, sorted by normalised name.
-
-    Its text is the summary and the beginning of the description, without most of the markup. A distribution with
-    neither is left out; of several by one name, the first on `sys.path` counts, as it does for `import`.
-    """
-    by_name: dict[str, Distribution] = {}
-    for distribution in distributions():
-        name = distribution.metadata["Name"]
-        if name:  # an interrupted uninstall leaves metadata without one
-            by_name.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution)
-    for _, distribution in sorted(by_name.items()):
-        document = _document_of_package(distribution)
-        if document:
-            yield document
-
-
-def _document_of_package(distribution: Distribution) -> Document | None:
-    fields = distribution.metadata.json
-    name, summary, description = (str(fields.get(key) or "") for key in ("name", "summary", "description"))
-    words = _prose(description).split()[:_NUM_DESCRIPTION_WORDS]
-    if not summary and not words:
-        return None
-    text = f"{name} is a Python package. {summary}".rstrip() + "\n\n" + " ".join(words)
-    return Document(f"package:{name}", text.rstrip(), name, {"version": distribution.version})
-
-
-def _prose(markup: str) -> str:
-    """Remove what is not read aloud from Markdown or reStructuredText, by patterns that suit most package pages."""
-    for pattern, replacement in _MARKUP:
-        markup = pattern.sub(replacement, markup)
-    return markup
+def _content(document: Document) -> int:
+    """A hash of all that a document says, in 64 bits. Which file it is from is no content."""
+    said = {key: value for key, value in document.metadata.items() if key != "path"}
+    return hash((document.title, document.text, document.date, json.dumps(said, sort_keys=True))) & _CONTENT

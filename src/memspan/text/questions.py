@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from memspan.dates import normal_date
 from memspan.errors import CorpusError
 from memspan.text.readers import BadRecord, Unreadable, is_text, read_content, read_records
-from memspan.types import Document, normal_date
+from memspan.types import Document
 
 QuestionType = Literal["single", "multi", "yesno", "pair", "unanswerable", "all"]
 UNDATED = "2000-01-01"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NewType, cast
 
 from memspan.types import Document, Span, Turn
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Marker = NewType("Marker", int)
 """Id of a token that the template writes as one token."""
 
+# The longest id that room is left for, in the template and on both sides of the text.
+WIDEST_ID = 10**12
 _DAY_LENGTH = len("2026-03-01")
 _ZERO_WIDTH_SPACE = "\u200b"
 
@@ -152,6 +155,19 @@ class PromptTemplate:
     def count_tokens(self, text: str) -> int:
         """Tokens of a plain text, without any template."""
         return len(self._plain_ids(self._escape(text)))
+
+    def fits(self, text: str, max_tokens: int) -> bool:
+        """Whether a text is so short that as a document it surely has no more tokens, however it is tokenised.
+
+        A token of ASCII text has a character at least. Counting takes a hundred times as long.
+        """
+        is_short = len(text) + self._document_overhead <= max_tokens
+        return is_short and text.isascii() and not any(marker in text for marker in self._stubborn)
+
+    @cached_property
+    def _document_overhead(self) -> int:
+        """Tokens of an empty document, and what a tokenizer may put before a text and behind it."""
+        return len(self.document(WIDEST_ID, "")) + 2
 
     def text(self, ids: Sequence[int]) -> str:
         """Generated tokens as text, markers left out."""

@@ -10,7 +10,7 @@ import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
-from memspan.text.terms import index_terms, query_terms
+from memspan.text.terms import content_words, plain_words
 
 K1, B = 1.5, 0.75
 
@@ -31,7 +31,7 @@ class Bm25:
         if not texts:
             raise ValueError("BM25 needs at least one text to search")
         numbers = {"": 0}  # bm25s cannot number no words at all; this one is in no text
-        words = [[numbers.setdefault(word, len(numbers)) for word in index_terms(text)] for text in texts]
+        words = [[numbers.setdefault(word, len(numbers)) for word in plain_words(text)] for text in texts]
         self.num_texts, self._mean_length = len(texts), max(sum(map(len, words)) / len(texts), 1.0)
         self._index = bm25s.BM25(k1=K1, b=B, method="lucene", csc_backend="numpy")
         with np.errstate(invalid="ignore"):  # texts without any words
@@ -40,7 +40,7 @@ class Bm25:
 
     def scores(self, query: str) -> NDArray[np.float32]:
         """The score of every text, in order; 0 where none of the words is."""
-        return self._index.get_scores_from_ids(self._index.get_tokens_ids(list(query_terms(query))))
+        return self._index.get_scores_from_ids(self._index.get_tokens_ids(list(content_words(query))))
 
     def search(self, query: str, k: int) -> list[tuple[int, float]]:
         """The `k` best texts as (place, score): best first, of equals the earlier one; only texts that hold a word."""
@@ -53,13 +53,13 @@ class Bm25:
 
     def score(self, query: str, text: str) -> float:
         """The score of any text, by the index's word statistics: the same as its own where it is in the index."""
-        return self.score_counts(query, Counter(index_terms(text)))
+        return self.score_counts(query, Counter(plain_words(text)))
 
     def score_counts(self, query: str, counts: Mapping[str, int]) -> float:
         """As `score`, of a text whose words were counted before. A word no indexed text holds counts as the rarest."""
         norm = K1 * (1 - B + B * sum(counts.values()) / self._mean_length)
         total = 0.0
-        for term in query_terms(query):
+        for term in content_words(query):
             if tf := counts.get(term, 0):
                 number = self._index.vocab_dict.get(term)
                 holding = 0 if number is None else int(self._holding[number])

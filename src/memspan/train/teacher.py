@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from memspan.errors import DataError
-from memspan.text.terms import index_terms
+from memspan.text.terms import plain_words
 from memspan.train.bm25 import Bm25
 
 Embed = Callable[[Sequence[str]], torch.Tensor]
@@ -51,7 +51,7 @@ class Bm25Teacher:
 
 
 def _word_counts(text: str) -> Counter[str]:
-    return Counter(index_terms(text))
+    return Counter(plain_words(text))
 
 
 class SentenceTeacher:

@@ -14,7 +14,7 @@ from made import written
 from memspan.errors import CorpusError, DataError
 from memspan.text.questions import passage
 from memspan.text.splitter import split_text
-from memspan.text.terms import index_terms
+from memspan.text.terms import plain_words
 from memspan.train.data.pairs import Columns, from_pairs
 from memspan.train.data.texts import TextSettings, from_texts, num_words
 
@@ -116,8 +116,8 @@ def test_the_rest_of_the_passage_is_there_as_it_was(folder: Path) -> None:
     texts = [path.read_text("utf-8") for path in sorted(folder.iterdir())]
     whole = {text[span.start : span.end] for text in texts for span in split_text(text, num_words, 60)}
     for question in made(folder, tasks=("cloze",), keep=0.0).questions:
-        words = sorted(index_terms(question.question) + index_terms(question.positives[0].text))
-        assert any(sorted(index_terms(text)) == words for text in whole)
+        words = sorted(plain_words(question.question) + plain_words(question.positives[0].text))
+        assert any(sorted(plain_words(text)) == words for text in whole)
 
 
 def test_some_sentences_stay(folder: Path) -> None:

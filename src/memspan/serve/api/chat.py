@@ -15,13 +15,13 @@ from sse_starlette import EventSourceResponse
 
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.errors import QuestionError
+from memspan.generate.chat import answer_messages, estimated_tokens
 from memspan.generate.context import question_of
 from memspan.generate.decode import context_room
-from memspan.generate.documents import turn_document
+from memspan.generate.given import turn_document
 from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
-from memspan.model.convert import LoadedModel
 from memspan.serve.banks import ServedBank
 from memspan.serve.chat_request import ChatRequest
 from memspan.serve.errors import ERRORS, ApiError, api_error, values_checked
@@ -30,6 +30,7 @@ from memspan.serve.schemas import (
     AnswerMessage,
     ChatCompletion,
     Choice,
+    CitationOut,
     EvidenceOut,
     ModelList,
     ModelOut,
@@ -50,7 +51,8 @@ from memspan.serve.service import (
     written,
 )
 from memspan.text.growing import WholeEmoji
-from memspan.types import Answer, Done, RoundDone, TextWritten
+from memspan.text.paging import page_label
+from memspan.types import Answer, Done, Evidence, RoundDone, TextWritten
 
 router = APIRouter(responses=ERRORS, tags=["chat"])
 
@@ -61,17 +63,17 @@ _CLIENT_GONE = 499
 @router.get("/v1/models")
 async def list_models(service: ServiceDep, _: Reader) -> ModelList:
     """The banks, each as a model."""
-    return ModelList(data=[_model(service, name) for name in service.banks])
+    return ModelList(data=[await run_in_threadpool(_model, service, name) for name in service.banks])
 
 
 @router.get("/v1/models/{model:path}")
 async def get_model(model: str, service: ServiceDep, _: Reader) -> ModelOut:
     """One bank as a model."""
-    return _model(service, service.bank_of_model(model).name)
+    return await run_in_threadpool(_model, service, service.bank_of_model(model).name)
 
 
 def _model(service: Service, name: str) -> ModelOut:
-    room = context_room(service.bank(name).memory(DEFAULT_NAMESPACE).loaded, 0)
+    room = _room(service.bank(name).memory(DEFAULT_NAMESPACE))
     most = min(service.settings.max_new_tokens, room)
     return ModelOut(id=MODEL_PREFIX + name, created=service.started, context_length=room, max_output_tokens=most)
 
@@ -126,17 +128,25 @@ def _checked(body: ChatRequest, memory: Memory, service: Service) -> tuple[str, 
         question, history = question_of(said)
     except QuestionError as error:
         raise ApiError(400, str(error), "invalid_question", param="messages") from error
-    sampling = _sampling(body, _most_tokens(memory.loaded, question, service.settings.max_new_tokens))
+    sampling = _sampling(body, _most_tokens(memory, question, service.settings.max_new_tokens))
     fields = body.memspan.model_dump(exclude={"bank", "namespace", "session"})
     options = AskOptions(**fields, sampling=sampling, history=history)
     memory.check(question, **options)
     return question, options
 
 
-def _most_tokens(loaded: LoadedModel, question: str, allowed: int) -> int:
+def _room(memory: Memory) -> int:
+    """Tokens of a conversation and its answer that the model has room for which writes the answers."""
+    return context_room(memory.loaded, 0) if memory.answerer is None else memory.answerer.context
+
+
+def _most_tokens(memory: Memory, question: str, allowed: int) -> int:
     """Of an answer: half of what is left beside the question at most, so that there is room for evidence."""
-    left = context_room(loaded, 0) - len(loaded.template.context(question).ids)
-    return max(1, min(allowed, left // 2))
+    if memory.answerer is None:
+        asked = len(memory.loaded.template.context(question).ids)
+    else:
+        asked = estimated_tokens(answer_messages(question, ()))
+    return max(1, min(allowed, (_room(memory) - asked) // 2))
 
 
 def _sampling(body: ChatRequest, most: int) -> Sampling:
@@ -242,11 +252,16 @@ class _Exchange:
             bank=self._bank.name,
             namespace=self._namespace,
             selector=answer.selector,
+            answered=answer.answered,
+            answerer=answer.answerer,
+            citations=[CitationOut.of(one) for one in answer.citations],
+            removed_citations=answer.removed_citations,
             evidence=[EvidenceOut.of(item) for item in answer.evidence],
             rounds=[RoundOut.of(done) for done in answer.rounds],
             routed=list(answer.routed),
             timings={"queue": queued, **answer.timings},
             remembered=await self._remember(answer) if self._body.remember else [],
+            pending=answer.pending,
         )
 
     async def _remember(self, answer: Answer) -> list[str]:
@@ -258,18 +273,24 @@ class _Exchange:
         return [document.external_id for document in documents]
 
     def _annotations(self, answer: Answer) -> list[Annotation]:
-        """Every document put before the model, cited for the whole answer: which words rest on which is not known."""
+        """The sentences that a document supports, each with that document."""
+        cited = [(one.span, answer.evidence[one.evidence - 1]) for one in answer.citations if one.evidence is not None]
         return [
             Annotation(
                 url_citation=UrlCitation(
-                    start_index=0,
-                    end_index=len(answer.text),
-                    title=item.title or item.external_id,
+                    start_index=span.start,
+                    end_index=span.end,
+                    title=_title(item),
                     url=f"memspan://{self._bank.name}/{quote(self._namespace)}/{quote(item.external_id)}",
                 )
             )
-            for item in answer.evidence
+            for span, item in cited
         ]
+
+
+def _title(item: Evidence) -> str:
+    title = item.title or item.external_id
+    return f"{title} ({page_label(item.pages)})" if item.pages else title
 
 
 def _finish_reason(answer: Answer) -> Literal["stop", "length"]:

@@ -12,9 +12,12 @@ import anyio
 from fastapi import APIRouter, Depends, Query
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
+from starlette.convertors import Convertor, register_url_convertor
 
 from memspan.bank.catalog import StoredSource
-from memspan.bank.scope import Scope
+from memspan.bank.clock import expiry_of
+from memspan.bank.scope import EVERYTHING, Scope
+from memspan.bank.stored import num_pending
 from memspan.errors import EmptyBank, FilterError, UnknownDocument
 from memspan.files import without_folder
 from memspan.generate.memory import Memory
@@ -44,10 +47,27 @@ from memspan.types import Document
 
 router = APIRouter(responses=ERRORS, tags=["memories"], dependencies=[Depends(known_query)])
 
+
+class _AnyText(Convertor[str]):
+    """The rest of a path, whatever it is: the id of a file may hold slashes and line ends."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("text", _AnyText())
+
 _MOST_LISTED = 100
 
 BankQuery = Annotated[str | None, Query(description="Default: the first that is served.")]
 NamespaceQuery = Annotated[str | None, Query(description="Default: the key's first, or `default`.")]
+AsOfQuery = Annotated[str | None, Query(description="What was valid at this day or moment: dated, or added by then.")]
+KnownAtQuery = Annotated[str | None, Query(description="What the bank held at this day or moment.")]
 
 
 @router.post("/v1/memories", status_code=201)
@@ -81,11 +101,13 @@ async def search(body: SearchRequest, service: ServiceDep, reader: Reader) -> Se
     def find() -> SearchResults:
         memory = bank.memory(namespace)
         options: dict[str, Any] = {"selector": body.selector, "where": body.where, "as_of": body.as_of}
+        options["known_at"] = body.known_at
         try:
             found = memory.search(body.query, limit=body.limit, min_score=body.min_score, **options)
         except EmptyBank:
             found = []
-        return SearchResults(data=[EvidenceOut.of(item) for item in found])
+        pending = bank.read(lambda catalog: num_pending(catalog, namespace))
+        return SearchResults(data=[EvidenceOut.of(item) for item in found], pending=pending)
 
     return await anyio.to_thread.run_sync(find, limiter=service.search_slots)
 
@@ -99,13 +121,14 @@ async def list_memories(
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=_MOST_LISTED)] = 20,
     where: Annotated[str | None, Query(description="A filter on the metadata, as a JSON object.")] = None,
-    as_of: Annotated[str | None, Query(description="Only memories dated this day or moment, or before.")] = None,
+    as_of: AsOfQuery = None,
+    known_at: KnownAtQuery = None,
     text: Annotated[bool, Query(description="With their texts.")] = True,
 ) -> MemoryList:
     """The memories in the order they were added, page by page."""
     served, name = service.bank(bank), namespace_for(reader, namespace)
     after = _after(cursor)
-    scope = Scope.parse(_filter(where), as_of)
+    scope = Scope.parse(_filter(where), as_of, known_at)
     found = await run_in_threadpool(served.read, lambda catalog: catalog.source_page(name, after, limit + 1, scope))
     shown, more = found[:limit], len(found) > limit
     return MemoryList(
@@ -115,20 +138,26 @@ async def list_memories(
     )
 
 
-@router.get("/v1/memories/{id:path}")
+@router.get("/v1/memories/{id:text}")
 async def get(
-    id: str, service: ServiceDep, reader: Reader, bank: BankQuery = None, namespace: NamespaceQuery = None
+    id: str,
+    service: ServiceDep,
+    reader: Reader,
+    bank: BankQuery = None,
+    namespace: NamespaceQuery = None,
+    as_of: AsOfQuery = None,
+    known_at: KnownAtQuery = None,
 ) -> MemoryOut:
-    """One memory, verbatim."""
+    """One memory, verbatim; now, or its version of another time."""
     served, name = service.bank(bank), namespace_for(reader, namespace)
-    return await run_in_threadpool(_get, served, name, id)
+    return await run_in_threadpool(_get, served, name, id, Scope.parse(None, as_of, known_at))
 
 
-@router.patch("/v1/memories/{id:path}")
+@router.patch("/v1/memories/{id:text}")
 async def update(id: str, body: UpdateRequest, service: ServiceDep, writer: Writer) -> MemoryOut:
-    """Replace what is given of a memory; the rest stays."""
+    """Change what is given of a memory; the rest stays. The version before is kept."""
     bank, namespace = _place(service, writer, body)
-    changes = body.model_dump(include={"text", "title", "metadata", "date"})
+    changes = body.model_dump(include={"text", "title", "metadata", "date", "expires", "ttl", "pinned"})
 
     def change(memory: Memory) -> None:
         with values_checked():
@@ -138,7 +167,7 @@ async def update(id: str, body: UpdateRequest, service: ServiceDep, writer: Writ
     return await run_in_threadpool(_get, bank, namespace, id)
 
 
-@router.delete("/v1/memories/{id:path}")
+@router.delete("/v1/memories/{id:text}")
 async def delete(
     id: str, service: ServiceDep, writer: Writer, bank: BankQuery = None, namespace: NamespaceQuery = None
 ) -> MemoryDeleted:
@@ -204,7 +233,29 @@ def documents_of(given: Sequence[MemoryIn]) -> list[Document]:
         ApiError: 400, one of them cannot be a document.
     """
     with values_checked("memories"):
-        return [Document(one.id or _id_of(one), one.text, one.title, one.metadata, one.date) for one in given]
+        documents = [
+            Document(
+                one.id or _id_of(one),
+                *(one.text, one.title, one.metadata, one.date),
+                *(expiry_of(one.expires, one.ttl), one.pinned),
+            )
+            for one in given
+        ]
+    _check_ids(documents)
+    return documents
+
+
+def _check_ids(documents: Sequence[Document]) -> None:
+    """
+    Raises:
+        ApiError: 400, two that differ have one id.
+    """
+    first: dict[str, int] = {}
+    for place, document in enumerate(documents):
+        before = first.setdefault(document.external_id, place)
+        if documents[before] != document:
+            message = f"memories {before} and {place} differ and have one id: {document.external_id!r}"
+            raise ApiError(400, message, "duplicate", param="memories")
 
 
 def _id_of(given: MemoryIn) -> str:
@@ -213,8 +264,8 @@ def _id_of(given: MemoryIn) -> str:
     return f"memory-{hashlib.sha256(content.encode()).hexdigest()[:24]}"
 
 
-def _get(bank: ServedBank, namespace: str, id: str) -> MemoryOut:
-    return _memory_out(bank.name, namespace, bank.get(namespace, _known(id)))
+def _get(bank: ServedBank, namespace: str, id: str, scope: Scope = EVERYTHING) -> MemoryOut:
+    return _memory_out(bank.name, namespace, bank.get(namespace, _known(id), scope))
 
 
 def _memory_out(bank: str, namespace: str, stored: StoredSource, with_text: bool = True) -> MemoryOut:
@@ -228,6 +279,10 @@ def _memory_out(bank: str, namespace: str, stored: StoredSource, with_text: bool
         metadata=without_folder(document.metadata),
         date=document.date,
         added_at=stored.added_at,
+        recorded_at=stored.recorded_at,
+        superseded_at=stored.superseded_at,
+        expires=document.expires,
+        pinned=bool(document.pinned),
     )
 
 

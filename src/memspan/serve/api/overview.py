@@ -68,5 +68,9 @@ def _bank_out(bank: ServedBank, namespace: str, reader: Principal) -> BankOut:
         tokens=counts.tokens,
         chunks=counts.chunks,
         bytes=counts.segment_bytes,
+        pending=counts.pending,
         writes_waiting=bank.num_writes,
+        stale_files=bank.stale(namespace),
+        versions=counts.versions,
+        expired=counts.expired,
     )

@@ -1,7 +1,7 @@
 // The passages that were put before the model, under the answer they led to.
 
 import { button, element } from "./dom.js";
-import { counted, day, nameOf, score, withoutTitle } from "./format.js";
+import { counted, day, nameOf, pageLabel, score, withoutTitle } from "./format.js";
 import { markedPassage, openReader } from "./reader.js";
 
 // Of a passage, this much is shown before the marked sentence.
@@ -29,6 +29,7 @@ function passage(evidence, round, place, question) {
     `score ${score(evidence.score)}`,
     round !== null && `round ${round}`,
     evidence.layers !== null && `attended by ${counted(evidence.layers, "layer")}`,
+    evidence.pages.length > 0 && pageLabel(evidence.pages),
     `characters ${evidence.span.start}–${evidence.span.end}`,
     day(evidence.date),
   ];

@@ -50,6 +50,11 @@ export function nameOf({ title, text, id }) {
   return words ? shortened(words, 60) : id;
 }
 
+/** Pages as people write them: "page 3", "pages 3–4". */
+export function pageLabel(pages) {
+  return pages.length > 1 ? `pages ${pages[0]}–${pages.at(-1)}` : `page ${pages[0]}`;
+}
+
 /** A text without the title that many texts begin with. */
 export function withoutTitle(text, title) {
   const words = text.trimStart().replace(/^#+\s*/, "");

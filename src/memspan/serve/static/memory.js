@@ -138,7 +138,21 @@ function difference(memory, edited) {
   const changed = Object.entries(edited).filter(
     ([name, value]) => JSON.stringify(value) !== JSON.stringify(memory[name]),
   );
-  return Object.fromEntries(changed.filter(([, value]) => value !== null));
+  const changes = Object.fromEntries(changed.filter(([, value]) => value !== null));
+  if (changes.metadata) changes.metadata = mergePatch(memory.metadata, changes.metadata);
+  return changes;
+}
+
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+
+/** What JSON Merge Patch (RFC 7396) makes one object of another with. */
+function mergePatch(before, after) {
+  const removed = Object.keys(before).filter((name) => !(name in after));
+  const set = Object.entries(after).map(([name, value]) => [
+    name,
+    isObject(value) && isObject(before[name]) ? mergePatch(before[name], value) : value,
+  ]);
+  return Object.fromEntries([...removed.map((name) => [name, null]), ...set]);
 }
 
 /** Metadata as they were typed. */

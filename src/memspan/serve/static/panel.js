@@ -63,6 +63,7 @@ function parts(panel) {
       ["Server", status.ready ? "Takes questions" : "Is stopping"],
       ["Questions", busy],
       ["Changes waiting", count(here.writes_waiting)],
+      ["Files newer than their memory", count(here.stale_files)],
       ["Version", status.version],
       ["You may", status.scopes.join(", ")],
     ]),

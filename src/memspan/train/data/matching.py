@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from memspan.text.terms import index_terms, is_unspaced
+from memspan.text.terms import is_unspaced, plain_words
 from memspan.types import Document
 
 _BLANKS = re.compile(r"\s+")
@@ -19,7 +19,7 @@ _BLANKS = re.compile(r"\s+")
 
 def normal_text(text: str) -> str:
     """What two texts that say the same word for word have in common: their words (`memspan.text.terms`)."""
-    return " ".join(index_terms(text)) or _folded(text)
+    return " ".join(plain_words(text)) or _folded(text)
 
 
 @lru_cache(maxsize=2**18)
@@ -49,7 +49,7 @@ class AnswerFinder:
         text = f"{document.title}\n{document.text}"
         if self._characters and any(answer in _folded(text) for answer in self._characters):
             return True
-        words = f" {' '.join(index_terms(text))} " if self._words else ""
+        words = f" {' '.join(plain_words(text))} " if self._words else ""
         return any(answer in words for answer in self._words)
 
 
@@ -65,7 +65,7 @@ def telling_words(answers: Sequence[str]) -> re.Pattern[str]:
 
 
 def _words(answer: str) -> list[str]:
-    return [] if is_unspaced(answer) else index_terms(answer)
+    return [] if is_unspaced(answer) else plain_words(answer)
 
 
 def _folded(text: str) -> str:

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass as settings
 from memspan.errors import DataError
 from memspan.text.questions import Question
 from memspan.text.template import encoded_text
-from memspan.text.terms import index_terms
+from memspan.text.terms import plain_words
 from memspan.train.bm25 import Bm25
 from memspan.train.data.matching import AnswerFinder, passage_hash
 from memspan.train.structure import STRICT, Count, Positive
@@ -107,7 +107,7 @@ class Miner:
     def _words_of(self, document: Document) -> frozenset[str]:
         found = self._words.get(document.external_id)
         if found is None:
-            found = self._words[document.external_id] = frozenset(index_terms(document.text))
+            found = self._words[document.external_id] = frozenset(plain_words(document.text))
         return found
 
 

@@ -22,7 +22,7 @@ from memspan.errors import DataError
 from memspan.text.corpus import Skipped, read_paths
 from memspan.text.questions import Question, passage
 from memspan.text.splitter import sentence_bounds, split_text
-from memspan.text.terms import index_terms
+from memspan.text.terms import plain_words
 from memspan.train.data.pairs import question_id
 from memspan.train.structure import STRICT, Count, Positive, Share
 from memspan.types import Document
@@ -104,7 +104,7 @@ def from_texts(paths: Iterable[Path], source: str, settings: TextSettings | None
 
 def num_words(text: str) -> int:
     """Words of a text, in every script."""
-    return len(index_terms(text))
+    return len(plain_words(text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,154 @@
+"""Encoding behind: documents whose texts are in the bank get their latents, a commit every few seconds.
+
+Texts are found by their words meanwhile. The writer's lock is held for the commits alone, so others change the bank in
+between: what is no longer pending when its turn comes is not encoded, and what was deleted while it was encoded is not
+written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+from memspan.bank import edits
+from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
+from memspan.bank.edits import Written
+from memspan.bank.encode import WINDOW_BATCHES, EncodingRun, Part
+from memspan.bank.encoders import Encoders
+from memspan.bank.folder import segments_folder
+from memspan.bank.locks import encoder_lock
+from memspan.bank.segment import SegmentWriter
+from memspan.bank.stored import num_pending, pending_ids, still_pending
+from memspan.errors import BankError
+from memspan.model.convert import LoadedModel
+
+_PAGE = 256
+# How long a commit waits for another process that changes the bank.
+_PATIENCE_SECONDS = 30.0
+
+_Batches = list[list[Part]]
+
+
+class Behind:
+    """Encodes what is pending. One process of a bank does at a time."""
+
+    def __init__(
+        self,
+        bank: MemoryBank,
+        loaded: LoadedModel,
+        encoders: Encoders,
+        run: EncodingRun,
+        commit_seconds: float,
+        wanted: Callable[[str], bool] = lambda external_id: True,
+        after: int = 0,
+    ) -> None:
+        """
+        Args:
+            wanted: which sources, by their external id.
+            after: only documents of larger ids.
+        """
+        self._bank, self._loaded, self._encoders, self._run = bank, loaded, encoders, run
+        self._commit_seconds, self._wanted, self._after = commit_seconds, wanted, after
+        self._given: list[Part] = []  # to be encoded, since the last commit
+        self._committing = False
+
+    def encode(self, namespaces: Iterable[str]) -> bool:
+        """Encode what is pending in some namespaces, unless asked to stop; False: another process does already.
+
+        Raises:
+            BankBusy: another process has been changing the bank for half a minute.
+            BankError: the bank cannot be written; what was committed stays.
+            RankError: another rank failed or was lost; what was committed stays.
+        """
+        waiting = [name for name in namespaces if num_pending(self._bank.catalog, name)]
+        if not waiting:
+            return True
+        self._run.find_pending(self._bank.catalog, waiting)
+        with encoder_lock(self._bank.folder) as is_ours:
+            if is_ours:
+                # The other ranks write files between commits, which no sweep of another writer may take for leftovers.
+                several = self._encoders.num_ranks > 1
+                with self._bank.locked(_PATIENCE_SECONDS) if several else contextlib.nullcontext():
+                    for name in waiting:
+                        self._encode(name)
+        return is_ours
+
+    def _encode(self, namespace: str) -> None:
+        self._run.committed()
+        try:
+            for batches in self._rounds(namespace):
+                self._given += (part for batch in batches for part in batch)
+                self._encoders.encode(batches)
+                if self._run.report.interrupted:
+                    break
+                if self._is_due:
+                    self._commit(namespace)
+        except BaseException as error:
+            if self._encoders.in_step and not self._committing and not isinstance(error, BankError):
+                self._commit(namespace)
+            raise
+        self._commit(namespace)
+
+    @property
+    def _is_due(self) -> bool:
+        held = sum(part.latents.nbytes for part in self._given if part.latents is not None)
+        return self._run.seconds_since_commit >= self._commit_seconds or held >= MAX_SEGMENT_BYTES
+
+    def _rounds(self, namespace: str) -> Iterator[_Batches]:
+        """What is pending, in the batches that are encoded before a commit may be: one, or of several ranks some."""
+        windows, count = self._windows(namespace), self._encoders.num_ranks
+        if count == 1:
+            rounds = ([batch] for window in windows for batch in self._run.batches(window))
+        else:
+            rounds = ([batch for one in some for batch in self._run.batches(one)] for some in _together(windows, count))
+        for batches in rounds:
+            ids = [part.document.document_id for batch in batches for part in batch]
+            pending = still_pending(self._bank.catalog, ids)
+            kept = ([part for part in batch if part.document.document_id in pending] for batch in batches)
+            yield [batch for batch in kept if batch]
+
+    def _windows(self, namespace: str) -> Iterator[list[Part]]:
+        """What is pending, oldest first, about `WINDOW_BATCHES` batches at a time: batches are of like length then."""
+        after, window, tokens = self._after, list[Part](), 0
+        catalog = self._bank.catalog
+        while ids := pending_ids(catalog, namespace, after, _PAGE):
+            after = ids[-1]
+            for stored in catalog.documents(namespace, ids):
+                if not self._wanted(stored.external_id):
+                    continue
+                window.append(Part.of(stored.id, stored.span, stored.encoded_text, self._loaded.template))
+                tokens += window[-1].document.tokens
+                if tokens >= WINDOW_BATCHES * self._run.batch_tokens:
+                    yield window
+                    window, tokens = [], 0
+        if window:
+            yield window
+
+    def _commit(self, namespace: str) -> None:
+        """Write what was encoded since the last commit, and make it routable."""
+        done, self._given = [part for part in self._given if part.chunks], []
+        if not done:
+            return
+        self._committing = True
+        one = self._encoders.num_ranks == 1
+        with self._bank.locked(_PATIENCE_SECONDS) if one else contextlib.nullcontext():
+            catalog = self._bank.catalog
+            pending = still_pending(catalog, [part.document.document_id for part in done])
+            done = [part for part in done if part.document.document_id in pending]
+            segments = SegmentWriter(
+                segments_folder(self._bank.folder), self._bank.manifest.msa_layers, MAX_SEGMENT_BYTES
+            )
+            for part in done:
+                if part.latents is not None:
+                    part.write(segments)
+            written = Written.joined([Written(*segments.finish()), *self._encoders.write()])
+            edits.place_pending(catalog, namespace, [part.document for part in done], written)
+            self._bank.merge_small(namespace)
+        self._committing = False
+        self._run.committed()
+
+
+def _together(windows: Iterator[list[Part]], count: int) -> Iterator[Sequence[list[Part]]]:
+    while some := list(islice(windows, count)):
+        yield some

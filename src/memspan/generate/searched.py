@@ -1,0 +1,154 @@
+"""Reading what a search finds, and answering from it with the memory model (paper 3.5).
+
+New text changes every state of the MSA layers, so they run for the whole active context in every round; the layers
+below them run for its new tokens alone, where it grew at its end (`memspan.generate.state`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from memspan.generate.context import fitted_context, room_for
+from memspan.generate.finder import Finder, passages_of, routing_of
+from memspan.generate.interleave import MIN_SHARE, Asked, Ended, Interleave, Plan, Reading, Reply
+from memspan.generate.lexical import first_query, next_query
+from memspan.generate.sampling import Sampling
+from memspan.generate.selectors import Found, Look, ReadingSelector
+from memspan.generate.state import RoundState
+from memspan.model.convert import LoadedModel
+from memspan.model.memory_api import LayerMemory
+from memspan.routing.local import Recalled
+from memspan.routing.ranking import keep_adaptively
+from memspan.text.template import Context
+from memspan.types import Event, LayerRouting, Round, RoundDone, RoundStarted
+
+
+class ContextReading(Reading, Protocol):
+    """A reading that makes the contexts in which the memory model answers."""
+
+    def context(self, asked: Asked) -> Context:
+        """The context to answer in."""
+        ...
+
+    def routed(self, asked: Asked) -> Sequence[LayerRouting] | None:
+        """What the answer attends to, of every question alike; empty: to no latents. None: its context routes."""
+        ...
+
+
+class SearchedReading:
+    """Documents found by search, put before the question: the oldest first, so that of two that disagree the later is
+    read last. Whatever of them does not fit is left out, the worst first."""
+
+    def __init__(self, loaded: LoadedModel, finder: Finder, plan: Plan, sampling: Sampling) -> None:
+        self._loaded, self._finder, self._plan, self._needs = loaded, finder, plan, plan.chooser.needs
+        self._room = room_for(loaded, sampling.max_new_tokens, plan.context_tokens)
+        self._contexts: dict[int, Context] = {}
+
+    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event]]:
+        started = time.perf_counter()
+        looks = [self._look(one) for one in asked]
+        for one, look in zip(asked, looks, strict=True):
+            yield one, RoundStarted(number, look.query)
+        found = self._finder.rank(self._plan.selector, looks, self._plan.documents)
+        seconds = {"select": time.perf_counter() - started}
+        for one, look, ranked in zip(asked, looks, found, strict=True):
+            done = Round(number, self._plan.selector, look.query, ranked.routed, timings=seconds)
+            yield one, RoundDone(self._read(one, ranked, done))
+
+    def context(self, asked: Asked) -> Context:
+        return self._contexts.get(id(asked)) or self._first_context(asked)
+
+    def routed(self, asked: Asked) -> Sequence[LayerRouting] | None:
+        if self._plan.route_answer:
+            return None
+        return () if self._plan.text_only else asked.rounds[-1].routed
+
+    def _first_context(self, asked: Asked) -> Context:
+        return self._loaded.template.context(asked.question, history=asked.history)
+
+    def _look(self, one: Asked) -> Look:
+        context = None
+        if self._needs.routing:
+            context = self._contexts[id(one)] if one.evidence else self._first_context(one)
+        if not self._needs.words:
+            return Look(one.question, context)
+        return Look(next_query(first_query(one.question, one.history), one.newest), context)
+
+    def _read(self, one: Asked, found: Found, done: Round) -> Round:
+        """Put in the documents that matter and fit."""
+        read = {item.document_id for item in one.evidence}
+        new = [item for item in found.selected if item.document_id not in read]
+        chosen = self._finder.evidence(keep_adaptively(new, max(0, one.room_for(self._plan)), MIN_SHARE))
+        read_ids = [item.document_id for item in one.evidence] if self._plan.route_tokens == "newest" else ()
+        limit = None if self._plan.injected_tokens is None else self._plan.injected_tokens - one.injected_tokens
+        context, used, tokens = fitted_context(
+            self._loaded,
+            one.question,
+            chosen,
+            self._room,
+            before=one.evidence,
+            silent=read_ids,
+            injected_tokens=limit,
+            history=one.history,
+        )
+        self._contexts[id(one)] = context
+        text = self._loaded.template.passages(passages_of(chosen[:used]))
+        done = replace(done, chosen=tuple(chosen[:used]), injected=text, left_out=len(chosen) - used)
+        ended: Ended = "more" if used else "room" if chosen else "nothing" if one.room_for(self._plan) else "limit"
+        return one.close_round(self._plan, done, ended, tokens)
+
+
+def reading_of(state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> ContextReading:
+    """How the documents that a plan's selector chooses get read."""
+    if isinstance(plan.chooser, ReadingSelector):
+        return plan.chooser.reading(state, finder, plan, sampling)
+    return SearchedReading(state.loaded, finder, plan, sampling)
+
+
+def answering(
+    state: RoundState, finder: Finder, plan: Plan, sampling: Sampling, reading: ContextReading | None = None
+) -> Interleave:
+    """The round loop of the memory model.
+
+    Args:
+        reading: None: as the plan's selector reads.
+    """
+    reading = reading or reading_of(state, finder, plan, sampling)
+    return Interleave(finder, reading, ModelWriter(state, finder, reading, sampling), plan)
+
+
+class ModelWriter:
+    """The memory model writes the answers, from contexts with texts and from latents."""
+
+    answerer = ""
+
+    def __init__(self, state: RoundState, finder: Finder, reading: ContextReading, sampling: Sampling) -> None:
+        self._state, self._finder, self._reading, self._sampling = state, finder, reading, sampling
+
+    def write(self, asked: Sequence[Asked], seconds: dict[str, float]) -> Iterator[Sequence[Reply]]:
+        contexts = [self._reading.context(one) for one in asked]
+        prefilled_at = time.perf_counter()
+        keys = [id(one) for one in asked]
+        decoding = self._state.decode(contexts, self._memory(asked), self._sampling, questions=keys)
+        replies = [Reply(num_prompt_tokens=len(context.ids)) for context in contexts]
+        for step, _ in enumerate(self._state.run(decoding)):
+            if step == 0:
+                prefilled_at = time.perf_counter()
+            for reply, row in zip(replies, decoding.rows, strict=True):
+                reply.text, reply.finish_reason, reply.num_new_tokens = row.text, row.finish_reason, len(row.ids)
+            yield replies
+        for place, reply in enumerate(replies):
+            reply.routed = routing_of(decoding.retrieved, place)
+        for stage in ("prefill", "routing", "fetch"):
+            seconds[stage] = decoding.clock.seconds.get(stage, 0.0)
+        seconds["decode"] = time.perf_counter() - prefilled_at
+
+    def _memory(self, asked: Sequence[Asked]) -> LayerMemory | None:
+        """What the answers attend to."""
+        routed = [found for one in asked if (found := self._reading.routed(one)) is not None]
+        if len(routed) < len(asked):
+            return self._finder.memory
+        return Recalled(self._finder.memory, routed) if any(routed) else None

@@ -1,0 +1,299 @@
+"""Chats that were exported: who said what, and when. They are known by their content, since their names vary."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from memspan.text.readers.formats import Content, Part, Several, Unreadable, damage_named
+from memspan.text.readers.opening import read_text
+from memspan.types import JSON
+
+_HEAD_BYTES = 16 << 10
+_MAX_BYTES = 512 << 20
+"""Of an export, which is read as a whole."""
+
+
+def chat_format(path: Path) -> Several | None:
+    """How a .txt or .json file is read that is an exported chat by its first bytes; None where it is not."""
+    kind = path.suffix.lower()
+    if kind not in (".txt", ".json"):
+        return None
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return None  # who reads the file says so
+    if kind == ".json":
+        read = next((read for key, read in _JSON_CHATS.items() if re.search(key, head)), None)
+    else:
+        read = _read_whatsapp if _is_whatsapp(head.decode(errors="replace")) else None
+    return None if read is None else Several(lambda file, options: read(file))
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A message. `when` is an ISO date and time, empty where it is not known; `clock` as it is shown."""
+
+    when: str
+    clock: str
+    who: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"[{self.clock}] {self.who}: {self.text}" if self.who else f"[{self.clock}] {self.text}"
+
+
+def _conversation(said: Sequence[_Said], title: str, **metadata: JSON) -> Content:
+    people: list[JSON] = [*dict.fromkeys(one.who for one in said if one.who)]
+    text = _clean("\n".join(map(str, said)))
+    when = next((one.when for one in said if one.when), "")
+    return Content(text, title, {"participants": people, **({"date": when} if when else {}), **metadata})
+
+
+def _by_day(said: Iterable[_Said], title: str, **metadata: JSON) -> Iterator[Part]:
+    """A document for each day, called by its date."""
+    for day, of_day in groupby(said, key=lambda one: one.when[:10]):
+        yield Part(day, _conversation(list(of_day), f"{title}, {day}", date=day, **metadata))
+
+
+def _clean(text: str) -> str:
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
+
+
+def _json(path: Path) -> Any:
+    if path.stat().st_size > _MAX_BYTES:
+        raise Unreadable(f"a chat of more than {_MAX_BYTES >> 20} MiB; export it in parts")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"malformed JSON: {error}") from error
+
+
+def _seconds(value: Any) -> str:
+    """Seconds since 1970 as an ISO time in UTC; empty where it is none."""
+    try:
+        return datetime.fromtimestamp(float(value), UTC).isoformat(timespec="seconds")
+    except (TypeError, ValueError, OverflowError, OSError):
+        return ""
+
+
+def _clock(when: str) -> str:
+    return when[:16].replace("T", " ")
+
+
+# Assistants: ChatGPT and Claude ---------------------------------------------------------------------------------------
+
+
+def _read_assistant(
+    path: Path, messages: Callable[[Mapping[str, Any]], list[_Said]], keys: Sequence[str]
+) -> Iterator[Part]:
+    """A document for each conversation.
+
+    Args:
+        keys: of a conversation's id, title and time.
+    """
+    conversations = _json(path)
+    for number, one in enumerate(conversations if isinstance(conversations, list) else [conversations], start=1):
+        name = str(number)
+        try:
+            with damage_named("conversation"):
+                name = str(one.get(keys[0]) or one.get("id") or number).replace("/", "_")
+                said = messages(one)
+                title = _clean(str(one.get(keys[1]) or ""))
+                when = _seconds(one.get(keys[2]))
+                content = _conversation(said, title, **({"date": when} if when else {}))
+        except Unreadable as error:
+            yield Part(name, error)
+            continue
+        yield Part(name, content if said else Unreadable("a conversation without text"))
+
+
+def _chatgpt_messages(conversation: Mapping[str, Any]) -> list[_Said]:
+    """The branch of the conversation that was shown last."""
+    nodes = conversation["mapping"]
+    place: str = conversation.get("current_node") or next(reversed(nodes), "")
+    said: list[_Said] = []
+    seen: set[str] = set()
+    while place in nodes and place not in seen:
+        seen.add(place)
+        message = nodes[place].get("message") or {}
+        who = (message.get("author") or {}).get("role", "")
+        text = _chatgpt_text(message.get("content") or {})
+        if text and who != "system":
+            when = _seconds(message.get("create_time"))
+            said.append(_Said(when, _clock(when), who, text))
+        place = nodes[place].get("parent") or ""
+    return said[::-1]
+
+
+def _chatgpt_text(content: Mapping[str, Any]) -> str:
+    parts = content.get("parts") or [content.get("text") or content.get("result") or ""]
+    texts = (part if isinstance(part, str) else str(part.get("text") or "") for part in parts)
+    return "\n".join(filter(None, texts)).strip()
+
+
+def _claude_messages(conversation: Mapping[str, Any]) -> list[_Said]:
+    messages = conversation["chat_messages"]
+    texts = ((one, str(one.get("text") or "").strip()) for one in messages)
+    return [
+        _Said(when := str(one.get("created_at") or ""), _clock(when), str(one.get("sender", "")), text)
+        for one, text in texts
+        if text
+    ]
+
+
+def _read_chatgpt(path: Path) -> Iterator[Part]:
+    yield from _read_assistant(path, _chatgpt_messages, ("conversation_id", "title", "create_time"))
+
+
+def _read_claude(path: Path) -> Iterator[Part]:
+    yield from _read_assistant(path, _claude_messages, ("uuid", "name", "-"))
+
+
+# Slack ----------------------------------------------------------------------------------------------------------------
+
+_MENTION = re.compile(r"<@([A-Z0-9]+)(?:\|([^>]*))?>")
+_CHANNEL = re.compile(r"<#[A-Z0-9]+\|([^>]*)>")
+_LINK = re.compile(r"<(https?://[^|>]+|mailto:[^|>]+)(?:\|([^>]*))?>")
+
+
+def _read_slack(path: Path) -> Iterator[Part]:
+    """One day of a channel: the file's own document. Names come from the messages, and from `users.json` if any."""
+    messages = _json(path)
+    with damage_named("Slack export"):
+        people = _slack_people(path.parent.parent / "users.json") | dict(_slack_profiles(messages))
+        said = [_slack_said(one, people) for one in messages if one.get("type") == "message"]
+        said = [one for one in said if one.text]
+    if not said:
+        raise Unreadable("no messages in it")
+    day = path.stem if re.fullmatch(r"\d{4}-\d\d-\d\d", path.stem) else said[0].when[:10]
+    yield Part("", _conversation(said, f"#{path.parent.name}, {day}", channel=path.parent.name, date=day))
+
+
+def _slack_people(file: Path) -> dict[str, str]:
+    try:
+        return {one["id"]: _slack_name(one.get("profile") or {}) or one.get("name", "") for one in _json(file)}
+    except (OSError, Unreadable, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _slack_profiles(messages: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    for one in messages:
+        if name := _slack_name(one.get("user_profile") or {}):
+            yield str(one.get("user")), name
+
+
+def _slack_name(profile: Mapping[str, Any]) -> str:
+    return str(profile.get("display_name") or profile.get("real_name") or profile.get("name") or "")
+
+
+def _slack_said(message: Mapping[str, Any], people: Mapping[str, str]) -> _Said:
+    user = str(message.get("user") or "")
+    who = people.get(user) or str(message.get("username") or user)
+    text = _MENTION.sub(
+        lambda found: "@" + (people.get(found[1]) or found[2] or found[1]), str(message.get("text") or "")
+    )
+    text = _LINK.sub(lambda found: f"{found[2]} ({found[1]})" if found[2] else found[1], _CHANNEL.sub(r"#\1", text))
+    files = [str(one.get("name")) for one in message.get("files") or () if one.get("name")]
+    text = html.unescape(text) + "".join(f"\n(file: {name})" for name in files)
+    when = _seconds(message.get("ts"))
+    return _Said(when, when[11:16], who, text.strip())
+
+
+# WhatsApp -------------------------------------------------------------------------------------------------------------
+
+_HALF = r"上午|下午|오전|오후|午前|午後"
+_MESSAGE = re.compile(
+    r"^[\u200e\u200f\ufeff]*(?P<open>\[)?"
+    r"(?P<date>\d{1,4}[./-]\s?\d{1,2}[./-]\s?\d{1,4}\.?|\d{4}[年년]\s?\d{1,2}[月월]\s?\d{1,2}[日일])"
+    rf"(?:[,،]|\s(?:à|um|a las|alle|às|kl\.))?\s*(?P<early>{_HALF})?\s?"
+    r"(?P<hour>\d{1,2})[:.](?P<minute>\d{2})(?(open)(?:[:.]\d{2})?)\s?(?P<late>[AaPp]\.?\s?[Mm]\.?)?"
+    r"(?(open)\]|(?:\s[-–]|,))\s[\u200e\u200f]*(?P<rest>.*)$"
+)
+_SPEAKER = re.compile(r"([^:\n]{1,80}?)\s?: (.*)", re.DOTALL)
+_SNIFFED_LINES = 20
+
+
+def _is_whatsapp(head: str) -> bool:
+    """Whether the first line is a message, and one more of the first lines is, or there is only this one."""
+    lines = [line for line in head.splitlines()[:_SNIFFED_LINES] if line.strip()]
+    found = [_MESSAGE.match(line) for line in lines]
+    if not found or found[0] is None:
+        return False
+    messages = [one for one in found if one is not None]
+    return any(_SPEAKER.match(one["rest"]) for one in messages) and len(messages) > (len(lines) > 1)
+
+
+def _read_whatsapp(path: Path) -> Iterator[Part]:
+    """A document for each day of the chat."""
+    messages = _whatsapp_messages(read_text(path)[0])
+    order = _date_order([found["date"] for found, _ in messages])
+    said = [_whatsapp_said(found, text, order) for found, text in messages]
+    name = re.sub(r"^_?(?:whatsapp[ -]chat(?:[ -]with)?|chat)\b[ -]*", "", path.stem, flags=re.IGNORECASE).strip()
+    yield from _by_day(said, f"WhatsApp chat with {name}" if name else "WhatsApp chat", date_order=order)
+
+
+def _whatsapp_messages(text: str) -> list[tuple[re.Match[str], str]]:
+    """The messages, each with all of its lines."""
+    messages: list[tuple[re.Match[str], list[str]]] = []
+    for line in re.split(r"\r\n|\n|\r", text):
+        if found := _MESSAGE.match(line):
+            messages.append((found, [found["rest"]]))
+        elif messages:
+            messages[-1][1].append(line)
+    return [(found, "\n".join(lines).strip()) for found, lines in messages]
+
+
+def _date_order(dates: Sequence[str]) -> str:
+    """In which order a chat writes year, month and day: by what cannot be a month, by the order of the messages, by
+    the separator (only `/` and no leading zeros: as in the United States)."""
+    numbers = [_numbers(date) for date in dates]
+    if len(re.match(r"\d+", dates[0])[0]) == 4 or all(one[0] > 31 for one in numbers):  # type: ignore[index]
+        return "year month day"
+    for order, month in (("day month year", 1), ("month day year", 0)):
+        if any(one[1 - month] > 12 for one in numbers):
+            return order
+    moments = {
+        order: [(one[2], one[month], one[1 - month]) for one in numbers]
+        for order, month in (("day month year", 1), ("month day year", 0))
+    }
+    ordered = [order for order, keys in moments.items() if keys == sorted(keys)]
+    if len(ordered) == 1:
+        return ordered[0]
+    is_american = any(re.search(r"(?<!\d)\d/", date) for date in dates) and all(len(str(one[2])) < 4 for one in numbers)
+    return "month day year" if is_american else "day month year"
+
+
+def _numbers(date: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", date)]
+
+
+def _whatsapp_said(found: re.Match[str], text: str, order: str) -> _Said:
+    values = dict(zip(order.split(), _numbers(found["date"]), strict=True))
+    year = values["year"] + (2000 if values["year"] < 100 else 0)
+    half = (found["early"] or found["late"] or "").lower()
+    hour = int(found["hour"]) % 12 + 12 * half.startswith(("p", "下", "오후", "午後")) if half else int(found["hour"])
+    clock = f"{hour:02}:{found['minute']}"
+    speaker = _SPEAKER.match(text)
+    who, said = (speaker[1], speaker[2]) if speaker else ("", text)
+    when = f"{year:04}-{values['month']:02}-{values['day']:02}T{clock}"
+    try:
+        datetime.fromisoformat(when)
+    except ValueError:
+        raise Unreadable(f"{found['date']} is no date of {order}") from None
+    return _Said(when, clock, re.sub(r"[\u200e\u200f\u202a-\u202e]", "", who), said.replace("\u200e", ""))
+
+
+_JSON_CHATS: dict[bytes, Callable[[Path], Iterator[Part]]] = {
+    rb'"mapping"\s*:\s*\{': _read_chatgpt,
+    rb'"chat_messages"\s*:\s*\[': _read_claude,
+    rb'^\s*\[\s*\{(?=[\s\S]{0,8000}?"type"\s*:\s*"message")(?=[\s\S]{0,8000}?"ts"\s*:\s*"\d+\.\d+")': _read_slack,
+}
