@@ -178,13 +178,13 @@ def test_a_writer_waits_for_another_process_that_writes(
         started.set()
         return memory.add([]).added
 
-    with writer_lock(bank.memory("x").bank.folder):
+    with writer_lock(bank.memory("x").bank.folder, patience=30):
         waiting = bank.write(place["namespace"], change)
         assert started.wait(30)
         assert not waiting.done()
     assert waiting.result(30) == 0
     monkeypatch.setattr("memspan.serve.banks._BUSY_SECONDS", 0.0)
-    with writer_lock(bank.memory("x").bank.folder):
+    with writer_lock(bank.memory("x").bank.folder, patience=30):
         response = http.post("/v1/memories", json={"text": "x", **place})
         assert error_of(response, 503)["code"] == "bank_busy" and int(response.headers["Retry-After"]) >= 1
 

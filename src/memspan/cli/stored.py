@@ -89,8 +89,8 @@ def search(
         model = dataclasses.replace(model, memory_budget=memory_budget, gpu_memory_budget=gpu_memory_budget)
         with model.open(bank, scope.namespace) as memory:
             options: dict[str, Any] = {"selector": selector, "limit": limit, "min_score": min_score}
-            times = {"as_of": scope.as_of, "known_at": scope.known_at}
-            found = memory.search(question, where=where, **options, **times)
+            options |= {"as_of": scope.as_of, "known_at": scope.known_at}
+            found = memory.search(question, where=where, **options)
             if not as_json:
                 render.pending_note(num_pending(memory.bank.catalog, scope.namespace), memory.bank)
     if as_json:
