@@ -22,7 +22,7 @@ from memspan.serve.run import Server
 
 MEMORIES = [
     {"id": f"n{n}", "text": f"number {n}\nñ 😀", "title": "t", "metadata": {"n": n}, "date": "2024-05-06"}
-    | {"expires": "2999-01-01T00:00:00.000", "pinned": n % 2 == 0}
+    | {"expires": "2999-01-01T00:00:00", "pinned": n % 2 == 0}
     for n in range(70)
 ]
 

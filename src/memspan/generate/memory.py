@@ -295,7 +295,7 @@ class Memory(DocumentStore):
         check_limit(limit)
         check_min_score(min_score)
         scoped: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
-        request = self._request([question], {"selector": chosen, **scoped})
+        request = Request.of(self.loaded, [question], {"selector": chosen, **scoped})
         with self._snapshot() as snapshot:
             if not holds_any(snapshot, request.scope, self.bank.folder):
                 return []
