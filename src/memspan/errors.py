@@ -43,6 +43,10 @@ class RankError(MemspanError):
     """A process of several that share a bank was lost, or they do not fit together."""
 
 
+class BankClosed(BankError):
+    """A bank, or a memory of it, was used after it was closed."""
+
+
 class EmptyBank(BankError):
     """A question was asked of a bank, a namespace or a scope that holds no documents."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import stat
 import sys
@@ -16,10 +17,13 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 PARTIAL_SUFFIX = ".partial"
 # A file that is replaced on Windows is waited for: its readers read it at once and close it.
 _TRIES, _PAUSE_SECONDS = 40, 0.05
+_PATH_KEYS = ("path", "file_path", "filepath")
+_ABSOLUTE = re.compile(r"[A-Za-z]:[\\/]|[\\/]|~|file:")
 
 
 def sync_file(descriptor: int) -> None:
@@ -148,3 +152,13 @@ def file_sha256(path: Path) -> str:
 
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+
+
+def without_folder(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A document's metadata for others, without the folders of this machine: of an absolute path the name is left."""
+    return {
+        name: re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+        if name in _PATH_KEYS and isinstance(value, str) and _ABSOLUTE.match(value)
+        else value
+        for name, value in metadata.items()
+    }

@@ -12,7 +12,7 @@ from helpers import tiny_loaded
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
-from memspan.errors import CorpusError, DuplicateDocument, FilterError, UnknownDocument, UnknownName
+from memspan.errors import BankClosed, CorpusError, DuplicateDocument, FilterError, UnknownDocument, UnknownName
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
@@ -291,3 +291,40 @@ def test_the_page_runs_as_it_is_written(memory: Memory, monkeypatch: pytest.Monk
     monkeypatch.setattr(Memory, "open", lambda folder, create, answerer=None: memory)
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
     exec(compile(code, "python.md", "exec"), {})
+
+
+# --- after close ----------------------------------------------------------------------------------------------------
+
+USES = {
+    "ask": lambda memory: memory.ask("Where?", sampling=SHORT),
+    "stream": lambda memory: list(memory.stream("Where?", sampling=SHORT)),
+    "events": lambda memory: list(memory.events("Where?", sampling=SHORT)),
+    "search": lambda memory: memory.search("otter"),
+    "summarize": lambda memory: memory.summarize(),
+    "add": lambda memory: memory.add(["A newt."]),
+    "add nothing": lambda memory: memory.add([]),
+    "remember": lambda memory: memory.remember("A newt."),
+    "update": lambda memory: memory.update("otter", title="x"),
+    "delete": lambda memory: memory.delete("otter"),
+    "get": lambda memory: memory.get("otter"),
+    "list": lambda memory: memory.list(),
+    "len": len,
+    "in": lambda memory: "otter" in memory,
+    "refresh": lambda memory: memory.refresh(),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_what_is_closed_says_so(tmp_path: Path, loaded: LoadedModel, use: Any, snapshot: bool) -> None:
+    with Memory(MemoryBank.create(tmp_path / "bank", manifest_of(loaded)), loaded) as memory:
+        memory.add([OTTER], ids=["otter"])
+    opened = Memory(MemoryBank.open(tmp_path / "bank"), loaded, snapshot=snapshot)
+    sibling, child = opened.in_namespace("default"), opened.in_namespace("default")
+    child.close()
+    assert opened.get("otter").text == OTTER and sibling.search("otter"), "only the child was closed"
+    opened.close()
+    opened.close()
+    for closed in (child, opened) if use is USES["refresh"] else (child, opened, sibling):
+        with pytest.raises(BankClosed, match="closed; open it again"):
+            use(closed)

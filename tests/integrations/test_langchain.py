@@ -95,6 +95,18 @@ class TestStandardRetriever(RetrieversIntegrationTests):
         return {"memory": self.memory}
 
 
+def test_no_folder_of_the_machine_goes_out(memory: Memory) -> None:
+    other = memory.in_namespace("paths")
+    other.add([Document("zoo", "The zoo.", metadata={"path": "/srv/secret/zoo.txt"})])
+    (found,) = MemspanRetriever(memory=other, selector="lexical").invoke("zoo")
+    chat = ChatMemspan(memory=other, max_tokens=2, selector="lexical")
+    answer = chat.invoke("zoo")
+    assert found.metadata["path"] == "zoo.txt" == answer.response_metadata["citations"][0]["metadata"]["path"]
+    assert "secret" not in str((found.metadata, answer.response_metadata))
+    assert str(memory.bank.folder.parent) not in str(chat._identifying_params)
+    assert chat._identifying_params["bank"].startswith(f"{memory.bank.folder.name}-")
+
+
 def test_an_answer_is_what_the_memory_answers(memory: Memory) -> None:
     expected = memory.ask(ASKED, sampling=SHORT, max_documents=2)
     got = ChatMemspan(memory=memory, max_tokens=8, max_documents=2).invoke(ASKED)

@@ -55,6 +55,16 @@ def test_nodes_are_what_the_memory_finds(memory: Memory) -> None:
     assert asyncio.run(MemspanRetriever(memory, k=1, selector="lexical").aretrieve(ASKED)) == found[:1]
 
 
+def test_no_folder_goes_out_with_metadata(memory: Memory) -> None:
+    other = memory.in_namespace("paths")
+    other.add(
+        [Document("zoo", "The zoo.", metadata={"path": "/srv/secret/zoo.txt", "file_path": "C:\\secret\\zoo.txt"})]
+    )
+    (found,) = MemspanRetriever(other, selector="lexical").retrieve("zoo")
+    assert found.metadata["path"] == found.metadata["file_path"] == "zoo.txt" and "secret" not in str(found.metadata)
+    assert other.get("zoo").metadata["path"] == "/srv/secret/zoo.txt", "it is kept as it was given"
+
+
 def test_filters_hold(memory: Memory) -> None:
     def titles(**options: object) -> list[str]:
         found = MemspanRetriever(memory, selector="lexical", **options).retrieve(ASKED)  # type: ignore[arg-type]

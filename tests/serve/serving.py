@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +24,7 @@ from memspan.serve.keys import KeyFile
 from memspan.serve.run import Server, make_server
 from memspan.serve.settings import ServeSettings
 
+SOURCE = Path(__file__).parents[2] / "src"
 ANIMALS = {"otter": "Rome", "heron": "Oslo", "lynx": "Quito", "newt": "Bern"}
 
 
@@ -54,6 +59,23 @@ def serving(
             server.handle_exit(15, None)
             thread.join(60)
             assert not thread.is_alive(), "the server did not stop"
+
+
+@contextlib.contextmanager
+def process(checkpoint: Path, bank: Path, *options: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server, once it listens, and its address. It is killed if it does not end."""
+    command = [sys.executable, "-m", "memspan", "serve", f"notes={bank}", "--model", checkpoint, "--port", 0, *options]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment.pop("MEMSPAN_KEYS", None)
+    server = subprocess.Popen([*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        told = next((found for line in server.stderr if (found := re.search(r"http://[\d.:]+", line))), None)
+        assert told, "the server did not start"
+        yield server, told[0]
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> None:

@@ -87,7 +87,9 @@ def test_what_is_added_is_found_before_it_is_encoded(
 
 def test_what_is_changed_before_its_turn_is_not_waited_for(held: threading.Event, http: httpx.Client) -> None:
     _add_batch(http)
-    assert error_of(http.post("/v1/chat/completions", json=question(memspan={"selector": "router"})), 400)
+    for stream in (False, True):
+        asked = question(memspan={"selector": "router"}, stream=stream)
+        assert error_of(http.post("/v1/chat/completions", json=asked), 400)["code"] == "not_encoded"
     held.set()
     wait_for(lambda: not pending(http))
     assert http.patch("/v1/memories/lynx", json={"text": "The lynx moved to Bonn."}).status_code == 200

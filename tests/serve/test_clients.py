@@ -11,9 +11,11 @@ from pathlib import Path
 import httpx2 as httpx
 import openai
 import pytest
+from chat_server import chat_server, say
 from openai import OpenAI
 from serving import add_animals, client, serving
 
+from memspan.generate.endpoint import Endpoint
 from memspan.model.convert import LoadedModel
 from memspan.serve.keys import KeyFile
 
@@ -53,10 +55,22 @@ def test_python_asks_and_reads_citations(ai: OpenAI, http: httpx.Client) -> None
     raw = http.post("/v1/chat/completions", json=ASKED).json()
     (choice,) = answer.choices
     assert choice.message.content == raw["choices"][0]["message"]["content"]
-    (annotation, *_) = choice.message.annotations
-    assert annotation.url_citation.title == "otter"
+    assert [one.model_dump() for one in choice.message.annotations] == raw["choices"][0]["message"]["annotations"]
     assert answer.memspan["evidence"][0]["id"] == "animals/otter"
     assert answer.usage.total_tokens == raw["usage"]["total_tokens"]
+
+
+def test_python_reads_where_a_citation_stands(loaded: LoadedModel, tmp_path: Path) -> None:
+    with chat_server() as other:
+        other.plays = [say("It is so. The otter lives in Rome [1].")]
+        endpoint = Endpoint(other.url, "big", room=8192)
+        with serving(loaded, tmp_path / "notes", answerer=endpoint) as (_, address), client(address) as http:
+            add_animals(http)
+            with OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as ai:
+                message = ai.chat.completions.create(**ASKED).choices[0].message  # type: ignore[call-overload]
+    (cited,) = [annotation.url_citation for annotation in message.annotations]
+    assert cited.title == "otter" and cited.url == "memspan://notes/default/animals/otter"
+    assert message.content[cited.start_index : cited.end_index] == "The otter lives in Rome"
 
 
 def test_python_streams(ai: OpenAI) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import httpx2 as httpx
 import pytest
 from serving import add_animals, client, error_of, question, serving, wait_for
 
+from memspan.errors import BankError, MemspanError
 from memspan.model.convert import LoadedModel
 from memspan.serve.errors import ApiError
 from memspan.serve.gate import RateLimit
 from memspan.serve.keys import KeyFile
+from memspan.serve.logs import JsonLines
 from memspan.serve.run import Server
 
 ROUTES = [
@@ -35,6 +38,7 @@ ROUTES = [
     ("PATCH", "/v1/memories/x"),
     ("DELETE", "/v1/memories/x"),
     ("POST", "/v1/imports"),
+    ("GET", "/v1/imports"),
     ("GET", "/v1/imports/x"),
     ("GET", "/v1/imports/x/events"),
     ("DELETE", "/v1/imports/x"),
@@ -95,6 +99,9 @@ def test_no_route_answers_without_a_good_key(keyed: tuple[Server, str, dict[str,
     with client(keyed[1], who) as http:
         for method, path in ROUTES:
             response = _send(http, method, path)
+            if path in ("/health", "/ready"):
+                assert response.json() == {"status": "ok"}, "it says nothing else"
+                continue
             assert error_of(response, 401)["type"] == "authentication_error", (method, path)
             assert response.headers["WWW-Authenticate"] == "Bearer"
         # Refused before the body is read: what it holds does not matter.
@@ -152,6 +159,52 @@ def test_no_key_crosses_into_another_namespace(keyed: tuple[Server, str, dict[st
         assert found and all("swordfish" not in item["text"] for item in found)
         answer = http.post("/v1/chat/completions", json=question("otter password swordfish")).json()
         assert answer["memspan"]["namespace"] == "ann" and "swordfish" not in json.dumps(answer["memspan"]["evidence"])
+
+
+def _least(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
+    """A value with what a schema requires, and no more."""
+    schema = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    if schema.get("type") == "object":
+        return {name: _least(schema["properties"][name], schemas) for name in schema.get("required", ())}
+    if schema.get("type") == "array":
+        return [_least(schema["items"], schemas)]
+    return schema.get("enum", [schema.get("const", "user" if "enum" in schema else "memspan/notes")])[0]
+
+
+def test_every_described_route_denies_what_is_anothers(keyed: tuple[Server, str, dict[str, str]]) -> None:
+    """Each route is called for another's namespace, wherever it takes one, and for another's ids."""
+    with _as(keyed, "admin") as http:
+        http.post("/v1/memories", json={"id": "theirs", "text": "swordfish", "namespace": "bob"})
+        job = http.post("/v1/imports", json={"memories": [{"text": "x"}], "namespace": "bob"}).json()["id"]
+        described = http.get("/openapi.json").json()
+    schemas, denied = described["components"]["schemas"], []
+    with _as(keyed, "write") as http:
+        for path, methods in described["paths"].items():
+            for method, operation in methods.items():
+                query = {"namespace": "bob", "ids": 1}
+                query = {
+                    one["name"]: query[one["name"]] for one in operation.get("parameters", ()) if one["name"] in query
+                }
+                body = None
+                if "requestBody" in operation:
+                    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+                    place = {"namespace": "bob"}
+                    body = {**_least(schema, schemas), **({"memspan": place} if "chat" in path else place)}
+                    if "chat" in path:
+                        body["messages"] = [{"role": "user", "content": "swordfish"}]
+                url = path.replace("{model}", "memspan/notes").replace("{id}", job if "imports" in path else "theirs")
+                response = http.request(method, url, params=query, json=body)
+                assert "swordfish" not in response.text, (method, path)
+                if query or body or "{id}" in path:
+                    assert response.status_code == (404 if "{id}" in path and not (query or body) else 403), (
+                        method,
+                        path,
+                    )
+                    denied.append(f"{method} {path}")
+                else:
+                    assert path in ("/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}", "/v1/imports")
+                    assert job not in response.text
+    assert len(denied) == 14
 
 
 def test_requests_that_are_too_large_are_refused(keyed: tuple[Server, str, dict[str, str]]) -> None:
@@ -271,6 +324,135 @@ def test_logs_hold_no_keys_and_no_texts(
     told += "".join(capfd.readouterr())
     assert "swordfish" not in told
     assert not any(secret in told for secret in keyed[2].values())
+
+
+def test_no_path_goes_out_with_metadata(http: httpx.Client) -> None:
+    """Whatever metadata say of a file's path, no folder of the server is told."""
+    place = {"bank": "other", "namespace": "paths"}
+    paths = ("/srv/secret/zoo.txt", "C:\\srv\\secret\\zoo.txt", "\\\\srv\\secret\\zoo.txt", "~/secret/zoo.txt")
+    for n, path in enumerate((*paths, "file:///srv/secret/zoo.txt", "/srv/secret/zoo.txt/")):
+        metadata = {"path": path, "file_path": path, "n": n, "url": "https://x.example/secret"}
+        body = {"id": f"z{n}", "text": "The zoo.", "metadata": metadata, **place}
+        told = {"path": "zoo.txt", "file_path": "zoo.txt", "n": n, "url": "https://x.example/secret"}
+        assert http.post("/v1/memories", json=body).json()["metadata"] == told
+        assert http.get(f"/v1/memories/z{n}", params=place).json()["metadata"] == told
+    listed = http.get("/v1/memories", params=place).json()["data"]
+    found = http.post("/v1/memories/search", json={"query": "zoo", **place}).json()["data"]
+    cited = http.post("/v1/chat/completions", json=question("zoo", memspan=place)).json()["memspan"]["evidence"]
+    assert listed and found and cited
+    assert {one["metadata"]["path"] for one in (*listed, *found, *cited)} == {"zoo.txt"}
+    body = {"id": "rel", "text": "The zoo.", "metadata": {"path": "zoo/a.txt", "x": {"path": "/a/b"}}, **place}
+    assert http.post("/v1/memories", json=body).json()["metadata"] == body["metadata"], "relative ones stay"
+
+
+@pytest.mark.parametrize("given", ["abc-1:2.3_Z", "x" * 128])
+def test_a_request_keeps_the_id_it_came_with(http: httpx.Client, given: str) -> None:
+    for path in ("/health", "/nowhere", "/v1/memories/none"):
+        assert http.get(path, headers={"X-Request-ID": given}).headers["X-Request-ID"] == given
+    with http.stream(
+        "POST", "/v1/chat/completions", json=question(stream=True), headers={"X-Request-ID": given}
+    ) as got:
+        assert got.headers["X-Request-ID"] == given
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "\u00fc", "<script>"])
+def test_other_requests_get_an_id(http: httpx.Client, given: str) -> None:
+    ids = {http.get("/health", headers={"X-Request-ID": given.encode()}).headers["X-Request-ID"] for _ in range(2)}
+    assert len(ids) == 2 and given not in ids and all(one.isalnum() for one in ids)
+
+
+def test_what_goes_wrong_is_found_in_the_log_by_its_id_without_texts_and_paths(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("memspan.serve.banks.ServedBank.get", fail)
+    errors = (
+        RuntimeError("swordfish in /srv/secret/notes"),
+        OSError(28, "No space left", "/srv/secret/notes/x"),
+        BankError("/srv/secret/notes/catalog.sqlite is damaged; restore it"),
+        BankError(r"C:\srv\secret\notes is damaged"),
+        MemspanError("the budget in /srv/secret/notes is malformed"),
+    )
+    for error in errors:
+        response = http.get("/v1/memories/x", headers={"X-Request-ID": "find-me"})
+        assert "secret" not in response.text and "swordfish" not in response.text
+        told = error_of(response, {RuntimeError: 500, OSError: 500, BankError: 503}.get(type(error), 400))["message"]
+        assert "find-me" in told or type(error) is MemspanError
+    assert "secret" not in caplog.text and "swordfish" not in caplog.text
+    assert caplog.text.count("find-me") == 4 and "No space left" in caplog.text
+    assert "test_gate.py" in caplog.text and "Traceback" not in caplog.text
+
+
+def test_what_goes_wrong_while_decoding_tells_no_text(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("swordfish in /srv/secret/notes")
+
+    monkeypatch.setattr("memspan.generate.batching.DecodingBatch.step", fail)
+    for stream in (False, True):
+        response = http.post("/v1/chat/completions", json=question(stream=stream))
+        assert "swordfish" not in response.text and "internal_error" in response.text
+    assert "swordfish" not in caplog.text and "secret" not in caplog.text and "RuntimeError" in caplog.text
+
+
+def test_json_lines_tell_of_every_request(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "memspan.serve.gate")
+    http.get("/v1/memories/a-secret-name", headers={"X-Request-ID": "find-me"})
+    wait_for(lambda: any(record.name == "memspan.serve.gate" for record in caplog.records))
+    record = next(record for record in caplog.records if record.name == "memspan.serve.gate")
+    told = json.loads(JsonLines().format(record))
+    assert (told["method"], told["route"], told["status"]) == ("GET", "/v1/memories/{id:text}", 404)
+    assert told["level"] == "info" and told["request_id"] and "a-secret-name" not in json.dumps(told)
+
+
+POST = b"POST /v1/memories HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /health HTTP/1.1\r\nHost: local",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Half: ",
+        POST + b"Content-Type: application/json\r\nContent-Length: 20\r\n\r\n{",
+        POST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+        POST + b"Content-Type: text/plain\r\nContent-Length: 20\r\n\r\n{",
+    ],
+    ids=["nothing", "half a line", "half the headers", "half a body", "half the chunks", "a body nobody reads"],
+)
+@pytest.mark.parametrize("drips", [False, True])
+def test_half_a_request_is_ended(hasty: str, sent: bytes, drips: bool) -> None:
+    """Also one of which a little more comes again and again."""
+    host, port = hasty.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=0.05 if drips else 30) as connection:
+        connection.sendall(sent)
+        got, ended = b"", False
+        deadline = time.monotonic() + 30
+        while not ended:
+            assert time.monotonic() < deadline, "it stays open"
+            try:
+                if drips:
+                    connection.sendall(b"x" if b"GET" in sent or not sent else b" ")
+                piece = connection.recv(4096)
+                got, ended = got + piece, not piece
+            except TimeoutError:
+                continue
+            except OSError:
+                ended = True
+    assert drips or b"POST" not in sent or b"HTTP/1.1 4" in got
+    with client(hasty) as http:
+        assert http.get("/health").status_code == 200
+        assert http.post("/v1/memories", json={"text": "x"}).status_code == 201
+
+
+@pytest.fixture(scope="module")
+def hasty(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that waits a third of a second for a request."""
+    with serving(loaded, tmp_path_factory.mktemp("hasty") / "notes", patience=0.3) as (_, address):
+        yield address
 
 
 def test_metrics_count_what_was_done(keyed: tuple[Server, str, dict[str, str]]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,11 +21,13 @@ from helpers import save_backbone
 from mcp import Client, StdioServerParameters
 from serving import wait_for
 
+from memspan.errors import CheckpointError
 from memspan.model.convert import LoadedModel, convert
 from memspan.serve.banks import ServedBank
 from memspan.serve.engine import Engine
 from memspan.serve.keys import KeyFile
-from memspan.serve.mcp import make_mcp, mcp_app
+from memspan.serve.logs import keep_private
+from memspan.serve.mcp import Loading, loading_mcp, make_mcp, mcp_app
 from memspan.serve.run import Server, server_of
 from memspan.serve.settings import ServeSettings
 
@@ -106,6 +110,156 @@ def test_over_http_a_key_must_be_of_the_namespace(served: tuple[ServedBank, Engi
             statuses.append(httpx.post(f"{address}/mcp", json=body, headers=headers).status_code)
         assert httpx.post(f"{address}/mcp", json={}).status_code == 401
     assert statuses[:2] == [403, 403] and statuses[2] not in (401, 403)
+
+
+def _in_memory(served: tuple[ServedBank, Engine], use: Callable[[Client], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with Client(make_mcp(*served, "me")) as client:
+            await use(client)
+
+    anyio.run(run)
+
+
+def test_tools_say_what_they_take_give_and_do(served: tuple[ServedBank, Engine]) -> None:
+    async def use(client: Client) -> None:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+        for tool in tools.values():
+            assert tool.output_schema and tool.output_schema["type"] == "object", tool.name
+            assert tool.input_schema["additionalProperties"] is False
+            assert all(one.get("description") for one in tool.input_schema["properties"].values()), tool.name
+            assert tool.description and "Use it" in tool.description and tool.annotations
+            assert tool.annotations.open_world_hint is False
+        reading = {name for name, tool in tools.items() if tool.annotations and tool.annotations.read_only_hint}
+        assert reading == {"recall", "ask", "list"}
+        for name in ("remember", "forget"):
+            kind = tools[name].annotations
+            assert kind and kind.destructive_hint and kind.idempotent_hint
+        for name in ("recall", "ask", "list"):
+            assert {"where", "as_of"} <= set(tools[name].input_schema["properties"])
+
+    _in_memory(served, use)
+
+
+def test_tools_filter(served: tuple[ServedBank, Engine]) -> None:
+    async def use(client: Client) -> None:
+        for n, (text, date) in enumerate(
+            (("The otter lives in Rome.", "2020-01-01"), ("The otter moved.", "2024-01-01"))
+        ):
+            metadata = {"n": n, "path": "/srv/secret/otter.txt"}
+            await _call(client, "remember", text=text, id=str(n), date=date, metadata=metadata)
+        for filters, ids in (({"where": {"n": 1}}, ["1"]), ({"as_of": "2021-01-01"}, ["0"]), ({}, ["0", "1"])):
+            found = await _call(client, "recall", query="otter", **filters)
+            assert sorted(one["id"] for one in found) == ids
+            assert all(one["metadata"] == {"n": int(one["id"]), "path": "otter.txt"} for one in found)
+            assert [one["id"] for one in (await _call(client, "list", **filters))["memories"]] == ids
+            answer = await _call(client, "ask", question="Where is the otter?", max_tokens=2, **filters)
+            assert sorted(one["id"] for one in answer["sources"]) == ids
+        for name, arguments in (("recall", {"query": "x"}), ("ask", {"question": "x"}), ("list", {})):
+            assert "no document has a field 'nowhere'" in await _call(client, name, **arguments, where={"nowhere": 1})
+            assert "soon" in await _call(client, name, **arguments, as_of="soon")
+
+    _in_memory(served, use)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        ("recall", {"query": "x", "namespace": "you"}, "recall has no argument 'namespace'; this server is of one"),
+        ("remember", {"text": "x", "metdata": {}}, "remember has no argument 'metdata'; did you mean 'metadata'?"),
+        ("forget", {"id": "x", "zzz": 1}, "forget has no argument 'zzz'; it takes id"),
+        ("forget", {}, "id: Field required"),
+        ("forget", {"id": ""}, "id: String should have at least 1 character"),
+        ("forget", {"id": "never seen"}, "there is no such memory in this namespace"),
+        ("recall", {"query": "x", "limit": 0}, "limit: Input should be greater than or equal to 1"),
+        ("recall", {"query": ["x"]}, "query: Input should be a valid string"),
+        ("recall", {"query": " "}, "empty"),
+        ("ask", {"question": "x"}, "there is no memory to ask"),
+        ("remember", {"text": "a\0b"}, "NUL"),
+        ("remember", {"text": "x", "date": "soon"}, "'soon' is not a date"),
+        ("remember", {"text": "x", "metadata": [1]}, "metadata: Input should be"),
+        ("remembre", {"text": "x"}, "there is no tool 'remembre'; there are remember"),
+    ],
+)
+def test_errors_are_sentences(
+    served: tuple[ServedBank, Engine], name: str, arguments: dict[str, Any], told: str
+) -> None:
+    async def use(client: Client) -> None:
+        refusal = await _call(client, name, **arguments)
+        assert refusal.startswith("refused: ") and told in refusal, refusal
+        for dump in ("pydantic", "http", "Error executing", "\n", "input_value", "Arguments"):
+            assert dump not in refusal, refusal
+
+    _in_memory(served, use)
+
+
+def test_what_goes_wrong_inside_tells_nothing(
+    served: tuple[ServedBank, Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep_private()
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("swordfish in /srv/secret")
+
+    monkeypatch.setattr("memspan.generate.memory.Memory.search", fail)
+
+    async def use(client: Client) -> None:
+        refusal = await _call(client, "recall", query="x")
+        assert "its log says why" in refusal and "swordfish" not in refusal and "secret" not in refusal
+
+    _in_memory(served, use)
+    assert "RuntimeError" in caplog.text and "swordfish" not in caplog.text
+
+
+def test_it_answers_before_there_is_a_model(served: tuple[ServedBank, Engine]) -> None:
+    """Initialising and listing tools wait for nothing; a tool waits until the model is there, and then works."""
+    begun, there = threading.Event(), threading.Event()
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[tuple[ServedBank, Engine]]:
+        begun.set()
+        assert there.wait(30)
+        yield served
+
+    async def run() -> None:
+        with contextlib.closing(Loading(opened)) as loading:
+            async with Client(loading_mcp(loading, "me")) as client:
+                assert len((await client.list_tools()).tools) == 5 and not there.is_set()
+                await anyio.to_thread.run_sync(begun.wait, 30)
+                assert begun.is_set(), "it is loaded behind the first answer, before it is needed"
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(_remember, client)
+                    assert len((await client.list_tools()).tools) == 5 and not there.is_set()
+                    there.set()
+
+    anyio.run(run)
+    assert served[0].counts("me").sources == 1
+
+
+async def _remember(client: Client) -> None:
+    assert (await _call(client, "remember", text="x", id="y"))["id"] == "y"
+
+
+def test_a_model_that_cannot_be_loaded_is_named_by_every_tool() -> None:
+    @contextlib.contextmanager
+    def opened() -> Iterator[tuple[ServedBank, Engine]]:
+        raise CheckpointError("/srv/secret/model is no checkpoint; convert one")
+        yield
+
+    async def run() -> None:
+        with contextlib.closing(Loading(opened)) as loading:
+            async with Client(loading_mcp(loading, "me")) as client:
+                for _ in range(2):
+                    refusal = await _call(client, "recall", query="x")
+                    assert refusal == "refused: model is no checkpoint; convert one"
+
+    anyio.run(run)
+
+
+def test_the_tools_alone_import_no_model() -> None:
+    """What stands between the start of the command and its first answer."""
+    code = "import sys, memspan.serve.mcp; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.slow

@@ -178,13 +178,13 @@ def test_a_writer_waits_for_another_process_that_writes(
         started.set()
         return memory.add([]).added
 
-    with writer_lock(bank.memory("x").bank.folder):
+    with writer_lock(bank.memory("x").bank.folder, patience=30):
         waiting = bank.write(place["namespace"], change)
         assert started.wait(30)
         assert not waiting.done()
     assert waiting.result(30) == 0
     monkeypatch.setattr("memspan.serve.banks._BUSY_SECONDS", 0.0)
-    with writer_lock(bank.memory("x").bank.folder):
+    with writer_lock(bank.memory("x").bank.folder, patience=30):
         response = http.post("/v1/memories", json={"text": "x", **place})
         assert error_of(response, 503)["code"] == "bank_busy" and int(response.headers["Retry-After"]) >= 1
 
@@ -229,6 +229,37 @@ def test_what_cannot_be_remembered_is_refused(http: httpx.Client, fields: dict[s
     ):
         content = json.dumps(body)
         error_of(http.post(path, content=content, headers={"Content-Type": "application/json"}), 400)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "params", "told"),
+    [
+        ("GET", "/v1/memories", {"namespce": "me"}, "did you mean 'namespace'?"),
+        ("GET", "/v1/memories", {"limit": 1, "zzz": 2}, "this route takes bank"),
+        ("GET", "/v1/memories/animals%2Fotter", {"Namespace": "me"}, "did you mean 'namespace'?"),
+        ("DELETE", "/v1/memories/animals%2Fotter", {"namespac": "me"}, "did you mean 'namespace'?"),
+        ("POST", "/v1/memories", {"namespace": "me"}, "takes none"),
+        ("POST", "/v1/memories/search", {"namespace": "me"}, "takes none"),
+        ("GET", "/v1/imports", {"namespace": "me"}, "takes none"),
+        ("GET", "/v1/status", {"bank": "other"}, "this route takes namespace"),
+    ],
+)
+def test_what_a_route_does_not_read_is_refused(
+    http: httpx.Client, method: str, path: str, params: dict[str, Any], told: str
+) -> None:
+    """Or a misspelt namespace would be the key's own."""
+    body = {"text": "x", "query": "x"} if method == "POST" else None
+    if body:
+        del body["query" if not path.endswith("search") else "text"]
+    error = error_of(http.request(method, path, params=params, json=body), 400)
+    assert told in error["message"] and error["param"] in params
+    assert http.get("/v1/memories/animals%2Fotter").status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_a_place_in_a_body_that_is_not_read_is_refused(http: httpx.Client, method: str) -> None:
+    error_of(http.request(method, "/v1/memories/animals%2Fotter", json={"namespace": "me"}), 400)
+    assert http.get("/v1/memories/animals%2Fotter").status_code == 200
 
 
 @pytest.mark.parametrize("id", ["docs/line\nend.md", "docs/end\n", "a\r\n\tb", "\x1b[31m", "s/" + "l" * 250])

@@ -13,7 +13,7 @@ import httpx2 as httpx
 import pytest
 from chat_server import ChatServer, after, chat_server, refuse, say, until_gone
 from mcp import Client
-from serving import add_animals, chunks, client, error_of, question, serving
+from serving import add_animals, chunks, client, error_of, question, serving, wait_for
 
 from memspan.generate.endpoint import Endpoint
 from memspan.model.convert import LoadedModel
@@ -99,10 +99,38 @@ def test_a_model_that_gives_none_is_a_502_that_shows_nothing(
     assert ask(http).json()["choices"][0]["message"]["content"] == "Well."
 
 
+def test_an_answer_has_the_room_of_the_model_that_writes_it(loaded: LoadedModel, tmp_path: Path) -> None:
+    with chat_server() as other:
+        other.plays = [say("Well.")]
+        endpoint = Endpoint(other.url, "big", room=1000)
+        with serving(loaded, tmp_path / "notes", answerer=endpoint) as (_, address), client(address) as http:
+            add_animals(http)
+            (model,) = http.get("/v1/models").json()["data"]
+            assert (model["context_length"], model["max_output_tokens"]) == (1000, 1000)
+            assert ask(http, max_completion_tokens=-1).status_code == 200
+            assert 200 < other.asked[-1]["max_tokens"] < 500, "half of the room beside the question"
+            assert error_of(ask(http, "word " * 1000), 400)["code"] == "context_length_exceeded"
+            assert len(other.asked) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_is_not_there_is_a_502_before_a_stream_begins(
+    loaded: LoadedModel, tmp_path: Path, stream: bool
+) -> None:
+    endpoint = Endpoint("http://127.0.0.1:9/v1", "big", retries=0)
+    with serving(loaded, tmp_path / "notes", answerer=endpoint) as (_, address), client(address) as http:
+        add_animals(http)
+        assert error_of(ask(http, stream=stream), 502)["code"] == "answerer_failed"
+        assert error_of(http.get("/v1/models"), 502)["code"] == "answerer_failed"
+        assert http.post("/v1/memories/search", json={"query": "otter"}).status_code == 200
+
+
 def test_a_client_that_leaves_ends_the_request(http: httpx.Client, other: ChatServer) -> None:
     other.plays = [until_gone]
     with http.stream("POST", "/v1/chat/completions", json=question(max_tokens=50, stream=True)) as response:
-        assert next(response.iter_lines())
+        lines = response.iter_lines()  # the connection ends with it
+        assert next(lines)
+        wait_for(lambda: other.asked)
     assert other.gone.wait(30)
 
 

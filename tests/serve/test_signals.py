@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +14,12 @@ import httpx2 as httpx
 import pytest
 import torch
 from helpers import ENDOFTEXT, save_backbone
-from serving import add_animals, client, question
+from serving import add_animals, client, process, question
 
 from memspan.model.convert import convert
 
 GRACE = 4
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that asks a process to end")
-SOURCE = Path(__file__).parents[2] / "src"
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +33,6 @@ def endless_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone.save_pretrained(folder / "plain")
     convert(str(folder / "plain"), folder / "msa", dtype=torch.float32, chunk_size=4, top_k_docs=2)
     return folder / "msa"
-
-
-@contextlib.contextmanager
-def process(checkpoint: Path, bank: Path, *options: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server, once it listens, and its address. It is killed if it does not end."""
-    command = [sys.executable, "-m", "memspan", "serve", f"notes={bank}", "--model", checkpoint, "--port", 0, *options]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    environment.pop("MEMSPAN_KEYS", None)
-    server = subprocess.Popen([*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        assert server.stderr is not None
-        told = next((found for line in server.stderr if (found := re.search(r"http://[\d.:]+", line))), None)
-        assert told, "the server did not start"
-        yield server, told[0]
-    finally:
-        server.kill()
-        server.communicate()
 
 
 def begun(response: httpx.Response) -> Iterator[str]:

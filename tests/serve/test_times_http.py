@@ -159,8 +159,16 @@ def test_the_status_counts_versions_and_what_has_expired(
     for text in ("one", "two", "three"):
         _add(http, place, text)
     assert http.patch(PATH, json={"ttl": "1d", **place}).status_code == 200
-    (bank,) = (one for one in http.get("/v1/status", params=place).json()["banks"] if one["name"] == "other")
+    (bank,) = (
+        one
+        for one in http.get("/v1/status", params={"namespace": place["namespace"]}).json()["banks"]
+        if one["name"] == "other"
+    )
     assert (bank["memories"], bank["versions"], bank["expired"]) == (1, 2, 0)
     later.append(timedelta(days=2))
-    (bank,) = (one for one in http.get("/v1/status", params=place).json()["banks"] if one["name"] == "other")
+    (bank,) = (
+        one
+        for one in http.get("/v1/status", params={"namespace": place["namespace"]}).json()["banks"]
+        if one["name"] == "other"
+    )
     assert (bank["memories"], bank["versions"], bank["expired"]) == (0, 2, 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memspan.bank.network import network_type_with_warning
-from memspan.errors import BankBusy, BankError
+from memspan.errors import BankBusy, BankClosed, BankError
 
 _BUSY_SECONDS = 30
 _REMEDY = "run: memspan verify BANK, or restore it from a backup"
@@ -67,7 +67,12 @@ class Database:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        assert self._db is not None, "the bank is open while it is used"
+        """
+        Raises:
+            BankClosed: `close` was called.
+        """
+        if self._db is None:
+            raise BankClosed("this bank was closed; open it again")
         return self._db
 
     def read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:

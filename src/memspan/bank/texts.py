@@ -129,8 +129,13 @@ class TextBank:
 
     @contextlib.contextmanager
     def pinned_catalog(self) -> Iterator[Catalog]:
-        """A connection that sees the bank as it is now; no file that it names is unlinked while it is in use."""
+        """A connection that sees the bank as it is now; no file that it names is unlinked while it is in use.
+
+        Raises:
+            BankClosed: `close` was called.
+        """
         with self._lock:
+            _ = self.catalog.connection
             catalog = self._idle.pop() if self._idle else Catalog(self.folder / CATALOG)
         self._registration.announce()
         try:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,6 +49,13 @@ def _settings(
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds an answer may take, waiting included.")] = 300.0,
     grace: Annotated[float, typer.Option(help="Seconds running answers get when the server stops.")] = 30.0,
+    keep_alive: Annotated[
+        float, typer.Option(help="Seconds between comments that keep a quiet stream open; 0: none.")
+    ] = 15.0,
+    patience: Annotated[
+        float,
+        typer.Option(help="Seconds a request's headers may take, and its body, where it comes slower than 10 kB/s."),
+    ] = 20.0,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Web page that may call, as https://example.org; may be repeated.")
     ] = None,
@@ -63,6 +70,8 @@ def _settings(
         requests_per_minute=requests_per_minute,
         timeout=timeout,
         grace=grace,
+        keep_alive=keep_alive,
+        patience=patience,
         cors_origins=tuple(cors_origin or ()),
     )
 
@@ -75,19 +84,21 @@ def serve(
     answers: OtherModel,
     settings: Annotated[ServeSettings, OptionGroup(_settings)],
     keys: KeysOption = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines, every request too.")] = False,
 ) -> None:
     """Answer over HTTP, as OpenAI's API and with memories of its own (docs/serving.md). Ctrl-C stops."""
     with _packages("serving", "serve"):
         from memspan.model.decoding import prepare
         from memspan.serve.app import check_closed
         from memspan.serve.banks import bank_folders
+        from memspan.serve.logs import set_up
         from memspan.serve.run import make_server, run_server
     key_file = _served_keys(settings, keys)
     if key_file is not None and settings.requests_per_minute is None:
         settings = replace(settings, requests_per_minute=_REQUESTS_PER_MINUTE)
     check_closed(settings, key_file)  # before the model, which takes longer to load
     answerer = answers.endpoint()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up(log_json)
     loaded = model.load(*bank_folders(banks).values())
     prepare(loaded.model)
     who = "with an API key" if key_file is not None else "without a key, from this machine"
@@ -109,19 +120,22 @@ def mcp(
 ) -> None:
     """Give agents a memory by the Model Context Protocol: remember, recall, ask, forget, list."""
     with _packages("MCP", "mcp"):
-        from memspan.serve.app import check_closed
-        from memspan.serve.mcp import make_mcp, mcp_app
-        from memspan.serve.run import run_app
+        from memspan.serve.mcp import Loading, loading_mcp, mcp_app
     settings = ServeSettings(host=host, port=port)
-    key_file = _served_keys(settings, keys) if http else None
-    if http:
-        check_closed(settings, key_file)  # before the model, which takes longer to load
-    with _engine_of(bank, model, settings, answers.endpoint()) as (served, engine):
-        if http:
-            app = mcp_app(served, engine, namespace, settings, key_file)
-            run_app(app, settings, lambda address: render.err.print(f"serving on {address}/mcp; Ctrl-C stops"))
-        else:
-            make_mcp(served, engine, namespace).run("stdio")
+    opened = partial(_engine_of, bank, model, settings, answers.endpoint())
+    if not http:
+        loading = Loading(opened)
+        with contextlib.closing(loading):
+            loading_mcp(loading, namespace).run("stdio")
+        return
+    with _packages("MCP", "mcp"):
+        from memspan.serve.app import check_closed
+        from memspan.serve.run import run_app
+    key_file = _served_keys(settings, keys)
+    check_closed(settings, key_file)  # before the model, which takes longer to load
+    with opened() as (served, engine):
+        app = mcp_app(served, engine, namespace, settings, key_file)
+        run_app(app, settings, lambda address: render.err.print(f"serving on {address}/mcp; Ctrl-C stops"))
 
 
 @contextlib.contextmanager
@@ -181,7 +195,7 @@ def _served_keys(settings: ServeSettings, key_file: Path | None) -> KeyFile | No
 def add_key(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
     scope: Annotated[
-        list[str] | None, typer.Option(help="read, write or admin; may be repeated. Default: read.")
+        list[str] | None, typer.Option(help="read, write (and read) or admin (all). Default: read.")
     ] = None,
     namespace: Annotated[
         list[str] | None,

@@ -67,13 +67,18 @@ def fitted_context(
 def question_of(messages: Sequence[tuple[str, str]]) -> tuple[str, list[Turn]]:
     """The question of a conversation, its last message, and what was said before it.
 
+    Where tools were called for the last question, and have answered, their results stand before it.
+
     Args:
-        messages: role and text of each, oldest first; what is not the "assistant"'s is asked or told.
+        messages: role and text of each, oldest first; what is not an "assistant"'s or "tool"'s is asked or told.
 
     Raises:
         QuestionError: the last message is not a user's, or empty.
     """
     *before, (role, question) = messages or [("", "")]
+    asked = max((place for place, (said_by, _) in enumerate(before) if said_by == "user"), default=-1)
+    if role == "tool" and asked >= 0:
+        (role, question), before = before[asked], [*before[:asked], *messages[asked + 1 :]]
     if role != "user" or not question.strip():
         raise QuestionError("the last message must be a user's, and not empty")
     return question, _turns(before)
@@ -85,7 +90,7 @@ def _turns(messages: Iterable[tuple[str, str]]) -> list[Turn]:
     for role, text in ((role, text.strip()) for role, text in messages):
         if not text:
             continue
-        if role != "assistant":
+        if role not in ("assistant", "tool"):
             turns.append(Turn(text))
         elif turns and not turns[-1].answer:
             turns[-1] = Turn(turns[-1].question, text)

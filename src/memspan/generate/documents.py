@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,9 +21,9 @@ from memspan.bank.ledger import FileReader
 from memspan.bank.scope import Scope
 from memspan.bank.sync import Sync, SyncReport
 from memspan.bank.texts import PATIENCE, Changes
-from memspan.dates import normal_date
-from memspan.errors import BankBusy, DuplicateDocument, FilterError
+from memspan.errors import BankBusy, BankClosed, FilterError
 from memspan.generate.calls import named_options
+from memspan.generate.given import documents_of, turn_document
 from memspan.model.convert import LoadedModel
 from memspan.text.corpus import ReadProgress, found_documents, found_files
 from memspan.text.readers import ReadOptions
@@ -49,6 +48,7 @@ class DocumentStore:
         self.bank, self.loaded, self.namespace = bank, loaded, namespace
         self.later = False
         self._changing = threading.RLock()
+        self._closed = False
 
     def __len__(self) -> int:
         """How many documents there are."""
@@ -108,7 +108,7 @@ class DocumentStore:
         expiry = expiry_of(expires, ttl)
         if expiry is not None:
             given = (document if document.expires else replace(document, expires=expiry) for document in given)
-        with self._changing:
+        with self._change():
             options = {"namespace": self.namespace, "existing": existing, "later": self.later, **options}
             return add_documents(self.bank, self.loaded, given, **options)
 
@@ -132,7 +132,7 @@ class DocumentStore:
         given = [Path(path).expanduser() for path in paths]
         how = _read_options(options)
         files, skipped = found_files(given), builtins.list[Skipped]()
-        with self._changing:
+        with self._change():
             reader = FileReader(self.bank.catalog, self.namespace, ReadProgress(given), options=how)
             report = self.add(found_documents(skipped, reader.read(files)), **options)
             if not report.interrupted:
@@ -166,7 +166,7 @@ class DocumentStore:
             raise TypeError('name files or folders, each by itself: memory.sync("notes", "reports")')
         given = [Path(path).expanduser() for path in paths]
         how = _read_options(options)
-        with self._changing:
+        with self._change():
             with self._catalog() as catalog:
                 found = Sync(self.bank, self.namespace, given, catalog, root, how)
             if dry_run:
@@ -293,7 +293,7 @@ class DocumentStore:
             BankBusy: another process writes, and has for some seconds.
         """
         changes = Changes(text, title, metadata, date, expiry_of(expires, ttl), pinned)
-        with self._changing, self.bank.writing(PATIENCE, is_shared=True):
+        with self._change(), self.bank.writing(PATIENCE, is_shared=True):
             return self.add([changes.of(self.bank.get(id, self.namespace))])
 
     @named_options()
@@ -314,16 +314,32 @@ class DocumentStore:
         """
         if (ids is None) == (where is None):
             raise TypeError("name what to delete: ids or where=, one of them")
-        with self._changing:
+        with self._change():
             if where is not None:
                 if not where:
                     raise FilterError("an empty filter would delete every document; name a field, or give ids")
                 ids = [document.external_id for document in self._in_scope(self.bank.catalog, Scope.parse(where))]
             return self.bank.delete([ids] if isinstance(ids, _Id) else ids or (), self.namespace)
 
+    def _check_open(self) -> None:
+        """
+        Raises:
+            BankClosed: `close` was called.
+        """
+        if self._closed:
+            raise BankClosed("this memory was closed; open it again: Memory.open(...)")
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        """Around a change: one at a time, of a memory that is open."""
+        self._check_open()
+        with self._changing:
+            yield
+
     @contextlib.contextmanager
     def _catalog(self) -> Iterator[Catalog]:
         """The catalog as it is now, for this thread."""
+        self._check_open()
         with self.bank.pinned_catalog() as catalog:
             yield catalog
 
@@ -336,79 +352,3 @@ class DocumentStore:
 def _read_options(options: dict[str, Any]) -> ReadOptions:
     """How files are read, taken out of the options of a call."""
     return ReadOptions(**{name: options.pop(name) for name in _READ_OPTIONS if name in options})
-
-
-def documents_of(documents: Iterable[str | Document], **columns: Iterable[Any] | None) -> Iterable[Document]:
-    """Texts and documents as documents; see `DocumentStore.add` for arguments and errors."""
-    if isinstance(documents, str | Document | Mapping):
-        raise TypeError(f"documents is a list, also of one: memory.add([{type(documents).__name__}])")
-    given: dict[str, list[Any]] = {}
-    for name, values in columns.items():
-        if isinstance(values, str | Mapping):
-            raise TypeError(f"{name} is a list with one for each document, not {values!r}")
-        if values is not None:
-            given[name] = list(values)
-    if not given and not isinstance(documents, Sequence):
-        return (_document_of(item, {}) for item in documents)
-    items = list(documents)
-    for name, values in given.items():
-        if len(values) != len(items):
-            raise ValueError(f"{name} has {len(values)} values for {len(items)} documents; give one for each")
-    ids = given.get("ids") or [None] * len(items)
-    named = [id for id in ids if id is not None]
-    if len(set(named)) < len(named):
-        twice = next(id for id in named if named.count(id) > 1)
-        raise ValueError(f"ids names {twice!r} twice; an id is of one document")
-    made = [_document_of(item, {name: given[name][place] for name in given}) for place, item in enumerate(items)]
-    return _each_once(made, [isinstance(item, str) and id is None for item, id in zip(items, ids, strict=True)])
-
-
-def _each_once(documents: Sequence[Document], by_text: Sequence[bool]) -> builtins.list[Document]:
-    """The documents without those that are given again; of texts that are known by themselves, the last one counts.
-
-    Raises:
-        DuplicateDocument: two that differ have one id.
-    """
-    first: dict[str, int] = {}
-    for place, document in enumerate(documents):
-        before = first.setdefault(document.external_id, place)
-        if document != documents[before] and not (by_text[place] and by_text[before]):
-            raise DuplicateDocument(
-                f"the documents {before} and {place} of the list differ and have one id, {document.external_id!r}; an "
-                "id is of one document: give one of them another"
-            )
-    last = {document.external_id: document for document in documents}
-    return [last[name] for name in first]
-
-
-def _document_of(item: Any, values: Mapping[str, Any]) -> Document:
-    if isinstance(item, Document):
-        if values:
-            raise TypeError(f"{', '.join(values)} are for texts; {item.external_id!r} is a Document, and has its own")
-        return item
-    if not isinstance(item, str):
-        raise TypeError(f"a document is a text or a Document, not {type(item).__name__} ({str(item)[:80]!r})")
-    id = values.get("ids")
-    return Document(
-        id if id is not None else _text_id(item),
-        item,
-        values.get("titles") or "",
-        values.get("metadatas") or {},
-        values.get("dates"),
-    )
-
-
-def _text_id(text: str) -> str:
-    """An id made from a text: the same text is the same document."""
-    return f"text-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:24]}"
-
-
-def turn_document(turn: str, speaker: str = "", session: str = "", date: str | None = None) -> Document:
-    """One turn of a conversation as a document; see `DocumentStore.remember`."""
-    if not turn.strip():
-        raise ValueError("the turn is empty; there is nothing to remember")
-    date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
-    text = f"{speaker}: {turn}" if speaker else turn
-    digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
-    metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
-    return Document(f"{session or 'turn'}/{digest}", text, metadata=metadata, date=date)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from transformers import DynamicCache
@@ -11,9 +12,10 @@ from transformers import DynamicCache
 from memspan.bank.catalog import StoredDocument
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
+from memspan.errors import NotEncoded
 from memspan.generate.decode import check_fits, prefill
-from memspan.generate.lexical import SEARCH_DEPTH, chosen_evidence
-from memspan.generate.selectors import Found, Look, ranking_selector
+from memspan.generate.lexical import SEARCH_DEPTH, chosen_evidence, nothing_stored
+from memspan.generate.selectors import Found, Look, Needs, ranking_selector
 from memspan.model.convert import LoadedModel
 from memspan.ops.similarity import SIMILARITIES
 from memspan.routing.local import LocalMemory, SourceMemory
@@ -120,3 +122,26 @@ def routing_of(retrieved: Mapping[int, Retrieved], row: int) -> tuple[LayerRouti
 def passages_of(items: Iterable[Evidence]) -> list[Passage]:
     """Documents as they are put before the model."""
     return [shown_passage(x.document_id, x.title, x.text, x.date) for x in items]
+
+
+def holds_any(snapshot: Snapshot, scope: Scope, folder: Path) -> bool:
+    """Whether a scope holds anything of a snapshot of the bank in this folder.
+
+    Raises:
+        EmptyBank: nothing is stored, whatever the scope.
+    """
+    if not snapshot.holds():
+        raise nothing_stored(folder, snapshot.namespace)
+    return snapshot.holds(scope)
+
+
+def check_encoded(snapshot: Snapshot, scope: Scope, needs: Needs, folder: Path) -> None:
+    """
+    Raises:
+        NotEncoded: documents are found by latents alone, and none has any yet.
+    """
+    if needs.routing and not needs.words and not snapshot.selectable_mask(scope).any():
+        raise NotEncoded(
+            f"none of the documents in {folder} that may be found is encoded yet; encode them with: "
+            f"memspan encode {folder}, or ask with a selector that finds words (lexical, hybrid)"
+        )

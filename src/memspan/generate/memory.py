@@ -18,14 +18,14 @@ from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
-from memspan.errors import BankMismatch, NotEncoded
+from memspan.errors import BankMismatch
 from memspan.generate.answerer import Answerer, check_answerer
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.calls import in_thread, named_options, streamed_in_thread
 from memspan.generate.chat import answering_by
 from memspan.generate.documents import DocumentStore
-from memspan.generate.finder import Finder
-from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope, nothing_stored
+from memspan.generate.finder import Finder, check_encoded, holds_any
+from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope
 from memspan.generate.request import AskOptions, Request
 from memspan.generate.searched import answering
 from memspan.generate.selectors import Look, Needs, default_selector, ranking_selector
@@ -167,6 +167,10 @@ class Memory(DocumentStore):
         return self._pinned is not None
 
     def close(self) -> None:
+        """Close it. What is asked or changed after raises `BankClosed`; closing again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         if self._pinned is not None:
             self._pinned.close()
             self._pinned = None
@@ -181,6 +185,7 @@ class Memory(DocumentStore):
 
     def refresh(self) -> None:
         """See what was committed since, where this memory was opened with `snapshot=True` (others always do)."""
+        self._check_open()
         if self._pinned is not None:
             self._pinned.close()
             self._pinned = self.bank.snapshot(self.namespace)
@@ -254,6 +259,13 @@ class Memory(DocumentStore):
         for _, event in self._answering(self._request([question], options), batch):
             yield event
 
+    @named_options(*_ASK_OPTIONS)
+    def check(self, question: str, **options: Unpack[AskOptions]) -> None:
+        """Refuse what cannot be asked, without asking it; errors as of `ask_batch`."""
+        request = self._request([question], options)
+        with self._snapshot() as snapshot:
+            self._finder(snapshot, request.scope, request.plan.chooser.needs)
+
     @named_options()
     def search(
         self,
@@ -283,12 +295,11 @@ class Memory(DocumentStore):
         check_limit(limit)
         check_min_score(min_score)
         scoped: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
-        request = self._request([question], {"selector": chosen, **scoped})
+        request = Request.of(self.loaded, [question], {"selector": chosen, **scoped})
         with self._snapshot() as snapshot:
-            if not self._finds_any(snapshot, request.scope):
+            if not holds_any(snapshot, request.scope, self.bank.folder):
                 return []
-            self._check_encoded(snapshot, request.scope, needs)
-            finder = Finder(self.loaded, snapshot, request.scope, self.ranks)
+            finder = self._finder(snapshot, request.scope, needs)
             context = self.loaded.template.context(question) if needs.routing else None
             (found,) = finder.rank(chosen, [Look(question, context)], limit)
             return finder.evidence(fitting(found.selected[:limit], min_score, chosen))
@@ -339,8 +350,8 @@ class Memory(DocumentStore):
     def _answering(self, request: Request, batch: DecodingBatch | None = None) -> Iterator[tuple[int, Event | None]]:
         """Yield what happens, with the place of the question it happens to; None after every token."""
         with self._snapshot() as snapshot:
-            finder, plan, sampling = self._finder(snapshot, request.scope), request.plan, request.sampling
-            self._check_encoded(snapshot, request.scope, plan.chooser.needs)
+            plan, sampling = request.plan, request.sampling
+            finder = self._finder(snapshot, request.scope, plan.chooser.needs)
             if self.answerer is None:
                 loop = answering(RoundState(self.loaded, batch), finder, plan, sampling)
             else:
@@ -350,13 +361,15 @@ class Memory(DocumentStore):
                     event = Done(replace(event.answer, pending=snapshot.num_pending))
                 yield place, event
 
-    def _finder(self, snapshot: Snapshot, scope: Scope) -> Finder:
+    def _finder(self, snapshot: Snapshot, scope: Scope, needs: Needs | None = None) -> Finder:
         """
         Raises:
-            EmptyBank: there is nothing to find.
+            EmptyBank, NotEncoded: there is nothing to find, or nothing that is encoded and a selector needs it.
         """
-        if not self._finds_any(snapshot, scope):
+        if not holds_any(snapshot, scope, self.bank.folder):
             raise nothing_in_scope(self.bank.folder)
+        if needs is not None:
+            check_encoded(snapshot, scope, needs, self.bank.folder)
         return Finder(self.loaded, snapshot, scope, self.ranks)
 
     @contextlib.contextmanager
@@ -365,7 +378,9 @@ class Memory(DocumentStore):
 
         Raises:
             BankMismatch: the bank was encoded anew for another model meanwhile.
+            BankClosed: this memory was closed.
         """
+        self._check_open()
         if self._pinned is not None:
             self._pinned.catalog.look_again()
             yield self._pinned
@@ -377,30 +392,9 @@ class Memory(DocumentStore):
 
     @contextlib.contextmanager
     def _catalog(self) -> Iterator[Catalog]:
-        if self._pinned is not None:
+        if self._pinned is not None and not self._closed:
             self._pinned.catalog.look_again()
             yield self._pinned.catalog
             return
         with super()._catalog() as catalog:
             yield catalog
-
-    def _check_encoded(self, snapshot: Snapshot, scope: Scope, needs: Needs) -> None:
-        """
-        Raises:
-            NotEncoded: documents are found by latents alone, and none has any yet.
-        """
-        if needs.routing and not needs.words and not snapshot.selectable_mask(scope).any():
-            raise NotEncoded(
-                f"none of the documents in {self.bank.folder} that may be found is encoded yet; encode them with: "
-                f"memspan encode {self.bank.folder}, or ask with a selector that finds words (lexical, hybrid)"
-            )
-
-    def _finds_any(self, snapshot: Snapshot, scope: Scope) -> bool:
-        """Whether a scope holds anything.
-
-        Raises:
-            EmptyBank: nothing is stored, whatever the scope.
-        """
-        if not snapshot.holds():
-            raise nothing_stored(self.bank.folder, self.namespace)
-        return snapshot.holds(scope)

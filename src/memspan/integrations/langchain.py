@@ -6,7 +6,6 @@ Both run in this process. With a running server (`memspan serve`) `ChatOpenAI` i
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from memspan.generate.context import question_of
 from memspan.generate.memory import Memory
 from memspan.generate.request import MAX_DOCUMENTS, AskOptions
 from memspan.generate.sampling import Sampling
-from memspan.integrations.memories import in_any_order, metadata_of
+from memspan.integrations.memories import cited, in_any_order, metadata_of, name_of
 from memspan.types import Answer, Done, TextWritten
 
 try:
@@ -167,7 +166,7 @@ class ChatMemspan(BaseChatModel):
         memory = self.memory
         return {
             "model_name": self.model_name,
-            "bank": str(memory.bank.folder),
+            "bank": name_of(memory),
             "namespace": memory.namespace,
             "encoder": memory.bank.manifest.encoder_fingerprint,
             **{name: getattr(self, name) for name in (*_ASKING, *_WRITING, "stop")},
@@ -233,7 +232,7 @@ class ChatMemspan(BaseChatModel):
         return {
             "model_name": self.model_name,
             "finish_reason": answer.finish_reason,
-            "citations": [dataclasses.asdict(item) for item in answer.evidence],
+            "citations": [cited(item) for item in answer.evidence],
         }
 
 

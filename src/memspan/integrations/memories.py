@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
+from memspan.files import without_folder
 from memspan.generate.memory import Memory
 from memspan.types import Evidence
 
@@ -25,7 +27,18 @@ def metadata_of(item: Evidence) -> dict[str, Any]:
 
     Chains expect `source` and `title`: they are the external id and the title, unless the document's own say otherwise.
     """
-    ours = dataclasses.asdict(item)
+    ours = cited(item)
     given = ours.pop("metadata")
     del ours["text"]
     return {"source": item.external_id, "title": item.title, **given, "memspan": ours}
+
+
+def cited(item: Evidence) -> dict[str, Any]:
+    """A document that was found as a dict, without the folders of this machine."""
+    return {**dataclasses.asdict(item), "metadata": without_folder(item.metadata)}
+
+
+def name_of(memory: Memory) -> str:
+    """Names a bank apart from others of its name, and tells nothing of where it is."""
+    folder = memory.bank.folder.resolve()
+    return f"{folder.name}-{hashlib.sha256(str(folder).encode(errors='surrogateescape')).hexdigest()[:12]}"

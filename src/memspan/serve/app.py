@@ -47,6 +47,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
+            await service.imports.resume(banks.values())
             yield
         finally:
             service.stop()
@@ -66,13 +67,14 @@ def create_app(
     app.state.service = service
     for routes in (chat, memories, overview, health, page):
         app.include_router(routes.router)
-    app.add_middleware(Gate, settings=settings, keys=keys, metrics=service.metrics, keyless=page.PATHS)
+    app.add_middleware(Gate, settings=settings, keys=keys, metrics=service.metrics, keyless=page.PATHS | health.PATHS)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After"],
         )
     return app
 

@@ -55,7 +55,8 @@ class ServedBank:
         self, name: str, folder: Path, loaded: LoadedModel, max_writes: int, answerer: Answerer | None = None
     ) -> None:
         self.name = name
-        self._memory = Memory(MemoryBank.open_or_create(folder, manifest_of(loaded)), loaded, answerer=answerer)
+        bank = MemoryBank.open_or_create(folder, manifest_of(loaded))
+        self.folder, self._memory = bank.folder, Memory(bank, loaded, answerer=answerer)
         self._stale: dict[str, tuple[int, float, int]] = {}
         self._memory.later = True
         self._is_asked: Callable[[], bool] | None = None

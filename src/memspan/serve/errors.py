@@ -24,6 +24,7 @@ from memspan.errors import (
     QuestionError,
     UnknownDocument,
 )
+from memspan.serve.logs import REQUEST_ID, without_folders
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         401: "No valid API key.",
         403: "The key may not do this, or not in this namespace.",
         404: "There is no such thing.",
+        408: "The request did not come whole in time.",
         409: "It is there already.",
         413: "The request is too large.",
         415: "The body is not JSON.",
@@ -58,6 +60,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
+_ABSENT = {
+    "responses": "there is no Responses API here; ask with POST /v1/chat/completions",
+    "completions": "there are no plain completions here; ask with POST /v1/chat/completions",
+    "embeddings": "there are no embeddings here; add texts with POST /v1/memories, find them with /v1/memories/search",
+}
+_LONGEST_NAME = 200
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -113,18 +121,22 @@ def api_error(error: Exception) -> ApiError:
             message = "another process is changing this bank; try again"
             return ApiError(503, message, "bank_busy", retry_after=2)
         case BankError():
-            _log.error("%s: %s", type(error).__name__, error)
-            return ApiError(503, "the bank cannot be used now; the server's log says why", "bank_unavailable")
+            _log.error("request %s: %s: %s", REQUEST_ID.get(), type(error).__name__, without_folders(str(error)))
+            return ApiError(503, f"the bank cannot be used now; {_see_log()}", "bank_unavailable")
         case AnswererError():
-            _log.error("%s", error)
-            message = "the model that writes the answers gave none; ask again, or see the server's log"
+            _log.error("request %s: %s", REQUEST_ID.get(), without_folders(str(error)))
+            message = f"the server got no answer from the model that writes them; ask again; {_see_log()}"
             return ApiError(502, message, "answerer_failed")
         case QuestionError():
             return ApiError(400, str(error), "context_length_exceeded" if "room" in str(error) else "invalid_question")
         case MemspanError():
-            return ApiError(400, str(error), "invalid_value")
-    _log.error("an unexpected error", exc_info=error)
-    return ApiError(500, "something went wrong in the server; its log says what", "internal_error")
+            return ApiError(400, without_folders(str(error)), "invalid_value")
+    _log.error("request %s: an unexpected error", REQUEST_ID.get(), exc_info=error)
+    return ApiError(500, f"something went wrong in the server; {_see_log()}", "internal_error")
+
+
+def _see_log() -> str:
+    return f"its log says why, at the request {REQUEST_ID.get()}"
 
 
 def error_response(error: Exception) -> Response:
@@ -137,6 +149,9 @@ def error_response(error: Exception) -> Response:
 
 async def handle(request: Request, error: Exception) -> Response:
     """As FastAPI calls it."""
+    absent = _ABSENT.get(request.url.path.rstrip("/").removeprefix("/v1/").partition("/")[0])
+    if absent and isinstance(error, HTTPException) and not isinstance(error, ApiError):
+        error = ApiError(404, absent, "route_not_found")
     return error_response(error)
 
 
@@ -165,5 +180,6 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not JSON in UTF-8", "invalid_json")
-    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-    return ApiError(400, f"{place or 'the request'}: {first['msg']}", "invalid_value", param=place or None)
+    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))[:_LONGEST_NAME]
+    code = {"unknown_field": "unknown_field", "unsupported": "unsupported_value"}.get(first["type"], "invalid_value")
+    return ApiError(400, f"{place or 'the request'}: {first['msg']}", code, param=place or None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 import time
 from collections import OrderedDict
@@ -13,8 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from memspan.errors import MemspanError
 from memspan.serve.errors import ApiError, error_response
 from memspan.serve.keys import SCOPES, KeyFile, Principal
+from memspan.serve.logs import REQUEST_ID, request_id
 from memspan.serve.metrics import Metrics
 from memspan.serve.settings import ServeSettings
+
+_log = logging.getLogger(__name__)
 
 _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -25,6 +30,8 @@ _SECURITY_HEADERS = {
 }
 _LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
 _MOST_CLIENTS = 10_000
+_CLIENT_GONE = 499
+_SLOWEST = 10_000  # bytes a second of a body, at least
 _SECONDS_PER_MINUTE = 60.0
 
 
@@ -63,7 +70,7 @@ class Gate:
     Args:
         keys: who may enter; None: everybody, with every scope (the server is then local, and answers only to local
             names, so that no web page can reach it by a name of its own).
-        keyless: paths that may be read without a key: files that are the same for everybody.
+        keyless: paths that may be read without a key: what is the same for everybody.
     """
 
     def __init__(
@@ -83,19 +90,22 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 499  # if nothing is sent the client has gone
+        started, status = time.perf_counter(), _CLIENT_GONE  # if nothing is sent
+        headers = Headers(scope=scope)
+        known_as = request_id(headers.get("x-request-id"))
+        REQUEST_ID.set(known_as)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 sent = MutableHeaders(scope=message)
+                sent["X-Request-ID"] = known_as
                 for name, value in _SECURITY_HEADERS.items():
                     sent.setdefault(name, value)
             await send(message)
 
         try:
-            headers = Headers(scope=scope)
             principal = self._principal(scope, headers)
             self._rate.check(principal.id)
             self._check_body(scope, headers)
@@ -103,10 +113,20 @@ class Gate:
             await error_response(error)(scope, receive, send_with_headers)
         else:
             scope.setdefault("state", {})["principal"] = principal
-            await self._app(scope, self._limited(receive), send_with_headers)
+            try:
+                await self._app(scope, self._limited(receive), send_with_headers)
+            except Exception as error:
+                if status != _CLIENT_GONE:
+                    raise  # what was begun is cut off, so that nobody takes it for whole
+                await error_response(error)(scope, receive, send_with_headers)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
-            self._metrics.request(route, status, time.perf_counter() - started)
+            self._ended(scope, status, time.perf_counter() - started)
+
+    def _ended(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        self._metrics.request(route, status, seconds)
+        fields = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 3)}
+        _log.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
 
     def _principal(self, scope: Scope, headers: Headers) -> Principal:
         """Who asks.
@@ -145,12 +165,18 @@ class Gate:
             raise ApiError(415, "a body is JSON: Content-Type: application/json", "unsupported_media_type")
 
     def _limited(self, receive: Receive) -> Receive:
-        received = 0
+        """The same, until a body is too large or comes too slowly."""
+        received, whole, patience = 0, False, self._settings.patience
+        began = asyncio.get_running_loop().time()
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
+            nonlocal received, whole
+            try:
+                async with asyncio.timeout_at(None if whole else began + patience + received / _SLOWEST):
+                    message = await receive()
+            except TimeoutError:
+                raise _too_slow() from None
+            received, whole = received + len(message.get("body", b"")), not message.get("more_body", False)
             if received > self._settings.max_request_bytes:
                 raise self._too_large()
             return message
@@ -160,3 +186,9 @@ class Gate:
     def _too_large(self) -> ApiError:
         most = self._settings.max_request_bytes
         return ApiError(413, f"a request has at most {most:,} bytes; send less at a time", "request_too_large")
+
+
+def _too_slow() -> ApiError:
+    error = ApiError(408, "the request did not come whole in time; send it again, at once", "request_timeout")
+    error.headers = {"Connection": "close"}
+    return error

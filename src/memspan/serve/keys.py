@@ -32,7 +32,7 @@ class Key:
         id: public name of the key; a part of its secret text.
         name: for people.
         digest: sha256 of the secret text. It has 256 random bits, so no salt and no slow hash is needed.
-        scopes: of `SCOPES`; admin includes the others.
+        scopes: of `SCOPES`; each includes those before it.
         namespaces: the first is used where a request names none; empty: all.
         created: ISO 8601, UTC.
     """
@@ -68,7 +68,7 @@ class Principal:
     namespaces: tuple[str, ...] = ()
 
     def may(self, scope: str) -> bool:
-        return scope in self.scopes or "admin" in self.scopes
+        return any(scope in SCOPES[: SCOPES.index(own) + 1] for own in self.scopes)
 
     def may_enter(self, namespace: str) -> bool:
         return not self.namespaces or namespace in self.namespaces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import signal
 from collections.abc import Callable, Iterable
@@ -11,15 +12,46 @@ import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from memspan.generate.answerer import Answerer
 from memspan.model.convert import LoadedModel
 from memspan.serve.app import check_closed, create_app
 from memspan.serve.banks import open_banks
 from memspan.serve.keys import KeyFile
+from memspan.serve.logs import keep_private
 from memspan.serve.settings import ServeSettings
 
 _ENDING_SECONDS = 10
+
+
+class Patient(H11Protocol):
+    """HTTP as uvicorn speaks it, but a connection is closed on which a request's headers do not come whole in time, or
+    more comes of a body that nobody reads any more."""
+
+    patience = ServeSettings.patience
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+        elif not answering and self._waiting is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._waiting = self.loop.call_later(self.patience, self.transport.close)
 
 
 class Server(uvicorn.Server):
@@ -55,6 +87,7 @@ def make_server(
 def run_server(server: Server, tell: Callable[[str], None]) -> None:
     """Listen, say at which address, and serve until a signal stops it."""
     listening = server.config.bind_socket()
+    listening.listen(server.config.backlog)  # who hears the address may call at once, and waits until it is served
     host, port = listening.getsockname()[:2]
     tell(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     # uvicorn raises the signal that stopped it once more when it is done; by then there is nothing left to stop, and
@@ -76,11 +109,14 @@ def run_app(app: ASGIApp, settings: ServeSettings, tell: Callable[[str], None]) 
 
 def server_of(app: ASGIApp, settings: ServeSettings) -> Server:
     """A server of any application, ready to `run`."""
+    keep_private()
     AppStatus.disable_automatic_graceful_drain()  # streams end when their answers do, see `Service.stop`
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        http=type("Patient", (Patient,), {"patience": settings.patience}),
+        ws="none",
         log_config=None,
         access_log=False,  # it would hold the ids in paths and queries
         log_level="warning",

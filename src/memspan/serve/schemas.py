@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import AliasPath, BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import (
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    field_validator,
+)
 
+from memspan.files import without_folder
 from memspan.generate.request import MAX_DOCUMENTS
 from memspan.serve.selectors import RankingSelector, Selector
+from memspan.serve.strict import Body, Strict
 from memspan.types import Evidence, LayerRouting, Span
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = dict[str, float]
 
-_MOST_MESSAGES = 1000
 _MOST_DOCUMENTS = 100
 _MOST_ROUNDS = 16
-
-
-class Strict(BaseModel):
-    """A part of a request in which an unknown field is an error: a misspelt one would silently do nothing."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class TextPart(BaseModel):
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    """A message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
-        return self.content or ""
 
 
 class AskFields(Strict):
@@ -60,39 +43,6 @@ class AskFields(Strict):
     as_of: str | None = Field(None, description="What was valid at this day or moment: dated, or recorded by then.")
     known_at: str | None = Field(None, description="What the bank held at this day or moment.")
     session: str = Field("", max_length=200, description="Conversation that a remembered turn belongs to.")
-
-
-class StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
-class ChatRequest(BaseModel):
-    """OpenAI's request. What a memory model cannot do (tools, several choices ...) is refused, not ignored."""
-
-    model: str = Field(max_length=300, examples=["memspan/notes"])
-    messages: list[Message] = Field(min_length=1, max_length=_MOST_MESSAGES)
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2, description="Default: 0, the likeliest answer.")
-    top_p: float | None = Field(None, gt=0, le=1)
-    stop: str | list[str] | None = Field(None, description="At most four strings that end the answer.")
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    n: Literal[1] | None = None
-    tools: Annotated[list[JsonValue], Field(max_length=0)] | None = None
-    functions: Annotated[list[JsonValue], Field(max_length=0)] | None = None
-    logprobs: Literal[False] | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    response_format: PlainFormat | None = None
-    user: str | None = None
-    remember: bool = Field(False, description="Remember the last message and its answer.")
-    memspan: AskFields = Field(default_factory=AskFields)  # type: ignore[arg-type]
-
-
-class PlainFormat(BaseModel):
-    type: Literal["text"]
 
 
 class Out(BaseModel):
@@ -118,6 +68,11 @@ class EvidenceOut(Out):
     pages: list[int] = Field(description="Pages, from 1, that the text stands on; none of a memory without pages.")
     metadata: dict[str, JsonValue]
     date: str
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _public(cls, metadata: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        return without_folder(metadata)
 
 
 class RoundOut(Out):
@@ -222,10 +177,14 @@ class ChatCompletion(BaseModel):
 
 
 class ModelOut(BaseModel):
+    """A bank as a model."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["memspan"] = "memspan"
+    context_length: int = Field(description="Tokens of a conversation and its answer, evidence included.")
+    max_output_tokens: int = Field(description="Of one answer, at most.")
 
 
 class ModelList(BaseModel):
@@ -248,7 +207,7 @@ class MemoryIn(Strict):
     pinned: bool | None = Field(default=None, description="Whether it stays, whatever its expiry.")
 
 
-class Place(Strict):
+class Place(Body):
     """Where memories are: of one bank and namespace."""
 
     bank: Name | None = Field(None, description="Default: the first that is served.")
@@ -347,12 +306,18 @@ class ImportOut(Out):
     bank: str = Field(validation_alias=AliasPath("bank", "name"))
     namespace: str
     status: Literal["running", "done", "failed", "cancelled"]
+    created: str = Field(description="ISO 8601, UTC.")
     total: int
     done: int
     added: int
     updated: int
     unchanged: int
     error: str | None = None
+
+
+class ImportList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ImportOut]
 
 
 class BankOut(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -117,6 +118,24 @@ class _Needs:
         if not principal.may(self._scope):
             raise ApiError(403, f"this key has not the scope {self._scope!r}", "missing_scope")
         return principal
+
+
+def known_query(request: Request) -> None:
+    """Refuse what a route does not read: a misspelt `namespace` would be another one's.
+
+    Raises:
+        ApiError: 400, with the parameter.
+    """
+    known = [param.alias for param in request.scope["route"].dependant.query_params]
+    unknown = next((name for name in request.query_params if name not in known), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown[:100], known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"this route takes {', '.join(known) or 'none'}"
+        raise ApiError(
+            400, f"{unknown[:100]}: there is no such parameter; {hint}", "unknown_field", param=unknown[:100]
+        )
+    if request.method in ("GET", "DELETE") and request.headers.get("content-length", "0") != "0":
+        raise ApiError(400, "this route reads no body; write what it takes into the address", "unknown_field")
 
 
 ServiceDep = Annotated[Service, Depends(_service)]

@@ -20,6 +20,8 @@ class ServeSettings:
         requests_per_minute: of one key (or, without keys, of one client's address), at most; None: any number.
         timeout: seconds from a question to its answer; what takes longer is ended (504).
         grace: seconds that running answers get to finish when the server stops.
+        keep_alive: seconds between comments in a stream, so that no proxy takes it for dead; 0: none.
+        patience: seconds from a connection to the end of a request's headers, and from there to the end of its body.
         cors_origins: web pages that may call, as https://example.org; none by default.
     """
 
@@ -33,6 +35,8 @@ class ServeSettings:
     requests_per_minute: int | None = None
     timeout: float = 300.0
     grace: float = 30.0
+    keep_alive: float = 15.0
+    patience: float = 20.0
     cors_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -44,8 +48,8 @@ class ServeSettings:
             raise ValueError(f"requests_per_minute must be at least 1, not {self.requests_per_minute}")
         if not 0 <= self.port < 2**16:
             raise ValueError(f"port must be from 0 to 65535, not {self.port}")
-        if self.timeout <= 0 or self.grace < 0:
-            raise ValueError("timeout must be above 0 seconds, and grace not negative")
+        if self.timeout <= 0 or self.patience <= 0 or self.grace < 0 or self.keep_alive < 0:
+            raise ValueError("timeout and patience must be above 0 seconds, and grace and keep_alive not negative")
         if "*" in self.cors_origins:
             raise ValueError("cors_origins must name the pages that may call, as https://example.org, not *")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import regex
+
 from memspan.text.template import PromptTemplate
 
 _INCOMPLETE = "\ufffd"  # what a tokenizer shows for half a character
@@ -33,3 +35,21 @@ class GrowingText:
         self._begin, self._end = self._end, len(ids)
         self._before = self._template.text(ids[self._begin :])
         return self._text
+
+
+class WholeEmoji:
+    """Passes text on as it comes, and holds an emoji back until it can't grow any more (a flag, a family, a skin)."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def take(self, text: str) -> str:
+        """What may be shown now."""
+        *shown, last = regex.findall(r"\X", self._held + text) or [""]
+        self._held = last if regex.search(r"\p{Extended_Pictographic}|\p{Regional_Indicator}", last) else ""
+        return "".join(shown) + ("" if self._held else last)
+
+    def rest(self) -> str:
+        """What is still held back, at the end."""
+        held, self._held = self._held, ""
+        return held

@@ -10,20 +10,25 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
 
+from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.errors import QuestionError
+from memspan.generate.chat import answer_messages, estimated_tokens
 from memspan.generate.context import question_of
-from memspan.generate.documents import turn_document
+from memspan.generate.decode import context_room
+from memspan.generate.given import turn_document
+from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.serve.banks import ServedBank
+from memspan.serve.chat_request import ChatRequest
 from memspan.serve.errors import ERRORS, ApiError, api_error, values_checked
 from memspan.serve.schemas import (
     Annotation,
     AnswerMessage,
     ChatCompletion,
-    ChatRequest,
     Choice,
     CitationOut,
     EvidenceOut,
@@ -45,31 +50,32 @@ from memspan.serve.service import (
     while_connected,
     written,
 )
+from memspan.text.growing import WholeEmoji
 from memspan.text.paging import page_label
-from memspan.types import Answer, Done, Event, Evidence, RoundDone, TextWritten
+from memspan.types import Answer, Done, Evidence, RoundDone, TextWritten
 
 router = APIRouter(responses=ERRORS, tags=["chat"])
 
-_DEFAULT_NEW_TOKENS = 256
 _MOST_STOPS = 4
 _CLIENT_GONE = 499
-_PING_SECONDS = 15
 
 
 @router.get("/v1/models")
 async def list_models(service: ServiceDep, _: Reader) -> ModelList:
     """The banks, each as a model."""
-    return ModelList(data=[_model(service, name) for name in service.banks])
+    return ModelList(data=[await run_in_threadpool(_model, service, name) for name in service.banks])
 
 
 @router.get("/v1/models/{model:path}")
 async def get_model(model: str, service: ServiceDep, _: Reader) -> ModelOut:
     """One bank as a model."""
-    return _model(service, service.bank_of_model(model).name)
+    return await run_in_threadpool(_model, service, service.bank_of_model(model).name)
 
 
 def _model(service: Service, name: str) -> ModelOut:
-    return ModelOut(id=MODEL_PREFIX + name, created=service.started)
+    room = _room(service.bank(name).memory(DEFAULT_NAMESPACE))
+    most = min(service.settings.max_new_tokens, room)
+    return ModelOut(id=MODEL_PREFIX + name, created=service.started, context_length=room, max_output_tokens=most)
 
 
 @router.post(
@@ -91,13 +97,15 @@ async def chat(body: ChatRequest, request: Request, service: ServiceDep, reader:
         raise ApiError(403, "to remember a turn the key needs the scope 'write'", "missing_scope", param="remember")
     named = service.bank_of_model(body.model) if body.memspan.bank is None else service.bank(body.memspan.bank)
     namespace = namespace_for(reader, body.memspan.namespace)
-    question, options = _question(body, service)
+    question, options = await run_in_threadpool(_checked, body, named.memory(namespace), service)
     exchange = _Exchange(service, named, namespace, body, question, options)
     try:
         if body.stream:
-            first = await while_connected(request, exchange.next())
             return EventSourceResponse(
-                exchange.chunks(first), ping=_PING_SECONDS, sep="\n", client_close_handler_callable=exchange.closed
+                exchange.chunks(),
+                ping=service.settings.keep_alive,
+                sep="\n",
+                client_close_handler_callable=exchange.closed,
             )
         return await while_connected(request, exchange.completion())
     except ClientGone:
@@ -108,33 +116,55 @@ async def chat(body: ChatRequest, request: Request, service: ServiceDep, reader:
         raise
 
 
-def _question(body: ChatRequest, service: Service) -> tuple[str, AskOptions]:
-    """The last message, and how to ask it.
+def _checked(body: ChatRequest, memory: Memory, service: Service) -> tuple[str, AskOptions]:
+    """The question, and how to ask it. What cannot be asked is refused here, while there is a status to say so.
 
     Raises:
         ApiError: 400, with the field.
+        MemspanError: as of `Memory.check`.
     """
     try:
-        question, history = question_of([(message.role, message.text) for message in body.messages])
+        said = [("tool" if one.role == "function" else one.role, one.text) for one in body.messages]
+        question, history = question_of(said)
     except QuestionError as error:
         raise ApiError(400, str(error), "invalid_question", param="messages") from error
-    most = service.settings.max_new_tokens
-    wanted = body.max_completion_tokens or body.max_tokens or min(_DEFAULT_NEW_TOKENS, most)
-    if wanted > most:
-        raise ApiError(400, f"an answer has at most {most} tokens here", "too_many_tokens", param="max_tokens")
+    sampling = _sampling(body, _most_tokens(memory, question, service.settings.max_new_tokens))
+    fields = body.memspan.model_dump(exclude={"bank", "namespace", "session"})
+    options = AskOptions(**fields, sampling=sampling, history=history)
+    memory.check(question, **options)
+    return question, options
+
+
+def _room(memory: Memory) -> int:
+    """Tokens of a conversation and its answer that the model has room for which writes the answers."""
+    return context_room(memory.loaded, 0) if memory.answerer is None else memory.answerer.context
+
+
+def _most_tokens(memory: Memory, question: str, allowed: int) -> int:
+    """Of an answer: half of what is left beside the question at most, so that there is room for evidence."""
+    if memory.answerer is None:
+        asked = len(memory.loaded.template.context(question).ids)
+    else:
+        asked = estimated_tokens(answer_messages(question, ()))
+    return max(1, min(allowed, (_room(memory) - asked) // 2))
+
+
+def _sampling(body: ChatRequest, most: int) -> Sampling:
+    """
+    Raises:
+        ApiError: 400, with the field.
+    """
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > _MOST_STOPS:
         raise ApiError(400, f"at most {_MOST_STOPS} strings may end an answer", "invalid_value", param="stop")
     with values_checked("stop"):
-        sampling = Sampling(
-            wanted,
+        return Sampling(
+            min(body.wanted_tokens or most, most),
             body.temperature or 0.0,
             1.0 if body.top_p is None else body.top_p,
-            secrets.randbits(62) if body.seed is None else body.seed,
+            secrets.randbits(62) if body.seed is None or body.seed < 0 else body.seed,
             tuple(stops),
         )
-    fields = body.memspan.model_dump(exclude={"bank", "namespace", "session"})
-    return question, AskOptions(**fields, sampling=sampling, history=history)
 
 
 class _Exchange:
@@ -161,9 +191,6 @@ class _Exchange:
         """The client has gone, perhaps before the first chunk was asked for."""
         self.cancel()
 
-    async def next(self) -> Event:
-        return await self._events.next()
-
     async def completion(self) -> ChatCompletion:
         """The whole answer."""
         answer = await self._events.answer()
@@ -178,19 +205,21 @@ class _Exchange:
             memspan=trace,
         )
 
-    async def chunks(self, event: Event) -> AsyncIterator[dict[str, str]]:
-        """The answer as server-sent events, from the first event of the engine on.
+    async def chunks(self) -> AsyncIterator[dict[str, str]]:
+        """The answer as server-sent events. The first is sent at once, however long the question waits for its turn.
 
-        An error after the first chunk is sent in a chunk of its own: the status has been sent by then.
+        An error is sent in a chunk of its own: the status has been sent by then.
         """
+        emoji = WholeEmoji()
         try:
             yield self._chunk({"role": "assistant", "content": ""})
-            while not isinstance(event, Done):
-                if isinstance(event, TextWritten):
-                    yield self._chunk({"content": event.text})
+            while not isinstance(event := await self._events.next(), Done):
+                if isinstance(event, TextWritten) and (text := emoji.take(event.text)):
+                    yield self._chunk({"content": text})
                 elif isinstance(event, RoundDone):
                     yield self._chunk({}, memspan={"round": RoundOut.of(event.round).model_dump()})
-                event = await self.next()
+            if text := emoji.rest():
+                yield self._chunk({"content": text})
             answer = event.answer
             trace = await self._finish(answer)
             annotations = [annotation.model_dump() for annotation in self._annotations(answer)]

@@ -13,6 +13,9 @@ from memspan.serve.service import Admin, ServiceDep
 
 router = APIRouter(responses={status: ERRORS[status] for status in (401, 403, 429, 503)}, tags=["server"])
 
+PATHS = frozenset({"/health", "/ready"})
+"""What an orchestrator asks; it needs no key, and tells nothing else."""
+
 
 @router.get("/health")
 async def health() -> Health:

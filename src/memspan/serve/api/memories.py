@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
 from starlette.convertors import Convertor, register_url_convertor
@@ -19,6 +19,7 @@ from memspan.bank.clock import expiry_of
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.stored import num_pending
 from memspan.errors import EmptyBank, FilterError, UnknownDocument
+from memspan.files import without_folder
 from memspan.generate.memory import Memory
 from memspan.serve.banks import ServedBank
 from memspan.serve.errors import ERRORS, ApiError, values_checked
@@ -29,6 +30,7 @@ from memspan.serve.schemas import (
     BatchReport,
     BatchRequest,
     EvidenceOut,
+    ImportList,
     ImportOut,
     ImportRequest,
     MemoryDeleted,
@@ -40,10 +42,10 @@ from memspan.serve.schemas import (
     SearchResults,
     UpdateRequest,
 )
-from memspan.serve.service import Reader, Service, ServiceDep, Writer, namespace_for, written
+from memspan.serve.service import Reader, Service, ServiceDep, Writer, known_query, namespace_for, written
 from memspan.types import Document
 
-router = APIRouter(responses=ERRORS, tags=["memories"])
+router = APIRouter(responses=ERRORS, tags=["memories"], dependencies=[Depends(known_query)])
 
 
 class _AnyText(Convertor[str]):
@@ -177,9 +179,16 @@ async def delete(
 
 @router.post("/v1/imports", status_code=202)
 async def start_import(body: ImportRequest, service: ServiceDep, writer: Writer) -> ImportOut:
-    """Remember many texts in the background; see how far it is with the import's id."""
+    """Remember many texts in the background; see how far it is with the import's id. It outlives the server."""
     bank, namespace = _place(service, writer, body)
-    return ImportOut.of(service.imports.start(bank, namespace, documents_of(body.memories)))
+    documents = await run_in_threadpool(documents_of, body.memories)
+    return ImportOut.of(await service.imports.start(bank, namespace, documents))
+
+
+@router.get("/v1/imports")
+async def list_imports(service: ServiceDep, reader: Reader) -> ImportList:
+    """The imports into namespaces that the key may enter, the newest first."""
+    return ImportList(data=[ImportOut.of(job) for job in service.imports.all() if reader.may_enter(job.namespace)])
 
 
 @router.get("/v1/imports/{id}")
@@ -201,7 +210,7 @@ async def watch_import(id: str, service: ServiceDep, reader: Reader) -> EventSou
         async for state in job.watch():
             yield {"event": state.status, "data": json.dumps(ImportOut.of(state).model_dump())}
 
-    return EventSourceResponse(events(), sep="\n")
+    return EventSourceResponse(events(), ping=service.settings.keep_alive, sep="\n")
 
 
 @router.delete("/v1/imports/{id}")
@@ -267,7 +276,7 @@ def _memory_out(bank: str, namespace: str, stored: StoredSource, with_text: bool
         namespace=namespace,
         title=document.title,
         text=document.text if with_text else None,
-        metadata=dict(document.metadata),
+        metadata=without_folder(document.metadata),
         date=document.date,
         added_at=stored.added_at,
         recorded_at=stored.recorded_at,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.concurrency import run_in_threadpool
 
 from memspan import __version__
@@ -15,9 +15,9 @@ from memspan.serve.banks import ServedBank
 from memspan.serve.errors import ERRORS
 from memspan.serve.keys import SCOPES, Principal
 from memspan.serve.schemas import BankOut, DocumentList, DocumentOut, StatusOut
-from memspan.serve.service import Reader, ServiceDep, namespace_for
+from memspan.serve.service import Reader, ServiceDep, known_query, namespace_for
 
-router = APIRouter(responses=ERRORS, tags=["server"])
+router = APIRouter(responses=ERRORS, tags=["server"], dependencies=[Depends(known_query)])
 
 _MOST_DOCUMENTS = 500
 

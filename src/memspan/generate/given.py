@@ -1,0 +1,88 @@
+"""Documents as callers give them: texts with lists of ids and metadata, `Document`s, and turns of conversations."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from memspan.dates import normal_date
+from memspan.errors import DuplicateDocument
+from memspan.types import JSON, Document
+
+
+def documents_of(documents: Iterable[str | Document], **columns: Iterable[Any] | None) -> Iterable[Document]:
+    """Texts and documents as documents; see `DocumentStore.add` for arguments and errors."""
+    if isinstance(documents, str | Document | Mapping):
+        raise TypeError(f"documents is a list, also of one: memory.add([{type(documents).__name__}])")
+    given: dict[str, list[Any]] = {}
+    for name, values in columns.items():
+        if isinstance(values, str | Mapping):
+            raise TypeError(f"{name} is a list with one for each document, not {values!r}")
+        if values is not None:
+            given[name] = list(values)
+    if not given and not isinstance(documents, Sequence):
+        return (_document_of(item, {}) for item in documents)
+    items = list(documents)
+    for name, values in given.items():
+        if len(values) != len(items):
+            raise ValueError(f"{name} has {len(values)} values for {len(items)} documents; give one for each")
+    ids = given.get("ids") or [None] * len(items)
+    named = [id for id in ids if id is not None]
+    if len(set(named)) < len(named):
+        twice = next(id for id in named if named.count(id) > 1)
+        raise ValueError(f"ids names {twice!r} twice; an id is of one document")
+    made = [_document_of(item, {name: given[name][place] for name in given}) for place, item in enumerate(items)]
+    return _each_once(made, [isinstance(item, str) and id is None for item, id in zip(items, ids, strict=True)])
+
+
+def _each_once(documents: Sequence[Document], by_text: Sequence[bool]) -> list[Document]:
+    """The documents without those that are given again; of texts that are known by themselves, the last one counts.
+
+    Raises:
+        DuplicateDocument: two that differ have one id.
+    """
+    first: dict[str, int] = {}
+    for place, document in enumerate(documents):
+        before = first.setdefault(document.external_id, place)
+        if document != documents[before] and not (by_text[place] and by_text[before]):
+            raise DuplicateDocument(
+                f"the documents {before} and {place} of the list differ and have one id, {document.external_id!r}; an "
+                "id is of one document: give one of them another"
+            )
+    last = {document.external_id: document for document in documents}
+    return [last[name] for name in first]
+
+
+def _document_of(item: Any, values: Mapping[str, Any]) -> Document:
+    if isinstance(item, Document):
+        if values:
+            raise TypeError(f"{', '.join(values)} are for texts; {item.external_id!r} is a Document, and has its own")
+        return item
+    if not isinstance(item, str):
+        raise TypeError(f"a document is a text or a Document, not {type(item).__name__} ({str(item)[:80]!r})")
+    id = values.get("ids")
+    return Document(
+        id if id is not None else _text_id(item),
+        item,
+        values.get("titles") or "",
+        values.get("metadatas") or {},
+        values.get("dates"),
+    )
+
+
+def _text_id(text: str) -> str:
+    """An id made from a text: the same text is the same document."""
+    return f"text-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:24]}"
+
+
+def turn_document(turn: str, speaker: str = "", session: str = "", date: str | None = None) -> Document:
+    """One turn of a conversation as a document; see `DocumentStore.remember`."""
+    if not turn.strip():
+        raise ValueError("the turn is empty; there is nothing to remember")
+    date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
+    text = f"{speaker}: {turn}" if speaker else turn
+    digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
+    metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
+    return Document(f"{session or 'turn'}/{digest}", text, metadata=metadata, date=date)
