@@ -33,7 +33,8 @@ from transformers import (
 
 from memspan.bank.bank import BankWriter, MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog, StoredDocument
-from memspan.bank.edits import NewDocument, NewSource, Written, add_sources
+from memspan.bank.edits import NewDocument, NewSource, add_sources
+from memspan.bank.folder import Written
 from memspan.bank.manifest import FORMAT_VERSION, Manifest
 from memspan.bank.schema import FORMAT_2
 from memspan.bank.segment import Placed, SegmentFiles

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "memspan"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 _LEVELS = (
-    ("types", "config", "dates", "errors", "files", "registry", "stages"),
+    ("types", "config", "dates", "errors", "events", "files", "registry", "stages"),
     ("text", "ops"),
     ("model",),
     ("bank",),

@@ -361,38 +361,6 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class RoundStarted:
-    """An event: a round begins, with this query."""
-
-    number: int
-    query: str
-
-
-@dataclass(frozen=True, slots=True)
-class RoundDone:
-    """An event: documents were chosen and their text went in."""
-
-    round: Round
-
-
-@dataclass(frozen=True, slots=True)
-class TextWritten:
-    """An event: a further piece of the answer's text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """An event, the last one: the whole answer."""
-
-    answer: Answer
-
-
-Event = RoundStarted | RoundDone | TextWritten | Done
-
-
-@dataclass(frozen=True, slots=True)
 class AddReport:
     """What an `add` (or a `reencode`) did.
 

@@ -17,7 +17,8 @@ from helpers import commit_texts, tiny_manifest
 from memspan.bank import edits
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
-from memspan.bank.edits import NewDocument, NewSource, Written
+from memspan.bank.edits import NewDocument, NewSource
+from memspan.bank.folder import Written
 from memspan.bank.manifest import FORMAT_VERSION, Manifest
 from memspan.bank.segment import Placed, SegmentFiles
 from memspan.errors import BankError, BankMismatch

@@ -30,8 +30,8 @@ from helpers import (
 from memspan.bank import coarse, compaction, edits
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.edits import NewDocument, NewSource, Written
-from memspan.bank.folder import CONTENT_SUFFIX, segment_paths
+from memspan.bank.edits import NewDocument, NewSource
+from memspan.bank.folder import CONTENT_SUFFIX, Written, segment_paths
 from memspan.bank.segment import SegmentWriter
 from memspan.bank.verify import verify
 from memspan.errors import BankBusy

@@ -12,7 +12,8 @@ from helpers import commit_texts
 
 from memspan.bank import edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
-from memspan.bank.edits import NewDocument, NewSource, Written
+from memspan.bank.edits import NewDocument, NewSource
+from memspan.bank.folder import Written
 from memspan.bank.scope import Scope
 from memspan.bank.segment import Placed, SegmentFiles
 from memspan.bank.versions import SourceRows

@@ -16,7 +16,8 @@ from memspan.bank import edits, words
 from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.edits import NewDocument, NewSource, Written
+from memspan.bank.edits import NewDocument, NewSource
+from memspan.bank.folder import Written
 from memspan.bank.texts import TextBank
 from memspan.bank.verify import verify
 from memspan.bank.words import outdated_namespaces

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from memspan.bank import clock, edits
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog, StoredDocument
-from memspan.bank.edits import NewSource, Written
+from memspan.bank.edits import NewSource
+from memspan.bank.folder import Written
 from memspan.bank.scope import EVERYTHING, OPERATORS, Scope, parse_expressions
 from memspan.dates import date_key, normal_date
 from memspan.errors import FilterError, MemspanError

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from memspan.bank import edits, words
 from memspan.bank.catalog import Catalog
-from memspan.bank.edits import NewDocument, NewSource, Written
+from memspan.bank.edits import NewDocument, NewSource
+from memspan.bank.folder import Written
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.segment import Placed, SegmentFiles
 from memspan.types import Document, Span

@@ -38,9 +38,9 @@ from memspan.bank import coarse
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.compaction import FAN_OUT
-from memspan.bank.edits import NewDocument, NewSource, Written, add_sources, place_pending
+from memspan.bank.edits import NewDocument, NewSource, add_sources, place_pending
 from memspan.bank.encode import Part
-from memspan.bank.folder import segments_folder, text_crc32
+from memspan.bank.folder import Written, segments_folder, text_crc32
 from memspan.bank.segment import SegmentWriter
 from memspan.model.shipped import ModelNames
 from memspan.text.template import encoded_text

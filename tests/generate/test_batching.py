@@ -14,6 +14,7 @@ from helpers import TensorMemory, random_context, random_ids, tiny_loaded
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.config import TEMPLATES
+from memspan.events import Done
 from memspan.generate import batching
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.decode import Decoding, Generated
@@ -22,7 +23,7 @@ from memspan.generate.sampling import Sampling
 from memspan.model import buffers
 from memspan.model.convert import LoadedModel
 from memspan.text.template import Context
-from memspan.types import Document, Done
+from memspan.types import Document
 
 LENGTHS = (37, 5, 1, 50, 12)
 """Of the contexts, in the order they join: some are longer than all before."""

@@ -18,6 +18,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.config import TEMPLATES
 from memspan.errors import MemspanError, QuestionError
+from memspan.events import Done, RoundDone, RoundStarted, TextWritten
 from memspan.generate.constrain import RoutedIds
 from memspan.generate.decode import Decoding
 from memspan.generate.memory import Memory
@@ -29,7 +30,7 @@ from memspan.model.memory_api import AskStep
 from memspan.text.packing import pack_contexts
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Passage, PromptTemplate
-from memspan.types import Answer, Document, Done, Retrieved, RoundDone, RoundStarted, TextWritten
+from memspan.types import Answer, Document, Retrieved
 
 END, ENOUGH = "<|object_ref_end|>", "<End-of-Retrieve>"
 ANIMALS = ("otter", "heron", "badger", "newt", "falcon", "lynx", "marmot", "viper", "ibis", "gecko")

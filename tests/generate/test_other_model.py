@@ -17,6 +17,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.bank.texts import TextBank
 from memspan.errors import AnswererError, EmptyBank, FilterError, MemspanError, QuestionError
+from memspan.events import Done, RoundDone, TextWritten
 from memspan.generate.answerer import Ended, Message
 from memspan.generate.chat import answer_messages, document_block, escaped, estimated_tokens, fitted_turns
 from memspan.generate.endpoint import Endpoint
@@ -25,7 +26,7 @@ from memspan.generate.sampling import Sampling
 from memspan.generate.summarize import SummaryPlan
 from memspan.generate.textual import TextMemory
 from memspan.model.convert import LoadedModel
-from memspan.types import Answer, Document, Done, Evidence, RoundDone, Span, TextWritten, Turn
+from memspan.types import Answer, Document, Evidence, Span, Turn
 
 ANIMALS = {"otter": "Rome", "heron": "Oslo", "lynx": "Quito"}
 DOCUMENTS = [

@@ -13,13 +13,14 @@ from helpers import CopiedText, tiny_loaded
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.errors import MemspanError
+from memspan.events import Done, RoundDone, RoundStarted
 from memspan.generate.lexical import names_in, next_query
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.text.corpus import Skipped, read_paths
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Passage
-from memspan.types import Answer, Done, RoundDone, RoundStarted
+from memspan.types import Answer
 
 SELECTORS = ("router", "lexical", "hybrid")
 

@@ -14,12 +14,13 @@ from helpers import tiny_loaded
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
+from memspan.events import Done
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.generate.summarize import SummaryPlan
 from memspan.model.convert import LoadedModel
 from memspan.model.decoding import prepare, unprepared_alone
-from memspan.types import Answer, Done
+from memspan.types import Answer
 
 CITIES = {"otter": "Rome", "heron": "Oslo", "lynx": "Quito", "newt": "Bern"}
 QUESTIONS = [f"Where does the {animal} live?" for animal in CITIES]

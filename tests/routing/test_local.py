@@ -557,7 +557,9 @@ def test_a_model_answers_from_a_bank_as_from_the_documents_in_memory(
     documents = _in_memory(loaded)
     stored = read_latents(bank)
     assert torch.equal(torch.cat([stored[n].content_LC2GD for n in sorted(stored)], 1).float(), documents.content_LC2GD)
-    assert torch.equal(torch.cat([stored[n].router_keys_LCW for n in sorted(stored)], 1).float(), documents.router_keys_LCW)
+    assert torch.equal(
+        torch.cat([stored[n].router_keys_LCW for n in sorted(stored)], 1).float(), documents.router_keys_LCW
+    )
     contexts = [loaded.template.context(question) for question in ("who sold it?", "how hot is the old oven on sunday")]
     contexts.append(random_context(4, 7, 6))
     in_memory = ask(model, contexts, TensorMemory(model, documents, k))

@@ -12,12 +12,13 @@ from serving import wait_for
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.errors import EmptyBank
+from memspan.events import Done, Event, TextWritten
 from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
 from memspan.serve.engine import Engine, Failed, QueueFull, Stopping, Ticket, TookTooLong
-from memspan.types import Document, Done, Event, TextWritten
+from memspan.types import Document
 
 QUESTIONS = ["Where does the otter live?", "Tell me of the otter of 3", "otter", "What is at 7, and at 8?", "Rome"]
 

@@ -12,9 +12,10 @@ from memspan.bank import edits
 from memspan.bank.bank import MemoryBank
 from memspan.bank.behind import Behind
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.edits import NewDocument, NewSource, Written
+from memspan.bank.edits import NewDocument, NewSource
 from memspan.bank.encode import COMMIT_SECONDS, EncodingRun, Progress, check_model, manifest_of
 from memspan.bank.encoders import Encoders, Group
+from memspan.bank.folder import Written
 from memspan.bank.lines import read_exported
 from memspan.bank.remembered import remember
 from memspan.bank.texts import check_namespace, keeps_retention

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from memspan.bank import clock, compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
-from memspan.bank.edits import NewSource, Written
-from memspan.bank.folder import PARTIAL_CATALOG, new_bank, segments_folder, text_crc32
+from memspan.bank.edits import NewSource
+from memspan.bank.folder import PARTIAL_CATALOG, Written, new_bank, segments_folder, text_crc32
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter
 from memspan.bank.shard import Shard, join_small

@@ -13,10 +13,9 @@ from itertools import islice
 
 from memspan.bank import edits
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
-from memspan.bank.edits import Written
 from memspan.bank.encode import WINDOW_BATCHES, EncodingRun, Part
 from memspan.bank.encoders import Encoders
-from memspan.bank.folder import segments_folder
+from memspan.bank.folder import Written, segments_folder
 from memspan.bank.locks import encoder_lock
 from memspan.bank.segment import SegmentWriter
 from memspan.bank.stored import num_pending, pending_ids, still_pending

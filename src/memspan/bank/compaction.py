@@ -12,8 +12,7 @@ from pathlib import Path
 
 from memspan.bank import edits, ledger
 from memspan.bank.catalog import Catalog
-from memspan.bank.edits import Written
-from memspan.bank.folder import SegmentFiles, is_partial, segment_of, segments_folder
+from memspan.bank.folder import SegmentFiles, Written, is_partial, segment_of, segments_folder
 from memspan.bank.locks import holders, pids
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter

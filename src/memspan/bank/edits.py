@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memspan.bank.catalog import STAGED_MANIFEST, Catalog
-from memspan.bank.folder import Placed, SegmentFiles
+from memspan.bank.folder import Placed, SegmentFiles, Written
 from memspan.bank.formats import add_format_3, follow_format, is_of_format_2, show_as_stored
 from memspan.bank.manifest import FORMAT_VERSION
 from memspan.bank.schema import seal
@@ -42,20 +42,6 @@ class NewSource:
 
     document: Document
     parts: tuple[NewDocument, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """Segment files on disk, and where each document's rows stand in them."""
-
-    segments: Sequence[SegmentFiles]
-    places: Sequence[Placed]
-
-    @classmethod
-    def joined(cls, parts: Sequence[Written]) -> Written:
-        return cls(
-            [files for part in parts for files in part.segments], [place for part in parts for place in part.places]
-        )
 
 
 @contextlib.contextmanager

@@ -24,9 +24,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from memspan.bank.bank import MAX_SEGMENT_BYTES
-from memspan.bank.edits import Written
 from memspan.bank.encode import EncodingRun, Part, manifest_of
-from memspan.bank.folder import segment_paths, segments_folder
+from memspan.bank.folder import Written, segment_paths, segments_folder
 from memspan.bank.segment import SegmentWriter
 from memspan.errors import BankError, RankError
 from memspan.model.convert import LoadedModel

@@ -11,7 +11,7 @@ import contextlib
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,20 @@ class Placed:
     first_row: int
     rows: int
     text_crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Segment files on disk, and where each document's rows stand in them."""
+
+    segments: Sequence[SegmentFiles]
+    places: Sequence[Placed]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Written]) -> Written:
+        return cls(
+            [files for part in parts for files in part.segments], [place for part in parts for place in part.places]
+        )
 
 
 def segments_folder(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from memspan.bank import edits
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.compaction import drop_unwanted_staged, sweep
-from memspan.bank.edits import NewSource, Written
+from memspan.bank.edits import NewSource
 from memspan.bank.encode import (
     COMMIT_SECONDS,
     WINDOW_BATCHES,
@@ -21,7 +21,7 @@ from memspan.bank.encode import (
     manifest_of,
     tokenise,
 )
-from memspan.bank.folder import segments_folder
+from memspan.bank.folder import Written, segments_folder
 from memspan.bank.remembered import remember
 from memspan.bank.scope import LIVE, PAST, Scope
 from memspan.bank.segment import SegmentWriter

@@ -19,9 +19,9 @@ import torch
 from memspan.bank import edits
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.edits import NewDocument, NewSource, Written
+from memspan.bank.edits import NewDocument, NewSource
 from memspan.bank.files import write_zeros_synced
-from memspan.bank.folder import Placed, segment_paths, segments_folder, text_crc32
+from memspan.bank.folder import Placed, Written, segment_paths, segments_folder, text_crc32
 from memspan.bank.manifest import FORMAT_VERSION, SYNTHETIC, Manifest
 from memspan.bank.segment import LATENT_DTYPE, publish_segment
 from memspan.errors import BankError

@@ -12,8 +12,7 @@ from typing import Self
 
 from memspan.bank import edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
-from memspan.bank.edits import Written
-from memspan.bank.folder import CATALOG
+from memspan.bank.folder import CATALOG, Written
 from memspan.bank.locks import Registration, writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.scope import EVERYTHING, Scope

@@ -28,6 +28,7 @@ from memspan.bank.synthetic import disk_bytes, made_up, open_or_write_synthetic,
 from memspan.errors import EvaluationError
 from memspan.eval.machine import machine
 from memspan.eval.plots import Spread, draw_curves
+from memspan.events import Done, Event, RoundDone, RoundStarted, TextWritten
 from memspan.generate.context import room_for
 from memspan.generate.finder import Finder, Look
 from memspan.generate.interleave import Asked, Plan
@@ -38,7 +39,7 @@ from memspan.model.convert import LoadedModel
 from memspan.model.decoding import prepare
 from memspan.ops.pooling import num_chunks
 from memspan.text.template import Context, Passage
-from memspan.types import Answer, Done, Event, LayerRouting, Round, RoundDone, RoundStarted, TextWritten
+from memspan.types import Answer, LayerRouting, Round
 
 # The size that the largest one is compared with, and how much longer its first token may take.
 BASE_TOKENS, MOST_RATIO = 10**6, 2.0

@@ -32,7 +32,7 @@ from memspan.cli.importing import importing
 from memspan.cli.process import SKIPPED, started_by_torchrun, stop_flag
 from memspan.cli.stored import check_bank, checkpoint_info, open_texts
 from memspan.errors import MemspanError
-from memspan.types import Done, TextWritten
+from memspan.events import Done, TextWritten
 
 if TYPE_CHECKING:
     from memspan.cli.choices import ModelChoice

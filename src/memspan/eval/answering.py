@@ -10,6 +10,7 @@ from memspan.bank.scope import EVERYTHING
 from memspan.errors import EvaluationError, MemspanError
 from memspan.eval.arms import Arm
 from memspan.eval.ranking import Ranking, check_not_empty, layers_found, served
+from memspan.events import Done
 from memspan.generate.answerer import Answerer
 from memspan.generate.chat import (
     answer_messages,
@@ -34,7 +35,7 @@ from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import LayerMemory
 from memspan.text.questions import Question
 from memspan.text.template import Context
-from memspan.types import Answer, Done, Evidence, Span
+from memspan.types import Answer, Evidence, Span
 
 _NO_CONTEXT = Context((), Span(0, 0))
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from memspan.errors import MemspanError, QuestionError
+from memspan.events import RoundDone, RoundStarted
 from memspan.generate.answerer import Answerer, Ended, Message, Searcher, Wanted
 from memspan.generate.citing import Marks
 from memspan.generate.interleave import MIN_SHARE, Asked, Interleave, Plan, Reply
@@ -24,7 +25,7 @@ from memspan.generate.sampling import Sampling
 from memspan.generate.selectors import Found, Look, ReadingSelector
 from memspan.routing.ranking import keep_adaptively
 from memspan.text.template import Passage
-from memspan.types import Evidence, Round, RoundDone, RoundStarted, Turn, date_key
+from memspan.types import Evidence, Round, Turn, date_key
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder

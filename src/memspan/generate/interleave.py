@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from memspan.errors import MemspanError
+from memspan.events import Done, Event, TextWritten
 from memspan.generate.citing import abstains, citations_of
 from memspan.generate.selectors import SELECTORS, RankingSelector, ReadingSelector
 from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
-from memspan.types import Answer, Citation, Done, Event, Evidence, LayerRouting, Round, TextWritten, Turn
+from memspan.types import Answer, Citation, Evidence, LayerRouting, Round, Turn
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder

@@ -19,6 +19,7 @@ from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
 from memspan.bank.tiers import parse_bytes
 from memspan.errors import BankMismatch
+from memspan.events import Done, Event, TextWritten
 from memspan.generate.answerer import Answerer, check_answerer
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.calls import in_thread, named_options, streamed_in_thread
@@ -33,7 +34,7 @@ from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
 from memspan.routing.ranks import Ranks
-from memspan.types import Answer, Done, Event, Evidence, TextWritten
+from memspan.types import Answer, Evidence
 
 _log = logging.getLogger(__name__)
 _ASK_OPTIONS = tuple(AskOptions.__annotations__)

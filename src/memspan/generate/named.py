@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from memspan.events import Event, RoundDone, RoundStarted
 from memspan.generate.constrain import FreeIds, Guide, RoutedIds
 from memspan.generate.context import room_for
 from memspan.generate.decode import Decoding, Generated, check_fits
@@ -17,7 +18,7 @@ from memspan.routing.local import SourceMemory
 from memspan.routing.ranking import Selected, chosen
 from memspan.text.rounds import Named, RoundProtocol, Transcript
 from memspan.text.template import Context
-from memspan.types import Event, Evidence, Round, RoundDone, RoundStarted
+from memspan.types import Evidence, Round
 
 # What a document's id takes at most, in a round's limit of tokens: ten digits and the brackets.
 _TOKENS_PER_ID = 12

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from memspan.events import Event, RoundDone, RoundStarted
 from memspan.generate.context import fitted_context, room_for
 from memspan.generate.finder import Finder, passages_of, routing_of
 from memspan.generate.interleave import MIN_SHARE, Asked, Ended, Interleave, Plan, Reading, Reply
@@ -23,7 +24,7 @@ from memspan.model.memory_api import LayerMemory
 from memspan.routing.local import Recalled
 from memspan.routing.ranking import keep_adaptively
 from memspan.text.template import Context
-from memspan.types import Event, LayerRouting, Round, RoundDone, RoundStarted
+from memspan.types import LayerRouting, Round
 
 
 class ContextReading(Reading, Protocol):

@@ -7,11 +7,11 @@ from typing import Unpack
 
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.texts import TextBank, check_namespace
+from memspan.events import Event
 from memspan.generate.answerer import Answerer
 from memspan.generate.chat import answering_by
 from memspan.generate.lexical import TextFinder, nothing_in_scope, nothing_stored
 from memspan.generate.request import AskOptions, Request
-from memspan.types import Event
 
 
 class TextMemory:

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from memspan.errors import QuestionError
+from memspan.events import Done, TextWritten
 from memspan.generate.context import question_of
 from memspan.generate.memory import Memory
 from memspan.generate.request import MAX_DOCUMENTS, AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.integrations.memories import cited, in_any_order, metadata_of, name_of
-from memspan.types import Answer, Done, TextWritten
+from memspan.types import Answer
 
 try:
     from langchain_core.caches import BaseCache

@@ -16,11 +16,11 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 from memspan.errors import MemspanError
+from memspan.events import Done, Event, TextWritten
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions
 from memspan.model.convert import LoadedModel
-from memspan.types import Done, Event, TextWritten
 
 _log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from fastapi.security import HTTPBearer
 
 from memspan.bank.texts import check_namespace
 from memspan.errors import BankError
+from memspan.events import Done, Event
 from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions
 from memspan.serve.banks import ServedBank
@@ -25,7 +26,7 @@ from memspan.serve.imports import Imports
 from memspan.serve.keys import Principal
 from memspan.serve.metrics import Metrics
 from memspan.serve.settings import ServeSettings
-from memspan.types import Answer, Done, Event
+from memspan.types import Answer
 
 Result = TypeVar("Result")
 

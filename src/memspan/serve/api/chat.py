@@ -15,6 +15,7 @@ from sse_starlette import EventSourceResponse
 
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.errors import QuestionError
+from memspan.events import Done, RoundDone, TextWritten
 from memspan.generate.chat import answer_messages, estimated_tokens
 from memspan.generate.context import question_of
 from memspan.generate.decode import context_room
@@ -52,7 +53,7 @@ from memspan.serve.service import (
 )
 from memspan.text.growing import WholeEmoji
 from memspan.text.paging import page_label
-from memspan.types import Answer, Done, Evidence, RoundDone, TextWritten
+from memspan.types import Answer, Evidence
 
 router = APIRouter(responses=ERRORS, tags=["chat"])
 
