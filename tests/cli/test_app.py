@@ -496,7 +496,19 @@ def test_asking_an_empty_bank_says_how_to_fill_it(tmp_path: Path) -> None:
 def test_ls_pages_through_the_documents(bank: Path, no_model: None) -> None:
     listed = memspan("ls", bank, "--json").json
     assert [found["external_id"] for found in listed] == [*("notes/heron.md", "notes/lynx.txt", "notes/otter.txt")]
-    fields = {"id", "source_id", "external_id", "title", "text", "span", "metadata", "date", "tokens", "chunks"}
+    fields = {
+        "id",
+        "source_id",
+        "external_id",
+        "title",
+        "text",
+        "span",
+        "metadata",
+        "date",
+        "tokens",
+        "chunks",
+        "pages",
+    }
     assert set(listed[0]) == fields
     first = memspan("ls", bank, "--limit", 2)
     assert [line.split()[:2] for line in first.out.splitlines()] == [["1", "notes/heron.md"], ["2", "notes/lynx.txt"]]
