@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 from memspan.model.runtime import pick_device
+
+# What is started in the background, or by nohup, ignores these, and so would all that tests start and signal.
+for _name, _handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if signal.getsignal(getattr(signal, _name, signal.SIGINT)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), _handler)
 
 # What tests must not be skipped for: `--skips`.
 pytest_addoption = allowed_skips.pytest_addoption

@@ -28,7 +28,7 @@ from helpers import (
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.database import Database
-from memspan.errors import BankError
+from memspan.errors import BankClosed, BankError
 from memspan.types import Document
 
 DEFAULT = DEFAULT_NAMESPACE
@@ -222,7 +222,7 @@ def test_any_path_is_a_path(tmp_path: Path, name: str) -> None:
 def test_closing_twice_is_closing_once(database: Database) -> None:
     database.close()
     database.close()
-    with pytest.raises(AssertionError, match="open while it is used"):
+    with pytest.raises(BankClosed, match="was closed; open it again"):
         database.read("SELECT 1")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 from contextlib import closing
@@ -80,15 +81,17 @@ def test_servers_open_it_too(bank: Path, model: Path, monkeypatch: pytest.Monkey
     opened: list[Path] = []
 
     class Tools:
-        def __init__(self, served: Any, *_: object) -> None:
-            opened.append(served.memory("default").loaded.path)
+        def __init__(self, loading: Any, *_: object) -> None:
+            self.loading = loading
 
         def run(self, transport: str) -> None:
             assert transport == "stdio"
+            served, _ = asyncio.run(self.loading.served())
+            opened.append(served.memory("default").loaded.path)
 
     monkeypatch.setattr("memspan.serve.run.make_server", lambda loaded, *_: opened.append(loaded.path))
     monkeypatch.setattr("memspan.serve.run.run_server", lambda *_: None)
-    monkeypatch.setattr("memspan.serve.mcp.make_mcp", Tools)
+    monkeypatch.setattr("memspan.serve.mcp.loading_mcp", Tools)
     assert memspan("serve", f"notes={bank}").code == memspan("mcp", bank).code == 0
     assert opened == [model, model]
 

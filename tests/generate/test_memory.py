@@ -23,6 +23,7 @@ from memspan.errors import (
     BankMismatch,
     EmptyBank,
     MemspanError,
+    NotEncoded,
     QuestionError,
     UnknownDocument,
 )
@@ -556,7 +557,7 @@ def test_a_turn_is_kept_with_who_said_it_where_and_when(empty: Memory) -> None:
     empty.remember("I like tea.", speaker="Ann", session="s1", date="2026-03-01T10:00+02:00")
     (found,) = empty.search("tea")
     assert (found.text, found.metadata) == ("Ann: I like tea.", {"speaker": "Ann", "session": "s1"})
-    assert found.date == "2026-03-01T08:00:00"
+    assert found.date == "2026-03-01T10:00:00+02:00"
     assert found.external_id.startswith("s1/")
     empty.remember("Tea is hot.", date="2026-03-02")
     assert [item.text for item in empty.search("hot")] == ["Tea is hot."]
@@ -725,7 +726,11 @@ def test_a_question_sees_all_of_a_change_or_nothing_of_it(empty: Memory) -> None
         reader, seen = empty.in_namespace("default"), set()
         while not done.is_set() or not seen:
             for selector in SELECTORS:
-                found = reader.search("otter", selector=selector, limit=9)
+                try:
+                    found = reader.search("otter", selector=selector, limit=9)
+                except NotEncoded:  # the router alone sees what is encoded
+                    assert selector == "router"
+                    continue
                 assert sorted(item.external_id for item in found) == [*names]
                 (told,) = {item.text.split()[-1] for item in found}  # of one generation
                 seen.add(told)

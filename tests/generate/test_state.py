@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 import torch
 from helpers import FAMILIES, TensorMemory, tiny_loaded
 
-from memspan.generate.decode import Decoding
+from memspan.generate.batching import write_next
+from memspan.generate.decode import Decoding, Writing
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
@@ -49,16 +50,16 @@ def _tokens_run(loaded: LoadedModel, layer: int) -> Iterator[list[int]]:
 def _run(decoding: Decoding) -> tuple[torch.Tensor, list[list[int]]]:
     """The prefill's logits and what was written."""
     first: list[torch.Tensor] = []
-    for writing in decoding.writings:
 
-        def spy(logits_V: torch.Tensor, take: Callable[[torch.Tensor], int] = writing.take) -> int:
-            first.append(logits_V.clone())
-            return take(logits_V)
+    def spy(writings: Sequence[Writing], logits_RV: torch.Tensor) -> list[int]:
+        first.append(logits_RV.clone())
+        return write_next(writings, logits_RV)
 
-        writing.take = spy  # type: ignore[method-assign]
-    for _ in decoding.run():
-        pass
-    return torch.stack(first[: len(decoding.rows)]), [row.ids for row in decoding.rows]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("memspan.generate.decode.write_next", spy)
+        for _ in decoding.run():
+            pass
+    return first[0], [row.ids for row in decoding.rows]
 
 
 def _rounds(loaded: LoadedModel, growth: Sequence[Sequence[int]], questions: Sequence[str]) -> Iterator[tuple]:

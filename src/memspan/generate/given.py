@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from memspan.dates import normal_date
+from memspan.dates import date_key, normal_date
 from memspan.errors import DuplicateDocument
 from memspan.types import JSON, Document
 
@@ -83,6 +83,6 @@ def turn_document(turn: str, speaker: str = "", session: str = "", date: str | N
         raise ValueError("the turn is empty; there is nothing to remember")
     date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
     text = f"{speaker}: {turn}" if speaker else turn
-    digest = hashlib.sha256(f"{date}\n{text}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{date_key(date)}\n{text}".encode()).hexdigest()[:16]  # a moment, whatever its zone
     metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
     return Document(f"{session or 'turn'}/{digest}", text, metadata=metadata, date=date)
