@@ -18,7 +18,8 @@ from transformers.utils import logging
 
 from memspan import Answer, Document, Memory
 from memspan.model.shipped import DEFAULT_SOURCE
-from memspan.text.corpus import installed_packages, read_paths
+from memspan.text.corpus import read_paths
+from memspan.text.installed import installed_packages
 
 HERE = Path(__file__).parent
 SHOWN = 3

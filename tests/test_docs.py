@@ -75,3 +75,10 @@ def test_the_readme_runs_as_it_is_written(
     for block in others:
         exec(compile(block, "README.md", "exec"), {})
     assert "Decision: the warehouse moves" in capsys.readouterr().out
+
+
+def test_the_demo_has_its_documents_and_questions() -> None:
+    demo = runpy.run_path(str(ROOT / "examples" / "demo.py"), run_name="demo")
+    documents = {document.external_id for document in demo["corpus"]()}
+    assert {"notes/people/owen-pritchard.md", "package:torch"} <= documents
+    assert len(list(demo["read_questions"]())) == 15
