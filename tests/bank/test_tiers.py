@@ -110,14 +110,23 @@ def test_what_is_free_on_an_accelerator_is_used_and_too_little_leaves_keys_on_th
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(tiers, "free_bytes", lambda device: 0)
-    assert Tiers().move([_Moving()], (3, 5), torch.device("cpu")) == 0
+    division = Tiers()
+    for _ in range(2):  # nor at the next question
+        assert division.move([_Moving()], (3, 5), torch.device("cpu")) == 0
     monkeypatch.setattr(tiers, "free_bytes", lambda device: 10**9)
 
+    tried = []
+
     def full(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        tried.append(device)
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(tiers, "to_device", full)
-    assert Tiers().move([_Moving()], (3, 5), torch.device("cpu")) == 0
+    for division in (Tiers(), Tiers(device_budget=10**9)):
+        tried.clear()
+        for _ in range(2):
+            assert division.move([_Moving()], (3, 5), torch.device("cpu")) == 0
+        assert len(tried) == 1, "what did not fit is not tried at every question"
     assert "cpu has no room for 0.00 GB of keys; they stay on the CPU" in caplog.text
 
 

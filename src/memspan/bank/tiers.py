@@ -87,6 +87,7 @@ class Tiers:
 
     def __init__(self, budget: int | None = None, device_budget: int | None = None) -> None:
         self.budget, self.device_budget = budget, device_budget
+        self._room: int | None = None
         self._moved: WeakKeyDictionary[Reader, dict[int, CoarseKeys]] = WeakKeyDictionary()
         self._moved_rows: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None] | None = None
         self.content = TensorCache(CACHE_BYTES)
@@ -148,29 +149,34 @@ class Tiers:
         Raises:
             BudgetError: the budget was given and has no room for the first of them.
         """
-        if self.device_budget is None:
-            given, self.device_budget = False, free_bytes(device)
-        else:
-            given = True
-        rest = self.device_budget
+        if self._room is None:
+            self._room = free_bytes(device) if self.device_budget is None else self.device_budget
+        rest = self._room
         for place, reader in enumerate(readers):
-            rows = int(reader.documents_N4[:, 2].sum())
-            size = reader.keys_bytes // 2 + 4 * rows * len(layers)  # bfloat16 becomes int8, and a scale a row
-            rest -= size
-            if rest < 0:
-                if given and not place:
-                    raise BudgetError(
-                        f"a GPU memory budget of {_gigabytes(self.device_budget)} has no room for the routing keys of "
-                        f"one segment; give at least {_gigabytes(size, up=True)}, or --device cpu"
-                    )
+            size = self._bytes_moved(reader, len(layers))
+            if self.device_budget is not None and size > self.device_budget and not place:
+                raise BudgetError(
+                    f"a GPU memory budget of {_gigabytes(self.device_budget)} has no room for the routing keys of "
+                    f"one segment; give at least {_gigabytes(size, up=True)}, or --device cpu"
+                )
+            if size > rest:
                 return place
             if reader not in self._moved:
                 try:
                     self._moved[reader] = {layer: _moved(reader, layer, device) for layer in layers}
                 except torch.OutOfMemoryError:
                     _log.warning("%s has no room for %s of keys; they stay on the CPU", device, _gigabytes(size))
+                    self._room -= rest  # what did not fit is not tried again
                     return place
+            rest -= size
         return len(readers)
+
+    def _bytes_moved(self, reader: Reader, num_layers: int) -> int:
+        """What the keys of a reader take on an accelerator, where they are or would be."""
+        if reader in self._moved:
+            return sum(keys.nbytes for keys in self._moved[reader].values())
+        # bfloat16 becomes int8, and a scale a row.
+        return reader.keys_bytes // 2 + 4 * int(reader.documents_N4[:, 2].sum()) * num_layers
 
     def moved_keys(self, reader: Reader, layer: int) -> CoarseKeys:
         """Keys that an accelerator keeps since `move`."""

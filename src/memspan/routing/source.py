@@ -79,6 +79,20 @@ class _Part:
     document_C: torch.Tensor
     on_device: bool
 
+    @classmethod
+    def unscored(cls, num_questions: int, document_C: torch.Tensor, *, on_device: bool) -> _Part:
+        return cls(torch.empty(num_questions, len(document_C), device=document_C.device), document_C, on_device)
+
+    def split(self, shards: Sequence[Shard]) -> Sequence[torch.Tensor]:
+        """Where the scores of each shard stand."""
+        return self.score_BC.split([len(shard.document_C) for shard in shards], dim=1)
+
+    def without(self, barred_C: torch.Tensor | None) -> _Part:
+        """Itself, with the rows that must not be selected scored so."""
+        if barred_C is not None:
+            self.score_BC.masked_fill_(barred_C, float("-inf"))
+        return self
+
     def leading(self, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Indices and scores of the leading documents of every question."""
         if self.on_device:
@@ -120,14 +134,15 @@ class LocalSource:
         """
         self._shards, self._layers = list(shards), tuple(layers)
         self._tiers = tiers or Tiers()
-        self._resident = self._tiers.resident([shard.reader for shard in self._shards], len(self._layers))
         self._layout = self._tiers.layout(self._shards)
         if selectable_N is None:
             selectable_N = torch.cat([torch.empty(0, dtype=torch.bool), *(shard.live_N for shard in self._shards)])
         self._barred_C = self._tiers.barred(self._layout, selectable_N)
         self._keys_on = keys_on or torch.device("cpu")
         readers = [shard.reader for shard in self._shards]
-        self._num_moved = 0 if keys_on is None else self._tiers.move(readers, self._layers, keys_on)
+        num_moved = 0 if keys_on is None else self._tiers.move(readers, self._layers, keys_on)
+        self._moved, self._stay = self._shards[:num_moved], self._shards[num_moved:]
+        self._resident = self._tiers.resident(readers[num_moved:], len(self._layers))
         self._parts: list[_Part] = []
         self._query_BTW = torch.empty(0)
         # Where documents stand that were asked for.
@@ -139,15 +154,14 @@ class LocalSource:
 
     def leading(self, layer: int, query_BTW: torch.Tensor, count: int) -> list[Candidates]:
         """See `Source.leading`."""
-        moved, stay = self._shards[: self._num_moved], self._shards[self._num_moved :]
         self._parts = []
-        if stay:
+        if self._stay:
             self._query_BTW = query_BTW.cpu()
-            self._parts.append(self._on_host(layer, stay))
+            self._parts.append(self._on_host(layer))
         else:  # not waited for: what leads is copied behind it
             self._query_BTW = start_to_host(query_BTW)
-        if moved:
-            self._parts.append(self._on_device(layer, query_BTW, moved))
+        if self._moved:
+            self._parts.append(self._on_device(layer, to_device(query_BTW, self._keys_on)))
         return self._joined([part.leading(count) for part in self._parts])
 
     def above(self, bounds: Sequence[float]) -> list[Candidates]:
@@ -158,34 +172,24 @@ class LocalSource:
         """See `Source.exact`."""
         return [self._exact(layer, query_TW, ids_K) for query_TW, ids_K in zip(self._query_BTW, ids, strict=True)]
 
-    def _on_host(self, layer: int, shards: Sequence[Shard]) -> _Part:
+    def _on_host(self, layer: int) -> _Part:
         """Score the keys that are on the CPU."""
-        queries, first = (
-            quantize_queries(self._query_BTW),
-            sum(len(s.document_C) for s in self._shards[: self._num_moved]),
-        )
-        document_C = self._layout.document_C[first:]
-        score_BC = torch.empty(len(self._query_BTW), len(document_C))
-        parts = score_BC.split([len(shard.document_C) for shard in shards], dim=1)
-        for shard, part_BC, is_resident in zip(shards, parts, self._resident[self._num_moved :], strict=True):
-            coarse_scores(queries, shard.reader.coarse_keys(layer), part_BC)
+        queries, first = quantize_queries(self._query_BTW), sum(len(shard.document_C) for shard in self._moved)
+        part = _Part.unscored(len(self._query_BTW), self._layout.document_C[first:], on_device=False)
+        for shard, score_BC, is_resident in zip(self._stay, part.split(self._stay), self._resident, strict=True):
+            coarse_scores(queries, shard.reader.coarse_keys(layer), score_BC)
             if not is_resident:
                 shard.reader.give_back_coarse(layer)
-        if self._barred_C is not None:
-            score_BC.masked_fill_(self._barred_C[first:], float("-inf"))
-        return _Part(score_BC, document_C, on_device=False)
+        return part.without(None if self._barred_C is None else self._barred_C[first:])
 
-    def _on_device(self, layer: int, query_BTW: torch.Tensor, shards: Sequence[Shard]) -> _Part:
-        """Score the keys that are on the accelerator."""
-        queries = quantize_queries(to_device(query_BTW, self._keys_on))
-        document_C, barred_C = self._tiers.moved_rows(self._layout, self._barred_C, shards, self._keys_on)
-        score_BC = torch.empty(len(query_BTW), len(document_C), device=self._keys_on)
-        parts = score_BC.split([len(shard.document_C) for shard in shards], dim=1)
-        for shard, part_BC in zip(shards, parts, strict=True):
-            coarse_scores(queries, self._tiers.moved_keys(shard.reader, layer), part_BC)
-        if barred_C is not None:
-            score_BC.masked_fill_(barred_C, float("-inf"))
-        return _Part(score_BC, document_C, on_device=True)
+    def _on_device(self, layer: int, query_BTW: torch.Tensor) -> _Part:
+        """Score the keys that are on the accelerator, as the query is."""
+        queries = quantize_queries(query_BTW)
+        document_C, barred_C = self._tiers.moved_rows(self._layout, self._barred_C, self._moved, self._keys_on)
+        part = _Part.unscored(len(query_BTW), document_C, on_device=True)
+        for shard, score_BC in zip(self._moved, part.split(self._moved), strict=True):
+            coarse_scores(queries, self._tiers.moved_keys(shard.reader, layer), score_BC)
+        return part.without(barred_C)
 
     def _joined(self, parts: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]]) -> list[Candidates]:
         """What the parts found for every question."""
