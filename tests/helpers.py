@@ -162,6 +162,20 @@ def tiny_loaded(family: str = "llama", seed: int = 0, **msa: Any) -> LoadedModel
     return LoadedModel(model, PromptTemplate(model.config.template_spec, tiny_tokenizer()), Path("tiny"))
 
 
+def watch_encoding(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> list[str]:
+    """The text, in its template, of every document that a model encodes from here on."""
+    texts: list[str] = []
+    real = loaded.model.encode
+
+    def watched(documents: Sequence[Sequence[int]]) -> EncodedDocuments:
+        result = real(documents)
+        texts.extend(loaded.template.text(ids) for ids in documents)
+        return result
+
+    monkeypatch.setattr(loaded.model, "encode", watched)
+    return texts
+
+
 def save_backbone(folder: Path, family: str = "llama", seed: int = 0) -> PreTrainedModel:
     """Write `tiny_backbone(family, seed)` and `tiny_tokenizer` as a plain Hugging Face folder."""
     backbone = tiny_backbone(family, seed)

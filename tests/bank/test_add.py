@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import read_bank, read_latents, tiny_loaded
+from helpers import read_bank, read_latents, tiny_loaded, watch_encoding
 
 from memspan.bank import add
 from memspan.bank.add import AddReport, add_documents
@@ -24,7 +24,7 @@ from memspan.bank.verify import verify
 from memspan.errors import BankError, BankMismatch, DuplicateDocument
 from memspan.model.convert import LoadedModel
 from memspan.text.template import encoded_text
-from memspan.types import Document, EncodedDocuments
+from memspan.types import Document
 
 DEFAULT = DEFAULT_NAMESPACE
 MAX_TOKENS = 64
@@ -45,16 +45,7 @@ def bank(tmp_path: Path, loaded: LoadedModel) -> MemoryBank:
 @pytest.fixture
 def encoded(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The text, in its template, of every document that the model encodes from here on."""
-    texts: list[str] = []
-    real = loaded.model.encode
-
-    def watched(documents: Sequence[Sequence[int]]) -> EncodedDocuments:
-        result = real(documents)
-        texts.extend(loaded.template.text(ids) for ids in documents)
-        return result
-
-    monkeypatch.setattr(loaded.model, "encode", watched)
-    return texts
+    return watch_encoding(monkeypatch, loaded)
 
 
 def _text(generator: random.Random, num_words: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import read_bank, read_latents, tiny_loaded
+from helpers import read_bank, read_latents, tiny_loaded, watch_encoding
 
 from memspan.bank import add, behind, edits
 from memspan.bank.add import add_documents, encode_pending, import_documents
@@ -58,16 +58,7 @@ def memory(bank: MemoryBank, loaded: LoadedModel) -> Memory:
 @pytest.fixture
 def encoded(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The text, in its template, of every document that the model encodes from here on."""
-    texts: list[str] = []
-    real = loaded.model.encode
-
-    def watched(documents: Sequence[Sequence[int]]) -> EncodedDocuments:
-        result = real(documents)
-        texts.extend(loaded.template.text(ids) for ids in documents)
-        return result
-
-    monkeypatch.setattr(loaded.model, "encode", watched)
-    return texts
+    return watch_encoding(monkeypatch, loaded)
 
 
 def _later(bank: MemoryBank, loaded: LoadedModel, documents: Sequence[Document] = CORPUS, **options: Any) -> AddReport:

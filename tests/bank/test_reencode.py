@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import FORK, bits, read_bank, read_latents, tiny_loaded
+from helpers import FORK, bits, read_bank, read_latents, tiny_loaded, watch_encoding
 
 from memspan.bank import edits
 from memspan.bank.add import AddReport, add_documents
@@ -26,7 +26,7 @@ from memspan.errors import BankBusy, BankError, BankMismatch
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
 from memspan.text.parts import split_document
-from memspan.types import Document, EncodedDocuments
+from memspan.types import Document
 
 OTHER = "other"
 MAX_TOKENS = 64
@@ -74,20 +74,7 @@ def bank(tmp_path: Path, old: LoadedModel) -> Iterator[MemoryBank]:
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch, new: LoadedModel) -> list[str]:
     """What `new` encodes from here on, in its template."""
-    return _watch(monkeypatch, new)
-
-
-def _watch(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> list[str]:
-    texts: list[str] = []
-    real = loaded.model.encode
-
-    def watched(documents: Sequence[Sequence[int]]) -> EncodedDocuments:
-        result = real(documents)
-        texts.extend(loaded.template.text(ids) for ids in documents)
-        return result
-
-    monkeypatch.setattr(loaded.model, "encode", watched)
-    return texts
+    return watch_encoding(monkeypatch, new)
 
 
 def _stop_after(batches: int) -> Stop:
@@ -347,7 +334,7 @@ def test_an_error_of_the_model_loses_nothing_that_was_staged(
         with pytest.raises(RuntimeError):
             reencode(bank, new, batch_tokens=1, commit_seconds=0.0)
     assert (_everything(bank), verify(bank)) == (before, [])
-    encoded = _watch(monkeypatch, new)
+    encoded = watch_encoding(monkeypatch, new)
     reencode(bank, new)
     assert len(encoded) == bank.catalog.counts().documents - {1: 1, 3: 1, 6: 6}[after], "whole sources are kept"
     _assert_is_of(bank, new)
@@ -468,7 +455,7 @@ def test_changing_ones_mind_drops_what_was_staged(
     staged = _staged_files(bank)
     assert staged
     third = tiny_loaded(seed=2, chunk_size=8, max_document_tokens=40)
-    encoded = _watch(monkeypatch, third)
+    encoded = watch_encoding(monkeypatch, third)
     before = _everything(bank)
     assert reencode(bank, third, **_stop_after(1)).interrupted
     assert _everything(bank) == before
@@ -518,7 +505,7 @@ def test_a_full_disk_leaves_the_old_bank_and_what_was_staged(
         with pytest.raises(BankError, match="disk is full"):
             reencode(bank, new, batch_tokens=1, commit_seconds=0.0)
     assert (_everything(bank), verify(bank)) == (before, [])
-    encoded = _watch(monkeypatch, new)
+    encoded = watch_encoding(monkeypatch, new)
     reencode(bank, new)
     assert encoded == [], "all of it was staged"
     _assert_is_of(bank, new)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import bits, read_bank, read_latents, tiny_loaded
+from helpers import bits, read_bank, read_latents, tiny_loaded, watch_encoding
 
 from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
@@ -201,14 +201,7 @@ def test_only_the_damaged_segment_is_encoded_again(
         number, files = bank.catalog.segments(OTHER)[0]
         before = {path.name: path.read_bytes() for path in _segment_files(folder) if files.name not in path.name}
         wanted = [stored.encoded_text for stored in bank.catalog.documents_in_segment(OTHER, number)]
-        encoded: list[str] = []
-        real = loaded.model.encode
-
-        def watched(documents: Sequence[Sequence[int]]) -> Any:
-            encoded.extend(loaded.template.text(ids) for ids in documents)
-            return real(documents)
-
-        monkeypatch.setattr(loaded.model, "encode", watched)
+        encoded = watch_encoding(monkeypatch, loaded)
         _flip_in(folder / "segments" / f"{files.name}.keys.safetensors")
         assert repair(bank, loaded, verify(bank)) == []
         assert len(encoded) == len(wanted)
