@@ -28,7 +28,7 @@ class Placed:
     @property
     def name(self) -> str:
         """What its documents are called, if they are new."""
-        return f"{self.root.name}/{self.relative}"
+        return self.root.name_of(self.relative)
 
 
 @dataclass(slots=True)

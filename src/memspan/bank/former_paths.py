@@ -74,7 +74,7 @@ def _keep_file(database: Database, namespace_id: int, root: Root, relative: str,
     root_id = database.value("SELECT id FROM roots WHERE namespace_id = ? AND name = ?", values[:2])
     name = external_id if external_id.endswith(relative) else _LINE.sub("", external_id)
     if not name.endswith(relative):  # a record with an id of its own
-        name = f"{root.name}/{relative}"
+        name = root.name_of(relative)
     database.execute(
         "INSERT OR IGNORE INTO files (root_id, path, name, alone) VALUES (?, ?, ?, ?)",
         (root_id, relative, name, alone),

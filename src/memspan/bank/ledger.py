@@ -156,7 +156,7 @@ class Ledger:
         self._catalog.execute(
             "INSERT INTO files (root_id, path, name, alone) VALUES (?, ?, ?, ?) ON CONFLICT (root_id, path) "
             "DO UPDATE SET alone = min(alone, excluded.alone), size = NULL, mtime_ns = NULL, sha256 = NULL",
-            (self.keep_root(root), relative, f"{root.name}/{relative}", alone),
+            (self.keep_root(root), relative, root.name_of(relative), alone),
         )
         query = (
             "SELECT f.id, f.name FROM files f JOIN roots r ON r.id = f.root_id "
@@ -167,7 +167,7 @@ class Ledger:
     def move_file(self, file: KnownFile, root: Root, relative: str) -> dict[str, str]:
         """Remember that a file is elsewhere now; returns the new external ids of its documents by their old ones, of
         which both are claimed. Inside a transaction."""
-        name = f"{root.name}/{relative}"
+        name = root.name_of(relative)
         self._catalog.execute(
             "UPDATE files SET root_id = ?, path = ?, name = ? WHERE id = ?",
             (self.keep_root(root), relative, name, file.id),
@@ -307,7 +307,7 @@ class FileReader:
                 number, name, relative = 0, "", ""
                 if not isinstance(file, Skipped):
                     root, relative = roots.place(file)
-                    name = f"{root.name}/{relative}"
+                    name = root.name_of(relative)
                     if is_unicode(name) and self._is_kept(file):
                         number, name = self._ledger.keep_file(root, relative, file.alone)
                 kept.append((file, number, name, relative))

@@ -136,9 +136,8 @@ class Memory(DocumentStore):
             BudgetError: the budget is malformed; asking raises it where it is too small.
         """
         check_namespace(namespace)
-        budgets = [
-            parse_bytes(budget) if isinstance(budget, str) else budget for budget in (memory_budget, gpu_memory_budget)
-        ]
+        given = (memory_budget, gpu_memory_budget)
+        budgets = [parse_bytes(budget) if isinstance(budget, str) else budget for budget in given]
         if not create or MemoryBank.exists(bank):
             opened = MemoryBank.open(bank, *budgets)  # before the model, which takes longer to load
             try:

@@ -103,7 +103,7 @@ def _read_files(
             yield file
             continue
         root, relative = roots.place(file)
-        for item in read_file(file, f"{root.name}/{relative}", relative, reading, options):
+        for item in read_file(file, root.name_of(relative), relative, reading, options):
             if isinstance(item, Document):
                 reading.characters += len(item.text)
             yield item

@@ -56,6 +56,10 @@ class Root:
     path: str
     whole: bool = True
 
+    def name_of(self, relative: str) -> str:
+        """What a file is called by its path from here: the id of its document."""
+        return f"{self.name}/{relative}"
+
     def relative(self, file: FoundFile) -> str | None:
         """The path of a file from here, None where it is no file of this root."""
         found = rebased(file.folder, file.relative, self.path) if self.path else None
