@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import allowed_skips
@@ -25,6 +25,8 @@ for _name, _handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signa
     if signal.getsignal(getattr(signal, _name, signal.SIGINT)) is signal.SIG_IGN:
         signal.signal(getattr(signal, _name), _handler)
 
+_MOST_SECONDS = 900
+
 # What tests must not be skipped for: `--skips`.
 pytest_addoption = allowed_skips.pytest_addoption
 pytest_sessionfinish = allowed_skips.pytest_sessionfinish
@@ -39,6 +41,19 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with one long test begin first: at the end the other processes would wait for them."""
     items.sort(key=lambda item: item.path.name not in ("test_crash.py", "test_synthetic.py", "test_real.py"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """A test that hangs is a failure by name: its process is ended, some time after every thread's stack was shown
+    (`faulthandler_timeout`). Neither needs Python's lock, which may be what is waited for."""
+    if "PYTEST_XDIST_WORKER" not in os.environ or not hasattr(signal, "setitimer"):
+        return (yield)
+    signal.setitimer(signal.ITIMER_REAL, _MOST_SECONDS)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,20 @@ def _rows(database: Database) -> list[int]:
 def _insert(database: Database, *values: object) -> None:
     with database.transaction():
         database.execute_many("INSERT INTO t VALUES (?)", [(value,) for value in values])
+
+
+def test_threads_that_read_at_once_never_wait_for_each_other_for_good(database: Database) -> None:
+    """While a statement calls a function of ours, another thread takes rows: each could hold what the other wants."""
+    _insert(database, *range(2, 1000))
+
+    def read(pipe: Connection) -> None:
+        database.connection.create_function("slow", 1, lambda x: time.sleep(0.0005) or x)
+        queries = [f"SELECT {x} FROM t" for x in ("slow(x)", "x", "slow(x)", "x")] * 4
+        with ThreadPoolExecutor(4) as threads:
+            pipe.send([len(rows) for rows in threads.map(database.read, queries)])
+
+    with child_process(read) as (_, pipe):
+        assert receive(pipe) == [999] * 16
 
 
 # --- transactions ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from memspan.bank.network import network_type_with_warning
 from memspan.errors import BankBusy, BankClosed, BankError
 
 _BUSY_SECONDS = 30
+_ROWS_AT_ONCE = 256
 _REMEDY = "run: memspan verify BANK, or restore it from a backup"
 
 
 class Database:
-    """A connection to a bank's catalog, for one thread at a time.
+    """A connection to a bank's catalog. Threads may read it at once; one changes it.
+
+    Two threads are never inside SQLite with it: where a function of ours is called by a statement, the one would hold
+    SQLite's lock and wait for Python's, and the other the reverse.
 
     Attributes:
         read_only: the file may only be read, and is taken to be unchanging: nothing is locked.
@@ -33,6 +38,7 @@ class Database:
         """Open the file, or make it where a `schema` is given."""
         self.path = path
         self.read_only = False
+        self._inside = threading.RLock()
         self._db: sqlite3.Connection | None = None
         try:
             on_network = network_type_with_warning(path.absolute().parent)
@@ -86,9 +92,16 @@ class Database:
     def rows(self, query: str, values: Sequence[Any] = ()) -> Iterator[Any]:
         """The rows of a query as they come; errors as in `read`."""
         try:
-            yield from self.connection.execute(query, values)
+            with self._inside:
+                cursor = self.connection.execute(query, values)
+            while found := self._some(cursor):
+                yield from found
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
             raise self._bank_error(error, f"cannot read {self.path} ({error}); {_REMEDY}") from error
+
+    def _some(self, cursor: sqlite3.Cursor) -> list[Any]:
+        with self._inside:
+            return cursor.fetchmany(_ROWS_AT_ONCE)
 
     def value(self, query: str, values: Sequence[Any] = ()) -> Any:
         """The first column of the first row, or None."""
@@ -97,10 +110,12 @@ class Database:
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
         """Change something inside a transaction; returns the id of the last row inserted."""
-        return self.connection.execute(statement, values).lastrowid or 0
+        with self._inside:
+            return self.connection.execute(statement, values).lastrowid or 0
 
     def execute_many(self, statement: str, values: Iterable[Sequence[Any]]) -> None:
-        self.connection.executemany(statement, values)
+        with self._inside:
+            self.connection.executemany(statement, values)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -110,12 +125,12 @@ class Database:
             BankError: the file cannot be written.
         """
         try:
-            self.connection.execute("BEGIN IMMEDIATE")
+            self.execute("BEGIN IMMEDIATE")
             yield
-            self.connection.execute("COMMIT")
+            self.execute("COMMIT")
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
-                self.connection.execute("ROLLBACK")
+                self.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error | UnicodeError):
                 message = (
                     f"cannot write {self.path}: {error}. What was committed before is safe; free some space if the "
@@ -131,7 +146,7 @@ class Database:
 
     def end_snapshot(self) -> None:
         with contextlib.suppress(sqlite3.Error):
-            self.connection.execute("ROLLBACK")
+            self.execute("ROLLBACK")
 
     def vacuum(self) -> None:
         """Rewrite the file without anything that was deleted; the old content may stay in the log until `empty_log`.
@@ -140,7 +155,7 @@ class Database:
             BankError: the file cannot be written (it needs free space of its own size).
         """
         try:
-            self.connection.execute("VACUUM")
+            self.execute("VACUUM")
         except (sqlite3.Error, UnicodeError) as error:
             message = f"cannot rewrite {self.path}: {error}; it needs free space of its own size"
             raise self._bank_error(error, message) from error
@@ -152,13 +167,13 @@ class Database:
             BankError: the file cannot be written.
         """
         try:
-            self.connection.execute("PRAGMA busy_timeout = 0")
+            self.execute("PRAGMA busy_timeout = 0")
             ((busy, *_),) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             return not busy
         except (sqlite3.Error, UnicodeError) as error:
             raise BankError(f"cannot write {self.path}: {error}") from error
         finally:
-            self.connection.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_SECONDS}")
+            self.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_SECONDS}")
 
     def _bank_error(self, error: Exception, message: str) -> BankError:
         """The error that the caller gets: of this message, or that the file is in use."""
