@@ -56,8 +56,8 @@ def measure(count: int) -> dict[str, Any]:
                 seconds[name] = round(time.perf_counter() - begin, 2)
                 seconds[f"{name}_cpu"] = round(time.process_time() - cpu, 2)
             assert report.plan.unchanged == count and len(memory) == count, "all are in the bank, and nothing changed"
-            tokens = memory.loaded.tokenizer([document.text for document in memory.list(limit=count)])["input_ids"]
-        return seconds | {"tokens": sum(map(len, tokens))} | first_answer(Path(scratch), files, count)
+            tokens = sum(memory.loaded.template.count_tokens(document.text) for document in memory.list(limit=count))
+        return seconds | {"tokens": tokens} | first_answer(Path(scratch), files, count)
 
 
 def first_answer(scratch: Path, files: Path, count: int) -> dict[str, Any]:
