@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import DynamicCache
@@ -84,7 +84,7 @@ class DecodeRows:
     """
 
     def __init__(self, model: MSAForCausalLM, max_rows: int) -> None:
-        self._model, self._buffers = model, DecodeBuffers(max_rows)
+        self._model, self._buffers = model, DecodeBuffers()
         self._next: list[int] = []
         self.max_rows = max_rows
 
@@ -94,17 +94,24 @@ class DecodeRows:
 
     @torch.inference_mode()
     def join(
-        self, packed: PackedContexts, cache: DynamicCache, retrieved: Mapping[int, Retrieved], row: int = 0
+        self,
+        packed: PackedContexts,
+        cache: DynamicCache,
+        retrieved: dict[int, Retrieved],
+        rows: Sequence[int],
+        keep_layers: int = 0,
     ) -> None:
-        """Add one context of a prefill, as the last row.
+        """Add contexts of a prefill, as the last rows.
 
         Args:
-            packed, cache, retrieved: as `prefill` got and left them.
-            row: the context's in them.
+            packed, cache, retrieved: as `prefill` got and left them. K and V of all contexts are taken out of them.
+            rows: the contexts' in them.
+            keep_layers: how many of the first layers the cache keeps.
         """
-        assert len(self) < self.max_rows, f"the batch has {self.max_rows} rows, and all are taken"
-        self._buffers.join(cache, retrieved, row, packed.lengths[row])
-        self._next.append(int(packed.positions[row, -1]) + 1)
+        assert len(self) + len(rows) <= self.max_rows, f"the batch has {self.max_rows} rows, and not enough are free"
+        lengths, last = packed.lengths, packed.positions[:, -1].tolist()
+        self._buffers.join(cache, retrieved, rows, [lengths[row] for row in rows], keep_layers)
+        self._next += [last[row] + 1 for row in rows]
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
