@@ -63,6 +63,7 @@ def prefill(
         memory=memory,
         retrieved=retrieved,
         lower=lower,
+        slice_tokens=getattr(model, "prefill_tokens", None),
     )
     with unprepared_alone(model):
         out = model(

@@ -44,9 +44,12 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         decode_weights: what `memspan.model.decoding.prepare` is to do before decoding steps; None: nothing.
         decode_steps: decoding steps so far.
         step_costs: what decoding steps take.
+        prefill_tokens: tokens of a prefill that attend at a time, at most, where attention needs a mask: fewer take less
+            memory beside K and V.
     """
 
     decode_weights: DecodeWeights | None = None
+    prefill_tokens: int = 2048
 
     config: MSAConfig
     config_class = MSAConfig
