@@ -119,7 +119,7 @@ def _local_mask(
 def _join_masks(
     local: torch.Tensor | None, step: AskStep, mask_BM: torch.Tensor, part: slice, num_before: int
 ) -> torch.Tensor:
-    """The visibility of [memory ; local] for some of the tokens, before which the cache has others: `[B, 1, T, M+S]`."""
+    """The visibility of [memory ; local] for some of the tokens, `[B, 1, T, M+S]`; `num_before` are in the cache."""
     B, T, device = len(mask_BM), part.stop - part.start, mask_BM.device
     sees_BT = step.sees_memory_BT[:, part] if step.sees_memory_BT is not None else mask_BM.new_ones(B, T)
     if local is None:

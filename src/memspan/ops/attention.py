@@ -103,9 +103,9 @@ def _attend_by_group(
     scaling: float | None,
     dropout: float,
 ) -> Tensor:
-    """As `attend`, of one row, for kernels that know no grouped heads: a group is a row of a batch, whose heads read one
-    key at the same place in memory. Nothing is repeated."""
-    (_, H, T, D), (_, G, S, _) = query_1HTD.shape, key_1GSD.shape
+    """As `attend`, of one row, for kernels that know no grouped heads: a group is a row of a batch, and its heads read
+    its key at one place in memory. Nothing is repeated."""
+    (_, H, T, D), G = query_1HTD.shape, key_1GSD.shape[1]
     query_GXTD = query_1HTD.reshape(G, H // G, T, D)
     key_GXSD, value_GXSD = (x[0][:, None].expand(-1, H // G, -1, -1) for x in (key_1GSD, value_1GSD))
     mask_GXTS = mask_1HTS.expand(G, -1, -1, -1) if mask_1HTS is not None else None
