@@ -91,6 +91,8 @@ class Behind:
             if self._encoders.in_step and not self._committing and not isinstance(error, BankError):
                 self._commit(namespace)
             raise
+        finally:
+            self._ahead.settle()
         self._commit(namespace)
 
     @property

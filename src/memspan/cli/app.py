@@ -106,9 +106,7 @@ GPUBudgetOption = Annotated[
 ]
 BatchTokensOption = Annotated[
     int | None,
-    typer.Option(
-        "--batch-tokens", min=1, help="Encoded at a time. Default: 2,048 on a CPU, 16,384 on a GPU, or fewer."
-    ),
+    typer.Option("--batch-tokens", min=1, help="Encoded at a time. Default: 2048 on a CPU, 16384 on a GPU, or fewer."),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Torch device. Default: a GPU if there is one.")]
 
