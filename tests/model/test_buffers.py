@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from helpers import paged_kernel
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import DynamicCache
 
 from memspan.model.buffers import DecodeBuffers
+from memspan.model.paged import PagedBuffers
 from memspan.types import Retrieved
 
 LAYERS, H, G, D = 4, 6, 2, 8
@@ -45,18 +47,25 @@ class _Bytes(TorchDispatchMode):
         return sum(size for held, size in self._held.items() if not held.expired())
 
 
-def _prefilled(lengths: Sequence[int]) -> DynamicCache:
+def _paged() -> DecodeBuffers:
+    return PagedBuffers(paged_kernel)
+
+
+BUFFERS = pytest.mark.parametrize("made", [DecodeBuffers, _paged], ids=["own", "paged"])
+
+
+def _prefilled(lengths: Sequence[int], layers: int = LAYERS) -> DynamicCache:
     """A cache of a prefill of contexts, padded on the left."""
     cache = DynamicCache()
-    for layer in range(LAYERS):
+    for layer in range(layers):
         shape = len(lengths), G, max(lengths), D
         cache.update(torch.randn(shape), torch.randn(shape), layer)
     return cache
 
 
-def _write(buffers: DecodeBuffers, rows: int) -> None:
+def _write(buffers: DecodeBuffers, rows: int, layers: int = LAYERS) -> None:
     buffers.begin()
-    for layer in range(LAYERS):
+    for layer in range(layers):
         new = torch.randn(rows, G, 1, D)
         buffers.attend(layer, torch.randn(rows, H, 1, D), new, new, None, None, None)
 
@@ -70,6 +79,21 @@ def test_rows_that_join_one_by_one_hold_no_more_than_their_own_lengths_need(leng
         for _ in range(written):
             _write(buffers, len(lengths))
     assert held.peak < 1.2 * TOKEN * LAYERS * (sum(lengths) + written * len(lengths))
+
+
+def test_pages_hold_little_more_than_long_rows_need() -> None:
+    lengths, written, layers = (8000, 3100, 5000, 8190, 2560), 30, 16
+    buffers = _paged()
+    with _Bytes() as held:
+        for length in lengths:
+            buffers.join(_prefilled([length], layers), {}, [0], [length])
+        for _ in range(written):
+            _write(buffers, len(lengths), layers)
+        assert held.peak < 1.2 * TOKEN * layers * (sum(lengths) + written * len(lengths))
+        buffers.leave(1)
+        held.peak = 0
+        buffers.join(_prefilled([3100], layers), {}, [0], [3100])
+    assert held.peak < 1.2 * TOKEN * layers * (sum(lengths) + written * len(lengths) + 3100), "pages are used again"
 
 
 def test_rows_of_one_prefill_are_never_held_twice() -> None:
@@ -93,11 +117,12 @@ def test_what_was_routed_to_is_given_up_too() -> None:
     assert retrieved[1].doc_ids == ((0,), (1,)) and retrieved[1].keys_BGMD.numel() == 0
 
 
+@BUFFERS
 @pytest.mark.parametrize("keep", [0, 1, LAYERS])
-def test_layers_that_the_next_round_needs_stay_in_the_cache(keep: int) -> None:
+def test_layers_that_the_next_round_needs_stay_in_the_cache(made: Callable[[], DecodeBuffers], keep: int) -> None:
     cache = _prefilled((5, 3))
     kept = [layer.keys for layer in cache.layers[:keep]]
-    DecodeBuffers().join(cache, {}, [1], [3], keep)
+    made().join(cache, {}, [1], [3], keep)
     assert all(layer.keys is keys for layer, keys in zip(cache.layers, kept, strict=False))
     assert all(not layer.keys.numel() and not layer.values.numel() for layer in cache.layers[keep:])  # type: ignore[union-attr]
 
@@ -132,14 +157,17 @@ def _naive(
     return (logits.softmax(-1) @ values).transpose(0, 1)
 
 
+@BUFFERS
 @pytest.mark.parametrize("T", [1, 4])
 @pytest.mark.parametrize("window", [None, 3, 50])
 @pytest.mark.parametrize("biased", [False, True])
-def test_every_row_attends_to_its_own_memory_and_tokens(T: int, window: int | None, biased: bool) -> None:
+def test_every_row_attends_to_its_own_memory_and_tokens(
+    made: Callable[[], DecodeBuffers], T: int, window: int | None, biased: bool
+) -> None:
     lengths, memory = (7, 1, 33), (0, 5, 2)
     cache, routed = _prefilled(lengths), _routed(memory, scored=biased)
     local = cache.layers[0].keys, cache.layers[0].values
-    buffers = DecodeBuffers()
+    buffers = made()
     buffers.join(cache, {0: routed}, range(3), lengths)
     bias = torch.tensor(1.5) if biased else None
     expected_keys: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -162,14 +190,15 @@ def test_every_row_attends_to_its_own_memory_and_tokens(T: int, window: int | No
             torch.testing.assert_close(out[row], _naive(query[row], keys, values, added))
 
 
-def test_tokens_taken_back_are_written_over() -> None:
+@BUFFERS
+def test_tokens_taken_back_are_written_over(made: Callable[[], DecodeBuffers]) -> None:
     torch.manual_seed(0)
     states: list[torch.Tensor] = []
     for drafted in (0, 3):
         generator = torch.Generator().manual_seed(1)
         cache = DynamicCache()
         cache.update(*torch.randn(2, 1, G, 6, D, generator=generator), 0)
-        buffers = DecodeBuffers()
+        buffers = made()
         buffers.join(cache, {}, [0], [6])
         if drafted:
             buffers.attend(0, torch.randn(1, H, 3, D), *torch.randn(2, 1, G, 3, D), None, None, None)

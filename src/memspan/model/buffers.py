@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,18 +51,26 @@ class DecodeBuffers:
             lengths: their tokens.
             keep_layers: how many of the first layers the cache keeps.
         """
-        joined: list[list[_Held]] = [[] for _ in rows]
+        first = self._open(len(rows), len(cache.layers))
         for place, layer in enumerate(cache.layers):
             keys, values, found = cast(Tensor, layer.keys), cast(Tensor, layer.values), retrieved.get(place)
-            for held, row, length in zip(joined, rows, lengths, strict=True):
+            for number, (row, length) in enumerate(zip(rows, lengths, strict=True), first):
                 # A layer with a sliding window has kept its newest tokens only.
                 newest = slice(max(0, keys.shape[2] - length), None)
-                held.append(_Held(keys[row, :, newest], values[row, :, newest], found, row))
+                local = keys[row, :, newest], values[row, :, newest]
+                self._put(number, place, local, None if found is None else _memory_of(found, row))
             if place >= keep_layers:
                 layer.keys = layer.values = keys.new_empty(0)
             if found is not None:
                 retrieved[place] = replace(found, keys_BGMD=keys.new_empty(0), values_BGMD=keys.new_empty(0))
-        self._rows += joined
+
+    def _open(self, num_rows: int, num_layers: int) -> int:
+        """Make rows, as the last ones, whose layers are put next in order; returns the place of the first."""
+        self._rows += [[] for _ in range(num_rows)]
+        return len(self._rows) - num_rows
+
+    def _put(self, row: int, layer: int, local: tuple[Tensor, Tensor], memory: Columns | None) -> None:
+        self._rows[row].append(_Held(local, memory))
 
     def leave(self, row: int) -> None:
         """Free a row: the last one takes its place."""
@@ -98,65 +106,80 @@ class DecodeBuffers:
         for row, (query_HTD, key_GTD, value_GTD) in enumerate(zip(query_RHTD, key_RGTD, value_RGTD, strict=True)):
             held = self._rows[row][layer]
             held.add(key_GTD, value_GTD)
-            mask = self._mask(held, query_HTD.shape[1], window, score_bias)
-            keys_GSD, values_GSD = held.both[:, :, : held.used]
-            query_1HTD = query_HTD[None].to(keys_GSD.dtype)
-            out.append(attend(query_1HTD, keys_GSD[None], values_GSD[None], mask, scaling))
+            out.append(self._attend_row(query_HTD, held.columns, scaling, window, score_bias))
         return (out[0] if len(out) == 1 else torch.cat(out)).to(query_RHTD.dtype)
 
-    def _mask(self, held: _Held, T: int, window: int | None, score_bias: Tensor | None) -> Tensor | None:
+    def _attend_row(
+        self, query_HTD: Tensor, seen: Columns, scaling: float | None, window: int | None, score_bias: Tensor | None
+    ) -> Tensor:
+        mask = self._mask(seen, query_HTD.shape[1], window, score_bias)
+        query_1HTD = query_HTD[None].to(seen.keys_GSD.dtype)
+        return attend(query_1HTD, seen.keys_GSD[None], seen.values_GSD[None], mask, scaling)
+
+    def _mask(self, seen: Columns, T: int, window: int | None, score_bias: Tensor | None) -> Tensor | None:
         """Which columns of a row each new token sees, or what is added to its logits, `[1, 1, T, S]`; None: all."""
-        if window is not None and held.used - held.memory <= window:
+        keys_GSD, memory = seen.keys_GSD, seen.memory
+        S = keys_GSD.shape[1]
+        if window is not None and S - memory <= window:
             window = None
-        biased = score_bias is not None and held.memory > 0
+        biased = score_bias is not None and memory > 0
         if T == 1 and window is None and not biased:
             return None
-        key = held.used, T, window, window and held.memory
+        key = S, T, window, window and memory
         if key not in self._masks:  # layers alike share one
-            column_S = torch.arange(held.used, device=held.both.device)
-            own_T1 = column_S[held.used - T :, None]
+            column_S = torch.arange(S, device=keys_GSD.device)
+            own_T1 = column_S[S - T :, None]
             seen_TS = column_S <= own_T1
             if window is not None:
-                seen_TS &= (column_S > own_T1 - window) | (column_S < held.memory)
+                seen_TS &= (column_S > own_T1 - window) | (column_S < memory)
             self._masks[key] = seen_TS[None, None]
         if not biased:
             return self._masks[key]
-        assert held.scores_M is not None, "a layer with a score bias needs a memory with row scores"
-        return with_row_bias(self._masks[key], (score_bias * held.scores_M)[None].to(held.both.dtype))
+        assert seen.scores_M is not None, "a layer with a score bias needs a memory with row scores"
+        return with_row_bias(self._masks[key], (score_bias * seen.scores_M)[None].to(keys_GSD.dtype))
+
+
+class Columns(NamedTuple):
+    """K and V that a row attends to, `[G, S, D]`; the first `memory` of them are of documents with routing scores."""
+
+    keys_GSD: Tensor
+    values_GSD: Tensor
+    memory: int = 0
+    scores_M: Tensor | None = None
+
+
+def _memory_of(found: Retrieved, row: int) -> Columns:
+    rows_M = found.mask_BM[row]
+    scores_M = None if found.row_scores_BM is None else found.row_scores_BM[row, rows_M]
+    keys_GMD = found.keys_BGMD[row, :, rows_M]
+    return Columns(keys_GMD, found.values_BGMD[row, :, rows_M], keys_GMD.shape[1], scores_M)
 
 
 class _Held:
-    """One row's K and V in one layer: its memory, then its tokens, then room.
+    """One row's K and V in one layer: its memory, then its tokens, then room."""
 
-    Attributes:
-        both: K and V, `[2, G, capacity, D]`; float32 on a CPU, and of the model's number format elsewhere.
-        used, memory: columns in use, and how many of them are memory.
-        scores_M: the routing scores of its memory, where they are known.
-    """
-
-    def __init__(self, key_GTD: Tensor, value_GTD: Tensor, retrieved: Retrieved | None, row: int) -> None:
-        self.memory, self.scores_M = 0, None
-        parts = [(key_GTD, value_GTD)]
-        if retrieved is not None:
-            rows_M = retrieved.mask_BM[row]
-            parts.insert(0, (retrieved.keys_BGMD[row, :, rows_M], retrieved.values_BGMD[row, :, rows_M]))
-            self.memory = parts[0][0].shape[1]
-            if retrieved.row_scores_BM is not None:
-                self.scores_M = retrieved.row_scores_BM[row, rows_M]
+    def __init__(self, local: tuple[Tensor, Tensor], memory: Columns | None) -> None:
+        key_GTD = local[0]
+        parts = [local] if memory is None else [(memory.keys_GSD, memory.values_GSD), local]
+        self._memory, self._scores_M = (0, None) if memory is None else (memory.memory, memory.scores_M)
         # A CPU attends to short rows three times as fast in float32 (docs/LOG.md).
         dtype = torch.float32 if key_GTD.device.type == "cpu" else key_GTD.dtype
         end, (G, _, D) = sum(keys.shape[1] for keys, _ in parts), key_GTD.shape
-        self.both, self.used = key_GTD.new_empty((2, G, end + _room(end), D), dtype=dtype), 0
+        self._both, self.used = key_GTD.new_empty((2, G, end + _room(end), D), dtype=dtype), 0
         for keys, values in parts:
             self.add(keys, values)
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(*self._both[:, :, : self.used], self._memory, self._scores_M)
 
     def add(self, key_GTD: Tensor, value_GTD: Tensor) -> None:
         """Put T columns behind those there are."""
         end = self.used + key_GTD.shape[1]
-        if end > self.both.shape[2]:
-            self.both = F.pad(self.both, (0, 0, 0, end + _room(end) - self.both.shape[2]))
-        self.both[0, :, self.used : end] = key_GTD
-        self.both[1, :, self.used : end] = value_GTD
+        if end > self._both.shape[2]:
+            self._both = F.pad(self._both, (0, 0, 0, end + _room(end) - self._both.shape[2]))
+        self._both[0, :, self.used : end] = key_GTD
+        self._both[1, :, self.used : end] = value_GTD
         self.used = end
 
 

@@ -14,7 +14,9 @@ from memspan.model.lower import LowerStates
 from memspan.model.memory_api import AskStep, LayerMemory
 from memspan.model.modeling import MSAForCausalLM, decoder_layers
 from memspan.model.packed import pack_weights
+from memspan.model.paged import PagedBuffers
 from memspan.model.replay import replay_layers
+from memspan.ops.paged import paged_attention
 from memspan.text.packing import PackedContexts
 from memspan.types import Retrieved
 
@@ -85,7 +87,7 @@ class DecodeRows:
     """
 
     def __init__(self, model: MSAForCausalLM, max_rows: int) -> None:
-        self._model, self._buffers = model, DecodeBuffers()
+        self._model, self._buffers = model, _buffers_for(model)
         self._next: list[int] = []
         self.max_rows = max_rows
 
@@ -141,3 +143,13 @@ class DecodeRows:
         """Take the newest tokens of a row back."""
         self._buffers.drop(row, count)
         self._next[row] -= count
+
+
+def _buffers_for(model: MSAForCausalLM) -> DecodeBuffers:
+    """Buffers whose rows attend in one call, where the model's device has a kernel for that."""
+    config = model.config.text_config
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    is_paged = paged_attention(model.device, model.dtype, heads, groups, width)
+    return PagedBuffers() if is_paged else DecodeBuffers()
