@@ -57,6 +57,15 @@ def connected(page: sync_api.Page) -> sync_api.Page:
     return page
 
 
+def in_bank(page: sync_api.Page, bank: str) -> None:
+    """Choose a bank in the panel."""
+    connected(page)
+    page.locator("#place").click()
+    page.get_by_role("dialog").get_by_label("Bank").select_option(bank)
+    page.locator("#place-name", has_text=bank).wait_for()
+    page.keyboard.press("Escape")
+
+
 def ask(page: sync_api.Page, question: str) -> sync_api.Locator:
     """Ask with the keyboard; the exchange, when its answer is there."""
     box = page.get_by_role("textbox", name="Question")

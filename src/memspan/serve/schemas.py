@@ -350,6 +350,8 @@ class StatusOut(BaseModel):
     scopes: list[str]
     namespace: str
     max_new_tokens: int
+    formats: list[str] = Field(description="Extensions of the files that `memspan add` reads.")
+    image_formats: list[str] = Field(description="Those that it reads with `--ocr`.")
     banks: list[BankOut]
 
 

@@ -24,7 +24,8 @@ export function askView(root) {
     element("div", { class: "question-box" }, text, send),
     element("div", { class: "below" }, how.node, again),
   );
-  fill(root, welcome, conversation, form);
+  const talk = { class: "talk", role: "region", "aria-label": "Conversation", tabindex: 0 };
+  fill(root, element("div", talk, welcome, conversation), form);
 
   let turns = []; // exchanges that were answered, as messages
   let running = null;

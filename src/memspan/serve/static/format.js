@@ -55,10 +55,29 @@ export function pageLabel(pages) {
   return pages.length > 1 ? `pages ${pages[0]}–${pages.at(-1)}` : `page ${pages[0]}`;
 }
 
-/** A text without the title that many texts begin with. */
+/** A text without the title that many texts begin with, where that is a line of its own. */
 export function withoutTitle(text, title) {
-  const words = text.trimStart().replace(/^#+\s*/, "");
-  return title && words.startsWith(title) ? words.slice(title.length).trimStart() : text;
+  const begun = text.trimStart();
+  const [line] = /^[^\r\n]*/.exec(begun);
+  const isTitle = title.trim() && line.replace(/^#{1,6}\s+/, "").trim() === title.trim();
+  return isTitle ? begun.slice(line.length).trimStart() : text;
+}
+
+// Below this share of the best score an answer reads no passage, and a search sets it apart; and below this score
+// where no word is shared with what was looked for either.
+const WEAK_SHARE = 0.5;
+const LOW_SCORE = 0.1;
+
+/** Whether a passage that was found hardly fits. `best` is the highest score that was found. */
+export function isWeak(score, best, sharesWords) {
+  return best > 0 && (score < WEAK_SHARE * best || (score < LOW_SCORE && !sharesWords));
+}
+
+/** How well a passage fits beside the others, in words; null where scores do not say. */
+export function fit(score, best) {
+  if (!(best > 0)) return null;
+  if (score === best) return "best match";
+  return score >= 0.8 * best ? "nearly as good a match" : score >= WEAK_SHARE * best ? "fair match" : "weak match";
 }
 
 /** At most `most` characters, cut between words where there are some. */
