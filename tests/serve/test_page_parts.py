@@ -174,7 +174,8 @@ def test_the_ask_box_covers_nothing(browser: Any, address: str, size: dict[str, 
                       const composer = document.querySelector(".composer").getBoundingClientRect();
                       const middle = [box.x + box.width / 2, box.y + Math.min(box.height / 2, 10)];
                       const found = document.elementFromPoint(...middle);
-                      return [found !== null && node.contains(found), composer.height < innerHeight || innerHeight < 400];
+                      const fits = composer.height < innerHeight || innerHeight < 400;
+                      return [found !== null && node.contains(found), fits];
                     }"""
                 )
                 assert hit == [True, True], place.inner_text()

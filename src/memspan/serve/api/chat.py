@@ -15,7 +15,7 @@ from sse_starlette import EventSourceResponse
 
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.errors import QuestionError
-from memspan.events import Done, RoundDone, TextWritten
+from memspan.events import Done, RoundDone, RoundStarted, TextWritten
 from memspan.generate.chat import answer_messages, estimated_tokens
 from memspan.generate.context import question_of
 from memspan.generate.decode import context_room
@@ -217,6 +217,8 @@ class _Exchange:
             while not isinstance(event := await self._events.next(), Done):
                 if isinstance(event, TextWritten) and (text := emoji.take(event.text)):
                     yield self._chunk({"content": text})
+                elif isinstance(event, RoundStarted):
+                    yield self._chunk({}, memspan={"started": {"number": event.number, "query": event.query}})
                 elif isinstance(event, RoundDone):
                     yield self._chunk({}, memspan={"round": RoundOut.of(event.round).model_dump()})
             if text := emoji.rest():

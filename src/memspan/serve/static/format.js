@@ -90,18 +90,23 @@ export function shortened(text, most) {
 }
 
 /**
- * Cut a text in three: before, inside and after a span.
+ * Where a span begins and ends in a string.
  *
  * Spans count characters (code points); a JavaScript string counts UTF-16 units, two for an emoji.
  */
-export function cut(text, { start, end }) {
-  let [points, units, from] = [0, 0, null];
+export function units(text, { start, end }) {
+  let [points, at, from] = [0, 0, null];
   for (const character of text) {
-    if (points === start) from = units;
+    if (points === start) from = at;
     if (points === end) break;
     points += 1;
-    units += character.length;
+    at += character.length;
   }
-  from ??= units;
-  return [text.slice(0, from), text.slice(from, units), text.slice(units)];
+  return [from ?? at, at];
+}
+
+/** Cut a text in three: before, inside and after a span. */
+export function cut(text, span) {
+  const [from, to] = units(text, span);
+  return [text.slice(0, from), text.slice(from, to), text.slice(to)];
 }
