@@ -75,6 +75,7 @@ def test_the_status_tells_sizes_of_a_namespace_and_what_a_key_may_do(loaded: Loa
             status = http.get("/v1/status", params={"namespace": "a"}).json()
             assert status["scopes"] == ["read", "write", "admin"] and status["max_new_tokens"] == 7
             assert {"pdf", "md", "tgz"} <= set(status["formats"]) and "png" in status["image_formats"]
+            assert status["answerer"] == ""
             assert status["ready"] and status["running"] == status["waiting"] == 0
             (bank,) = status["banks"]
             assert (bank["name"], bank["memories"], bank["documents"]) == ("notes", len(ANIMALS) - 1, len(ANIMALS) - 1)

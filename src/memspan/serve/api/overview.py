@@ -41,6 +41,7 @@ async def status(service: ServiceDep, reader: Reader, namespace: NamespaceQuery 
         scopes=[scope for scope in SCOPES if reader.may(scope)],
         namespace=name,
         max_new_tokens=service.settings.max_new_tokens,
+        answerer=service.answerer,
         formats=sorted({*FORMATS, *(name.removeprefix(".") for name in SHORT_NAMES)}),
         image_formats=sorted(IMAGES),
         banks=await run_in_threadpool(banks),

@@ -3,6 +3,7 @@
 import { openAdd } from "./add.js";
 import { call } from "./api.js";
 import { button, element, fill, options, problem } from "./dom.js";
+import { openExport } from "./export.js";
 import { hasFiles } from "./files.js";
 import { filterFields } from "./filter.js";
 import { sharedWords } from "./closest.js";
@@ -28,11 +29,12 @@ export function browserView(root) {
     element("form", { onsubmit: (event) => (event.preventDefault(), load()) }, filter.node),
   );
   const add = button("Add memories", () => openAdd(changed), { class: "primary" });
+  const save = button("Export", () => openExport(filter.value()), { class: "quiet" });
   const total = element("p", { class: "about", role: "status" });
   const list = element("ul", { class: "memory-list" });
   const more = button("Show more", () => append(), { class: "quiet", hidden: true });
   const detail = element("div", { class: "detail", role: "region", "aria-label": "Memory", tabindex: 0 });
-  const tools = element("div", { class: "tools" }, element("div", { class: "row" }, search, add), filters, total);
+  const tools = element("div", { class: "tools" }, element("div", { class: "row" }, search, add, save), filters, total);
   fill(root, element("div", { class: "list-pane" }, tools, list, more), detail);
   const shownMemory = memoryView(detail, changed);
 
@@ -186,9 +188,11 @@ export function browserView(root) {
   });
   changes.addEventListener("place", () => {
     stale = true;
+    if (root.hidden) return;
     if (opened !== null) location.hash = "#/memories";
-    if (!root.hidden) load();
+    load();
   });
+  changes.addEventListener("memories", () => (stale = true));
 
   return {
     show(id) {

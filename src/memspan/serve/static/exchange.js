@@ -5,8 +5,9 @@ import { citedText, restsOn } from "./cited.js";
 import { button, element, fill, problem } from "./dom.js";
 import { evidenceList } from "./evidence.js";
 import { counted, shortened } from "./format.js";
+import { linkOf, share } from "./link.js";
 import { inspector } from "./inspector.js";
-import { refresh } from "./place.js";
+import { memoriesChanged } from "./place.js";
 
 /**
  * Ask, and show what comes.
@@ -60,9 +61,10 @@ export function exchange(question, body, again) {
     const kept =
       trace.remembered.length > 0 &&
       element("p", { class: "note" }, `Remembered as ${counted(trace.remembered.length, "memory", "memories")}.`);
-    if (kept) refresh();
+    if (kept) memoriesChanged();
     const told = support && element("p", { class: "note support" }, support);
-    fill(after, told, cutOff, kept, evidenceList(trace, question), inspector(trace, usage));
+    const link = button("Copy link", () => share(linkOf(question, body)), { class: "quiet" });
+    fill(after, told, cutOff, kept, evidenceList(trace, question), inspector(trace, usage), link);
   }
 
   function showPassage(place) {

@@ -102,17 +102,30 @@ function readRecords(path, text, memories, skipped) {
       skipped.push({ source, reason: 'not a JSON object with "text"' });
       continue;
     }
-    const { [key]: words, id, external_id, title, date, metadata, ...others } = record;
+    if (record.superseded_at) {
+      skipped.push({ source, reason: "a former version; export the bank without --history" });
+      continue;
+    }
+    const { [key]: words, id, external_id, title, date, metadata, ...rest } = record;
     const isDate = typeof date === "string" && /^\d{4}-\d{2}-\d{2}/.test(date) && !Number.isNaN(Date.parse(date));
-    const own = metadata !== null && typeof metadata === "object" && !Array.isArray(metadata) ? metadata : {};
+    const isObject = metadata !== null && typeof metadata === "object" && !Array.isArray(metadata);
+    const own = isObject ? metadata : {};
+    const isExport = isObject && typeof external_id === "string" && typeof rest.namespace === "string";
+    const { retention, others } = isExport ? ofExport(rest) : { retention: {}, others: rest };
     memories.push({
       id: String(id ?? external_id ?? source),
       text: words,
       title: typeof title === "string" ? title : "",
       date: isDate ? date : undefined,
       metadata: { ...own, ...others, ...(date !== undefined && !isDate && { date }) },
+      ...retention,
     });
   }
+}
+
+/** What a line of an export says beside its text, date and metadata. */
+function ofExport({ namespace: _, recorded_at: __, superseded_at: ___, expires, pinned, ...others }) {
+  return { retention: { ...(expires && { expires }), ...(pinned && { pinned }) }, others };
 }
 
 /** Cut a list of memories into requests of a size that servers take. */

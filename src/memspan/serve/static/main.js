@@ -18,9 +18,9 @@ const views = {
   memories: browserView(document.getElementById("memories")),
 };
 
-/** Show what the address says: `#/ask`, `#/memories`, `#/memories/ID`. */
+/** Show what the address says: `#/ask`, `#/ask?q=QUESTION` with how to ask, `#/memories`, `#/memories/ID`. */
 function route() {
-  const [, name, rest] = /^#\/(\w+)(?:\/(.*))?$/s.exec(location.hash) ?? [];
+  const [, name, rest, query] = /^#\/(\w+)(?:\/(.*)|\?(.*))?$/s.exec(location.hash) ?? [];
   const shown = name in views ? name : "ask";
   for (const part of Object.keys(views)) document.getElementById(part).hidden = part !== shown;
   for (const link of document.querySelectorAll(".bar nav a")) {
@@ -28,7 +28,7 @@ function route() {
     else link.removeAttribute("aria-current");
   }
   document.title = shown === "ask" ? "Ask · memspan" : "Memories · memspan";
-  views[shown].show(rest ? decoded(rest) : null);
+  views[shown].show(rest ? decoded(rest) : null, query);
 }
 
 function decoded(text) {

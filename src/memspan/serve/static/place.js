@@ -5,7 +5,10 @@ import { call } from "./api.js";
 const BANK = "memspan.bank";
 const NAMESPACE = "memspan.namespace";
 
-/** Tells `status` when the server was asked how it is, and `place` when another bank or namespace was chosen. */
+/**
+ * Tells `status` when the server was asked how it is, `place` when another bank or namespace was chosen, and `memories`
+ * when another part of the page changed some.
+ */
 export const changes = new EventTarget();
 
 let status = null;
@@ -50,6 +53,12 @@ export async function refresh() {
     [failure, shown] = [error, mine];
   }
   changes.dispatchEvent(new Event("status"));
+}
+
+/** Some memories were added. */
+export async function memoriesChanged() {
+  changes.dispatchEvent(new Event("memories"));
+  await refresh();
 }
 
 export async function choose({ bank: name, namespace }) {
