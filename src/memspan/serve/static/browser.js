@@ -9,7 +9,7 @@ import { filterFields } from "./filter.js";
 import { sharedWords } from "./closest.js";
 import { counted, day, fit, isWeak, nameOf, shortened, withoutTitle } from "./format.js";
 import { memoryView } from "./memory.js";
-import { bank, changes, mayWrite, place, refresh } from "./place.js";
+import { bank, changes, mayWrite, memoriesChanged, place } from "./place.js";
 
 const PAGE = 30;
 const FOUND = 30;
@@ -28,7 +28,7 @@ export function browserView(root) {
     "Filter",
     element("form", { onsubmit: (event) => (event.preventDefault(), load()) }, filter.node),
   );
-  const add = button("Add memories", () => openAdd(changed), { class: "primary" });
+  const add = button("Add memories", () => openAdd(memoriesChanged), { class: "primary" });
   const save = button("Export", () => openExport(filter.value()), { class: "quiet" });
   const total = element("p", { class: "about", role: "status" });
   const list = element("ul", { class: "memory-list" });
@@ -36,7 +36,7 @@ export function browserView(root) {
   const detail = element("div", { class: "detail", role: "region", "aria-label": "Memory", tabindex: 0 });
   const tools = element("div", { class: "tools" }, element("div", { class: "row" }, search, add, save), filters, total);
   fill(root, element("div", { class: "list-pane" }, tools, list, more), detail);
-  const shownMemory = memoryView(detail, changed);
+  const shownMemory = memoryView(detail, memoriesChanged);
 
   let cursor = null;
   let loading = 0; // the latest load; earlier ones that come back late are not shown
@@ -148,13 +148,6 @@ export function browserView(root) {
     }
   }
 
-  /** Something was added, edited or deleted. */
-  async function changed() {
-    await refresh();
-    stale = true;
-    if (!root.hidden) await load();
-  }
-
   let pause = null;
   search.addEventListener("input", () => {
     clearTimeout(pause);
@@ -180,7 +173,7 @@ export function browserView(root) {
     root.classList.remove("dropping");
     if (!hasFiles(event) || !mayWrite()) return;
     event.preventDefault();
-    openAdd(changed, event.dataTransfer);
+    openAdd(memoriesChanged, event.dataTransfer);
   });
   changes.addEventListener("status", () => {
     add.hidden = !mayWrite();
@@ -192,7 +185,10 @@ export function browserView(root) {
     if (opened !== null) location.hash = "#/memories";
     load();
   });
-  changes.addEventListener("memories", () => (stale = true));
+  changes.addEventListener("memories", () => {
+    stale = true;
+    if (!root.hidden) load();
+  });
 
   return {
     show(id) {

@@ -8,6 +8,7 @@ import { counted, shortened } from "./format.js";
 import { linkOf, share } from "./link.js";
 import { inspector } from "./inspector.js";
 import { memoriesChanged } from "./place.js";
+import { keepTouched } from "./touched.js";
 
 /**
  * Ask, and show what comes.
@@ -63,8 +64,14 @@ export function exchange(question, body, again) {
       element("p", { class: "note" }, `Remembered as ${counted(trace.remembered.length, "memory", "memories")}.`);
     if (kept) memoriesChanged();
     const told = support && element("p", { class: "note support" }, support);
-    const link = button("Copy link", () => share(linkOf(question, body)), { class: "quiet" });
-    fill(after, told, cutOff, kept, evidenceList(trace, question), inspector(trace, usage), link);
+    keepTouched(question, trace);
+    const further = element(
+      "div",
+      { class: "further" },
+      button("Copy link", () => share(linkOf(question, body)), { class: "quiet" }),
+      element("a", { href: "#/map" }, "Show on the map"),
+    );
+    fill(after, told, cutOff, kept, evidenceList(trace, question), inspector(trace, usage), further);
   }
 
   function showPassage(place) {

@@ -55,10 +55,10 @@ export async function refresh() {
   changes.dispatchEvent(new Event("status"));
 }
 
-/** Some memories were added. */
+/** Some memories were added, changed or deleted. */
 export async function memoriesChanged() {
-  changes.dispatchEvent(new Event("memories"));
   await refresh();
+  changes.dispatchEvent(new Event("memories"));
 }
 
 export async function choose({ bank: name, namespace }) {
