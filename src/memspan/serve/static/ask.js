@@ -28,7 +28,7 @@ export function askView(root) {
     element("div", { class: "below" }, how.node, again),
   );
   const talk = { class: "talk", role: "region", "aria-label": "Conversation", tabindex: 0 };
-  fill(root, element("div", talk, welcome, conversation), form);
+  fill(root, element("h1", { class: "unseen" }, "Ask"), element("div", talk, welcome, conversation), form);
 
   let turns = []; // exchanges that were answered, as messages
   let running = null;

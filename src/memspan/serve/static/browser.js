@@ -35,7 +35,7 @@ export function browserView(root) {
   const more = button("Show more", () => append(), { class: "quiet", hidden: true });
   const detail = element("div", { class: "detail", role: "region", "aria-label": "Memory", tabindex: 0 });
   const tools = element("div", { class: "tools" }, element("div", { class: "row" }, search, add, save), filters, total);
-  fill(root, element("div", { class: "list-pane" }, tools, list, more), detail);
+  fill(root, element("h1", { class: "unseen" }, "Memories"), element("div", { class: "list-pane" }, tools, list, more), detail);
   const shownMemory = memoryView(detail, memoriesChanged);
 
   let cursor = null;

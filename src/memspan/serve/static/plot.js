@@ -8,9 +8,11 @@ const LABELS = 9; // characters of a label of a row on a narrow page; on a wide 
 const AXIS = 26;
 
 /**
+ * The drawing with what explains it.
  * @param {object} map of `grouped`
  * @param {{read: Set<string>, seen: Set<string>}|null} touched ids of memories that a question touched
- * @param {(name: string, memories: object[]) => void} open is called with what somebody chose
+ * @param {(name: string, memories: object[], told: (memory: object) => string) => void} open is called with what
+ *     somebody chose, and with what says of a memory how it was touched
  */
 export function plot({ rows, columns, cells }, touched, open) {
   const letters = columns.length <= 8 ? LABELS : 2 * LABELS;
@@ -28,19 +30,23 @@ export function plot({ rows, columns, cells }, touched, open) {
     shape("g", { "aria-hidden": "true" }, ...rowLabels(rows, letters, width), ...columnLabels(columns, left, height)),
     ...drawn.map((cell) => cell.node),
   );
-  walkable(svg, drawn);
+  // Not the drawing itself: one that listens to the focus takes it.
+  const area = element("div", { class: "scroll" }, svg);
+  walkable(area, drawn);
   const choose = (cell) => {
     for (const one of drawn) one.node.setAttribute("aria-pressed", String(one === cell));
-    open(`${cell.name}: ${counted(cell.memories.length, "memory", "memories")}`, ordered(cell.memories, touched));
+    const told = ({ id }) => (touched?.read.has(id) ? "read" : touched?.seen.has(id) ? "looked at" : "");
+    const title = `${cell.name}: ${counted(cell.memories.length, "memory", "memories")}`;
+    open(title, ordered(cell.memories, touched), told);
   };
   const at = (event) => drawn.find((cell) => cell.node === event.target.closest("[role=button]"));
-  svg.addEventListener("click", (event) => at(event) && choose(at(event)));
-  svg.addEventListener("keydown", (event) => {
+  area.addEventListener("click", (event) => at(event) && choose(at(event)));
+  area.addEventListener("keydown", (event) => {
     if ((event.key !== "Enter" && event.key !== " ") || !at(event)) return;
     event.preventDefault();
     choose(at(event));
   });
-  return fill(element("div"), element("div", { class: "scroll" }, svg), readout, touched && legend());
+  return fill(element("div"), area, readout, touched && legend());
 }
 
 function touchedOf({ memories }, touched) {
@@ -101,17 +107,18 @@ function legend() {
 }
 
 /** One circle can be reached by Tab; the arrows, Home and End go on from there. */
-function walkable(svg, cells) {
+function walkable(area, cells) {
   if (cells[0]) cells[0].node.setAttribute("tabindex", 0);
-  svg.addEventListener("keydown", (event) => {
+  area.addEventListener("keydown", (event) => {
     const at = cells.find((cell) => cell.node === event.target);
     const next = at && neighbour(cells, at, event.key);
     if (!next) return;
     event.preventDefault();
     next.node.focus();
   });
-  svg.addEventListener("focusin", (event) => {
-    for (const { node } of cells) node.setAttribute("tabindex", node === event.target.closest("[role=button]") ? 0 : -1);
+  area.addEventListener("focusin", (event) => {
+    const at = event.target.closest("[role=button]");
+    if (at) for (const { node } of cells) node.setAttribute("tabindex", node === at ? 0 : -1);
   });
 }
 

@@ -10,16 +10,16 @@ export function welcomeParts() {
   const here = bank();
   if (!here) {
     const why = lastFailure() ? lastFailure().message : "";
-    return [element("h1", {}, "Not connected"), element("p", {}, why)];
+    return [element("h2", {}, "Not connected"), element("p", {}, why)];
   }
   if (here.memories) {
     const size = counted(here.memories, "memory", "memories");
     return [
-      element("h1", {}, "Ask what you remember"),
+      element("h2", {}, "Ask what you remember"),
       element("p", {}, `Answers come from ${size} in ${here.name}, with the passages they rest on.`),
     ];
   }
-  return [element("h1", {}, "There are no memories here yet"), ...firstSteps(here), ...elsewhere(here)];
+  return [element("h2", {}, "There are no memories here yet"), ...firstSteps(here), ...elsewhere(here)];
 }
 
 function firstSteps(here) {
