@@ -122,6 +122,9 @@ def test_a_question_is_shared_by_its_address_and_asked_by_whoever_opens_it(
         assert sent["memspan"]["where"] == {"n": {">=": 1}} and sent["memspan"]["as_of"] == "2040-01-01"
         assert (sent["memspan"]["rounds"], sent["remember"]) == (1, False)
         page.locator(".exchange .evidence").wait_for()
+        page.get_by_label("Passages, at most").fill("2")
+        page.get_by_label("Passages, at most").press("Tab")
+        assert json.loads(page.evaluate("localStorage.getItem('memspan.settings')")) == {"documents": "2"}
 
 
 def test_a_link_goes_to_its_bank_and_namespace_also_while_another_memory_is_open(browser: Any, address: str) -> None:
@@ -138,6 +141,8 @@ def test_a_link_goes_to_its_bank_and_namespace_also_while_another_memory_is_open
     ("query", "told"),
     [
         ("q=Who&bank=elsewhere", "asks the bank “elsewhere”, which this server does not have"),
+        ("q=Who&namespace=a%00b", "asks the namespace “a\0b”, which is none"),
+        ("q=Who&namespace=" + "n" * 300, "which is none"),
         ("q=Who&where=%7B", "The filter in this link cannot be read"),
         ("q=Who&where=[1]", "cannot be shown here"),
         ("q=Who&where=" + quote('{"n": {"in": [1]}}'), "cannot be shown here"),
@@ -184,7 +189,7 @@ def test_no_key_is_in_a_link_and_whoever_opens_it_is_asked_for_one(
             assert key not in link and "msk_" not in link and "namespace=secret" in link
         with open_page(browser, link) as page:
             give(page, other)
-            page.get_by_text("which your key may not enter").wait_for()
+            page.get_by_text("your key may not enter").wait_for()
             page.get_by_role("heading", name="There are no memories here yet").wait_for()
             page.get_by_text("Your key may read.").wait_for()
             assert page.get_by_role("button", name="Add memories").count() == 0

@@ -117,5 +117,5 @@ async function goTo({ bank: name, namespace }) {
   const other = (name !== undefined && name !== place().bank) || (namespace !== undefined && namespace !== place().namespace);
   if (other) await choose({ bank: name, namespace });
   if (namespace !== undefined && place().namespace !== namespace)
-    throw new Error(`This link asks the namespace “${namespace}”, which your key may not enter.`);
+    throw new Error(`This link asks the namespace “${namespace}”, which is none, or which your key may not enter.`);
 }

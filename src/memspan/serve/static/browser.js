@@ -34,7 +34,7 @@ export function browserView(root) {
   const list = element("ul", { class: "memory-list" });
   const more = button("Show more", () => append(), { class: "quiet", hidden: true });
   const detail = element("div", { class: "detail", role: "region", "aria-label": "Memory", tabindex: 0 });
-  const tools = element("div", { class: "tools" }, element("div", { class: "row" }, search, add, save), filters, total);
+  const tools = element("div", { class: "tools" }, element("div", { class: "row" }, search, add), filters, element("div", { class: "row" }, total, save));
   fill(root, element("h1", { class: "unseen" }, "Memories"), element("div", { class: "list-pane" }, tools, list, more), detail);
   const shownMemory = memoryView(detail, memoriesChanged);
 

@@ -46,8 +46,8 @@ export async function refresh() {
     [status, failure, shown] = [answer, null, mine];
   } catch (error) {
     if (mine < shown) return;
-    if (error.code === "forbidden_namespace" && sessionStorage.getItem(NAMESPACE) !== null) {
-      sessionStorage.removeItem(NAMESPACE); // of another key
+    if (error.param === "namespace" && sessionStorage.getItem(NAMESPACE) !== null) {
+      sessionStorage.removeItem(NAMESPACE); // of another key, or none
       return refresh();
     }
     [failure, shown] = [error, mine];

@@ -50,9 +50,10 @@ export function askSettings() {
   const node = options("Settings", chosen, filter.node, remembering);
   let wanted = kept(); // also what this bank does not offer: another may
 
-  chosen.addEventListener("change", () => {
-    wanted = Object.fromEntries(Object.entries(controls).map(([name, control]) => [name, control.value]));
-    keep(wanted);
+  chosen.addEventListener("change", ({ target }) => {
+    const name = Object.keys(controls).find((one) => controls[one] === target);
+    wanted = { ...wanted, [name]: target.value };
+    keep({ ...kept(), [name]: target.value }); // and not what a link said besides
   });
 
   /** Offer what the server offers, with what was chosen of it. */
