@@ -114,7 +114,8 @@ async function goTo({ bank: name, namespace }) {
   if (lastFailure()) throw lastFailure();
   if (name !== undefined && !lastStatus().banks.some((one) => one.name === name))
     throw new Error(`This link asks the bank “${name}”, which this server does not have.`);
-  const other = (name !== undefined && name !== place().bank) || (namespace !== undefined && namespace !== place().namespace);
+  const other =
+    (name !== undefined && name !== place().bank) || (namespace !== undefined && namespace !== place().namespace);
   if (other) await choose({ bank: name, namespace });
   if (namespace !== undefined && place().namespace !== namespace)
     throw new Error(`This link asks the namespace “${namespace}”, which is none, or which your key may not enter.`);

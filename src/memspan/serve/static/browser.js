@@ -34,8 +34,19 @@ export function browserView(root) {
   const list = element("ul", { class: "memory-list" });
   const more = button("Show more", () => append(), { class: "quiet", hidden: true });
   const detail = element("div", { class: "detail", role: "region", "aria-label": "Memory", tabindex: 0 });
-  const tools = element("div", { class: "tools" }, element("div", { class: "row" }, search, add), filters, element("div", { class: "row" }, total, save));
-  fill(root, element("h1", { class: "unseen" }, "Memories"), element("div", { class: "list-pane" }, tools, list, more), detail);
+  const tools = element(
+    "div",
+    { class: "tools" },
+    element("div", { class: "row" }, search, add),
+    filters,
+    element("div", { class: "row" }, total, save),
+  );
+  fill(
+    root,
+    element("h1", { class: "unseen" }, "Memories"),
+    element("div", { class: "list-pane" }, tools, list, more),
+    detail,
+  );
   const shownMemory = memoryView(detail, memoriesChanged);
 
   let cursor = null;
@@ -101,7 +112,8 @@ export function browserView(root) {
     const shares = ({ title, text }) => sharedWords(query, `${title}\n${text}`).length > 0;
     const weak = best.filter((passage) => isWeak(passage.score, highest, shares(passage)));
     const good = best.filter((passage) => !weak.includes(passage));
-    const told = (passage) => item(passage, [fit(passage.score, highest), day(passage.date)].filter(Boolean).join(" · "));
+    const told = (passage) =>
+      item(passage, [fit(passage.score, highest), day(passage.date)].filter(Boolean).join(" · "));
     const size = `${counted(good.length, "memory", "memories")} found, best first`;
     total.textContent = good.length || !weak.length ? size : "Nothing found that fits well";
     return [...good.map(told), ...(weak.length ? [weaker(weak.map(told))] : [])];

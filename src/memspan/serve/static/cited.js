@@ -36,7 +36,11 @@ export function citedText(text, trace, open) {
 
 function mark(place, item, open) {
   const label = `Passage ${place}: ${item ? nameOf(item) : ""}`;
-  return element("sup", {}, button(place, () => open(place), { class: "cite", "aria-label": label, title: label }));
+  return element(
+    "sup",
+    {},
+    button(place, () => open(place), { class: "cite", "aria-label": label, title: label }),
+  );
 }
 
 /** What an answer rests on, in a sentence; null where there is nothing to say. */

@@ -20,7 +20,10 @@ export function evidenceList(trace, question) {
   const best = Math.max(...trace.evidence.map((evidence) => evidence.score));
   const cited = new Set(trace.citations.map((citation) => citation.evidence));
   const items = trace.evidence.map((evidence, index) =>
-    passage(evidence, place, question, [fit(evidence.score, best), cited.has(index + 1) && "holds words of the answer"]),
+    passage(evidence, place, question, [
+      fit(evidence.score, best),
+      cited.has(index + 1) && "holds words of the answer",
+    ]),
   );
   return element("section", { class: "evidence", "aria-label": "Evidence" }, heading, element("ol", {}, ...items));
 }

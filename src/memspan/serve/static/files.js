@@ -71,7 +71,9 @@ function whyNot(path, { formats, image_formats: images }) {
   if (kinds.some((kind) => images.includes(kind))) return "the command reads the text in images: memspan add --ocr";
   if (kinds.some((kind) => formats.includes(kind)))
     return "the page reads text, Markdown and JSON Lines only; the command reads this: memspan add";
-  return kinds[0] ? `neither the page nor the command reads .${kinds[0]} files` : "a file without an extension is not read";
+  return kinds[0]
+    ? `neither the page nor the command reads .${kinds[0]} files`
+    : "a file without an extension is not read";
 }
 
 /** A first line that reads like a title, short and with a blank line after it; else the file's name. */

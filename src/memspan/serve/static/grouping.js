@@ -9,8 +9,14 @@ const years = (length, label) => ({ of: ([year]) => Math.floor(year / length), l
 // Steps of time from fine to coarse: the number of a step, and what it is called.
 const STEPS = [
   { of: (date) => Math.floor(moment(date) / DAY), label: (at) => new Date(at * DAY).toISOString().slice(0, 10) },
-  { of: ([year, month]) => year * 12 + month - 1, label: (at) => MONTH.format(moment([Math.floor(at / 12), (at % 12) + 1, 1])) },
-  { of: ([year, month]) => year * 4 + Math.floor((month - 1) / 3), label: (at) => `Q${(at % 4) + 1} ${Math.floor(at / 4)}` },
+  {
+    of: ([year, month]) => year * 12 + month - 1,
+    label: (at) => MONTH.format(moment([Math.floor(at / 12), (at % 12) + 1, 1])),
+  },
+  {
+    of: ([year, month]) => year * 4 + Math.floor((month - 1) / 3),
+    label: (at) => `Q${(at % 4) + 1} ${Math.floor(at / 4)}`,
+  },
   years(1, String),
   years(10, (year) => `${year}s`),
   years(100, (year) => `${year}–${year + 99}`),

@@ -95,7 +95,12 @@ function passages(trace) {
       item.layers !== null && `attended to by ${counted(item.layers, "layer")}`,
       `characters ${item.span.start}–${item.span.end}`,
     ];
-    return element("li", {}, element("p", {}, nameOf(item)), element("p", { class: "about" }, facts.filter(Boolean).join(" · ")));
+    return element(
+      "li",
+      {},
+      element("p", {}, nameOf(item)),
+      element("p", { class: "about" }, facts.filter(Boolean).join(" · ")),
+    );
   });
   return (
     items.length > 0 &&

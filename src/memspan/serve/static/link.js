@@ -29,7 +29,9 @@ export function linkedQuestion(text) {
   const question = (query.get("q") ?? "").trim();
   if (!question) return null;
   const given = (name) => query.get(name) ?? undefined;
-  const settings = Object.fromEntries(SETTINGS.filter((name) => query.has(name)).map((name) => [name, query.get(name)]));
+  const settings = Object.fromEntries(
+    SETTINGS.filter((name) => query.has(name)).map((name) => [name, query.get(name)]),
+  );
   return { question, bank: given("bank"), namespace: given("namespace"), settings, ...scopeOf(given) };
 }
 
@@ -48,7 +50,11 @@ export async function share(link) {
     toast("Link copied. It holds the question and how it was asked, and no key.");
   } catch {
     const shown = element("input", { readonly: true, value: link });
-    dialog("Link to this question", {}, field("Link", shown, "It holds the question and how it was asked, and no key."));
+    dialog(
+      "Link to this question",
+      {},
+      field("Link", shown, "It holds the question and how it was asked, and no key."),
+    );
     shown.select();
   }
 }

@@ -89,13 +89,11 @@ export function mapView(root) {
 
   /** The memories of a cell, as links. */
   function list(name, found, told) {
-    const items = found
-      .slice(0, LISTED)
-      .map((memory) => {
-        const link = { href: `#/memories/${encodeURIComponent(memory.id)}`, dir: "auto" };
-        const how = told(memory) && element("span", { class: "about" }, ` ${told(memory)}`);
-        return element("li", {}, element("a", link, nameOf(memory)), how);
-      });
+    const items = found.slice(0, LISTED).map((memory) => {
+      const link = { href: `#/memories/${encodeURIComponent(memory.id)}`, dir: "auto" };
+      const how = told(memory) && element("span", { class: "about" }, ` ${told(memory)}`);
+      return element("li", {}, element("a", link, nameOf(memory)), how);
+    });
     if (found.length > LISTED) items.push(element("li", {}, `and ${count(found.length - LISTED)} more`));
     fill(listed, element("h2", {}, name), element("ul", {}, ...items));
   }

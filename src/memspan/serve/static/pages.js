@@ -10,8 +10,11 @@ const PAGE = 100;
  * @returns {AsyncGenerator<object[]>} waits where the server asks to
  */
 export async function* pages(query, signal) {
-  for (let cursor = null; ; ) {
-    const answer = await patiently(() => call("GET", "v1/memories", { query: { ...query, limit: PAGE, cursor }, signal }), signal);
+  for (let cursor = null; ;) {
+    const answer = await patiently(
+      () => call("GET", "v1/memories", { query: { ...query, limit: PAGE, cursor }, signal }),
+      signal,
+    );
     yield answer.data;
     if (!answer.has_more) return;
     cursor = answer.next_cursor;

@@ -69,7 +69,15 @@ function circle({ row, column, memories, name, read, seen }, left, most, readout
   const tell = () => (readout.textContent = label);
   return shape(
     "g",
-    { role: "button", tabindex: -1, "aria-label": label, "aria-pressed": "false", class: kind, onfocus: tell, onpointerenter: tell },
+    {
+      role: "button",
+      tabindex: -1,
+      "aria-label": label,
+      "aria-pressed": "false",
+      class: kind,
+      onfocus: tell,
+      onpointerenter: tell,
+    },
     shape("rect", { x: x - CELL / 2, y: y - CELL / 2, width: CELL, height: CELL, rx: 6, class: "target" }),
     shape("circle", { cx: x, cy: y, r: radius }),
     kind && shape("circle", { cx: x, cy: y, r: radius + 2.5, class: "ring" }),
@@ -99,7 +107,12 @@ function legend() {
       shape(
         "svg",
         { width: 22, height: 22, "aria-hidden": "true" },
-        shape("g", { class: kind }, shape("circle", { cx: 11, cy: 11, r: 6 }), shape("circle", { cx: 11, cy: 11, r: 9, class: "ring" })),
+        shape(
+          "g",
+          { class: kind },
+          shape("circle", { cx: 11, cy: 11, r: 6 }),
+          shape("circle", { cx: 11, cy: 11, r: 9, class: "ring" }),
+        ),
       ),
       label,
     );

@@ -27,8 +27,16 @@ function firstSteps(here) {
     return [element("p", {}, "Your key may read. To add memories, ask for a key with the scope “write”.")];
   const command = element("code", {}, `memspan add ${here.name} FOLDER`);
   return [
-    element("p", {}, "Paste a text, or choose files: text, Markdown, or JSON Lines as an export of this page has them."),
-    element("div", { class: "actions" }, button("Add memories", () => openAdd(memoriesChanged), { class: "primary" })),
+    element(
+      "p",
+      {},
+      "Paste a text, or choose files: text, Markdown, or JSON Lines as an export of this page has them.",
+    ),
+    element(
+      "div",
+      { class: "actions" },
+      button("Add memories", () => openAdd(memoriesChanged), { class: "primary" }),
+    ),
     element("p", {}, "PDFs, office files, mail, code and whole folders are added where the bank lies: ", command),
   ];
 }
@@ -41,5 +49,7 @@ function elsewhere(here) {
     ...banks.map((one) => button(`Bank ${one.name}`, () => choose({ bank: one.name }))),
     ...namespaces.map((name) => button(`Namespace ${name}`, () => choose({ namespace: name }))),
   ];
-  return ways.length ? [element("p", {}, "There are memories elsewhere:"), element("div", { class: "actions" }, ...ways)] : [];
+  return ways.length
+    ? [element("p", {}, "There are memories elsewhere:"), element("div", { class: "actions" }, ...ways)]
+    : [];
 }
