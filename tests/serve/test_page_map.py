@@ -46,8 +46,8 @@ def _grouped(page: Any, memories: list[dict[str, Any]], most: int = 24) -> dict[
     """`grouped`, with the numbers of memories in its cells."""
     return page.evaluate(
         """([memories, most]) => import("./static/grouping.js").then(({ grouped }) => {
-          const { rows, columns, cells } = grouped(memories, most);
-          return { rows, columns, cells: cells.map((cell) => [cell.row, cell.column, cell.memories.length]) };
+          const { numSources, rows, columns, cells } = grouped(memories, most);
+          return { numSources, rows, columns, cells: cells.map((cell) => [cell.row, cell.column, cell.memories.length]) };
         })""",
         [memories, most],
     )
@@ -109,7 +109,8 @@ def test_ten_thousand_memories_are_a_bounded_map(still: Any) -> None:
     ]
     memories = [_memory(day, f"source{seeded.randint(0, 400)}/x") for day in days]
     found = _grouped(still, memories)
-    assert len(found["rows"]) == 12 and found["rows"][-1] == "390 other sources" and len(found["columns"]) <= 24
+    assert (found["numSources"], len(found["rows"]), found["rows"][-1]) == (401, 12, "390 other sources")
+    assert len(found["columns"]) <= 24
     assert len(found["cells"]) <= 12 * 24 and sum(size for _, _, size in found["cells"]) == 10_000
     assert found["cells"] == sorted(found["cells"])
     exact = _grouped(still, [_memory("2026-01-01", f"s{n}/x") for n in range(12)])

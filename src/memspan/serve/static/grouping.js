@@ -47,7 +47,7 @@ export function sourceOf({ id, metadata }) {
 /**
  * @param {object[]} memories as the routes list them
  * @param {number} most columns
- * @returns {{rows: string[], columns: string[], cells: {row: number, column: number, memories: object[]}[]}}
+ * @returns {{numSources: number, rows: string[], columns: string[], cells: {row: number, column: number, memories: object[]}[]}}
  *     rows by size, columns in order without gaps, and of the cells those that hold something
  */
 export function grouped(memories, most) {
@@ -68,7 +68,12 @@ export function grouped(memories, most) {
     cells.get(key).memories.push(memory);
   });
   const columns = memories.length ? Array.from({ length: last - first + 1 }, (_, at) => step.label(first + at)) : [];
-  return { rows, columns, cells: [...cells].sort(([one], [other]) => one - other).map(([, cell]) => cell) };
+  return {
+    numSources: sources.length,
+    rows,
+    columns,
+    cells: [...cells].sort(([one], [other]) => one - other).map(([, cell]) => cell),
+  };
 }
 
 /** The finest step of time that takes no more than so many columns. */

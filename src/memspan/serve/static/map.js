@@ -75,9 +75,9 @@ export function mapView(root) {
     chosen.hidden = !asked.length;
   }
 
-  function sizes({ rows, columns }) {
+  function sizes({ numSources, columns }) {
     if (!memories.length) return "";
-    const sources = counted(rows.length, "source");
+    const sources = counted(numSources, "source");
     const time = columns.length > 1 ? `${columns[0]} to ${columns.at(-1)}` : columns[0];
     const whole = bank().memories;
     const cut = whole > memories.length && memories.length === MOST;
