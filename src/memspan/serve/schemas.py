@@ -39,6 +39,7 @@ class AskFields(Strict):
     max_injected_tokens: int | None = Field(None, ge=0)
     text_only: bool = Field(False, description="Answer from the texts that are found, without the compressed memory.")
     route_answer: bool = Field(False, description="Route the context once more for the answer, texts included.")
+    own_model: bool = Field(False, description="The bank's own model answers, although another one usually does.")
     where: dict[str, JsonValue] | None = Field(None, description="Only memories whose metadata match.")
     as_of: str | None = Field(None, description="What was valid at this day or moment: dated, or recorded by then.")
     known_at: str | None = Field(None, description="What the bank held at this day or moment.")
@@ -350,6 +351,9 @@ class StatusOut(BaseModel):
     scopes: list[str]
     namespace: str
     max_new_tokens: int
+    answerer: str = Field(description="The other model that writes answers; empty: the banks' own.")
+    formats: list[str] = Field(description="Extensions of the files that `memspan add` reads.")
+    image_formats: list[str] = Field(description="Those that it reads with `--ocr`.")
     banks: list[BankOut]
 
 

@@ -5,7 +5,7 @@ import { button, dialog, element, field, fill, options, problem } from "./dom.js
 import { ACCEPTED, batches, filesOf, hasFiles, memoriesOf } from "./files.js";
 import { counted } from "./format.js";
 import { parsed } from "./memory.js";
-import { place } from "./place.js";
+import { lastStatus, place } from "./place.js";
 import { toast } from "./toast.js";
 
 const LISTED = 8;
@@ -23,7 +23,7 @@ export function openAdd(changed, dropped) {
     await changed();
   };
   const take = async (given) => {
-    const found = await memoriesOf(await filesOf(given));
+    const found = await memoriesOf(await filesOf(given), lastStatus());
     fill(body, review(found, start));
   };
   const start = (memories) => runImport(body, memories, finish, changed);

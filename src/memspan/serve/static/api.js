@@ -11,6 +11,7 @@ export class ApiError extends Error {
     this.status = status;
     this.code = code;
     this.param = param;
+    this.retryAfter = Number(retryAfter) || null;
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { call, memoryPath } from "./api.js";
 import { button, element, field, fill, problem } from "./dom.js";
-import { day, nameOf } from "./format.js";
+import { day, nameOf, shortened } from "./format.js";
 import { mayWrite, place } from "./place.js";
 import { documentText } from "./reader.js";
 import { toast } from "./toast.js";
@@ -13,6 +13,7 @@ import { toast } from "./toast.js";
  */
 export function memoryView(root, changed) {
   let shown = null;
+  let deleted = []; // what the notice that stands would bring back
 
   async function show(id) {
     shown = id;
@@ -109,20 +110,26 @@ export function memoryView(root, changed) {
       return root.append(problem(error));
     }
     location.hash = "#/memories";
-    toast(`Deleted “${nameOf(memory)}”`, { label: "Undo", run: () => restore(memory, where) });
+    const all = [...deleted, { memory, where }];
+    const named = all.length > 1 ? `${all.length} memories` : `“${shortened(nameOf(memory), 60)}”`;
+    toast(`Deleted ${named}`, { label: "Undo", run: () => restore(all) }, () => (deleted = []));
+    deleted = all;
     await changed();
   }
 
-  /** Add a memory again as it was. One without a date keeps the moment it was added at as its date. */
-  async function restore({ id, title, text, metadata, date, added_at }, where) {
+  /** Add memories again as they were. One without a date keeps the moment it was added at as its date. */
+  async function restore(all) {
+    const left = [...all];
     try {
-      await call("POST", "v1/memories", { body: { id, title, text, metadata, date: date ?? added_at, ...where } });
+      for (const { memory, where } of all) {
+        const { id, title, text, metadata, date, added_at, expires, pinned } = memory;
+        const body = { id, title, text, metadata, date: date ?? added_at, expires, pinned, ...where };
+        await call("POST", "v1/memories", { body });
+        left.shift();
+      }
       toast("Restored");
     } catch (error) {
-      toast(`Not restored: ${error.message}`, {
-        label: "Try again",
-        run: () => restore({ id, title, text, metadata, date, added_at }, where),
-      });
+      toast(`Not restored: ${error.message}`, { label: "Try again", run: () => restore(left) });
     }
     await changed();
   }

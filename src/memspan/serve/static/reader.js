@@ -19,7 +19,11 @@ export function markedPassage({ text, title }, question) {
 /** Show where a piece of evidence stands in its memory. */
 export async function openReader(evidence, place, question) {
   const passage = () => element("span", { class: "shaded" }, ...markedPassage(evidence, question));
-  const body = element("div", { class: "reader" }, element("p", { class: "quiet-text" }, "Opening…"));
+  const body = element(
+    "div",
+    { class: "reader", role: "region", "aria-label": "Text", tabindex: 0 },
+    element("p", { class: "quiet-text" }, "Opening…"),
+  );
   const link = element(
     "a",
     { href: `#/memories/${encodeURIComponent(evidence.id)}`, onclick: () => shown.close() },
