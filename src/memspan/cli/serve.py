@@ -85,6 +85,10 @@ def serve(
     settings: Annotated[ServeSettings, OptionGroup(_settings)],
     keys: KeysOption = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines, every request too.")] = False,
+    traces: Annotated[
+        bool,
+        typer.Option("--traces", help="Send OpenTelemetry traces, as OTEL_EXPORTER_OTLP_ENDPOINT and the like say."),
+    ] = False,
 ) -> None:
     """Answer over HTTP, as OpenAI's API and with memories of its own (docs/serving.md). Ctrl-C stops."""
     with _packages("serving", "serve"):
@@ -93,17 +97,22 @@ def serve(
         from memspan.serve.banks import bank_folders
         from memspan.serve.logs import set_up
         from memspan.serve.run import make_server, run_server
+        from memspan.serve.traces import exporting
     key_file = _served_keys(settings, keys)
     if key_file is not None and settings.requests_per_minute is None:
         settings = replace(settings, requests_per_minute=_REQUESTS_PER_MINUTE)
     check_closed(settings, key_file)  # before the model, which takes longer to load
     answerer = answers.endpoint()
     set_up(log_json)
-    loaded = model.load(*bank_folders(banks).values())
-    prepare(loaded.model)
-    who = "with an API key" if key_file is not None else "without a key, from this machine"
-    server = make_server(loaded, banks, settings, key_file, answerer)
-    run_server(server, lambda address: render.err.print(f"serving on {address} ({who}); Ctrl-C stops"))
+    with contextlib.ExitStack() as exported:
+        if traces:
+            with _packages("tracing", "otel"):
+                exported.enter_context(exporting())
+        loaded = model.load(*bank_folders(banks).values())
+        prepare(loaded.model)
+        who = "with an API key" if key_file is not None else "without a key, from this machine"
+        server = make_server(loaded, banks, settings, key_file, answerer)
+        run_server(server, lambda address: render.err.print(f"serving on {address} ({who}); Ctrl-C stops"))
 
 
 @command

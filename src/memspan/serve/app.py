@@ -23,6 +23,7 @@ from memspan.serve.keys import KeyFile
 from memspan.serve.metrics import Metrics
 from memspan.serve.service import Service
 from memspan.serve.settings import ServeSettings
+from memspan.serve.traces import WITHOUT_FASTAPIS
 
 _DESCRIPTION = "A language model with a memory of documents. Chat is OpenAI's API; `memspan` fields are its own."
 
@@ -62,6 +63,7 @@ def create_app(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        telemetry=WITHOUT_FASTAPIS,
         exception_handlers={kind: handle for kind in (HTTPException, RequestValidationError, MemspanError, Exception)},
     )
     app.state.service = service

@@ -26,6 +26,7 @@ from memspan.serve.imports import Imports
 from memspan.serve.keys import Principal
 from memspan.serve.metrics import Metrics
 from memspan.serve.settings import ServeSettings
+from memspan.serve.traces import AnswerStages, stage
 from memspan.types import Answer
 
 Result = TypeVar("Result")
@@ -154,14 +155,20 @@ class EventStream:
             ApiError: 429 too many wait, 503 the server stops.
         """
         loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Event | Failed]()
+        self._stages = AnswerStages()
 
         def deliver(event: Event | Failed) -> None:
+            self._stages.take(event)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
         self._engine = engine
-        with refusals():
-            self.ticket: Ticket = engine.submit(memory, question, options, deliver)
+        try:
+            with refusals():
+                self.ticket: Ticket = engine.submit(memory, question, options, deliver)
+        except ApiError:
+            self._stages.fail()
+            raise
 
     async def next(self) -> Event:
         """The next event; the last is a `Done`.
@@ -185,6 +192,7 @@ class EventStream:
     def cancel(self) -> None:
         """Give it up; nothing happens to one that is answered."""
         self._engine.cancel(self.ticket)
+        self._stages.fail()
 
 
 @contextlib.contextmanager
@@ -206,7 +214,7 @@ async def written(bank: ServedBank, namespace: str, change: Callable[[Memory], R
     Raises:
         ApiError: 429 too many wait, 503 the server stops.
     """
-    with refusals():
+    with refusals(), stage("change"):
         return await asyncio.shield(asyncio.wrap_future(bank.write(namespace, change)))
 
 
