@@ -1,4 +1,4 @@
-"""Many connections that send nothing, half a request, or go away: others are answered meanwhile, and nothing is left."""
+"""Many connections that send nothing, half a request, or go away: others are answered, and nothing is left of them."""
 
 from __future__ import annotations
 
