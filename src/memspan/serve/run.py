@@ -18,10 +18,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from memspan.generate.answerer import Answerer
 from memspan.model.convert import LoadedModel
 from memspan.serve.app import check_closed, create_app
-from memspan.serve.banks import open_banks
+from memspan.serve.banks import close_banks, open_banks
 from memspan.serve.keys import KeyFile
 from memspan.serve.logs import keep_private
 from memspan.serve.settings import ServeSettings
+from memspan.serve.workers import Workers, WorkerSetup
 
 _ENDING_SECONDS = 10
 # Files that a server opens beside its connections: of its banks and model, for answers and changes.
@@ -108,19 +109,30 @@ def make_server(
     settings: ServeSettings,
     keys: KeyFile | None = None,
     answerer: Answerer | None = None,
+    setup: WorkerSetup | None = None,
 ) -> Server:
     """A server ready to `run`.
 
     Args:
         banks: as FOLDER or NAME=FOLDER; empty banks are made where there are none.
         answerer: another model that answers; None: the banks' own.
+        setup: what processes that answer are made from, where the settings have several.
 
     Raises:
-        MemspanError: a bank cannot be opened, or the server would be open to other machines.
+        MemspanError: a bank cannot be opened, a process cannot begin, or the server would be open to other machines.
     """
     check_closed(settings, keys)
     opened = open_banks(banks, loaded, settings.max_writes, answerer)
-    return server_of(create_app(loaded, opened, settings, keys), settings)
+    try:
+        engine = None
+        if setup is not None and settings.workers > 1:
+            names = {bank.folder: name for name, bank in opened.items()}
+            limits = {"max_queue": settings.max_queue, "timeout": settings.timeout}
+            engine = Workers(setup, settings.workers, names, **limits)
+        return server_of(create_app(loaded, opened, settings, keys, engine), settings)
+    except BaseException:
+        close_banks(opened)
+        raise
 
 
 def most_connections() -> int:

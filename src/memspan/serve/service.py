@@ -20,7 +20,7 @@ from memspan.events import Done, Event
 from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions
 from memspan.serve.banks import ServedBank
-from memspan.serve.engine import Engine, Failed, QueueFull, Stopping, Ticket, TookTooLong
+from memspan.serve.engine import Answering, Failed, QueueFull, Stopping, Ticket, TookTooLong, WorkerLost
 from memspan.serve.errors import ApiError
 from memspan.serve.imports import Imports
 from memspan.serve.keys import Principal
@@ -46,7 +46,7 @@ class Service:
     """
 
     settings: ServeSettings
-    engine: Engine
+    engine: Answering
     banks: Mapping[str, ServedBank]
     metrics: Metrics
     imports: Imports = field(default_factory=Imports)
@@ -149,7 +149,7 @@ Admin = Annotated[Principal, Depends(_Needs("admin"))]
 class EventStream:
     """One question in the engine, for a coroutine: its events as they come."""
 
-    def __init__(self, engine: Engine, memory: Memory, question: str, options: AskOptions) -> None:
+    def __init__(self, engine: Answering, memory: Memory, question: str, options: AskOptions) -> None:
         """
         Raises:
             ApiError: 429 too many wait, 503 the server stops.
@@ -206,6 +206,8 @@ def refusals() -> Iterator[None]:
         raise ApiError(503, str(error), "stopping", retry_after=5) from error
     except TookTooLong as error:
         raise ApiError(504, str(error), "timeout") from error
+    except WorkerLost as error:
+        raise ApiError(503, str(error), "worker_lost", retry_after=1) from error
 
 
 async def written(bank: ServedBank, namespace: str, change: Callable[[Memory], Result]) -> Result:
