@@ -350,6 +350,7 @@ def _work(setup: WorkerSetup, connection: Connection, num_threads: int) -> None:
     except Exception as error:
         line.say(_Begun(str(error) if isinstance(error, MemspanError) else place_of(error)))
     line.close()
+    os._exit(0)  # libraries complain of what they find left
 
 
 def _answer(setup: WorkerSetup, line: _Line, num_threads: int) -> None:
