@@ -1,7 +1,7 @@
 """A server under load: how much 8 clients get answered beside one, and a long run that looks for errors and leaks.
 
-Beside what was reached stands what could be: the most that any batch could give if it wrote its tokens in no time, but looked
-up and prefilled each question as for one client. And how late the first token comes: milliseconds from when the engine has it
+Beside what was reached stands what could be: "at most", if a batch wrote its tokens in no time, but looked up and
+prefilled each question as for one client. And how late the first token comes: milliseconds from when the engine has it
 until the client reads it.
 
 python benchmarks/serve.py [--json FILE]                   # throughput, a few minutes
