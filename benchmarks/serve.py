@@ -1,6 +1,10 @@
 """A server under load: how much 8 clients get answered beside one, and a long run that looks for errors and leaks.
 
-python benchmarks/serve.py                                 # throughput, a few minutes
+Beside what was reached stands what could be: "at most", if a batch wrote its tokens in no time, but looked up and
+prefilled each question as for one client. And how late the first token comes: milliseconds from when the engine has it
+until the client reads it.
+
+python benchmarks/serve.py [--json FILE]                   # throughput, a few minutes
 python benchmarks/serve.py --soak --seconds 300            # the long run, then throughput: `make soak`
 
 The server is a process of its own, as `memspan serve` starts it; its memory is read from /proc (Linux).
@@ -12,7 +16,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import os
+import json
 import random
 import re
 import subprocess
@@ -28,6 +32,8 @@ from statistics import median
 from typing import Any
 
 import httpx2 as httpx
+import psutil
+from plots import add_json, write_json
 
 NOTES = Path(__file__).parents[1] / "examples" / "notes"
 QUESTIONS = (
@@ -68,11 +74,14 @@ class Load:
     Attributes:
         seconds: of every answer, by client.
         tokens: written, in answers that were waited for.
+        preparing, writing: seconds of these answers, by the server's count.
         errors: statuses and exceptions that should not have been.
     """
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     tokens: int = 0
+    preparing: float = 0.0
+    writing: float = 0.0
     done: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
 
@@ -90,8 +99,30 @@ async def ask(http: httpx.AsyncClient, load: Load, client: int, body: dict[str, 
         load.errors.append(f"chat {response.status_code} {response.text[:200]}")
         return
     load.seconds.setdefault(client, []).append(time.perf_counter() - started)
-    load.tokens += response.json()["usage"]["completion_tokens"]
+    answer = response.json()
+    load.tokens += answer["usage"]["completion_tokens"]
+    load.preparing += prepared(answer["memspan"]["timings"])
+    load.writing += answer["memspan"]["timings"]["decode"]
     load.done["asked"] += 1
+
+
+def prepared(timings: dict[str, float]) -> float:
+    """Seconds of an answer until its first token, without its wait."""
+    return sum(timings.get(stage, 0.0) for stage in ("select", "prefill", "routing", "fetch"))
+
+
+async def first_token(http: httpx.AsyncClient, body: dict[str, Any]) -> float:
+    """Seconds from when the server has a first token of one client until its text is here."""
+    started, arrived, timings = time.perf_counter(), 0.0, {}
+    async with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
+            if not arrived and chunk["choices"][0]["delta"].get("content"):
+                arrived = time.perf_counter() - started
+            timings = chunk.get("memspan", {}).get("timings") or timings
+    return arrived - timings["queue"] - prepared(timings)
 
 
 async def leave(http: httpx.AsyncClient, load: Load, body: dict[str, Any]) -> None:
@@ -178,6 +209,7 @@ async def throughput(address: str, pid: int, clients: int, requests: int, kind: 
         "tokens/s": load.tokens / seconds,
         "tokens per CPU second": load.tokens / (cpu_seconds(pid) - used),
         "seconds an answer": median(taken),
+        "at most": (load.preparing + load.writing) / load.preparing,
     }
 
 
@@ -204,9 +236,9 @@ def server(model: Path | None, folder: Path, *options: str) -> Iterator[tuple[in
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of all threads of a process since it began."""
-    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Of a process and its workers since they began."""
+    server = psutil.Process(pid)
+    return sum(sum(one.cpu_times()[:2]) for one in (server, *server.children()))
 
 
 def resident_mb(pid: int) -> float:
@@ -216,9 +248,11 @@ def resident_mb(pid: int) -> float:
     return int(found[1]) / 1024
 
 
-def measure(pid: int, address: str, requests: int, repeats: int) -> None:
-    """Print what a server gives to one client and to eight."""
+def measure(pid: int, address: str, requests: int, repeats: int) -> dict[str, Any]:
+    """What a server gives to one client and to eight: printed, and as figures."""
     asyncio.run(throughput(address, pid, 1, 1, KINDS[0]))  # warm up
+    figures: dict[str, Any] = {"first token, ms": asyncio.run(first_tokens(address, 4 * repeats))}
+    print(f"the first token comes after {figures['first token, ms']} ms", flush=True)
     for kind in KINDS:
         runs = []
         for _ in range(repeats):  # one and eight by turns: the machine is shared
@@ -226,9 +260,23 @@ def measure(pid: int, address: str, requests: int, repeats: int) -> None:
         for place, clients in enumerate((1, 8)):
             shown = (f"{median(run[place][what] for run in runs):.2f} {what}" for what in runs[0][place])
             print(f"{kind.name}, {clients} clients: {', '.join(shown)}", flush=True)
-        for what in ("tokens/s", "tokens per CPU second"):
-            ratio = median(run[1][what] / run[0][what] for run in runs)
-            print(f"{kind.name}: {what}, 8 clients / one: {ratio:.2f}", flush=True)
+        shown = ("answers/s", "tokens/s", "tokens per CPU second")
+        ratios = {what: round(median(run[1][what] / run[0][what] for run in runs), 2) for what in shown}
+        ratios["at most"] = round(median(run[0]["at most"] for run in runs), 2)
+        print(f"{kind.name}, 8 clients / one: {ratios}", flush=True)
+        figures[kind.name] = {
+            "one client": [run[0] for run in runs],
+            "eight": [run[1] for run in runs],
+            "ratios": ratios,
+        }
+    return figures
+
+
+async def first_tokens(address: str, count: int) -> dict[str, float]:
+    """How late first tokens come, to one client: median and latest."""
+    async with connections(address, 1) as http:
+        late = [1000 * await first_token(http, KINDS[1].body(5000 + number)) for number in range(count)]
+    return {"median": round(median(late), 1), "most": round(max(late), 1)}
 
 
 def soak(pid: int, address: str, clients: int, seconds: float) -> bool:
@@ -275,10 +323,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300.0, help="of the long run")
     parser.add_argument("--requests", type=int, default=2, help="of each client, for throughput")
     parser.add_argument("--repeats", type=int, default=3, help="of the throughput measurement")
+    parser.add_argument("--workers", type=int, default=1, help="processes of the server that answer")
+    add_json(parser)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, server(given.model, Path(folder)) as (pid, address):
+    workers = ("--workers", str(given.workers))
+    with tempfile.TemporaryDirectory() as folder, server(given.model, Path(folder), *workers) as (pid, address):
         good = not given.soak or soak(pid, address, given.clients, given.seconds)
-        measure(pid, address, given.requests, given.repeats)
+        figures = measure(pid, address, given.requests, given.repeats)
+    write_json(given.json, {"workers": given.workers, **figures})
     return int(not good)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
+import torch
+from helpers import ENDOFTEXT, save_backbone
 from serving import add_animals, client, endless_model, serving
 
-from memspan.model.convert import LoadedModel
+from memspan.model.convert import LoadedModel, convert
 from memspan.serve.run import Server
 
 
@@ -42,3 +45,16 @@ def http(animals: tuple[Server, str]) -> Iterator[httpx.Client]:
     """A client of that server."""
     with client(animals[1]) as http:
         yield http
+
+
+@pytest.fixture(scope="package")
+def endless_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint that never ends an answer by itself, with room for very long ones."""
+    folder = tmp_path_factory.mktemp("endless")
+    backbone = save_backbone(folder / "plain")
+    with torch.no_grad():
+        backbone.lm_head.weight[ENDOFTEXT:] = 0
+    backbone.config.max_position_embeddings = 100_000
+    backbone.save_pretrained(folder / "plain")
+    convert(str(folder / "plain"), folder / "msa", dtype=torch.float32, chunk_size=4, top_k_docs=2)
+    return folder / "msa"

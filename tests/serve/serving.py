@@ -23,6 +23,7 @@ from memspan.model.convert import LoadedModel
 from memspan.serve.keys import KeyFile
 from memspan.serve.run import Server, make_server
 from memspan.serve.settings import ServeSettings
+from memspan.serve.workers import WorkerSetup
 
 SOURCE = Path(__file__).parents[2] / "src"
 ANIMALS = {"otter": "Rome", "heron": "Oslo", "lynx": "Quito", "newt": "Bern"}
@@ -43,10 +44,11 @@ def serving(
     *banks: Path | str,
     keys: KeyFile | None = None,
     answerer: Answerer | None = None,
+    setup: WorkerSetup | None = None,
     **settings: Any,
 ) -> Iterator[tuple[Server, str]]:
     """Run a server; yields it and its address. It is stopped at the end, as a signal would."""
-    server = make_server(loaded, map(str, banks), ServeSettings(port=0, **settings), keys, answerer)
+    server = make_server(loaded, map(str, banks), ServeSettings(port=0, **settings), keys, answerer, setup)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -1,7 +1,8 @@
-"""The systemd unit and the container of docs/serving.md against the command, its options, and the repository."""
+"""The systemd unit of docs/serving.md, the container and its compose file against the command and the repository."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -9,20 +10,25 @@ import shutil
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import yaml
+from dockerfile_parse import DockerfileParser
 from typer.main import get_command
 
 from memspan.cli import app
+from memspan.serve.api.health import PATHS
 from memspan.serve.settings import ServeSettings
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 
 
-def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", DOCS, flags=re.DOTALL)
+def block(language: str, of: str = "") -> str:
+    """The only block of a language that holds some text."""
+    (found,) = (text for text in re.findall(rf"```{language}\n(.*?)```", DOCS, flags=re.DOTALL) if of in text)
     return found
 
 
@@ -35,8 +41,13 @@ def unit() -> dict[str, str]:
 
 def instructions(name: str) -> list[str]:
     """What follows an instruction of the Dockerfile, wherever it stands; continued lines are joined."""
-    lines = block("dockerfile").replace("\\\n", " ").splitlines()
-    return [line.split(" ", 1)[1] for line in lines if line.split(" ", 1)[0] == name]
+    parsed = DockerfileParser(fileobj=io.BytesIO((ROOT / "Dockerfile").read_bytes())).structure
+    return [step["value"] for step in parsed if step["instruction"] == name]
+
+
+def compose() -> dict[str, Any]:
+    (service,) = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"].values()
+    return service
 
 
 def serve_command() -> click.Command:
@@ -78,19 +89,44 @@ def test_the_container_starts_what_the_command_takes() -> None:
     (environment,), (volume,) = instructions("ENV"), instructions("VOLUME")
     given = assert_variables_are_known(environment)
     assert "MEMSPAN_KEYS" in given and all(Path(path).is_relative_to(volume) for path in given.values())
-    assert f"-o memspan {volume}" in instructions("RUN")[0], "the volume is the user's who serves"
+    assert f"-o memspan {volume}" in instructions("RUN")[-1], "the volume is the user's who serves"
+    assert instructions("USER") == ["memspan"]
+    (health,) = instructions("HEALTHCHECK")
+    assert f"127.0.0.1:{settings.port}/ready" in health and "/ready" in PATHS, "it is asked without a key"
 
 
-def test_the_container_is_built_of_what_is_there() -> None:
-    copied = [name for line in instructions("COPY") for name in line.split()[:-1]]
+def test_the_container_is_built_of_what_is_there_and_gets_nothing_else() -> None:
+    copied = [name for line in instructions("COPY") if "--from" not in line for name in line.split()[:-1]]
     assert all((ROOT / name).exists() for name in copied)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert {"pyproject.toml", "src", project["readme"], *project["license-files"]} <= set(copied)
-    (run,) = instructions("RUN")
-    (extra,) = re.findall(r"'/src\[(\w+)\]'", run)
-    assert extra in project["optional-dependencies"]
-    (python,) = re.findall(r"python:(\d+)\.(\d+)", instructions("FROM")[0])
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert ignored[0] == "*" and {line[1:] for line in ignored if line.startswith("!")} == set(copied)
+    (extras,) = re.findall(r"\.whl\)\[([\w,]+)\]", instructions("RUN")[-1])
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    (python,) = {tuple(re.findall(r"python:(\d+)\.(\d+)", image)[0]) for image in instructions("FROM")}
     assert project["requires-python"] == f">={'.'.join(python)}"
+
+
+def test_the_compose_file_runs_the_container_as_it_is_made() -> None:
+    service = compose()
+    assert service["build"] == "." and (ROOT / "Dockerfile").exists()
+    (port,), (exposed,) = service["ports"], instructions("EXPOSE")
+    address, _, inside = port.rsplit(":", 2)
+    assert address == "127.0.0.1" and inside == exposed, "other machines come by a proxy with TLS"
+    (volume,) = service["volumes"]
+    assert volume.partition(":")[2] == instructions("VOLUME")[0]
+    assert int(service["stop_grace_period"].removesuffix("s")) > ServeSettings().grace + 1
+    assert not {"command", "entrypoint", "user", "privileged"} & service.keys(), "as the image says"
+
+
+def test_commands_of_the_compose_file_are_commands() -> None:
+    text = (ROOT / "compose.yaml").read_text(encoding="utf-8") + block("text", "docker compose")
+    found = re.findall(r"run --rm memspan memspan (.*?)(?:\s{2,}|$)", text, flags=re.MULTILINE)
+    assert len(found) == 2
+    for line in found:
+        group, name, *arguments = shlex.split(line)
+        get_command(app).commands[group].commands[name].make_context(name, list(arguments))  # type: ignore[attr-defined]
 
 
 def test_systemd_knows_every_setting_of_the_unit(tmp_path: Path) -> None:

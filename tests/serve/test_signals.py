@@ -12,27 +12,10 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-import torch
-from helpers import ENDOFTEXT, save_backbone
 from serving import add_animals, client, process, question
-
-from memspan.model.convert import convert
 
 GRACE = 4
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that asks a process to end")
-
-
-@pytest.fixture(scope="module")
-def endless_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint that never ends an answer by itself, with room for very long ones."""
-    folder = tmp_path_factory.mktemp("endless")
-    backbone = save_backbone(folder / "plain")
-    with torch.no_grad():
-        backbone.lm_head.weight[ENDOFTEXT:] = 0
-    backbone.config.max_position_embeddings = 100_000
-    backbone.save_pretrained(folder / "plain")
-    convert(str(folder / "plain"), folder / "msa", dtype=torch.float32, chunk_size=4, top_k_docs=2)
-    return folder / "msa"
 
 
 def begun(response: httpx.Response) -> Iterator[str]:

@@ -19,6 +19,7 @@ from memspan.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
     from memspan.generate.answerer import Answerer
+    from memspan.model.convert import LoadedModel
     from memspan.serve.banks import ServedBank
     from memspan.serve.engine import Engine
     from memspan.serve.keys import Key, KeyFile
@@ -40,7 +41,10 @@ def _settings(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
-    max_batch: Annotated[int, typer.Option(help="Questions answered at a time.")] = 8,
+    workers: Annotated[
+        int, typer.Option(help="Processes that answer, each with the model. 1: the one that takes the requests.")
+    ] = 1,
+    max_batch: Annotated[int, typer.Option(help="Questions that each of them answers at a time.")] = 8,
     max_queue: Annotated[int, typer.Option(help="Questions that wait, at most; others are refused (429).")] = 64,
     max_new_tokens: Annotated[int, typer.Option(help="Of one answer that may be asked for.")] = 1024,
     max_request_mb: Annotated[int, typer.Option(help="Size of a request, at most.")] = 16,
@@ -63,6 +67,7 @@ def _settings(
     return ServeSettings(
         host=host,
         port=port,
+        workers=workers,
         max_batch=max_batch,
         max_queue=max_queue,
         max_new_tokens=max_new_tokens,
@@ -85,25 +90,34 @@ def serve(
     settings: Annotated[ServeSettings, OptionGroup(_settings)],
     keys: KeysOption = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines, every request too.")] = False,
+    traces: Annotated[
+        bool,
+        typer.Option("--traces", help="Send OpenTelemetry traces, as OTEL_EXPORTER_OTLP_ENDPOINT and the like say."),
+    ] = False,
 ) -> None:
     """Answer over HTTP, as OpenAI's API and with memories of its own (docs/serving.md). Ctrl-C stops."""
     with _packages("serving", "serve"):
-        from memspan.model.decoding import prepare
         from memspan.serve.app import check_closed
         from memspan.serve.banks import bank_folders
         from memspan.serve.logs import set_up
         from memspan.serve.run import make_server, run_server
+        from memspan.serve.traces import exporting
+        from memspan.serve.workers import WorkerSetup
     key_file = _served_keys(settings, keys)
     if key_file is not None and settings.requests_per_minute is None:
         settings = replace(settings, requests_per_minute=_REQUESTS_PER_MINUTE)
     check_closed(settings, key_file)  # before the model, which takes longer to load
     answerer = answers.endpoint()
     set_up(log_json)
-    loaded = model.load(*bank_folders(banks).values())
-    prepare(loaded.model)
-    who = "with an API key" if key_file is not None else "without a key, from this machine"
-    server = make_server(loaded, banks, settings, key_file, answerer)
-    run_server(server, lambda address: render.err.print(f"serving on {address} ({who}); Ctrl-C stops"))
+    with contextlib.ExitStack() as exported:
+        if traces:
+            with _packages("tracing", "otel"):
+                exported.enter_context(exporting())
+        load = partial(_prepared, model, tuple(bank_folders(banks).values()))
+        who = "with an API key" if key_file is not None else "without a key, from this machine"
+        setup = WorkerSetup(load, tuple(banks), answers.endpoint, settings.max_batch, log_json)
+        server = make_server(load(), banks, settings, key_file, answerer, setup)
+        run_server(server, lambda address: render.err.print(f"serving on {address} ({who}); Ctrl-C stops"))
 
 
 @command
@@ -152,17 +166,24 @@ def _packages(what: str, extra: str) -> Iterator[None]:
         raise MemspanError(f"{what} needs more packages ({error.name}): pip install 'memspan[{extra}]'") from error
 
 
+def _prepared(model: Model, banks: tuple[Path, ...]) -> LoadedModel:
+    """The model of some banks, ready to decode. A function of this module, so that other processes can call it."""
+    from memspan.model.decoding import prepare
+
+    loaded = model.load(*banks)
+    prepare(loaded.model)
+    return loaded
+
+
 @contextlib.contextmanager
 def _engine_of(
     bank: str, model: Model, settings: ServeSettings, answerer: Answerer | None
 ) -> Iterator[tuple[ServedBank, Engine]]:
     """A bank and its engine, closed at the end."""
-    from memspan.model.decoding import prepare
     from memspan.serve.banks import bank_folders, close_banks, open_banks
     from memspan.serve.engine import Engine
 
-    loaded = model.load(*bank_folders([bank]).values())
-    prepare(loaded.model)
+    loaded = _prepared(model, tuple(bank_folders([bank]).values()))
     banks = open_banks([bank], loaded, settings.max_writes, answerer)
     engine = Engine(loaded, max_batch=settings.max_batch, max_queue=settings.max_queue, timeout=settings.timeout)
     served = next(iter(banks.values()))

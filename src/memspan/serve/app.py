@@ -16,30 +16,37 @@ from memspan.errors import MemspanError
 from memspan.model.convert import LoadedModel
 from memspan.serve.api import chat, health, memories, overview, page
 from memspan.serve.banks import ServedBank, close_banks
-from memspan.serve.engine import Engine
+from memspan.serve.engine import Answering, Engine
 from memspan.serve.errors import handle
 from memspan.serve.gate import Gate
 from memspan.serve.keys import KeyFile
 from memspan.serve.metrics import Metrics
 from memspan.serve.service import Service
 from memspan.serve.settings import ServeSettings
+from memspan.serve.traces import WITHOUT_FASTAPIS
 
 _DESCRIPTION = "A language model with a memory of documents. Chat is OpenAI's API; `memspan` fields are its own."
 
 
 def create_app(
-    loaded: LoadedModel, banks: Mapping[str, ServedBank], settings: ServeSettings, keys: KeyFile | None
+    loaded: LoadedModel,
+    banks: Mapping[str, ServedBank],
+    settings: ServeSettings,
+    keys: KeyFile | None,
+    engine: Answering | None = None,
 ) -> FastAPI:
     """The ASGI application of one server. It owns the banks: they are closed when it stops.
 
     Args:
+        engine: who answers; it is closed when the application stops. None: a thread of this process.
         keys: who may call; None: everybody, which only a server that listens on this machine alone may allow.
 
     Raises:
         MemspanError: the server would be open to other machines.
     """
     check_closed(settings, keys)
-    engine = Engine(loaded, max_batch=settings.max_batch, max_queue=settings.max_queue, timeout=settings.timeout)
+    if engine is None:
+        engine = Engine(loaded, max_batch=settings.max_batch, max_queue=settings.max_queue, timeout=settings.timeout)
     service = Service(settings, engine, banks, Metrics(engine, banks))
     for bank in banks.values():
         bank.encode_behind(lambda: engine.is_asked)
@@ -62,6 +69,7 @@ def create_app(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        telemetry=WITHOUT_FASTAPIS,
         exception_handlers={kind: handle for kind in (HTTPException, RequestValidationError, MemspanError, Exception)},
     )
     app.state.service = service

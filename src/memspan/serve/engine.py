@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ _SMOOTHING = 0.2
 class EngineError(MemspanError):
     """A question that the engine did not answer."""
 
+    def __reduce__(self) -> tuple[type[EngineError], tuple[object, ...]]:
+        return type(self), ()
+
 
 class QueueFull(EngineError):
     """Too many questions wait already.
@@ -43,6 +47,9 @@ class QueueFull(EngineError):
     def __init__(self, retry_after: float) -> None:
         super().__init__("too many questions wait already; ask again later")
         self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type[EngineError], tuple[object, ...]]:
+        return type(self), (self.retry_after,)
 
 
 class Stopping(EngineError):
@@ -57,6 +64,13 @@ class TookTooLong(EngineError):
 
     def __init__(self) -> None:
         super().__init__("the answer took too long; ask for fewer tokens, or when there is less to do")
+
+
+class WorkerLost(EngineError):
+    """The process that was answering a question has died."""
+
+    def __init__(self) -> None:
+        super().__init__("the process that was answering died; ask again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +103,8 @@ class Ticket:
     cancelled: bool = False
 
 
-class Engine:
-    """Answers questions of any bank of one model. `submit`, `cancel`, `drain` and `close` are for any thread.
+class Answering(ABC):
+    """Questions that wait, before who answers them. `submit`, `cancel`, `drain` and `close` are for any thread.
 
     Args:
         max_batch: questions answered at a time.
@@ -98,52 +112,52 @@ class Engine:
         timeout: seconds from `submit` to the answer, at most.
     """
 
-    def __init__(self, loaded: LoadedModel, *, max_batch: int, max_queue: int, timeout: float) -> None:
+    def __init__(self, *, max_batch: int, max_queue: int, timeout: float) -> None:
         self._max_batch, self._max_queue, self._timeout = max_batch, max_queue, timeout
-        self._batch = DecodingBatch(loaded, max_batch)
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
-        self._running: list[Ticket] = []
         self._draining = self._closing = False
         self._stop_at = math.inf
         self._seconds_per_answer = _FIRST_GUESS
-        self._thread = threading.Thread(target=self._run, name="memspan-engine", daemon=True)
-        self._thread.start()
 
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
 
     @property
-    def num_running(self) -> int:
-        return len(self._running)
+    @abstractmethod
+    def num_running(self) -> int: ...
 
     @property
     def is_asked(self) -> bool:
         """Whether questions wait or are being answered."""
-        return bool(self._waiting or self._running)
+        return bool(self._waiting or self.num_running)
 
     @property
-    def is_ready(self) -> bool:
-        return self._thread.is_alive() and not self._draining
+    @abstractmethod
+    def is_ready(self) -> bool: ...
 
-    def submit(self, memory: Memory, question: str, options: AskOptions, deliver: Deliver) -> Ticket:
+    def submit(
+        self, memory: Memory, question: str, options: AskOptions, deliver: Deliver, timeout: float | None = None
+    ) -> Ticket:
         """Ask. Returns at once.
 
         Args:
             memory: of this engine's model; not used by any other thread.
-            deliver: called in the engine's thread with every event; the last is a `Done` or a `Failed`. Not called
-                after `cancel`.
+            deliver: called in another thread with every event; the last is a `Done` or a `Failed`. Not called after
+                `cancel`.
+            timeout: seconds that are left for this one; None: as for all.
 
         Raises:
             QueueFull: too many questions wait.
             Stopping: the engine stops.
         """
-        ticket = Ticket(memory, question, options, deliver, time.monotonic() + self._timeout)
+        seconds = self._timeout if timeout is None else timeout
+        ticket = Ticket(memory, question, options, deliver, time.monotonic() + seconds)
         with self._changed:
-            if self._draining or not self._thread.is_alive():
+            if self._draining or not self._is_up():
                 raise Stopping
-            if len(self._running) + len(self._waiting) >= self._max_batch + self._max_queue:
+            if self.num_running + len(self._waiting) >= self._max_batch + self._max_queue:
                 waves = 1 + len(self._waiting) / self._max_batch
                 raise QueueFull(waves * self._seconds_per_answer)
             self._waiting.append(ticket)
@@ -163,14 +177,50 @@ class Engine:
         with self._changed:
             self._draining = True
             self._stop_at = min(self._stop_at, time.monotonic() + grace)
+            self._changed.notify()
+        self._refuse_waiting()
+
+    @abstractmethod
+    def close(self, grace: float = 0.0) -> None:
+        """Stop: running questions get `grace` seconds to finish, or what is left of those an earlier `drain` gave."""
+
+    @abstractmethod
+    def _is_up(self) -> bool: ...
+
+    def _refuse_waiting(self) -> None:
+        with self._changed:
             refused = list(self._waiting)
             self._waiting.clear()
-            self._changed.notify()
         for ticket in refused:
             ticket.deliver(Failed(Stopping()))
 
+    def _took(self, seconds: float) -> None:
+        """An answer took so long: for telling when to come back."""
+        self._seconds_per_answer += _SMOOTHING * (seconds - self._seconds_per_answer)
+
+
+class Engine(Answering):
+    """Answers questions of any bank of one model, in one thread."""
+
+    def __init__(self, loaded: LoadedModel, *, max_batch: int, max_queue: int, timeout: float) -> None:
+        super().__init__(max_batch=max_batch, max_queue=max_queue, timeout=timeout)
+        self._batch = DecodingBatch(loaded, max_batch)
+        self._running: list[Ticket] = []
+        self._thread = threading.Thread(target=self._run, name="memspan-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._is_up() and not self._draining
+
+    def _is_up(self) -> bool:
+        return self._thread.is_alive()
+
     def close(self, grace: float = 0.0) -> None:
-        """Stop: running questions get `grace` seconds to finish, or what is left of those an earlier `drain` gave."""
         self.drain(grace)
         with self._changed:
             self._changed.wait_for(lambda: not self._running, self._stop_at - time.monotonic())
@@ -248,7 +298,7 @@ class Engine:
         with self._changed:
             self._running.remove(ticket)
             if isinstance(last, Done):
-                self._seconds_per_answer += _SMOOTHING * (seconds - self._seconds_per_answer)
+                self._took(seconds)
             self._changed.notify_all()
         if last is not None:
             ticket.deliver(last)

@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 
+from opentelemetry.trace import Span
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +19,7 @@ from memspan.serve.keys import SCOPES, KeyFile, Principal
 from memspan.serve.logs import REQUEST_ID, request_id
 from memspan.serve.metrics import Metrics
 from memspan.serve.settings import ServeSettings
+from memspan.serve.traces import request_span, responded
 
 _log = logging.getLogger(__name__)
 
@@ -90,10 +92,17 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.perf_counter(), _CLIENT_GONE  # if nothing is sent
         headers = Headers(scope=scope)
         known_as = request_id(headers.get("x-request-id"))
         REQUEST_ID.set(known_as)
+        with request_span(scope["method"], headers, known_as) as span:
+            await self._handle(scope, receive, send, headers, known_as, span)
+
+    async def _handle(
+        self, scope: Scope, receive: Receive, send: Send, headers: Headers, known_as: str, span: Span
+    ) -> None:
+        """Let a request through, or refuse it; and count it."""
+        started, status = time.perf_counter(), _CLIENT_GONE  # if nothing is sent
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -120,10 +129,11 @@ class Gate:
                     raise  # what was begun is cut off, so that nobody takes it for whole
                 await error_response(error)(scope, receive, send_with_headers)
         finally:
-            self._ended(scope, status, time.perf_counter() - started)
+            self._ended(scope, status, time.perf_counter() - started, span)
 
-    def _ended(self, scope: Scope, status: int, seconds: float) -> None:
+    def _ended(self, scope: Scope, status: int, seconds: float, span: Span) -> None:
         route = getattr(scope.get("route"), "path", "none")
+        responded(span, route, status)
         self._metrics.request(route, status, seconds)
         fields = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 3)}
         _log.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from memspan.errors import BankError
 from memspan.serve.banks import ServedBank
-from memspan.serve.engine import Engine
+from memspan.serve.engine import Answering
 from memspan.types import Answer
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -25,7 +25,7 @@ class Metrics:
     documents put before the model that its MSA layers attended to as well, and how often a look found nothing new.
     """
 
-    def __init__(self, engine: Engine, banks: Mapping[str, ServedBank]) -> None:
+    def __init__(self, engine: Answering, banks: Mapping[str, ServedBank]) -> None:
         self._registry = CollectorRegistry()
         options = {"namespace": "memspan", "registry": self._registry}
         self._requests = Counter("requests", "Requests, by route and status.", ("route", "status"), **options)
@@ -79,7 +79,7 @@ class Metrics:
 class _Sizes(Collector):
     """What is looked up when it is asked for: the queue, and the banks' sizes."""
 
-    def __init__(self, engine: Engine, banks: Mapping[str, ServedBank]) -> None:
+    def __init__(self, engine: Answering, banks: Mapping[str, ServedBank]) -> None:
         self._engine, self._banks = engine, banks
 
     def describe(self) -> list[Metric]:

@@ -21,12 +21,13 @@ from memspan.events import Done, Event
 from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions
 from memspan.serve.banks import ServedBank
-from memspan.serve.engine import Engine, Failed, QueueFull, Stopping, Ticket, TookTooLong
+from memspan.serve.engine import Answering, Failed, QueueFull, Stopping, Ticket, TookTooLong, WorkerLost
 from memspan.serve.errors import ApiError
 from memspan.serve.imports import Imports
 from memspan.serve.keys import Principal
 from memspan.serve.metrics import Metrics
 from memspan.serve.settings import ServeSettings
+from memspan.serve.traces import AnswerStages, stage
 from memspan.types import Answer
 
 Result = TypeVar("Result")
@@ -46,7 +47,7 @@ class Service:
     """
 
     settings: ServeSettings
-    engine: Engine
+    engine: Answering
     banks: Mapping[str, ServedBank]
     metrics: Metrics
     imports: Imports = field(default_factory=Imports)
@@ -155,20 +156,26 @@ Admin = Annotated[Principal, Depends(_Needs("admin"))]
 class EventStream:
     """One question in the engine, for a coroutine: its events as they come."""
 
-    def __init__(self, engine: Engine, memory: Memory, question: str, options: AskOptions) -> None:
+    def __init__(self, engine: Answering, memory: Memory, question: str, options: AskOptions) -> None:
         """
         Raises:
             ApiError: 429 too many wait, 503 the server stops.
         """
         loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Event | Failed]()
+        self._stages = AnswerStages()
 
         def deliver(event: Event | Failed) -> None:
+            self._stages.take(event)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
         self._engine = engine
-        with refusals():
-            self.ticket: Ticket = engine.submit(memory, question, options, deliver)
+        try:
+            with refusals():
+                self.ticket: Ticket = engine.submit(memory, question, options, deliver)
+        except ApiError:
+            self._stages.fail()
+            raise
 
     async def next(self) -> Event:
         """The next event; the last is a `Done`.
@@ -192,6 +199,7 @@ class EventStream:
     def cancel(self) -> None:
         """Give it up; nothing happens to one that is answered."""
         self._engine.cancel(self.ticket)
+        self._stages.fail()
 
 
 @contextlib.contextmanager
@@ -205,6 +213,8 @@ def refusals() -> Iterator[None]:
         raise ApiError(503, str(error), "stopping", retry_after=5) from error
     except TookTooLong as error:
         raise ApiError(504, str(error), "timeout") from error
+    except WorkerLost as error:
+        raise ApiError(503, str(error), "worker_lost", retry_after=1) from error
 
 
 async def written(bank: ServedBank, namespace: str, change: Callable[[Memory], Result]) -> Result:
@@ -213,7 +223,7 @@ async def written(bank: ServedBank, namespace: str, change: Callable[[Memory], R
     Raises:
         ApiError: 429 too many wait, 503 the server stops.
     """
-    with refusals():
+    with refusals(), stage("change"):
         return await asyncio.shield(asyncio.wrap_future(bank.write(namespace, change)))
 
 

@@ -12,7 +12,8 @@ class ServeSettings:
 
     Attributes:
         host, port: where it listens; port 0 takes a free one.
-        max_batch: questions that are answered at a time.
+        workers: processes that answer; 1: the one that takes the requests.
+        max_batch: questions that each of them answers at a time.
         max_queue: questions that wait for that, at most; further ones are refused (429).
         max_writes: changes that wait for a bank's writer, at most; further ones are refused (429).
         max_new_tokens: of one answer that may be asked for.
@@ -27,6 +28,7 @@ class ServeSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    workers: int = 1
     max_batch: int = 8
     max_queue: int = 64
     max_writes: int = 64
@@ -40,7 +42,8 @@ class ServeSettings:
     cors_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        leasts = {"max_batch": 1, "max_queue": 0, "max_writes": 1, "max_new_tokens": 1, "max_request_bytes": 1024}
+        leasts = {"max_queue": 0, "max_request_bytes": 1024}
+        leasts |= dict.fromkeys(("workers", "max_batch", "max_writes", "max_new_tokens"), 1)
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")

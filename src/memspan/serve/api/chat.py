@@ -106,6 +106,7 @@ async def chat(body: ChatRequest, request: Request, service: ServiceDep, reader:
             return EventSourceResponse(
                 exchange.chunks(),
                 ping=service.settings.keep_alive,
+                send_timeout=service.settings.timeout,  # of a client that reads nothing
                 sep="\n",
                 client_close_handler_callable=exchange.closed,
             )

@@ -43,6 +43,7 @@ from memspan.serve.schemas import (
     UpdateRequest,
 )
 from memspan.serve.service import Reader, Service, ServiceDep, Writer, known_query, namespace_for, written
+from memspan.serve.traces import stage
 from memspan.types import Document
 
 router = APIRouter(responses=ERRORS, tags=["memories"], dependencies=[Depends(known_query)])
@@ -109,7 +110,8 @@ async def search(body: SearchRequest, service: ServiceDep, reader: Reader) -> Se
         pending = bank.read(lambda catalog: num_pending(catalog, namespace))
         return SearchResults(data=[EvidenceOut.of(item) for item in found], pending=pending)
 
-    return await anyio.to_thread.run_sync(find, limiter=service.search_slots)
+    with stage("find"):
+        return await anyio.to_thread.run_sync(find, limiter=service.search_slots)
 
 
 @router.get("/v1/memories")
