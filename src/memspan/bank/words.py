@@ -176,13 +176,15 @@ class WordIndex:
         """Whether the index is not the one that the ids and texts of all live documents give.
 
         Builds a second index in temporary space and compares the two: every entry, every word looked up, the lengths of
-        documents and their average. Of an index of other rules only that it can be read, and holds these documents.
+        documents and their average, the weights of the columns. Of an index of other rules only that it can be read, and holds these documents.
         Call it inside a snapshot.
         """
         made: list[str] = []
         try:
             if self._columns()[2:] != [rules()]:
                 return self._holds_others([document_id for document_id, _ in texts])
+            if self._db.value(f"SELECT v FROM {self._table}_config WHERE k = 'rank'") != _RANK:
+                return True
             for name, module in (
                 ("expected_words", f"fts5 ({_options()})"),
                 ("expected_entries", "fts5vocab (temp, expected_words, 'instance')"),

@@ -16,6 +16,7 @@ from typing import Any, overload
 from memspan.bank.add import Existing, add_documents, encode_pending
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
+from memspan.bank.changes import Changed, changes_since
 from memspan.bank.clock import expiry_of
 from memspan.bank.ledger import FileReader
 from memspan.bank.scope import Scope
@@ -234,6 +235,34 @@ class DocumentStore:
         with self._catalog() as catalog:
             found = catalog.versions(self.namespace, self.bank.resolve(id, self.namespace, catalog))
             return [Version(stored.document, stored.recorded_at, stored.superseded_at) for stored in found]
+
+    @named_options()
+    def changes(
+        self,
+        since: str | None = None,
+        *,
+        after_commit: int | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> Changed:
+        """Which documents were added, changed, deleted or have expired since, in the order of the times.
+
+        Where an id stands for another document of the same name after it was deleted, it was added; a file that only
+        moved is none of them. What `compact --secure` has erased has no id.
+
+        Args:
+            since: a day (from its beginning, UTC), a moment, or how long ago: "7d".
+            after_commit: instead, the `commit` of an earlier call; 0: all there is. What has expired is given again
+                until the next commit.
+            limit: how many, at most; None: all.
+            offset: how many to pass over first.
+
+        Raises:
+            TypeError: neither or both of the first two are given.
+            FilterError: there is no such day, moment, duration or commit.
+        """
+        with self._catalog() as catalog:
+            return changes_since(catalog, catalog.commits(), self.namespace, since, after_commit, limit, offset)
 
     @named_options()
     def list(
