@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL_SUFFIX = ".partial"
+CATALOG, SEGMENTS = "catalog.sqlite", "segments"
+"""What stands in the folder of a memory bank."""
 # A file that is replaced on Windows is waited for: its readers read it at once and close it.
 _TRIES, _PAUSE_SECONDS = 40, 0.05
 _PATH_KEYS = ("path", "file_path", "filepath")

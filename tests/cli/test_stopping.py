@@ -85,7 +85,8 @@ def test_the_message_is_shown_once_and_not_at_all_where_there_is_none(capsys: py
 # A command that stops at its first progress of a stage, and goes on when it is written a line.
 PROGRAM = """
 import sys
-from memspan.cli import app, render
+from memspan.__main__ import main
+from memspan.cli import render
 shown, stage, seen = render.AddProgress.__call__, sys.argv.pop(1), []
 def show(self, report):
     shown(self, report)
@@ -94,7 +95,7 @@ def show(self, report):
         print("it waits", file=sys.stderr, flush=True)
         sys.stdin.readline()
 render.AddProgress.__call__ = show
-app()
+main()
 """
 SENT = {"SIGINT": "SIGINT", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP", "SIGBREAK": "CTRL_BREAK_EVENT"}
 SENDABLE = [name for name in CATCHABLE if os.name != "nt" or name == "SIGBREAK"]
@@ -135,7 +136,7 @@ def waiting(stage: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 def _end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
     out, err = process.communicate("\n", timeout=120)
-    assert "Traceback" not in err
+    assert "Traceback" not in err and "leaked" not in err
     return process.returncode, out
 
 

@@ -54,6 +54,14 @@ def test_a_folder_and_its_memory_stay_in_step(notes: Path, tmp_path: Path) -> No
     assert memspan("sync", bank, notes).out.startswith("0 new, 0 changed, 0 moved, 0 gone, 2 unchanged")
 
 
+@pytest.mark.parametrize("command", ["sync", "add"])
+def test_a_bank_in_its_own_folder_is_no_document(command: str, notes: Path) -> None:
+    for _ in range(2):
+        done = memspan(command, notes / "bank", notes)
+        assert (done.code, done.err) == (0, "")
+    assert len(listed(notes / "bank")) == 3
+
+
 def test_a_folder_that_is_gone_needs_force(notes: Path, tmp_path: Path) -> None:
     bank = tmp_path / "bank"
     memspan("sync", bank, notes)

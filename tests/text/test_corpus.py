@@ -363,8 +363,8 @@ def test_a_folder_is_read_in_order_and_what_is_unknown_is_named(tmp_path: Path) 
         f"{tmp_path.name}/{name}" for name in ("a.txt", "b/a.md", "b/z.txt", "c.txt")
     ]
     assert [item for item in items if isinstance(item, Skipped)] == [
-        Skipped(str(tmp_path / "LICENSE"), "unsupported file type (no extension)"),
-        Skipped(str(tmp_path / "c.xyz"), "unsupported file type .xyz"),
+        Skipped(str(tmp_path / "LICENSE"), "unsupported file type (no extension); if it is text, give its own path"),
+        Skipped(str(tmp_path / "c.xyz"), "unsupported file type .xyz; if it is text, give its own path"),
     ]
     assert isinstance(items[1], Document)
     assert items[1].metadata["path"] == "a.txt"

@@ -10,7 +10,7 @@ import pytest
 from memspan.errors import CorpusError
 from memspan.text.corpus import read_paths
 from memspan.text.folders import FoundFile, Given, Root, Roots, matches, walk
-from memspan.types import Document
+from memspan.types import Document, Skipped
 
 
 def write(path: Path, text: str = "") -> Path:
@@ -219,6 +219,17 @@ def test_what_is_ignored(tmp_path: Path, rules: dict[str, str], left: list[str])
     for folder, text in rules.items():
         (tmp_path / folder / ".memspanignore").write_bytes(text.encode())
     assert [str(path.relative_to(tmp_path)) for path in walk(tmp_path) if isinstance(path, Path)] == left
+
+
+def test_a_bank_among_the_files_is_passed_over_and_no_other_folder(tmp_path: Path) -> None:
+    for name in ("a.md", "bank/catalog.sqlite", "bank/segments/x.md", "bank/imports/y.jsonl"):
+        write(tmp_path / name)
+    for name in ("data/catalog.sqlite", "data/b.md", "more/segments/c.md"):
+        write(tmp_path / name)
+    left = ["a.md", "data/b.md", "data/catalog.sqlite", "more/segments/c.md"]
+    assert [path.relative_to(tmp_path).as_posix() for path in walk(tmp_path) if isinstance(path, Path)] == left
+    (skipped,) = walk(tmp_path / "bank")
+    assert isinstance(skipped, Skipped) and "a memory bank; memspan export" in skipped.reason
 
 
 @pytest.mark.parametrize("rules", [b"!", b"\xff\xfe*"])

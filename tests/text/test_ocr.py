@@ -17,6 +17,8 @@ from memspan.types import Document, Skipped
 
 FAKE = """\
 import sys, time
+if sys.argv[1:] == ["--list-langs"]:
+    sys.exit(print('List of available languages in "/data/" (5):\\nchi_sim\\ndeu\\neng\\nosd\\nscript/Latin'))
 image, out, flag, language = sys.argv[1:]
 data = open(image, "rb").read()
 if b"slow" in data:
@@ -161,3 +163,12 @@ def test_a_language_is_a_name_and_no_other_argument(language: str) -> None:
 @pytest.mark.parametrize("language", ["eng", "deu+eng", "chi_sim", "script/Latin"])
 def test_languages_as_tesseract_names_them(language: str) -> None:
     assert ReadOptions(ocr=True, ocr_language=language).ocr_language == language
+
+
+@pytest.mark.usefixtures("tesseract")
+@pytest.mark.parametrize(
+    ("language", "missing"), [("fra", "fra"), ("eng+tha", "tha"), ("Deu", "Deu"), ("data", "data")]
+)
+def test_a_language_that_is_not_installed_is_named_at_once(language: str, missing: str) -> None:
+    with pytest.raises(CorpusError, match=rf"cannot read {missing} here, only chi_sim, deu.*tesseract-ocr-{missing}"):
+        ReadOptions(ocr=True, ocr_language=language)

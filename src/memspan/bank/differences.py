@@ -10,7 +10,7 @@ from pathlib import Path
 from memspan.bank.ledger import KnownFile, ReadFile, Stat, sha256_of
 from memspan.text.corpus import is_meant
 from memspan.text.folders import FoundFile, Given, Root, Roots, rebased, relative_path
-from memspan.text.readers import ReadOptions
+from memspan.text.readers import ReadOptions, why_unsupported
 from memspan.types import Skipped
 
 # Of so many files more than half may be gone at once; of more, that looks as a folder does that is not mounted.
@@ -111,7 +111,7 @@ def _compare(placed: Placed, known: KnownFile | None, found: Differences, option
         if is_meant(file, options):
             found.new.append(placed)
         else:
-            found.skipped.append(Skipped(str(file.path), f"unsupported file type {file.path.suffix or '(none)'}"))
+            found.skipped.append(Skipped(str(file.path), why_unsupported(file.path, options)))
         return
     try:
         stat = Stat.of(file.path)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from memspan.bank.locks import ENCODER_LOCK, HOLDER, LOCK, READERS, writer_lock
 from memspan.errors import BankError
-from memspan.files import PARTIAL_SUFFIX, file_sha256, publish, sync_folder
+from memspan.files import CATALOG, PARTIAL_SUFFIX, SEGMENTS, file_sha256, publish, sync_folder
 
-CATALOG, PARTIAL_CATALOG = "catalog.sqlite", "catalog.sqlite.partial"
+PARTIAL_CATALOG = f"{CATALOG}{PARTIAL_SUFFIX}"
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 KEYS_SUFFIX = ".keys.safetensors"
 CONTENT_SUFFIX = ".content.safetensors"
@@ -80,7 +80,7 @@ class Written:
 
 def segments_folder(folder: Path) -> Path:
     """Where the segments of a bank are."""
-    return folder / "segments"
+    return folder / SEGMENTS
 
 
 def segment_paths(folder: Path, name: str) -> tuple[Path, Path]:

@@ -12,12 +12,13 @@ from typing import Self
 
 from memspan.bank import edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
-from memspan.bank.folder import CATALOG, Written
+from memspan.bank.folder import Written
 from memspan.bank.locks import Registration, writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.words import outdated_namespaces
 from memspan.errors import BankError, BankMismatch, UnknownDocument
+from memspan.files import CATALOG
 from memspan.types import JSON, NEVER, Document, is_unicode
 
 _LONGEST_NAMESPACE = 200

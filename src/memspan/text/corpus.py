@@ -64,10 +64,11 @@ def read_paths(
 ) -> Iterator[Document | Skipped]:
     """Return an iterator over the documents of files and folders, in the order given, and over what was skipped.
 
-    A folder is read with the folders in it, sorted by name. Hidden files and folders, and what a `.memspanignore`
-    names, are passed over silently; symbolic links to folders, and files of unknown extensions, are skipped. A file
-    named in `paths` is read whatever its extension. A document's external id is the name of the folder that was given
-    (of a file: of the folder it stands in) and the path from there, however it was given; see `memspan.text.folders`.
+    A folder is read with the folders in it, sorted by name. Hidden files and folders, memory banks, and what a
+    `.memspanignore` names, are passed over silently; symbolic links to folders, and files of unknown extensions, are
+    skipped. A file named in `paths` is read whatever its extension. A document's external id is the name of the folder
+    that was given (of a file: of the folder it stands in) and the path from there, however it was given; see
+    `memspan.text.folders`.
 
     Files are opened one at a time, when the iterator gets to them, and files of records are read line by line.
 

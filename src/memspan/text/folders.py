@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memspan.errors import CorpusError
+from memspan.files import CATALOG, SEGMENTS
 from memspan.types import Skipped
 
 if TYPE_CHECKING:
@@ -216,11 +217,14 @@ def has_wildcards(text: str) -> bool:
 
 
 def walk(folder: Path) -> Iterator[Path | Skipped]:
-    """Yield the files under a folder, sorted, but for hidden ones and those that a `.memspanignore` names.
+    """Yield the files under a folder, sorted, but for hidden ones, memory banks, and what a `.memspanignore` names.
 
     Such a file has the syntax of git's `.gitignore`, and counts for the folder it stands in and those below.
     """
-    yield from _walk(folder, folder, ())
+    if _is_bank(folder):
+        yield Skipped(str(folder), "a memory bank; memspan export and memspan import copy its documents")
+    else:
+        yield from _walk(folder, folder, ())
 
 
 def _walk(folder: Path, top: Path, rules: tuple[tuple[str, GitIgnoreSpec], ...]) -> Iterator[Path | Skipped]:
@@ -241,8 +245,12 @@ def _walk(folder: Path, top: Path, rules: tuple[tuple[str, GitIgnoreSpec], ...])
             yield Skipped(str(child), "not a file that can be read (a broken link, a pipe, a device, or no permission)")
         elif child.is_symlink():
             yield Skipped(str(child), "symbolic link to a folder; give its target as a path of its own")
-        else:
+        elif not _is_bank(child):
             yield from _walk(child, top, rules)
+
+
+def _is_bank(folder: Path) -> bool:
+    return os.path.isfile(folder / CATALOG) and os.path.isdir(folder / SEGMENTS)
 
 
 def _rules_of(folder: Path, top: Path) -> list[tuple[str, GitIgnoreSpec]]:

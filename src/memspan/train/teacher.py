@@ -7,18 +7,15 @@ cosines lie between -1 and 1, BM25 scores between 0 and about 30.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol
 
 import torch
 
-from memspan.errors import DataError
+from memspan.text.embedding import Embed, sentence_embedder
 from memspan.text.terms import plain_words
 from memspan.train.bm25 import Bm25
-
-Embed = Callable[[Sequence[str]], torch.Tensor]
-"""Texts to rows of unit length, `[N, F]` in float32."""
 
 BM25 = "bm25"
 _CACHED_TEXTS = 2**16
@@ -72,20 +69,7 @@ class SentenceTeacher:
         Raises:
             DataError: sentence-transformers is not installed, or there is no such model.
         """
-        try:
-            from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found]
-        except ImportError as error:
-            raise DataError("this teacher needs sentence-transformers: pip install 'memspan[train]'") from error
-        try:
-            model = SentenceTransformer(name)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{name!r} is no model of sentence-transformers, by name or folder: {error}") from error
-
-        def embed(texts: Sequence[str]) -> torch.Tensor:
-            how = {"convert_to_tensor": True, "normalize_embeddings": True, "show_progress_bar": False}
-            return model.encode(list(texts), **how).to("cpu", torch.float32)
-
-        return cls(embed)
+        return cls(sentence_embedder(name))
 
     def scores(self, queries: Sequence[str], documents: Sequence[str]) -> torch.Tensor:
         """See `Teacher`."""

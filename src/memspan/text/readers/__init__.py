@@ -82,6 +82,7 @@ __all__ = [
 REMEDY = "name the one that holds it with --text-column"
 
 _EMPTY = "empty"
+_NAME_IT = "; if it is text, give its own path"
 _REMEDIES = {
     "doc": "; save it as .docx",
     "ppt": "; save it as .pptx",
@@ -103,7 +104,7 @@ def why_unsupported(path: Path, options: ReadOptions = AS_FOUND) -> str:
     if is_supported(path, options):
         return ""
     kind = extension(path)
-    remedy = " (an image); --ocr reads the text in it" if kind in IMAGES else _REMEDIES.get(kind, "")
+    remedy = " (an image); --ocr reads the text in it" if kind in IMAGES else _REMEDIES.get(kind, _NAME_IT)
     return f"unsupported file type {path.suffix or '(no extension)'}{remedy}"
 
 

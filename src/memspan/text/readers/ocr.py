@@ -26,7 +26,7 @@ _LANGUAGES = re.compile(r"\w+(?:/\w+)?(?:\+\w+(?:/\w+)?)*", re.ASCII)
 def check_tesseract(language: str) -> None:
     """
     Raises:
-        CorpusError: tesseract is not installed, or that is no name of languages.
+        CorpusError: tesseract is not installed, or not for these languages.
     """
     if not _LANGUAGES.fullmatch(language):
         raise CorpusError(f"--ocr-language takes tesseract's names as eng or deu+eng, not {language!r}")
@@ -34,6 +34,14 @@ def check_tesseract(language: str) -> None:
         raise CorpusError(
             "--ocr needs the program tesseract, which is not installed; install it (apt install tesseract-ocr, "
             "brew install tesseract, winget install tesseract-ocr.tesseract), or leave --ocr out"
+        )
+    known = _run("--list-langs").stdout.decode(errors="replace").split("\n")[1:]
+    missing = [name for name in language.split("+") if name not in map(str.strip, known)]
+    if missing:
+        raise CorpusError(
+            f"tesseract cannot read {', '.join(missing)} here, only {', '.join(filter(None, map(str.strip, known)))}; "
+            f"install its data (apt install tesseract-ocr-{missing[0]}, brew install tesseract-lang) or name another "
+            "language"
         )
 
 
@@ -71,18 +79,21 @@ def read_pdf(path: Path, language: str) -> Content:
 
 
 def _recognised(image: Path, language: str) -> str:
-    program = shutil.which("tesseract") or "tesseract"
     try:
-        done = subprocess.run(
-            [program, str(image.resolve()), "stdout", "-l", language],
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=SECONDS_PER_IMAGE,
-            check=False,
-        )
+        done = _run(str(image.resolve()), "stdout", "-l", language)
     except subprocess.TimeoutExpired as error:
         raise Unreadable(f"takes tesseract longer than {SECONDS_PER_IMAGE:.0f} s to read") from error
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
         raise Unreadable(f"not read by tesseract: {said[-1]}")
     return done.stdout.decode(errors="replace").replace(PAGE_BREAK, "\n").replace("\0", "").strip()
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [shutil.which("tesseract") or "tesseract", *arguments],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=SECONDS_PER_IMAGE,
+        check=False,
+    )

@@ -8,9 +8,9 @@ from random import Random
 import torch
 from pydantic.dataclasses import dataclass
 
+from memspan.text.embedding import Embed
 from memspan.text.questions import Question
 from memspan.train.structure import STRICT, Positive
-from memspan.train.teacher import Embed
 
 _ROWS = 2048
 
