@@ -110,6 +110,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/memories/conversation": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Add Conversation
+         * @description Remember what was said, in one transaction: each question with what was answered to it.
+         */
+        post: operations["add_conversation_v1_memories_conversation_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/memories/search": {
         parameters: {
             query?: never;
@@ -124,6 +144,26 @@ export interface paths {
          * @description Find memories for a question, best first, without answering it.
          */
         post: operations["search_v1_memories_search_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/changes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Changes
+         * @description Which memories were added, changed, deleted or have expired since.
+         */
+        get: operations["list_changes_v1_changes_get"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -461,6 +501,26 @@ export interface components {
              */
             existing?: "replace" | "refuse";
         };
+        ChangeList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object?: "list";
+            data: components["schemas"]["ChangeOut"][];
+            /** @description As `after_commit` it gives what changes from now on. */
+            commit: number;
+            has_more: boolean;
+        };
+        ChangeOut: {
+            /** @enum {string} */
+            kind: "added" | "changed" | "deleted" | "expired";
+            /** @description Null: which memory it was has been erased. */
+            id: string | null;
+            title: string;
+            /** @description The last time (UTC). */
+            at: string;
+        };
         /** @description OpenAI's response. */
         ChatCompletion: {
             id: string;
@@ -565,6 +625,21 @@ export interface components {
             /** @description Of the memory's text. */
             source: components["schemas"]["Span"] | null;
             page: number | string | null;
+        };
+        ConversationRequest: {
+            /** @description Default: the first that is served. */
+            bank?: string | null;
+            /** @description Default: the key's first, or `default`. */
+            namespace?: string | null;
+            /** @description As OpenAI's, Anthropic's and Gemini's APIs write them; `name` and `date` say who and when. */
+            messages: components["schemas"]["JsonValue"][];
+            /**
+             * @description What the conversation is called; kept as metadata.
+             * @default
+             */
+            session?: string;
+            /** @description ISO 8601, of messages without one. Default: now. */
+            date?: string | null;
         };
         DocumentList: {
             /**
@@ -1110,6 +1185,30 @@ export interface operations {
             };
         };
     };
+    add_conversation_v1_memories_conversation_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ConversationRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BatchReport"];
+                };
+            };
+        };
+    };
     search_v1_memories_search_post: {
         parameters: {
             query?: never;
@@ -1130,6 +1229,37 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["SearchResults"];
+                };
+            };
+        };
+    };
+    list_changes_v1_changes_get: {
+        parameters: {
+            query?: {
+                /** @description A day, a moment, or how long ago, as `7d`. */
+                since?: string | null;
+                /** @description Instead, the `commit` of an earlier answer; 0: all. */
+                after_commit?: number | null;
+                limit?: number;
+                offset?: number;
+                /** @description Default: the first that is served. */
+                bank?: string | null;
+                /** @description Default: the key's first, or `default`. */
+                namespace?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChangeList"];
                 };
             };
         };

@@ -86,16 +86,13 @@ def changes_since(
     database: Database,
     commit: int,
     namespace: str,
+    cut: slice,
     since: str | None = None,
     after_commit: int | None = None,
-    limit: int | None = None,
-    offset: int = 0,
 ) -> Changed:
-    """What changed in a namespace, now that `commit` is the last; see `DocumentStore.changes` for the rest."""
+    """A slice of what changed in a namespace, now that `commit` is the last; see `DocumentReader.changes`."""
     if (since is None) == (after_commit is None):
         raise TypeError("say since when: since= (a day, a moment, or a duration as 7d) or after_commit=, one of them")
-    if offset < 0 or (limit is not None and limit < 0):
-        raise ValueError(f"limit and offset must not be negative, not {limit} and {offset}")
     is_new, moment = _bound(database, commit, since, after_commit)
     parts = [
         "SELECT CASE WHEN EXISTS (SELECT 1 FROM sources w WHERE w.superseded_at IS NOT NULL "
@@ -115,9 +112,10 @@ def changes_since(
             "GROUP BY coalesce(g.external_id, g.rowid)"
         )
     query = f"{' UNION ALL '.join(parts)} ORDER BY 4, 2 LIMIT ?4 OFFSET ?5"
-    size = -1 if limit is None else limit + 1
-    found = [Change(*row) for row in database.read(query, (namespace, moment, after_commit, size, offset))]
-    return Changed(tuple(found if limit is None else found[:limit]), commit, limit is not None and len(found) > limit)
+    size = -1 if cut.stop is None else cut.stop - cut.start
+    found = database.read(query, (namespace, moment, after_commit, size if size < 0 else size + 1, cut.start))
+    more = 0 <= size < len(found)
+    return Changed(tuple(Change(*row) for row in (found[:size] if more else found)), commit, more)
 
 
 def _bound(
@@ -133,6 +131,8 @@ def _bound(
     first = database.value("SELECT min(commits) FROM moments") if _is_kept(database) else None
     if after_commit < commit and (first is None or after_commit + 1 < first):
         raise FilterError(f"what commit {after_commit} was followed by is not kept in this bank; say a date: since=")
+    if first is None:
+        return "({} IS NULL AND FALSE)".format, clock.moment()
     last = database.value("SELECT at FROM moments WHERE commits <= ? ORDER BY commits DESC LIMIT 1", (after_commit,))
     return "({} IN (SELECT at FROM moments WHERE commits > ?3))".format, last or clock.moment()
 

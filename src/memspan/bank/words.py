@@ -118,6 +118,15 @@ class WordIndex:
                 scores[document_id] += score * factor
         return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
+    def naming(self, name: str, scope: Scope) -> list[int]:
+        """The ids of the documents of a scope that hold every word of a name, in one of its forms."""
+        words = [self._query_terms(word) for word in content_words(name)]
+        if not words:
+            return []
+        match = " AND ".join(f"({' OR '.join(forms)})" for forms in words)
+        query = f"SELECT rowid FROM {self._table} WHERE {self._table} MATCH ? {self._within(scope)}"
+        return [number for (number,) in self._db.rows(query, (match, *scope.values * 2))]
+
     def _num_documents(self) -> int:
         return self._db.value(f"SELECT count(*) FROM {self._table}_docsize")
 
@@ -176,7 +185,8 @@ class WordIndex:
         """Whether the index is not the one that the ids and texts of all live documents give.
 
         Builds a second index in temporary space and compares the two: every entry, every word looked up, the lengths of
-        documents and their average, the weights of the columns. Of an index of other rules only that it can be read, and holds these documents.
+        documents and their average, the weights of the columns. Of an index of other rules only that it can be read,
+        and holds these documents.
         Call it inside a snapshot.
         """
         made: list[str] = []
