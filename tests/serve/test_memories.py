@@ -324,8 +324,17 @@ def test_what_changed_since(http: httpx.Client, place: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    [{}, {"since": "1h", "after_commit": 0}, {"since": "soon"}, {"after_commit": -1}, {"after_commit": 10**12}]
-    + [{"since": "1h", "limit": 0}, {"since": "1h", "limit": 1001}, {"since": "1h", "offset": -1}, {"sinse": "1h"}],
+    [
+        {},
+        {"since": "1h", "after_commit": 0},
+        {"since": "soon"},
+        {"after_commit": -1},
+        {"after_commit": 10**12},
+        {"since": "1h", "limit": 0},
+        {"since": "1h", "limit": 1001},
+        {"since": "1h", "offset": -1},
+        {"sinse": "1h"},
+    ],
 )
 def test_changes_since_no_time_are_a_400(http: httpx.Client, place: dict[str, str], query: dict[str, Any]) -> None:
     error_of(http.get("/v1/changes", params={**query, **place}), 400)
