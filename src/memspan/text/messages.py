@@ -15,10 +15,11 @@ ASKERS = ("user", "human")
 """Roles of who is served; all others answer, call tools, or give what tools returned."""
 
 _ROLES = (*ASKERS, "assistant", "model", "system", "developer", "tool", "function")
-# What a model was told, and what it thought, is no part of what was said.
 _INSTRUCTIONS = ("system", "developer")
-_THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
-_CALLS = ("tool_use", "server_tool_use", "function_call", "custom_tool_call")
+THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
+"""Types of parts that hold what a model thought, which is no part of what was said."""
+CALLS = ("tool_use", "server_tool_use", "function_call", "custom_tool_call", "tool_call")
+"""Types of parts that call a tool."""
 _RESULTS = ("tool_result", "function_call_output", "custom_tool_call_output", "function_response")
 _TIMES = ("timestamp", "created_at", "create_time", "createdAt", "time")
 _MILLISECONDS = 1e11
@@ -90,9 +91,9 @@ def _of_message(message: Any) -> Iterator[Said]:
             f'a message is an object as {{"role": "user", "content": "..."}}, not {type(message).__name__}'
         )
     when, kind = _when(message), message.get("type")
-    if kind in _THOUGHTS:
+    if kind in THOUGHTS:
         return
-    if kind in _CALLS or kind in _RESULTS or (isinstance(kind, str) and "role" not in message and kind != "message"):
+    if kind in CALLS or kind in _RESULTS or (isinstance(kind, str) and "role" not in message and kind != "message"):
         yield from _merged([replace(one, when=when) for one in _of_part(message, "assistant", "assistant")])
         return
     role = message.get("role")
@@ -105,7 +106,7 @@ def _of_message(message: Any) -> Iterator[Said]:
     who = name if isinstance(name, str) and name.strip() else role
     said = [one for part in _parts(message) for one in _of_part(part, role, who)]
     calls = [*(message.get("tool_calls") or ()), *([one] if (one := message.get("function_call")) else ())]
-    said += [Said(role, who, _of_call(call)) for call in calls]
+    said += [Said(role, who, call_text(call)) for call in calls]
     yield from _merged([replace(one, when=when) for one in said])
 
 
@@ -128,10 +129,10 @@ def _of_part(part: Any, role: str, who: str) -> Iterator[Said]:
         raise ValueError(f"a part of its content is a text or an object, not {type(part).__name__}")
     kind = part.get("type")
     text = part.get("text") if isinstance(part.get("text"), str) else part.get("refusal")
-    if kind in _THOUGHTS:
+    if kind in THOUGHTS:
         return
-    if kind in _CALLS:
-        yield Said(role, who, _of_call(part))
+    if kind in CALLS:
+        yield Said(role, who, call_text(part))
     elif kind in _RESULTS:
         result = part.get("output", part.get("content"))
         inner = [result] if isinstance(result, str | Mapping) else list(result or ())
@@ -148,7 +149,12 @@ def _name_of(kind: Any) -> str:
     return name.removeprefix("input_").removeprefix("output_").removesuffix("_url")
 
 
-def _of_call(call: Any) -> str:
+def call_text(call: Any) -> str:
+    """How a call of a tool is written that an API gives as an object.
+
+    Raises:
+        ValueError: it is none.
+    """
     if not isinstance(call, Mapping):
         raise ValueError(f"a call of a tool is an object, not {type(call).__name__}")
     inner = next((call[key] for key in ("function", "custom") if isinstance(call.get(key), Mapping)), call)
