@@ -159,7 +159,7 @@ def step_logits(loaded: LoadedModel, ids: Sequence[int]) -> torch.Tensor:
     cache = DynamicCache(config=loaded.model.config.text_config)
     logits = [prefill(loaded.model, packed, None, retrieved, cache).float()]
     rows = DecodeRows(loaded.model, 1)
-    rows.join(packed, cache, retrieved)
+    rows.join(packed, cache, retrieved, [0])
     logits += [rows.step([ids[begin : begin + STEP]])[0].float() for begin in range(STEP, len(ids), STEP)]
     return torch.cat(logits)[:-1]
 

@@ -44,6 +44,7 @@ from memspan.config import MSAConfig
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep, LayerMemory
 from memspan.model.modeling import MSAForCausalLM
+from memspan.ops.attention import attend
 from memspan.ops.scoring import chunk_scores, document_scores, fold_queries, routing_queries, top_documents
 from memspan.text.packing import PackedContexts, pack_contexts
 from memspan.text.template import Context, PromptTemplate
@@ -518,3 +519,27 @@ def ask_in_steps(
         )
         start = new.stop
     return torch.cat(logits, dim=1)
+
+
+def paged_kernel(
+    query_XHD: torch.Tensor,
+    pool_2PSGD: torch.Tensor,
+    table_RP: torch.Tensor,
+    used_R: torch.Tensor,
+    first_R1: torch.Tensor,
+    max_used: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """`PagedAttention` on any device, by a mask over the pages of all rows; it waits for nothing."""
+    assert {table_RP.dtype, used_R.dtype, first_R1.dtype} == {torch.int32} and len(first_R1) == len(used_R) + 1
+    R, device = len(used_R), query_XHD.device
+    query_RHTD = query_XHD.unflatten(0, (R, -1)).transpose(1, 2)
+    T = query_RHTD.shape[2]
+    keys_RGSD, values_RGSD = pool_2PSGD[:, table_RP.long()].flatten(2, 3).transpose(2, 3)
+    column_S = torch.arange(keys_RGSD.shape[2], device=device)
+    own_RT1 = (used_R[:, None] - T + torch.arange(T, device=device))[:, :, None]
+    seen_RTS = (column_S <= own_RT1) & (column_S < max_used)
+    if window is not None:
+        seen_RTS &= column_S > own_RT1 - window
+    return attend(query_RHTD, keys_RGSD, values_RGSD, seen_RTS[:, None], scaling).flatten(0, 1)

@@ -273,7 +273,8 @@ class _Encoder:
         self._asked: dict[int, Entry] = {}
         self.template = self
         self.model = SimpleNamespace(
-            config=SimpleNamespace(layers=MANIFEST.msa_layers, max_document_tokens=MANIFEST.max_document_tokens)
+            device=torch.device("cpu"),
+            config=SimpleNamespace(layers=MANIFEST.msa_layers, max_document_tokens=MANIFEST.max_document_tokens),
         )
 
     def document(self, document_id: int, text: str) -> list[int]:
@@ -289,8 +290,8 @@ class _Encoder:
 
     def encode_batch(self, loaded: _Encoder, batch: Sequence[Part]) -> None:
         for part in batch:
-            (part.latents,) = self._asked[part.document.document_id].latents()
-            (part.chunks,) = part.latents.num_chunks
+            (latents,) = self._asked[part.document.document_id].latents()
+            part.encoded, (part.chunks,) = functools.partial(lambda given: given, latents), latents.num_chunks
 
 
 def _reencode(folder: Path, done: Done) -> None:

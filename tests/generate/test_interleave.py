@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,7 @@ from memspan.model.memory_api import AskStep
 from memspan.text.packing import pack_contexts
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Passage, PromptTemplate
-from memspan.types import Answer, Document, Retrieved
+from memspan.types import Answer, Document
 
 END, ENOUGH = "<|object_ref_end|>", "<End-of-Retrieve>"
 ANIMALS = ("otter", "heron", "badger", "newt", "falcon", "lynx", "marmot", "viper", "ibis", "gecko")
@@ -78,13 +78,13 @@ def memory(filled: Path, loaded: LoadedModel) -> Iterator[Memory]:
 class _Followed(DecodeBuffers):
     """Knows of every row the prefill's cache and the row in it that it came from."""
 
-    def __init__(self, max_rows: int) -> None:
-        super().__init__(max_rows)
+    def __init__(self) -> None:
+        super().__init__()
         self.origins: list[tuple[int, int]] = []
 
-    def join(self, cache: DynamicCache, retrieved: Mapping[int, Retrieved], row: int, length: int) -> None:
-        super().join(cache, retrieved, row, length)
-        self.origins.append((id(cache), row))
+    def join(self, cache: DynamicCache, retrieved: Any, rows: Sequence[int], *given: Any) -> None:
+        super().join(cache, retrieved, rows, *given)
+        self.origins += [(id(cache), row) for row in rows]
 
     def leave(self, row: int) -> None:
         super().leave(row)

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers import tiny_loaded
+from helpers import paged_kernel, tiny_loaded
 from pretended import DEVICE, PretendedDevice
 
 from memspan.generate.decode import Decoding
 from memspan.generate.sampling import Sampling
+from memspan.model import decoding
+from memspan.model.paged import PagedBuffers
 
 QUESTIONS = ("where is the otter?", "who went to Bergen, and when was that?", "tin")
 TOKENS = 12
@@ -33,22 +35,25 @@ def _decoding(temperature: float, questions: int, device: str | torch.device = "
     return Decoding(loaded, contexts, None, Sampling(max_new_tokens=TOKENS, temperature=temperature))
 
 
+@pytest.mark.parametrize("in_pages", [False, True])
 @pytest.mark.parametrize("questions", [1, 3])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_step_waits_once_however_many_questions_decode(
-    questions: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+    questions: int, temperature: float, in_pages: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = _decoding(temperature, questions)
     for _ in expected.run():
         pass
+    if in_pages:
+        monkeypatch.setattr(decoding, "_buffers_for", lambda model: PagedBuffers(paged_kernel))
     monkeypatch.setattr("torch.autograd.grad_mode.inference_mode.__enter__", lambda self: None)
     monkeypatch.setattr("torch.autograd.grad_mode.inference_mode.__exit__", lambda self, *error: None)
     counts: list[int] = []
     with PretendedDevice() as device:
-        decoding = _decoding(temperature, questions, DEVICE)
-        for _ in decoding.run():
+        on_device = _decoding(temperature, questions, DEVICE)
+        for _ in on_device.run():
             counts.append(sum(device.waits.values()))
             device.waits.clear()
-    assert [row.ids for row in decoding.rows] == [row.ids for row in expected.rows]
+    assert [row.ids for row in on_device.rows] == [row.ids for row in expected.rows]
     assert len(counts) == max(len(row.ids) for row in expected.rows) > 3
     assert set(counts[2:]) == {1}, "the first are the prefill's, and of rows that join"

@@ -71,7 +71,7 @@ def test_a_packed_product_is_near_the_product(
         assert layer.form == Form("int8" if name == "lm_head" else packing, rows)
         x_BTF = torch.randn(2, 3, layer.in_features, dtype=loaded)
         plain = layer(x_BTF)
-        with reading_packed(AskStep(buffers=DecodeBuffers(1))):
+        with reading_packed(AskStep(buffers=DecodeBuffers())):
             packed = layer(x_BTF)
         assert packed.dtype == plain.dtype == loaded
         error = float((packed.float() - plain.float()).norm() / plain.float().norm())
@@ -100,7 +100,7 @@ def test_of_all_forms_the_fastest_is_taken_and_none_where_nothing_is_faster() ->
     assert {(x.form, x.most_rows) for x in packed} == {(Form("int8", torch.bfloat16), 2)}
     assert Form("float16", torch.float32) in asked, "what loses less was tried as well"
     x_TF = torch.randn(1, 3, packed[0].in_features)
-    with reading_packed(AskStep(buffers=DecodeBuffers(1))), torch.no_grad():
+    with reading_packed(AskStep(buffers=DecodeBuffers())), torch.no_grad():
         assert torch.equal(packed[0](x_TF), torch.nn.functional.linear(x_TF, packed[0].weight)), "rows it is slow for"
 
 
@@ -128,7 +128,7 @@ def test_weights_of_sixteen_steps_a_group_lose_nothing_in_int4() -> None:
     layer.weight.copy_(weight.flatten(1))
     pack_weights(model.backbone, "int4", _taking("int4"))
     x_TF = torch.randn(3, layer.in_features)
-    with reading_packed(AskStep(buffers=DecodeBuffers(1))):
+    with reading_packed(AskStep(buffers=DecodeBuffers())):
         torch.testing.assert_close(layer(x_TF), torch.nn.functional.linear(x_TF, layer.weight), rtol=1e-4, atol=1e-4)
 
 
@@ -154,7 +154,7 @@ def test_only_steps_that_decode_a_few_tokens_read_packed_weights(
     logits = []
     for model, decoding in zip((plain, loaded), decodings, strict=True):
         step = DecodeRows(model.model, 1)
-        step.join(decoding.packed, decoding.cache, {})
+        step.join(decoding.packed, decoding.cache, {}, [0])
         logits.append(step.step([[7, 8]]))
     error = float((logits[0] - logits[1]).norm() / logits[0].norm())
     assert 0 < error < 5 * _ERROR[packing]
@@ -193,7 +193,7 @@ def test_where_documents_and_questions_have_weights_of_their_own_the_questions_a
     merge_lora(model)
     torch.testing.assert_close(model(ids, memory=AskStep(), use_cache=False).logits, whole, atol=1e-4, rtol=1e-4)
     pack_weights(model.backbone, "int8", _taking("int8"))
-    with reading_packed(AskStep(buffers=DecodeBuffers(1))):
+    with reading_packed(AskStep(buffers=DecodeBuffers())):
         packed = model.backbone(ids, memory=AskStep(), use_cache=False).logits
     assert 0 < float((packed - whole).norm() / whole.norm()) < 0.1
     assert torch.equal(model.encode(documents).content_LC2GD, latents.content_LC2GD)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from memspan.ops import naive
-from memspan.ops.attention import attend, local_mask, memory_mask
+from memspan.ops.attention import _attend_by_group, attend, local_mask, memory_mask
 
 H, G, D = 4, 2, 8
 SCALING = 0.3  # not D**-0.5, so that a lost scaling shows
@@ -193,3 +196,33 @@ def test_with_gradients_it_is_the_same_attention(kind: str) -> None:
         torch.testing.assert_close(got, wanted)
     with torch.no_grad():
         torch.testing.assert_close(attend(*given, mask, SCALING), run(True)[0].detach())
+
+
+class _Made(TorchDispatchMode):
+    """The most numbers of any tensor that is made inside and is no view."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {x.untyped_storage().data_ptr() for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)}
+        for x in tree_iter(out):
+            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in given:
+                self.most = max(self.most, x.numel())
+        return out
+
+
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_on_an_accelerator_one_row_attends_to_grouped_heads_that_are_not_repeated(T: int, masked: bool) -> None:
+    S = 400
+    query, key, value = torch.randn(1, H, T, D), torch.randn(1, G, S, D), torch.randn(1, G, S, D)
+    if not masked and T > 1:
+        key, value = key[:, :, :T], value[:, :, :T]
+    mask = torch.randn(1, 1, T, S) if masked else None
+    with torch.inference_mode():
+        expected = attend(query, key, value, mask, SCALING)
+        with _Made() as made:
+            found = _attend_by_group(query, key, value, mask, SCALING, 0.0)
+    torch.testing.assert_close(found, expected)
+    assert made.most < max(key.numel(), query.numel() + 1), "neither keys nor values were copied"

@@ -21,7 +21,6 @@ from memspan.bank.remembered import remember
 from memspan.bank.texts import check_namespace, keeps_retention
 from memspan.errors import BankBusy, DuplicateDocument
 from memspan.model.convert import LoadedModel
-from memspan.text.packing import BATCH_TOKENS
 from memspan.text.parts import split_document
 from memspan.types import AddReport, Document
 
@@ -42,7 +41,7 @@ def add_documents(
     later: bool = False,
     progress: Progress = lambda report: None,
     should_stop: Callable[[], bool] = lambda: False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     commit_seconds: float = COMMIT_SECONDS,
     group: Group | None = None,
 ) -> AddReport:
@@ -63,7 +62,7 @@ def add_documents(
         progress: called with the state so far, after every commit of texts and after every batch.
         should_stop: asked after every document, and after every batch; when True, what was read or encoded so far is
             committed and the call returns.
-        batch_tokens: padded tokens per forward.
+        batch_tokens: padded tokens per forward. Default: 2,048 on a CPU, 16,384 on a GPU; where they do not fit, fewer.
         commit_seconds: how much encoding a killed process may lose; of texts it loses about a second.
         group: processes that encode together, of which this is rank 0; the others call `encode_for_first`.
 
@@ -97,7 +96,7 @@ def encode_pending(
     namespaces: Iterable[str] | None = None,
     progress: Progress = lambda report: None,
     should_stop: Callable[[], bool] = lambda: False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     commit_seconds: float = COMMIT_SECONDS,
     group: Group | None = None,
 ) -> AddReport:

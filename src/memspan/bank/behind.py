@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
 from itertools import islice
 
 from memspan.bank import edits
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
-from memspan.bank.encode import WINDOW_BATCHES, EncodingRun, Part
+from memspan.bank.encode import WINDOW_BATCHES, EncodingRun, Part, in_thread
 from memspan.bank.encoders import Encoders
 from memspan.bank.folder import Written, segments_folder
 from memspan.bank.locks import encoder_lock
@@ -51,6 +53,8 @@ class Behind:
         self._commit_seconds, self._wanted, self._after = commit_seconds, wanted, after
         self._given: list[Part] = []  # to be encoded, since the last commit
         self._committing = False
+        self._reached = 0
+        self._ahead = _Ahead(lambda: iter(()))
 
     def encode(self, namespaces: Iterable[str]) -> bool:
         """Encode what is pending in some namespaces, unless asked to stop; False: another process does already.
@@ -87,16 +91,20 @@ class Behind:
             if self._encoders.in_step and not self._committing and not isinstance(error, BankError):
                 self._commit(namespace)
             raise
+        finally:
+            self._ahead.settle()
         self._commit(namespace)
 
     @property
     def _is_due(self) -> bool:
-        held = sum(part.latents.nbytes for part in self._given if part.latents is not None)
+        held = self._bank.manifest.row_bytes * sum(part.chunks for part in self._given if part.encoded is not None)
         return self._run.seconds_since_commit >= self._commit_seconds or held >= MAX_SEGMENT_BYTES
 
     def _rounds(self, namespace: str) -> Iterator[_Batches]:
         """What is pending, in the batches that are encoded before a commit may be: one, or of several ranks some."""
-        windows, count = self._windows(namespace), self._encoders.num_ranks
+        self._reached = self._after
+        self._ahead = _Ahead(partial(self._windows, namespace))
+        windows, count = iter(self._ahead), self._encoders.num_ranks
         if count == 1:
             rounds = ([batch] for window in windows for batch in self._run.batches(window))
         else:
@@ -109,10 +117,10 @@ class Behind:
 
     def _windows(self, namespace: str) -> Iterator[list[Part]]:
         """What is pending, oldest first, about `WINDOW_BATCHES` batches at a time: batches are of like length then."""
-        after, window, tokens = self._after, list[Part](), 0
+        window, tokens = list[Part](), 0
         catalog = self._bank.catalog
-        while ids := pending_ids(catalog, namespace, after, _PAGE):
-            after = ids[-1]
+        while ids := pending_ids(catalog, namespace, self._reached, _PAGE):
+            self._reached = ids[-1]
             for stored in catalog.documents(namespace, ids):
                 if not self._wanted(stored.external_id):
                     continue
@@ -129,6 +137,7 @@ class Behind:
         done, self._given = [part for part in self._given if part.chunks], []
         if not done:
             return
+        self._ahead.settle()
         self._committing = True
         one = self._encoders.num_ranks == 1
         with self._bank.locked(_PATIENCE_SECONDS) if one else contextlib.nullcontext():
@@ -139,13 +148,38 @@ class Behind:
                 segments_folder(self._bank.folder), self._bank.manifest.msa_layers, MAX_SEGMENT_BYTES
             )
             for part in done:
-                if part.latents is not None:
+                if part.encoded is not None:
                     part.write(segments)
             written = Written.joined([Written(*segments.finish()), *self._encoders.write()])
             edits.place_pending(catalog, namespace, [part.document for part in done], written)
             self._bank.merge_small(namespace)
         self._committing = False
         self._run.committed()
+
+
+class _Ahead:
+    """Reads and tokenises a window in a thread while the one before it is encoded."""
+
+    def __init__(self, windows: Callable[[], Iterator[list[Part]]]) -> None:
+        """
+        Args:
+            windows: what is left, asked for again at its end: more may have come meanwhile.
+        """
+        self._windows = windows
+        self._next: Future[list[Part] | None] | None = None
+
+    def __iter__(self) -> Iterator[list[Part]]:
+        while first := next(windows := self._windows(), None):
+            window: list[Part] | None = first
+            while window is not None:
+                self._next = in_thread(partial(next, windows, None))
+                yield window
+                window = self._next.result()
+
+    def settle(self) -> None:
+        """Wait until nothing is read: the catalog is about to change."""
+        if self._next is not None:
+            wait([self._next])
 
 
 def _together(windows: Iterator[list[Part]], count: int) -> Iterator[Sequence[list[Part]]]:

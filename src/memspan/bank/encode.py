@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -14,15 +17,21 @@ from memspan.bank.folder import text_crc32
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import LATENT_DTYPE, SegmentWriter
 from memspan.bank.stored import num_pending
+from memspan.errors import MemspanError
 from memspan.model.convert import LoadedModel
 from memspan.model.decoding import unprepared_alone
 from memspan.model.former import is_former_fingerprint
+from memspan.model.runtime import encode_tokens
+from memspan.ops.transfer import launched, start_to_host
 from memspan.text.packing import length_batches
 from memspan.text.template import PromptTemplate, part_text
 from memspan.types import AddReport, Document, EncodedDocuments, Span
 
 if TYPE_CHECKING:
     from memspan.bank.catalog import Catalog
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 # Documents are sorted by length within a window of so many batches.
 WINDOW_BATCHES = 8
@@ -37,14 +46,19 @@ class Part:
     Attributes:
         text_crc32: of the text that is encoded.
         chunks: rows of its latents; 0 until it is encoded.
-        latents: its latents, where it is this process that encoded it.
+        encoded: gives its latents, where it is this process that encoded it.
     """
 
     document: NewDocument
     ids: list[int]
     text_crc32: int
     chunks: int = 0
-    latents: EncodedDocuments | None = None
+    encoded: Callable[[], EncodedDocuments] | None = None
+
+    @property
+    def latents(self) -> EncodedDocuments | None:
+        """Its latents, where it is this process that encoded it; waits until they are on the CPU."""
+        return None if self.encoded is None else self.encoded()
 
     @classmethod
     def of(cls, document_id: int, span: Span, text: str, template: PromptTemplate) -> Part:
@@ -58,8 +72,9 @@ class Part:
 
     def write(self, segments: SegmentWriter) -> None:
         """Give the latents to a segment."""
-        assert self.latents is not None, "this process encoded it"
-        segments.append(self.document.document_id, self.text_crc32, self.latents)
+        latents = self.latents
+        assert latents is not None, "this process encoded it"
+        segments.append(self.document.document_id, self.text_crc32, latents)
 
 
 @dataclass(slots=True)
@@ -124,20 +139,42 @@ def batches(parts: Sequence[Part], batch_tokens: int) -> Iterator[list[Part]]:
 
 @torch.inference_mode()
 def encode_batch(loaded: LoadedModel, batch: Sequence[Part]) -> None:
-    """Give every part its latents, on the CPU, in the bank's number format."""
+    """Give every part its latents, on the CPU, in the bank's number format.
+
+    A GPU is not waited for: what it computes is copied, and divided among the parts, in a thread meanwhile.
+    """
     with unprepared_alone(loaded.model):
         encoded = loaded.model.encode([part.ids for part in batch])
-    router_keys_LCW = encoded.router_keys_LCW.to("cpu", LATENT_DTYPE)
-    content_LC2GD = encoded.content_LC2GD.to("cpu", LATENT_DTYPE)
-    first = 0
-    for part, rows in zip(batch, encoded.num_chunks, strict=True):
-        rows_here = slice(first, first + rows)
-        # Copies, so that a slice does not keep the whole batch alive.
-        part.latents = EncodedDocuments(
-            router_keys_LCW[:, rows_here].clone(), content_LC2GD[:, rows_here].clone(), (rows,)
-        )
-        part.chunks = rows
-        first += rows
+    latents = (encoded.router_keys_LCW, encoded.content_LC2GD)
+    copies = [start_to_host(tensor.to(LATENT_DTYPE)) for tensor in latents]
+    divided = in_thread(partial(_divided, launched(latents[0].device), *copies, encoded.num_chunks))
+    for place, (part, rows) in enumerate(zip(batch, encoded.num_chunks, strict=True)):
+        part.encoded, part.chunks = partial(_one_of, divided, place), rows
+
+
+def in_thread(do: Callable[[], _T]) -> Future[_T]:
+    """Do something in a thread of its own; the future has what it gives or raises."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(do)
+    pool.shutdown(wait=False)
+    return future
+
+
+def _one_of(future: Future[list[EncodedDocuments]], place: int) -> EncodedDocuments:
+    return future.result()[place]
+
+
+@torch.inference_mode()
+def _divided(
+    wait: Callable[[], None], keys_LCW: torch.Tensor, content_LC2GD: torch.Tensor, num_chunks: Sequence[int]
+) -> list[EncodedDocuments]:
+    """The latents of every document of a batch: copies, so that one does not keep the whole batch alive."""
+    wait()
+    keys, contents = keys_LCW.split(list(num_chunks), 1), content_LC2GD.split(list(num_chunks), 1)
+    return [
+        EncodedDocuments(key_LCW.clone(), content.clone(), (rows,))
+        for key_LCW, content, rows in zip(keys, contents, num_chunks, strict=True)
+    ]
 
 
 Progress = Callable[[AddReport], None]
@@ -147,11 +184,25 @@ class EncodingRun:
     """Encoding on its way: what is done is counted and reported here."""
 
     def __init__(
-        self, loaded: LoadedModel, progress: Progress, should_stop: Callable[[], bool], batch_tokens: int
+        self,
+        loaded: LoadedModel,
+        progress: Progress = lambda report: None,
+        should_stop: Callable[[], bool] = lambda: False,
+        batch_tokens: int | None = None,
     ) -> None:
+        """
+        Args:
+            batch_tokens: padded tokens per forward. Default: what the device encodes fast.
+
+        Raises:
+            MemspanError: fewer than one.
+        """
+        if batch_tokens is not None and batch_tokens < 1:
+            raise MemspanError(f"batch_tokens must be at least 1, not {batch_tokens}; leave it out for the default")
         self.report = AddReport()
         self._loaded, self._progress, self.should_stop = loaded, progress, should_stop
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or encode_tokens(loaded.model.device)
+        self._before: Sequence[Part] = ()
         self._started = self._last_commit = time.monotonic()
 
     @property
@@ -175,9 +226,31 @@ class EncodingRun:
         for batch in batches:
             if self.report.interrupted:
                 return
-            encode_batch(self._loaded, batch)
+            self._encode(batch)
             self.count_batch(batch)
             self.report_progress()
+
+    def _encode(self, batch: Sequence[Part]) -> None:
+        """Encode a batch, in halves where the device has no room for it; the one before is copied meanwhile."""
+        try:
+            encode_batch(self._loaded, batch)
+        except torch.OutOfMemoryError:
+            halves = self._halves(batch)
+        else:
+            if self._before:
+                _ = self._before[0].latents  # waited for, so that two are on the device at most
+            self._before, halves = batch, ()
+        for half in halves:
+            self._encode(half)
+
+    def _halves(self, batch: Sequence[Part]) -> tuple[Sequence[Part], ...]:
+        """A batch in two; those to come are smaller."""
+        device, longest = self._loaded.model.device, max(len(part.ids) for part in batch)
+        if len(batch) == 1:
+            raise MemspanError(f"{device} has no room for a document of {longest} tokens; use --device cpu")
+        self.batch_tokens = max(longest, self.batch_tokens // 2)
+        _log.warning("%s has no room for a batch; %d tokens are encoded at a time", device, self.batch_tokens)
+        return batch[: len(batch) // 2], batch[len(batch) // 2 :]
 
     def count_batch(self, batch: Sequence[Part]) -> None:
         """Add a batch that is encoded to the report's numbers."""

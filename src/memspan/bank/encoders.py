@@ -29,7 +29,7 @@ from memspan.bank.folder import Written, segment_paths, segments_folder
 from memspan.bank.segment import SegmentWriter
 from memspan.errors import BankError, RankError
 from memspan.model.convert import LoadedModel
-from memspan.text.packing import BATCH_TOKENS, even_shares
+from memspan.text.packing import even_shares
 from memspan.types import AddReport
 
 _MODELS = "their models"
@@ -201,7 +201,7 @@ def encode_for_first(
     group.check_equal(_MODELS, [manifest.encoder_fingerprint])
     path = segments_folder(Path(folder).expanduser())
     share = _Share(
-        EncodingRun(loaded, lambda report: None, should_stop, BATCH_TOKENS),
+        EncodingRun(loaded, should_stop=should_stop),
         SegmentWriter(path, manifest.msa_layers, MAX_SEGMENT_BYTES),
     )
     while True:

@@ -10,6 +10,7 @@ import torch
 
 from memspan.bank.encode import manifest_of
 from memspan.model.convert import LoadedModel
+from memspan.model.runtime import encode_tokens
 from memspan.ops.pooling import num_chunks
 from memspan.text.packing import BATCH_TOKENS, length_batches
 from memspan.text.parts import split_document
@@ -78,7 +79,8 @@ def estimate(loaded: LoadedModel, documents: Iterable[Document]) -> Estimate:
 def _tokens_per_second(loaded: LoadedModel, sample: list[list[int]]) -> float:
     if not sample:
         return 0.0
-    batches = [[sample[index] for index in batch] for batch in length_batches(list(map(len, sample)), BATCH_TOKENS)]
+    at_once = encode_tokens(loaded.model.device)
+    batches = [[sample[index] for index in batch] for batch in length_batches(list(map(len, sample)), at_once)]
     loaded.model.encode(batches[-1])  # the first forward also warms up
     started = time.perf_counter()
     for batch in batches:

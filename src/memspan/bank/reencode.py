@@ -27,7 +27,6 @@ from memspan.bank.scope import LIVE, PAST, Scope
 from memspan.bank.segment import SegmentWriter
 from memspan.bank.stored import StoredSource
 from memspan.model.convert import LoadedModel
-from memspan.text.packing import BATCH_TOKENS
 from memspan.text.parts import split_document
 from memspan.types import AddReport
 
@@ -43,7 +42,7 @@ def reencode(
     *,
     progress: Progress = lambda report: None,
     should_stop: Callable[[], bool] = lambda: False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     commit_seconds: float = COMMIT_SECONDS,
 ) -> AddReport:
     """Rebuild all latents with a model that the bank does not fit, from the stored text.
@@ -75,7 +74,7 @@ def reencode(
             sweep(bank.catalog, bank.folder)
         staging = _Staging(bank, loaded, run, commit_seconds)
         for namespace in bank.catalog.namespaces():
-            staging.encode(namespace, WINDOW_BATCHES * batch_tokens)
+            staging.encode(namespace, WINDOW_BATCHES * run.batch_tokens)
             if run.report.interrupted:
                 return run.report
         drop_unwanted_staged(bank.catalog, bank.folder)
@@ -91,7 +90,7 @@ def restore_segments(bank: MemoryBank, loaded: LoadedModel, namespace: str, segm
 
     A document whose text is lost cannot be encoded, and is no document any more.
     """
-    run = EncodingRun(loaded, lambda report: None, lambda: False, BATCH_TOKENS)
+    run = EncodingRun(loaded)
     writer = SegmentWriter(segments_folder(bank.folder), bank.manifest.msa_layers, MAX_SEGMENT_BYTES)
     for segment_id in segment_ids:
         documents = bank.catalog.documents_in_segment(namespace, segment_id)

@@ -104,6 +104,10 @@ GPUBudgetOption = Annotated[
     str | None,
     typer.Option("--gpu-memory-budget", help="Of routing keys in a GPU's memory, as 6GB. Default: what is free there."),
 ]
+BatchTokensOption = Annotated[
+    int | None,
+    typer.Option("--batch-tokens", min=1, help="Encoded at a time. Default: 2048 on a CPU, 16384 on a GPU, or fewer."),
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Torch device. Default: a GPU if there is one.")]
 
 RouteAnswerOption = Annotated[

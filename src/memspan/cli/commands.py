@@ -14,6 +14,7 @@ from memspan.cli import render
 from memspan.cli.app import (
     AskSelectorOption,
     BankArgument,
+    BatchTokensOption,
     BudgetOption,
     ExpiryOptions,
     GPUBudgetOption,
@@ -103,6 +104,7 @@ def add(
     later: Annotated[
         bool, typer.Option("--later", help="End when the texts can be found; `memspan encode` does the rest.")
     ] = False,
+    batch_tokens: BatchTokensOption = None,
     model: Model,
     how: ReadingOptions,
     expiry: ExpiryOptions,
@@ -140,7 +142,7 @@ def add(
             stdin = read_stream(sys.stdin, options=options) if use_stdin else ()
             documents = found_documents(skipped, reader.read(found), stdin, packages)
             run = {"progress": progress, "should_stop": stop.is_set, "group": ranks, "later": later}
-            report = memory.add(documents, expires=expiry, **run)
+            report = memory.add(documents, expires=expiry, batch_tokens=batch_tokens, **run)
         if not report.interrupted:
             reader.settle()
         render.report(report, skipped, memory.bank, as_json)
@@ -154,6 +156,7 @@ def encode(
         list[str] | None, typer.Option("--namespace", "-n", help="Whose documents; may be repeated. Default: all.")
     ] = None,
     *,
+    batch_tokens: BatchTokensOption = None,
     model: Model,
     as_json: JsonOption = False,
 ) -> int:
@@ -171,6 +174,7 @@ def encode(
     with model.open(bank, create=True) as memory, stop_flag() as stop:
         with render.AddProgress() as progress:
             how: dict[str, Any] = {"progress": progress, "should_stop": stop.is_set, "group": ranks}
+            how["batch_tokens"] = batch_tokens
             report = encode_pending(memory.bank, memory.loaded, namespaces=namespace, **how)
         render.report(report, [], memory.bank, as_json)
     return stop.code if report.interrupted else 0

@@ -93,11 +93,13 @@ def report(done: AddReport, skipped: Sequence[Skipped], bank: TextBank, json_wan
         return
     for found in skipped:
         err.print(one_line(f"skipped {found.source}: {found.reason}"))
-    rate = done.tokens / done.seconds if done.seconds else 0.0
     ended = "stopped" if done.interrupted else "done"
     counts = f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {len(skipped)} skipped"
-    work = f"{done.documents} documents, {done.tokens:,} tokens in {done.seconds:.1f} s ({rate:,.0f} tokens/s)"
-    out.print(f"{ended}: {counts}\n{work}")
+    out.print(f"{ended}: {counts}")
+    if done.documents:
+        rate = done.tokens / done.seconds if done.seconds else 0.0
+        work = f"{done.documents:,} documents, {done.tokens:,} tokens in {done.seconds:.1f} s ({rate:,.0f} tokens/s)"
+        out.print(f"encoded {work}")
     pending_note(done.pending, bank)
 
 

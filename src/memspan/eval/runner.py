@@ -154,10 +154,7 @@ def run(loaded: LoadedModel, settings: RunSettings, out: Path, how: RunOptions) 
 @contextmanager
 def open_memory(folder: Path, loaded: LoadedModel, how: RunOptions) -> Iterator[Memory]:
     """The memory of a run, made where there is none."""
-    if MemoryBank.exists(folder):
-        bank = MemoryBank.open(folder, how.memory_budget)
-    else:
-        bank = MemoryBank.create(folder, manifest_of(loaded), how.memory_budget)
+    bank = MemoryBank.open_or_create(folder, manifest_of(loaded), how.memory_budget)
     with Memory(bank, loaded, answerer=how.answerer) as memory:
         yield memory
 

@@ -52,9 +52,7 @@ class DecodingBatch:
         """
         decoding.begin()
         ended = decoding.finished
-        for row, writing in enumerate(decoding.writings):
-            if not writing.finished:
-                self._join(decoding, row)
+        self._join(decoding)
         try:
             yield
             while not ended:
@@ -110,12 +108,17 @@ class DecodingBatch:
         lookup.accepted(self._num_drafted - len(self._draft), self._num_drafted)
         self._draft, self._num_drafted = [], 0
 
-    def _join(self, decoding: Decoding, row: int) -> None:
+    def _join(self, decoding: Decoding) -> None:
+        """Take the rows that are not finished already."""
+        rows = [row for row, writing in enumerate(decoding.writings) if not writing.finished]
+        if not rows:
+            return
         self._settle()
-        self._rows.join(decoding.packed, decoding.cache, decoding.retrieved, row)
-        if decoding.lookup is not None:
-            decoding.lookup.extend(decoding.rows[row].ids)
-        self._members.append((decoding.writings[row], decoding.lookup))
+        self._rows.join(decoding.packed, decoding.cache, decoding.retrieved, rows, decoding.kept_layers)
+        for row in rows:
+            if decoding.lookup is not None:
+                decoding.lookup.extend(decoding.rows[row].ids)
+            self._members.append((decoding.writings[row], decoding.lookup))
 
     def _leave(self, writing: Writing) -> None:
         """Free a row: the last one takes its place."""

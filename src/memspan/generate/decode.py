@@ -132,6 +132,11 @@ class Decoding:
         self._loaded, self._memory = loaded, memory
 
     @property
+    def kept_layers(self) -> int:
+        """How many of the first layers the cache keeps when the rows join a batch: those `lower` is of."""
+        return self._loaded.model.config.layers[0] if self.lower is not None else 0
+
+    @property
     def finished(self) -> bool:
         return all(writing.finished for writing in self.writings)
 

@@ -73,33 +73,58 @@ def memspan_attention(
         mask = local_mask(T, S, None, sliding_window, key_BGSD.device)
         return attend(query_BHTD, key_BGSD, value_BGSD, mask, scaling, dropout), None
 
-    mask = _local_mask(memory, T, S, sliding_window, key_BGSD.device)
     retrieved = memory.retrieved.get(getattr(module, "layer_idx", -1)) if memory else None
-    if memory is not None and retrieved is not None and retrieved.mask_BM.shape[1]:
-        mask = _join_masks(mask, memory, retrieved.mask_BM, T, S)
-        if score_bias is not None:
-            assert retrieved.row_scores_BM is not None, "a layer with a score bias needs a memory that tells row scores"
-            mask = with_row_bias(mask, (score_bias * retrieved.row_scores_BM).to(query_BHTD.dtype))
+    if retrieved is not None and retrieved.mask_BM.shape[1]:
         key_BGSD = torch.cat([retrieved.keys_BGMD.to(key_BGSD.dtype), key_BGSD], dim=2)
         value_BGSD = torch.cat([retrieved.values_BGMD.to(value_BGSD.dtype), value_BGSD], dim=2)
-    return attend(query_BHTD, key_BGSD, value_BGSD, mask, scaling, dropout), None
+    parts = _parts(memory, T, S, sliding_window, key_BGSD.shape[2])
+    out = []
+    for part in parts:
+        mask = _local_mask(memory, part, T, S, sliding_window, key_BGSD.device, shared=len(parts) == 1)
+        if memory is not None and retrieved is not None and retrieved.mask_BM.shape[1]:
+            mask = _join_masks(mask, memory, retrieved.mask_BM, part, S - T)
+            if score_bias is not None:
+                assert retrieved.row_scores_BM is not None, "a layer with a score bias needs a memory with row scores"
+                mask = with_row_bias(mask, (score_bias * retrieved.row_scores_BM).to(query_BHTD.dtype))
+        seen = slice(0, key_BGSD.shape[2] - T + part.stop)
+        given = query_BHTD[:, :, part], key_BGSD[:, :, seen], value_BGSD[:, :, seen]
+        out.append(attend(*given, mask, scaling, dropout))
+    return (out[0] if len(out) == 1 else torch.cat(out, dim=1)), None
 
 
-def _local_mask(step: AskStep | None, T: int, S: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """`local_mask`, made once for all layers of a step that are alike."""
+def _parts(step: AskStep | None, T: int, S: int, window: int | None, num_columns: int) -> list[slice]:
+    """Which of the T tokens attend together: all of them where that takes no mask."""
+    whole = step is None or (step.valid_BS is None and window is None and num_columns == S == T)
+    size = T if whole or step is None or step.slice_tokens is None else step.slice_tokens
+    return [slice(begin, min(begin + size, T)) for begin in range(0, T, size)]
+
+
+def _local_mask(
+    step: AskStep | None, part: slice, T: int, S: int, window: int | None, device: torch.device, *, shared: bool
+) -> torch.Tensor | None:
+    """`local_mask` of some of the tokens; with `shared` made once for all layers of a step that are alike."""
+    num_queries, num_keys = part.stop - part.start, S - T + part.stop
     if step is None:
-        return local_mask(T, S, None, window, device)
-    if (T, S, window) not in step.local_masks:
-        step.local_masks[T, S, window] = local_mask(T, S, step.valid_BS, window, device)
-    return step.local_masks[T, S, window]
+        return local_mask(num_queries, num_keys, None, window, device)
+    key = num_queries, num_keys, window
+    if key in step.local_masks:
+        return step.local_masks[key]
+    valid_BS = step.valid_BS[:, -S:][:, :num_keys] if step.valid_BS is not None else None
+    mask = local_mask(num_queries, num_keys, valid_BS, window, device)
+    if shared:
+        step.local_masks[key] = mask
+    return mask
 
 
-def _join_masks(local: torch.Tensor | None, step: AskStep, mask_BM: torch.Tensor, T: int, S: int) -> torch.Tensor:
-    """The visibility of [memory ; local], `[B, 1, T, M+S]`."""
-    B, device = len(mask_BM), mask_BM.device
-    sees_BT = step.sees_memory_BT if step.sees_memory_BT is not None else mask_BM.new_ones(B, T)
+def _join_masks(
+    local: torch.Tensor | None, step: AskStep, mask_BM: torch.Tensor, part: slice, num_before: int
+) -> torch.Tensor:
+    """The visibility of [memory ; local] for some of the tokens, `[B, 1, T, M+S]`; `num_before` are in the cache."""
+    B, T, device = len(mask_BM), part.stop - part.start, mask_BM.device
+    sees_BT = step.sees_memory_BT[:, part] if step.sees_memory_BT is not None else mask_BM.new_ones(B, T)
     if local is None:
-        local = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)[None, None]
+        local = torch.ones(T, num_before + part.stop, dtype=torch.bool, device=device).tril(num_before + part.start)
+        local = local[None, None]
     return torch.cat([memory_mask(mask_BM, sees_BT), local.expand(B, -1, -1, -1)], dim=-1)
 
 

@@ -1,9 +1,10 @@
-"""K and V of the rows that are decoded: of every layer a row's memory and its local tokens, side by side."""
+"""K and V of the rows that are decoded: of every row and layer its memory and its local tokens, side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,51 +14,73 @@ from transformers import DynamicCache
 from memspan.ops.attention import attend, with_row_bias
 from memspan.types import Retrieved
 
-# Columns made at a time for tokens still to be written.
+# Columns made at a time for tokens still to be written, at most; of a short row an eighth of its own.
 _ROOM = 256
 
 
 class DecodeBuffers:
-    """What the new tokens of a batch attend to. A row joins after its prefill, and may leave at any time.
+    """What the new tokens of a batch attend to. Rows join after their prefill, and each may leave at any time.
 
-    Nothing is joined or copied anew at a token; a single row needs no mask for one token. Tokens come a few at a time,
-    and the newest can be taken back (`drop`), whatever a layer's window. All new tokens see the whole memory of their
-    row.
-
-    Args:
-        max_rows: rows at a time, at most; the buffers are made for so many.
+    Every row has tensors of its own, as long as itself: a short row takes no memory for a long one, a row that grows or
+    leaves moves no other, and one token needs no mask but for a window. Nothing is joined or copied anew at a token.
+    Tokens come a few at a time, and the newest can be taken back (`drop`), whatever a layer's window. All new tokens
+    see the whole memory of their row.
     """
 
-    def __init__(self, max_rows: int) -> None:
-        self._max_rows = max_rows
-        self._layers: list[_LayerBuffers] = []
-        self._masks: dict[object, Tensor | None] = {}
+    def __init__(self) -> None:
+        self._rows: list[list[_Held]] = []
+        self._masks: dict[object, Tensor] = {}
 
-    def join(self, cache: DynamicCache, retrieved: Mapping[int, Retrieved], row: int, length: int) -> None:
-        """Copy what a prefill computed of one of its contexts behind the rows there are.
+    def join(
+        self,
+        cache: DynamicCache,
+        retrieved: dict[int, Retrieved],
+        rows: Sequence[int],
+        lengths: Sequence[int],
+        keep_layers: int = 0,
+    ) -> None:
+        """Take what a prefill computed of some of its contexts, as the last rows.
+
+        Layer by layer K and V are given up where they came from, so that they are never held twice: the cache and
+        `retrieved` are left without them.
 
         Args:
             cache: filled by the prefill, padded on the left.
             retrieved: what the prefill routed to, per MSA layer.
-            row: the context's in that prefill.
-            length: its tokens.
+            rows: the contexts' in that prefill.
+            lengths: their tokens.
+            keep_layers: how many of the first layers the cache keeps.
         """
-        if not self._layers:
-            self._layers = [_LayerBuffers(self._max_rows, layer) for layer in cache.layers]
-        for place, (held, layer) in enumerate(zip(self._layers, cache.layers, strict=True)):
-            # A layer with a sliding window has kept its newest tokens only.
-            local = [x[row, :, max(0, x.shape[2] - length) :] for x in (layer.keys, layer.values)]  # type: ignore[union-attr]
-            held.join(local, retrieved.get(place), row)
+        first = self._open(len(rows), len(cache.layers))
+        for place, layer in enumerate(cache.layers):
+            keys, values, found = cast(Tensor, layer.keys), cast(Tensor, layer.values), retrieved.get(place)
+            for number, (row, length) in enumerate(zip(rows, lengths, strict=True), first):
+                # A layer with a sliding window has kept its newest tokens only.
+                newest = slice(max(0, keys.shape[2] - length), None)
+                local = keys[row, :, newest], values[row, :, newest]
+                self._put(number, place, local, None if found is None else _memory_of(found, row))
+            if place >= keep_layers:
+                layer.keys = layer.values = keys.new_empty(0)
+            if found is not None:
+                retrieved[place] = replace(found, keys_BGMD=keys.new_empty(0), values_BGMD=keys.new_empty(0))
+
+    def _open(self, num_rows: int, num_layers: int) -> int:
+        """Make rows, as the last ones, whose layers are put next in order; returns the place of the first."""
+        self._rows += [[] for _ in range(num_rows)]
+        return len(self._rows) - num_rows
+
+    def _put(self, row: int, layer: int, local: tuple[Tensor, Tensor], memory: Columns | None) -> None:
+        self._rows[row].append(_Held(local, memory))
 
     def leave(self, row: int) -> None:
         """Free a row: the last one takes its place."""
-        for layer in self._layers:
-            layer.leave(row)
+        self._rows[row] = self._rows[-1]
+        self._rows.pop()
 
     def drop(self, row: int, count: int) -> None:
         """Take a row's newest tokens back, in every layer."""
-        for layer in self._layers:
-            layer.used[row] -= count
+        for held in self._rows[row]:
+            held.used -= count
 
     def begin(self) -> None:
         """A step begins: masks are those of its tokens."""
@@ -79,101 +102,86 @@ class DecodeBuffers:
             window: sliding window over the local tokens.
             score_bias: the layer's multiple of routing scores that is added to the logits of memory rows.
         """
-        held, T, device = self._layers[layer], query_RHTD.shape[2], query_RHTD.device
-        held.add(key_RGTD, value_RGTD)
-        R, S = len(held.used), max(held.used)
-        mask = self._mask(held, T, window, device)
-        if score_bias is not None and max(held.memory):
-            assert all(x is not None for x in held.scores), "a layer with a score bias needs a memory with row scores"
-            seen = mask if mask is not None else torch.ones(1, 1, T, S, dtype=torch.bool, device=device)
-            scores_RM = torch.nn.utils.rnn.pad_sequence([x for x in held.scores if x is not None], batch_first=True)
-            mask = with_row_bias(seen, (score_bias * scores_RM).to(held.keys.dtype))
-        query = query_RHTD.to(held.keys.dtype)
-        return attend(query, held.keys[:R, :, :S], held.values[:R, :, :S], mask, scaling).to(query_RHTD.dtype)
+        out = []
+        for row, (query_HTD, key_GTD, value_GTD) in enumerate(zip(query_RHTD, key_RGTD, value_RGTD, strict=True)):
+            held = self._rows[row][layer]
+            held.add(key_GTD, value_GTD)
+            out.append(self._attend_row(query_HTD, held.columns, scaling, window, score_bias))
+        return (out[0] if len(out) == 1 else torch.cat(out)).to(query_RHTD.dtype)
 
-    def _mask(self, held: _LayerBuffers, T: int, window: int | None, device: torch.device) -> Tensor | None:
-        """Which columns each new token sees, `[R, 1, T, S]`; None: all. Layers alike share one."""
-        used, memory = held.used, held.memory
-        if window is not None and all(end - begin <= window for begin, end in zip(memory, used, strict=True)):
+    def _attend_row(
+        self, query_HTD: Tensor, seen: Columns, scaling: float | None, window: int | None, score_bias: Tensor | None
+    ) -> Tensor:
+        mask = self._mask(seen, query_HTD.shape[1], window, score_bias)
+        query_1HTD = query_HTD[None].to(seen.keys_GSD.dtype)
+        return attend(query_1HTD, seen.keys_GSD[None], seen.values_GSD[None], mask, scaling)
+
+    def _mask(self, seen: Columns, T: int, window: int | None, score_bias: Tensor | None) -> Tensor | None:
+        """Which columns of a row each new token sees, or what is added to its logits, `[1, 1, T, S]`; None: all."""
+        keys_GSD, memory = seen.keys_GSD, seen.memory
+        S = keys_GSD.shape[1]
+        if window is not None and S - memory <= window:
             window = None
-        if T == 1 and window is None and len(set(used)) == 1:
+        biased = score_bias is not None and memory > 0
+        if T == 1 and window is None and not biased:
             return None
-        key = (tuple(used), T, window, None if window is None else tuple(memory))
-        if key not in self._masks:
-            column_S = torch.arange(max(used), device=device)
-            own_RT1 = (torch.tensor(used, device=device)[:, None] - T + torch.arange(T, device=device))[..., None]
-            mask_RTS = column_S <= own_RT1
+        key = S, T, window, window and memory
+        if key not in self._masks:  # layers alike share one
+            column_S = torch.arange(S, device=keys_GSD.device)
+            own_T1 = column_S[S - T :, None]
+            seen_TS = column_S <= own_T1
             if window is not None:
-                memory_R11 = torch.tensor(memory, device=device)[:, None, None]
-                mask_RTS &= (column_S > own_RT1 - window) | (column_S < memory_R11)
-            self._masks[key] = mask_RTS[:, None]
-        return self._masks[key]
+                seen_TS &= (column_S > own_T1 - window) | (column_S < memory)
+            self._masks[key] = seen_TS[None, None]
+        if not biased:
+            return self._masks[key]
+        assert seen.scores_M is not None, "a layer with a score bias needs a memory with row scores"
+        return with_row_bias(self._masks[key], (score_bias * seen.scores_M)[None].to(keys_GSD.dtype))
 
 
-class _LayerBuffers:
-    """One layer's K and V, `[max_rows, G, capacity, D]`: of each row its memory, then its tokens, then room.
+class Columns(NamedTuple):
+    """K and V that a row attends to, `[G, S, D]`; the first `memory` of them are of documents with routing scores."""
 
-    They are float32 on a CPU, and of the model's number format elsewhere.
+    keys_GSD: Tensor
+    values_GSD: Tensor
+    memory: int = 0
+    scores_M: Tensor | None = None
 
-    What stands in a row's room is left over from others: it is finite, and masked.
 
-    Attributes:
-        used, memory: per row its columns in use, and how many of them are memory.
-        scores: per row the routing scores of its memory, where they are known.
-    """
+def _memory_of(found: Retrieved, row: int) -> Columns:
+    rows_M = found.mask_BM[row]
+    scores_M = None if found.row_scores_BM is None else found.row_scores_BM[row, rows_M]
+    keys_GMD = found.keys_BGMD[row, :, rows_M]
+    return Columns(keys_GMD, found.values_BGMD[row, :, rows_M], keys_GMD.shape[1], scores_M)
 
-    def __init__(self, max_rows: int, like: object) -> None:
-        self.used: list[int] = []
-        self.memory: list[int] = []
-        self.scores: list[Tensor | None] = []
-        keys, values = cast(Tensor, like.keys), cast(Tensor, like.values)  # type: ignore[attr-defined]
+
+class _Held:
+    """One row's K and V in one layer: its memory, then its tokens, then room."""
+
+    def __init__(self, local: tuple[Tensor, Tensor], memory: Columns | None) -> None:
+        key_GTD = local[0]
+        parts = [local] if memory is None else [(memory.keys_GSD, memory.values_GSD), local]
+        self._memory, self._scores_M = (0, None) if memory is None else (memory.memory, memory.scores_M)
         # A CPU attends to short rows three times as fast in float32 (docs/LOG.md).
-        dtype = torch.float32 if keys.device.type == "cpu" else keys.dtype
-        self.keys, self.values = (
-            x.new_zeros((max_rows, x.shape[1], 0, x.shape[3]), dtype=dtype) for x in (keys, values)
-        )
+        dtype = torch.float32 if key_GTD.device.type == "cpu" else key_GTD.dtype
+        end, (G, _, D) = sum(keys.shape[1] for keys, _ in parts), key_GTD.shape
+        self._both, self.used = key_GTD.new_empty((2, G, end + _room(end), D), dtype=dtype), 0
+        for keys, values in parts:
+            self.add(keys, values)
 
-    def join(self, local: list[Tensor], retrieved: Retrieved | None, row: int) -> None:
-        """Fill the next row from K and V `[G, S, D]` and from one row of what was routed to."""
-        place, M, scores_M = len(self.used), 0, None
-        memory: list[Tensor] = []
-        if retrieved is not None:
-            rows_M = retrieved.mask_BM[row]
-            M = int(rows_M.sum())
-            memory = [x[row, :, rows_M] for x in (retrieved.keys_BGMD, retrieved.values_BGMD)]
-            scores_M = retrieved.row_scores_BM[row, rows_M] if retrieved.row_scores_BM is not None else None
-        end = M + local[0].shape[1]
-        self._reserve(end)
-        for side, buffer in enumerate((self.keys, self.values)):
-            if M:
-                buffer[place, :, :M] = memory[side]
-            buffer[place, :, M:end] = local[side]
-        self.used.append(end)
-        self.memory.append(M)
-        self.scores.append(scores_M)
+    @property
+    def columns(self) -> Columns:
+        return Columns(*self._both[:, :, : self.used], self._memory, self._scores_M)
 
-    def leave(self, row: int) -> None:
-        last, end = len(self.used) - 1, self.used[-1]
-        if row < last:
-            for buffer in (self.keys, self.values):
-                buffer[row, :, :end] = buffer[last, :, :end]
-        for told in (self.used, self.memory, self.scores):
-            told[row] = told[-1]  # type: ignore[index]
-            told.pop()
+    def add(self, key_GTD: Tensor, value_GTD: Tensor) -> None:
+        """Put T columns behind those there are."""
+        end = self.used + key_GTD.shape[1]
+        if end > self._both.shape[2]:
+            self._both = F.pad(self._both, (0, 0, 0, end + _room(end) - self._both.shape[2]))
+        self._both[0, :, self.used : end] = key_GTD
+        self._both[1, :, self.used : end] = value_GTD
+        self.used = end
 
-    def add(self, key_RGTD: Tensor, value_RGTD: Tensor) -> None:
-        """Put T tokens behind those of every row."""
-        R, T = len(self.used), key_RGTD.shape[2]
-        self._reserve(max(self.used) + T)
-        for buffer, new_RGTD in ((self.keys, key_RGTD), (self.values, value_RGTD)):
-            if len(set(self.used)) == 1:
-                buffer[:R, :, self.used[0] : self.used[0] + T] = new_RGTD
-                continue
-            for row, end in enumerate(self.used):
-                buffer[row, :, end : end + T] = new_RGTD[row]
-        self.used = [end + T for end in self.used]
 
-    def _reserve(self, end: int) -> None:
-        if end > self.keys.shape[2]:
-            room = end + _ROOM - self.keys.shape[2]
-            self.keys, self.values = (F.pad(x, (0, 0, 0, room)) for x in (self.keys, self.values))
+def _room(columns: int) -> int:
+    return min(_ROOM, 16 + columns // 8)

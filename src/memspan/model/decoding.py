@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import DynamicCache
@@ -14,7 +14,9 @@ from memspan.model.lower import LowerStates
 from memspan.model.memory_api import AskStep, LayerMemory
 from memspan.model.modeling import MSAForCausalLM, decoder_layers
 from memspan.model.packed import pack_weights
+from memspan.model.paged import PagedBuffers
 from memspan.model.replay import replay_layers
+from memspan.ops.paged import paged_attention
 from memspan.text.packing import PackedContexts
 from memspan.types import Retrieved
 
@@ -63,6 +65,7 @@ def prefill(
         memory=memory,
         retrieved=retrieved,
         lower=lower,
+        slice_tokens=getattr(model, "prefill_tokens", None),
     )
     with unprepared_alone(model):
         out = model(
@@ -84,7 +87,7 @@ class DecodeRows:
     """
 
     def __init__(self, model: MSAForCausalLM, max_rows: int) -> None:
-        self._model, self._buffers = model, DecodeBuffers(max_rows)
+        self._model, self._buffers = model, _buffers_for(model)
         self._next: list[int] = []
         self.max_rows = max_rows
 
@@ -94,17 +97,24 @@ class DecodeRows:
 
     @torch.inference_mode()
     def join(
-        self, packed: PackedContexts, cache: DynamicCache, retrieved: Mapping[int, Retrieved], row: int = 0
+        self,
+        packed: PackedContexts,
+        cache: DynamicCache,
+        retrieved: dict[int, Retrieved],
+        rows: Sequence[int],
+        keep_layers: int = 0,
     ) -> None:
-        """Add one context of a prefill, as the last row.
+        """Add contexts of a prefill, as the last rows.
 
         Args:
-            packed, cache, retrieved: as `prefill` got and left them.
-            row: the context's in them.
+            packed, cache, retrieved: as `prefill` got and left them. K and V of all contexts are taken out of them.
+            rows: the contexts' in them.
+            keep_layers: how many of the first layers the cache keeps.
         """
-        assert len(self) < self.max_rows, f"the batch has {self.max_rows} rows, and all are taken"
-        self._buffers.join(cache, retrieved, row, packed.lengths[row])
-        self._next.append(int(packed.positions[row, -1]) + 1)
+        assert len(self) + len(rows) <= self.max_rows, f"the batch has {self.max_rows} rows, and not enough are free"
+        lengths, last = packed.lengths, packed.positions[:, -1].tolist()
+        self._buffers.join(cache, retrieved, rows, [lengths[row] for row in rows], keep_layers)
+        self._next += [last[row] + 1 for row in rows]
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
@@ -133,3 +143,13 @@ class DecodeRows:
         """Take the newest tokens of a row back."""
         self._buffers.drop(row, count)
         self._next[row] -= count
+
+
+def _buffers_for(model: MSAForCausalLM) -> DecodeBuffers:
+    """Buffers whose rows attend in one call, where the model's device has a kernel for that."""
+    config = model.config.text_config
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    is_paged = paged_attention(model.device, model.dtype, heads, groups, width)
+    return PagedBuffers() if is_paged else DecodeBuffers()

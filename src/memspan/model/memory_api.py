@@ -81,6 +81,8 @@ class AskStep:
         retrieved: per MSA layer what was selected; shared by all steps of a round, so decoding never re-routes.
         lower: what the layers below the first MSA layer need not compute again; None: they run for every new token.
         local_masks: per (T, S, sliding window) which local tokens are seen, made by the first layer that asks.
+        slice_tokens: tokens that attend at a time, at most, where a mask is needed, so that it never is a square of a
+            long context; None: all.
         buffers: K and V of the rows that are decoded, in the place of a cache, of `retrieved` and of `valid_BS`.
     """
 
@@ -91,6 +93,7 @@ class AskStep:
     retrieved: dict[int, Retrieved] = field(default_factory=dict)
     lower: LowerStates | None = None
     local_masks: dict[tuple[int, int, int | None], torch.Tensor | None] = field(default_factory=dict)
+    slice_tokens: int | None = None
     buffers: DecodeBuffers | None = None
 
 

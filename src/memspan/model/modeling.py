@@ -24,8 +24,9 @@ from memspan.model.lower import keep_lower
 from memspan.model.memory_api import AllRecorded, AskStep, EncodeStep, Step
 from memspan.model.packed import DecodeWeights, reading_packed
 from memspan.model.router import SCORE_BIAS, RoutedAttention, add_router
-from memspan.ops.pooling import num_chunks, valid_chunks
+from memspan.ops.pooling import num_chunks
 from memspan.ops.scoring import fold_keys
+from memspan.ops.transfer import to_device
 from memspan.types import EncodedDocuments
 
 _log = logging.getLogger(__name__)
@@ -44,9 +45,12 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         decode_weights: what `memspan.model.decoding.prepare` is to do before decoding steps; None: nothing.
         decode_steps: decoding steps so far.
         step_costs: what decoding steps take.
+        prefill_tokens: tokens of a prefill that attend at a time, at most, where attention needs a mask: fewer take
+            less memory beside K and V.
     """
 
     decode_weights: DecodeWeights | None = None
+    prefill_tokens: int = 2048
 
     config: MSAConfig
     config_class = MSAConfig
@@ -149,7 +153,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         Returns:
             Latents of the documents' chunks, in order. Gradients flow where they are enabled.
         """
-        return self._gather(self.record(documents))
+        return self._gather(self.record(documents), [len(ids) for ids in documents])
 
     def record(self, documents: Sequence[Sequence[int]]) -> EncodeStep:
         """The forward of `encode`: what every MSA layer pooled, padded to the longest document."""
@@ -160,25 +164,30 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         ids_BT = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
         for row, ids in zip(ids_BT, documents, strict=True):
             row[: len(ids)] = torch.as_tensor(ids)
-        lengths_B = torch.tensor(lengths, device=device)
+        lengths_B = to_device(torch.tensor(lengths), device)
         step = EncodeStep(lengths_B, self.config.chunk_size, last_layer=self.config.layers[-1])
         # The decoder without its language-model head: nothing but the recorded rows is wanted.
         decoder = cast(PreTrainedModel, self.backbone.base_model)
         with contextlib.suppress(AllRecorded):
-            decoder(input_ids=ids_BT.to(device), memory=step, use_cache=False)
+            decoder(input_ids=to_device(ids_BT, device), memory=step, use_cache=False)
         return step
 
-    def _gather(self, step: EncodeStep) -> EncodedDocuments:
-        """Drop the padding rows of every layer's pooled values and stack the layers."""
+    def _gather(self, step: EncodeStep, lengths: Sequence[int]) -> EncodedDocuments:
+        """Drop the padding rows of every layer's pooled values and stack the layers. A device is not waited for."""
         router_keys, contents = [], []
-        chunks_N = tuple(num_chunks(length, step.chunk_size) for length in step.lengths_B.tolist())
+        chunks_N = tuple(num_chunks(length, step.chunk_size) for length in lengths)
+        rows = torch.arange(max(chunks_N)) < torch.tensor(chunks_N)[:, None]
+        rows_C = to_device(rows.flatten().nonzero()[:, 0], step.lengths_B.device)
         for layer in self.config.layers:
             pooled = step.recorded[layer]
             assert pooled.router_key_BCGD is not None, "an MSA layer did not see this step"
             assert pooled.key_BCGD is not None and pooled.value_BCGD is not None, "an MSA layer recorded no K and V"
-            valid_BC = valid_chunks(step.lengths_B, pooled.key_BCGD.shape[1], step.chunk_size)
-            router_keys.append(fold_keys(pooled.router_key_BCGD[valid_BC], self.config.similarity))
-            contents.append(torch.stack([pooled.key_BCGD[valid_BC], pooled.value_BCGD[valid_BC]], dim=1))
+            key_CGD, k_CGD, v_CGD = (
+                x.flatten(0, 1).index_select(0, rows_C)
+                for x in (pooled.router_key_BCGD, pooled.key_BCGD, pooled.value_BCGD)
+            )
+            router_keys.append(fold_keys(key_CGD, self.config.similarity))
+            contents.append(torch.stack([k_CGD, v_CGD], dim=1))
         return EncodedDocuments(
             router_keys_LCW=torch.stack(router_keys),
             content_LC2GD=torch.stack(contents),

@@ -75,6 +75,8 @@ def attend(
     if grouped and device != "cpu" and (mask_BHTS is not None or device != "cuda"):
         # CUDA's fused kernels take grouped heads only without a mask; else the slow kernel would be picked. Of other
         # devices it is not known that they take any.
+        if len(query_BHTD) == 1:
+            return _attend_by_group(query_BHTD, key_BGSD, value_BGSD, mask_BHTS, scaling, dropout)
         repeats = query_BHTD.shape[1] // key_BGSD.shape[1]
         key_BGSD, value_BGSD = (x.repeat_interleave(repeats, dim=1) for x in (key_BGSD, value_BGSD))
         grouped = False
@@ -91,6 +93,24 @@ def attend(
         enable_gqa=grouped,
     )
     return out_BHTD.transpose(1, 2).contiguous()
+
+
+def _attend_by_group(
+    query_1HTD: Tensor,
+    key_1GSD: Tensor,
+    value_1GSD: Tensor,
+    mask_1HTS: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """As `attend`, of one row, for kernels that know no grouped heads: a group is a row of a batch, and its heads read
+    its key at one place in memory. Nothing is repeated."""
+    (_, H, T, D), G = query_1HTD.shape, key_1GSD.shape[1]
+    query_GXTD = query_1HTD.reshape(G, H // G, T, D)
+    key_GXSD, value_GXSD = (x[0][:, None].expand(-1, H // G, -1, -1) for x in (key_1GSD, value_1GSD))
+    mask_GXTS = mask_1HTS.expand(G, -1, -1, -1) if mask_1HTS is not None else None
+    out_GTXD = attend(query_GXTD, key_GXSD, value_GXSD, mask_GXTS, scaling, dropout)
+    return out_GTXD.transpose(0, 1).reshape(1, T, H, -1)
 
 
 def _attend_plainly(

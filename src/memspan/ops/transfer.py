@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,3 +28,12 @@ def start_to_host(tensor: Tensor) -> Tensor:
     if tensor.device.type not in _PAGE_LOCKED:
         return tensor.cpu()
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def launched(device: torch.device) -> Callable[[], None]:
+    """What waits until all that was launched on a device so far is done."""
+    if device.type not in _PAGE_LOCKED:
+        return lambda: None
+    event = torch.Event(device)
+    event.record()
+    return event.synchronize

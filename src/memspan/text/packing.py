@@ -45,8 +45,9 @@ class PackedContexts:
 
     def take(self, rows: Sequence[int]) -> PackedContexts:
         """Some of the contexts, at least one, padded to the longest of these."""
-        start = int((~self.valid[rows]).sum(1).min())
-        return self._each(lambda tensor_BT: tensor_BT[rows, start:])
+        rows_R = torch.tensor(rows).to(self.valid.device)
+        start = int((~self.valid[rows_R]).sum(1).min())
+        return self._each(lambda tensor_BT: tensor_BT[rows_R, start:])
 
     def to(self, device: torch.device) -> PackedContexts:
         return self._each(lambda tensor_BT: tensor_BT.to(device))

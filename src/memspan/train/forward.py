@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from memspan.model.memory_api import AskStep
 from memspan.model.modeling import MSAForCausalLM
+from memspan.ops.transfer import to_device
 from memspan.text.packing import PackedContexts, length_batches
 from memspan.train.batch import IGNORED, TrainBatch
 from memspan.train.frozen import FrozenMemory
@@ -19,6 +22,9 @@ from memspan.train.settings import LossWeights, Objective
 from memspan.types import EncodedDocuments
 
 __all__ = ["LossTerms", "LossWeights", "Objective", "training_forward"]
+
+# Of logits in float32: 256 MB of them.
+_LOGITS_AT_ONCE = 2**26
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ def _asked(
     lm_sum, scores = torch.zeros((), device=batch.labels_BT.device), []
     for rows in groups:
         contexts = batch.contexts.take(rows)
-        labels_BT = batch.labels_BT[rows, -contexts.ids.shape[1] :]
+        rows_R = to_device(torch.tensor(rows), batch.labels_BT.device)
+        labels_BT = batch.labels_BT[rows_R, -contexts.ids.shape[1] :]
         memory = BatchMemory(documents, batch.document_ids, model.config, attend=objective.use_memory)
         lm_sum = lm_sum + _language_loss(model, contexts, labels_BT, memory)
         scores.append(torch.stack([memory.scores[layer] for layer in model.config.layers]))
@@ -122,9 +129,24 @@ def _language_loss(
     logits_BTV = model(contexts.ids, logits_to_keep=columns_T, **inputs).logits
     next_BT = next_BT[:, columns_T]
     learned_BT = next_BT != IGNORED
-    logits_XV = logits_BTV[learned_BT]
+    return _summed_loss(logits_BTV[learned_BT], next_BT[learned_BT])
+
+
+def _summed_loss(logits_XV: torch.Tensor, target_X: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy in float32, of some tokens at a time where the vocabulary is large.
+
+    Wide logits, and what their backward needs, are there for those tokens alone, and are computed again in it.
+    """
     wide = torch.promote_types(logits_XV.dtype, torch.float32)
-    return F.cross_entropy(logits_XV.to(wide), next_BT[learned_BT], reduction="sum")
+
+    def loss(logits_XV: torch.Tensor, target_X: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits_XV.to(wide), target_X, reduction="sum")
+
+    rows = max(1, _LOGITS_AT_ONCE // logits_XV.shape[1])
+    if len(logits_XV) <= rows:
+        return loss(logits_XV, target_X)
+    parts = zip(logits_XV.split(rows), target_X.split(rows), strict=True)
+    return torch.stack([cast(torch.Tensor, checkpoint(loss, *part, use_reentrant=False)) for part in parts]).sum()
 
 
 def _refuse_reentrant(model: MSAForCausalLM) -> None:

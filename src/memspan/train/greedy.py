@@ -35,8 +35,7 @@ def decode_greedily(
     cache, retrieved = DynamicCache(config=model.config.text_config), dict[int, Retrieved]()
     logits_RV = prefill(model, packed, memory, retrieved, cache)
     rows = DecodeRows(model, len(contexts))
-    for row in range(len(contexts)):
-        rows.join(packed, cache, retrieved, row)
+    rows.join(packed, cache, retrieved, range(len(contexts)))
     written: list[list[int]] = [[] for _ in contexts]
     writing = list(written)  # in the order of `rows`
     while True:

@@ -26,7 +26,7 @@ from memspan.train.checkpoint import Checkpoint, CheckpointStore
 from memspan.train.data.stream import ExampleStream
 from memspan.train.frozen import FrozenMemory
 from memspan.train.gates import History, check_gates, check_phase, out_of_patience, phase_reached
-from memspan.train.parallel import Runner, agreed, assign, layer_class_of, like, make_accelerator, whole
+from memspan.train.parallel import Runner, agreed, assign, layer_classes_of, like, make_accelerator, whole
 from memspan.train.parameters import ParameterGroup
 from memspan.train.progress import RouterProgress
 from memspan.train.recipe import plain
@@ -137,7 +137,7 @@ class Trainer:
         """
         self.recipe, self.parts, self.out = recipe, parts, out
         self._should_stop, self._tell = should_stop, tell
-        self.accelerator = make_accelerator(recipe.model, layer_class_of(parts.model), recipe.trackers, out, cpu)
+        self.accelerator = make_accelerator(recipe.model, layer_classes_of(parts.model), recipe.trackers, out, cpu)
         world = self.accelerator.num_processes
         if recipe.step.micro_batches % world:
             raise TrainingError(

@@ -36,15 +36,18 @@ class Outputs:
     scores_LBN: torch.Tensor
     teacher_scores_BN: torch.Tensor | None = None
 
-    def routing(self, scores_BN: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Eq. 5 of every question, `[B]`."""
-        batch, decoupled = self.batch, self.objective.decoupled
-        return routing_loss(scores_BN, batch.positives_BN, temperature, decoupled, valid_BN=batch.candidates_BN)
+    def routing(self, scores_LBN: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Eq. 5 of every question in every layer, `[L, B]`: at once, as each time a device is waited for."""
+        wanted, valid = (
+            x.expand_as(scores_LBN).flatten(0, 1) for x in (self.batch.positives_BN, self.batch.candidates_BN)
+        )
+        loss = routing_loss(scores_LBN.flatten(0, 1), wanted, temperature, self.objective.decoupled, valid_BN=valid)
+        return loss.view(scores_LBN.shape[:2])
 
     @cached_property
     def routing_LB(self) -> torch.Tensor:
         """Eq. 5 of every question in every MSA layer."""
-        return torch.stack([self.routing(scores_BN, self.objective.temperature) for scores_BN in self.scores_LBN])
+        return self.routing(self.scores_LBN, self.objective.temperature)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ LOSSES: Registry[Loss] = Registry("loss", "memspan.losses", Loss)
 LOSSES.register("lm", Loss(lambda out: out.lm_sum, lambda batch, _: batch.num_label_tokens))
 LOSSES.register("routing", Loss(lambda out: out.routing_LB.mean(0).sum(), _routed))
 LOSSES.register(
-    "fused", Loss(lambda out: out.routing(out.scores_LBN.mean(0), out.objective.fused_temperature).sum(), _routed)
+    "fused",
+    Loss(lambda out: out.routing(out.scores_LBN.mean(0, keepdim=True), out.objective.fused_temperature).sum(), _routed),
 )
 LOSSES.register("teacher", Loss(_teacher, lambda batch, taught: len(batch.questions) if taught else 0))
 LOSSES.register("anchor", Loss(_anchor, lambda batch, _: sum(map(len, batch.anchors))))

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataPara
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from memspan.model.modeling import MSAForCausalLM
+from memspan.model.modeling import MSAForCausalLM, decoder_layers
 from memspan.train.settings import ModelSettings
 
 
@@ -38,23 +38,18 @@ class Runner(nn.Module):
 
 
 def make_accelerator(
-    settings: ModelSettings, layer_class: str, trackers: Sequence[str] = (), out: Path | None = None, cpu: bool = False
+    settings: ModelSettings,
+    layer_classes: Sequence[str],
+    trackers: Sequence[str] = (),
+    out: Path | None = None,
+    cpu: bool = False,
 ) -> Accelerator:
     """The processes of this run, as the launcher (`torchrun`, `accelerate launch`) has set them up; alone, one.
 
     Args:
-        layer_class: name of the decoder layers' class, the unit that FSDP2 shards.
+        layer_classes: names of the decoder layers' classes, the units that FSDP2 shards.
         cpu: use no GPU though there is one.
     """
-    plugin = None
-    if settings.sharding == "fsdp2":
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=[layer_class],
-            reshard_after_forward=True,
-            cpu_ram_efficient_loading=False,
-        )
     AcceleratorState._reset_state()  # an earlier run of this process may have used another number format
     return Accelerator(
         cpu=cpu,
@@ -63,14 +58,25 @@ def make_accelerator(
         project_config=ProjectConfiguration(project_dir=str(out)) if out else None,
         # A batch that only routes does not reach the language-model head.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        fsdp_plugin=plugin,
+        fsdp_plugin=sharding_plugin(layer_classes) if settings.sharding == "fsdp2" else None,
     )
 
 
-def layer_class_of(model: MSAForCausalLM) -> str:
-    """Name of the class of the decoder's layers: of the modules that hold an attention."""
-    names = [name.rpartition(".")[0] for name, module in model.named_modules() if hasattr(module, "router_q_proj")]
-    return type(model.get_submodule(names[0])).__name__
+def sharding_plugin(layer_classes: Sequence[str]) -> FullyShardedDataParallelPlugin:
+    """FSDP2 over decoder layers of these classes. Accelerate uses it where every process has a GPU, else DDP."""
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=list(layer_classes),
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )
+
+
+def layer_classes_of(model: MSAForCausalLM) -> list[str]:
+    """Names of the classes of the decoder's layers: several where some hold LoRA of one side."""
+    layers = decoder_layers(model.backbone, range(model.config.text_config.num_hidden_layers))
+    return sorted({type(layer).__name__ for layer in layers.values()})
 
 
 def summed(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
