@@ -25,6 +25,7 @@ Seconds = dict[str, float]
 
 _MOST_DOCUMENTS = 100
 _MOST_ROUNDS = 16
+MOST_MESSAGES = 1000
 
 
 class AskFields(Strict):
@@ -224,6 +225,16 @@ class BatchRequest(Place):
     existing: Literal["replace", "refuse"] = "replace"
 
 
+class ConversationRequest(Place):
+    messages: list[JsonValue] = Field(
+        min_length=1,
+        max_length=MOST_MESSAGES,
+        description="As OpenAI's, Anthropic's and Gemini's APIs write them; `name` and `date` say who and when.",
+    )
+    session: str = Field("", max_length=200, description="What the conversation is called; kept as metadata.")
+    date: str | None = Field(None, description="ISO 8601, of messages without one. Default: now.")
+
+
 class ImportRequest(Place):
     memories: list[MemoryIn] = Field(min_length=1)
 
@@ -297,6 +308,20 @@ class BatchReport(Out):
     added: int
     updated: int
     unchanged: int
+
+
+class ChangeOut(Out):
+    kind: Literal["added", "changed", "deleted", "expired"]
+    id: str | None = Field(validation_alias="external_id", description="Null: which memory it was has been erased.")
+    title: str
+    at: str = Field(description="The last time (UTC).")
+
+
+class ChangeList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ChangeOut]
+    commit: int = Field(description="As `after_commit` it gives what changes from now on.")
+    has_more: bool
 
 
 class ImportOut(Out):

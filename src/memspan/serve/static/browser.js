@@ -95,7 +95,7 @@ export function browserView(root) {
   async function page(from) {
     const { where, as_of } = filter.value();
     const query = { ...place(), as_of, where: where && JSON.stringify(where), limit: PAGE, cursor: from };
-    const answer = await call("GET", "v1/memories", { query });
+    const answer = await call("GET", "/v1/memories", { query });
     cursor = answer.next_cursor;
     more.hidden = !answer.has_more;
     total.textContent = where || as_of ? "Filtered" : `${counted(bank().memories, "memory", "memories")}, oldest first`;
@@ -105,7 +105,7 @@ export function browserView(root) {
   async function found() {
     const query = search.value.trim();
     const body = { ...place(), query, limit: FOUND, ...filter.value() };
-    const passages = (await call("POST", "v1/memories/search", { body })).data;
+    const passages = (await call("POST", "/v1/memories/search", { body })).data;
     const best = [...new Map(passages.toReversed().map((passage) => [passage.id, passage])).values()].toReversed();
     best.sort((one, other) => passages.indexOf(one) - passages.indexOf(other));
     const highest = Math.max(...best.map((passage) => passage.score));

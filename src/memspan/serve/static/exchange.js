@@ -26,9 +26,10 @@ export function exchange(question, body, again) {
   const node = element("article", { class: "exchange" }, heading, answer, progress, after);
 
   async function run() {
+    const request = { ...body, stream: true, stream_options: { include_usage: true } };
     const told = { trace: null, usage: null, finish: null };
     try {
-      for await (const chunk of chunks(body, leaving.signal)) {
+      for await (const chunk of stream("POST", "/v1/chat/completions", { body: request, signal: leaving.signal })) {
         const [choice] = chunk.choices;
         const written = choice?.delta.content;
         if (written) answer.append(written);
@@ -81,17 +82,6 @@ export function exchange(question, body, again) {
   }
 
   return { node, stop: () => leaving.abort(), done: run() };
-}
-
-/** The chunks of an answer. */
-async function* chunks(body, signal) {
-  const request = { ...body, stream: true, stream_options: { include_usage: true } };
-  for await (const data of stream("POST", "v1/chat/completions", { body: request, signal })) {
-    if (data === "[DONE]") return;
-    const chunk = JSON.parse(data);
-    if (chunk.error) throw new Error(chunk.error.message);
-    yield chunk;
-  }
 }
 
 /** What is done now, as a chunk says it; null where it says nothing of that. */

@@ -135,7 +135,7 @@ async function namesOf(trace) {
   if (!ids.length) return names;
   try {
     const query = { ids: ids.slice(0, 500), bank: trace.bank, namespace: trace.namespace };
-    const found = await call("GET", "v1/documents", { query });
+    const found = await call("GET", "/v1/documents", { query });
     for (const item of found.data) names.set(item.document_id, item.title || item.id);
   } catch {
     // Without names the map shows numbers.

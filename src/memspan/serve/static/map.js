@@ -121,7 +121,7 @@ async function touchedBy(asked) {
   try {
     for (let at = 0; at < asked.documents.length; at += ASKED) {
       const query = { ids: asked.documents.slice(at, at + ASKED), bank: asked.bank, namespace: asked.namespace };
-      for (const item of (await call("GET", "v1/documents", { query })).data) seen.add(item.id);
+      for (const item of (await call("GET", "/v1/documents", { query })).data) seen.add(item.id);
     }
   } catch {
     // Without them the map shows what was read.

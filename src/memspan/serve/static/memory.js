@@ -1,6 +1,6 @@
 // One memory: read, edit, delete (and take that back).
 
-import { call, memoryPath } from "./api.js";
+import { call } from "./api.js";
 import { button, element, field, fill, problem } from "./dom.js";
 import { day, nameOf, shortened } from "./format.js";
 import { mayWrite, place } from "./place.js";
@@ -19,7 +19,7 @@ export function memoryView(root, changed) {
     shown = id;
     if (id === null) return fill(root, element("p", { class: "hint" }, "Choose a memory to read it."));
     try {
-      const memory = await call("GET", memoryPath(id), { query: place() });
+      const memory = await call("GET", "/v1/memories/{id}", { params: { id }, query: place() });
       if (shown === id) read(memory);
     } catch (error) {
       if (shown === id) fill(root, back(), problem(error));
@@ -72,7 +72,7 @@ export function memoryView(root, changed) {
           metadata: parsed(metadata.value),
         });
         const now = Object.keys(changes).length
-          ? await call("PATCH", memoryPath(memory.id), { body: { ...changes, ...place() } })
+          ? await call("PATCH", "/v1/memories/{id}", { params: { id: memory.id }, body: { ...changes, ...place() } })
           : memory;
         read(now).focus();
         toast("Saved");
@@ -104,7 +104,7 @@ export function memoryView(root, changed) {
   async function remove(memory) {
     const where = place();
     try {
-      await call("DELETE", memoryPath(memory.id), { query: where });
+      await call("DELETE", "/v1/memories/{id}", { params: { id: memory.id }, query: where });
     } catch (error) {
       root.querySelector(".problem")?.remove();
       return root.append(problem(error));
@@ -124,7 +124,7 @@ export function memoryView(root, changed) {
       for (const { memory, where } of all) {
         const { id, title, text, metadata, date, added_at, expires, pinned } = memory;
         const body = { id, title, text, metadata, date: date ?? added_at, expires, pinned, ...where };
-        await call("POST", "v1/memories", { body });
+        await call("POST", "/v1/memories", { body });
         left.shift();
       }
       toast("Restored");

@@ -5,14 +5,14 @@ import { call } from "./api.js";
 const PAGE = 100;
 
 /**
- * @param {object} query of `GET v1/memories`
+ * @param {object} query of `GET /v1/memories`
  * @param {AbortSignal} signal
  * @returns {AsyncGenerator<object[]>} waits where the server asks to
  */
 export async function* pages(query, signal) {
   for (let cursor = null; ;) {
     const answer = await patiently(
-      () => call("GET", "v1/memories", { query: { ...query, limit: PAGE, cursor }, signal }),
+      () => call("GET", "/v1/memories", { query: { ...query, limit: PAGE, cursor }, signal }),
       signal,
     );
     yield answer.data;

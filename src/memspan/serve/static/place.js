@@ -41,7 +41,7 @@ export async function refresh() {
   const mine = ++asked;
   try {
     const namespace = sessionStorage.getItem(NAMESPACE) ?? undefined;
-    const answer = await call("GET", "v1/status", { query: { namespace } });
+    const answer = await call("GET", "/v1/status", { query: { namespace } });
     if (mine < shown) return;
     [status, failure, shown] = [answer, null, mine];
   } catch (error) {

@@ -1,6 +1,6 @@
 // A memory's text with the passage shaded that an answer was written with.
 
-import { call, memoryPath } from "./api.js";
+import { call } from "./api.js";
 import { aroundClosest } from "./closest.js";
 import { dialog, element, fill, problem } from "./dom.js";
 import { cut, day, nameOf } from "./format.js";
@@ -32,7 +32,7 @@ export async function openReader(evidence, place, question) {
   const about = element("p", { class: "about" }, element("code", {}, evidence.id), ` · ${day(evidence.date)} · `, link);
   const shown = dialog(nameOf(evidence), { class: "wide" }, about, body);
   try {
-    const memory = await call("GET", memoryPath(evidence.id), { query: place });
+    const memory = await call("GET", "/v1/memories/{id}", { params: { id: evidence.id }, query: place });
     const [before, inside, after] = cut(memory.text, evidence.span);
     if (inside !== evidence.text)
       fill(body, note("This memory has been changed since. The model read this:"), documentText(passage()));
