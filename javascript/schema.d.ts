@@ -439,6 +439,11 @@ export interface components {
              * @default false
              */
             route_answer?: boolean;
+            /**
+             * @description The bank's own model answers, although another one usually does.
+             * @default false
+             */
+            own_model?: boolean;
             /** @description Only memories whose metadata match. */
             where?: {
                 [key: string]: components["schemas"]["JsonValue"];
@@ -930,6 +935,12 @@ export interface components {
             scopes: string[];
             namespace: string;
             max_new_tokens: number;
+            /** @description The other model that writes answers; empty: the banks' own. */
+            answerer: string;
+            /** @description Extensions of the files that `memspan add` reads. */
+            formats: string[];
+            /** @description Those that it reads with `--ocr`. */
+            image_formats: string[];
             banks: components["schemas"]["BankOut"][];
         };
         StreamOptions: {

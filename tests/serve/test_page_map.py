@@ -47,7 +47,8 @@ def _grouped(page: Any, memories: list[dict[str, Any]], most: int = 24) -> dict[
     return page.evaluate(
         """([memories, most]) => import("./static/grouping.js").then(({ grouped }) => {
           const { numSources, rows, columns, cells } = grouped(memories, most);
-          return { numSources, rows, columns, cells: cells.map((cell) => [cell.row, cell.column, cell.memories.length]) };
+          const told = cells.map((cell) => [cell.row, cell.column, cell.memories.length]);
+          return { numSources, rows, columns, cells: told };
         })""",
         [memories, most],
     )

@@ -240,8 +240,8 @@ class Catalog(Database):
 
     def texts(self, namespace: str, *, past: bool = False) -> Iterator[tuple[int, str]]:
         """Ids and searched texts of all live documents, or of former versions: what the full-text index is made of."""
-        stored = self._stored(namespace, "", (), PAST if past else LIVE, by_id=True)
-        return ((one.id, one.encoded_text) for one in stored)
+        scope = PAST if past else LIVE
+        return ((one.id, one.encoded_text) for one in self._stored(namespace, "", (), scope, by_id=True))
 
     def texts_of(self, source_id: int) -> list[tuple[int, str]]:
         """Ids and searched texts of the documents of one source, by its number."""
@@ -251,8 +251,7 @@ class Catalog(Database):
 
     def staged_manifest(self) -> dict[str, Any] | None:
         """The manifest of the latents that are staged, if any are."""
-        value = self.value("SELECT value FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
-        return None if value is None else json.loads(value)
+        return json.loads(self.value("SELECT value FROM manifest WHERE key = ?", (STAGED_MANIFEST,)) or "null")
 
     def is_staged(self, source_id: int) -> bool:
         return self.value("SELECT 1 FROM staged WHERE source_id = ? LIMIT 1", (source_id,)) is not None
@@ -298,10 +297,7 @@ class Catalog(Database):
         return np.sort(np.fromstring(packed or "", np.int64, sep=" "))
 
     def check_fields(self, namespace: str, scope: Scope) -> None:
-        """
-        Raises:
-            FilterError: no document has a field that the filter names.
-        """
+        """Raise a `FilterError` where no document has a field that the filter names."""
         for field in scope.fields:
             has_field = "EXISTS (SELECT 1 FROM json_each(s.metadata) WHERE key = ?)"
             held = KEPT if scope.is_past else EVERYTHING
