@@ -134,7 +134,7 @@ class Catalog(Database):
         where = f"AND {scope.source_id} > ? ORDER BY {scope.source_id} LIMIT ?"
         found = list(self._sources(namespace, where, (min(after, _MAX_INTEGER), limit), scope, by_id=True))
         if not found:
-            self.check_fields(namespace, scope)
+            self._check_fields(namespace, scope)
         return found
 
     def external_ids(self, namespace: str, scope: Scope = EVERYTHING) -> list[str]:
@@ -146,7 +146,7 @@ class Catalog(Database):
         rows = self._of_sources("s.external_id", namespace, "TRUE ORDER BY s.id", (), scope)
         found = [external_id for (external_id,) in rows]
         if not found:
-            self.check_fields(namespace, scope)
+            self._check_fields(namespace, scope)
         return found
 
     def versions(self, namespace: str, external_id: str) -> list[StoredSource]:
@@ -235,7 +235,7 @@ class Catalog(Database):
         given = (min(after, _MAX_INTEGER),)
         found = list(self._stored(namespace, "AND d.id > ?", given, scope, "ORDER BY 1 LIMIT ?", (limit,), by_id=True))
         if not found:
-            self.check_fields(namespace, scope)
+            self._check_fields(namespace, scope)
         return found
 
     def texts(self, namespace: str, *, past: bool = False) -> Iterator[tuple[int, str]]:
@@ -294,14 +294,10 @@ class Catalog(Database):
         query = f"SELECT group_concat(id, ' ') FROM ({of_both(ids, scope)})"
         packed = self.value(query, (namespace, *scope.values) * 2)
         if packed is None:
-            self.check_fields(namespace, scope)
+            self._check_fields(namespace, scope)
         return np.sort(np.fromstring(packed or "", np.int64, sep=" "))
 
-    def check_fields(self, namespace: str, scope: Scope) -> None:
-        """
-        Raises:
-            FilterError: no document has a field that the filter names.
-        """
+    def _check_fields(self, namespace: str, scope: Scope) -> None:
         for field in scope.fields:
             has_field = "EXISTS (SELECT 1 FROM json_each(s.metadata) WHERE key = ?)"
             held = KEPT if scope.is_past else EVERYTHING
