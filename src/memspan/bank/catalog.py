@@ -134,7 +134,7 @@ class Catalog(Database):
         where = f"AND {scope.source_id} > ? ORDER BY {scope.source_id} LIMIT ?"
         found = list(self._sources(namespace, where, (min(after, _MAX_INTEGER), limit), scope, by_id=True))
         if not found:
-            self.check_fields(namespace, scope)
+            self._check_fields(namespace, scope)
         return found
 
     def external_ids(self, namespace: str, scope: Scope = EVERYTHING) -> list[str]:
@@ -146,7 +146,7 @@ class Catalog(Database):
         rows = self._of_sources("s.external_id", namespace, "TRUE ORDER BY s.id", (), scope)
         found = [external_id for (external_id,) in rows]
         if not found:
-            self.check_fields(namespace, scope)
+            self._check_fields(namespace, scope)
         return found
 
     def versions(self, namespace: str, external_id: str) -> list[StoredSource]:
@@ -235,13 +235,13 @@ class Catalog(Database):
         given = (min(after, _MAX_INTEGER),)
         found = list(self._stored(namespace, "AND d.id > ?", given, scope, "ORDER BY 1 LIMIT ?", (limit,), by_id=True))
         if not found:
-            self.check_fields(namespace, scope)
+            self._check_fields(namespace, scope)
         return found
 
     def texts(self, namespace: str, *, past: bool = False) -> Iterator[tuple[int, str]]:
         """Ids and searched texts of all live documents, or of former versions: what the full-text index is made of."""
-        scope = PAST if past else LIVE
-        return ((one.id, one.encoded_text) for one in self._stored(namespace, "", (), scope, by_id=True))
+        stored = self._stored(namespace, "", (), PAST if past else LIVE, by_id=True)
+        return ((one.id, one.encoded_text) for one in stored)
 
     def texts_of(self, source_id: int) -> list[tuple[int, str]]:
         """Ids and searched texts of the documents of one source, by its number."""
@@ -251,7 +251,8 @@ class Catalog(Database):
 
     def staged_manifest(self) -> dict[str, Any] | None:
         """The manifest of the latents that are staged, if any are."""
-        return json.loads(self.value("SELECT value FROM manifest WHERE key = ?", (STAGED_MANIFEST,)) or "null")
+        value = self.value("SELECT value FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
+        return None if value is None else json.loads(value)
 
     def is_staged(self, source_id: int) -> bool:
         return self.value("SELECT 1 FROM staged WHERE source_id = ? LIMIT 1", (source_id,)) is not None
@@ -293,11 +294,10 @@ class Catalog(Database):
         query = f"SELECT group_concat(id, ' ') FROM ({of_both(ids, scope)})"
         packed = self.value(query, (namespace, *scope.values) * 2)
         if packed is None:
-            self.check_fields(namespace, scope)
+            self._check_fields(namespace, scope)
         return np.sort(np.fromstring(packed or "", np.int64, sep=" "))
 
-    def check_fields(self, namespace: str, scope: Scope) -> None:
-        """Raise a `FilterError` where no document has a field that the filter names."""
+    def _check_fields(self, namespace: str, scope: Scope) -> None:
         for field in scope.fields:
             has_field = "EXISTS (SELECT 1 FROM json_each(s.metadata) WHERE key = ?)"
             held = KEPT if scope.is_past else EVERYTHING

@@ -19,7 +19,7 @@ def documents_naming(catalog: Catalog, namespace: str, name: str, scope: Scope =
     indexes = [catalog.word_index(namespace), catalog.past_word_index(namespace) if scope.is_past else None]
     ids = [number for index in indexes if index is not None for number in index.naming(name, scope)]
     if not ids:
-        catalog.check_fields(namespace, scope)
+        catalog.source_page(namespace, 0, 1, scope)  # finds fields that no document has
     given = "d.id IN (SELECT value FROM json_each(?))"
     query = of_both(f"SELECT d.id, {EFFECTIVE_DATE} FROM {{parts}} WHERE {given} AND {scope.sql}", scope)
     found = catalog.read(query, (json.dumps(ids), *scope.values) * 2)
