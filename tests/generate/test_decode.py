@@ -15,11 +15,13 @@ from memspan.errors import QuestionError
 from memspan.generate import decode
 from memspan.generate.decode import Decoding, check_fits, context_room
 from memspan.generate.sampling import Sampling, pick_token
+from memspan.model.buffers import DecodeBuffers
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import AskStep
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Context
 from memspan.train.greedy import decode_greedily
+from memspan.types import Retrieved
 
 GREEDY = Sampling(max_new_tokens=12)
 SAMPLED = Sampling(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=5)
@@ -102,6 +104,14 @@ def test_decoding_equals_one_pass_over_the_whole_sequence(
         steps.append(logits_V.clone())
         return pick_token(logits_V, *args)
 
+    retrieved: dict[int, Retrieved] = {}
+    join = DecodeBuffers.join
+
+    def keep(buffers: DecodeBuffers, cache: Any, found: dict[int, Retrieved], *args: Any) -> None:
+        retrieved.update(found)  # before K and V are given up
+        join(buffers, cache, found, *args)
+
+    monkeypatch.setattr(DecodeBuffers, "join", keep)
     monkeypatch.setattr(decode.Writing, "is_greedy", False)  # so that it is asked
     monkeypatch.setattr(decode, "pick_token", record)
     decoding = Decoding(loaded, [context], memory, GREEDY)
@@ -113,7 +123,7 @@ def test_decoding_equals_one_pass_over_the_whole_sequence(
     whole = dataclasses.replace(context, ids=(*context.ids, *row.ids))
     packed = pack_contexts([whole], loaded.model.config.offset)
     # Nothing routes: what the prefill retrieved is read by every token behind the prefix.
-    step = AskStep(sees_memory_BT=packed.sees_memory, memory=memory, retrieved=decoding.retrieved)
+    step = AskStep(sees_memory_BT=packed.sees_memory, memory=memory, retrieved=retrieved)
     with torch.no_grad():
         logits_TV = loaded.model(packed.ids, position_ids=packed.positions, memory=step, use_cache=False).logits[0]
     expected = logits_TV[len(context.ids) - 1 : -1]

@@ -214,7 +214,11 @@ def test_no_more_than_ten_thousand_are_fetched_and_drawn(browser: Any, address: 
         if len(asked) == 3:  # the server has had too many requests
             error = {"message": "slow down", "type": "", "param": None, "code": "rate_limited"}
             return route.fulfill(status=429, headers={"Retry-After": "1"}, body=json.dumps({"error": error}))
-        route.fulfill(status=200, body=json.dumps({"data": data, "has_more": True, "next_cursor": str(start)}))
+        route.fulfill(
+            status=200,
+            content_type="application/json",
+            body=json.dumps({"data": data, "has_more": True, "next_cursor": str(start)}),
+        )
 
     with open_page(browser, address) as page:
         connected(page)

@@ -6,6 +6,7 @@ import asyncio
 import runpy
 from pathlib import Path
 
+import pytest
 from serving import add_animals, client, serving, wait_for
 
 from memspan.model.convert import LoadedModel
@@ -13,7 +14,10 @@ from memspan.model.convert import LoadedModel
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "serve.py"
 
 
-def test_many_clients_meet_no_error_and_leave_nothing_behind(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_many_clients_meet_no_error_and_leave_nothing_behind(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARK.parent)  # it imports others from there
     run_mixed = runpy.run_path(str(BENCHMARK))["run_mixed"]
     with serving(loaded, tmp_path / "notes") as (server, address):
         with client(address) as http:
