@@ -21,7 +21,7 @@ from memspan.bank.encode import Part, encode_batch, manifest_of
 from memspan.bank.locks import writer_lock
 from memspan.bank.repair import repair
 from memspan.bank.verify import Fault, verify
-from memspan.errors import BankBusy, BankMismatch
+from memspan.errors import BankBusy, BankMismatch, MemspanError
 from memspan.model.convert import LoadedModel
 from memspan.types import Document
 
@@ -446,7 +446,7 @@ def test_a_repair_that_failed_half_way_is_done_by_the_next(
 
         with monkeypatch.context() as patched:
             patched.setattr(loaded.model, "encode", failing)
-            with pytest.raises(torch.OutOfMemoryError):
+            with pytest.raises(MemspanError, match="no room for a document"):
                 repair(bank, loaded, faults)
         assert {fault.kind for fault in verify(bank)} == {"segment"}
         assert repair(bank, loaded, verify(bank)) == []
