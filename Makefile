@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # tests, as they would be, the files with few and long ones came last, and the other processes waited.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --benchmark-disable
 
-.PHONY: demo test test-all check lint types docs bench gpu-check soak clean
+.PHONY: client demo test test-all check lint types docs bench gpu-check soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model $(MODEL))
@@ -30,6 +30,10 @@ types: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/make_cli.py
+
+client: $(VENV)/.installed-dev
+	npm ci --prefix javascript
+	$(BIN)/python javascript/make_types.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/encode.py --bars

@@ -62,6 +62,7 @@ def imported(folder: Path, *arguments: str, code: int = 0) -> set[str]:
         "ask --help",
         "ls bank --where path!=none --json",
         "info bank",
+        "changes bank 7d --json",
         "search bank otter --selector lexical --as-of 2999-01-01 --json",
         f"update bank {OTTER} --date 2020-05-01 --set legs=4",
         "export bank -",

@@ -204,3 +204,24 @@ def test_an_exported_bank_is_compared_with_the_model_that_is_named(bank: Path, p
     message = failed("import", tmp_path / "x.memspan", tmp_path / "copy", "--model", tmp_path / "other")
     assert "encoded by another model" in message and not MemoryBank.exists(tmp_path / "copy")
     assert memspan("import", tmp_path / "x.memspan", tmp_path / "copy").code == 0, "that of the environment fits"
+
+
+def test_changes_lists_what_is_new_and_gone(bank: Path, no_model: None) -> None:
+    found = memspan("changes", bank, "1h", "--json").json
+    assert [one["kind"] for one in found["changes"]] == ["added"] * 3 and not found["more"]
+    memspan("rm", bank, OTTER)
+    memspan("update", bank, HERON, "--set", "legs=2")
+    done = memspan("changes", bank, "--after-commit", found["commit"])
+    rows = [line.split()[1:3] for line in done.out.splitlines()]
+    assert done.code == 0 and rows == [["deleted", OTTER], ["changed", HERON]]
+    assert "--after-commit" in done.err
+    assert "more with --offset 2" in memspan("changes", bank, "2020", "--limit", 2).err
+    assert memspan("changes", bank, "2020", "--namespace", "none", "--json").json["changes"] == []
+
+
+def test_changes_wants_one_time(bank: Path, no_model: None) -> None:
+    for options in ((), ("1h", "--after-commit", 1)):
+        assert "say since when" in failed("changes", bank, *options)
+    assert "as 7d or 12h" in failed("changes", bank, "soon")
+    assert "last commit" in failed("changes", bank, "--after-commit", 10**6)
+    assert "negative" in failed("changes", bank, "1h", "--limit", -1)

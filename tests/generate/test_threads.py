@@ -129,7 +129,7 @@ def test_a_snapshot_is_seen_by_every_thread(memory: Memory, loaded: LoadedModel)
 
 
 def test_every_method_that_works_has_an_async_twin() -> None:
-    methods = {name for name in vars(Memory) | vars(Memory.__mro__[1]) if not name.startswith("_")}
+    methods = {name for part in Memory.__mro__[:-1] for name in vars(part) if not name.startswith("_")}
     twins = {name for name in methods if f"{name[1:]}" in methods and name.startswith("a")}
     others = {"open", "in_namespace", "is_pinned", "close", "refresh", "default_selector", "steps", "check"}
     others.add("sync")  # its twin would be called `async`, which is a keyword

@@ -15,7 +15,15 @@ from helpers import tiny_loaded
 pytest.importorskip("langchain_core", reason="needs the extra 'langchain'")
 pytest.importorskip("langchain_tests", reason="needs langchain-tests")
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    FunctionMessage,
+    HumanMessage,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+)
 from langchain_core.runnables import RunnableLambda
 from langchain_tests.integration_tests import ChatModelIntegrationTests, RetrieversIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
@@ -188,11 +196,66 @@ def test_a_stream_that_is_left_frees_the_bank(memory: Memory) -> None:
     memory.bank.compact(secure=True, timeout=5)  # refused while a question reads
 
 
+CALL = {"name": "weather", "args": {"ort": "Köln"}, "id": "1"}
+TOLD = 'Called weather({"ort": "Köln"})'
+
+
+@pytest.mark.parametrize(
+    ("between", "turns"),
+    [
+        (
+            [AIMessage("", tool_calls=[CALL]), ToolMessage("5 degrees", tool_call_id="1")],
+            [TOLD, "The tool returned: 5 degrees"],
+        ),
+        ([AIMessage("Well.", tool_calls=[CALL, CALL])], [f"Well.\n{TOLD}\n{TOLD}"]),
+        (
+            [
+                AIMessage(
+                    [
+                        {"type": "thinking", "thinking": "hm"},
+                        {"type": "tool_use", "name": "weather", "input": {"ort": "Köln"}},
+                    ]
+                )
+            ],
+            [TOLD],
+        ),
+        ([AIMessage([{"type": "tool_use", **CALL}], tool_calls=[CALL])], [TOLD]),
+        (
+            [
+                AIMessage(
+                    "",
+                    invalid_tool_calls=[
+                        {"name": "f", "args": "{", "id": "1", "error": "x", "type": "invalid_tool_call"}
+                    ],
+                )
+            ],
+            ["Called f({)"],
+        ),
+        (
+            [AIMessage("So?"), ToolMessage([{"type": "text", "text": "a"}, "b"], tool_call_id="1", name="look")],
+            ["So?", "look returned: a\nb"],
+        ),
+        ([AIMessage("So?"), FunctionMessage("7", name="look")], ["So?", "look returned: 7"]),
+        ([AIMessage("", tool_calls=[])], []),
+    ],
+)
+def test_calls_and_results_of_tools_are_read(memory: Memory, between: list[BaseMessage], turns: list[str]) -> None:
+    """In the middle of a conversation, and behind its last question."""
+    chat = ChatMemspan(memory=memory, max_tokens=8)
+    question, options = chat._asked([HumanMessage("Hi"), *between, HumanMessage("So?")], None, {})
+    assert question == "So?" and [one.answer for one in options["history"] if one.answer] == turns  # type: ignore[typeddict-item]
+    if isinstance(between[-1], ToolMessage | FunctionMessage):
+        question, options = chat._asked([HumanMessage("So?"), *between], None, {})
+        assert question == "So?" and [one.answer for one in options["history"]] == turns  # type: ignore[typeddict-item]
+        assert chat.invoke([HumanMessage("Where does the otter live?"), *between]).response_metadata["citations"]
+
+
 def test_what_a_memory_model_cannot_do_is_refused(memory: Memory) -> None:
     chat = ChatMemspan(memory=memory, max_tokens=8)
     image = HumanMessage([{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": "x"}}])
     for said, named in (
-        ([HumanMessage("Hi"), ToolMessage("7", tool_call_id="1"), HumanMessage("So?")], "tool"),
+        ([HumanMessage("Hi"), RemoveMessage("1"), HumanMessage("So?")], "remove"),
+        ([HumanMessage("Hi"), ToolMessage([{"type": "image", "url": "x"}], tool_call_id="1")], "image"),
         ([image], "image_url"),
         ([HumanMessage("Hi"), AIMessage("Hello")], "last message"),
         ([HumanMessage(" ")], "last message"),

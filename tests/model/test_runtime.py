@@ -127,18 +127,19 @@ def test_memory_is_page_locked_where_a_copy_needs_it(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("kind", ["meta", "cpu"])
 @pytest.mark.parametrize("masked", [True, False])
-def test_grouped_heads_are_repeated_for_devices_of_which_it_is_not_known_that_they_take_them(
-    monkeypatch: pytest.MonkeyPatch, kind: str, masked: bool
+@pytest.mark.parametrize("rows", [1, 2])
+def test_devices_of_which_it_is_not_known_that_they_take_grouped_heads_get_none(
+    monkeypatch: pytest.MonkeyPatch, kind: str, masked: bool, rows: int
 ) -> None:
-    seen: list[tuple[int, bool]] = []
+    seen: list[tuple[bool, bool]] = []
     real = torch.nn.functional.scaled_dot_product_attention
 
     def record(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: object) -> torch.Tensor:
-        seen.append((key.shape[1], bool(options["enable_gqa"])))
+        seen.append((key.shape[1] == query.shape[1], bool(options["enable_gqa"])))
         return real(query, key, value, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
-    query, key = torch.randn(1, 4, 3, 8, device=kind), torch.randn(1, 2, 3, 8, device=kind)
+    query, key = torch.randn(rows, 4, 3, 8, device=kind), torch.randn(rows, 2, 3, 8, device=kind)
     out = attend(query, key, key, torch.ones(1, 1, 3, 3, dtype=torch.bool, device=kind) if masked else None, None)
-    assert out.shape == (1, 3, 4, 8)
-    assert seen == [(2, True) if kind == "cpu" else (4, False)]
+    assert out.shape == (rows, 3, 4, 8)
+    assert seen == [(False, True) if kind == "cpu" else (True, False)]

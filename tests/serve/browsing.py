@@ -31,9 +31,11 @@ def chromium() -> Iterator[sync_api.Browser]:
 
 @contextlib.contextmanager
 def open_page(browser: sync_api.Browser, address: str, **options: object) -> Iterator[sync_api.Page]:
-    """A tab of its own. Nothing may go wrong in it: no error of a script, nothing that the policy forbids."""
+    """A tab of its own. Nothing may go wrong in it: no error of a script, nothing that the policy forbids, and no
+    request to elsewhere."""
     context = browser.new_context(**options)
     errors: list[str] = []
+    here = address.split("#")[0]
 
     def listen(said: sync_api.ConsoleMessage) -> None:
         # What the server refuses is an answer, not an error of the page.
@@ -44,6 +46,7 @@ def open_page(browser: sync_api.Browser, address: str, **options: object) -> Ite
         page = context.new_page()
         page.set_default_timeout(_MILLISECONDS)
         page.on("console", listen)
+        page.on("request", lambda request: request.url.startswith((here, "blob:")) or errors.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
         yield page
@@ -55,6 +58,15 @@ def open_page(browser: sync_api.Browser, address: str, **options: object) -> Ite
 def connected(page: sync_api.Page) -> sync_api.Page:
     page.locator("#place[data-health=up]").wait_for()
     return page
+
+
+def in_bank(page: sync_api.Page, bank: str) -> None:
+    """Choose a bank in the panel."""
+    connected(page)
+    page.locator("#place").click()
+    page.get_by_role("dialog").get_by_label("Bank").select_option(bank)
+    page.locator("#place-name", has_text=bank).wait_for()
+    page.keyboard.press("Escape")
 
 
 def ask(page: sync_api.Page, question: str) -> sync_api.Locator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import pytest
@@ -28,6 +29,15 @@ def animals(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> It
         with client(address) as http:
             add_animals(http)
         yield server, address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium; see `browsing`."""
+    from browsing import chromium
+
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture

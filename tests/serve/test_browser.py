@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import add_by_paste, ask, chromium, connected, open_memories, open_page, route_too
+from browsing import add_by_paste, ask, connected, in_bank, open_memories, open_page, route_too
 from serving import ANIMALS, add_animals, client, serving
 
 from memspan.model.convert import LoadedModel, load
@@ -18,12 +18,6 @@ from memspan.serve.keys import KeyFile
 SCRIPT = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> The mole digs."
 # Longer than one document of a bank, and before its last words characters that are two units of UTF-16.
 LONG = "🦔" * 40 + " The hedgehog sleeps in winter under dry leaves. " * 60 + "The vole lives in Turku."
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +31,6 @@ def address(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> It
         yield address
 
 
-def _in_bank(page: Any, bank: str) -> None:
-    """Choose a bank in the panel."""
-    connected(page)
-    page.locator("#place").click()
-    page.get_by_role("dialog").get_by_label("Bank").select_option(bank)
-    page.locator("#place-name", has_text=bank).wait_for()
-    page.keyboard.press("Escape")
-
-
 def test_an_answer_comes_with_its_evidence_and_how_it_was_found(browser: Any, address: str) -> None:
     with open_page(browser, address) as page:
         connected(page)
@@ -56,10 +41,18 @@ def test_an_answer_comes_with_its_evidence_and_how_it_was_found(browser: Any, ad
         first = exchange.locator(".passage").first
         assert first.locator(".title").inner_text() == "otter"
         assert first.locator("mark").inner_text() == "The otter lives in Rome."
-        assert re.search(r"score [\d.]+ · round 1 · .*characters 0–24", first.locator(".about").inner_text())
+        about = first.locator(".about").inner_text()
+        assert about.startswith("best match · ") and "shares “otter”, “live” with the question" in about
+        assert not re.search(r"score|layer|round|character", about)
         exchange.get_by_text("How this was found").click()
         grid = exchange.get_by_role("grid")
         grid.wait_for()
+        figures = (
+            exchange.locator(".inspector section", has=page.locator("h4", has_text="Passages"))
+            .locator("li")
+            .first.inner_text()
+        )
+        assert re.search(r"^otter\s+score [\d.]+ · round 1 · attended to by \d layers? · characters 0–24$", figures)
         # The MSA layers of the tiny model.
         assert [row.inner_text() for row in grid.locator("tbody th").all()] == ["2", "3"]
         read = [title.inner_text() for title in exchange.locator(".passage .title").all()]
@@ -130,7 +123,7 @@ def test_an_answer_can_be_stopped_and_asked_again(browser: Any, loaded: LoadedMo
 
 def test_memories_are_added_edited_deleted_and_restored_and_are_never_markup(browser: Any, address: str) -> None:
     with open_page(browser, address) as page, client(address) as http:
-        _in_bank(page, "edited")
+        in_bank(page, "edited")
         open_memories(page)
         page.get_by_text("No memories yet").wait_for()
         add_by_paste(page, SCRIPT, "<b>Mole</b>")
@@ -215,7 +208,7 @@ def test_files_are_added_and_what_cannot_be_read_is_named(browser: Any, address:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with open_page(browser, address) as page, client(address) as http:
-        _in_bank(page, "imported")
+        in_bank(page, "imported")
         open_memories(page)
         page.get_by_role("button", name="Add memories").click()
         page.locator("dialog input[type=file]").set_input_files([tmp_path / name for name in files])

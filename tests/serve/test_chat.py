@@ -67,7 +67,8 @@ def test_a_stream_says_what_the_whole_answer_says(http: httpx.Client) -> None:
     assert last["choices"][0]["finish_reason"] == "length"
     assert last["choices"][0]["delta"]["annotations"] == whole["choices"][0]["message"]["annotations"]
     assert last["memspan"]["evidence"] == whole["memspan"]["evidence"]
-    assert [chunk["memspan"]["round"]["number"] for chunk in parts if "memspan" in chunk] == [1]
+    started, done = [chunk["memspan"] for chunk in parts if "memspan" in chunk]
+    assert started == {"started": {"number": 1, "query": done["round"]["query"]}} and done["round"]["number"] == 1
     assert usage["choices"] == [] and usage["usage"] == whole["usage"]
 
 

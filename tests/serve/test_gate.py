@@ -33,7 +33,9 @@ ROUTES = [
     ("GET", "/v1/memories"),
     ("POST", "/v1/memories"),
     ("POST", "/v1/memories/batch"),
+    ("POST", "/v1/memories/conversation"),
     ("POST", "/v1/memories/search"),
+    ("GET", "/v1/changes"),
     ("GET", "/v1/memories/x"),
     ("PATCH", "/v1/memories/x"),
     ("DELETE", "/v1/memories/x"),
@@ -51,6 +53,7 @@ NEEDED = {
     "/metrics": ADMIN,
     "POST /v1/memories": WRITE,
     "POST /v1/memories/batch": WRITE,
+    "POST /v1/memories/conversation": WRITE,
     "PATCH /v1/memories/x": WRITE,
     "DELETE /v1/memories/x": WRITE,
     "POST /v1/imports": WRITE,
@@ -60,6 +63,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": question(),
     "/v1/memories": {"text": "x"},
     "/v1/memories/batch": {"memories": [{"text": "x"}]},
+    "/v1/memories/conversation": {"messages": [{"role": "user", "content": "x"}]},
     "/v1/memories/search": {"query": "x"},
     "/v1/memories/x": {"text": "x"},
     "/v1/imports": {"memories": [{"text": "x"}]},
@@ -204,7 +208,7 @@ def test_every_described_route_denies_what_is_anothers(keyed: tuple[Server, str,
                 else:
                     assert path in ("/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}", "/v1/imports")
                     assert job not in response.text
-    assert len(denied) == 14
+    assert len(denied) == 16
 
 
 def test_requests_that_are_too_large_are_refused(keyed: tuple[Server, str, dict[str, str]]) -> None:

@@ -43,7 +43,7 @@ def served(loaded: LoadedModel, tmp_path: Path) -> Iterator[tuple[ServedBank, En
     bank.close()
 
 
-async def _call(client: Client, name: str, **arguments: Any) -> Any:
+async def _call(client: Client, name: str, /, **arguments: Any) -> Any:
     """What a tool returned, or the message of its refusal."""
     result = await client.call_tool(name, arguments)
     text = result.content[0].text if result.content else ""
@@ -55,7 +55,7 @@ async def _call(client: Client, name: str, **arguments: Any) -> Any:
 
 async def _use(client: Client) -> None:
     names = {tool.name for tool in (await client.list_tools()).tools}
-    assert names == {"remember", "recall", "ask", "forget", "list"}
+    assert names == {"remember", "remember_conversation", "recall", "ask", "about", "changes", "forget", "list"}
     assert await _call(client, "recall", query="otter") == []
     for animal, city in (("otter", "Rome"), ("heron", "Oslo")):
         await _call(client, "remember", text=f"The {animal} lives in {city}.", title=animal, id=f"zoo/{animal} 1.md")
@@ -130,11 +130,11 @@ def test_tools_say_what_they_take_give_and_do(served: tuple[ServedBank, Engine])
             assert tool.description and "Use it" in tool.description and tool.annotations
             assert tool.annotations.open_world_hint is False
         reading = {name for name, tool in tools.items() if tool.annotations and tool.annotations.read_only_hint}
-        assert reading == {"recall", "ask", "list"}
+        assert reading == {"recall", "ask", "list", "about", "changes"}
         for name in ("remember", "forget"):
             kind = tools[name].annotations
             assert kind and kind.destructive_hint and kind.idempotent_hint
-        for name in ("recall", "ask", "list"):
+        for name in ("recall", "ask", "list", "about"):
             assert {"where", "as_of"} <= set(tools[name].input_schema["properties"])
 
     _in_memory(served, use)
@@ -223,12 +223,12 @@ def test_it_answers_before_there_is_a_model(served: tuple[ServedBank, Engine]) -
     async def run() -> None:
         with contextlib.closing(Loading(opened)) as loading:
             async with Client(loading_mcp(loading, "me")) as client:
-                assert len((await client.list_tools()).tools) == 5 and not there.is_set()
+                assert len((await client.list_tools()).tools) == 8 and not there.is_set()
                 await anyio.to_thread.run_sync(begun.wait, 30)
                 assert begun.is_set(), "it is loaded behind the first answer, before it is needed"
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(_remember, client)
-                    assert len((await client.list_tools()).tools) == 5 and not there.is_set()
+                    assert len((await client.list_tools()).tools) == 8 and not there.is_set()
                     there.set()
 
     anyio.run(run)
@@ -260,6 +260,61 @@ def test_the_tools_alone_import_no_model() -> None:
     code = "import sys, memspan.serve.mcp; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+TALK = [
+    {"role": "user", "name": "Ann", "content": "Where does the otter live?", "date": "2026-03-01T10:00:00Z"},
+    {"role": "assistant", "content": [{"type": "text", "text": "In Rome."}]},
+]
+
+
+def test_conversations_changes_and_all_about_somebody(served: tuple[ServedBank, Engine]) -> None:
+    async def use(client: Client) -> None:
+        kept = await _call(client, "remember_conversation", messages=TALK, session="s")
+        assert len(kept["ids"]) == kept["added"] == 1
+        assert await _call(client, "remember_conversation", messages=TALK, session="s") == {**kept, "added": 0}
+        await _call(client, "remember", text="The otter digs.", id="otter", date="2020-01-01")
+        newest, oldest = await _call(client, "about", name="Otter")
+        assert (newest["text"], newest["date"]) == (
+            "Ann: Where does the otter live?\nassistant: In Rome.",
+            "2026-03-01T10:00:00",
+        )
+        assert oldest["id"] == "otter" and "score" not in oldest and newest["metadata"]["session"] == "s"
+        assert await _call(client, "about", name="otter", limit=1, offset=1) == [oldest]
+        assert await _call(client, "about", name="otter", where={"session": "s"}) == [newest]
+        found = await _call(client, "changes", since="1h")
+        assert [(one["kind"], one["id"]) for one in found["changes"]] == [("added", kept["ids"][0]), ("added", "otter")]
+        await _call(client, "forget", id="otter")
+        later = await _call(client, "changes", after_commit=found["commit"])
+        assert [(one["kind"], one["id"]) for one in later["changes"]] == [("deleted", "otter")]
+        assert (await _call(client, "changes", after_commit=later["commit"]))["changes"] == []
+
+    _in_memory(served, use)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("remember_conversation", {"messages": []}, "messages"),
+        ("remember_conversation", {"messages": [{"content": "x"}]}, "message 0: it has no role"),
+        ("remember_conversation", {"messages": TALK, "date": "soon"}, "not a date"),
+        ("changes", {}, "one of since and after_commit"),
+        ("changes", {"since": "1h", "after_commit": 0}, "one of since and after_commit"),
+        ("changes", {"since": "soon"}, "as 7d or 12h"),
+        ("changes", {"after_commit": 10**6}, "last commit"),
+        ("about", {"name": " "}, "the question is empty"),
+        ("about", {"name": "x", "nmae": "x"}, "did you mean 'name'"),
+    ],
+)
+def test_what_the_tools_of_time_cannot_do_is_said(
+    served: tuple[ServedBank, Engine], name: str, arguments: dict[str, Any], says: str
+) -> None:
+    async def use(client: Client) -> None:
+        await _call(client, "remember", text="The otter digs.")
+        refused = await _call(client, name, **arguments)
+        assert refused.startswith("refused: ") and says in refused, refused
+
+    _in_memory(served, use)
 
 
 @pytest.mark.slow

@@ -269,3 +269,72 @@ def test_a_memory_of_any_name_is_got_changed_and_forgotten(http: httpx.Client, p
     assert http.get(path, params=place).json()["id"] == id
     assert http.patch(path, json={"title": "Mole", **place}).json()["title"] == "Mole"
     assert http.delete(path, params=place).json() == {"object": "memory.deleted", "id": id, "deleted": True}
+
+
+TALK = [
+    {"role": "user", "name": "Ann", "content": "Where does the otter live?", "date": "2026-03-01T10:00:00Z"},
+    {"role": "assistant", "content": "In Rome."},
+    {"role": "user", "content": [{"type": "tool_result", "content": "5"}, {"type": "text", "text": "Thanks."}]},
+]
+
+
+def test_a_conversation_is_remembered_by_its_exchanges(http: httpx.Client, place: dict[str, str]) -> None:
+    sent = {"messages": TALK, "session": "s", "date": "2026-03-02", **place}
+    answer = http.post("/v1/memories/conversation", json=sent)
+    assert answer.status_code == 201 and answer.json()["added"] == 2
+    assert http.post("/v1/memories/conversation", json=sent).json() == {**answer.json(), "added": 0, "unchanged": 2}
+    first, second = (http.get(f"/v1/memories/{quote(id, safe='')}", params=place).json() for id in answer.json()["ids"])
+    assert first["text"] == "Ann: Where does the otter live?\nassistant: In Rome.\ntool: 5"
+    assert (first["date"], second["date"]) == ("2026-03-01T10:00:00", "2026-03-02")
+    assert second["text"] == "user: Thanks." and second["metadata"] == {"speaker": "user", "session": "s"}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"messages": []},
+        {"messages": "hi"},
+        {"messages": ["hi"]},
+        {"messages": [{"content": "hi"}]},
+        {"messages": [{"role": "system", "content": "hi"}]},
+        {"messages": TALK, "date": "soon"},
+        {"messages": TALK, "speaker": "Ann"},
+        {"messages": TALK * 400},
+    ],
+)
+def test_what_is_no_conversation_is_a_400(http: httpx.Client, place: dict[str, str], sent: dict[str, Any]) -> None:
+    error_of(http.post("/v1/memories/conversation", json={**sent, **place}), 400)
+
+
+def test_what_changed_since(http: httpx.Client, place: dict[str, str]) -> None:
+    assert http.get("/v1/changes", params={"since": "1h", **place}).json()["data"] == []
+    memories = [{"id": name, "text": name, "title": name.upper()} for name in ("a/b", "c")]
+    http.post("/v1/memories/batch", json={"memories": memories, **place})
+    found = http.get("/v1/changes", params={"since": "1h", **place}).json()
+    assert [(one["kind"], one["id"], one["title"]) for one in found["data"]] == [
+        ("added", "a/b", "A/B"),
+        ("added", "c", "C"),
+    ]
+    page = http.get("/v1/changes", params={"since": "1h", "limit": 1, "offset": 1, **place}).json()
+    assert page["data"] == found["data"][1:] and not page["has_more"]
+    http.delete("/v1/memories/c", params=place)
+    later = http.get("/v1/changes", params={"after_commit": found["commit"], **place}).json()
+    assert [(one["kind"], one["id"]) for one in later["data"]] == [("deleted", "c")]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"since": "1h", "after_commit": 0},
+        {"since": "soon"},
+        {"after_commit": -1},
+        {"after_commit": 10**12},
+        {"since": "1h", "limit": 0},
+        {"since": "1h", "limit": 1001},
+        {"since": "1h", "offset": -1},
+        {"sinse": "1h"},
+    ],
+)
+def test_changes_since_no_time_are_a_400(http: httpx.Client, place: dict[str, str], query: dict[str, Any]) -> None:
+    error_of(http.get("/v1/changes", params={**query, **place}), 400)

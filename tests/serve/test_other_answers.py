@@ -81,6 +81,14 @@ def test_a_stream_is_the_same_piece_by_piece(http: httpx.Client, other: ChatServ
     assert found[-1]["choices"][0]["finish_reason"] == "length"
 
 
+def test_the_banks_own_model_answers_where_that_is_asked(http: httpx.Client, other: ChatServer) -> None:
+    other.plays = [say("The otter lives in Rome.")]
+    found = ask(http, memspan={"own_model": True, "selector": "router", "route_answer": True}).json()
+    assert found["memspan"]["answerer"] == "" and other.asked == []
+    assert ask(http, memspan={"own_model": False}).json()["memspan"]["answerer"] == "big" and len(other.asked) == 1
+    assert error_of(ask(http, memspan={"own_model": "no model"}), 400)["param"] == "memspan.own_model"
+
+
 def test_nothing_found_is_said(http: httpx.Client, other: ChatServer) -> None:
     other.plays = [say("The documents do not say. [0]")]
     assert ask(http).json()["memspan"]["answered"] is False

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from memspan.bank import clock, compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
+from memspan.bank.changes import erase_names
 from memspan.bank.edits import NewSource
 from memspan.bank.folder import PARTIAL_CATALOG, Written, new_bank, segments_folder, text_crc32
 from memspan.bank.manifest import Manifest
@@ -238,6 +239,8 @@ class MemoryBank(TextBank):
 
     def free_space(self, *, secure: bool, timeout: float) -> None:
         """`compact`, of what is deleted already. The caller holds the writer's lock."""
+        if secure:
+            erase_names(self.catalog)
         compaction.compact(self.catalog, self.folder, self.manifest, MAX_SEGMENT_BYTES)
         if secure:
             with self._lock:

@@ -22,6 +22,17 @@ def moment() -> str:
     return now().isoformat(timespec="microseconds")
 
 
+def distinct_moment(last: str) -> str:
+    """Now, or, where a clock is so coarse that `last` was no earlier, just after that."""
+    present, step = moment(), timedelta(microseconds=1)
+    late = datetime.fromisoformat(last) - datetime.fromisoformat(present) if last else -step
+    return (
+        present
+        if not timedelta() <= late < timedelta(seconds=1)
+        else (datetime.fromisoformat(last) + step).isoformat(timespec="microseconds")
+    )
+
+
 def moment_after(duration: str | timedelta) -> str:
     """The moment that follows now by a duration, to the second. Errors as in `parse_duration`."""
     try:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from memspan.bank import changes
 from memspan.bank.catalog import STAGED_MANIFEST, Catalog
 from memspan.bank.folder import Placed, SegmentFiles, Written
 from memspan.bank.formats import add_format_3, follow_format, is_of_format_2, show_as_stored
@@ -325,6 +326,7 @@ def drop_empty_namespaces(catalog: Catalog) -> None:
         for (number,) in catalog.read(unused):
             WordIndex(catalog, number).drop()
             WordIndex(catalog, number, past=True).drop()
+            changes.drop_namespace(catalog, number)
             catalog.execute("DELETE FROM namespaces WHERE id = ?", (number,))
 
 

@@ -121,6 +121,17 @@ CREATE TABLE file_documents (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX documents_of_files ON file_documents (file_id);
 """
+# What banks of format 3 from before lack until a document is changed.
+CHANGES = """
+CREATE TABLE IF NOT EXISTS moments (commits INTEGER PRIMARY KEY, at TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS deletions (
+    namespace_id INTEGER NOT NULL,
+    external_id TEXT,
+    expired INTEGER NOT NULL CHECK (expired IN (0, 1)),
+    commits INTEGER NOT NULL
+) STRICT;
+"""
+FORMAT_3 += CHANGES
 SCHEMA = FORMAT_2 + FORMAT_3
 
 # A bank of format 2 that is only read: its tables as format 3 has them.
@@ -132,6 +143,8 @@ AS_FORMAT_3 = {
     "roots": "SELECT 0 AS id, 0 AS namespace_id, '' AS name, '' AS path, 0 AS whole WHERE FALSE",
     "files": "SELECT 0 AS id, 0 AS root_id, '' AS path, '' AS name, 0 AS alone, 0 AS size, 0 AS mtime_ns, '' AS sha256 "
     "WHERE FALSE",
+    "moments": "SELECT 0 AS commits, '' AS at WHERE FALSE",
+    "deletions": "SELECT 0 AS namespace_id, '' AS external_id, 0 AS expired, 0 AS commits WHERE FALSE",
     "file_documents": "SELECT 0 AS namespace_id, '' AS external_id, 0 AS file_id WHERE FALSE",
 }
 

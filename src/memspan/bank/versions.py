@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from memspan.bank import clock
+from memspan.bank import changes
 from memspan.bank.catalog import Catalog
 from memspan.bank.schema import SEALED, seal
 from memspan.bank.scope import NAMED
@@ -28,7 +28,7 @@ class SourceRows:
 
     def __init__(self, catalog: Catalog, namespace_id: int, commit: int) -> None:
         self._db, self._namespace_id, self._commit = catalog, namespace_id, commit
-        self._now = clock.moment()
+        self._now = changes.note_commit(catalog, commit)
         self._ended: list[int] = []
         self.words = WordIndex(catalog, namespace_id)
         self._past_words = WordIndex(catalog, namespace_id, past=True)
@@ -45,7 +45,7 @@ class SourceRows:
         is_same = old is not None and old.content_hash == document.content_hash
         if old is not None:
             self._end(old.id, not is_same)
-        source_id = self._insert(document)
+        source_id = self._insert(document, old if is_same else None)
         if old is not None:
             if is_same:
                 self._refer(old.id, source_id)
@@ -84,6 +84,8 @@ class SourceRows:
         if old is not None:
             self._end(old.id, False)
             self.forget("external_id = ?", external_id)
+            expired = bool(old.has_expired)
+            changes.note_deletion(self._db, self._namespace_id, external_id, self._commit, expired=expired)
 
     def delete_expired(self) -> None:
         """Delete what has expired."""
@@ -124,23 +126,27 @@ class SourceRows:
 
     def _live(self, external_id: str) -> _Live | None:
         query = (
-            "SELECT id, content_hash, expires, pinned, expires <= moment() AND pinned = 0 FROM sources "
-            "WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?"
+            "SELECT id, content_hash, expires, pinned, expires <= moment() AND pinned = 0, added_at, recorded_at "
+            "FROM sources WHERE deleted_in IS NULL AND namespace_id = ? AND external_id = ?"
         )
         rows = self._db.read(query, (self._namespace_id, external_id))
         return _Live(*rows[0]) if rows else None
 
-    def _insert(self, document: Document) -> int:
+    def _insert(self, document: Document, same: _Live | None) -> int:
+        """
+        Args:
+            same: what it takes the place of and differs in nothing from.
+        """
         values = {
             "namespace_id": self._namespace_id,
             "external_id": document.external_id,
             "title": document.title,
             "metadata": _json(document.metadata),
             "date": document.date,
-            "added_at": self._now.partition(".")[0],
+            "added_at": self._now.partition(".")[0] if same is None else same.added_at,
             "content_hash": document.content_hash,
             "text_hash": document.text_hash,
-            "recorded_at": self._now,
+            "recorded_at": self._now if same is None else same.recorded_at,
             "expires": None if document.expires == NEVER else document.expires,
             "pinned": int(bool(document.pinned)),
             "seal": 0,
@@ -212,6 +218,8 @@ class _Live:
     expires: str | None
     pinned: int
     has_expired: int | None
+    added_at: str
+    recorded_at: str | None
 
     def retention_with(self, document: Document) -> tuple[str | None, int]:
         """Expiry and pin after a document is added: what it does not say stays."""

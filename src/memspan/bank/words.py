@@ -118,6 +118,15 @@ class WordIndex:
                 scores[document_id] += score * factor
         return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
+    def naming(self, name: str, scope: Scope) -> list[int]:
+        """The ids of the documents of a scope that hold every word of a name, in one of its forms."""
+        words = [self._query_terms(word) for word in content_words(name)]
+        if not words:
+            return []
+        match = " AND ".join(f"({' OR '.join(forms)})" for forms in words)
+        query = f"SELECT rowid FROM {self._table} WHERE {self._table} MATCH ? {self._within(scope)}"
+        return [number for (number,) in self._db.rows(query, (match, *scope.values * 2))]
+
     def _num_documents(self) -> int:
         return self._db.value(f"SELECT count(*) FROM {self._table}_docsize")
 
@@ -176,13 +185,16 @@ class WordIndex:
         """Whether the index is not the one that the ids and texts of all live documents give.
 
         Builds a second index in temporary space and compares the two: every entry, every word looked up, the lengths of
-        documents and their average. Of an index of other rules only that it can be read, and holds these documents.
+        documents and their average, the weights of the columns. Of an index of other rules only that it can be read,
+        and holds these documents.
         Call it inside a snapshot.
         """
         made: list[str] = []
         try:
             if self._columns()[2:] != [rules()]:
                 return self._holds_others([document_id for document_id, _ in texts])
+            if self._db.value(f"SELECT v FROM {self._table}_config WHERE k = 'rank'") != _RANK:
+                return True
             for name, module in (
                 ("expected_words", f"fts5 ({_options()})"),
                 ("expected_entries", "fts5vocab (temp, expected_words, 'instance')"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memspan.cli import render
-from memspan.cli.app import BankArgument, JsonOption, Model, command
+from memspan.cli.app import BankArgument, JsonOption, Model, NamespaceOption, command
 from memspan.cli.importing import importing
 from memspan.cli.process import refuse_torchrun, stop_flag
 from memspan.cli.stored import check_bank, open_texts
@@ -124,6 +124,39 @@ def _show(faults: Sequence[Fault]) -> None:
     for fault in faults:
         whose = "" if fault.namespace is None else f" (namespace {fault.namespace})"
         render.out.print(f"{fault.kind}: {fault.where}{whose}: {fault.message}")
+
+
+@command
+def changes(
+    bank: BankArgument,
+    since: Annotated[
+        str | None, typer.Argument(help="A day, a moment, or how long ago: 2026-03-01, 2026-03-01T10:00, 7d, 12h.")
+    ] = None,
+    after_commit: Annotated[
+        int | None, typer.Option(help="Instead, what changed after this commit, as an earlier call names it; 0: all.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Changes shown, at most.")] = 50,
+    offset: Annotated[int, typer.Option(help="How many to pass over.")] = 0,
+    namespace: NamespaceOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """List the documents that were added, changed, deleted or have expired since a time."""
+    from memspan.bank.changes import changes_since
+
+    if (since is None) == (after_commit is None):
+        raise MemspanError("say since when: a day, a moment or how long ago; or --after-commit NUMBER, one of them")
+    if limit < 0 or offset < 0:
+        raise MemspanError(f"--limit and --offset must not be negative, not {limit} and {offset}")
+    with open_texts(bank) as opened, opened.pinned_catalog() as catalog:
+        cut = slice(offset, offset + limit)
+        found = changes_since(catalog, catalog.commits(), namespace, cut, since, after_commit)
+    if as_json:
+        render.as_json(dataclasses.asdict(found))
+        return
+    rows = ((one.at, one.kind, one.external_id or "(erased)", one.title) for one in found.changes)
+    render.table(("at (UTC)", "change", "external id", "title"), rows)
+    more = f"; more with --offset {offset + limit}" if found.more else ""
+    render.err.print(f"what changes from now on: --after-commit {found.commit}{more}")
 
 
 @command

@@ -1,4 +1,4 @@
-"""`DocumentStore`: the documents of one namespace of a bank, added, read, changed and deleted."""
+"""`DocumentStore`: the documents of one namespace of a bank, added, changed and deleted."""
 
 from __future__ import annotations
 
@@ -9,32 +9,30 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from datetime import timedelta
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from memspan.bank.add import Existing, add_documents, encode_pending
 from memspan.bank.bank import MemoryBank
-from memspan.bank.catalog import Catalog
 from memspan.bank.clock import expiry_of
 from memspan.bank.ledger import FileReader
 from memspan.bank.scope import Scope
 from memspan.bank.sync import Sync, SyncReport
 from memspan.bank.texts import PATIENCE, Changes
-from memspan.errors import BankBusy, BankClosed, FilterError
-from memspan.generate.calls import named_options
-from memspan.generate.given import documents_of, turn_document
+from memspan.errors import BankBusy, FilterError
+from memspan.generate.calls import in_thread, named_options
+from memspan.generate.given import documents_of, exchange_documents, turn_document
+from memspan.generate.reading import DocumentReader, Id
 from memspan.model.convert import LoadedModel
 from memspan.text.corpus import ReadProgress, found_documents, found_files
 from memspan.text.readers import ReadOptions
-from memspan.types import JSON, AddReport, Document, Skipped, Version
+from memspan.types import JSON, AddReport, Document, Skipped
 
 _ADD_OPTIONS = sorted((add_documents.__kwdefaults__ or {}).keys() - {"namespace"})
 _READ_OPTIONS = tuple(field.name for field in fields(ReadOptions))
-_Id = int | str
 
 
-class DocumentStore:
+class DocumentStore(DocumentReader):
     """One namespace of a bank, with the model that encodes its documents. A document is known by its external id, or by
     the bank's number of it (or of one of its parts).
 
@@ -45,30 +43,9 @@ class DocumentStore:
     """
 
     def __init__(self, bank: MemoryBank, loaded: LoadedModel, namespace: str) -> None:
-        self.bank, self.loaded, self.namespace = bank, loaded, namespace
-        self.later = False
+        super().__init__(bank, namespace)
+        self.loaded, self.later = loaded, False
         self._changing = threading.RLock()
-        self._closed = False
-
-    def __len__(self) -> int:
-        """How many documents there are."""
-        with self._catalog() as catalog:
-            return catalog.num_sources(self.namespace)
-
-    def __bool__(self) -> bool:
-        """True, also of an empty one: it is there."""
-        return True
-
-    def __iter__(self) -> Iterator[Document]:
-        """The documents as they were given, in the order they were added, as of now."""
-        with self._catalog() as catalog:
-            for stored in catalog.sources(self.namespace):
-                yield stored.document
-
-    def __contains__(self, id: object) -> bool:
-        """Whether there is a document of this id."""
-        with self._catalog() as catalog:
-            return isinstance(id, _Id) and self.bank.find(id, self.namespace, catalog) is not None
 
     @named_options(*_ADD_OPTIONS)
     def add(
@@ -185,87 +162,36 @@ class DocumentStore:
         return replace(report, done=replace(report.done.and_then(encoded), skipped=report.done.skipped))
 
     @named_options()
-    def remember(self, turn: str, *, speaker: str = "", session: str = "", date: str | None = None) -> AddReport:
-        """Remember one turn of a conversation. The same turn told twice is remembered once.
+    def remember(
+        self, turn: str | Iterable[Mapping[str, Any]], *, speaker: str = "", session: str = "", date: str | None = None
+    ) -> AddReport:
+        """Remember one turn of a conversation, or all that was said in messages.
+
+        Messages are lists as OpenAI's, Anthropic's and Gemini's APIs take and give them; the roles or names in them
+        say who spoke. What somebody asks or tells is one document with what was answered to it. Calls and results of
+        tools are kept as texts; instructions ("system") and thoughts are not. What is told again with the same date is
+        remembered once.
 
         Args:
-            turn: what was said, verbatim.
-            speaker: who said it; put before the text, and kept as metadata.
+            turn: what was said, verbatim; or a list of messages.
+            speaker: who said the turn; put before the text, and kept as metadata.
             session: the conversation it belongs to; kept as metadata.
-            date: when, ISO 8601. Default: now.
+            date: when, ISO 8601; of messages those that have none (`date`, `timestamp`, `created_at`). Default: now.
 
         Raises:
-            ValueError: the turn is empty, or the date is none.
+            TypeError: messages and a `speaker` are given.
+            ValueError: nothing is said, a message is none, or the date is none. Nothing is remembered then.
         """
-        return self.add([turn_document(turn, speaker, session, date)])
-
-    @overload
-    def get(self, ids: _Id, *, as_of: str | None = None, known_at: str | None = None) -> Document: ...
-
-    @overload
-    def get(self, ids: Iterable[_Id], *, as_of: str | None = None, known_at: str | None = None) -> list[Document]: ...
-
-    @named_options()
-    def get(
-        self, ids: _Id | Iterable[_Id], *, as_of: str | None = None, known_at: str | None = None
-    ) -> Document | builtins.list[Document]:
-        """A document as it was given, by its id; or several, in the order of a list of ids.
-
-        Args:
-            as_of, known_at: the version of another time; see `memspan.bank.scope.Scope.parse`.
-
-        Raises:
-            UnknownDocument: there is, or was then, none of one of the ids.
-            FilterError: a time is malformed.
-        """
-        scope = Scope.parse(None, as_of, known_at)
-        with self._catalog() as catalog:
-            if isinstance(ids, _Id):
-                return self.bank.get(ids, self.namespace, catalog, scope)
-            return [self.bank.get(id, self.namespace, catalog, scope) for id in ids]
-
-    @named_options()
-    def versions(self, id: _Id) -> builtins.list[Version]:
-        """All versions of a document that are kept, in the order they were recorded; the last one holds.
-
-        Raises:
-            UnknownDocument: there is no such document.
-        """
-        with self._catalog() as catalog:
-            found = catalog.versions(self.namespace, self.bank.resolve(id, self.namespace, catalog))
-            return [Version(stored.document, stored.recorded_at, stored.superseded_at) for stored in found]
-
-    @named_options()
-    def list(
-        self,
-        *,
-        where: Mapping[str, Any] | None = None,
-        as_of: str | None = None,
-        known_at: str | None = None,
-        limit: int | None = None,
-        offset: int = 0,
-    ) -> builtins.list[Document]:
-        """Documents as they were given, in the order they were added.
-
-        Args:
-            where, as_of, known_at: only documents of this scope; see `memspan.bank.scope.Scope.parse`.
-            limit: how many, at most; None: all.
-            offset: how many to pass over first.
-
-        Raises:
-            FilterError: the scope is malformed, or names a field that no document has.
-        """
-        if offset < 0 or (limit is not None and limit < 0):
-            raise ValueError(f"limit and offset must not be negative, not {limit} and {offset}")
-        end = None if limit is None else offset + limit
-        with self._catalog() as catalog:
-            found = islice(self._in_scope(catalog, Scope.parse(where, as_of, known_at)), offset, end)
-            return builtins.list(found)
+        if isinstance(turn, str):
+            return self.add([turn_document(turn, speaker, session, date)])
+        if speaker:
+            raise TypeError("messages say themselves who spoke; leave speaker out")
+        return self.add(exchange_documents(turn, session, date))
 
     @named_options()
     def update(
         self,
-        id: _Id,
+        id: Id,
         *,
         text: str | None = None,
         title: str | None = None,
@@ -297,7 +223,7 @@ class DocumentStore:
             return self.add([changes.of(self.bank.get(id, self.namespace))])
 
     @named_options()
-    def delete(self, ids: _Id | Iterable[_Id] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
+    def delete(self, ids: Id | Iterable[Id] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
         """Forget documents, in one transaction. The next question does not see them; `bank.compact` erases them.
 
         Args:
@@ -319,15 +245,13 @@ class DocumentStore:
                 if not where:
                     raise FilterError("an empty filter would delete every document; name a field, or give ids")
                 ids = [document.external_id for document in self._in_scope(self.bank.catalog, Scope.parse(where))]
-            return self.bank.delete([ids] if isinstance(ids, _Id) else ids or (), self.namespace)
+            return self.bank.delete([ids] if isinstance(ids, Id) else ids or (), self.namespace)
 
-    def _check_open(self) -> None:
-        """
-        Raises:
-            BankClosed: `close` was called.
-        """
-        if self._closed:
-            raise BankClosed("this memory was closed; open it again: Memory.open(...)")
+    aadd = in_thread(add)
+    aadd_files = in_thread(add_files)
+    aremember = in_thread(remember)
+    aupdate = in_thread(update)
+    adelete = in_thread(delete)
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
@@ -335,18 +259,6 @@ class DocumentStore:
         self._check_open()
         with self._changing:
             yield
-
-    @contextlib.contextmanager
-    def _catalog(self) -> Iterator[Catalog]:
-        """The catalog as it is now, for this thread."""
-        self._check_open()
-        with self.bank.pinned_catalog() as catalog:
-            yield catalog
-
-    def _in_scope(self, catalog: Catalog, scope: Scope) -> Iterator[Document]:
-        """The documents of a scope; errors as in `list`."""
-        catalog.source_page(self.namespace, 0, 1, scope)  # finds fields that no document has
-        return (stored.document for stored in catalog.sources(self.namespace, scope))
 
 
 def _read_options(options: dict[str, Any]) -> ReadOptions:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from memspan.dates import date_key, normal_date
 from memspan.errors import DuplicateDocument
+from memspan.text.messages import exchanges, read_messages
 from memspan.types import JSON, Document
 
 
@@ -81,8 +84,36 @@ def turn_document(turn: str, speaker: str = "", session: str = "", date: str | N
     """One turn of a conversation as a document; see `DocumentStore.remember`."""
     if not turn.strip():
         raise ValueError("the turn is empty; there is nothing to remember")
-    date = normal_date(date or datetime.now(UTC).isoformat(timespec="milliseconds"))
     text = f"{speaker}: {turn}" if speaker else turn
-    digest = hashlib.sha256(f"{date_key(date)}\n{text}".encode()).hexdigest()[:16]  # a moment, whatever its zone
-    metadata: dict[str, JSON] = {"speaker": speaker, "session": session}
-    return Document(f"{session or 'turn'}/{digest}", text, metadata=metadata, date=date)
+    return _remembered(text, session, date, {"speaker": speaker})
+
+
+def exchange_documents(messages: Iterable[Any], session: str = "", date: str | None = None) -> list[Document]:
+    """The exchanges of a conversation as documents; see `DocumentStore.remember`."""
+    said = read_messages(messages)
+    if not said:
+        raise ValueError("nobody says anything in the messages; there is nothing to remember")
+    date = normal_date(date) if date else _now()
+    found: list[Document] = []
+    times = Counter[str]()
+    for one in exchanges(said):
+        people: list[JSON] = [*dict.fromkeys(turn.who for turn in one)]
+        metadata = {"speaker": people[0], **({"participants": people} if len(people) > 1 else {})}
+        text = "\n".join(f"{turn.who}: {turn.text}" for turn in one)
+        when = next((turn.when for turn in one if turn.when), date)
+        made = _remembered(text, session, when, metadata)
+        times[made.external_id] += 1
+        again = times[made.external_id]
+        found.append(replace(made, external_id=f"{made.external_id}#{again}") if again > 1 else made)
+    return found
+
+
+def _remembered(text: str, session: str, date: str | None, metadata: dict[str, JSON]) -> Document:
+    """A document that is known by its text and its moment, whatever the zone that is written in."""
+    date = normal_date(date or _now())
+    digest = hashlib.sha256(f"{date_key(date)}\n{text}".encode()).hexdigest()[:16]
+    return Document(f"{session or 'turn'}/{digest}", text, metadata={**metadata, "session": session}, date=date)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -17,6 +17,7 @@ from memspan.generate.memory import Memory
 from memspan.generate.request import MAX_DOCUMENTS, AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.integrations.memories import cited, in_any_order, metadata_of, name_of
+from memspan.text.messages import CALLS, THOUGHTS, call_text, returned
 from memspan.types import Answer
 
 try:
@@ -33,8 +34,10 @@ try:
         AIMessageChunk,
         BaseMessage,
         ChatMessage,
+        FunctionMessage,
         HumanMessage,
         SystemMessage,
+        ToolMessage,
         UsageMetadata,
     )
     from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
@@ -43,7 +46,13 @@ try:
 except ImportError as error:
     raise ImportError(f"LangChain is not installed ({error.name}): pip install 'memspan[langchain]'") from error
 
-_ROLES = ((AIMessage, "assistant"), (HumanMessage, "user"), (SystemMessage, "system"))
+_ROLES = (
+    (AIMessage, "assistant"),
+    (HumanMessage, "user"),
+    (SystemMessage, "system"),
+    (ToolMessage, "tool"),
+    (FunctionMessage, "tool"),
+)
 # Settings of `ChatMemspan` that are `AskOptions`, and those that are `Sampling`.
 _ASKING = (
     "selector",
@@ -243,20 +252,34 @@ def _usage(answer: Answer) -> UsageMetadata:
 
 
 def _said(message: BaseMessage) -> tuple[str, str]:
-    """Role and text of a message.
+    """Role and text of a message; of calls and results of tools, what was called and came back.
 
     Raises:
-        QuestionError: it is a tool's, or holds something else than text.
+        QuestionError: it is of another kind, or holds something else than text.
     """
     role = next((role for kind, role in _ROLES if isinstance(message, kind)), None)
     if isinstance(message, ChatMessage):
         role = message.role
     if role is None:
-        raise QuestionError(f"a memory model reads no message of the kind {message.type!r}: it calls no tools")
-    parts = [message.content] if isinstance(message.content, str) else message.content
-    texts = []
-    for part in parts:
-        if isinstance(part, dict) and part.get("type") != "text":
-            raise QuestionError(f"a memory model reads text, and no {part.get('type')!r} in a message; leave it out")
-        texts.append(part if isinstance(part, str) else part["text"])
-    return role, "\n".join(texts)
+        raise QuestionError(f"a memory model reads no message of the kind {message.type!r}; leave it out")
+    calls = [*message.tool_calls, *message.invalid_tool_calls] if isinstance(message, AIMessage) else []
+    texts = [*_texts(message.content, bool(calls)), *map(call_text, calls)]
+    text = "\n".join(filter(None, texts))
+    return role, returned(message.name or "", text) if role == "tool" else text
+
+
+def _texts(content: str | list[str | dict[str, Any]], has_calls: bool) -> Iterator[str]:
+    """
+    Args:
+        has_calls: the message names the calls that stand in its content.
+    """
+    for part in [content] if isinstance(content, str) else content:
+        kind = "text" if isinstance(part, str) else part.get("type")
+        if kind in THOUGHTS or (kind in CALLS and has_calls):
+            continue
+        if kind in CALLS:
+            yield call_text(part)
+        elif kind != "text":
+            raise QuestionError(f"a memory model reads text, and no {kind!r} in a message; leave it out")
+        else:
+            yield part if isinstance(part, str) else part["text"]

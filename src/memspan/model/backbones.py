@@ -82,6 +82,11 @@ def check_config(config: PretrainedConfig) -> None:
     text = config.get_text_config(decoder=True)
     if name == MSAConfig.model_type:
         raise UnsupportedBackbone("the source is an MSA checkpoint already; convert the plain model it was made from")
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedBackbone(
+            f"the weights of this {name} are quantised; convert the model that they were made from, and quantise it "
+            "when it is loaded: memspan.load(FOLDER, quantization=...)"
+        )
     if config.is_encoder_decoder:
         raise UnsupportedBackbone(f"{name} is an encoder-decoder; memory needs a decoder-only model")
     if getattr(text, "kv_lora_rank", None):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ class DecodeBuffers:
             keep_layers: how many of the first layers the cache keeps.
         """
         first = self._open(len(rows), len(cache.layers))
-        for place, layer in enumerate(cache.layers):
+        for place, layer in enumerate(cast("list[Any]", cache.layers)):
             keys, values, found = cast(Tensor, layer.keys), cast(Tensor, layer.values), retrieved.get(place)
             for number, (row, length) in enumerate(zip(rows, lengths, strict=True), first):
                 # A layer with a sliding window has kept its newest tokens only.
@@ -135,7 +135,7 @@ class DecodeBuffers:
             self._masks[key] = seen_TS[None, None]
         if not biased:
             return self._masks[key]
-        assert seen.scores_M is not None, "a layer with a score bias needs a memory with row scores"
+        assert score_bias is not None and seen.scores_M is not None, "a score bias needs a memory with row scores"
         return with_row_bias(self._masks[key], (score_bias * seen.scores_M)[None].to(keys_GSD.dtype))
 
 
@@ -171,7 +171,8 @@ class _Held:
 
     @property
     def columns(self) -> Columns:
-        return Columns(*self._both[:, :, : self.used], self._memory, self._scores_M)
+        keys_GSD, values_GSD = self._both[:, :, : self.used]
+        return Columns(keys_GSD, values_GSD, self._memory, self._scores_M)
 
     def add(self, key_GTD: Tensor, value_GTD: Tensor) -> None:
         """Put T columns behind those there are."""

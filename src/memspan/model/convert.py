@@ -16,6 +16,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from memspan.config import TEMPLATES, MSAConfig, TemplateSpec
 from memspan.errors import CheckpointError
@@ -25,6 +26,7 @@ from memspan.model.backbones import cache_folder, first_line, load_backbone
 from memspan.model.modeling import MSAForCausalLM, check_fingerprints, is_router
 from memspan.model.packed import DecodeWeights, check_weights
 from memspan.model.probe import probe
+from memspan.model.quantized import check_quantized, leaving_routers
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
 from memspan.model.runtime import pick_device, pick_dtype
 from memspan.model.shipped import BACKBONES, NO_ADAPTER, SHIPPED, ModelNames, find_adapter, known_backbone
@@ -51,8 +53,8 @@ class LoadedModel:
 
     @property
     def names(self) -> ModelNames | None:
-        """What `load` takes to load it again; None of a model that came from no folder."""
-        if not (self.path / "config.json").is_file():
+        """What `load` takes to load it again; None of a model that came from no folder, or was quantised."""
+        if getattr(self.model, "hf_quantizer", None) is not None or not (self.path / "config.json").is_file():
             return None
         known = (name for name in BACKBONES if self.path == known_folder(name))
         path = next(known, str(self.path.resolve()))
@@ -199,6 +201,7 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     weights: str | None = None,
+    quantization: QuantizationConfigMixin | None = None,
     verify: bool = False,
 ) -> LoadedModel:
     """Load an MSA checkpoint for use.
@@ -213,11 +216,15 @@ def load(
         device: a torch device; default: a GPU where there is one.
         weights: what decoding may read instead of the weights as loaded, where that is faster here (CPU only;
             `memspan.model.packed`): "half" (16 bits; the default on a CPU), "int8", "int4"; "exact": nothing.
+        quantization: of transformers, as `TorchAoConfig` or `BitsAndBytesConfig`: weights are quantised while they are
+            loaded, but for routers and the head. Banks are of the model with one quantisation, or with none. Only
+            without an adapter, which is added to weights as they are (merge it first, and save the model).
         verify: compare all weights, not a sample of them, with the fingerprints that were stored with them.
 
     Raises:
-        CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone; or, with
-            `verify`, weights that are not those that were saved.
+        CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone, or beside
+            `quantization`; or, with `verify`, weights that are not those that were saved.
+        UnsupportedBackbone: the quantised weights serve no memory.
     """
     known = known_backbone(path)
     folder = Path(path or "").expanduser() if known is None else known_checkpoint(known)
@@ -227,7 +234,16 @@ def load(
     if weights is not None:
         decode_weights = check_weights(weights, target)
     adapter = find_adapter(adapter, known)
+    if adapter is not None and quantization is not None:
+        raise CheckpointError(
+            'an adapter cannot be added to quantised weights; give adapter="none", or load it without quantization, '
+            "merge it (memspan.model.lora.merge_lora), save the model and load that"
+        )
     layers = None if adapter is None else adapter_layers(adapter)
+    given: dict[str, Any] = {}
+    if quantization is not None:
+        decode_weights = None
+        given = {"quantization_config": leaving_routers(quantization), "device_map": {"": target}}
     try:
         config = MSAConfig.from_pretrained(folder, local_files_only=True)
         if adapter is not None and layers is not None:
@@ -240,6 +256,7 @@ def load(
                 dtype=pick_dtype(dtype, target),
                 local_files_only=True,
                 output_loading_info=True,
+                **given,
             )
         model, info = cast(tuple[MSAForCausalLM, dict[str, Any]], loaded)
         check_fingerprints(model.config, folder, verify=verify)
@@ -255,7 +272,10 @@ def load(
     if adapter is not None:
         apply_adapter(model, adapter, verify=verify)
     template = PromptTemplate(model.config.template_spec, tokenizer)
-    torch.nn.Module.to(model, target)
+    if quantization is None:
+        torch.nn.Module.to(model, target)
+    else:
+        check_quantized(model.eval(), given["quantization_config"])
     model.decode_weights = decode_weights
     return LoadedModel(model.eval(), template, folder, adapter)
 

@@ -55,7 +55,7 @@ def probe(backbone: PreTrainedModel, model: MSAForCausalLM) -> float:
                 "its attention does something that memory attention does not compute"
             )
         difference = max(difference, worst)
-    _check_memory_is_seen(model)
+    check_memory_is_seen(model)
     return difference
 
 
@@ -113,7 +113,12 @@ class _OneLayerMemory:
         return Retrieved(rows_BGMD, rows_BGMD * 3, own_B[:, None].expand(B, 4), ((),) * B, ((),) * B)
 
 
-def _check_memory_is_seen(model: MSAForCausalLM) -> None:
+def check_memory_is_seen(model: MSAForCausalLM) -> None:
+    """See memory reach every MSA layer.
+
+    Raises:
+        UnsupportedBackbone: it does not reach one; the message says which.
+    """
     layers = model.config.layers
     ids_BT = torch.arange(8, device=model.device).expand(len(layers), -1)
     plain, memory = model(input_ids=ids_BT[:1]).logits, _OneLayerMemory(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -61,20 +62,9 @@ def create_app(
             await run_in_threadpool(engine.close, settings.grace)
             await run_in_threadpool(close_banks, banks)
 
-    app = FastAPI(
-        title="memspan",
-        version=__version__,
-        description=_DESCRIPTION,
-        lifespan=lifespan,
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        telemetry=WITHOUT_FASTAPIS,
-        exception_handlers={kind: handle for kind in (HTTPException, RequestValidationError, MemspanError, Exception)},
-    )
+    handled = (HTTPException, RequestValidationError, MemspanError, Exception)
+    app = with_routes(lifespan=lifespan, exception_handlers={kind: handle for kind in handled})
     app.state.service = service
-    for routes in (chat, memories, overview, health, page):
-        app.include_router(routes.router)
     app.add_middleware(Gate, settings=settings, keys=keys, metrics=service.metrics, keyless=page.PATHS | health.PATHS)
     if settings.cors_origins:
         app.add_middleware(
@@ -84,6 +74,23 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
+    return app
+
+
+def with_routes(**options: Any) -> FastAPI:
+    """All routes, described (`openapi()`), without what they work with."""
+    app = FastAPI(
+        title="memspan",
+        version=__version__,
+        description=_DESCRIPTION,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        telemetry=WITHOUT_FASTAPIS,
+        **options,
+    )
+    for routes in (chat, memories, overview, health, page):
+        app.include_router(routes.router)
     return app
 
 

@@ -66,9 +66,16 @@ class ServedBank:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"memspan-writer-{name}")
         self._closing = False
 
-    def memory(self, namespace: str) -> Memory:
-        """A namespace, for asking and searching by one thread."""
-        return self._memory.in_namespace(namespace)
+    def memory(self, namespace: str, own_model: bool = False) -> Memory:
+        """A namespace, for asking and searching by one thread.
+
+        Args:
+            own_model: the bank's own model answers, although there is another one that does.
+        """
+        memory = self._memory.in_namespace(namespace)
+        if own_model:
+            memory.answerer = None
+        return memory
 
     @property
     def num_writes(self) -> int:

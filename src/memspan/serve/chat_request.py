@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from memspan.serve.schemas import AskFields
+from memspan.serve.schemas import MOST_MESSAGES, AskFields
 from memspan.serve.strict import Body, Strict
+from memspan.text.messages import called, returned
 
-_MOST_MESSAGES = 1000
 _TEXT_KINDS = ("text", "input_text", "output_text", "refusal")
 
 
@@ -63,8 +62,7 @@ class FunctionCall(Strict):
 
     @property
     def text(self) -> str:
-        given = self.arguments if isinstance(self.arguments, str) else json.dumps(self.arguments)
-        return f"Called {self.name}({given})"
+        return called(self.name, self.arguments)
 
 
 class ToolCall(Strict):
@@ -81,7 +79,7 @@ class ToolCall(Strict):
         if self.function is not None:
             return self.function.text
         custom = self.custom or {}
-        return f"Called {custom.get('name', 'a tool')}({custom.get('input', '')})"
+        return called(str(custom.get("name", "")), custom.get("input", ""))
 
 
 _Content = Annotated[
@@ -122,7 +120,7 @@ class Message(Strict):
         else:
             said = self.content or ""
         if self.role in ("tool", "function"):
-            return f"{self.name or 'The tool'} returned: {said}"
+            return returned(self.name or "", said)
         calls = [*(self.tool_calls or ()), *([self.function_call] if self.function_call else ())]
         return "\n".join(text for text in (said, *(call.text for call in calls)) if text)
 
@@ -152,7 +150,7 @@ class ChatRequest(Body):
     """OpenAI's request. What a memory model cannot do is refused by name; what changes no answer is taken."""
 
     model: str = Field(max_length=300, examples=["memspan/notes"])
-    messages: list[Message] = Field(min_length=1, max_length=_MOST_MESSAGES)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: _Tokens = None

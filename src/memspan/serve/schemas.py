@@ -25,6 +25,7 @@ Seconds = dict[str, float]
 
 _MOST_DOCUMENTS = 100
 _MOST_ROUNDS = 16
+MOST_MESSAGES = 1000
 
 
 class AskFields(Strict):
@@ -39,6 +40,7 @@ class AskFields(Strict):
     max_injected_tokens: int | None = Field(None, ge=0)
     text_only: bool = Field(False, description="Answer from the texts that are found, without the compressed memory.")
     route_answer: bool = Field(False, description="Route the context once more for the answer, texts included.")
+    own_model: bool = Field(False, description="The bank's own model answers, although another one usually does.")
     where: dict[str, JsonValue] | None = Field(None, description="Only memories whose metadata match.")
     as_of: str | None = Field(None, description="What was valid at this day or moment: dated, or recorded by then.")
     known_at: str | None = Field(None, description="What the bank held at this day or moment.")
@@ -223,6 +225,16 @@ class BatchRequest(Place):
     existing: Literal["replace", "refuse"] = "replace"
 
 
+class ConversationRequest(Place):
+    messages: list[JsonValue] = Field(
+        min_length=1,
+        max_length=MOST_MESSAGES,
+        description="As OpenAI's, Anthropic's and Gemini's APIs write them; `name` and `date` say who and when.",
+    )
+    session: str = Field("", max_length=200, description="What the conversation is called; kept as metadata.")
+    date: str | None = Field(None, description="ISO 8601, of messages without one. Default: now.")
+
+
 class ImportRequest(Place):
     memories: list[MemoryIn] = Field(min_length=1)
 
@@ -298,6 +310,20 @@ class BatchReport(Out):
     unchanged: int
 
 
+class ChangeOut(Out):
+    kind: Literal["added", "changed", "deleted", "expired"]
+    id: str | None = Field(validation_alias="external_id", description="Null: which memory it was has been erased.")
+    title: str
+    at: str = Field(description="The last time (UTC).")
+
+
+class ChangeList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ChangeOut]
+    commit: int = Field(description="As `after_commit` it gives what changes from now on.")
+    has_more: bool
+
+
 class ImportOut(Out):
     """An import on its way, or done."""
 
@@ -350,6 +376,9 @@ class StatusOut(BaseModel):
     scopes: list[str]
     namespace: str
     max_new_tokens: int
+    answerer: str = Field(description="The other model that writes answers; empty: the banks' own.")
+    formats: list[str] = Field(description="Extensions of the files that `memspan add` reads.")
+    image_formats: list[str] = Field(description="Those that it reads with `--ocr`.")
     banks: list[BankOut]
 
 

@@ -14,6 +14,7 @@ import anyio
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
+from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.texts import check_namespace
 from memspan.errors import BankError
 from memspan.events import Done, Event
@@ -52,6 +53,12 @@ class Service:
     imports: Imports = field(default_factory=Imports)
     search_slots: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_SEARCHES))
     started: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def answerer(self) -> str:
+        """The name of the other model that writes answers; empty: the banks' own do."""
+        answerer = self.bank(None).memory(DEFAULT_NAMESPACE).answerer
+        return "" if answerer is None else answerer.name
 
     def stop(self) -> None:
         """Take no more questions, and stop imports; running answers get their grace. From any thread, or a signal's

@@ -153,8 +153,7 @@ class Workers(Answering):
             self._workers.append(_Worker(self, setup, max(1, (os.cpu_count() or 1) // count)))
         with self._changed:
             self._changed.wait_for(lambda: all(worker.line or worker.failure for worker in self._workers))
-        failure = next((worker.failure for worker in self._workers if worker.failure), None)
-        if failure is not None:
+        if (failure := next((worker.failure for worker in self._workers if worker.failure), None)) is not None:
             self.close()
             raise MemspanError(f"a process that answers cannot begin: {failure}")
 
@@ -304,8 +303,7 @@ class _Worker:
         """Start a process and hear it until it ends. Returns why it did not begin; None: it did."""
         spawning = multiprocessing.get_context("spawn")  # a process with threads cannot be copied
         ours, theirs = spawning.Pipe()
-        arguments = (self._setup, theirs, self._num_threads)
-        process = spawning.Process(target=_work, args=arguments, name="memspan-worker", daemon=True)
+        process = spawning.Process(target=_work, args=(self._setup, theirs, self._num_threads), daemon=True)
         try:
             process.start()
         except Exception as error:
@@ -328,10 +326,8 @@ class _Worker:
         while (message := line.hear()) is not None:
             if isinstance(message, _Told):
                 self._workers.heard(self, message)
-            elif isinstance(message, _Begun):
-                failure = message.failure
-                if failure is None:
-                    self._workers.began(self, line)
+            elif isinstance(message, _Begun) and (failure := message.failure) is None:
+                self._workers.began(self, line)
         self._workers.lost(self, failure)
         line.close()
         return failure

@@ -15,7 +15,7 @@ from sse_starlette import EventSourceResponse
 
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.errors import QuestionError
-from memspan.events import Done, RoundDone, TextWritten
+from memspan.events import Done, RoundDone, RoundStarted, TextWritten
 from memspan.generate.chat import answer_messages, estimated_tokens
 from memspan.generate.context import question_of
 from memspan.generate.decode import context_room
@@ -98,8 +98,9 @@ async def chat(body: ChatRequest, request: Request, service: ServiceDep, reader:
         raise ApiError(403, "to remember a turn the key needs the scope 'write'", "missing_scope", param="remember")
     named = service.bank_of_model(body.model) if body.memspan.bank is None else service.bank(body.memspan.bank)
     namespace = namespace_for(reader, body.memspan.namespace)
-    question, options = await run_in_threadpool(_checked, body, named.memory(namespace), service)
-    exchange = _Exchange(service, named, namespace, body, question, options)
+    memory = named.memory(namespace, body.memspan.own_model)
+    question, options = await run_in_threadpool(_checked, body, memory, service)
+    exchange = _Exchange(service, named, memory, body, question, options)
     try:
         if body.stream:
             return EventSourceResponse(
@@ -131,7 +132,7 @@ def _checked(body: ChatRequest, memory: Memory, service: Service) -> tuple[str, 
     except QuestionError as error:
         raise ApiError(400, str(error), "invalid_question", param="messages") from error
     sampling = _sampling(body, _most_tokens(memory, question, service.settings.max_new_tokens))
-    fields = body.memspan.model_dump(exclude={"bank", "namespace", "session"})
+    fields = body.memspan.model_dump(exclude={"bank", "namespace", "own_model", "session"})
     options = AskOptions(**fields, sampling=sampling, history=history)
     memory.check(question, **options)
     return question, options
@@ -176,15 +177,15 @@ class _Exchange:
         self,
         service: Service,
         bank: ServedBank,
-        namespace: str,
+        memory: Memory,
         body: ChatRequest,
         question: str,
         options: AskOptions,
     ) -> None:
-        self._service, self._bank, self._namespace, self._body = service, bank, namespace, body
+        self._service, self._bank, self._namespace, self._body = service, bank, memory.namespace, body
         self._question = question
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
-        self._events = EventStream(service.engine, bank.memory(namespace), question, options)
+        self._events = EventStream(service.engine, memory, question, options)
 
     def cancel(self) -> None:
         self._events.cancel()
@@ -218,6 +219,8 @@ class _Exchange:
             while not isinstance(event := await self._events.next(), Done):
                 if isinstance(event, TextWritten) and (text := emoji.take(event.text)):
                     yield self._chunk({"content": text})
+                elif isinstance(event, RoundStarted):
+                    yield self._chunk({}, memspan={"started": {"number": event.number, "query": event.query}})
                 elif isinstance(event, RoundDone):
                     yield self._chunk({}, memspan={"round": RoundOut.of(event.round).model_dump()})
             if text := emoji.rest():

@@ -14,12 +14,14 @@ from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
 from starlette.convertors import Convertor, register_url_convertor
 
+from memspan.bank.add import Existing
 from memspan.bank.catalog import StoredSource
 from memspan.bank.clock import expiry_of
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.stored import num_pending
 from memspan.errors import EmptyBank, FilterError, UnknownDocument
 from memspan.files import without_folder
+from memspan.generate.given import exchange_documents
 from memspan.generate.memory import Memory
 from memspan.serve.banks import ServedBank
 from memspan.serve.errors import ERRORS, ApiError, values_checked
@@ -29,6 +31,9 @@ from memspan.serve.schemas import (
     AddRequest,
     BatchReport,
     BatchRequest,
+    ChangeList,
+    ChangeOut,
+    ConversationRequest,
     EvidenceOut,
     ImportList,
     ImportOut,
@@ -64,6 +69,7 @@ class _AnyText(Convertor[str]):
 register_url_convertor("text", _AnyText())
 
 _MOST_LISTED = 100
+_MOST_CHANGES = 1000
 
 BankQuery = Annotated[str | None, Query(description="Default: the first that is served.")]
 NamespaceQuery = Annotated[str | None, Query(description="Default: the key's first, or `default`.")]
@@ -84,8 +90,22 @@ async def add(body: AddRequest, service: ServiceDep, writer: Writer) -> MemoryOu
 async def add_batch(body: BatchRequest, service: ServiceDep, writer: Writer) -> BatchReport:
     """Remember several texts, in one transaction."""
     bank, namespace = _place(service, writer, body)
-    documents = documents_of(body.memories)
-    report = await written(bank, namespace, lambda memory: memory.add(documents, existing=body.existing))
+    return await _added(bank, namespace, documents_of(body.memories), body.existing)
+
+
+@router.post("/v1/memories/conversation", status_code=201)
+async def add_conversation(body: ConversationRequest, service: ServiceDep, writer: Writer) -> BatchReport:
+    """Remember what was said, in one transaction: each question with what was answered to it."""
+    bank, namespace = _place(service, writer, body)
+    with values_checked("messages"):
+        documents = exchange_documents(body.messages, body.session, body.date)
+    return await _added(bank, namespace, documents)
+
+
+async def _added(
+    bank: ServedBank, namespace: str, documents: Sequence[Document], existing: Existing = "replace"
+) -> BatchReport:
+    report = await written(bank, namespace, lambda memory: memory.add(documents, existing=existing))
     return BatchReport(
         ids=[document.external_id for document in documents],
         added=report.added,
@@ -138,6 +158,28 @@ async def list_memories(
         has_more=more,
         next_cursor=str(shown[-1].id) if more else None,
     )
+
+
+@router.get("/v1/changes")
+async def list_changes(
+    service: ServiceDep,
+    reader: Reader,
+    since: Annotated[str | None, Query(description="A day, a moment, or how long ago, as `7d`.")] = None,
+    after_commit: Annotated[
+        int | None, Query(ge=0, le=2**63 - 1, description="Instead, the `commit` of an earlier answer; 0: all.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=_MOST_CHANGES)] = 100,
+    offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+    bank: BankQuery = None,
+    namespace: NamespaceQuery = None,
+) -> ChangeList:
+    """Which memories were added, changed, deleted or have expired since."""
+    served, name = service.bank(bank), namespace_for(reader, namespace)
+    if (since is None) == (after_commit is None):
+        raise ApiError(400, "send one of since and after_commit", "invalid_value", param="since")
+    options = {"since": since, "after_commit": after_commit, "limit": limit, "offset": offset}
+    found = await run_in_threadpool(served.memory(name).changes, **options)
+    return ChangeList(data=[ChangeOut.of(one) for one in found.changes], commit=found.commit, has_more=found.more)
 
 
 @router.get("/v1/memories/{id:text}")

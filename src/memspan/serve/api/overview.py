@@ -16,6 +16,9 @@ from memspan.serve.errors import ERRORS
 from memspan.serve.keys import SCOPES, Principal
 from memspan.serve.schemas import BankOut, DocumentList, DocumentOut, StatusOut
 from memspan.serve.service import Reader, ServiceDep, known_query, namespace_for
+from memspan.text.readers import FORMATS
+from memspan.text.readers.opening import SHORT_NAMES
+from memspan.text.readers.signatures import IMAGES
 
 router = APIRouter(responses=ERRORS, tags=["server"], dependencies=[Depends(known_query)])
 
@@ -38,6 +41,9 @@ async def status(service: ServiceDep, reader: Reader, namespace: NamespaceQuery 
         scopes=[scope for scope in SCOPES if reader.may(scope)],
         namespace=name,
         max_new_tokens=service.settings.max_new_tokens,
+        answerer=service.answerer,
+        formats=sorted({*FORMATS, *(name.removeprefix(".") for name in SHORT_NAMES)}),
+        image_formats=sorted(IMAGES),
         banks=await run_in_threadpool(banks),
     )
 

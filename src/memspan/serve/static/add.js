@@ -5,7 +5,7 @@ import { button, dialog, element, field, fill, options, problem } from "./dom.js
 import { ACCEPTED, batches, filesOf, hasFiles, memoriesOf } from "./files.js";
 import { counted } from "./format.js";
 import { parsed } from "./memory.js";
-import { place } from "./place.js";
+import { lastStatus, place } from "./place.js";
 import { toast } from "./toast.js";
 
 const LISTED = 8;
@@ -23,7 +23,7 @@ export function openAdd(changed, dropped) {
     await changed();
   };
   const take = async (given) => {
-    const found = await memoriesOf(await filesOf(given));
+    const found = await memoriesOf(await filesOf(given), lastStatus());
     fill(body, review(found, start));
   };
   const start = (memories) => runImport(body, memories, finish, changed);
@@ -94,7 +94,7 @@ function pasteForm(finish) {
         ...given,
         ...place(),
       };
-      const memory = await call("POST", "v1/memories", { body });
+      const memory = await call("POST", "/v1/memories", { body });
       location.hash = `#/memories/${encodeURIComponent(memory.id)}`;
       await finish("Added. The next question sees it.");
     } catch (error) {
@@ -165,13 +165,14 @@ async function runImport(body, memories, finish, changed) {
   let running = null;
   const stop = button("Stop", () => {
     stopped = true;
-    if (running) call("DELETE", `v1/imports/${running}`).catch((error) => body.append(problem(error)));
+    const params = { id: running };
+    if (running) call("DELETE", "/v1/imports/{id}", { params }).catch((error) => body.append(problem(error)));
   });
   fill(body, bar, told, element("div", { class: "actions" }, stop));
   try {
     for (const batch of batches(memories)) {
       if (stopped) break;
-      const job = await call("POST", "v1/imports", { body: { memories: batch, ...where } });
+      const job = await call("POST", "/v1/imports", { body: { memories: batch, ...where } });
       running = job.id;
       const last = await watched(job, (state) => {
         bar.value = sum.done + state.done;
@@ -199,9 +200,6 @@ async function runImport(body, memories, finish, changed) {
 /** Watch an import until it has ended; its last state. */
 async function watched(job, tell) {
   let state = job;
-  for await (const data of stream("GET", `v1/imports/${job.id}/events`)) {
-    state = JSON.parse(data);
-    tell(state);
-  }
+  for await (state of stream("GET", "/v1/imports/{id}/events", { params: { id: job.id } })) tell(state);
   return state;
 }

@@ -1,10 +1,11 @@
 // Asking: a conversation, and the box to write in.
 
-import { button, element, field, fill, options, select } from "./dom.js";
+import { button, element, fill, problem } from "./dom.js";
 import { exchange } from "./exchange.js";
-import { filterFields } from "./filter.js";
-import { SELECTORS, counted } from "./format.js";
-import { bank, changes, lastFailure, lastStatus, mayWrite, place } from "./place.js";
+import { linkedQuestion } from "./link.js";
+import { bank, changes, choose, lastFailure, lastStatus, place } from "./place.js";
+import { askSettings } from "./settings.js";
+import { welcomeParts } from "./welcome.js";
 
 export function askView(root) {
   const conversation = element("div", { class: "conversation" });
@@ -16,15 +17,18 @@ export function askView(root) {
     dir: "auto",
   });
   const send = element("button", { class: "primary" }, "Ask");
-  const how = askOptions();
+  const how = askSettings();
+  const told = element("div");
   const again = button("New conversation", startOver, { class: "quiet", hidden: true });
   const form = element(
     "form",
     { class: "composer", onsubmit: submit, novalidate: true },
+    told,
     element("div", { class: "question-box" }, text, send),
     element("div", { class: "below" }, how.node, again),
   );
-  fill(root, welcome, conversation, form);
+  const talk = { class: "talk", role: "region", "aria-label": "Conversation", tabindex: 0 };
+  fill(root, element("h1", { class: "unseen" }, "Ask"), element("div", talk, welcome, conversation), form);
 
   let turns = []; // exchanges that were answered, as messages
   let running = null;
@@ -41,6 +45,7 @@ export function askView(root) {
     const question = text.value.trim();
     if (!question) return text.focus();
     text.value = "";
+    told.replaceChildren();
     ask(question);
   }
 
@@ -75,85 +80,43 @@ export function askView(root) {
   }
 
   function tell() {
-    const here = bank();
     how.update();
-    send.disabled = here === null;
-    if (!here) {
-      const why = lastFailure() ? lastFailure().message : "";
-      return fill(welcome, element("h1", {}, "Not connected"), element("p", {}, why));
+    send.disabled = bank() === null;
+    fill(welcome, ...welcomeParts());
+  }
+
+  /** Put what a link asks into the box. Nothing is asked before somebody presses Ask. */
+  async function take(query) {
+    try {
+      const link = linkedQuestion(query);
+      if (link === null) return;
+      text.value = link.question;
+      await goTo(link);
+      how.take(link);
+      fill(told, element("p", { class: "note" }, "This question comes from a link. Press Ask to ask it."));
+    } catch (error) {
+      fill(told, problem(error));
     }
-    const add = element("a", { href: "#/memories" }, "Add some first");
-    const size = element(
-      "p",
-      {},
-      `Answers come from ${counted(here.memories, "memory", "memories")} in ${here.name}, with the passages they rest on.`,
-    );
-    fill(
-      welcome,
-      element("h1", {}, "Ask what you remember"),
-      here.memories ? size : element("p", {}, "There are no memories here yet. ", add, "."),
-    );
   }
 
   changes.addEventListener("status", tell);
   changes.addEventListener("place", startOver);
-  return { show: () => matchMedia("(pointer: fine)").matches && text.focus() };
+  return {
+    async show(_, query) {
+      if (query) await take(query);
+      if (query || matchMedia("(pointer: fine)").matches) text.focus();
+    },
+  };
 }
 
-/** How to ask. `body()` is a request without its messages. */
-function askOptions() {
-  let described = null; // the bank whose selectors are listed
-  const selector = select([]);
-  const documents = element("input", { type: "number", min: 0, max: 100, value: 5 });
-  const rounds = element("input", { type: "number", min: 1, max: 16, placeholder: "as usual" });
-  const length = element("input", { type: "number", min: 1, placeholder: "as usual" });
-  const remember = element("input", { type: "checkbox" });
-  const remembering = element("label", { class: "check" }, remember, "Remember questions and answers");
-  const filter = filterFields();
-  const node = options(
-    "Options",
-    element(
-      "div",
-      { class: "grid" },
-      field("Find passages by", selector),
-      field("Passages, at most", documents),
-      field("Rounds, at most", rounds),
-      field("Tokens, at most", length),
-    ),
-    filter.node,
-    remembering,
-  );
-
-  function update() {
-    const here = bank();
-    remembering.hidden = !mayWrite();
-    if (!here) return;
-    length.max = lastStatus().max_new_tokens;
-    if (here.name === described) return;
-    described = here.name;
-    const chosen = selector.value;
-    const usual = `as usual: ${SELECTORS[here.default_selector] ?? here.default_selector}`;
-    const names = here.selectors.map((name) => [name, SELECTORS[name] ?? name]);
-    fill(selector, ...select([["", usual], ...names]).children);
-    selector.value = here.selectors.includes(chosen) ? chosen : "";
-  }
-
-  function body() {
-    return {
-      model: `memspan/${place().bank}`,
-      max_tokens: number(length),
-      remember: remember.checked && mayWrite(),
-      memspan: {
-        namespace: place().namespace,
-        selector: selector.value || undefined,
-        max_documents: number(documents),
-        rounds: number(rounds),
-        ...filter.value(),
-      },
-    };
-  }
-
-  return { node, update, body };
+/** Choose the bank and the namespace that a link names. Throws where they are not to be had. */
+async function goTo({ bank: name, namespace }) {
+  if (lastFailure()) throw lastFailure();
+  if (name !== undefined && !lastStatus().banks.some((one) => one.name === name))
+    throw new Error(`This link asks the bank “${name}”, which this server does not have.`);
+  const other =
+    (name !== undefined && name !== place().bank) || (namespace !== undefined && namespace !== place().namespace);
+  if (other) await choose({ bank: name, namespace });
+  if (namespace !== undefined && place().namespace !== namespace)
+    throw new Error(`This link asks the namespace “${namespace}”, which is none, or which your key may not enter.`);
 }
-
-const number = (input) => (input.value === "" ? undefined : Number(input.value));

@@ -3,11 +3,13 @@
 import { openAdd } from "./add.js";
 import { call } from "./api.js";
 import { button, element, fill, options, problem } from "./dom.js";
+import { openExport } from "./export.js";
 import { hasFiles } from "./files.js";
 import { filterFields } from "./filter.js";
-import { counted, day, nameOf, score, shortened, withoutTitle } from "./format.js";
+import { sharedWords } from "./closest.js";
+import { counted, day, fit, isWeak, nameOf, shortened, withoutTitle } from "./format.js";
 import { memoryView } from "./memory.js";
-import { bank, changes, mayWrite, place, refresh } from "./place.js";
+import { bank, changes, mayWrite, memoriesChanged, place } from "./place.js";
 
 const PAGE = 30;
 const FOUND = 30;
@@ -26,19 +28,32 @@ export function browserView(root) {
     "Filter",
     element("form", { onsubmit: (event) => (event.preventDefault(), load()) }, filter.node),
   );
-  const add = button("Add memories", () => openAdd(changed), { class: "primary" });
+  const add = button("Add memories", () => openAdd(memoriesChanged), { class: "primary" });
+  const save = button("Export", () => openExport(filter.value()), { class: "quiet" });
   const total = element("p", { class: "about", role: "status" });
   const list = element("ul", { class: "memory-list" });
   const more = button("Show more", () => append(), { class: "quiet", hidden: true });
-  const detail = element("div", { class: "detail" });
-  const tools = element("div", { class: "tools" }, element("div", { class: "row" }, search, add), filters, total);
-  fill(root, element("div", { class: "list-pane" }, tools, list, more), detail);
-  const shownMemory = memoryView(detail, changed);
+  const detail = element("div", { class: "detail", role: "region", "aria-label": "Memory", tabindex: 0 });
+  const tools = element(
+    "div",
+    { class: "tools" },
+    element("div", { class: "row" }, search, add),
+    filters,
+    element("div", { class: "row" }, total, save),
+  );
+  fill(
+    root,
+    element("h1", { class: "unseen" }, "Memories"),
+    element("div", { class: "list-pane" }, tools, list, more),
+    detail,
+  );
+  const shownMemory = memoryView(detail, memoriesChanged);
 
   let cursor = null;
   let loading = 0; // the latest load; earlier ones that come back late are not shown
   let opened = null;
   let stale = true;
+  let listTop = 0; // how far the list was scrolled when a memory took its place, on a phone
 
   async function load() {
     const mine = ++loading;
@@ -80,7 +95,7 @@ export function browserView(root) {
   async function page(from) {
     const { where, as_of } = filter.value();
     const query = { ...place(), as_of, where: where && JSON.stringify(where), limit: PAGE, cursor: from };
-    const answer = await call("GET", "v1/memories", { query });
+    const answer = await call("GET", "/v1/memories", { query });
     cursor = answer.next_cursor;
     more.hidden = !answer.has_more;
     total.textContent = where || as_of ? "Filtered" : `${counted(bank().memories, "memory", "memories")}, oldest first`;
@@ -88,12 +103,34 @@ export function browserView(root) {
   }
 
   async function found() {
-    const body = { ...place(), query: search.value.trim(), limit: FOUND, ...filter.value() };
-    const passages = (await call("POST", "v1/memories/search", { body })).data;
+    const query = search.value.trim();
+    const body = { ...place(), query, limit: FOUND, ...filter.value() };
+    const passages = (await call("POST", "/v1/memories/search", { body })).data;
     const best = [...new Map(passages.toReversed().map((passage) => [passage.id, passage])).values()].toReversed();
     best.sort((one, other) => passages.indexOf(one) - passages.indexOf(other));
-    total.textContent = `${counted(best.length, "memory", "memories")} found, best first`;
-    return best.map((passage) => item(passage, `score ${score(passage.score)} · ${day(passage.date)}`));
+    const highest = Math.max(...best.map((passage) => passage.score));
+    const shares = ({ title, text }) => sharedWords(query, `${title}\n${text}`).length > 0;
+    const weak = best.filter((passage) => isWeak(passage.score, highest, shares(passage)));
+    const good = best.filter((passage) => !weak.includes(passage));
+    const told = (passage) =>
+      item(passage, [fit(passage.score, highest), day(passage.date)].filter(Boolean).join(" · "));
+    const size = `${counted(good.length, "memory", "memories")} found, best first`;
+    total.textContent = good.length || !weak.length ? size : "Nothing found that fits well";
+    return [...good.map(told), ...(weak.length ? [weaker(weak.map(told))] : [])];
+  }
+
+  /** Results that hardly fit, behind a line to open. */
+  function weaker(items) {
+    const why = "They fit less than half as well as the best, or share no word with the search and have a low score.";
+    return element(
+      "li",
+      { class: "weaker" },
+      options(
+        counted(items.length, "weak match", "weak matches"),
+        element("p", { class: "about" }, why),
+        element("ul", {}, ...items),
+      ),
+    );
   }
 
   function nothing() {
@@ -105,12 +142,12 @@ export function browserView(root) {
 
   function item(memory, about) {
     const name = nameOf(memory);
-    const snippet = memory.title ? beginning(withoutTitle(memory.text, memory.title)) : memory.id;
+    const snippet = memory.title && beginning(withoutTitle(memory.text, memory.title));
     const link = element(
       "a",
       { href: `#/memories/${encodeURIComponent(memory.id)}`, "data-id": memory.id },
       element("strong", { dir: "auto" }, name),
-      element("span", { class: "snippet", dir: "auto" }, snippet),
+      element("span", { class: "snippet", dir: "auto" }, snippet || memory.id),
       element("span", { class: "about" }, about),
     );
     return element("li", {}, link);
@@ -123,20 +160,13 @@ export function browserView(root) {
     }
   }
 
-  /** Something was added, edited or deleted. */
-  async function changed() {
-    await refresh();
-    stale = true;
-    if (!root.hidden) await load();
-  }
-
   let pause = null;
   search.addEventListener("input", () => {
     clearTimeout(pause);
     pause = setTimeout(load, PAUSE_MS);
   });
   list.addEventListener("keydown", (event) => {
-    const links = [...list.querySelectorAll("a")];
+    const links = [...list.querySelectorAll("a")].filter((link) => link.checkVisibility());
     const at = links.indexOf(event.target.closest("a"));
     const next = links[at + ({ ArrowDown: 1, ArrowUp: -1 }[event.key] ?? NaN)];
     if (at < 0 || !next) return;
@@ -155,7 +185,7 @@ export function browserView(root) {
     root.classList.remove("dropping");
     if (!hasFiles(event) || !mayWrite()) return;
     event.preventDefault();
-    openAdd(changed, event.dataTransfer);
+    openAdd(memoriesChanged, event.dataTransfer);
   });
   changes.addEventListener("status", () => {
     add.hidden = !mayWrite();
@@ -163,14 +193,21 @@ export function browserView(root) {
   });
   changes.addEventListener("place", () => {
     stale = true;
+    if (root.hidden) return;
     if (opened !== null) location.hash = "#/memories";
+    load();
+  });
+  changes.addEventListener("memories", () => {
+    stale = true;
     if (!root.hidden) load();
   });
 
   return {
     show(id) {
+      if (opened === null) listTop = root.scrollTop;
       opened = id;
       root.classList.toggle("opened", id !== null);
+      root.scrollTop = id === null ? listTop : 0;
       shownMemory.show(id);
       markOpened();
       if (stale) load();

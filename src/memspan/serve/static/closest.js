@@ -26,8 +26,31 @@ export function aroundClosest(text, question, title) {
   return { before: text.slice(0, index), inside: text.slice(index, end), after: text.slice(end) };
 }
 
-/** Words of four letters and more, without their endings as far as six letters go. */
-function stems(text) {
-  const words = text.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
-  return words.filter((word) => word.length > 3 || /\p{N}/u.test(word)).map((word) => word.slice(0, 6));
+const words = (text) =>
+  [...new Intl.Segmenter(undefined, { granularity: "word" }).segment(text)]
+    .filter(({ isWordLike }) => isWordLike)
+    .map(({ segment }) => segment);
+
+/** Words that count: of four letters and more, with a figure, or of a script whose words are short. */
+const COUNTS = /^.{4}|\p{N}|[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}\p{sc=Thai}]/u;
+
+/** A word without its ending, as far as six letters go. */
+const stem = (word) => word.toLowerCase().slice(0, 6);
+
+/** Stems that are equal, or one the beginning of the other: "live" and "lives". */
+const sameStem = (one, other) =>
+  one === other || (Math.min(one.length, other.length) > 3 && (one.startsWith(other) || other.startsWith(one)));
+
+const stems = (text) =>
+  words(text)
+    .filter((word) => COUNTS.test(word))
+    .map(stem);
+
+/** Words of a question that a text has, too, as the question writes them; its short words only if it has no others. */
+export function sharedWords(question, text) {
+  const asked = words(question);
+  const counted = asked.filter((word) => COUNTS.test(word));
+  const held = [...new Set(words(text).map(stem))];
+  const shared = (counted.length ? counted : asked).filter((word) => held.some((one) => sameStem(one, stem(word))));
+  return [...new Map(shared.map((word) => [stem(word), word])).values()];
 }

@@ -7,7 +7,15 @@
  * @param {...(Node|string|number|null|undefined|false)} children strings become text.
  */
 export function element(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
+  return furnished(document.createElement(tag), properties, children);
+}
+
+/** Make an element of a drawing, as `element` does. */
+export function shape(tag, properties = {}, ...children) {
+  return furnished(document.createElementNS("http://www.w3.org/2000/svg", tag), properties, children);
+}
+
+function furnished(made, properties, children) {
   for (const [name, value] of Object.entries(properties)) {
     if (typeof value === "function") made.addEventListener(name.slice(2), value);
     else if (value === true) made.setAttribute(name, "");

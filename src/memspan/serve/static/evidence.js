@@ -1,11 +1,13 @@
 // The passages that were put before the model, under the answer they led to.
 
 import { button, element } from "./dom.js";
-import { counted, day, nameOf, pageLabel, score, withoutTitle } from "./format.js";
+import { sharedWords } from "./closest.js";
+import { day, fit, nameOf, pageLabel, withoutTitle } from "./format.js";
 import { markedPassage, openReader } from "./reader.js";
 
-// Of a passage, this much is shown before the marked sentence.
+// Of a passage, this much is shown before the marked sentence, and so many words that it shares with the question.
 const BEFORE = 90;
+const WORDS = 4;
 
 /** The evidence of an answer to a question, best first. `trace` is the answer's `memspan` field. */
 export function evidenceList(trace, question) {
@@ -15,22 +17,23 @@ export function evidenceList(trace, question) {
     return element("section", { class: "evidence" }, heading, element("p", { class: "quiet-text" }, why));
   }
   const place = { bank: trace.bank, namespace: trace.namespace };
-  const items = trace.evidence.map((evidence) => passage(evidence, roundOf(evidence, trace), place, question));
+  const best = Math.max(...trace.evidence.map((evidence) => evidence.score));
+  const cited = new Set(trace.citations.map((citation) => citation.evidence));
+  const items = trace.evidence.map((evidence, index) =>
+    passage(evidence, place, question, [
+      fit(evidence.score, best),
+      cited.has(index + 1) && "holds words of the answer",
+    ]),
+  );
   return element("section", { class: "evidence", "aria-label": "Evidence" }, heading, element("ol", {}, ...items));
 }
 
-/** The round in which a passage was chosen; null if none says so. */
-function roundOf(evidence, trace) {
-  return trace.rounds.find((round) => round.chosen.includes(evidence.document_id))?.number ?? null;
-}
-
-function passage(evidence, round, place, question) {
+function passage(evidence, place, question, sure) {
+  const shared = sharedWords(question, `${evidence.title}\n${evidence.text}`).slice(0, WORDS);
   const facts = [
-    `score ${score(evidence.score)}`,
-    round !== null && `round ${round}`,
-    evidence.layers !== null && `attended by ${counted(evidence.layers, "layer")}`,
+    ...sure,
+    shared.length > 0 && `shares ${shared.map((word) => `“${word}”`).join(", ")} with the question`,
     evidence.pages.length > 0 && pageLabel(evidence.pages),
-    `characters ${evidence.span.start}–${evidence.span.end}`,
     day(evidence.date),
   ];
   return element(

@@ -1,11 +1,14 @@
 // One question and its answer, as it is written.
 
 import { stream } from "./api.js";
+import { citedText, restsOn } from "./cited.js";
 import { button, element, fill, problem } from "./dom.js";
 import { evidenceList } from "./evidence.js";
-import { counted } from "./format.js";
+import { counted, shortened } from "./format.js";
+import { linkOf, share } from "./link.js";
 import { inspector } from "./inspector.js";
-import { refresh } from "./place.js";
+import { memoriesChanged } from "./place.js";
+import { keepTouched } from "./touched.js";
 
 /**
  * Ask, and show what comes.
@@ -17,29 +20,29 @@ import { refresh } from "./place.js";
 export function exchange(question, body, again) {
   const leaving = new AbortController();
   const answer = element("div", { class: "answer", "aria-live": "polite", "aria-busy": "true", dir: "auto" });
-  const progress = element("p", { class: "progress", role: "status" }, "Looking it up…");
+  const progress = element("p", { class: "progress", role: "status" }, "Waiting for its turn…");
   const after = element("div", { class: "after" });
   const heading = element("h2", { class: "question", dir: "auto" }, question);
   const node = element("article", { class: "exchange" }, heading, answer, progress, after);
 
   async function run() {
+    const request = { ...body, stream: true, stream_options: { include_usage: true } };
     const told = { trace: null, usage: null, finish: null };
     try {
-      for await (const chunk of chunks(body, leaving.signal)) {
+      for await (const chunk of stream("POST", "/v1/chat/completions", { body: request, signal: leaving.signal })) {
         const [choice] = chunk.choices;
         const written = choice?.delta.content;
-        if (written) {
-          answer.append(written);
-          progress.textContent = "";
-        }
-        if (chunk.memspan?.round) progress.textContent = lookedUp(chunk.memspan.round);
+        if (written) answer.append(written);
+        const doing = stageOf(chunk);
+        if (doing) progress.textContent = doing;
         else if (chunk.memspan) told.trace = chunk.memspan;
         told.usage = chunk.usage ?? told.usage;
         told.finish = choice?.finish_reason ?? told.finish;
       }
       if (told.trace === null) throw new Error("The answer broke off before its end.");
-      showTrace(told);
-      return answer.textContent;
+      const text = answer.textContent.trim(); // as the server has it: spans count from there
+      showTrace(told, text);
+      return text;
     } catch (error) {
       const stopped = error.name === "AbortError";
       const retry = button("Ask again", () => (node.remove(), again(question)));
@@ -51,34 +54,42 @@ export function exchange(question, body, again) {
     }
   }
 
-  function showTrace({ trace, usage, finish }) {
-    if (!answer.textContent.trim()) answer.append(element("span", { class: "quiet-text" }, "The model wrote nothing."));
+  function showTrace({ trace, usage, finish }, text) {
+    fill(answer, ...citedText(text, trace, (place) => showPassage(place)));
+    if (!text.trim()) answer.append(element("span", { class: "quiet-text" }, "The model wrote nothing."));
+    const support = text.trim() && restsOn(trace);
     const cutOff =
       finish === "length" && element("p", { class: "note" }, "The answer reached its limit of tokens and was cut off.");
     const kept =
       trace.remembered.length > 0 &&
       element("p", { class: "note" }, `Remembered as ${counted(trace.remembered.length, "memory", "memories")}.`);
-    if (kept) refresh();
-    fill(after, cutOff, kept, evidenceList(trace, question), inspector(trace, usage));
+    if (kept) memoriesChanged();
+    const told = support && element("p", { class: "note support" }, support);
+    keepTouched(question, trace);
+    const further = element(
+      "div",
+      { class: "further" },
+      button("Copy link", () => share(linkOf(question, body)), { class: "quiet" }),
+      element("a", { href: "#/map" }, "Show on the map"),
+    );
+    fill(after, told, cutOff, kept, evidenceList(trace, question), inspector(trace, usage), further);
+  }
+
+  function showPassage(place) {
+    const passage = after.querySelectorAll(".passage")[place - 1];
+    passage?.scrollIntoView({ block: "nearest" });
+    passage?.querySelector("button").focus();
   }
 
   return { node, stop: () => leaving.abort(), done: run() };
 }
 
-/** The chunks of an answer. */
-async function* chunks(body, signal) {
-  const request = { ...body, stream: true, stream_options: { include_usage: true } };
-  for await (const data of stream("POST", "v1/chat/completions", { body: request, signal })) {
-    if (data === "[DONE]") return;
-    const chunk = JSON.parse(data);
-    if (chunk.error) throw new Error(chunk.error.message);
-    yield chunk;
-  }
-}
-
-function lookedUp(round) {
+/** What is done now, as a chunk says it; null where it says nothing of that. */
+function stageOf(chunk) {
+  const { started, round } = chunk.memspan ?? {};
+  if (chunk.choices[0]?.delta.content) return "Writing…";
+  if (started) return started.number === 1 ? "Finding passages…" : `Finding more: “${shortened(started.query, 80)}”…`;
+  if (!round) return null;
   const found = counted(round.chosen.length, "passage");
-  return round.ended === "more"
-    ? `Round ${round.number}: read ${found}; looking further…`
-    : `Round ${round.number}: read ${found}. Writing…`;
+  return round.ended === "more" ? `Found ${found}; looking further…` : `Reading ${found}…`;
 }

@@ -1,4 +1,4 @@
-// Files as memories. Only what is text already is read here; the command line reads more.
+// Files as memories. Only what is text already is read here; the command reads more, and the server says what.
 
 const TEXTS = /\.(txt|text|md|markdown|rst|log)$/i;
 const RECORDS = /\.(jsonl|ndjson)$/i;
@@ -38,14 +38,15 @@ async function walk(entry) {
 
 /**
  * The memories in files, and what could not be read.
+ * @param {{path: string, file: File}[]} files
+ * @param {{formats: string[], image_formats: string[]}} status extensions that the command reads
  * @returns {Promise<{memories: object[], skipped: {source: string, reason: string}[]}>}
  */
-export async function memoriesOf(files) {
+export async function memoriesOf(files, status) {
   const [memories, skipped] = [[], []];
   for (const { path, file } of files) {
     try {
-      if (!TEXTS.test(path) && !RECORDS.test(path))
-        throw new Error("this kind of file is read by the command: memspan add");
+      if (!TEXTS.test(path) && !RECORDS.test(path)) throw new Error(whyNot(path, status));
       if (file.size > LARGEST) throw new Error("too large for the page; use the command: memspan add");
       const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
       if (text.includes("\0")) throw new Error("not a text");
@@ -58,6 +59,21 @@ export async function memoriesOf(files) {
     }
   }
   return { memories, skipped };
+}
+
+// Endings of compressed files, which the command opens by themselves.
+const COMPRESSED = /\.(gz|xz|bz2|zst)$/i;
+
+/** Why the page does not read a file of another kind. */
+function whyNot(path, { formats, image_formats: images }) {
+  const name = path.split("/").pop();
+  const kinds = [name, name.replace(COMPRESSED, "")].map((one) => /\.([^.]+)$/.exec(one)?.[1].toLowerCase());
+  if (kinds.some((kind) => images.includes(kind))) return "the command reads the text in images: memspan add --ocr";
+  if (kinds.some((kind) => formats.includes(kind)))
+    return "the page reads text, Markdown and JSON Lines only; the command reads this: memspan add";
+  return kinds[0]
+    ? `neither the page nor the command reads .${kinds[0]} files`
+    : "a file without an extension is not read";
 }
 
 /** A first line that reads like a title, short and with a blank line after it; else the file's name. */
@@ -88,17 +104,30 @@ function readRecords(path, text, memories, skipped) {
       skipped.push({ source, reason: 'not a JSON object with "text"' });
       continue;
     }
-    const { [key]: words, id, external_id, title, date, metadata, ...others } = record;
+    if (record.superseded_at) {
+      skipped.push({ source, reason: "a former version; export the bank without --history" });
+      continue;
+    }
+    const { [key]: words, id, external_id, title, date, metadata, ...rest } = record;
     const isDate = typeof date === "string" && /^\d{4}-\d{2}-\d{2}/.test(date) && !Number.isNaN(Date.parse(date));
-    const own = metadata !== null && typeof metadata === "object" && !Array.isArray(metadata) ? metadata : {};
+    const isObject = metadata !== null && typeof metadata === "object" && !Array.isArray(metadata);
+    const own = isObject ? metadata : {};
+    const isExport = isObject && typeof external_id === "string" && typeof rest.namespace === "string";
+    const { retention, others } = isExport ? ofExport(rest) : { retention: {}, others: rest };
     memories.push({
       id: String(id ?? external_id ?? source),
       text: words,
       title: typeof title === "string" ? title : "",
       date: isDate ? date : undefined,
       metadata: { ...own, ...others, ...(date !== undefined && !isDate && { date }) },
+      ...retention,
     });
   }
+}
+
+/** What a line of an export says beside its text, date and metadata. */
+function ofExport({ namespace: _, recorded_at: __, superseded_at: ___, expires, pinned, ...others }) {
+  return { retention: { ...(expires && { expires }), ...(pinned && { pinned }) }, others };
 }
 
 /** Cut a list of memories into requests of a size that servers take. */

@@ -14,7 +14,11 @@ const OPERATORS = [
 export function filterFields() {
   const rows = element("div", { class: "conditions" });
   const asOf = element("input", { type: "date" });
-  const add = button("Add a condition", () => rows.append(condition()), { class: "quiet" });
+  const addRow = () => {
+    rows.append(condition());
+    rows.lastChild.querySelector("input").focus();
+  };
+  const add = button("Add a condition", addRow, { class: "quiet" });
   return {
     node: element(
       "fieldset",
@@ -25,13 +29,22 @@ export function filterFields() {
       field("Known by", asOf, "As of this day: nothing dated later."),
     ),
     value: () => ({ where: whereOf(rows), as_of: asOf.value || undefined }),
+    /** Show a scope. Throws where it says more than these fields can. */
+    set({ where = {}, as_of }) {
+      const made = conditionsOf(where).map((one) => condition(...one));
+      asOf.value = as_of ?? "";
+      if (asOf.value !== (as_of ?? "")) throw new Error("The day in this filter cannot be shown here.");
+      rows.replaceChildren(...made);
+    },
   };
 }
 
-function condition() {
-  const name = element("input", { "aria-label": "Field", placeholder: "title, date, project…", spellcheck: "false" });
+function condition(field = "", comparison = "==", given = "") {
+  const hint = { placeholder: "title, date, project…", spellcheck: "false" };
+  const name = element("input", { "aria-label": "Field", value: field, ...hint });
   const operator = select(OPERATORS, { "aria-label": "Comparison" });
-  const value = element("input", { "aria-label": "Value", placeholder: "value" });
+  const value = element("input", { "aria-label": "Value", placeholder: "value", value: given });
+  operator.value = comparison;
   const made = element(
     "div",
     { class: "condition" },
@@ -40,12 +53,25 @@ function condition() {
     value,
     button("×", () => made.remove(), { "aria-label": "Remove this condition", class: "quiet" }),
   );
-  queueMicrotask(() => name.focus());
   return made;
 }
 
+/** A filter as [field, comparison, value] for the fields. */
+function conditionsOf(where) {
+  const known = OPERATORS.map(([name]) => name);
+  const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+  if (!isObject(where)) throw new Error("The filter in this link cannot be shown here.");
+  return Object.entries(where).flatMap(([field, wanted]) =>
+    Object.entries(isObject(wanted) ? wanted : { "==": wanted }).map(([comparison, value]) => {
+      if (!known.includes(comparison) || (value !== null && typeof value === "object"))
+        throw new Error("The filter in this link cannot be shown here.");
+      return [field, comparison, read(value) === value && typeof value === "string" ? value : JSON.stringify(value)];
+    }),
+  );
+}
+
 function whereOf(rows) {
-  const where = {};
+  const where = Object.create(null); // a field may be called as what every object has
   for (const row of rows.children) {
     const [name, operator, value] = row.querySelectorAll("input, select");
     if (name.value.trim())

@@ -55,10 +55,29 @@ export function pageLabel(pages) {
   return pages.length > 1 ? `pages ${pages[0]}–${pages.at(-1)}` : `page ${pages[0]}`;
 }
 
-/** A text without the title that many texts begin with. */
+/** A text without the title that many texts begin with, where that is a line of its own. */
 export function withoutTitle(text, title) {
-  const words = text.trimStart().replace(/^#+\s*/, "");
-  return title && words.startsWith(title) ? words.slice(title.length).trimStart() : text;
+  const begun = text.trimStart();
+  const [line] = /^[^\r\n]*/.exec(begun);
+  const isTitle = title.trim() && line.replace(/^#{1,6}\s+/, "").trim() === title.trim();
+  return isTitle ? begun.slice(line.length).trimStart() : text;
+}
+
+// Below this share of the best score an answer reads no passage, and a search sets it apart; and below this score
+// where no word is shared with what was looked for either.
+const WEAK_SHARE = 0.5;
+const LOW_SCORE = 0.1;
+
+/** Whether a passage that was found hardly fits. `best` is the highest score that was found. */
+export function isWeak(score, best, sharesWords) {
+  return best > 0 && (score < WEAK_SHARE * best || (score < LOW_SCORE && !sharesWords));
+}
+
+/** How well a passage fits beside the others, in words; null where scores do not say. */
+export function fit(score, best) {
+  if (!(best > 0)) return null;
+  if (score === best) return "best match";
+  return score >= 0.8 * best ? "nearly as good a match" : score >= WEAK_SHARE * best ? "fair match" : "weak match";
 }
 
 /** At most `most` characters, cut between words where there are some. */
@@ -71,18 +90,23 @@ export function shortened(text, most) {
 }
 
 /**
- * Cut a text in three: before, inside and after a span.
+ * Where a span begins and ends in a string.
  *
  * Spans count characters (code points); a JavaScript string counts UTF-16 units, two for an emoji.
  */
-export function cut(text, { start, end }) {
-  let [points, units, from] = [0, 0, null];
+export function units(text, { start, end }) {
+  let [points, at, from] = [0, 0, null];
   for (const character of text) {
-    if (points === start) from = units;
+    if (points === start) from = at;
     if (points === end) break;
     points += 1;
-    units += character.length;
+    at += character.length;
   }
-  from ??= units;
-  return [text.slice(0, from), text.slice(from, units), text.slice(units)];
+  return [from ?? at, at];
+}
+
+/** Cut a text in three: before, inside and after a span. */
+export function cut(text, span) {
+  const [from, to] = units(text, span);
+  return [text.slice(0, from), text.slice(from, to), text.slice(to)];
 }

@@ -2,7 +2,7 @@
 
 import { call } from "./api.js";
 import { element, fill, select } from "./dom.js";
-import { SELECTORS, count, nameOf, seconds } from "./format.js";
+import { SELECTORS, count, counted, nameOf, score, seconds } from "./format.js";
 import { heatMap } from "./heatmap.js";
 
 const STAGES = { queue: "Waiting", select: "Finding", prefill: "Reading", decode: "Writing" };
@@ -19,7 +19,8 @@ export function inspector(trace, usage) {
   const body = element("div", { class: "inspector-body" });
   const made = element("details", { class: "inspector" }, element("summary", {}, "How this was found"), body);
   const build = async () => {
-    fill(body, timings(trace.timings, usage), rounds(trace), routing(trace, await namesOf(trace)));
+    const names = await namesOf(trace);
+    fill(body, timings(trace.timings, usage), rounds(trace), passages(trace), routing(trace, names));
   };
   made.addEventListener("toggle", build, { once: true });
   return made;
@@ -83,6 +84,30 @@ function rounds(trace) {
   );
 }
 
+/** The figures behind the evidence. */
+function passages(trace) {
+  const roundOf = (id) => trace.rounds.find((round) => round.chosen.includes(id))?.number;
+  const items = trace.evidence.map((item) => {
+    const round = roundOf(item.document_id);
+    const facts = [
+      `score ${score(item.score)}`,
+      round !== undefined && `round ${round}`,
+      item.layers !== null && `attended to by ${counted(item.layers, "layer")}`,
+      `characters ${item.span.start}–${item.span.end}`,
+    ];
+    return element(
+      "li",
+      {},
+      element("p", {}, nameOf(item)),
+      element("p", { class: "about" }, facts.filter(Boolean).join(" · ")),
+    );
+  });
+  return (
+    items.length > 0 &&
+    element("section", {}, element("h4", {}, "Passages"), element("ol", { class: "rounds" }, ...items))
+  );
+}
+
 function routing(trace, names) {
   const moments = [
     ["While writing the answer", trace.routed],
@@ -110,7 +135,7 @@ async function namesOf(trace) {
   if (!ids.length) return names;
   try {
     const query = { ids: ids.slice(0, 500), bank: trace.bank, namespace: trace.namespace };
-    const found = await call("GET", "v1/documents", { query });
+    const found = await call("GET", "/v1/documents", { query });
     for (const item of found.data) names.set(item.document_id, item.title || item.id);
   } catch {
     // Without names the map shows numbers.

@@ -4,6 +4,7 @@ import { onKeyWanted } from "./api.js";
 import { askView } from "./ask.js";
 import { browserView } from "./browser.js";
 import { counted } from "./format.js";
+import { mapView } from "./map.js";
 import { askForKey, openPanel } from "./panel.js";
 import { bank, changes, lastFailure, lastStatus, refresh } from "./place.js";
 import { applyTheme } from "./theme.js";
@@ -16,19 +17,20 @@ onKeyWanted(askForKey);
 const views = {
   ask: askView(document.getElementById("ask")),
   memories: browserView(document.getElementById("memories")),
+  map: mapView(document.getElementById("map")),
 };
 
-/** Show what the address says: `#/ask`, `#/memories`, `#/memories/ID`. */
+/** Show what the address says: `#/ask`, `#/ask?q=QUESTION` with how to ask, `#/memories`, `#/memories/ID`, `#/map`. */
 function route() {
-  const [, name, rest] = /^#\/(\w+)(?:\/(.*))?$/s.exec(location.hash) ?? [];
+  const [, name, rest, query] = /^#\/(\w+)(?:\/(.*)|\?(.*))?$/s.exec(location.hash) ?? [];
   const shown = name in views ? name : "ask";
   for (const part of Object.keys(views)) document.getElementById(part).hidden = part !== shown;
   for (const link of document.querySelectorAll(".bar nav a")) {
     if (link.hash === `#/${shown}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  document.title = shown === "ask" ? "Ask · memspan" : "Memories · memspan";
-  views[shown].show(rest ? decoded(rest) : null);
+  document.title = `${{ ask: "Ask", memories: "Memories", map: "Map" }[shown]} · memspan`;
+  views[shown].show(rest ? decoded(rest) : null, query);
 }
 
 function decoded(text) {

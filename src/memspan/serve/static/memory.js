@@ -1,8 +1,8 @@
 // One memory: read, edit, delete (and take that back).
 
-import { call, memoryPath } from "./api.js";
+import { call } from "./api.js";
 import { button, element, field, fill, problem } from "./dom.js";
-import { day, nameOf } from "./format.js";
+import { day, nameOf, shortened } from "./format.js";
 import { mayWrite, place } from "./place.js";
 import { documentText } from "./reader.js";
 import { toast } from "./toast.js";
@@ -13,12 +13,13 @@ import { toast } from "./toast.js";
  */
 export function memoryView(root, changed) {
   let shown = null;
+  let deleted = []; // what the notice that stands would bring back
 
   async function show(id) {
     shown = id;
     if (id === null) return fill(root, element("p", { class: "hint" }, "Choose a memory to read it."));
     try {
-      const memory = await call("GET", memoryPath(id), { query: place() });
+      const memory = await call("GET", "/v1/memories/{id}", { params: { id }, query: place() });
       if (shown === id) read(memory);
     } catch (error) {
       if (shown === id) fill(root, back(), problem(error));
@@ -71,7 +72,7 @@ export function memoryView(root, changed) {
           metadata: parsed(metadata.value),
         });
         const now = Object.keys(changes).length
-          ? await call("PATCH", memoryPath(memory.id), { body: { ...changes, ...place() } })
+          ? await call("PATCH", "/v1/memories/{id}", { params: { id: memory.id }, body: { ...changes, ...place() } })
           : memory;
         read(now).focus();
         toast("Saved");
@@ -103,26 +104,32 @@ export function memoryView(root, changed) {
   async function remove(memory) {
     const where = place();
     try {
-      await call("DELETE", memoryPath(memory.id), { query: where });
+      await call("DELETE", "/v1/memories/{id}", { params: { id: memory.id }, query: where });
     } catch (error) {
       root.querySelector(".problem")?.remove();
       return root.append(problem(error));
     }
     location.hash = "#/memories";
-    toast(`Deleted “${nameOf(memory)}”`, { label: "Undo", run: () => restore(memory, where) });
+    const all = [...deleted, { memory, where }];
+    const named = all.length > 1 ? `${all.length} memories` : `“${shortened(nameOf(memory), 60)}”`;
+    toast(`Deleted ${named}`, { label: "Undo", run: () => restore(all) }, () => (deleted = []));
+    deleted = all;
     await changed();
   }
 
-  /** Add a memory again as it was. One without a date keeps the moment it was added at as its date. */
-  async function restore({ id, title, text, metadata, date, added_at }, where) {
+  /** Add memories again as they were. One without a date keeps the moment it was added at as its date. */
+  async function restore(all) {
+    const left = [...all];
     try {
-      await call("POST", "v1/memories", { body: { id, title, text, metadata, date: date ?? added_at, ...where } });
+      for (const { memory, where } of all) {
+        const { id, title, text, metadata, date, added_at, expires, pinned } = memory;
+        const body = { id, title, text, metadata, date: date ?? added_at, expires, pinned, ...where };
+        await call("POST", "/v1/memories", { body });
+        left.shift();
+      }
       toast("Restored");
     } catch (error) {
-      toast(`Not restored: ${error.message}`, {
-        label: "Try again",
-        run: () => restore({ id, title, text, metadata, date, added_at }, where),
-      });
+      toast(`Not restored: ${error.message}`, { label: "Try again", run: () => restore(left) });
     }
     await changed();
   }

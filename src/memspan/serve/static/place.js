@@ -5,7 +5,10 @@ import { call } from "./api.js";
 const BANK = "memspan.bank";
 const NAMESPACE = "memspan.namespace";
 
-/** Tells `status` when the server was asked how it is, and `place` when another bank or namespace was chosen. */
+/**
+ * Tells `status` when the server was asked how it is, `place` when another bank or namespace was chosen, and `memories`
+ * when another part of the page changed some.
+ */
 export const changes = new EventTarget();
 
 let status = null;
@@ -38,18 +41,24 @@ export async function refresh() {
   const mine = ++asked;
   try {
     const namespace = sessionStorage.getItem(NAMESPACE) ?? undefined;
-    const answer = await call("GET", "v1/status", { query: { namespace } });
+    const answer = await call("GET", "/v1/status", { query: { namespace } });
     if (mine < shown) return;
     [status, failure, shown] = [answer, null, mine];
   } catch (error) {
     if (mine < shown) return;
-    if (error.code === "forbidden_namespace" && sessionStorage.getItem(NAMESPACE) !== null) {
-      sessionStorage.removeItem(NAMESPACE); // of another key
+    if (error.param === "namespace" && sessionStorage.getItem(NAMESPACE) !== null) {
+      sessionStorage.removeItem(NAMESPACE); // of another key, or none
       return refresh();
     }
     [failure, shown] = [error, mine];
   }
   changes.dispatchEvent(new Event("status"));
+}
+
+/** Some memories were added, changed or deleted. */
+export async function memoriesChanged() {
+  await refresh();
+  changes.dispatchEvent(new Event("memories"));
 }
 
 export async function choose({ bank: name, namespace }) {

@@ -1,6 +1,6 @@
 // A memory's text with the passage shaded that an answer was written with.
 
-import { call, memoryPath } from "./api.js";
+import { call } from "./api.js";
 import { aroundClosest } from "./closest.js";
 import { dialog, element, fill, problem } from "./dom.js";
 import { cut, day, nameOf } from "./format.js";
@@ -19,7 +19,11 @@ export function markedPassage({ text, title }, question) {
 /** Show where a piece of evidence stands in its memory. */
 export async function openReader(evidence, place, question) {
   const passage = () => element("span", { class: "shaded" }, ...markedPassage(evidence, question));
-  const body = element("div", { class: "reader" }, element("p", { class: "quiet-text" }, "Opening…"));
+  const body = element(
+    "div",
+    { class: "reader", role: "region", "aria-label": "Text", tabindex: 0 },
+    element("p", { class: "quiet-text" }, "Opening…"),
+  );
   const link = element(
     "a",
     { href: `#/memories/${encodeURIComponent(evidence.id)}`, onclick: () => shown.close() },
@@ -28,7 +32,7 @@ export async function openReader(evidence, place, question) {
   const about = element("p", { class: "about" }, element("code", {}, evidence.id), ` · ${day(evidence.date)} · `, link);
   const shown = dialog(nameOf(evidence), { class: "wide" }, about, body);
   try {
-    const memory = await call("GET", memoryPath(evidence.id), { query: place });
+    const memory = await call("GET", "/v1/memories/{id}", { params: { id: evidence.id }, query: place });
     const [before, inside, after] = cut(memory.text, evidence.span);
     if (inside !== evidence.text)
       fill(body, note("This memory has been changed since. The model read this:"), documentText(passage()));

@@ -2,125 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import groupby
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from memspan.text.readers.formats import Content, Part, Several, Unreadable, damage_named
+from memspan.text.messages import time_of
+from memspan.text.readers.conversations import Line, by_day, clean, clock, conversation, messages_reader, whole_json
+from memspan.text.readers.formats import Part, Several, Unreadable, damage_named
 from memspan.text.readers.opening import read_text
-from memspan.types import JSON
 
 _HEAD_BYTES = 16 << 10
-_MAX_BYTES = 512 << 20
-"""Of an export, which is read as a whole."""
 
 
 def chat_format(path: Path) -> Several | None:
-    """How a .txt or .json file is read that is an exported chat by its first bytes; None where it is not."""
+    """How a text or JSON file is read that is a chat by its first bytes; None where it is not."""
     kind = path.suffix.lower()
-    if kind not in (".txt", ".json"):
+    if kind not in (".txt", ".json", ".jsonl", ".ndjson"):
         return None
-    try:
+    read = None
+    with contextlib.suppress(OSError):  # who reads the file says so
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
-    except OSError:
-        return None  # who reads the file says so
-    if kind == ".json":
-        read = next((read for key, read in _JSON_CHATS.items() if re.search(key, head)), None)
-    else:
-        read = _read_whatsapp if _is_whatsapp(head.decode(errors="replace")) else None
+        if kind == ".txt":
+            read = _read_whatsapp if _is_whatsapp(head.decode(errors="replace")) else None
+        elif kind == ".json":
+            read = next((read for key, read in _JSON_CHATS.items() if re.search(key, head)), None)
+        if read is None and kind != ".txt" and re.search(rb'"role"\s*:\s*"', head):
+            read = messages_reader(path)
     return None if read is None else Several(lambda file, options: read(file))
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """A message. `when` is an ISO date and time, empty where it is not known; `clock` as it is shown."""
-
-    when: str
-    clock: str
-    who: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"[{self.clock}] {self.who}: {self.text}" if self.who else f"[{self.clock}] {self.text}"
-
-
-def _conversation(said: Sequence[_Said], title: str, **metadata: JSON) -> Content:
-    people: list[JSON] = [*dict.fromkeys(one.who for one in said if one.who)]
-    text = _clean("\n".join(map(str, said)))
-    when = next((one.when for one in said if one.when), "")
-    return Content(text, title, {"participants": people, **({"date": when} if when else {}), **metadata})
-
-
-def _by_day(said: Iterable[_Said], title: str, **metadata: JSON) -> Iterator[Part]:
-    """A document for each day, called by its date."""
-    for day, of_day in groupby(said, key=lambda one: one.when[:10]):
-        yield Part(day, _conversation(list(of_day), f"{title}, {day}", date=day, **metadata))
-
-
-def _clean(text: str) -> str:
-    return text.replace("\0", "").encode("utf-8", "replace").decode()
-
-
-def _json(path: Path) -> Any:
-    if path.stat().st_size > _MAX_BYTES:
-        raise Unreadable(f"a chat of more than {_MAX_BYTES >> 20} MiB; export it in parts")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise Unreadable(f"malformed JSON: {error}") from error
-
-
-def _seconds(value: Any) -> str:
-    """Seconds since 1970 as an ISO time in UTC; empty where it is none."""
-    try:
-        return datetime.fromtimestamp(float(value), UTC).isoformat(timespec="seconds")
-    except (TypeError, ValueError, OverflowError, OSError):
-        return ""
-
-
-def _clock(when: str) -> str:
-    return when[:16].replace("T", " ")
 
 
 # Assistants: ChatGPT and Claude ---------------------------------------------------------------------------------------
 
 
 def _read_assistant(
-    path: Path, messages: Callable[[Mapping[str, Any]], list[_Said]], keys: Sequence[str]
+    path: Path, messages: Callable[[Mapping[str, Any]], list[Line]], keys: Sequence[str]
 ) -> Iterator[Part]:
     """A document for each conversation.
 
     Args:
         keys: of a conversation's id, title and time.
     """
-    conversations = _json(path)
+    conversations = whole_json(path)
     for number, one in enumerate(conversations if isinstance(conversations, list) else [conversations], start=1):
         name = str(number)
         try:
             with damage_named("conversation"):
                 name = str(one.get(keys[0]) or one.get("id") or number).replace("/", "_")
                 said = messages(one)
-                title = _clean(str(one.get(keys[1]) or ""))
-                when = _seconds(one.get(keys[2]))
-                content = _conversation(said, title, **({"date": when} if when else {}))
+                title = clean(str(one.get(keys[1]) or ""))
+                when = time_of(one.get(keys[2]))
+                content = conversation(said, title, **({"date": when} if when else {}))
         except Unreadable as error:
             yield Part(name, error)
             continue
         yield Part(name, content if said else Unreadable("a conversation without text"))
 
 
-def _chatgpt_messages(conversation: Mapping[str, Any]) -> list[_Said]:
+def _chatgpt_messages(conversation: Mapping[str, Any]) -> list[Line]:
     """The branch of the conversation that was shown last."""
     nodes = conversation["mapping"]
     place: str = conversation.get("current_node") or next(reversed(nodes), "")
-    said: list[_Said] = []
+    said: list[Line] = []
     seen: set[str] = set()
     while place in nodes and place not in seen:
         seen.add(place)
@@ -128,8 +75,8 @@ def _chatgpt_messages(conversation: Mapping[str, Any]) -> list[_Said]:
         who = (message.get("author") or {}).get("role", "")
         text = _chatgpt_text(message.get("content") or {})
         if text and who != "system":
-            when = _seconds(message.get("create_time"))
-            said.append(_Said(when, _clock(when), who, text))
+            when = time_of(message.get("create_time"))
+            said.append(Line(when, clock(when), who, text))
         place = nodes[place].get("parent") or ""
     return said[::-1]
 
@@ -140,11 +87,11 @@ def _chatgpt_text(content: Mapping[str, Any]) -> str:
     return "\n".join(filter(None, texts)).strip()
 
 
-def _claude_messages(conversation: Mapping[str, Any]) -> list[_Said]:
+def _claude_messages(conversation: Mapping[str, Any]) -> list[Line]:
     messages = conversation["chat_messages"]
     texts = ((one, str(one.get("text") or "").strip()) for one in messages)
     return [
-        _Said(when := str(one.get("created_at") or ""), _clock(when), str(one.get("sender", "")), text)
+        Line(when := str(one.get("created_at") or ""), clock(when), str(one.get("sender", "")), text)
         for one, text in texts
         if text
     ]
@@ -167,7 +114,7 @@ _LINK = re.compile(r"<(https?://[^|>]+|mailto:[^|>]+)(?:\|([^>]*))?>")
 
 def _read_slack(path: Path) -> Iterator[Part]:
     """One day of a channel: the file's own document. Names come from the messages, and from `users.json` if any."""
-    messages = _json(path)
+    messages = whole_json(path)
     with damage_named("Slack export"):
         people = _slack_people(path.parent.parent / "users.json") | dict(_slack_profiles(messages))
         said = [_slack_said(one, people) for one in messages if one.get("type") == "message"]
@@ -175,12 +122,12 @@ def _read_slack(path: Path) -> Iterator[Part]:
     if not said:
         raise Unreadable("no messages in it")
     day = path.stem if re.fullmatch(r"\d{4}-\d\d-\d\d", path.stem) else said[0].when[:10]
-    yield Part("", _conversation(said, f"#{path.parent.name}, {day}", channel=path.parent.name, date=day))
+    yield Part("", conversation(said, f"#{path.parent.name}, {day}", channel=path.parent.name, date=day))
 
 
 def _slack_people(file: Path) -> dict[str, str]:
     try:
-        return {one["id"]: _slack_name(one.get("profile") or {}) or one.get("name", "") for one in _json(file)}
+        return {one["id"]: _slack_name(one.get("profile") or {}) or one.get("name", "") for one in whole_json(file)}
     except (OSError, Unreadable, TypeError, KeyError, AttributeError):
         return {}
 
@@ -195,7 +142,7 @@ def _slack_name(profile: Mapping[str, Any]) -> str:
     return str(profile.get("display_name") or profile.get("real_name") or profile.get("name") or "")
 
 
-def _slack_said(message: Mapping[str, Any], people: Mapping[str, str]) -> _Said:
+def _slack_said(message: Mapping[str, Any], people: Mapping[str, str]) -> Line:
     user = str(message.get("user") or "")
     who = people.get(user) or str(message.get("username") or user)
     text = _MENTION.sub(
@@ -204,8 +151,8 @@ def _slack_said(message: Mapping[str, Any], people: Mapping[str, str]) -> _Said:
     text = _LINK.sub(lambda found: f"{found[2]} ({found[1]})" if found[2] else found[1], _CHANNEL.sub(r"#\1", text))
     files = [str(one.get("name")) for one in message.get("files") or () if one.get("name")]
     text = html.unescape(text) + "".join(f"\n(file: {name})" for name in files)
-    when = _seconds(message.get("ts"))
-    return _Said(when, when[11:16], who, text.strip())
+    when = time_of(message.get("ts"))
+    return Line(when, when[11:16], who, text.strip())
 
 
 # WhatsApp -------------------------------------------------------------------------------------------------------------
@@ -238,7 +185,7 @@ def _read_whatsapp(path: Path) -> Iterator[Part]:
     order = _date_order([found["date"] for found, _ in messages])
     said = [_whatsapp_said(found, text, order) for found, text in messages]
     name = re.sub(r"^_?(?:whatsapp[ -]chat(?:[ -]with)?|chat)\b[ -]*", "", path.stem, flags=re.IGNORECASE).strip()
-    yield from _by_day(said, f"WhatsApp chat with {name}" if name else "WhatsApp chat", date_order=order)
+    yield from by_day(said, f"WhatsApp chat with {name}" if name else "WhatsApp chat", date_order=order)
 
 
 def _whatsapp_messages(text: str) -> list[tuple[re.Match[str], str]]:
@@ -276,7 +223,7 @@ def _numbers(date: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", date)]
 
 
-def _whatsapp_said(found: re.Match[str], text: str, order: str) -> _Said:
+def _whatsapp_said(found: re.Match[str], text: str, order: str) -> Line:
     values = dict(zip(order.split(), _numbers(found["date"]), strict=True))
     year = values["year"] + (2000 if values["year"] < 100 else 0)
     half = (found["early"] or found["late"] or "").lower()
@@ -289,7 +236,7 @@ def _whatsapp_said(found: re.Match[str], text: str, order: str) -> _Said:
         datetime.fromisoformat(when)
     except ValueError:
         raise Unreadable(f"{found['date']} is no date of {order}") from None
-    return _Said(when, clock, re.sub(r"[\u200e\u200f\u202a-\u202e]", "", who), said.replace("\u200e", ""))
+    return Line(when, clock, re.sub(r"[\u200e\u200f\u202a-\u202e]", "", who), said.replace("\u200e", ""))
 
 
 _JSON_CHATS: dict[bytes, Callable[[Path], Iterator[Part]]] = {

@@ -208,12 +208,12 @@ OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
 }
 """How a compressed file is opened, by its last extension."""
 
-# Tarballs by their short names.
-_SHORT_NAMES = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
+SHORT_NAMES = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
+"""Tarballs by their short names."""
 
 
 def long_name(path: Path) -> Path:
     """The name of a file in lower case; the short names of tarballs as two extensions: `a.tar.gz` for `a.tgz`."""
     name = path.name.lower()
-    short = next((short for short in _SHORT_NAMES if name.endswith(short)), "")
-    return Path(name.removesuffix(short) + _SHORT_NAMES.get(short, ""))
+    short = next((short for short in SHORT_NAMES if name.endswith(short)), "")
+    return Path(name.removesuffix(short) + SHORT_NAMES.get(short, ""))
