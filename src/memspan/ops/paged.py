@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,34 +14,11 @@ from memspan.ops.attention import attend, local_mask
 PAGE = 256
 """Tokens of a page: what every version of the kernel takes."""
 
+PagedAttention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, float | None, int | None], Tensor]
+"""As `varlen_attention`."""
+
 _log = logging.getLogger(__name__)
 _TOLERANCE = 2e-2
-
-
-class PagedAttention(Protocol):
-    """Attends for the T newest tokens of every row, each to those before it, `[R * T, H, D]`."""
-
-    def __call__(
-        self,
-        query_XHD: Tensor,
-        pool_2PSGD: Tensor,
-        table_RP: Tensor,
-        used_R: Tensor,
-        first_R1: Tensor,
-        max_used: int,
-        scaling: float | None,
-        window: int | None,
-    ) -> Tensor:
-        """
-        Args:
-            query_XHD: T queries of every row, one row behind the other.
-            pool_2PSGD: pages of K and of V.
-            table_RP: which pages a row has, in order, int32.
-            used_R: tokens of each row, int32; `max_used` is the most of them, or more.
-            first_R1: where the queries of each row begin, and the end of all, int32.
-            window: sliding window in tokens, or None.
-        """
-        ...
 
 
 def varlen_attention(
@@ -54,7 +31,17 @@ def varlen_attention(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """`PagedAttention` by torch's `varlen_attn` (FlashAttention)."""
+    """Attend for the T newest tokens of every row, each to those before it, by torch's `varlen_attn` (FlashAttention):
+    `[R * T, H, D]`.
+
+    Args:
+        query_XHD: T queries of every row, one row behind the other.
+        pool_2PSGD: pages of K and of V.
+        table_RP: which pages a row has, in order, int32.
+        used_R: tokens of each row, int32; `max_used` is the most of them, or more.
+        first_R1: where the queries of each row begin, and the end of all, int32.
+        window: sliding window in tokens, or None.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     num_tokens = len(query_XHD) // len(used_R)

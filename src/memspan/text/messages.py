@@ -21,7 +21,8 @@ THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
 CALLS = ("tool_use", "server_tool_use", "function_call", "custom_tool_call", "tool_call")
 """Types of parts that call a tool."""
 _RESULTS = ("tool_result", "function_call_output", "custom_tool_call_output", "function_response")
-_TIMES = ("timestamp", "created_at", "create_time", "createdAt", "time")
+TIMES = ("timestamp", "created_at", "create_time", "createdAt", "time")
+"""Keys that hold when something was said."""
 _MILLISECONDS = 1e11
 """From this number on a time is in milliseconds since 1970."""
 
@@ -179,7 +180,7 @@ def _when(message: Mapping[str, Any]) -> str:
     """When a message was written: by `date`, which must be one, or by another key that holds a time."""
     if (date := message.get("date")) is not None:
         return normal_date(date)
-    found = (time_of(message[key]) for key in _TIMES if key in message)
+    found = (time_of(message[key]) for key in TIMES if key in message)
     return next(filter(None, found), "")
 
 

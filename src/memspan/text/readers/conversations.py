@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from memspan.text.messages import is_message, read_messages, time_of
+from memspan.text.messages import TIMES, is_message, read_messages, time_of
 from memspan.text.readers.formats import TEXT_KEYS, Content, Part, Unreadable, find_key, is_text
 from memspan.types import JSON
 
@@ -19,7 +19,7 @@ _MAX_BYTES = 512 << 20
 _SESSIONS = ("conversation_id", "session_id", "thread_id", "session")
 _IDS = ("id", *_SESSIONS, "uuid", "custom_id")
 _TITLES = ("title", "name")
-_DATES = ("date", "timestamp", "created_at", "create_time", "createdAt", "time")
+_DATES = ("date", *TIMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,30 +74,30 @@ def messages_reader(path: Path) -> Callable[[Path], Iterator[Part]] | None:
     (`{"messages": [...]}`), or lines of either; None where it does not."""
     try:
         if path.suffix.lower() == ".json":
-            first = whole_json(path)
-            found = first[0] if isinstance(first, list) and first else first
+            whole = whole_json(path)
+            values = whole if isinstance(whole, list) and whole else [whole]
+            first, read = values[0], lambda _: _read_messages(values)
         else:
             with path.open("rb") as file:
-                found = json.loads(next((line for line in file if line.strip()), b""))
+                first = json.loads(next((line for line in file if line.strip()), b""))
+            read = lambda path: _read_messages(_lines(path))  # noqa: E731
     except (ValueError, RecursionError, Unreadable):
         return None
-    return _read_messages if is_message(found) or _messages_of(found) is not None else None
+    return read if is_message(first) or _messages_of(first) is not None else None
 
 
-def _read_messages(path: Path) -> Iterator[Part]:
+def _read_messages(values: Sequence[Any]) -> Iterator[Part]:
     """A document for each conversation; the file's own where it is one."""
     names = set[str]()
-    for number, one in enumerate(found := list(_conversations(path)), start=1):
+    for number, one in enumerate(found := list(_conversations(values)), start=1):
         name = str(number) if isinstance(one, Unreadable) else _name_of(one, str(number))
         name = f"{name}-{number}" if name in names else name
         names.add(name)
         yield Part("" if len(found) == 1 else name, one if isinstance(one, Unreadable) else _content(one))
 
 
-def _conversations(path: Path) -> Iterator[Mapping[str, Any] | Unreadable]:
+def _conversations(values: Sequence[Any]) -> Iterator[Mapping[str, Any] | Unreadable]:
     """The conversations of a file, each as an object that has `messages`."""
-    values = _lines(path) if path.suffix.lower() != ".json" else whole_json(path)
-    values = values if isinstance(values, list) else [values]
     loose: dict[str, list[Any]] = {}
     for number, value in enumerate(values, start=1):
         if isinstance(value, dict) and "role" in value:
