@@ -88,8 +88,9 @@ def of_messages() -> Iterator[Sentence]:
     for path in sorted((ROOT / "src" / "memspan").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-                for text in map(_literal, node.exc.args):
-                    yield from sentences(f"{path.relative_to(ROOT).as_posix()}:{node.lineno}", text)
+                for line in "\n".join(map(_literal, node.exc.args)).splitlines():
+                    if " " in line:
+                        yield from sentences(f"{path.relative_to(ROOT).as_posix()}:{node.lineno}", line)
 
 
 def _literal(node: ast.expr) -> str:

@@ -158,7 +158,7 @@ class Behind:
 
 
 class _Ahead:
-    """Reads and tokenises a window in a thread while the one before it is encoded."""
+    """Reads and tokenizes a window in a thread while the one before it is encoded."""
 
     def __init__(self, windows: Callable[[], Iterator[list[Part]]]) -> None:
         """

@@ -130,7 +130,7 @@ def _bound(
         return "(coalesce({}, ?3) IS NOT NULL)".format, ""
     first = database.value("SELECT min(commits) FROM moments") if _is_kept(database) else None
     if after_commit < commit and (first is None or after_commit + 1 < first):
-        raise FilterError(f"what commit {after_commit} was followed by is not kept in this bank; say a date: since=")
+        raise FilterError(f"this bank does not keep the changes after commit {after_commit}; give a date: since=")
     if first is None:
         return "({} IS NULL AND FALSE)".format, clock.moment()
     last = database.value("SELECT at FROM moments WHERE commits <= ? ORDER BY commits DESC LIMIT 1", (after_commit,))

@@ -41,7 +41,7 @@ def merge_small(catalog: Catalog, folder: Path, manifest: Manifest, namespace: s
 
 
 def compact(catalog: Catalog, folder: Path, manifest: Manifest, max_bytes: int) -> None:
-    """Rewrite every segment that holds deleted documents, and join small neighbours, in every namespace.
+    """Rewrite every segment that holds deleted documents, and join small neighbors, in every namespace.
 
     A large segment that has no file of keys in 8 bits is given one.
     """

@@ -1,6 +1,6 @@
 """Banks of made-up latents at a model's shapes, to measure what a bank of that size costs before there is one.
 
-Routing keys are drawn by lot around a direction that all share and centres that some share, as keys of real text
+Routing keys are drawn by lot around a direction that all share and centers that some share, as keys of real text
 are; content is zeros in files with holes, which take no space. Such a bank's encoder fingerprint is `synthetic`: no
 model fits it, so that no question is answered from it.
 """
@@ -34,7 +34,7 @@ from memspan.types import Document, Span
 SHAPES = {"smollm2-135m": (range(15, 30), 3, 64, 9), "qwen3-4b": (range(18, 36), 8, 128, 32)}
 CHUNK_SIZE = 64
 _CENTRES = 1024
-# Lengths of what a key is a sum of: what all share, what a centre's share, its own.
+# Lengths of what a key is a sum of: what all share, what a center's share, its own.
 _SHARED, _CENTRE, _OWN = 0.5, 0.6, 1.0
 # What of a manifest decides what the rows of a bank are.
 _SHAPE = ("msa_layers", "chunk_size", "num_kv_heads", "head_dim", "similarity", "dtype")

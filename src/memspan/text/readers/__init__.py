@@ -133,7 +133,7 @@ def read_content(path: Path, options: ReadOptions = AS_FOUND) -> Content:
 
 
 def _read_recognised(path: Path, kind: str, options: ReadOptions) -> Content | None:
-    """A file whose text is to be recognised; None of another."""
+    """A file whose text is to be recognized; None of another."""
     if kind != "pdf" and kind not in IMAGES:
         return None
     from memspan.text.readers import ocr

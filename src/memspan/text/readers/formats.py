@@ -122,7 +122,7 @@ class ReadOptions:
         encoding: of all text files. Default: as a file says, or as it is found.
         text_column, title_column: the key of a record's text and title (the name of a column), where it is none of
             the usual ones.
-        ocr: whether text is recognised in images and in pages of PDFs that have none, by the program tesseract.
+        ocr: whether text is recognized in images and in pages of PDFs that have none, by the program tesseract.
         ocr_language: of such text, as tesseract calls it: "eng", "deu+eng".
 
     Raises:
