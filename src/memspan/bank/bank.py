@@ -15,7 +15,7 @@ from memspan.bank import clock, compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.changes import erase_names
 from memspan.bank.edits import NewSource
-from memspan.bank.folder import PARTIAL_CATALOG, Written, new_bank, segments_folder, text_crc32
+from memspan.bank.folder import PARTIAL_CATALOG, WrittenSegments, new_bank, segments_folder, text_crc32
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter
 from memspan.bank.shard import Shard, join_small
@@ -281,7 +281,7 @@ class BankWriter:
         When many small segments have come together they are merged.
         """
         if self._sources:
-            written = Written(*self._segments.finish())
+            written = WrittenSegments(*self._segments.finish())
             edits.add_sources(self._bank.catalog, self._namespace, self._sources.values(), written)
             self._sources = {}
             self._bank.merge_small(self._namespace, self._max_bytes)

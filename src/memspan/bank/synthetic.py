@@ -21,7 +21,7 @@ from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.edits import NewDocument, NewSource
 from memspan.bank.files import write_zeros_synced
-from memspan.bank.folder import Placed, Written, segment_paths, segments_folder, text_crc32
+from memspan.bank.folder import RowLocation, WrittenSegments, segment_paths, segments_folder, text_crc32
 from memspan.bank.manifest import FORMAT_VERSION, SYNTHETIC, Manifest
 from memspan.bank.segment import LATENT_DTYPE, publish_segment
 from memspan.errors import BankError
@@ -178,7 +178,7 @@ def _write_segment(bank: MemoryBank, keys_LCW: torch.Tensor, chunks_per_document
     source = Document(f"synthetic-{first_id}", "s" * len(firsts))
     text_crc = text_crc32(part_text(source, Span(0, 1)))
     places = [
-        Placed(first_id + place, name, first, min(chunks_per_document, num_rows - first), text_crc)
+        RowLocation(first_id + place, name, first, min(chunks_per_document, num_rows - first), text_crc)
         for place, first in enumerate(firsts)
     ]
     documents_N4 = torch.tensor([(place.document_id, place.first_row, place.rows, text_crc) for place in places])
@@ -194,4 +194,4 @@ def _write_segment(bank: MemoryBank, keys_LCW: torch.Tensor, chunks_per_document
     parts = tuple(
         NewDocument(place.document_id, Span(number, number + 1), tokens) for number, place in enumerate(places)
     )
-    edits.add_sources(bank.catalog, DEFAULT_NAMESPACE, [NewSource(source, parts)], Written([files], places), [])
+    edits.add_sources(bank.catalog, DEFAULT_NAMESPACE, [NewSource(source, parts)], WrittenSegments([files], places), [])

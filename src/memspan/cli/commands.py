@@ -144,7 +144,7 @@ def add(
             run = {"progress": progress, "should_stop": stop.is_set, "group": ranks, "later": later}
             report = memory.add(documents, expires=expiry, batch_tokens=batch_tokens, **run)
         if not report.interrupted:
-            reader.settle()
+            reader.mark_read()
         render.report(report, skipped, memory.bank, as_json)
     return stop.code if report.interrupted else SKIPPED if skipped else 0
 

@@ -17,7 +17,7 @@ from memspan.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from memspan.text.corpus import Skipped
-    from memspan.text.questions import Malformed, Question
+    from memspan.text.questions import MalformedRecord, Question
     from memspan.train.data.clean import Cleaner, CountTokens, SourceReport
     from memspan.train.data.leakage import Leakage
 
@@ -58,8 +58,8 @@ def _columns(
     negative: Annotated[str | None, typer.Option(help="Pairs: column of a text that is no answer.")] = None,
 ) -> Any:
     with importing():
-        from memspan.train.data.pairs import Columns
-    return Columns(query, document, title, answer, negative)
+        from memspan.train.data.pairs import PairColumns
+    return PairColumns(query, document, title, answer, negative)
 
 
 def _text_settings(
@@ -143,7 +143,7 @@ def build(
         raise DataError("--bank goes with plain text: --from text")
     name = source or paths[0].resolve().name.partition(".")[0]
     questions: Sequence[Question]
-    skipped: Sequence[Malformed | Skipped]
+    skipped: Sequence[MalformedRecord | Skipped]
     if kind == "text":
         made = from_texts(paths, name, settings)
         questions, skipped = made.questions, made.skipped
@@ -308,7 +308,7 @@ def mine(
         from memspan.train.data.files import read_training, write_questions
         from memspan.train.data.mine import Miner, passages_of
     read = read_training(files)
-    skipped: list[Malformed | Skipped] = [*read.malformed]
+    skipped: list[MalformedRecord | Skipped] = [*read.malformed]
     passages = passages_of(read.questions)
     for item in read_paths(corpus or []):
         if isinstance(item, Skipped):
@@ -346,7 +346,7 @@ def _counter(model: Path | None) -> CountTokens | None:
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _name_skipped(skipped: Sequence[Malformed | Skipped], as_json: bool) -> None:
+def _name_skipped(skipped: Sequence[MalformedRecord | Skipped], as_json: bool) -> None:
     from memspan.text.corpus import Skipped
 
     if not as_json:

@@ -307,11 +307,11 @@ def update(
     if all(value is None for value in given.values()):
         options = "--title, --date or --set KEY=VALUE; or --unset KEY, --expires, --ttl, --pin, --unpin"
         raise MemspanError(f"nothing to update; name a FILE, {options}")
-    from memspan.bank.texts import Changes
+    from memspan.bank.texts import DocumentUpdate
 
     try:
         with open_texts(bank) as opened:
-            found = opened.update(external_id, Changes(**given), namespace)
+            found = opened.update(external_id, DocumentUpdate(**given), namespace)
             if found is not None:  # nothing is to be encoded
                 report = AddReport(updated=int(found[1]), unchanged=int(not found[1]), characters=len(found[0].text))
                 return render.report(report, [], opened, as_json)

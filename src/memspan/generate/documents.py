@@ -18,7 +18,7 @@ from memspan.bank.clock import expiry_of
 from memspan.bank.ledger import FileReader
 from memspan.bank.scope import Scope
 from memspan.bank.sync import Sync, SyncReport
-from memspan.bank.texts import PATIENCE, Changes
+from memspan.bank.texts import PATIENCE, DocumentUpdate
 from memspan.errors import BankBusy, FilterError
 from memspan.generate.calls import in_thread, named_options
 from memspan.generate.given import documents_of, exchange_documents, turn_document
@@ -113,7 +113,7 @@ class DocumentStore(DocumentReader):
             reader = FileReader(self.bank.catalog, self.namespace, ReadProgress(given), options=how)
             report = self.add(found_documents(skipped, reader.read(files)), **options)
             if not report.interrupted:
-                reader.settle()
+                reader.mark_read()
         return replace(report, skipped=tuple(skipped))
 
     @named_options(*_ADD_OPTIONS, *_READ_OPTIONS)
@@ -217,7 +217,7 @@ class DocumentStore(DocumentReader):
             TypeError, ValueError: with these changes it would be no document.
             BankBusy: another process writes, and has for some seconds.
         """
-        changes = Changes(text, title, metadata, date, expiry_of(expires, ttl), pinned)
+        changes = DocumentUpdate(text, title, metadata, date, expiry_of(expires, ttl), pinned)
         with self._change(), self.bank.writing(PATIENCE, is_shared=True):
             return self.add([changes.of(self.bank.get(id, self.namespace))])
 

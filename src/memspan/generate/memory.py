@@ -29,7 +29,7 @@ from memspan.generate.finder import Finder, check_encoded, holds_any
 from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope
 from memspan.generate.request import AskOptions, Request
 from memspan.generate.searched import answering
-from memspan.generate.selectors import Look, Needs, default_selector, ranking_selector
+from memspan.generate.selectors import Needs, SearchQuery, default_selector, ranking_selector
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
@@ -300,7 +300,7 @@ class Memory(DocumentStore):
                 return []
             finder = self._finder(snapshot, request.scope, needs)
             context = self.loaded.template.context(question) if needs.routing else None
-            (found,) = finder.rank(chosen, [Look(question, context)], limit)
+            (found,) = finder.rank(chosen, [SearchQuery(question, context)], limit)
             return finder.evidence(fitting(found.selected[:limit], min_score, chosen))
 
     @named_options()

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
-from memspan.bank.changes import Changed, changes_since
+from memspan.bank.changes import ChangeReport, changes_since
 from memspan.bank.naming import documents_naming
 from memspan.bank.scope import Scope
 from memspan.errors import BankClosed
@@ -93,7 +93,7 @@ class DocumentReader:
         after_commit: int | None = None,
         limit: int | None = None,
         offset: int = 0,
-    ) -> Changed:
+    ) -> ChangeReport:
         """The documents that were added, changed, deleted or have expired since a time or a commit, by time.
 
         A document added again after its deletion counts as added; a file that only moved is no change. A document that

@@ -21,7 +21,7 @@ from memspan.model.attention import ATTENTION_NAME
 from memspan.model.costs import StepCosts
 from memspan.model.fingerprint import fingerprint, mapped_weights, sample
 from memspan.model.lower import keep_lower
-from memspan.model.memory_api import AllRecorded, AskStep, EncodeStep, Step
+from memspan.model.memory_api import AllRecorded, EncodeStep, QueryStep, Step
 from memspan.model.packed import DecodeWeights, reading_packed
 from memspan.model.router import SCORE_BIAS, RoutedAttention, add_router
 from memspan.ops.pooling import num_chunks
@@ -116,7 +116,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             attention_mask: `[B, S]`, 0 on padding; only without `memory`, which describes padding itself.
-            memory: what MSA layers record (`EncodeStep`) or attend to (`AskStep`).
+            memory: what MSA layers record (`EncodeStep`) or attend to (`QueryStep`).
 
         Raises:
             ValueError: a mask beside `memory` or with four dimensions, or a cache of fixed size.
@@ -125,7 +125,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
             if memory is not None or attention_mask.dim() != 2:
                 raise ValueError("attention_mask must be [B, S], and is described by `memory` where that is given")
             if not bool(attention_mask.all()):
-                memory = AskStep(valid_BS=attention_mask.bool())
+                memory = QueryStep(valid_BS=attention_mask.bool())
         if isinstance(past_key_values, StaticCache):
             raise ValueError("memory attention reads caches that grow; use DynamicCache instead of a static cache")
         with reading_packed(memory):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from memspan.model.attention import record_router_key
-from memspan.model.memory_api import AskStep, EncodeStep
+from memspan.model.memory_api import EncodeStep, QueryStep
 from memspan.ops.pooling import pool_chunks
 from memspan.stages import stage
 
@@ -44,7 +44,7 @@ class RoutedAttention(nn.Module):
             self._prepare(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0], step)
         return super().forward(*args, **kwargs)
 
-    def _prepare(self, hidden_BTF: torch.Tensor, step: EncodeStep | AskStep) -> None:
+    def _prepare(self, hidden_BTF: torch.Tensor, step: EncodeStep | QueryStep) -> None:
         num_heads, _, head_dim = self.router_heads
         if isinstance(step, EncodeStep):
             # Mean-pooling commutes with a linear map: pool first, project 1/P of the rows.

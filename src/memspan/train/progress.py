@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from memspan.model.memory_api import AskStep
+from memspan.model.memory_api import QueryStep
 from memspan.model.modeling import MSAForCausalLM, is_router
 from memspan.text.packing import BATCH_TOKENS, pack_contexts
 from memspan.text.questions import Question
@@ -145,7 +145,7 @@ class RouterProgress:
             contexts = [self._template.context(question.question) for question in questions[start : start + size]]
             packed = pack_contexts(contexts, model.config.offset).to(model.device)
             asked = BatchMemory(memory, self._ids, model.config)
-            step = AskStep(packed.padding_mask, packed.sees_memory, packed.routes, asked)
+            step = QueryStep(packed.padding_mask, packed.sees_memory, packed.routes, asked)
             model.backbone.base_model(packed.ids, position_ids=packed.positions, memory=step, use_cache=False)
             parts.append(torch.stack([asked.scores[layer] for layer in model.config.layers]).float().cpu())
         return torch.cat(parts, dim=1)

@@ -43,7 +43,7 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FilePart:
     """One of several documents in a file.
 
     Attributes:
@@ -164,14 +164,14 @@ AS_FOUND = ReadOptions()
 
 
 @dataclass(frozen=True, slots=True)
-class Several:
+class ContainerReader:
     """A file of several documents (an archive, a mailbox). `read` raises `Unreadable` where the rest cannot be read."""
 
-    read: Callable[[Path, ReadOptions], Iterator[Part]]
+    read: Callable[[Path, ReadOptions], Iterator[FilePart]]
 
 
-FORMATS: Registry[OneText | DecodedText | Records | Several] = Registry(
-    "file format", "memspan.formats", OneText, DecodedText, Records, Several
+FORMATS: Registry[OneText | DecodedText | Records | ContainerReader] = Registry(
+    "file format", "memspan.formats", OneText, DecodedText, Records, ContainerReader
 )
 """By extension in lower case, without its dot: "md". A compressed file (`a.md.gz`) has the format of what it holds."""
 
