@@ -22,8 +22,9 @@ from prose import (
     sentences,
 )
 
-GENERATED = ("cli.md",)  # made of help texts, which are read by themselves
-PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if page.name not in GENERATED]
+# docs/cli.md is made of help texts, which are read by themselves.
+PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != "cli.md"]
+PAGES += [*ROOT.glob("*/README.md"), *ROOT.glob("src/memspan/adapters/*/README.md"), ROOT / "README.md"]
 SOURCES = {"docstrings": of_docstrings, "help": of_help, "messages": of_messages, "descriptions": of_descriptions}
 
 PATTERNS = [
@@ -64,7 +65,7 @@ def page_sentences(page: Path) -> list[Sentence]:
     return list(of_markdown(page.name, text.partition("\n## 20")[0] if page.name == "LOG.md" else text))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_page_is_plain(page: Path) -> None:
     assert not faults(page_sentences(page))
 
