@@ -271,9 +271,11 @@ class Round:
         unknown: ids named of which there is no document in the question's scope.
         repeated: ids named again, in this round or after their text went in. They are passed over.
         left_out: documents chosen for which there was no room, or that were over a limit.
+        reranker: who ranked the first documents anew before the best were chosen; "none": nobody. Scores are those
+            of the selector.
         ended: "more" (another round follows), "enough" (the model said so, or what was named is no document),
             "nothing" (nothing new was found), "room" (no text fits any more), "limit" (of rounds, documents, tokens).
-        timings: seconds by stage: select; for generate prefill and decode. Shared by the questions of a batch.
+        timings: seconds by stage: select, rerank; for generate prefill and decode. Shared by the questions of a batch.
     """
 
     number: int
@@ -289,6 +291,7 @@ class Round:
     unknown: int = 0
     repeated: int = 0
     left_out: int = 0
+    reranker: str = "none"
     ended: str = "more"
     timings: Mapping[str, float] = field(default_factory=dict, compare=False)
 

@@ -115,7 +115,7 @@ def run_scale(loaded: LoadedModel, settings: RunSettings, sizes: Sequence[int], 
             if not _grow(memory, step, out / ENCODING, how):
                 return Outcome(True, refused, len(found.malformed))
             how.tell(f"{step.size:,} tokens")
-            ranker = ranker_of(loaded, settings)  # a new one: rankings of a smaller memory are no longer true
+            ranker = ranker_of(settings)  # a new one: rankings of a smaller memory are no longer true
             evaluation = Evaluation(memory, found.questions, ranker, settings.budget, folder, how.tell)
             if not evaluation.run(settings.parsed_arms(), how.should_stop):
                 return Outcome(True, refused, len(found.malformed))

@@ -19,11 +19,10 @@ from memspan.errors import MemspanError, QuestionError
 from memspan.events import RoundDone, RoundStarted
 from memspan.generate.answerer import Answerer, Ended, Message, Searcher, Wanted
 from memspan.generate.citing import Marks
-from memspan.generate.interleave import MIN_SHARE, Asked, Interleave, Plan, Reply
+from memspan.generate.interleave import Asked, Interleave, Plan, Reply, next_documents
 from memspan.generate.lexical import first_query, next_query
 from memspan.generate.sampling import Sampling
-from memspan.generate.selectors import Found, Look, ReadingSelector
-from memspan.routing.ranking import keep_adaptively
+from memspan.generate.selectors import Look, ReadingSelector
 from memspan.text.template import Passage
 from memspan.types import Evidence, Round, Turn, date_key
 
@@ -236,7 +235,8 @@ class ChatReading:
             want = wanted.get(id(one), _NOTHING_WANTED)
             done = Round(number, self._plan.selector, look.query, ranked.routed, timings=seconds)
             done = replace(done, written=want.query or "", num_written_tokens=want.num_new_tokens)
-            yield one, RoundDone(self._read(one, ranked, done))
+            chosen = next_documents(one, ranked, self._plan, self._finder, look.query, self._loaded, seconds)
+            yield one, RoundDone(self._read(one, chosen, replace(done, reranker=self._plan.rerank)))
 
     def _enough(self, one: Asked, number: int, want: Wanted) -> Round:
         """The round in which the other model said that it has read enough."""
@@ -279,11 +279,8 @@ class ChatReading:
         newest = [*reversed(one.evidence)] if self._plan.route_tokens == "all" else one.newest
         return fitted_context(self._loaded, one.question, newest, room, history=history).context
 
-    def _read(self, one: Asked, found: Found, done: Round) -> Round:
-        """Take the documents that matter and fit."""
-        read = {item.document_id for item in one.evidence}
-        new = [item for item in found.selected if item.document_id not in read]
-        chosen = self._finder.evidence(keep_adaptively(new, max(0, one.room_for(self._plan)), MIN_SHARE))
+    def _read(self, one: Asked, chosen: Sequence[Evidence], done: Round) -> Round:
+        """Take the documents that fit."""
         used, tokens = self._fitting(one, chosen)
         text = documents_text([*one.evidence, *chosen[:used]])
         done = replace(done, chosen=tuple(chosen[:used]), injected=text, left_out=len(chosen) - used)

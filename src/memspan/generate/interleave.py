@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from memspan.errors import MemspanError
 from memspan.events import Done, Event, TextWritten
 from memspan.generate.citing import abstains, citations_of
-from memspan.generate.selectors import SELECTORS, RankingSelector, ReadingSelector
+from memspan.generate.rerank import NONE, RERANKED, Means, check_name, reranked
+from memspan.generate.selectors import SELECTORS, Found, RankingSelector, ReadingSelector
+from memspan.routing.ranking import keep_adaptively
 from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
 from memspan.types import Answer, Citation, Evidence, LayerRouting, Round, Turn
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder
     from memspan.generate.lexical import TextFinder
+    from memspan.model.convert import LoadedModel
 
 # Documents scored below this share of the best one's score are left out.
 MIN_SHARE = 0.5
@@ -49,9 +52,11 @@ class Plan:
         route_answer: the whole context routes once more for the answer, texts included (as in the paper; always so with
             a selector that reads by itself). False: the answer attends to what the last look-up was routed to, and
             after a look-up that routes nothing (`lexical`) to no latents.
+        rerank: who ranks the first documents anew (`memspan.generate.rerank`), or "none". As many are read as without.
+        cross_encoder: of the reranker `cross`: a folder, or a name of the hub.
 
     Raises:
-        UnknownName: there is no such selector.
+        UnknownName: there is no such selector or reranker.
         MemspanError: a number is too small, or the options contradict each other.
     """
 
@@ -65,6 +70,8 @@ class Plan:
     context_tokens: int | None = None
     text_only: bool = False
     route_answer: bool = False
+    rerank: str = NONE
+    cross_encoder: str | None = None
 
     def __post_init__(self) -> None:
         leasts = {"rounds": 1, "documents": 0, "documents_per_round": 1, "injected_tokens": 0, "context_tokens": 1}
@@ -81,6 +88,10 @@ class Plan:
         if not self.documents and (self.text_only or not (routes or self.route_answer)):
             what = "text_only" if self.text_only else f"the selector {self.selector}, which routes nothing,"
             raise MemspanError(f"without documents {what} leaves nothing to answer from; allow at least one document")
+        check_name(self.rerank)
+        if self.rerank != NONE and (reads or not self.documents):
+            what = f"the selector {self.selector} ranks" if reads else "an answer without documents has"
+            raise MemspanError(f"{what} no documents that could be ranked anew; leave rerank={self.rerank!r} out")
 
     @property
     def chooser(self) -> RankingSelector | ReadingSelector:
@@ -127,6 +138,36 @@ class Asked:
         self.ended = ended
         self.rounds.append(replace(done, ended=ended, num_injected_tokens=tokens))
         return self.rounds[-1]
+
+
+def next_documents(
+    one: Asked,
+    found: Found,
+    plan: Plan,
+    finder: Finder | TextFinder,
+    query: str,
+    loaded: LoadedModel | None,
+    seconds: dict[str, float],
+) -> list[Evidence]:
+    """The documents of a ranking to read next, best first: those that matter and were not read yet.
+
+    A reranker says which of the first are read, the ranking's scores how many.
+
+    Args:
+        loaded: the memory model; None: there is none, and the plan needs none.
+        seconds: `rerank` is added to, where there is a reranker.
+    """
+    read = {item.document_id for item in one.evidence}
+    new = [item for item in found.selected if item.document_id not in read]
+    kept = keep_adaptively(new, max(0, one.room_for(plan)), MIN_SHARE)
+    if plan.rerank == NONE:
+        return finder.evidence(kept)
+    started = time.perf_counter()
+    ranked = reranked(
+        plan.rerank, query, finder.evidence(new[: max(RERANKED, len(kept))]), Means(loaded, plan.cross_encoder)
+    )
+    seconds["rerank"] = seconds.get("rerank", 0.0) + time.perf_counter() - started
+    return ranked[: len(kept)]
 
 
 class Reading(Protocol):

@@ -11,6 +11,7 @@ from memspan.generate.answerer import Answerer
 from memspan.generate.chat import DEFAULT_SAMPLING, check_plan, fitted_turns, room_of
 from memspan.generate.interleave import Plan
 from memspan.generate.lexical import check_limit, check_questions
+from memspan.generate.rerank import NONE, Means, check_reranker
 from memspan.generate.sampling import GREEDY, Sampling
 from memspan.generate.selectors import SELECTORS, ReadingSelector, check_packages, default_selector, served_selector
 from memspan.text.rounds import RouteTokens
@@ -36,6 +37,9 @@ class AskOptions(TypedDict, total=False):
         rounds: looks into the memory, at most. Default: 1; 4 for generate.
         documents_per_round, max_injected_tokens, route_tokens, constrain_ids, text_only, route_answer: see `Plan`
             (`memspan.generate.interleave`; `max_injected_tokens` is its `injected_tokens`).
+        rerank: who ranks the first documents anew before the best are read: none (the default), model (the memory
+            model's attention), likelihood, cross, or another of `memspan.generate.rerank`.
+        cross_encoder: of `rerank="cross"`: a folder, or a name of the hub.
         sampling: how to decode. Default: 64 tokens, 512 of another model, greedy.
         where: only documents whose metadata match; see `memspan.bank.scope.Scope.parse`.
         as_of, known_at: what was valid at that day or moment; what the bank held then; see there.
@@ -52,6 +56,8 @@ class AskOptions(TypedDict, total=False):
     constrain_ids: bool
     text_only: bool
     route_answer: bool
+    rerank: str | None
+    cross_encoder: str | None
     sampling: Sampling
     where: Mapping[str, Any] | None
     as_of: str | None
@@ -85,7 +91,7 @@ class Request:
         Raises:
             QuestionError: a question is empty, is not text, or does not fit into the model.
             FilterError: the scope is malformed.
-            MemspanError: there is no such selector, or the model cannot serve it.
+            MemspanError: there is no such selector or reranker, or the model cannot serve it.
         """
         max_documents = options.get("max_documents", MAX_DOCUMENTS)
         trained = loaded is not None and loaded.model.config.router_trained
@@ -107,7 +113,10 @@ class Request:
             options.get("constrain_ids", True),
             text_only=options.get("text_only", False),
             route_answer=options.get("route_answer", False),
+            rerank=options.get("rerank") or NONE,
+            cross_encoder=options.get("cross_encoder"),
         )
+        check_reranker(plan.rerank, Means(loaded, plan.cross_encoder))
         sampling = options.get("sampling", GREEDY if answerer is None else DEFAULT_SAMPLING)
         scope = Scope.parse(options.get("where"), options.get("as_of"), options.get("known_at"))
         if answerer is not None:

@@ -14,17 +14,16 @@ from typing import Protocol
 from memspan.events import Event, RoundDone, RoundStarted
 from memspan.generate.context import fitted_context, room_for
 from memspan.generate.finder import Finder, passages_of, routing_of
-from memspan.generate.interleave import MIN_SHARE, Asked, Ended, Interleave, Plan, Reading, Reply
+from memspan.generate.interleave import Asked, Ended, Interleave, Plan, Reading, Reply, next_documents
 from memspan.generate.lexical import first_query, next_query
 from memspan.generate.sampling import Sampling
-from memspan.generate.selectors import Found, Look, ReadingSelector
+from memspan.generate.selectors import Look, ReadingSelector
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import LayerMemory
 from memspan.routing.local import Recalled
-from memspan.routing.ranking import keep_adaptively
 from memspan.text.template import Context
-from memspan.types import LayerRouting, Round
+from memspan.types import Evidence, LayerRouting, Round
 
 
 class ContextReading(Reading, Protocol):
@@ -56,8 +55,9 @@ class SearchedReading:
         found = self._finder.rank(self._plan.selector, looks, self._plan.documents)
         seconds = {"select": time.perf_counter() - started}
         for one, look, ranked in zip(asked, looks, found, strict=True):
+            chosen = next_documents(one, ranked, self._plan, self._finder, look.query, self._loaded, seconds)
             done = Round(number, self._plan.selector, look.query, ranked.routed, timings=seconds)
-            yield one, RoundDone(self._read(one, ranked, done))
+            yield one, RoundDone(self._read(one, chosen, replace(done, reranker=self._plan.rerank)))
 
     def context(self, asked: Asked) -> Context:
         return self._contexts.get(id(asked)) or self._first_context(asked)
@@ -78,11 +78,8 @@ class SearchedReading:
             return Look(one.question, context)
         return Look(next_query(first_query(one.question, one.history), one.newest), context)
 
-    def _read(self, one: Asked, found: Found, done: Round) -> Round:
-        """Put in the documents that matter and fit."""
-        read = {item.document_id for item in one.evidence}
-        new = [item for item in found.selected if item.document_id not in read]
-        chosen = self._finder.evidence(keep_adaptively(new, max(0, one.room_for(self._plan)), MIN_SHARE))
+    def _read(self, one: Asked, chosen: Sequence[Evidence], done: Round) -> Round:
+        """Put in the documents that fit."""
         read_ids = [item.document_id for item in one.evidence] if self._plan.route_tokens == "newest" else ()
         limit = None if self._plan.injected_tokens is None else self._plan.injected_tokens - one.injected_tokens
         context, used, tokens = fitted_context(

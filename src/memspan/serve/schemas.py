@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AliasPath,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    field_validator,
-)
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from memspan.files import without_folder
 from memspan.generate.request import MAX_DOCUMENTS
-from memspan.serve.selectors import RankingSelector, Selector
+from memspan.serve.selectors import RankingSelector, RerankerName, Selector
 from memspan.serve.strict import Body, Strict
 from memspan.types import Evidence, LayerRouting, Span
 
@@ -34,6 +27,7 @@ class AskFields(Strict):
     bank: Name | None = Field(None, description="Instead of the bank that the model's name says.")
     namespace: Name | None = Field(None, description="Whose memories. Default: the key's first, or `default`.")
     selector: Selector | None = None
+    rerank: RerankerName | None = Field(None, description="Who ranks the first memories anew. Default: the server's.")
     max_documents: int = Field(MAX_DOCUMENTS, ge=0, le=_MOST_DOCUMENTS)
     rounds: int | None = Field(None, ge=1, le=_MOST_ROUNDS)
     documents_per_round: int | None = Field(None, ge=1, le=_MOST_DOCUMENTS)
@@ -92,6 +86,7 @@ class RoundOut(Out):
     unknown: int
     repeated: int
     left_out: int
+    reranker: str
     ended: str
     timings: Seconds
 
@@ -256,6 +251,7 @@ class UpdateRequest(Place):
 class SearchRequest(Place):
     query: str = Field(min_length=1)
     selector: RankingSelector | None = None
+    rerank: RerankerName | None = Field(None, description="Who ranks the first memories anew. Default: the server's.")
     limit: int = Field(10, ge=1, le=_MOST_DOCUMENTS)
     min_score: float | None = Field(None, ge=0, le=1)
     where: dict[str, JsonValue] | None = None

@@ -132,8 +132,10 @@ def _checked(body: ChatRequest, memory: Memory, service: Service) -> tuple[str, 
     except QuestionError as error:
         raise ApiError(400, str(error), "invalid_question", param="messages") from error
     sampling = _sampling(body, _most_tokens(memory, question, service.settings.max_new_tokens))
-    fields = body.memspan.model_dump(exclude={"bank", "namespace", "own_model", "session"})
-    options = AskOptions(**fields, sampling=sampling, history=history)
+    fields = body.memspan.model_dump(exclude={"bank", "namespace", "own_model", "session", "rerank"})
+    asked = body.memspan.rerank, body.memspan.selector, body.memspan.max_documents
+    anew = service.settings.reranking(*asked)
+    options = AskOptions(**fields, **anew, sampling=sampling, history=history)
     memory.check(question, **options)
     return question, options
 
