@@ -20,7 +20,7 @@ from memspan.events import RoundDone, RoundStarted
 from memspan.generate.answerer import Answerer, Ended, Message, Searcher, Wanted
 from memspan.generate.citing import Marks
 from memspan.generate.interleave import Asked, Interleave, Plan, Reply, next_documents
-from memspan.generate.lexical import first_query, next_query
+from memspan.generate.lexical import next_query, said_before
 from memspan.generate.sampling import Sampling
 from memspan.generate.selectors import Look, ReadingSelector
 from memspan.text.template import Passage
@@ -266,8 +266,8 @@ class ChatReading:
         if want is not None and want.query:
             routed = self._loaded.template.context(want.query) if self._loaded is not None and needs.routing else None
             return Look(want.query, routed)
-        query = next_query(first_query(one.question, one.history), one.newest) if needs.words else one.question
-        return Look(query, self._routed(one) if needs.routing else None)
+        query = next_query(one.question, one.newest) if needs.words else one.question
+        return Look(query, self._routed(one) if needs.routing else None, said_before(one.history))
 
     def _routed(self, one: Asked) -> Context:
         """What routes: the question, after what was said and found before, as far as the memory model reads it."""

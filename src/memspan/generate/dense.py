@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from memspan.generate.selectors import Found, Look, Needs, ranking_selector
+from memspan.generate.selectors import Found, Look, Needs, by_words, ranking_selector
 from memspan.routing.ranking import Ranked, chosen, fuse
 from memspan.text.embedding import MINILM, MINILM_PACKAGE, REMEDY, Embed, sentence_embedder
 
@@ -51,7 +51,8 @@ class Dense:
         ids = finder.ids()
         if not ids:
             return [Found(()) for _ in looks]
-        embedded_NF, query_BF = self._embeddings(finder, ids), self._embed([look.query for look in looks])
+        embedded_NF = self._embeddings(finder, ids)
+        query_BF = self._embed([f"{look.before}\n{look.query}".lstrip() for look in looks])
         found: list[Found] = []
         for score_N in (query_BF @ embedded_NF.T).tolist():
             best = sorted(zip(ids, score_N, strict=True), key=lambda item: (-item[1], item[0]))[:depth]
@@ -103,4 +104,4 @@ def _both(
     depth = max(depth, _FUSED_DEPTH)
     for look, found in zip(looks, ranking_selector("dense").rank(finder, looks, depth), strict=True):
         near = [Ranked(one.document_id, one.score, 0) for one in found.selected[:_FUSED_DEPTH]]
-        yield finder.search(look.query, depth), near
+        yield by_words(finder, look, depth), near

@@ -201,21 +201,16 @@ def next_query(question: str, newest: Iterable[Evidence]) -> str:
     two-hop questions of `examples/`, see docs/LOG.md). A text without names, or in a script without capitals, leaves
     the question; what it found before is passed over.
     """
-    return _with_names(question, (encoded_text(item.title, item.text) for item in newest))
-
-
-def first_query(question: str, history: Sequence[Turn]) -> str:
-    """What is searched for first: the question, and the names in the newest turns before it ("and where does she
-    live?")."""
-    newest = [turn for turn in history if turn.answer][-_TURNS_SEARCHED:]
-    return _with_names(question, (text for turn in newest for text in (turn.question, turn.answer)))
-
-
-def _with_names(question: str, texts: Iterable[str]) -> str:
     known = set(plain_words(question))
-    found = (name for text in texts for name in names_in(text))
+    found = (name for item in newest for name in names_in(encoded_text(item.title, item.text)))
     names = [name for name in dict.fromkeys(found) if not known.issuperset(content_words(name))]
     return " ".join([question, *names])
+
+
+def said_before(history: Sequence[Turn]) -> str:
+    """The newest turns of a conversation, which a question may speak of ("and where does she live?")."""
+    newest = [turn for turn in history if turn.answer][-_TURNS_SEARCHED:]
+    return "\n".join(text for turn in newest for text in (turn.question, turn.answer))
 
 
 def names_in(text: str) -> list[str]:

@@ -15,7 +15,7 @@ from memspan.events import Event, RoundDone, RoundStarted
 from memspan.generate.context import fitted_context, room_for
 from memspan.generate.finder import Finder, passages_of, routing_of
 from memspan.generate.interleave import Asked, Ended, Interleave, Plan, Reading, Reply, next_documents
-from memspan.generate.lexical import first_query, next_query
+from memspan.generate.lexical import next_query, said_before
 from memspan.generate.sampling import Sampling
 from memspan.generate.selectors import Look, ReadingSelector
 from memspan.generate.state import RoundState
@@ -76,7 +76,7 @@ class SearchedReading:
             context = self._contexts[id(one)] if one.evidence else self._first_context(one)
         if not self._needs.words:
             return Look(one.question, context)
-        return Look(next_query(first_query(one.question, one.history), one.newest), context)
+        return Look(next_query(one.question, one.newest), context, said_before(one.history))
 
     def _read(self, one: Asked, chosen: Sequence[Evidence], done: Round) -> Round:
         """Put in the documents that fit."""

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from memspan.errors import MemspanError
 from memspan.registry import Registry
-from memspan.routing.ranking import Selected, chosen, fuse, fused_fits, scaled, words_fits
+from memspan.routing.ranking import (
+    HISTORY_WEIGHT,
+    Selected,
+    chosen,
+    fuse,
+    fused_fits,
+    scaled,
+    weighted_sum,
+    words_fits,
+)
 from memspan.types import LayerRouting
 
 if TYPE_CHECKING:
@@ -31,10 +40,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is looked up: by its words (`query`), by routing a `context` (None where the selector routes nothing)."""
+    """What is looked up: by its words (`query`), by routing a `context` (None where the selector routes nothing).
+
+    Attributes:
+        before: the newest turns of the conversation, whose words count less than those of `query`; see `by_words`.
+    """
 
     query: str
     context: Context | None = None
+    before: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +136,7 @@ class Lexical:
     needs = Needs(model=False)
 
     def rank(self, finder: Finder | TextFinder, looks: Sequence[Look], depth: int) -> list[Found]:
-        found = [finder.search(look.query, depth) for look in looks]
+        found = [by_words(finder, look, depth) for look in looks]
         return [Found(chosen(scores, (), words_fits(scores))) for scores in found]
 
 
@@ -134,7 +148,7 @@ class Hybrid:
     def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
         found: list[Found] = []
         for look, (ranked, routed) in zip(looks, finder.route(looks), strict=True):
-            lexical = finder.search(look.query, depth)
+            lexical = by_words(finder, look, depth)
             fits = fused_fits(lexical, finder.router_fits(ranked, len(routed)))
             found.append(Found(chosen(fuse(lexical, ranked), ranked, fits), routed))
         return found
@@ -149,6 +163,15 @@ class Generate:
         from memspan.generate.named import NamedReading
 
         return NamedReading(state, finder, plan, sampling)
+
+
+def by_words(finder: Finder | TextFinder, look: Look, depth: int) -> list[tuple[int, float]]:
+    """Full-text search for a look: ids and scores, best first. The BM25 scores of both texts are added up: "When did
+    she sign it?" finds what the turn before it spoke of, and a question of another subject its own."""
+    found = finder.search(look.query, depth)
+    if not look.before:
+        return found
+    return weighted_sum((1.0, found), (HISTORY_WEIGHT, finder.search(look.before, depth)))[:depth]
 
 
 SELECTORS.register("router", Router())
