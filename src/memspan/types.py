@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memspan.dates import date_key, normal_date
 
@@ -329,7 +329,7 @@ class Answer:
             (`answerer`), marks that their documents do not support are taken out.
         evidence: the documents put before it, best first.
         selector: who chose them: router, lexical, hybrid or generate.
-        finish_reason: "stop" (the model ended), "length" (max_new_tokens reached) or "stop_string".
+        finish_reason: "stop" (the model ended), "length" (max_new_tokens reached), "stop_string" or "tool_calls".
         num_prompt_tokens, num_new_tokens: of the active context and of the answer; of another model as its server
             counts them, 0 where it does not say.
         timings: seconds by stage: select, prefill, routing, fetch (of what was routed to), decode. Time to the first
@@ -343,6 +343,7 @@ class Answer:
         citations: every sentence of the text with a document it rests on, or as one that none supports.
         removed_citations: marks of another model that were taken out, because their documents do not support them.
         answerer: the other model that wrote the text; empty: the memory model.
+        tool_calls: what it wants called, as OpenAI writes it, of tools that were passed on to it.
     """
 
     question: str
@@ -361,6 +362,7 @@ class Answer:
     citations: tuple[Citation, ...] = ()
     removed_citations: int = 0
     answerer: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

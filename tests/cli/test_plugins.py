@@ -195,7 +195,7 @@ def test_commands_and_server_know_a_reranker_of_another_package(bank: Path) -> N
     assert AskFields(rerank="longest").rerank == SearchRequest(query="q", rerank="longest").rerank == "longest"
     for schema in (AskFields, SearchRequest):
         assert "longest" in schema.model_json_schema()["properties"]["rerank"]["anyOf"][0]["enum"]
-        with pytest.raises(ValueError, match="reranker must be one of none, model, .*longest.*, not 'magic'"):
+        with pytest.raises(ValueError, match=r"reranker must be one of none, model, .*longest.*, not 'magic'"):
             schema(rerank="magic", **({"query": "q"} if schema is SearchRequest else {}))
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from memspan.errors import MemspanError
-from memspan.events import Done, Event, TextWritten
+from memspan.events import CallWritten, Done, Event, TextWritten
 from memspan.generate.citing import abstains, citations_of
 from memspan.generate.rerank import NONE, RERANKED, Means, check_name, reranked
 from memspan.generate.selectors import SELECTORS, Found, RankingSelector, ReadingSelector
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # Documents scored below this share of the best one's score are left out.
 MIN_SHARE = 0.5
 DOCUMENTS_PER_ROUND = 2  # where there are several rounds; measured, see docs/LOG.md
+
+# Characters of what was said before a question that a reranker reads.
+_LONGEST_BEFORE = 400
 
 Ended = Literal["more", "enough", "nothing", "room", "limit"]
 
@@ -184,6 +187,7 @@ class Reply:
 
     Attributes:
         said_none: whether it said, by a mark, that the documents do not say.
+        calls: of tools, so far. new_calls: pieces of them that were not told yet.
     """
 
     text: str = ""
@@ -193,6 +197,8 @@ class Reply:
     routed: tuple[LayerRouting, ...] = ()
     removed_citations: int = 0
     said_none: bool = False
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    new_calls: list[Mapping[str, Any]] = field(default_factory=list)
 
 
 class Writer(Protocol):
@@ -200,9 +206,11 @@ class Writer(Protocol):
 
     Attributes:
         answerer: the other model's name; empty: the memory model.
+        marks: whether the text has numbers of documents.
     """
 
     answerer: str
+    marks: bool
 
     def write(self, asked: Sequence[Asked], seconds: dict[str, float]) -> Iterator[Sequence[Reply]]:
         """Yield the replies to all questions, in order, after every step; they are the same objects, growing.
@@ -234,10 +242,12 @@ class Interleave:
         replies: Sequence[Reply] = ()
         shown = [0] * len(asked)
         for replies in self._writer.write(asked, seconds):
-            for place, text in enumerate(reply.text.lstrip() for reply in replies):
+            for place, (reply, text) in enumerate((reply, reply.text.lstrip()) for reply in replies):
                 if len(text) > shown[place]:
                     yield place, TextWritten(text[shown[place] :])
                     shown[place] = len(text)
+                while reply.new_calls:
+                    yield place, CallWritten(reply.new_calls.pop(0))
             yield 0, None
         received = self._finder.received_bytes - received
         for place, (one, reply) in enumerate(zip(asked, replies, strict=True)):
@@ -254,7 +264,8 @@ class Interleave:
 
     def _answer(self, one: Asked, reply: Reply, seconds: Mapping[str, float]) -> Answer:
         evidence, text = with_layers(one.evidence, reply.routed), reply.text.strip()
-        citations = citations_of(text, evidence, marked=bool(self._writer.answerer))
+        ended = reply.finish_reason or "length"
+        citations = () if reply.calls else citations_of(text, evidence, marked=self._writer.marks)
         is_none = (
             not (evidence or reply.routed) or not text or (reply.said_none and not any(c.supported for c in citations))
         )
@@ -263,16 +274,17 @@ class Interleave:
             text=text,
             evidence=evidence,
             selector=self._plan.selector,
-            finish_reason=reply.finish_reason or "length",
+            finish_reason="tool_calls" if reply.calls and ended != "length" else ended,
             num_prompt_tokens=reply.num_prompt_tokens,
             num_new_tokens=reply.num_new_tokens,
             timings=seconds,
             rounds=tuple(one.rounds),
             routed=reply.routed,
-            answered=not (is_none or _abstains(text, citations)),
+            answered=bool(reply.calls) or not (is_none or _abstains(text, citations)),
             citations=citations,
             removed_citations=reply.removed_citations,
             answerer=self._writer.answerer,
+            tool_calls=tuple(reply.calls),
         )
 
 

@@ -354,7 +354,7 @@ class Memory(DocumentStore):
             if self.answerer is None:
                 loop = answering(RoundState(self.loaded, batch), finder, plan, sampling)
             else:
-                loop = answering_by(self.answerer, self.loaded, finder, plan, sampling)
+                loop = answering_by(self.answerer, self.loaded, finder, plan, sampling, request.passed)
             for place, event in loop.run(request.questions, request.history):
                 if isinstance(event, Done) and snapshot.num_pending:
                     event = Done(replace(event.answer, pending=snapshot.num_pending))

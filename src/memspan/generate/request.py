@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from memspan.bank.scope import Scope
-from memspan.generate.answerer import Answerer
-from memspan.generate.chat import DEFAULT_SAMPLING, check_plan, fitted_turns, room_of
+from memspan.errors import MemspanError
+from memspan.generate.answerer import Answerer, ToolCaller
+from memspan.generate.chat import DEFAULT_SAMPLING, check_plan
 from memspan.generate.interleave import Plan
 from memspan.generate.lexical import check_limit, check_questions
+from memspan.generate.passed import NOTHING_PASSED, Passed
+from memspan.generate.prompts import fitted_turns, room_of
 from memspan.generate.rerank import NONE, Means, check_reranker
 from memspan.generate.sampling import GREEDY, Sampling
 from memspan.generate.selectors import SELECTORS, ReadingSelector, check_packages, default_selector, served_selector
@@ -43,6 +46,7 @@ class AskOptions(TypedDict, total=False):
         sampling: how to decode. Default: 64 tokens, 512 of another model, greedy.
         where: only documents whose metadata match; see `memspan.bank.scope.Scope.parse`.
         as_of, known_at: what was valid at that day or moment; what the bank held then; see there.
+        passed: what is passed on to another model as it is: tools, a form of the answer, calls of tools.
         history: what was said before, oldest first. The oldest turns are left out where all take more than half of
             what the model has room for.
     """
@@ -62,6 +66,7 @@ class AskOptions(TypedDict, total=False):
     where: Mapping[str, Any] | None
     as_of: str | None
     known_at: str | None
+    passed: Passed
     history: Sequence[Turn]
 
 
@@ -74,6 +79,7 @@ class Request:
     sampling: Sampling
     scope: Scope
     history: Sequence[Turn]
+    passed: Passed = NOTHING_PASSED
 
     @classmethod
     def of(
@@ -119,12 +125,17 @@ class Request:
         check_reranker(plan.rerank, Means(loaded, plan.cross_encoder))
         sampling = options.get("sampling", GREEDY if answerer is None else DEFAULT_SAMPLING)
         scope = Scope.parse(options.get("where"), options.get("as_of"), options.get("known_at"))
+        passed = options.get("passed", NOTHING_PASSED)
+        if passed and not isinstance(answerer, ToolCaller):
+            raise MemspanError("tools and forms of an answer are for another model that takes them; leave passed out")
         if answerer is not None:
             check_plan(plan, answerer)
-            history = _turns_of(answerer, questions, history, room_of(answerer, sampling))
+            room = room_of(answerer, sampling, passed)
+            for question in questions:
+                history = fitted_turns(question, history, room, answerer.name, passed)
         elif loaded is not None:
             history = _fitted(loaded, questions, history, sampling, plan)
-        return cls(questions, plan, sampling, scope, history)
+        return cls(questions, plan, sampling, scope, history, passed)
 
 
 def _served(selector: str, loaded: LoadedModel | None) -> object:
@@ -134,13 +145,6 @@ def _served(selector: str, loaded: LoadedModel | None) -> object:
     check_packages(selector)
     assert not SELECTORS[selector].needs.model, "without a model, a selector is asked that needs none"
     return SELECTORS[selector]
-
-
-def _turns_of(answerer: Answerer, questions: Sequence[str], history: Sequence[Turn], room: int) -> Sequence[Turn]:
-    """The turns that fit before every question, for another model."""
-    for question in questions:
-        history = fitted_turns(question, history, room, answerer.name)
-    return history
 
 
 def _fitted(

@@ -121,7 +121,7 @@ def answering(
 class ModelWriter:
     """The memory model writes the answers, from contexts with texts and from latents."""
 
-    answerer = ""
+    answerer, marks = "", False
 
     def __init__(self, state: RoundState, finder: Finder, reading: ContextReading, sampling: Sampling) -> None:
         self._state, self._finder, self._reading, self._sampling = state, finder, reading, sampling

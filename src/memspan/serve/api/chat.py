@@ -16,11 +16,11 @@ from sse_starlette import EventSourceResponse
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.errors import QuestionError
 from memspan.events import Done, RoundDone, RoundStarted, TextWritten
-from memspan.generate.chat import answer_messages, estimated_tokens
 from memspan.generate.context import question_of
 from memspan.generate.decode import context_room
 from memspan.generate.given import turn_document
 from memspan.generate.memory import Memory
+from memspan.generate.prompts import answer_messages, estimated_tokens
 from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.serve.banks import ServedBank
