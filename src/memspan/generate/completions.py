@@ -18,11 +18,12 @@ _CONTEXT_FIELDS = ("max_model_len", "loaded_context_length", "context_length", "
 _LAST = object()
 
 _COUNTS = ("prompt_tokens", "completion_tokens")
-# The one tool that another model may call, between rounds.
+# The one tool of ours that another model may call, between rounds.
+LOOK_UP_NAME = "look_up"
 LOOK_UP = {
     "type": "function",
     "function": {
-        "name": "look_up",
+        "name": LOOK_UP_NAME,
         "description": "Search the memory for a document that is still missing to answer the question.",
         "parameters": {
             "type": "object",
@@ -107,7 +108,7 @@ def wanted_in(reply: Any) -> Wanted:
         given = json.loads(called.get("arguments") or "null")
     except (TypeError, ValueError):
         given = called.get("arguments")  # some servers send an object
-    query = _dict(given).get("query") if called.get("name") == "look_up" else None
+    query = _dict(given).get("query") if called.get("name") == LOOK_UP_NAME else None
     return Wanted(" ".join(query.split())[:_LONGEST_QUERY] or None if isinstance(query, str) else None, *counts)
 
 

@@ -12,6 +12,9 @@ from memspan.generate.answerer import Message
 from memspan.types import Turn
 
 JSON_FORMATS = ("json_object", "json_schema")
+# Bytes of UTF-8 that a token holds at least, on average: of English it holds four, of Chinese a character.
+BYTES_PER_TOKEN = 3
+_SPEAKERS = ("user", "assistant", "tool", "function")
 _ASKED_FOR_JSON = """\
 Answer from the documents alone, with the JSON that is asked for and nothing else, without numbers of documents. Where
 documents disagree, the later date holds."""
@@ -52,9 +55,9 @@ class Passed:
         return self.fields.get("response_format", {}).get("type") in JSON_FORMATS
 
     @property
-    def size(self) -> int:
-        """Bytes of the fields in a request."""
-        return len(json.dumps(self.fields)) if self.fields else 0
+    def tokens(self) -> int:
+        """What the fields take of a model's room at most, nearly always."""
+        return len(json.dumps(self.fields)) // BYTES_PER_TOKEN if self.fields else 0
 
     def instructions(self, usual: str, reading: str) -> str:
         """What another model is told.
@@ -104,10 +107,11 @@ def conversation_of(said: Sequence[tuple[Message, str]]) -> tuple[list[Turn], tu
 def _turns_of(part: Sequence[tuple[Message, str]]) -> Iterable[Turn]:
     """The turns of a user's message and what followed it."""
     if not any(message.fields for message, _ in part):
-        return turns_of((message.role, text) for message, text in part)
+        return turns_of(("tool" if message.role == "function" else message.role, text) for message, text in part)
     question, rest = (part[0][1], part[1:]) if part[0][0].role == "user" else ("", part)
     answer = "\n".join(text for _, text in rest if text)
-    return [ChatTurn(question, answer, tuple(message for message, _ in part))]
+    messages = [message if message.role in _SPEAKERS else message._replace(role="user") for message, _ in part]
+    return [ChatTurn(question, answer, tuple(messages))]
 
 
 def add_delta(calls: list[dict[str, Any]], delta: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from memspan.errors import QuestionError
 from memspan.generate.answerer import Answerer, Message
-from memspan.generate.passed import NOTHING_PASSED, ChatTurn, Passed
+from memspan.generate.passed import BYTES_PER_TOKEN, NOTHING_PASSED, ChatTurn, Passed
 from memspan.generate.sampling import Sampling
 from memspan.text.template import Passage
 from memspan.types import Evidence, Turn, date_key
@@ -46,8 +46,6 @@ _MARKERS = re.compile(
     re.IGNORECASE,
 )
 _DAY_LENGTH = len("2026-03-01")
-# Bytes of UTF-8 that a token holds at least, on average: of English it holds four, of Chinese a character.
-_BYTES_PER_TOKEN = 3
 TOKENS_PER_MESSAGE = 8
 
 
@@ -60,7 +58,7 @@ def estimated_tokens(messages: Sequence[Message]) -> int:
     """Tokens that messages have at most, nearly always: another model's tokenizer is not known."""
     said = (message.text + (json.dumps(message.fields) if message.fields else "") for message in messages)
     sizes = (len(text.encode(errors="replace")) for text in said)
-    return sum(TOKENS_PER_MESSAGE - (-size // _BYTES_PER_TOKEN) for size in sizes)
+    return sum(TOKENS_PER_MESSAGE - (-size // BYTES_PER_TOKEN) for size in sizes)
 
 
 def document_block(number: int, text: str, title: str = "", date: str = "") -> str:
@@ -141,7 +139,7 @@ def room_of(answerer: Answerer, sampling: Sampling, passed: Passed = NOTHING_PAS
     Raises:
         QuestionError: there is no room beside the answer.
     """
-    room = answerer.context - sampling.max_new_tokens - passed.size // _BYTES_PER_TOKEN
+    room = answerer.context - sampling.max_new_tokens - passed.tokens
     if room < 1:
         raise QuestionError(
             f"an answer of {sampling.max_new_tokens} tokens leaves {answerer.name} no room of {answerer.context}; ask "

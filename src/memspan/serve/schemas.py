@@ -15,6 +15,7 @@ from memspan.types import Evidence, LayerRouting, Span
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = dict[str, float]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 _MOST_DOCUMENTS = 100
 _MOST_ROUNDS = 16
@@ -143,15 +144,16 @@ class Annotation(BaseModel):
 
 class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
     annotations: list[Annotation]
+    tool_calls: list[dict[str, JsonValue]] | None = Field(description="Of the request's tools, by another model.")
 
 
 class Choice(BaseModel):
     index: Literal[0] = 0
     message: AnswerMessage
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     logprobs: None = None
 
 
