@@ -29,7 +29,7 @@ from memspan.text.readers import FORMATS, holds_records, read_content
 from memspan.types import Document
 
 MODULE = """
-from memspan.generate.selectors import Found, Needs
+from memspan.generate.selectors import SearchResult, Needs
 from memspan.routing.ranking import Selected
 from memspan.text.readers import Content, OneText
 
@@ -39,7 +39,7 @@ class Shortest:
 
     def rank(self, finder, looks, depth):
         stored = sorted(finder.documents(finder.ids()), key=lambda one: len(one.text))
-        return [Found([Selected(one.id, 1 / len(one.text), None) for one in stored[:depth]]) for _ in looks]
+        return [SearchResult([Selected(one.id, 1 / len(one.text), None) for one in stored[:depth]]) for _ in looks]
 
 
 class Choosy(Shortest):

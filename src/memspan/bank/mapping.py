@@ -29,7 +29,7 @@ _DTYPES = {
 _FOLIO = 2**21
 
 
-class Mapped:
+class MappedTensor:
     """A tensor in a mapped file, by its rows (the first dimension).
 
     Attributes:
@@ -71,7 +71,7 @@ class Mapped:
         madvise(start, end - start, advice)  # advice only: a failure changes nothing
 
 
-def open_mapped(path: Path) -> dict[str, Mapped]:
+def open_mapped(path: Path) -> dict[str, MappedTensor]:
     """The tensors of a file, by name.
 
     Raises:
@@ -87,7 +87,7 @@ def open_mapped(path: Path) -> dict[str, Mapped]:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-    return {name: Mapped(_view(storage, 8 + length, header[name])) for name in names}  # type: ignore[arg-type]
+    return {name: MappedTensor(_view(storage, 8 + length, header[name])) for name in names}  # type: ignore[arg-type]
 
 
 def _view(storage: torch.UntypedStorage, data: int, entry: Mapping[str, object]) -> torch.Tensor:

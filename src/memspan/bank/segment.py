@@ -23,9 +23,9 @@ import torch
 from memspan.bank import coarse
 from memspan.bank.coarse import CoarseFile, crc32, rows_crc32
 from memspan.bank.files import publish, write_synced
-from memspan.bank.folder import Placed, SegmentFiles, coarse_path, segment_paths
+from memspan.bank.folder import RowLocation, SegmentFiles, coarse_path, segment_paths
 from memspan.bank.manifest import LATENT_DTYPE_NAME, Manifest
-from memspan.bank.mapping import Mapped, open_mapped
+from memspan.bank.mapping import MappedTensor, open_mapped
 from memspan.errors import BankError
 from memspan.ops.coarse import CoarseKeys, quantize_keys
 from memspan.types import EncodedDocuments
@@ -48,7 +48,7 @@ class SegmentWriter:
     def __init__(self, folder: Path, layers: Sequence[int], max_bytes: int) -> None:
         self._folder, self._layers, self._max_bytes = folder, tuple(layers), max_bytes
         self._latents: list[EncodedDocuments] = []
-        self._places: list[Placed] = []
+        self._places: list[RowLocation] = []
         self._segments: list[SegmentFiles] = []
         self._begin()
 
@@ -58,11 +58,11 @@ class SegmentWriter:
         if self._rows and self.buffered_bytes + latents.nbytes > self._max_bytes:
             self._write()
         self.buffered_bytes += latents.nbytes
-        self._places.append(Placed(document_id, self._name, self._rows, rows, text_crc32))
+        self._places.append(RowLocation(document_id, self._name, self._rows, rows, text_crc32))
         self._latents.append(latents)
         self._rows += rows
 
-    def finish(self) -> tuple[list[SegmentFiles], list[Placed]]:
+    def finish(self) -> tuple[list[SegmentFiles], list[RowLocation]]:
         """Write what is left; return everything written since the last call, for the catalog to commit."""
         if self._rows:
             self._write()
@@ -268,7 +268,7 @@ def _damaged(path: Path, what: str) -> BankError:
     return BankError(f"{what} in the bank's file {path} changed since it was written; {_REMEDY}")
 
 
-def _open(path: Path, size: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Mapped]:
+def _open(path: Path, size: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, MappedTensor]:
     try:
         if not path.is_file():
             raise BankError(f"the bank's file {path} is missing; {_REMEDY}")

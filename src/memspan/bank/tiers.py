@@ -126,9 +126,9 @@ class Tiers:
         least = self._base + _SCRATCH_BYTES + max(sizes, default=0)
         if self.budget < least:
             raise BudgetError(
-                f"a memory budget of {_gigabytes(self.budget)} is too small: the process takes "
-                f"{_gigabytes(self._base)} before any routing key is read, a question {_gigabytes(_SCRATCH_BYTES)} and "
-                f"one tile of keys {_gigabytes(max(sizes, default=0))}; give at least {_gigabytes(least, up=True)}"
+                f"a memory budget of {_gigabytes(self.budget)} is too small; give at least "
+                f"{_gigabytes(least, up=True)}: the process takes {_gigabytes(self._base)} without routing keys, a "
+                f"question {_gigabytes(_SCRATCH_BYTES)} and one tile of keys {_gigabytes(max(sizes, default=0))}"
             )
         rest = self.budget - least
         cache = min(CACHE_BYTES, rest // _CACHE_SHARE)

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from memspan.errors import EvaluationError
 from memspan.generate.request import MAX_ROUNDS
 from memspan.generate.rerank import NONE, RERANKERS
-from memspan.generate.selectors import SELECTORS, RankingSelector, ReadingSelector
+from memspan.generate.selectors import SELECTORS, RankingSelector, RetrievingSelector
 
 _WITHOUT_RANKING = ("none", "oracle", "context")
 _PUBLISHED_NAMES = {"lexical": "bm25", "likelihood": "rerank"}
@@ -74,7 +74,7 @@ class Arm:
     @property
     def reads_in_rounds(self) -> bool:
         """Whether what it reads depends on what it read before, so that there is no ranking before the answer."""
-        return self.rounds > 1 or isinstance(self.chooser, ReadingSelector)
+        return self.rounds > 1 or isinstance(self.chooser, RetrievingSelector)
 
     @property
     def selector(self) -> str:
@@ -83,7 +83,7 @@ class Arm:
         return _published(SELECTORS)[self.retriever]
 
     @property
-    def chooser(self) -> RankingSelector | ReadingSelector | None:
+    def chooser(self) -> RankingSelector | RetrievingSelector | None:
         return SELECTORS[self.selector] if self.ranks else None
 
     @property
@@ -168,7 +168,7 @@ def _contradiction(arm: Arm, options: dict[str, str]) -> str:
         return "it is the arm none under another name; give it documents or +latents"
     if arm.documents == 0 and options.keys() - {"latents", "reroute"}:
         return "without documents there is nothing to choose; leave out the options"
-    if isinstance(arm.chooser, ReadingSelector) and not arm.latents:
+    if isinstance(arm.chooser, RetrievingSelector) and not arm.latents:
         return f"{arm.retriever} chooses documents by what the layers route to; leave out -latents"
     if "rounds" in options and not arm.rounds >= 1:
         return "there is at least one round"

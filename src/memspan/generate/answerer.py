@@ -23,7 +23,7 @@ class Message(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class AnswerEnd:
     """The end of an answer: "stop" or "length" (or another word of the endpoint's), and tokens as its server counts
     them, 0 where it does not."""
 
@@ -40,7 +40,7 @@ class CallPiece:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class NextSearch:
     """What another model wants to look up next.
 
     Attributes:
@@ -56,7 +56,7 @@ class Wanted:
 class Searcher(Protocol):
     """An answerer that can lead rounds: it says, by a tool call, what to look up next."""
 
-    def look_up(self, messages: Sequence[Message]) -> Iterator[Wanted | None]:
+    def look_up(self, messages: Sequence[Message]) -> Iterator[NextSearch | None]:
         """Yield None while nothing is known yet, and at last what is wanted; nothing where it can call no tools."""
         ...
 
@@ -67,7 +67,7 @@ class ToolCaller(Protocol):
 
     def call(
         self, messages: Sequence[Message], sampling: Sampling, fields: Mapping[str, Any]
-    ) -> Iterator[str | CallPiece | Ended | None]:
+    ) -> Iterator[str | CallPiece | AnswerEnd | None]:
         """As `Answerer.stream`, with further fields of a request; yields pieces of calls, too."""
         ...
 
@@ -86,7 +86,7 @@ class Answerer(Protocol):
     @property
     def context(self) -> int: ...
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | Ended | None]:
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | AnswerEnd | None]:
         """Yield the answer's text piece by piece, None while there is none yet, and at last (or never) its end.
 
         Closing the iterator ends the answer.

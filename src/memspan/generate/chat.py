@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from memspan.errors import MemspanError
 from memspan.events import RoundDone, RoundStarted
-from memspan.generate.answerer import Answerer, CallPiece, Ended, Message, Searcher, ToolCaller, Wanted
-from memspan.generate.citing import Marks
-from memspan.generate.interleave import Asked, Interleave, Plan, Reply, next_documents
+from memspan.generate.answerer import AnswerEnd, Answerer, CallPiece, Message, NextSearch, Searcher, ToolCaller
+from memspan.generate.citing import CitationChecker
+from memspan.generate.interleave import Interleave, Plan, QuestionState, Reply, next_documents
 from memspan.generate.lexical import next_query, said_before
 from memspan.generate.passed import NOTHING_PASSED, Passed, add_delta
 from memspan.generate.prompts import (
@@ -25,12 +25,12 @@ from memspan.generate.prompts import (
     room_of,
 )
 from memspan.generate.sampling import Sampling
-from memspan.generate.selectors import Look, ReadingSelector
+from memspan.generate.selectors import RetrievingSelector, SearchQuery
 from memspan.types import Evidence, Round
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder
-    from memspan.generate.interleave import Ended as Ending
+    from memspan.generate.interleave import RoundEnd
     from memspan.generate.lexical import TextFinder
     from memspan.model.convert import LoadedModel
     from memspan.text.template import Context
@@ -41,7 +41,7 @@ DEFAULT_SAMPLING = Sampling(max_new_tokens=512)
 # Chats under way at the same time, of many that are asked together.
 _CHATS = 8
 _ENDED = object()
-_NOTHING_WANTED = Wanted(None)
+_NOTHING_WANTED = NextSearch(None)
 
 
 def check_plan(plan: Plan, answerer: Answerer) -> None:
@@ -49,7 +49,7 @@ def check_plan(plan: Plan, answerer: Answerer) -> None:
     Raises:
         MemspanError: the plan needs the memory model to answer.
     """
-    if isinstance(plan.chooser, ReadingSelector):
+    if isinstance(plan.chooser, RetrievingSelector):
         raise MemspanError(
             f"with the selector {plan.selector} the memory model reads and answers itself; name another selector, or "
             f"let no other model ({answerer.name}) answer"
@@ -67,12 +67,12 @@ def answering_by(
     sampling: Sampling,
     passed: Passed = NOTHING_PASSED,
 ) -> Interleave:
-    """The round loop of another model; see `ChatReading` for `loaded`."""
-    reading = ChatReading(loaded, finder, plan, answerer, sampling, passed)
+    """The round loop of another model; see `ChatRetriever` for `loaded`."""
+    reading = ChatRetriever(loaded, finder, plan, answerer, sampling, passed)
     return Interleave(finder, reading, ChatWriter(answerer, sampling, passed), plan)
 
 
-class ChatReading:
+class ChatRetriever:
     """Documents found by search, as many as another model has room for."""
 
     def __init__(
@@ -93,9 +93,11 @@ class ChatReading:
         if plan.context_tokens is not None:
             self._room = min(self._room, plan.context_tokens)
 
-    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, RoundStarted | RoundDone | None]]:
+    def round(
+        self, asked: Sequence[QuestionState], number: int
+    ) -> Iterator[tuple[QuestionState, RoundStarted | RoundDone | None]]:
         started = time.perf_counter()
-        wanted: dict[int, Wanted] = {}
+        wanted: dict[int, NextSearch] = {}
         if number > 1 and isinstance(self._answerer, Searcher):
             for _ in self._wanted(self._answerer, asked, wanted):
                 yield asked[0], None
@@ -115,12 +117,14 @@ class ChatReading:
             chosen = next_documents(one, ranked, self._plan, self._finder, look.query, self._loaded, seconds)
             yield one, RoundDone(self._read(one, chosen, replace(done, reranker=self._plan.rerank)))
 
-    def _enough(self, one: Asked, number: int, want: Wanted) -> Round:
+    def _enough(self, one: QuestionState, number: int, want: NextSearch) -> Round:
         """The round in which the other model said that it has read enough."""
         done = Round(number, self._plan.selector, one.question, num_written_tokens=want.num_new_tokens)
         return one.close_round(self._plan, done, "enough", 0)
 
-    def _wanted(self, searcher: Searcher, asked: Sequence[Asked], wanted: dict[int, Wanted]) -> Iterator[None]:
+    def _wanted(
+        self, searcher: Searcher, asked: Sequence[QuestionState], wanted: dict[int, NextSearch]
+    ) -> Iterator[None]:
         """Ask the other model what to look up next for every question; `wanted` is given what it says."""
         chats = [(one, searcher.look_up(look_up_messages(one.question, one.evidence, one.history))) for one in asked]
         running = list(chats)
@@ -128,7 +132,7 @@ class ChatReading:
             while running:
                 steps = [(one, chat, next(chat, _ENDED)) for one, chat in running]
                 for one, _, step in steps:
-                    if isinstance(step, Wanted):
+                    if isinstance(step, NextSearch):
                         wanted[id(one)] = step
                         one.num_prompt_tokens += step.num_prompt_tokens
                         one.num_new_tokens += step.num_new_tokens
@@ -138,15 +142,15 @@ class ChatReading:
             for _, chat in chats:
                 _close(chat)
 
-    def _look(self, one: Asked, want: Wanted | None) -> Look:
+    def _look(self, one: QuestionState, want: NextSearch | None) -> SearchQuery:
         needs = self._plan.chooser.needs
         if want is not None and want.query:
             routed = self._loaded.template.context(want.query) if self._loaded is not None and needs.routing else None
-            return Look(want.query, routed)
+            return SearchQuery(want.query, routed)
         query = next_query(one.question, one.newest) if needs.words else one.question
-        return Look(query, self._routed(one) if needs.routing else None, said_before(one.history))
+        return SearchQuery(query, self._routed(one) if needs.routing else None, said_before(one.history))
 
-    def _routed(self, one: Asked) -> Context:
+    def _routed(self, one: QuestionState) -> Context:
         """What routes: the question, after what was said and found before, as far as the memory model reads it."""
         from memspan.generate.context import fitted_context, fitted_history, room_for
 
@@ -156,15 +160,15 @@ class ChatReading:
         newest = [*reversed(one.evidence)] if self._plan.route_tokens == "all" else one.newest
         return fitted_context(self._loaded, one.question, newest, room, history=history).context
 
-    def _read(self, one: Asked, chosen: Sequence[Evidence], done: Round) -> Round:
+    def _read(self, one: QuestionState, chosen: Sequence[Evidence], done: Round) -> Round:
         """Take the documents that fit."""
         used, tokens = self._fitting(one, chosen)
         text = documents_text([*one.evidence, *chosen[:used]])
         done = replace(done, chosen=tuple(chosen[:used]), injected=text, left_out=len(chosen) - used)
-        ended: Ending = "more" if used else "room" if chosen else "nothing" if one.room_for(self._plan) else "limit"
+        ended: RoundEnd = "more" if used else "room" if chosen else "nothing" if one.room_for(self._plan) else "limit"
         return one.close_round(self._plan, done, ended, tokens)
 
-    def _fitting(self, one: Asked, chosen: Sequence[Evidence]) -> tuple[int, int]:
+    def _fitting(self, one: QuestionState, chosen: Sequence[Evidence]) -> tuple[int, int]:
         """How many of the documents fit, the worst left out first, and the tokens they may take."""
         limit, used = self._plan.injected_tokens, len(chosen)
         given = one.question, one.evidence
@@ -184,7 +188,7 @@ class ChatWriter:
         self.answerer, self.marks = answerer.name, not passed.is_json
         self._answerer, self._sampling, self._passed = answerer, sampling, passed
 
-    def write(self, asked: Sequence[Asked], seconds: dict[str, float]) -> Iterator[Sequence[Reply]]:
+    def write(self, asked: Sequence[QuestionState], seconds: dict[str, float]) -> Iterator[Sequence[Reply]]:
         started = time.perf_counter()
         first: float | None = None
         replies = [Reply(num_prompt_tokens=x.num_prompt_tokens, num_new_tokens=x.num_new_tokens) for x in asked]
@@ -203,9 +207,9 @@ class ChatWriter:
         first = ended if first is None else first
         seconds |= {"prefill": first - started, "routing": 0.0, "fetch": 0.0, "decode": ended - first}
 
-    def _row(self, one: Asked, reply: Reply) -> Generator[None]:
+    def _row(self, one: QuestionState, reply: Reply) -> Generator[None]:
         """One answer, a step at a time."""
-        marks = Marks(one.evidence)
+        marks = CitationChecker(one.evidence)
         messages = answer_messages(one.question, one.evidence, one.history, self._passed)
         with closing(_said(self._answerer, messages, self._sampling, reply, self._passed)) as pieces:
             for piece in pieces:
@@ -257,7 +261,7 @@ def _said(
             if isinstance(piece, CallPiece) and passed.fields.get("tools"):
                 add_delta(reply.calls, piece.delta)
                 reply.new_calls.append(piece.delta)
-            if isinstance(piece, Ended):
+            if isinstance(piece, AnswerEnd):
                 reply.finish_reason = piece.finish_reason
                 reply.num_prompt_tokens += piece.num_prompt_tokens
                 reply.num_new_tokens += piece.num_new_tokens
@@ -266,7 +270,7 @@ def _said(
         _close(stream)
 
 
-def _has_enough(want: Wanted | None) -> bool:
+def _has_enough(want: NextSearch | None) -> bool:
     return want is not None and want.query == ""
 
 

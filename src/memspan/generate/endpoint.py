@@ -21,10 +21,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from memspan.errors import AnswererError, AnswererRefused
-from memspan.generate.answerer import CallPiece, Ended, Message, Wanted
+from memspan.generate.answerer import AnswerEnd, CallPiece, Message, NextSearch
 from memspan.generate.completions import (
     LOOK_UP,
-    Refused,
+    EndpointRefusal,
     adapt,
     check,
     context_in,
@@ -51,7 +51,7 @@ _LONGEST_REASON = 300
 _CALL_TOKENS = 256
 _WRONG = (400, 422)
 
-_Piece = str | CallPiece | Ended | None
+_Piece = str | CallPiece | AnswerEnd | None
 
 
 class _NoTools(AnswererError):
@@ -120,7 +120,7 @@ class Endpoint:
             )
         return DEFAULT_CONTEXT if found is None else found
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | Ended | None]:
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | AnswerEnd | None]:
         """See `Answerer`. It was given no tools, so calls of some are passed over.
 
         Raises:
@@ -171,7 +171,7 @@ class Endpoint:
         found = [pieces.get() for _ in range(pieces.qsize())]
         return "".join(piece for piece in found if isinstance(piece, str))
 
-    def look_up(self, messages: Sequence[Message]) -> Iterator[Wanted | None]:
+    def look_up(self, messages: Sequence[Message]) -> Iterator[NextSearch | None]:
         """See `Searcher`. An endpoint that takes no tools is asked once.
 
         Raises:
@@ -196,18 +196,18 @@ class Endpoint:
         """Set where the endpoint refused tools."""
         return threading.Event()
 
-    async def _call(self, body: dict[str, Any]) -> Wanted:
+    async def _call(self, body: dict[str, Any]) -> NextSearch:
         reply = await self._client.post(f"{self.url.rstrip('/')}/chat/completions", json=body)
         try:
             await check(reply)
-        except Refused as error:
+        except EndpointRefusal as error:
             if "tool" in error.reason.lower() and error.status not in (401, 403, 429):
                 raise _NoTools(f"{self.model} at {self.url} calls no tools") from None
             raise
         try:
             return wanted_in(parsed(reply.text))
         except ValueError:  # search leads this round
-            return Wanted(None)
+            return NextSearch(None)
 
     def _run(self, work: Any) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, _loop())
@@ -229,7 +229,7 @@ class Endpoint:
             if reply.status_code in (401, 403):
                 await check(reply)
             return context_in(parsed(reply.text), self.model) if reply.is_success else None
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, Refused) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, EndpointRefusal) as error:
             raise self._error(str(error) or type(error).__name__) from None
         except (httpx2.HTTPError, ValueError):  # it may answer all the same
             return None
@@ -266,7 +266,7 @@ class Endpoint:
             wait: float | None = self.wait * 2**attempt * (1 + random.random() / 4)
             try:
                 return await call()
-            except Refused as error:
+            except EndpointRefusal as error:
                 if body is not None and adapt(body, error):
                     continue
                 if has_more and error.status in _WRONG:

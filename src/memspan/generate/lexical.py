@@ -12,7 +12,7 @@ from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.texts import TextBank, check_namespace
 from memspan.errors import EmptyBank, MemspanError, QuestionError
 from memspan.generate.rerank import NONE, RERANKED, Means, check_reranker, reranked
-from memspan.generate.selectors import Found, Look, check_packages, ranking_selector
+from memspan.generate.selectors import SearchQuery, SearchResult, check_packages, ranking_selector
 from memspan.routing.ranking import Selected
 from memspan.text.template import encoded_text
 from memspan.text.terms import content_words, plain_words
@@ -41,7 +41,7 @@ class TextFinder:
     def __init__(self, catalog: Catalog, namespace: str, scope: Scope) -> None:
         self._catalog, self._namespace, self._scope = catalog, namespace, scope
 
-    def rank(self, selector: str, looks: Sequence[Look], depth: int) -> list[Found]:
+    def rank(self, selector: str, looks: Sequence[SearchQuery], depth: int) -> list[SearchResult]:
         """Rank documents for every look, at least `depth` by full-text search (where so many match)."""
         return ranking_selector(selector).rank(cast("Finder", self), looks, max(depth, SEARCH_DEPTH))
 
@@ -94,7 +94,7 @@ def search_words(
         if not catalog.page(namespace, 0, 1, scope):
             return []
         finder = TextFinder(catalog, namespace, scope)
-        (found,) = finder.rank(selector, [Look(question)], limit)
+        (found,) = finder.rank(selector, [SearchQuery(question)], limit)
         return shown(finder, question, fitting(found.selected, min_score, selector), limit, rerank or NONE, means)
 
 

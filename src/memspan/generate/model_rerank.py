@@ -12,7 +12,7 @@ from memspan.generate.decode import context_room
 from memspan.generate.finder import passages_of
 from memspan.model.convert import LoadedModel
 from memspan.model.decoding import look
-from memspan.model.memory_api import AskStep, Watch
+from memspan.model.memory_api import QueryStep, Watch
 from memspan.model.modeling import MSAForCausalLM
 from memspan.text.packing import BATCH_TOKENS, length_batches, pack_contexts
 from memspan.text.template import Passage, encoded_text
@@ -90,7 +90,7 @@ def _log_likelihood(model: MSAForCausalLM, sequences: Sequence[Sequence[int]], l
     out = model(
         input_ids=ids_BT.to(device),
         position_ids=positions_BT.to(device),
-        memory=AskStep(valid_BS=None if bool(valid_BT.all()) else valid_BT.to(device)),
+        memory=QueryStep(valid_BS=None if bool(valid_BT.all()) else valid_BT.to(device)),
         use_cache=False,
         logits_to_keep=last + 1,
     )

@@ -142,8 +142,8 @@ def room_of(answerer: Answerer, sampling: Sampling, passed: Passed = NOTHING_PAS
     room = answerer.context - sampling.max_new_tokens - passed.tokens
     if room < 1:
         raise QuestionError(
-            f"an answer of {sampling.max_new_tokens} tokens leaves {answerer.name} no room of {answerer.context}; ask "
-            "for fewer max_new_tokens, or say how much it reads with --answer-context"
+            f"an answer of {sampling.max_new_tokens} tokens leaves {answerer.name} no room of {answerer.context}; "
+            "lower max_new_tokens, or give the model's room with --answer-context"
         )
     return room
 
@@ -167,6 +167,6 @@ def fitted_turns(
     if needed > room:
         raise QuestionError(
             f"the question needs up to {needed} tokens and {name} has room for {room} beside its answer; shorten it, "
-            "ask for fewer max_new_tokens, or say how much the model reads with --answer-context"
+            "lower max_new_tokens, or give the model's room with --answer-context"
         )
     return tuple(kept)

@@ -190,7 +190,7 @@ def _cross_encoder(name: str) -> tuple[Any, int]:
         raise MemspanError(f"the cross-encoder {name!r} gives several numbers for a text; name one that gives one")
     # Some models need two positions for themselves.
     positions = getattr(classify.model.config, "max_position_embeddings", 0) - 2
-    limits = [limit for limit in (classify.tokenizer.model_max_length, positions) if limit > 0]
+    limits = [limit for limit in (getattr(classify.tokenizer, "model_max_length", 0), positions) if limit > 0]
     return classify, min(limits)
 
 

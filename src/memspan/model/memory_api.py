@@ -69,7 +69,7 @@ class PooledLayer:
 
 
 @dataclass(frozen=True)
-class AskStep:
+class QueryStep:
     """One forward of the active context: a whole prompt, or the tokens decoded since.
 
     Attributes:
@@ -119,4 +119,4 @@ class Watch:
     shares: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
-Step = EncodeStep | AskStep
+Step = EncodeStep | QueryStep

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from memspan.generate.rerank import NONE
-from memspan.generate.selectors import SELECTORS, ReadingSelector
+from memspan.generate.selectors import SELECTORS, RetrievingSelector
 
 
 class RerankOptions(TypedDict):
@@ -74,7 +74,7 @@ class ServeSettings:
     def reranking(self, asked: str | None, selector: str | None = None, documents: int = 1) -> RerankOptions:
         """Who ranks anew: who was asked for; else who usually does, unless this selector, or this number of documents,
         leaves nothing to rank."""
-        reads = selector in SELECTORS and isinstance(SELECTORS[selector], ReadingSelector) if selector else False
+        reads = selector in SELECTORS and isinstance(SELECTORS[selector], RetrievingSelector) if selector else False
         usual = NONE if reads or not documents else self.rerank
         return RerankOptions(rerank=asked or usual, cross_encoder=self.cross_encoder)
 

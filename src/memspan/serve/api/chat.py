@@ -212,7 +212,7 @@ class _Exchange:
         message = AnswerMessage(
             content=answer.text or (None if answer.tool_calls else ""),
             annotations=self._annotations(answer),
-            tool_calls=list(answer.tool_calls) or None,
+            tool_calls=[dict(one) for one in answer.tool_calls] or None,
         )
         return ChatCompletion(
             id=self._id,
