@@ -93,6 +93,14 @@ def of_messages() -> Iterator[Sentence]:
                         yield from sentences(f"{path.relative_to(ROOT).as_posix()}:{node.lineno}", line)
 
 
+def of_descriptions() -> Iterator[Sentence]:
+    """The descriptions of the server's fields, parameters and tools."""
+    for path in sorted((ROOT / "src" / "memspan" / "serve").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "description":
+                yield from sentences(f"{path.relative_to(ROOT).as_posix()}:{node.value.lineno}", _literal(node.value))
+
+
 def _literal(node: ast.expr) -> str:
     """A text of the source, as it reads with its values left out."""
     if isinstance(node, ast.JoinedStr):

@@ -86,6 +86,16 @@ def test_a_row_of_the_readme_has_its_command() -> None:
     assert len(figures) > 10 and all(COMMAND.search(row) for row in figures)
 
 
+def test_a_figure_of_the_readme_stands_in_the_pages_it_leads_to() -> None:
+    pages = "".join(PAGES[page] for page in ("performance.md", "evaluation.md", "LOG.md"))
+    head, _, rest = PAGES["README.md"].partition("## Features")
+    rows = re.findall(r"^\|.*\|$", head + rest.partition("## Measured")[2].partition("\n## ")[0], re.MULTILINE)
+    cells = [cell for row in rows for cell in row.split("|")[2:-2] if "`" not in cell or "generate" in cell]
+    figures = re.findall(r"\.\d+|\d+(?:\.\d+)?", " ".join(cells) + " ".join(re.findall(r" \.\d\d\d", head)))
+    assert len(figures) > 30
+    assert not [figure for figure in figures if not re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", pages)]
+
+
 def test_named_commands_and_their_options_exist() -> None:
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     known = [(page, words, unknown_part(words, get_command(app), targets)) for page, words in command_lines()]

@@ -67,7 +67,7 @@ _Where = Annotated[
     Field(description='Only memories whose metadata match, as {"project": "amber"} or {"year": {">=": 2020}}.'),
 ]
 _AsOf = Annotated[
-    str | None, Field(description="What was valid at this day or moment (ISO 8601): dated, or remembered by then.")
+    str | None, Field(description="Only memories valid at this day or moment (ISO 8601): dated, or remembered by then.")
 ]
 _Id = Annotated[str, Field(min_length=1, description="Of the memory, as `remember`, `recall` or `list` gave it.")]
 
@@ -140,11 +140,11 @@ class _Tools:
     async def remember(
         self,
         text: Annotated[
-            str, Field(min_length=1, description="What to remember, verbatim; whole sentences are found best.")
+            str, Field(min_length=1, description="The text, kept verbatim; whole sentences are found best.")
         ],
         title: Annotated[str, Field(description="A short name; it is searched too.")] = "",
         id: Annotated[str | None, Field(description="Your own name of it. Default: made from the content.")] = None,
-        date: Annotated[str | None, Field(description="ISO 8601, of what the text tells. Default: now.")] = None,
+        date: Annotated[str | None, Field(description="ISO 8601, of the text's subject. Default: now.")] = None,
         metadata: Annotated[dict[str, JsonValue] | None, Field(description="JSON values to filter by later.")] = None,
     ) -> RememberResult:
         """Remember a text for later conversations. Use it when the user states a fact, a decision or a wish that should
@@ -167,11 +167,11 @@ class _Tools:
             Field(
                 min_length=1,
                 max_length=_MOST_MESSAGES,
-                description='What was said, oldest first: {"role": "user", "name": "Ann", "content": "...", '
+                description='The messages, oldest first: {"role": "user", "name": "Ann", "content": "...", '
                 '"date": "2026-03-01T10:00:00Z"}. `name` says who, `date` when; both may be left out.',
             ),
         ],
-        session: Annotated[str, Field(description="What the conversation is called, to filter by later.")] = "",
+        session: Annotated[str, Field(description="A name of the conversation, to filter by later.")] = "",
         date: Annotated[str | None, Field(description="ISO 8601, of messages without one. Default: now.")] = None,
     ) -> ConversationResult:
         """Remember what was said, verbatim: each question with what was answered to it. Use it at the end of a
