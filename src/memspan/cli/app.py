@@ -94,12 +94,12 @@ AskSelectorOption = Annotated[
     ),
 ]
 RerankOption = Annotated[
-    str | None, typer.Option("--rerank", help="Who ranks the first documents anew: {rerankers}. Default: none.")
+    str | None, typer.Option("--rerank", help="Reranker of the first 10 documents: {rerankers}. Default: none.")
 ]
 CrossEncoderOption = Annotated[
     str | None,
     typer.Option(
-        "--cross-encoder", envvar="MEMSPAN_CROSS_ENCODER", help="Model of the reranker cross: a folder or a name."
+        "--cross-encoder", envvar="MEMSPAN_CROSS_ENCODER", help="Cross-encoder of --rerank cross: a folder or a name."
     ),
 ]
 IdOption = Annotated[list[int] | None, typer.Option("--id", help="The bank's id of a document; may be repeated.")]

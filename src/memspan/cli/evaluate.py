@@ -36,7 +36,7 @@ def evaluate(
     prompt_tokens: Annotated[int | None, typer.Option(help="Length of a prompt, at most.")] = None,
     batch: Annotated[int, typer.Option(help="Questions answered together.")] = 16,
     seed: Annotated[int, typer.Option(help="Of needles and intervals.")] = 0,
-    rerank_depth: Annotated[int, typer.Option(help="Documents that +rerank, +model and +cross rank anew.")] = 100,
+    rerank_depth: Annotated[int, typer.Option(help="Documents that +rerank, +model and +cross rerank.")] = 100,
     cross_encoder: Annotated[str | None, typer.Option(help="Model of +cross: a folder or a name.")] = None,
     *,
     model: Model,

@@ -40,8 +40,9 @@ def attention(loaded: LoadedModel, question: str, documents: Sequence[Evidence])
     owner_S = torch.full((len(context.ids),), N)
     for place, span in enumerate(template.passage_spans(passages)):
         owner_S[span.start : span.end] = N - 1 - place
-    middle = max(1, round(_DEPTH * model.config.text_config.num_hidden_layers))
-    watch = Watch(owner_S, N, len(context.ids) - asked.start, (middle - 1, middle))
+    num_layers = model.config.text_config.num_hidden_layers
+    last = min(max(1, round(_DEPTH * num_layers)), num_layers - 1)
+    watch = Watch(owner_S, N, len(context.ids) - asked.start, tuple(range(max(0, last - 1), last + 1)))
     look(model, pack_contexts([context], model.config.offset).to(model.device), watch)
     shares_HTN = torch.cat([watch.shares[layer] for layer in watch.layers])
     return shares_HTN.mean(0)[: asked.length].amax(0).tolist()

@@ -28,7 +28,7 @@ class AskFields(Strict):
     bank: Name | None = Field(None, description="Instead of the bank that the model's name says.")
     namespace: Name | None = Field(None, description="Whose memories. Default: the key's first, or `default`.")
     selector: Selector | None = None
-    rerank: RerankerName | None = Field(None, description="Who ranks the first memories anew. Default: the server's.")
+    rerank: RerankerName | None = Field(None, description="Reranker of the first 10 memories. Default: the server's.")
     max_documents: int = Field(MAX_DOCUMENTS, ge=0, le=_MOST_DOCUMENTS)
     rounds: int | None = Field(None, ge=1, le=_MOST_ROUNDS)
     documents_per_round: int | None = Field(None, ge=1, le=_MOST_DOCUMENTS)
@@ -255,7 +255,7 @@ class UpdateRequest(Place):
 class SearchRequest(Place):
     query: str = Field(min_length=1)
     selector: RankingSelector | None = None
-    rerank: RerankerName | None = Field(None, description="Who ranks the first memories anew. Default: the server's.")
+    rerank: RerankerName | None = Field(None, description="Reranker of the first 10 memories. Default: the server's.")
     limit: int = Field(10, ge=1, le=_MOST_DOCUMENTS)
     min_score: float | None = Field(None, ge=0, le=1)
     where: dict[str, JsonValue] | None = None
