@@ -26,8 +26,9 @@ from memspan.generate.calls import in_thread, named_options, streamed_in_thread
 from memspan.generate.chat import answering_by
 from memspan.generate.documents import DocumentStore
 from memspan.generate.finder import Finder, check_encoded, holds_any
-from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope
+from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope, shown
 from memspan.generate.request import AskOptions, Request
+from memspan.generate.rerank import Means
 from memspan.generate.searched import answering
 from memspan.generate.selectors import Needs, SearchQuery, default_selector, ranking_selector
 from memspan.generate.state import RoundState
@@ -273,6 +274,8 @@ class Memory(DocumentStore):
         selector: str | None = None,
         limit: int = 10,
         min_score: float | None = None,
+        rerank: str | None = None,
+        cross_encoder: str | None = None,
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
         known_at: str | None = None,
@@ -281,7 +284,8 @@ class Memory(DocumentStore):
 
         Args:
             limit: documents, at most.
-            min_score: leave out documents that score less, 0 to 1; see `Evidence.score`.
+            min_score: leave out what scores less, 0 to 1; see `Evidence.score`.
+            rerank, cross_encoder: as of `AskOptions`.
             where, as_of, known_at: only documents of this scope; see `memspan.bank.scope.Scope.parse`.
 
         Raises:
@@ -293,15 +297,18 @@ class Memory(DocumentStore):
         needs = ranking_selector(chosen).needs
         check_limit(limit)
         check_min_score(min_score)
-        scoped: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
-        request = Request.of(self.loaded, [question], {"selector": chosen, **scoped})
+        options: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
+        options |= {"selector": chosen, "rerank": rerank, "cross_encoder": cross_encoder}
+        request = Request.of(self.loaded, [question], options)
         with self._snapshot() as snapshot:
             if not holds_any(snapshot, request.scope, self.bank.folder):
                 return []
             finder = self._finder(snapshot, request.scope, needs)
             context = self.loaded.template.context(question) if needs.routing else None
             (found,) = finder.rank(chosen, [SearchQuery(question, context)], limit)
-            return finder.evidence(fitting(found.selected[:limit], min_score, chosen))
+            fit = fitting(found.selected, min_score, chosen)
+            means = Means(self.loaded, cross_encoder)
+            return shown(finder, question, fit, limit, request.plan.rerank, means)
 
     @named_options()
     def summarize(
@@ -346,7 +353,7 @@ class Memory(DocumentStore):
             if self.answerer is None:
                 loop = answering(RoundState(self.loaded, batch), finder, plan, sampling)
             else:
-                loop = answering_by(self.answerer, self.loaded, finder, plan, sampling)
+                loop = answering_by(self.answerer, self.loaded, finder, plan, sampling, request.passed)
             for place, event in loop.run(request.questions, request.history):
                 if isinstance(event, Done) and snapshot.num_pending:
                     event = Done(replace(event.answer, pending=snapshot.num_pending))
