@@ -26,6 +26,7 @@ from memspan.bank.folder import (
 )
 from memspan.bank.ledger import forget_disk
 from memspan.bank.manifest import Manifest
+from memspan.bank.remembered import forget_id
 from memspan.errors import BankError
 from memspan.files import CATALOG, SEGMENTS, sync_file, sync_folder, whole_file
 
@@ -86,8 +87,7 @@ def _copy(bank: MemoryBank, folder: Path) -> None:
     """Copy what a bank holds now into a folder, without what is deleted, staged or retired."""
     segments_folder(folder).mkdir()
     with bank.pinned_catalog() as catalog:
-        with closing(sqlite3.connect(folder / CATALOG)) as copy:
-            catalog.connection.backup(copy)
+        catalog.copy_to(folder / CATALOG)
         for _, files in catalog.segments():
             source = segments_folder(bank.folder)
             derived = coarse_path(source, files.name)
@@ -97,6 +97,7 @@ def _copy(bank: MemoryBank, folder: Path) -> None:
         edits.upgrade(copied)
         edits.forget_unfinished(copied)
         forget_disk(copied)
+        forget_id(copied)
     with closing(MemoryBank.open(folder)) as copied_bank, copied_bank.locked():
         edits.forget(copied_bank.catalog, None)
         copied_bank.free_space(secure=True, timeout=0)

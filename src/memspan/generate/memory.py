@@ -17,7 +17,6 @@ from memspan.bank.remembered import names_for, remember
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
-from memspan.bank.tiers import parse_bytes
 from memspan.errors import BankMismatch
 from memspan.events import Done, Event, TextWritten
 from memspan.generate.answerer import Answerer, check_answerer
@@ -33,6 +32,7 @@ from memspan.generate.selectors import Look, Needs, default_selector, ranking_se
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
+from memspan.places import parse_bytes
 from memspan.routing.ranks import Ranks
 from memspan.types import Answer, Evidence
 
