@@ -21,7 +21,7 @@ class BankPlace:
 
     Attributes:
         name: the folder or the URL, as it was given.
-        cache: folder for what is fetched of published banks. None: `banks` in `cache_folder()`.
+        cache: folder for what is fetched. None: `cache_folder()`. Published banks are in `banks` there.
         cache_budget: bytes that one bank may take there. None: as `$MEMSPAN_CACHE_BUDGET` says, or any number.
 
     Raises:
@@ -37,8 +37,24 @@ class BankPlace:
             raise BankError(f"{self.name} is no folder; if it is to be a URL, write it as text and with ://")
 
     @classmethod
-    def of(cls, place: str | os.PathLike[str]) -> BankPlace:
-        return place if isinstance(place, BankPlace) else cls(os.fspath(place))
+    def of(
+        cls,
+        place: str | os.PathLike[str],
+        cache: str | os.PathLike[str] | None = None,
+        cache_budget: int | str | None = None,
+    ) -> BankPlace:
+        """What was given as a place; the budget may be written as "10GB".
+
+        Raises:
+            BankError, BudgetError: it is none.
+        """
+        found = place if isinstance(place, BankPlace) else cls(os.fspath(place))
+        most = parse_bytes(cache_budget) if isinstance(cache_budget, str) else cache_budget
+        return cls(
+            found.name,
+            found.cache if cache is None else Path(cache),
+            found.cache_budget if most is None else most,
+        )
 
     def __fspath__(self) -> str:
         return self.name
@@ -58,9 +74,22 @@ class BankPlace:
         return Path(self.name).expanduser()
 
     @property
+    def new_folder(self) -> Path:
+        """The folder, for a new bank.
+
+        Raises:
+            BankError: it is a URL.
+        """
+        if "://" in self.name:
+            raise BankError(
+                f"{self.name} is a URL; make the bank in a folder of this machine, and then: memspan publish FOLDER URL"
+            )
+        return self.folder
+
+    @property
     def cache_root(self) -> Path:
         """The folder for what is fetched of published banks."""
-        return cache_folder() / "banks" if self.cache is None else self.cache.expanduser()
+        return (cache_folder() if self.cache is None else self.cache.expanduser()) / "banks"
 
     @property
     def most_bytes(self) -> int | None:

@@ -29,6 +29,7 @@ from memspan.bank.manifest import Manifest
 from memspan.bank.remembered import forget_id
 from memspan.errors import BankError
 from memspan.files import CATALOG, SEGMENTS, sync_file, sync_folder, whole_file
+from memspan.places import BankPlace
 
 _COPY_BYTES = 2**20
 # What zipfile raises for damaged archives.
@@ -44,6 +45,7 @@ def export_bank(bank: MemoryBank, path: str | Path) -> None:
     Raises:
         BankError: the file exists, or cannot be written; nothing is left of it then.
     """
+    bank.check_owned("exported whole")
     target = Path(path).expanduser()
     if target.exists():
         raise BankError(f"{target} exists; name another file")
@@ -60,7 +62,7 @@ def export_bank(bank: MemoryBank, path: str | Path) -> None:
 
 
 def import_bank(
-    path: str | Path, folder: str | Path, check: Callable[[Manifest], object] = lambda manifest: None
+    path: str | Path, folder: str | os.PathLike[str], check: Callable[[Manifest], object] = lambda manifest: None
 ) -> MemoryBank:
     """Make a bank of what `export_bank` wrote. Every file is compared with its checksum.
 
@@ -73,7 +75,7 @@ def import_bank(
         BankMismatch: another model encoded the bank.
         BankError: not such a file, damaged, or the folder holds something; no bank is left then.
     """
-    source, target = Path(path).expanduser(), Path(folder).expanduser()
+    source, target = Path(path).expanduser(), BankPlace.of(folder).new_folder
     try:
         with new_bank(target):
             _extract(source, target)

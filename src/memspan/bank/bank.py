@@ -27,6 +27,7 @@ from memspan.bank.stored import num_pending
 from memspan.bank.texts import TextBank, check_namespace
 from memspan.bank.tiers import TensorCache, Tiers
 from memspan.errors import BankBusy, BankError
+from memspan.places import BankPlace
 from memspan.text.template import part_text
 from memspan.types import EncodedDocuments
 
@@ -84,7 +85,7 @@ class MemoryBank(TextBank):
         Raises:
             BankError: the folder holds something already, or cannot be written.
         """
-        path = Path(folder).expanduser()
+        path = BankPlace.of(folder).new_folder
         try:
             with new_bank(path), contextlib.closing(Catalog(path / PARTIAL_CATALOG, create=True)) as catalog:
                 edits.write_manifest(catalog, dataclasses.asdict(manifest))

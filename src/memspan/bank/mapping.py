@@ -143,7 +143,7 @@ def open_mapped(path: Path) -> dict[str, Mapped]:
         header = json.loads(file.read(length))
     storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
     places = {name: TensorPlace.of(8 + length, header[name]) for name in names}
-    return {name: Mapped(_view(storage, place), place) for name, place in places.items()}
+    return {name: Mapped(_view(storage, place), place) for name, place in places.items()}  # type: ignore[arg-type]
 
 
 def _view(storage: torch.UntypedStorage, place: TensorPlace) -> torch.Tensor:

@@ -203,19 +203,20 @@ class Latest(NamedTuple):
 
 def read_latest(store: Store) -> Latest | None:
     """The present version; None where nothing was published. Errors as of `read_pointer`, also of its version."""
-    problem = ""
+    name = problem = ""
     for _ in range(TRIES):
         pointer = read_pointer(store)
         if pointer is None:
             return None
-        (data,) = store.read([pointer.version])
+        name = pointer.version
+        (data,) = store.read([name])
         if data is None:
             problem = "is missing"
         elif hashlib.sha256(data).hexdigest() != pointer.sha256:
             problem = "is damaged"
         else:
             return Latest(pointer, Version.parse(data, f"{store.url}/{pointer.version}"), data)
-    raise StoreError(f"{store.url}/{LATEST} names {pointer.version}, which {problem}; publish the bank again")
+    raise StoreError(f"{store.url}/{LATEST} names {name}, which {problem}; publish the bank again")
 
 
 def read_blocks(store: Store, hashes: Sequence[str]) -> list[bytes]:

@@ -79,9 +79,9 @@ def names_for(
         if Path(place).is_absolute() and not Path(place).is_dir():
             adapter_now = "DIR" if kind == "adapter" else names.adapter
             raise CheckpointError(
-                f"{bank.folder} was made with the {kind} in {place}, which is not there any more. If it moved, name "
+                f"{bank.place} was made with the {kind} in {place}, which is not there any more. If it moved, name "
                 f"its new folder: --model DIR --adapter {adapter_now} (in Python model= and adapter=); a document that "
                 "is added with them makes the bank remember it. For another model, encode the bank anew: "
-                f"memspan reencode {bank.folder} --model DIR"
+                f"memspan reencode {bank.place} --model DIR"
             )
     return names.model, names.adapter if adapter is None else adapter

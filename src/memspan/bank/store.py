@@ -49,8 +49,10 @@ class Store:
         except Exception as error:  # every store has its own
             raise StoreError(f"{self.url} cannot be opened: {_first_line(error)}") from error
         self._root = root.rstrip("/")
-        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        protocols: set[str] = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
         self._is_local = "file" in protocols
+        if self._is_local and "://" not in url:
+            self.url = self._root  # absolute
         self._makes_folders = not self._is_local and not protocols & _OBJECT_STORES
 
     def is_in(self, folder: Path) -> bool:

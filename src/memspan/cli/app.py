@@ -18,6 +18,7 @@ import typer
 
 from memspan.cli.choices import AnswererChoice, ModelChoice, ReadingChoice, ScopeChoice
 from memspan.errors import MemspanError
+from memspan.places import BankPlace
 
 app = typer.Typer(
     name="memspan",
@@ -27,7 +28,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-BankArgument = Annotated[Path, typer.Argument(help="Folder of the memory bank.")]
+BankArgument = Annotated[
+    BankPlace, typer.Argument(parser=BankPlace.of, metavar="BANK", help="Folder of the memory bank.")
+]
+ReadBankArgument = Annotated[
+    BankPlace,
+    typer.Argument(
+        parser=BankPlace.of, metavar="BANK", help="Folder of the memory bank, or the URL where it was published."
+    ),
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option("--cache", envvar="MEMSPAN_CACHE", help="Of a URL: folder for what is fetched of the bank."),
+]
+CacheBudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-budget", envvar="MEMSPAN_CACHE_BUDGET", help="Of a URL: what a bank may take there, as 10GB."
+    ),
+]
 InstalledOption = Annotated[
     bool, typer.Option("--installed-packages", help="The Python packages of this environment, too.")
 ]
@@ -153,6 +172,10 @@ class OptionGroup:
     make: Callable[..., Any]
 
 
+def _cached(bank: ReadBankArgument, cache: CacheOption = None, cache_budget: CacheBudgetOption = None) -> BankPlace:
+    return BankPlace.of(bank, cache, cache_budget)
+
+
 def _model(
     model: ModelOption = None, adapter: AdapterOption = None, dtype: DtypeOption = None, device: DeviceOption = None
 ) -> ModelChoice:
@@ -196,6 +219,7 @@ def _answerer(
     return AnswererChoice(answer_with, answer_model, answer_context)
 
 
+CachedBank = Annotated[BankPlace, OptionGroup(_cached)]
 Model = Annotated[ModelChoice, OptionGroup(_model)]
 OtherModel = Annotated[AnswererChoice, OptionGroup(_answerer)]
 ScopeOptions = Annotated[ScopeChoice, OptionGroup(_scope)]

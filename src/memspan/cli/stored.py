@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +17,14 @@ from memspan.cli import render
 from memspan.cli.app import (
     BankArgument,
     BudgetOption,
+    CachedBank,
     ExpiryOptions,
     GPUBudgetOption,
     IdOption,
     JsonOption,
     Model,
     NamespaceOption,
+    ReadBankArgument,
     ScopeOptions,
     SelectorOption,
     WhereOption,
@@ -30,6 +33,7 @@ from memspan.cli.app import (
 from memspan.cli.importing import importing
 from memspan.cli.process import started_by_torchrun
 from memspan.errors import MemspanError, UnknownDocument
+from memspan.places import BankPlace
 from memspan.types import JSON, AddReport
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ _MOST_SHOWN = 20
 
 
 @contextmanager
-def open_texts(bank: Path) -> Iterator[TextBank]:
+def open_texts(bank: PathLike[str]) -> Iterator[TextBank]:
     """The catalog of a bank, closed at the end.
 
     Raises:
@@ -51,18 +55,23 @@ def open_texts(bank: Path) -> Iterator[TextBank]:
         yield opened
 
 
-def check_bank(bank: Path) -> None:
+def check_bank(bank: PathLike[str], change: str | None = None) -> None:
     """
+    Args:
+        change: what is to be done to it, if anything: "compacted".
+
     Raises:
         BankError: there is none, or it is damaged or of a newer format.
+        ReadOnlyBank: it is to be changed, and was opened by a URL.
     """
-    with open_texts(bank):
-        pass
+    with open_texts(bank) as opened:
+        if change is not None:
+            opened.check_owned(change)
 
 
 @command
 def search(
-    bank: BankArgument,
+    bank: CachedBank,
     question: Annotated[str, typer.Argument(help="What to look for.")],
     *,
     model: Model,
@@ -104,7 +113,7 @@ def search(
 
 @command
 def ls(
-    bank: BankArgument,
+    bank: ReadBankArgument,
     *,
     scope: ScopeOptions,
     after: Annotated[int, typer.Option(help="Continue after this id.")] = 0,
@@ -138,7 +147,7 @@ def ls(
         render.err.print(f"more with --after {documents[-1].id}")
 
 
-def _list_stale(bank: Path, namespace: str, as_json: bool) -> None:
+def _list_stale(bank: BankPlace, namespace: str, as_json: bool) -> None:
     from memspan.bank.ledger import Ledger
 
     with open_texts(bank) as opened:
@@ -153,7 +162,14 @@ def _list_stale(bank: Path, namespace: str, as_json: bool) -> None:
 
 @command
 def info(
-    path: Annotated[Path, typer.Argument(help="Folder of a bank or of an MSA checkpoint.")],
+    place: Annotated[
+        BankPlace,
+        typer.Argument(
+            parser=BankPlace.of,
+            metavar="PATH",
+            help="Folder of a bank or of an MSA checkpoint, or the URL where a bank was published.",
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Describe a bank or a checkpoint."""
@@ -162,16 +178,16 @@ def info(
     from memspan.bank.texts import TextBank
     from memspan.bank.words import outdated_namespaces
 
-    if TextBank.exists(path):
-        with open_texts(path) as bank:
+    if TextBank.exists(place):
+        with open_texts(place) as bank:
             counts, manifest = dataclasses.asdict(bank.catalog.counts()), dataclasses.asdict(bank.manifest)
             namespaces, names = bank.catalog.namespaces(), remembered(bank.catalog)
             is_old = bool(outdated_namespaces(bank.catalog))
             stale = sum(len(Ledger(bank.catalog, namespace).stale()) for namespace in namespaces)
         made_with = {} if names is None else dataclasses.asdict(names)
-        full_text = f"made by other rules; renew it with: memspan reindex {path}" if is_old else "current"
+        full_text = f"made by other rules; renew it with: memspan reindex {place}" if is_old else "current"
         values = {
-            "bank": str(path),
+            "bank": str(place),
             "namespaces": namespaces,
             "stale_files": stale,
             **counts,
@@ -179,10 +195,10 @@ def info(
             **manifest,
             **made_with,
         }
-    elif (path / "config.json").is_file():
-        values = checkpoint_info(path)
+    elif (place.folder / "config.json").is_file():
+        values = checkpoint_info(place.folder)
     else:
-        raise MemspanError(f"{path} is neither a bank nor a checkpoint")
+        raise MemspanError(f"{place} is neither a bank nor a checkpoint")
     render.show(values, as_json)
 
 
@@ -322,7 +338,7 @@ def update(
 
 @command
 def export(
-    bank: BankArgument,
+    bank: ReadBankArgument,
     out: Annotated[Path, typer.Argument(help="X.jsonl: documents and metadata (- prints them); else all in one file.")],
     history: Annotated[
         bool, typer.Option("--history", help="JSON lines with former versions; the whole bank has them anyway.")

@@ -7,6 +7,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -32,7 +33,7 @@ from memspan.generate.selectors import Look, Needs, default_selector, ranking_se
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
-from memspan.places import parse_bytes
+from memspan.places import BankPlace, parse_bytes
 from memspan.routing.ranks import Ranks
 from memspan.types import Answer, Evidence
 
@@ -97,7 +98,7 @@ class Memory(DocumentStore):
     @named_options()
     def open(
         cls,
-        bank: str | Path,
+        bank: str | PathLike[str],
         model: str | Path | None = None,
         *,
         adapter: str | Path | None = None,
@@ -109,13 +110,15 @@ class Memory(DocumentStore):
         weights: str | None = None,
         memory_budget: int | str | None = None,
         gpu_memory_budget: int | str | None = None,
+        cache: str | Path | None = None,
+        cache_budget: int | str | None = None,
         ranks: Ranks | None = None,
         answerer: Answerer | None = None,
     ) -> Memory:
         """Open a bank with its model.
 
         Args:
-            bank: folder of the bank.
+            bank: its folder, or the URL where it was published: it is then read, and follows what is published.
             model: folder of the MSA checkpoint, or "smollm2-135m-instruct", the embedded default; None: the one the
                 bank was made with, and for a new bank the default.
             adapter: folder or name of an adapter trained on that model's backbone, or "none"; None: where `model` is
@@ -129,18 +132,23 @@ class Memory(DocumentStore):
                 from disk at every question. Default: they are all kept.
             gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one. Default: what is free
                 there beside the model, less a reserve for answering.
+            cache, cache_budget: of a URL, folder and bytes ("10GB") for what is fetched; see `memspan.places.BankPlace`.
             ranks, answerer: as for `Memory`.
 
         Raises:
+            StoreError: the URL cannot be read. ReadOnlyBank: it was given with `create`.
             CheckpointError: there is no model, or it is not where it was when the bank was made.
             BudgetError: the budget is malformed; asking raises it where it is too small.
         """
         check_namespace(namespace)
-        given = (memory_budget, gpu_memory_budget)
-        budgets = [parse_bytes(budget) if isinstance(budget, str) else budget for budget in given]
-        if not create or MemoryBank.exists(bank):
-            opened = MemoryBank.open(bank, *budgets)  # before the model, which takes longer to load
+        given = memory_budget, gpu_memory_budget
+        budgets = [parse_bytes(size) if isinstance(size, str) else size for size in given]
+        place = BankPlace.of(bank, cache, cache_budget)
+        if not create or MemoryBank.exists(place):
+            opened = MemoryBank.open(place, *budgets)  # before the model, which takes longer to load
             try:
+                if create:
+                    opened.check_owned("changed")
                 model, adapter = names_for(opened, model, adapter)
                 loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
             except BaseException:
@@ -149,7 +157,7 @@ class Memory(DocumentStore):
         else:
             loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
             manifest = manifest_of(loaded)
-            opened = MemoryBank.open_or_create(bank, manifest, *budgets)
+            opened = MemoryBank.open_or_create(place, manifest, *budgets)
             if opened.manifest == manifest:
                 remember(opened.catalog, loaded.names)
         return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks, answerer=answerer)
@@ -297,7 +305,7 @@ class Memory(DocumentStore):
         scoped: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
         request = Request.of(self.loaded, [question], {"selector": chosen, **scoped})
         with self._snapshot() as snapshot:
-            if not holds_any(snapshot, request.scope, self.bank.folder):
+            if not holds_any(snapshot, request.scope, self.bank.place):
                 return []
             finder = self._finder(snapshot, request.scope, needs)
             context = self.loaded.template.context(question) if needs.routing else None
@@ -358,10 +366,10 @@ class Memory(DocumentStore):
         Raises:
             EmptyBank, NotEncoded: there is nothing to find, or nothing that is encoded and a selector needs it.
         """
-        if not holds_any(snapshot, scope, self.bank.folder):
-            raise nothing_in_scope(self.bank.folder)
+        if not holds_any(snapshot, scope, self.bank.place):
+            raise nothing_in_scope(self.bank.place)
         if needs is not None:
-            check_encoded(snapshot, scope, needs, self.bank.folder)
+            check_encoded(snapshot, scope, needs, self.bank.place)
         return Finder(self.loaded, snapshot, scope, self.ranks)
 
     @contextlib.contextmanager
