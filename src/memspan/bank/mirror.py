@@ -95,6 +95,7 @@ class Mirror:
                 self.folder.chmod(0o700)
             if found is not None:
                 self._follow(found, patience=-1.0)
+            self.pieces.shrink()
         except OSError as error:
             raise BankError(f"the cache {self.folder} cannot be written: {error}") from error
 

@@ -132,7 +132,7 @@ class Memory(DocumentStore):
                 from disk at every question. Default: they are all kept.
             gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one. Default: what is free
                 there beside the model, less a reserve for answering.
-            cache, cache_budget: of a URL, folder and bytes ("10GB") for what is fetched; see `memspan.places.BankPlace`.
+            cache, cache_budget: of a URL: folder and bytes ("10GB") for what is fetched; see `BankPlace`.
             ranks, answerer: as for `Memory`.
 
         Raises:
