@@ -1,4 +1,4 @@
-"""Published banks over a network: an S3-compatible server, and a web server that gives byte ranges; both on loopback."""
+"""Published banks over a network: an S3-compatible server, and a web server that gives ranges; both on loopback."""
 
 from __future__ import annotations
 
