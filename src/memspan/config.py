@@ -152,13 +152,13 @@ class MSAConfig(PretrainedConfig):
         msa_layers: indices of the layers that route and attend to memory, ascending. Default: the latter half.
         chunk_size: P, tokens mean-pooled into one row (paper: 64).
         top_k_docs: k, documents selected per MSA layer, at training time and by default at serving time (paper: 16).
-        position_offset: the active context starts this far after the template prefix; a constant of the model,
-            whatever k is asked for. Default: `top_k_docs`.
+        position_offset: the active context starts this far after the template prefix; a constant of the model, the
+            same for every k. Default: `top_k_docs`.
         similarity: of `memspan.ops.similarity`: "cosine" (paper), "dot" (as some released checkpoints serve) ...
         template: literals of documents and prompts.
         max_document_tokens: longer texts are split into several documents.
         score_bias: every MSA layer adds a learned multiple of a document's routing score to the attention logits of its
-            chunks, so that the language loss teaches the routers; this is what the multiple starts from. None: off.
+            chunks. So the language loss teaches the routers. The value is the multiple at the start. None: off.
         router_trained: False while the router projections are random; then routing means nothing yet.
         backbone_fingerprint, document_fingerprint: sha256 of the backbone's weights, and of what shapes documents
             beside them: the router key projections, or what an adapter changes (`memspan.model.fingerprint`). Written

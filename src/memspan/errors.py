@@ -1,4 +1,4 @@
-"""Named errors. Every message says what is wrong and what to do about it."""
+"""Named errors. Every message names the fault and the remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class UnknownName(MemspanError, ValueError):
 
 
 class PluginError(MemspanError):
-    """What was registered under a name lacks something, cannot be imported, or its name is taken."""
+    """An entry of a registry lacks something, cannot be imported, or its name is taken."""
 
 
 class UnsupportedBackbone(MemspanError):
@@ -28,11 +28,11 @@ class BankError(MemspanError):
 
 
 class BankMismatch(BankError):
-    """A bank was encoded by another model, chunk size or template than the one that opens it."""
+    """A bank was encoded by another model, chunk size or template than the model that opens it."""
 
 
 class BankBusy(BankError):
-    """Another process writes the bank, or reads what is to be erased; the message names its pid."""
+    """Another process writes the bank, or reads text that must be erased; the message names its pid."""
 
 
 class ReadOnlyBank(BankError):
@@ -44,7 +44,7 @@ class StoreError(BankError):
 
 
 class BudgetError(MemspanError):
-    """A memory budget is malformed, or too small for what it is asked to hold."""
+    """A memory budget is malformed, or too small for its load."""
 
 
 class RankError(MemspanError):

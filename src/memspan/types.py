@@ -145,11 +145,11 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What was said before a question, in the same conversation.
+    """An earlier turn of the conversation that a question belongs to.
 
     Attributes:
-        question: what was asked; empty where the model spoke first.
-        answer: what was answered. Empty: what was said stands before the next question (instructions, say).
+        question: the user's message; empty where the model spoke first.
+        answer: the model's reply. Empty: the message stands before the next question (instructions, say).
     """
 
     question: str
@@ -192,7 +192,7 @@ class EncodedDocuments:
 class Retrieved:
     """What one MSA layer may attend to besides the local tokens, for a batch of B questions.
 
-    Rows that belong to no document (`mask_BM` False) are zero-filled, never uninitialised: a NaN in a masked row
+    Rows that belong to no document (`mask_BM` False) are zero-filled, never uninitialized: a NaN in a masked row
     would poison the softmax.
 
     Attributes:
@@ -220,17 +220,17 @@ class Evidence:
         external_id, title: as the caller gave them.
         text: the text that was put before the model (a part of the source, where that was split).
         span: where `text` stands in the source's original text.
-        score: how well it fits the question, 0 to 1, whatever else was found: by routing the mean cosine over the MSA
-            layers (one that looked at others only counts with the last of those), by words its BM25 score bent to 0..1,
-            in `hybrid` the weighted sum of both. Comparable between questions of one bank and selector; it says nothing
-            where the router is untrained. Of a model of another similarity than cosine, and of selectors that have no
-            such score: comparable within one answer only.
-        layers: how many MSA layers attended to it while answering; in a search without an answer, how many routed to
-            it, or None where the selector does not route.
+        score: fit to the question, 0 to 1, independent of the other documents. By routing it is the mean cosine over
+            the MSA layers; a layer that saw only other documents counts with its last one. By words it is the BM25
+            score bent to 0..1, in `hybrid` the weighted sum of both. Comparable between questions of one bank and
+            selector. An untrained router's score means nothing. With another similarity than cosine, and with
+            selectors without such a score, it is comparable within one answer only.
+        layers: the number of MSA layers that attended to it while answering. In a search without an answer, the number
+            that routed to it, or None where the selector does not route.
         metadata: as the caller gave it.
         date: the document's date, or the time it was added.
-        pages: numbers, from 1, of the pages that `text` stands on (of slides or sheets, where the source has those);
-            none of a source without pages.
+        pages: numbers, from 1, of the pages (or slides, or sheets) that `text` stands on; empty for a source without
+            pages.
     """
 
     document_id: int

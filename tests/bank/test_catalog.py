@@ -18,9 +18,9 @@ from memspan.bank import edits
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.edits import NewDocument, NewSource
-from memspan.bank.folder import Written
+from memspan.bank.folder import WrittenSegments
 from memspan.bank.manifest import FORMAT_VERSION, Manifest
-from memspan.bank.segment import Placed, SegmentFiles
+from memspan.bank.segment import RowLocation, SegmentFiles
 from memspan.errors import BankError, BankMismatch
 from memspan.types import Document, Span
 
@@ -86,9 +86,11 @@ def test_the_text_of_a_source_is_read_once_for_all_its_parts(
         for number in range(100):
             span = Span(number * len(document.text) // 100, (number + 1) * len(document.text) // 100)
             parts.append(NewDocument(1000 * source_id + number, span, 1))
-            places.append(Placed(parts[-1].document_id, f"{source_id:032x}0"[1:], 2 * number, 2, 0))
+            places.append(RowLocation(parts[-1].document_id, f"{source_id:032x}0"[1:], 2 * number, 2, 0))
         files = SegmentFiles(places[0].segment, len(places), 2 * len(places), 0, 10, "a", 20, "b")
-        edits.stage(catalog, DEFAULT, [(source_id, NewSource(document, tuple(parts)))], Written([files], places))
+        edits.stage(
+            catalog, DEFAULT, [(source_id, NewSource(document, tuple(parts)))], WrittenSegments([files], places)
+        )
     num_read = [0]
 
     def substr(text: str, start: int, length: int) -> str:
@@ -127,12 +129,12 @@ def test_documents_of_a_segment_stand_in_the_order_of_their_rows(catalog: Catalo
     earlier, later = "a" * 32, "f" * 32
     files = [SegmentFiles(name, 2, 10, 0, 1, "a", 2, "b") for name in (later, earlier)]
     rows = [(1, earlier, 6, 4), (2, later, 3, 7), (3, earlier, 0, 6), (4, later, 0, 3)]
-    places = [Placed(*row, 0) for row in rows]
+    places = [RowLocation(*row, 0) for row in rows]
     sources = [
         NewSource(Document(str(place.document_id), "text"), (NewDocument(place.document_id, Span(0, 4), 4),))
         for place in places
     ]
-    edits.add_sources(catalog, DEFAULT, sources, Written(files, places))
+    edits.add_sources(catalog, DEFAULT, sources, WrittenSegments(files, places))
     segments = catalog.segments(DEFAULT)
     assert [found for _, found in segments] == files
     assert [[found.id for found in catalog.documents_in_segment(DEFAULT, number)] for number, _ in segments] == [

@@ -31,7 +31,7 @@ from memspan.bank import coarse, compaction, edits
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.edits import NewDocument, NewSource
-from memspan.bank.folder import CONTENT_SUFFIX, Written, segment_paths
+from memspan.bank.folder import CONTENT_SUFFIX, WrittenSegments, segment_paths
 from memspan.bank.segment import SegmentWriter
 from memspan.bank.verify import verify
 from memspan.errors import BankBusy
@@ -393,7 +393,7 @@ def _stage(bank: MemoryBank, **latents: EncodedDocuments) -> set[Path]:
         writer.append(stored.id, 0, encoded)
         document = Document(name, stored.text)
         sources.append((stored.source_id, NewSource(document, (NewDocument(stored.id, stored.span, 8),))))
-    edits.stage(bank.catalog, DEFAULT, sources, Written(*writer.finish()))
+    edits.stage(bank.catalog, DEFAULT, sources, WrittenSegments(*writer.finish()))
     return _segments(bank) - before
 
 

@@ -13,9 +13,9 @@ from helpers import commit_texts
 from memspan.bank import edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.edits import NewDocument, NewSource
-from memspan.bank.folder import Written
+from memspan.bank.folder import WrittenSegments
 from memspan.bank.scope import Scope
-from memspan.bank.segment import Placed, SegmentFiles
+from memspan.bank.segment import RowLocation, SegmentFiles
 from memspan.bank.versions import SourceRows
 from memspan.bank.words import WordIndex
 from memspan.errors import BankError
@@ -184,7 +184,7 @@ def test_relabelling_replaces_metadata_and_date_and_nothing_else(catalog: Catalo
     (number,) = commit_texts(catalog, Document("a", "zebra", "Title", {"old": 1}, "2026-01-01"))
     (before,) = catalog.documents(DEFAULT, [number])
     changed = Document("a", "zebra", "Title", {"new": 2}, "2026-02-02")
-    edits.add_sources(catalog, DEFAULT, [], Written([], []), [changed])
+    edits.add_sources(catalog, DEFAULT, [], WrittenSegments([], []), [changed])
     (after,) = catalog.documents(DEFAULT, [number])
     assert after == dataclasses.replace(before, metadata={"new": 2}, date="2026-02-02")
     assert catalog.hashes(DEFAULT, "a") == (changed.content_hash, changed.text_hash)
@@ -196,7 +196,7 @@ def test_relabelling_reaches_neither_other_namespaces_nor_what_was_deleted(catal
     commit_texts(catalog, Document("a", "text", metadata={"n": 1}), namespace="other")
     edits.delete_sources(catalog, DEFAULT, ["a"])
     (kept,) = catalog.page("other", 0, 9)
-    edits.add_sources(catalog, DEFAULT, [], Written([], []), [Document("a", "text", metadata={"n": 2})])
+    edits.add_sources(catalog, DEFAULT, [], WrittenSegments([], []), [Document("a", "text", metadata={"n": 2})])
     assert (catalog.page("other", 0, 9), catalog.page(DEFAULT, 0, 9)) == ([kept], [])
 
 
@@ -298,7 +298,7 @@ def test_an_edit_is_no_more_work_in_a_large_bank(tmp_path: Path, edit: str) -> N
             "delete": lambda catalog=catalog: edits.delete_sources(catalog, DEFAULT, ["7"]),
             "update": lambda catalog=catalog: commit_texts(catalog, Document("7", "another text")),
             "relabel": lambda catalog=catalog: edits.add_sources(
-                catalog, DEFAULT, [], Written([], []), [Document("7", "text number7", metadata={"n": 1})]
+                catalog, DEFAULT, [], WrittenSegments([], []), [Document("7", "text number7", metadata={"n": 1})]
             ),
         }
         steps.append(_steps(catalog, do[edit]))
@@ -329,7 +329,7 @@ def test_replaced_segments_take_what_was_deleted_with_them(catalog: Catalog) -> 
     edits.delete_sources(catalog, DEFAULT, ["a"])
     ((old, _),) = catalog.segments()
     (before,) = catalog.documents(DEFAULT, [kept])
-    edits.replace_segments(catalog, DEFAULT, [old], Written([FILES], [Placed(kept, NEW, 0, 2, 0)]))
+    edits.replace_segments(catalog, DEFAULT, [old], WrittenSegments([FILES], [RowLocation(kept, NEW, 0, 2, 0)]))
     ((new, files),) = catalog.segments()
     assert (files, new > old) == (FILES, True)
     assert catalog.documents_in_segment(DEFAULT, new) == [before]
@@ -345,13 +345,13 @@ def test_replaced_segments_take_what_was_deleted_with_them(catalog: Catalog) -> 
 def test_a_deleted_source_is_forgotten_with_the_last_of_its_segments(catalog: Catalog) -> None:
     files = [dataclasses.replace(FILES, name=name) for name in (ONE, TWO)]
     parts = (NewDocument(1, Span(0, 2), 1), NewDocument(2, Span(2, 4), 1))
-    places = [Placed(1, ONE, 0, 2, 0), Placed(2, TWO, 0, 2, 0)]
-    edits.add_sources(catalog, DEFAULT, [NewSource(Document("a", "text"), parts)], Written(files, places))
+    places = [RowLocation(1, ONE, 0, 2, 0), RowLocation(2, TWO, 0, 2, 0)]
+    edits.add_sources(catalog, DEFAULT, [NewSource(Document("a", "text"), parts)], WrittenSegments(files, places))
     edits.delete_sources(catalog, DEFAULT, ["a"])
     (first, _), (second, _) = catalog.segments()
     left: list[int] = []
     for segment in (first, second):
-        edits.replace_segments(catalog, DEFAULT, [segment], Written([], []))
+        edits.replace_segments(catalog, DEFAULT, [segment], WrittenSegments([], []))
         left.append(len(_dump(catalog.path)["texts"]))
     assert left == [1, 0]
 
@@ -361,7 +361,7 @@ def test_a_segment_is_not_taken_from_under_live_documents(catalog: Catalog) -> N
     ((number, _),) = catalog.segments()
     before = _dump(catalog.path)
     with pytest.raises(BankError, match="verify BANK --repair"):
-        edits.replace_segments(catalog, DEFAULT, [number], Written([], []))
+        edits.replace_segments(catalog, DEFAULT, [number], WrittenSegments([], []))
     assert _dump(catalog.path) == before
 
 
@@ -370,7 +370,7 @@ def test_only_retired_segments_are_forgotten(catalog: Catalog) -> None:
     ((old, files),) = catalog.segments()
     edits.forget_segments(catalog, [files.name])
     assert [name for name in catalog.segment_states()] == [files.name]
-    edits.replace_segments(catalog, DEFAULT, [old], Written([FILES], [Placed(number, NEW, 0, 2, 0)]))
+    edits.replace_segments(catalog, DEFAULT, [old], WrittenSegments([FILES], [RowLocation(number, NEW, 0, 2, 0)]))
     edits.forget_segments(catalog, [files.name, NEW])
     assert list(catalog.segment_states()) == [NEW]
 
@@ -391,7 +391,7 @@ def test_a_namespace_is_forgotten_when_nothing_is_left_of_it(catalog: Catalog) -
     edits.drop_empty_namespaces(catalog)
     assert catalog.namespaces() == ["emptied", "full"], "its deleted document still has its rows"
     ((segment, files),) = catalog.segments("emptied")
-    edits.replace_segments(catalog, "emptied", [segment], Written([], []))
+    edits.replace_segments(catalog, "emptied", [segment], WrittenSegments([], []))
     edits.drop_empty_namespaces(catalog)
     assert catalog.namespaces() == ["emptied", "full"], "its segment still has its files"
     edits.forget_segments(catalog, [files.name])
@@ -411,10 +411,10 @@ def _stage(catalog: Catalog, external_id: str, *ids: int) -> None:
     bounds = [len(source.document.text) * part // len(ids) for part in range(len(ids) + 1)]
     spans = [Span(bounds[part], bounds[part + 1]) for part in range(len(ids))]
     name = STAGED[external_id]
-    places = [Placed(number, name, 5 * row, 5, 0) for row, number in enumerate(ids)]
+    places = [RowLocation(number, name, 5 * row, 5, 0) for row, number in enumerate(ids)]
     parts = tuple(NewDocument(number, span, 50) for number, span in zip(ids, spans, strict=True))
     files = dataclasses.replace(FILES, name=name)
-    edits.stage(catalog, DEFAULT, [(source.id, NewSource(source.document, parts))], Written([files], places))
+    edits.stage(catalog, DEFAULT, [(source.id, NewSource(source.document, parts))], WrittenSegments([files], places))
 
 
 def test_what_is_staged_is_seen_by_nobody_until_it_is_swapped_in(catalog: Catalog) -> None:

@@ -22,7 +22,7 @@ from memspan.bank.formats import is_of_format_2
 from memspan.bank.lines import export_documents
 from memspan.bank.schema import FORMAT_2, SCHEMA
 from memspan.bank.scope import Scope
-from memspan.bank.texts import Changes, TextBank
+from memspan.bank.texts import DocumentUpdate, TextBank
 from memspan.bank.verify import verify
 from memspan.errors import BankError
 from memspan.types import Document
@@ -108,7 +108,7 @@ def test_versions_and_expiry_work_in_a_bank_that_was_upgraded(old: Path) -> None
     with closing(MemoryBank.open(old)) as bank:
         past = Scope.parse(None, "2026-03-02")
         assert [one.document.text for one in bank.catalog.sources(DEFAULT_NAMESPACE, past)] == ["another text"]
-        assert bank.update("b", Changes(metadata={"project": None, "n": 1}, expires="2999-01-01")) is not None
+        assert bank.update("b", DocumentUpdate(metadata={"project": None, "n": 1}, expires="2999-01-01")) is not None
         with bank.writer() as writer:
             add_latents(writer, Document("b", "a third text"), random_latents(MANIFEST, 2))
             writer.commit()

@@ -17,7 +17,7 @@ from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.edits import NewDocument, NewSource
-from memspan.bank.folder import Written
+from memspan.bank.folder import WrittenSegments
 from memspan.bank.texts import TextBank
 from memspan.bank.verify import verify
 from memspan.bank.words import outdated_namespaces
@@ -246,7 +246,7 @@ def test_documents_that_are_not_encoded_yet_stay_in_an_index_made_anew(old: Path
         with opened.writing():
             text = "a heron of Oslo"
             source = NewSource(Document("heron", text), (NewDocument(1000, Span(0, len(text)), 4),))
-            edits.add_sources(opened.catalog, DEFAULT_NAMESPACE, [source], Written((), ()))
+            edits.add_sources(opened.catalog, DEFAULT_NAMESPACE, [source], WrittenSegments((), ()))
         make_first_index(opened.catalog)
         assert found(opened, "herons") == ["heron"]
         opened.reindex()

@@ -18,7 +18,7 @@ from memspan.bank import clock, edits
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog, StoredDocument
 from memspan.bank.edits import NewSource
-from memspan.bank.folder import Written
+from memspan.bank.folder import WrittenSegments
 from memspan.bank.scope import EVERYTHING, OPERATORS, Scope, parse_expressions
 from memspan.dates import date_key, normal_date
 from memspan.errors import FilterError, MemspanError
@@ -52,7 +52,7 @@ def _fill(catalog: Catalog, documents: Sequence[Document]) -> None:
     """Make these the only documents of the namespace."""
     names = [stored.document.external_id for stored in catalog.sources(NAMESPACE)]
     edits.delete_sources(catalog, NAMESPACE, names)
-    edits.add_sources(catalog, NAMESPACE, [NewSource(document, ()) for document in documents], Written((), ()))
+    edits.add_sources(catalog, NAMESPACE, [NewSource(document, ()) for document in documents], WrittenSegments((), ()))
 
 
 def _found(catalog: Catalog, where: Mapping[str, Any] | None = None, as_of: str | None = None) -> list[str]:

@@ -16,7 +16,7 @@ from helpers import bits, random_latents, tiny_manifest
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from memspan.bank.segment import Placed, SegmentFiles, SegmentReader, SegmentWriter, segment_paths
+from memspan.bank.segment import RowLocation, SegmentFiles, SegmentReader, SegmentWriter, segment_paths
 from memspan.errors import BankError
 from memspan.types import EncodedDocuments
 
@@ -26,14 +26,16 @@ ROW = MANIFEST.row_bytes
 ROWS = [3, 1, 7, 2, 2, 5, 1, 1, 4]
 
 
-def _write(folder: Path, documents: list[EncodedDocuments], max_rows: float) -> tuple[list[SegmentFiles], list[Placed]]:
+def _write(
+    folder: Path, documents: list[EncodedDocuments], max_rows: float
+) -> tuple[list[SegmentFiles], list[RowLocation]]:
     writer = SegmentWriter(folder, LAYERS, int(max_rows * ROW))
     for document_id, latents in enumerate(documents):
         writer.append(document_id, 100 + document_id, latents)
     return writer.finish()
 
 
-def _read(folder: Path, segments: list[SegmentFiles], places: list[Placed]) -> list[EncodedDocuments]:
+def _read(folder: Path, segments: list[SegmentFiles], places: list[RowLocation]) -> list[EncodedDocuments]:
     readers = {files.name: SegmentReader(folder, files, MANIFEST) for files in segments}
     documents = []
     for place in places:

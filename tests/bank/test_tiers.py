@@ -70,7 +70,7 @@ def test_a_budget_keeps_the_first_segments_that_fit(monkeypatch: pytest.MonkeyPa
 
 def test_a_budget_without_room_for_a_tile_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiers, "resident_bytes", lambda: 10**9)
-    with pytest.raises(BudgetError, match=r"budget of 0\.50 GB .* takes 1\.00 GB .* 0\.30 GB; give at least 1\.37 GB"):
+    with pytest.raises(BudgetError, match=r"budget of 0\.50 GB .* at least 1\.37 GB: .* takes 1\.00 GB .* 0\.30 GB"):
         Tiers(5 * 10**8).resident([_Keys(3 * 10**8)], 1)
     Tiers(137 * 10**7).resident([_Keys(3 * 10**8)], 1)
 

@@ -19,7 +19,7 @@ from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE as DEFAULT
 from memspan.bank.scope import Scope
-from memspan.bank.texts import Changes
+from memspan.bank.texts import DocumentUpdate
 from memspan.bank.verify import verify
 from memspan.errors import FilterError, UnknownDocument
 from memspan.types import Document
@@ -413,7 +413,7 @@ def test_what_is_pinned_does_not_expire(bank: MemoryBank, time: Clock) -> None:
     assert _seen(bank, "word") == ["word"]
     bank.compact()
     assert _seen(bank, "word") == ["word"]
-    assert bank.update("a", Changes(pinned=False)) is not None
+    assert bank.update("a", DocumentUpdate(pinned=False)) is not None
     assert _seen(bank) == []
 
 
@@ -491,7 +491,7 @@ def test_all_that_is_there_may_expire(bank: MemoryBank, time: Clock) -> None:
 def test_metadata_are_merged_as_json_merge_patch_does(bank: MemoryBank, metadata: dict, after: dict) -> None:
     before = {"a": 1, "nested": {"x": 1, "y": [1, None]}}
     _put(bank, "a", "word", metadata=before)
-    found = bank.update("a", Changes(metadata=metadata))
+    found = bank.update("a", DocumentUpdate(metadata=metadata))
     assert found is not None
     assert found[1] == (after != before)
     assert bank.get("a").metadata == after
@@ -501,39 +501,39 @@ def test_metadata_are_merged_as_json_merge_patch_does(bank: MemoryBank, metadata
 def test_what_is_not_named_stays_and_an_empty_date_removes_it(bank: MemoryBank) -> None:
     _put(bank, "a", "word", title="Title", metadata={"n": 1}, date="2025-01-01", expires="2030-01-01")
     before = bank.get("a")
-    assert bank.update("a", Changes()) == (before, False)
-    assert bank.update("a", Changes(pinned=True)) is not None
+    assert bank.update("a", DocumentUpdate()) == (before, False)
+    assert bank.update("a", DocumentUpdate(pinned=True)) is not None
     assert bank.get("a") == dataclasses.replace(before, pinned=True)
-    assert bank.update("a", Changes(date="", expires="never")) is not None
+    assert bank.update("a", DocumentUpdate(date="", expires="never")) is not None
     assert bank.get("a") == dataclasses.replace(before, date=None, expires=None, pinned=True)
-    assert bank.update("a", Changes(text="another")) is None
-    assert bank.update("a", Changes(title="")) is None
+    assert bank.update("a", DocumentUpdate(text="another")) is None
+    assert bank.update("a", DocumentUpdate(title="")) is None
     assert bank.get("a").title == "Title"
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        Changes(date="tomorrow"),
-        Changes(expires="2026-13-01"),
-        Changes(expires=""),
-        Changes(metadata={"n": float("nan")}),
-        Changes(metadata={"n": "\ud800"}),
-        Changes(metadata=[1]),  # type: ignore[arg-type]
-        Changes(pinned="yes"),  # type: ignore[arg-type]
-        Changes(text=" "),
+        DocumentUpdate(date="tomorrow"),
+        DocumentUpdate(expires="2026-13-01"),
+        DocumentUpdate(expires=""),
+        DocumentUpdate(metadata={"n": float("nan")}),
+        DocumentUpdate(metadata={"n": "\ud800"}),
+        DocumentUpdate(metadata=[1]),  # type: ignore[arg-type]
+        DocumentUpdate(pinned="yes"),  # type: ignore[arg-type]
+        DocumentUpdate(text=" "),
     ],
 )
-def test_changes_that_make_no_document_change_nothing(bank: MemoryBank, changes: Changes) -> None:
+def test_changes_that_make_no_document_change_nothing(bank: MemoryBank, changes: DocumentUpdate) -> None:
     _put(bank, "a", "word", metadata={"n": 1})
     before = bank.get("a")
     with pytest.raises((ValueError, TypeError)):
         bank.update("a", changes)
     assert bank.get("a") == before
-    assert bank.update("a", Changes(metadata={"n": 2})) is not None, "the lock is free again"
+    assert bank.update("a", DocumentUpdate(metadata={"n": 2})) is not None, "the lock is free again"
 
 
 def test_an_unknown_document_is_not_updated(bank: MemoryBank) -> None:
     for name in ("a", 7, "\ud800"):
         with pytest.raises(UnknownDocument):
-            bank.update(name, Changes(metadata={"n": 1}))
+            bank.update(name, DocumentUpdate(metadata={"n": 1}))

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from memspan.bank import edits, words
 from memspan.bank.catalog import Catalog
 from memspan.bank.edits import NewDocument, NewSource
-from memspan.bank.folder import Written
+from memspan.bank.folder import WrittenSegments
 from memspan.bank.scope import EVERYTHING, Scope
-from memspan.bank.segment import Placed, SegmentFiles
+from memspan.bank.segment import RowLocation, SegmentFiles
 from memspan.types import Document, Span
 
 NAMESPACE = "default"
@@ -39,8 +39,8 @@ def _add(catalog: Catalog, texts: Mapping[int, str], namespace: str = NAMESPACE)
         )
         for number, text in texts.items()
     ]
-    places = [Placed(number, segment.name, row, 1, 0) for row, number in enumerate(texts)]
-    edits.add_sources(catalog, namespace, sources, Written([segment], places))
+    places = [RowLocation(number, segment.name, row, 1, 0) for row, number in enumerate(texts)]
+    edits.add_sources(catalog, namespace, sources, WrittenSegments([segment], places))
 
 
 @pytest.fixture(scope="module")

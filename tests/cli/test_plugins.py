@@ -28,7 +28,7 @@ from memspan.text.readers import FORMATS, holds_records, read_content
 from memspan.types import Document
 
 MODULE = """
-from memspan.generate.selectors import Found, Needs
+from memspan.generate.selectors import SearchResult, Needs
 from memspan.routing.ranking import Selected
 from memspan.text.readers import Content, OneText
 
@@ -38,7 +38,7 @@ class Shortest:
 
     def rank(self, finder, looks, depth):
         stored = sorted(finder.documents(finder.ids()), key=lambda one: len(one.text))
-        return [Found([Selected(one.id, 1 / len(one.text), None) for one in stored[:depth]]) for _ in looks]
+        return [SearchResult([Selected(one.id, 1 / len(one.text), None) for one in stored[:depth]]) for _ in looks]
 
 
 class Choosy(Shortest):
@@ -180,7 +180,7 @@ def test_a_file_format_of_another_package_is_read(tmp_path: Path) -> None:
     assert [item["text"] for item in found] == ["THE OTTER OF OSLO"]
     assert "shout" in memspan("add", "--help").out
     with pytest.raises(
-        PluginError, match=r"'bare' lacks the class OneText; give it what .*OneText or .*Records or .*Several has"
+        PluginError, match=r"'bare' lacks the class OneText; give it what .*OneText or .*ContainerReader has"
     ):
         FORMATS.register("bare", lambda path: path.read_text())  # type: ignore[arg-type]
 

@@ -40,7 +40,7 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.compaction import FAN_OUT
 from memspan.bank.edits import NewDocument, NewSource, add_sources, place_pending
 from memspan.bank.encode import Part
-from memspan.bank.folder import Written, segments_folder, text_crc32
+from memspan.bank.folder import WrittenSegments, segments_folder, text_crc32
 from memspan.bank.segment import SegmentWriter
 from memspan.model.shipped import ModelNames
 from memspan.text.template import encoded_text
@@ -190,7 +190,7 @@ def put_texts(bank: MemoryBank, entries: Sequence[Entry], done: Done = lambda: N
             spans = cuts(entry)
             sources.append(NewSource(entry.document, tuple(map(NewDocument, range(first, first + len(spans)), spans))))
             first += len(spans)
-        add_sources(bank.catalog, DEFAULT_NAMESPACE, sources, Written((), ()))
+        add_sources(bank.catalog, DEFAULT_NAMESPACE, sources, WrittenSegments((), ()))
     done()
 
 
@@ -202,7 +202,7 @@ def encode(bank: MemoryBank, entry: Entry) -> None:
         for document, latents in zip(stored, entry.latents(), strict=True):
             segments.append(document.id, text_crc32(document.encoded_text), latents)
         parts = [NewDocument(document.id, document.span, 4) for document in stored]
-        place_pending(bank.catalog, DEFAULT_NAMESPACE, parts, Written(*segments.finish()))
+        place_pending(bank.catalog, DEFAULT_NAMESPACE, parts, WrittenSegments(*segments.finish()))
         bank.merge_small(DEFAULT_NAMESPACE)
 
 

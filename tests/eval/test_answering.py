@@ -16,7 +16,7 @@ from memspan.bank.scope import EVERYTHING
 from memspan.config import TEMPLATES
 from memspan.errors import EvaluationError, MemspanError
 from memspan.eval import answering
-from memspan.eval.answering import Answered, answer, answer_in_rounds, prompt_of, whole_memory
+from memspan.eval.answering import GeneratedAnswer, answer, answer_in_rounds, prompt_of, whole_memory
 from memspan.eval.arms import parse_arm
 from memspan.eval.ranking import Ranker, Ranking
 from memspan.generate.context import room_for
@@ -53,7 +53,7 @@ def rank(memory: Memory, name: str, question: Question = QUESTION) -> Ranking:
     return Ranker([arm], {}).rank(memory, arm, [question])[0]
 
 
-def answered(memory: Memory, name: str, questions: Sequence[str], tokens: int | None = None) -> list[Answered]:
+def answered(memory: Memory, name: str, questions: Sequence[str], tokens: int | None = None) -> list[GeneratedAnswer]:
     """What an arm answers, from a ranking per question, in one batch."""
     arm, room = parse_arm(name), room_for(memory.loaded, SAMPLING.max_new_tokens, tokens)
     asked = [Question(text, text, ("x",), QUESTION.positives) for text in questions]

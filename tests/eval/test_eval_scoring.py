@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from memspan.eval.answering import Answered
+from memspan.eval.answering import GeneratedAnswer
 from memspan.eval.arms import parse_arm
 from memspan.eval.metrics import Interval
 from memspan.eval.ranking import Ranking
@@ -28,8 +28,8 @@ def ranking(*documents: Document) -> Ranking:
     return Ranking(tuple(found), 0.5)
 
 
-def answered(text: str, *used: Document) -> Answered:
-    return Answered(text, tuple(document.external_id for document in used), "stop", 10, 4, 0.25, 1.0)
+def answered(text: str, *used: Document) -> GeneratedAnswer:
+    return GeneratedAnswer(text, tuple(document.external_id for document in used), "stop", 10, 4, 0.25, 1.0)
 
 
 def test_a_question_that_needs_all_documents() -> None:

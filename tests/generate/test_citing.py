@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memspan.generate.citing import (
-    Marks,
+    CitationChecker,
     abstains,
     citations_of,
     claims,
@@ -41,7 +41,7 @@ def answer(text: str, items: Sequence[Evidence]) -> Answer:
 
 def checked(text: str, items: Sequence[Evidence], size: int = 3) -> tuple[str, int, bool]:
     """An answer as its marks are checked when it comes in pieces; what was shown never changes later."""
-    marks, shown = Marks(items), ""
+    marks, shown = CitationChecker(items), ""
     for start in range(0, len(text), size):
         now = marks.add(text[start : start + size])
         assert now.startswith(shown)
@@ -104,9 +104,9 @@ def test_a_mark_says_in_any_language_that_there_is_no_answer(written: str) -> No
 )
 def test_pieces_of_any_size_show_the_same(parts: list[str], cuts: list[int]) -> None:
     text, items = "".join(parts), evidence(LEASE, MOVE)
-    whole = Marks(items)
+    whole = CitationChecker(items)
     whole.add(text, final=True)
-    pieces = Marks(items)
+    pieces = CitationChecker(items)
     shown = ""
     for start, end in itertools.pairwise([0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]):
         assert pieces.add(text[start:end]).startswith(shown)

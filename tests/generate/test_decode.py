@@ -17,7 +17,7 @@ from memspan.generate.decode import Decoding, check_fits, context_room
 from memspan.generate.sampling import Sampling, pick_token
 from memspan.model.buffers import DecodeBuffers
 from memspan.model.convert import LoadedModel
-from memspan.model.memory_api import AskStep
+from memspan.model.memory_api import QueryStep
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Context
 from memspan.train.greedy import decode_greedily
@@ -51,7 +51,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
 
     def write(tokens: list[int]) -> None:
         left: Iterator[int] = iter(tokens)
-        monkeypatch.setattr(decode.Writing, "is_greedy", False)  # so that it is asked
+        monkeypatch.setattr(decode.DecodingState, "is_greedy", False)  # so that it is asked
         monkeypatch.setattr(decode, "pick_token", lambda *_: next(left))
 
     return write
@@ -112,7 +112,7 @@ def test_decoding_equals_one_pass_over_the_whole_sequence(
         join(buffers, cache, found, *args)
 
     monkeypatch.setattr(DecodeBuffers, "join", keep)
-    monkeypatch.setattr(decode.Writing, "is_greedy", False)  # so that it is asked
+    monkeypatch.setattr(decode.DecodingState, "is_greedy", False)  # so that it is asked
     monkeypatch.setattr(decode, "pick_token", record)
     decoding = Decoding(loaded, [context], memory, GREEDY)
     for _ in decoding.run():
@@ -123,7 +123,7 @@ def test_decoding_equals_one_pass_over_the_whole_sequence(
     whole = dataclasses.replace(context, ids=(*context.ids, *row.ids))
     packed = pack_contexts([whole], loaded.model.config.offset)
     # Nothing routes: what the prefill retrieved is read by every token behind the prefix.
-    step = AskStep(sees_memory_BT=packed.sees_memory, memory=memory, retrieved=retrieved)
+    step = QueryStep(sees_memory_BT=packed.sees_memory, memory=memory, retrieved=retrieved)
     with torch.no_grad():
         logits_TV = loaded.model(packed.ids, position_ids=packed.positions, memory=step, use_cache=False).logits[0]
     expected = logits_TV[len(context.ids) - 1 : -1]

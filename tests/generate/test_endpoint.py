@@ -12,7 +12,7 @@ import pytest
 from chat_server import ChatServer, after, chat_server, drop, event, raw, refuse, say, until_gone, whole
 
 from memspan.errors import AnswererError
-from memspan.generate.answerer import Answerer, Ended, Message
+from memspan.generate.answerer import AnswerEnd, Answerer, Message
 from memspan.generate.completions import context_in
 from memspan.generate.endpoint import Endpoint, key_from_environment
 from memspan.generate.sampling import Sampling
@@ -32,16 +32,16 @@ def endpoint(server: ChatServer, **fields: Any) -> Endpoint:
     return Endpoint(server.url, "m", **{"key": KEY, "wait": 0.001, "timeout": 20.0, **fields})
 
 
-def said(server: ChatServer, sampling: Sampling | None = None, **fields: Any) -> tuple[str, Ended]:
+def said(server: ChatServer, sampling: Sampling | None = None, **fields: Any) -> tuple[str, AnswerEnd]:
     pieces = [x for x in endpoint(server, **fields).stream(ASKED, sampling or Sampling()) if x is not None]
-    (end,) = [piece for piece in pieces if isinstance(piece, Ended)]
+    (end,) = [piece for piece in pieces if isinstance(piece, AnswerEnd)]
     assert pieces[-1] is end
     return "".join(piece for piece in pieces if isinstance(piece, str)), end
 
 
 def test_an_answer_streams_with_its_tokens(server: ChatServer) -> None:
     server.plays = [say("An", " otter", "\u2028🦦", finish="length")]
-    assert said(server) == ("An otter\u2028🦦", Ended("length", 40, 7))
+    assert said(server) == ("An otter\u2028🦦", AnswerEnd("length", 40, 7))
     (body,) = server.asked
     assert body["path"] == "/v1/chat/completions" and body["stream"] is True
     assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]

@@ -13,7 +13,7 @@ from memspan.bank.encode import manifest_of
 from memspan.config import TEMPLATES
 from memspan.errors import QuestionError
 from memspan.generate.context import fitted_history
-from memspan.generate.lexical import first_query
+from memspan.generate.lexical import said_before
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.text.packing import pack_contexts
@@ -98,7 +98,7 @@ def test_the_oldest_turns_are_left_out_where_there_is_no_room_and_instructions_s
 
 def test_a_follow_up_finds_whom_it_speaks_of(memory: Memory) -> None:
     said = [Turn("You are Bob, a help."), Turn("Tell me of Ann", "She is a painter.")]
-    assert first_query("where is the home?", said) == "where is the home? Ann"
+    assert said_before(said) == "Tell me of Ann\nShe is a painter."
     options = {"selector": "lexical", "max_documents": 1, "sampling": SHORT}
     for turns, found in ((said, "ann"), ([Turn("Tell me of Bob", "He sings.")], "bob")):
         answer = memory.ask("where is the home?", history=turns, **options)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from memspan.generate.sampling import Sampling
 from memspan.model import decoding
 from memspan.model.buffers import DecodeBuffers
 from memspan.model.convert import LoadedModel
-from memspan.model.memory_api import AskStep
+from memspan.model.memory_api import QueryStep
 from memspan.text.packing import pack_contexts
 from memspan.text.rounds import RoundProtocol
 from memspan.text.template import Passage, PromptTemplate
@@ -394,7 +394,7 @@ def test_the_loop_equals_a_run_from_scratch_of_the_whole_context(
         steps.append(logits_V.clone())
         return int(logits_V.argmax())
 
-    monkeypatch.setattr("memspan.generate.decode.Writing.is_greedy", False)  # so that it is asked
+    monkeypatch.setattr("memspan.generate.decode.DecodingState.is_greedy", False)  # so that it is asked
     monkeypatch.setattr("memspan.generate.decode.pick_token", record)
     allowed, enough = RoutedIds.next_tokens, RoundProtocol(memory.loaded.template).retrieval_end[0]
     monkeypatch.setattr(
@@ -424,7 +424,7 @@ def test_the_loop_equals_a_run_from_scratch_of_the_whole_context(
     position = torch.where(position < prefix, position, position + offset)[None]
     with torch.inference_mode():
         local = last._memory  # the same bank
-        step = AskStep(sees_memory_BT=sees, routes_BT=routes, memory=local)
+        step = QueryStep(sees_memory_BT=sees, routes_BT=routes, memory=local)
         memory.loaded.model(torch.tensor([ids]), position_ids=position, memory=step, use_cache=False)
         assert {layer: found.doc_ids for layer, found in step.retrieved.items()} == {
             layer: found.doc_ids for layer, found in last.retrieved.items()
@@ -432,7 +432,7 @@ def test_the_loop_equals_a_run_from_scratch_of_the_whole_context(
         whole = torch.tensor([[*ids, *written]])
         more = torch.arange(whole.shape[1])
         place = torch.where(more < prefix, more, more + offset)[None]
-        final = AskStep(sees_memory_BT=(more >= prefix)[None], memory=local, retrieved=step.retrieved)
+        final = QueryStep(sees_memory_BT=(more >= prefix)[None], memory=local, retrieved=step.retrieved)
         logits = memory.loaded.model(whole, position_ids=place, memory=final, use_cache=False).logits[0]
     expected = logits[length - 1 : -1]
     torch.testing.assert_close(torch.stack(steps[-len(written) :]), expected, rtol=0, atol=1e-5)
@@ -459,7 +459,7 @@ def test_later_text_changes_nothing_before_it(memory: Memory) -> None:
     hidden = []
     for transcript in (one, other):
         packed = pack_contexts([transcript.context()], model.config.offset)
-        step = AskStep(packed.valid, packed.sees_memory)
+        step = QueryStep(packed.valid, packed.sees_memory)
         with torch.inference_mode():
             hidden.append(model(packed.ids, position_ids=packed.positions, memory=step, use_cache=False).logits[0])
     ids = [transcript.context().ids for transcript in (one, other)]

@@ -12,7 +12,7 @@ from helpers import tiny_loaded
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.errors import AnswererError
-from memspan.generate.answerer import Ended, Message
+from memspan.generate.answerer import AnswerEnd, Message
 from memspan.generate.endpoint import Endpoint
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
@@ -40,7 +40,7 @@ def test_it_says_how_much_it_reads_and_what_it_wrote(url: str) -> None:
     found = Endpoint(url, "smollm2")
     assert 1024 <= found.context <= 8192
     *pieces, end = found.stream([Message("user", "Say: hello")], Sampling(8))
-    assert isinstance(end, Ended) and end.num_prompt_tokens > 5 and 1 <= end.num_new_tokens <= 8
+    assert isinstance(end, AnswerEnd) and end.num_prompt_tokens > 5 and 1 <= end.num_new_tokens <= 8
     text = "".join(piece for piece in pieces if isinstance(piece, str))
     assert text.strip()
     *again, _ = found.stream([Message("user", "Say: hello")], Sampling(8))

@@ -18,7 +18,7 @@ from memspan.bank.encode import manifest_of
 from memspan.bank.texts import TextBank
 from memspan.errors import AnswererError, EmptyBank, FilterError, MemspanError, QuestionError
 from memspan.events import Done, RoundDone, TextWritten
-from memspan.generate.answerer import Ended, Message
+from memspan.generate.answerer import AnswerEnd, Message
 from memspan.generate.chat import answer_messages, document_block, escaped, estimated_tokens, fitted_turns
 from memspan.generate.endpoint import Endpoint
 from memspan.generate.memory import Memory
@@ -41,12 +41,12 @@ class Scripted:
 
     name = "scripted"
 
-    def __init__(self, *pieces: str | Ended | None, context: int = 8192) -> None:
+    def __init__(self, *pieces: str | AnswerEnd | None, context: int = 8192) -> None:
         self.pieces, self.context = pieces, context
         self.asked: list[Sequence[Message]] = []
         self.samplings: list[Sampling] = []
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | Ended | None]:
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | AnswerEnd | None]:
         self.asked.append(messages)
         self.samplings.append(sampling)
         return iter(self.pieces)
@@ -271,7 +271,7 @@ def test_what_only_the_memory_model_can_do_is_refused(
 def test_an_answer_says_whether_it_is_one(
     folder: Path, loaded: LoadedModel, said: str, question: str, answered: bool
 ) -> None:
-    other = Scripted(None, said[:3], None, said[3:], Ended("length"))
+    other = Scripted(None, said[:3], None, said[3:], AnswerEnd("length"))
     with opened(folder, loaded, other) as memory:
         found = memory.ask(question, selector="lexical")
     assert found.answered is answered and "[0]" not in found.text and found.finish_reason == "length"

@@ -21,7 +21,7 @@ from memspan.generate.finder import Finder, routing_of
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
-from memspan.routing.local import Recalled, SourceMemory
+from memspan.routing.local import ReplayedMemory, SourceMemory
 from memspan.types import Answer, Document, Retrieved
 
 SHORT = Sampling(max_new_tokens=6)
@@ -107,7 +107,7 @@ def test_what_is_recalled_is_what_was_routed_to_bit_for_bit(memory: Memory, load
             list(expected.run())
             routed = [routing_of(expected.retrieved, row) for row in range(len(questions))]
             for source in (finder.memory, other.memory):
-                found = Decoding(loaded, contexts, Recalled(source, routed), SHORT)
+                found = Decoding(loaded, contexts, ReplayedMemory(source, routed), SHORT)
                 list(found.run())
                 assert [row.ids for row in found.rows] == [row.ids for row in expected.rows]
                 for layer in loaded.model.config.layers:

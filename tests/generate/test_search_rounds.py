@@ -20,12 +20,13 @@ from memspan.generate.sampling import Sampling
 from memspan.text.corpus import Skipped, read_paths
 from memspan.text.packing import pack_contexts
 from memspan.text.template import Passage
-from memspan.types import Answer
+from memspan.types import Answer, Turn
 
 SELECTORS = ("router", "lexical", "hybrid")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ASKED = [json.loads(line) for line in (EXAMPLES / "questions.jsonl").read_text().splitlines()]
+FOLLOW_UPS = [json.loads(line) for line in (EXAMPLES / "follow_ups.jsonl").read_text().splitlines()]
 TWO_HOPS = [asked for asked in ASKED if asked["needs"] == "two"]
 SHORT = Sampling(max_new_tokens=3)
 
@@ -52,6 +53,14 @@ def test_questions_of_two_hops_find_both_documents_in_two_rounds(memory: Memory,
     assert wanted <= {name for names in _names(answer) for name in names}
     assert len(answer.evidence) <= 4
     assert answer.rounds[1].query.startswith(asked["question"] + " ")
+
+
+@pytest.mark.parametrize("asked", FOLLOW_UPS, ids=lambda asked: asked["question"])
+def test_a_follow_up_finds_what_it_speaks_of_and_another_subject_its_own(memory: Memory, asked: dict[str, Any]) -> None:
+    turns = [Turn(*turn) for turn in asked["turns"]]
+    answer = memory.ask(asked["question"], history=turns, selector="lexical", max_documents=1, sampling=SHORT)
+    assert f"notes/{_names(answer)[0][0]}" in asked["documents"]
+    assert answer.rounds[0].query == asked["question"]
 
 
 def test_one_round_does_not_reach_the_second_document(memory: Memory) -> None:

@@ -10,7 +10,7 @@ import torch
 from helpers import FAMILIES, TensorMemory, tiny_loaded
 
 from memspan.generate.batching import write_next
-from memspan.generate.decode import Decoding, Writing
+from memspan.generate.decode import Decoding, DecodingState
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
@@ -51,7 +51,7 @@ def _run(decoding: Decoding) -> tuple[torch.Tensor, list[list[int]]]:
     """The prefill's logits and what was written."""
     first: list[torch.Tensor] = []
 
-    def spy(writings: Sequence[Writing], logits_RV: torch.Tensor) -> list[int]:
+    def spy(writings: Sequence[DecodingState], logits_RV: torch.Tensor) -> list[int]:
         first.append(logits_RV.clone())
         return write_next(writings, logits_RV)
 

@@ -16,7 +16,7 @@ from helpers import become_nobody, child_process, enterable_folder, receive, tin
 from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
-from memspan.bank.ledger import Ledger, Stat
+from memspan.bank.ledger import FileStat, Ledger
 from memspan.bank.sync import SyncPlan, SyncReport
 from memspan.bank.verify import verify
 from memspan.errors import CorpusError, SyncRefused
@@ -185,7 +185,7 @@ def test_a_file_written_anew_with_the_same_content_is_not_read_into_the_bank(mem
     age(docs / "a.md", 1000)
     assert memory.sync(docs).plan == SyncPlan(unchanged=5)
     (known, *_) = Ledger(memory.bank.catalog, "default").files()
-    assert known.stat == Stat.of(docs / "a.md")
+    assert known.stat == FileStat.of(docs / "a.md")
 
 
 def test_a_change_within_the_clocks_step_is_seen(memory: Memory, docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from memspan.config import TEMPLATES, MSAConfig
 from memspan.errors import UnsupportedBackbone
-from memspan.model.memory_api import AskStep
+from memspan.model.memory_api import QueryStep
 from memspan.model.modeling import MSAForCausalLM, attention_modules, is_router, routed_modules
 from memspan.ops import naive
 from memspan.ops.scoring import fold_keys
@@ -145,10 +145,10 @@ def test_a_step_that_leaves_out_padding_and_prefix_means_that_there_is_none(step
     with torch.no_grad():
         (expected,) = ask(model, [context], memory)
         cache, found, start = DynamicCache(), [], 0
-        first = AskStep(routes_BT=torch.arange(13 - sum(steps))[None] < 6, memory=memory)
+        first = QueryStep(routes_BT=torch.arange(13 - sum(steps))[None] < 6, memory=memory)
         for size in (13 - sum(steps), *steps):
             new = slice(start, start + size)
-            step = AskStep(retrieved=first.retrieved) if start else first
+            step = QueryStep(retrieved=first.retrieved) if start else first
             found.append(model(ids[:, new], position_ids=positions[:, new], past_key_values=cache, memory=step).logits)
             start += size
     torch.testing.assert_close(torch.cat(found, dim=1)[0], expected, rtol=0, atol=ATOL)
@@ -390,4 +390,4 @@ def test_turning_the_memory_attention_off_is_refused() -> None:
 def test_a_mask_beside_a_memory_step_is_refused() -> None:
     model, ids = tiny_model("llama"), torch.tensor(random_ids(5))
     with pytest.raises(ValueError, match="attention_mask"):
-        model(ids, attention_mask=torch.ones_like(ids), memory=AskStep())
+        model(ids, attention_mask=torch.ones_like(ids), memory=QueryStep())

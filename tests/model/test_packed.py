@@ -16,14 +16,14 @@ from memspan.model.buffers import DecodeBuffers
 from memspan.model.convert import load
 from memspan.model.decoding import DecodeRows
 from memspan.model.lora import LoraSpec, add_lora, merge_lora
-from memspan.model.memory_api import AskStep
+from memspan.model.memory_api import QueryStep
 from memspan.model.packed import (
     ROWS,
     DecodeWeights,
-    Form,
     PackedLinear,
     Packing,
     Seconds,
+    WeightFormat,
     check_weights,
     pack_weights,
     reading_packed,
@@ -43,7 +43,7 @@ def small_weights_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
 def _taking(packing: Packing, dtype: torch.dtype = torch.float32, most_rows: int = 8) -> Seconds:
     """Timings by which one packing (int8 in place of int4 as well), with rows of one number format, is the fastest."""
 
-    def seconds(form: Form | None, weights: Sequence[torch.Tensor]) -> list[float]:
+    def seconds(form: WeightFormat | None, weights: Sequence[torch.Tensor]) -> list[float]:
         if form is None:
             return [1.0] * len(ROWS)
         fits = form.packing in (packing, "int8" if packing == "int4" else packing) and form.rows == dtype
@@ -68,10 +68,10 @@ def test_a_packed_product_is_near_the_product(
     for name in names:
         layer = model.backbone.get_submodule(name)
         assert isinstance(layer, PackedLinear), name
-        assert layer.form == Form("int8" if name == "lm_head" else packing, rows)
+        assert layer.form == WeightFormat("int8" if name == "lm_head" else packing, rows)
         x_BTF = torch.randn(2, 3, layer.in_features, dtype=loaded)
         plain = layer(x_BTF)
-        with reading_packed(AskStep(buffers=DecodeBuffers())):
+        with reading_packed(QueryStep(buffers=DecodeBuffers())):
             packed = layer(x_BTF)
         assert packed.dtype == plain.dtype == loaded
         error = float((packed.float() - plain.float()).norm() / plain.float().norm())
@@ -79,9 +79,9 @@ def test_a_packed_product_is_near_the_product(
 
 
 def test_of_all_forms_the_fastest_is_taken_and_none_where_nothing_is_faster() -> None:
-    asked: list[Form | None] = []
+    asked: list[WeightFormat | None] = []
 
-    def seconds(form: Form | None, weights: Sequence[torch.Tensor]) -> list[float]:
+    def seconds(form: WeightFormat | None, weights: Sequence[torch.Tensor]) -> list[float]:
         asked.append(form)
         if form is None:
             return [1.0] * len(ROWS)
@@ -97,10 +97,10 @@ def test_of_all_forms_the_fastest_is_taken_and_none_where_nothing_is_faster() ->
     assert counts == {"plain": len(plain), "int8": len(linears) - len(plain)} and plain
     assert {type(x) for x in plain} == {torch.nn.Linear}
     packed = [x for x in linears if isinstance(x, PackedLinear)]
-    assert {(x.form, x.most_rows) for x in packed} == {(Form("int8", torch.bfloat16), 2)}
-    assert Form("float16", torch.float32) in asked, "what loses less was tried as well"
+    assert {(x.form, x.most_rows) for x in packed} == {(WeightFormat("int8", torch.bfloat16), 2)}
+    assert WeightFormat("float16", torch.float32) in asked, "what loses less was tried as well"
     x_TF = torch.randn(1, 3, packed[0].in_features)
-    with reading_packed(AskStep(buffers=DecodeBuffers())), torch.no_grad():
+    with reading_packed(QueryStep(buffers=DecodeBuffers())), torch.no_grad():
         assert torch.equal(packed[0](x_TF), torch.nn.functional.linear(x_TF, packed[0].weight)), "rows it is slow for"
 
 
@@ -128,7 +128,7 @@ def test_weights_of_sixteen_steps_a_group_lose_nothing_in_int4() -> None:
     layer.weight.copy_(weight.flatten(1))
     pack_weights(model.backbone, "int4", _taking("int4"))
     x_TF = torch.randn(3, layer.in_features)
-    with reading_packed(AskStep(buffers=DecodeBuffers())):
+    with reading_packed(QueryStep(buffers=DecodeBuffers())):
         torch.testing.assert_close(layer(x_TF), torch.nn.functional.linear(x_TF, layer.weight), rtol=1e-4, atol=1e-4)
 
 
@@ -189,12 +189,12 @@ def test_where_documents_and_questions_have_weights_of_their_own_the_questions_a
     layer.lora_b.normal_()  # type: ignore[union-attr, operator]
     documents = random_ids(9, 14)
     latents, ids = model.encode(documents), torch.tensor([[5, 7, 9]])
-    whole = model(ids, memory=AskStep(), use_cache=False).logits
+    whole = model(ids, memory=QueryStep(), use_cache=False).logits
     merge_lora(model)
-    torch.testing.assert_close(model(ids, memory=AskStep(), use_cache=False).logits, whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model(ids, memory=QueryStep(), use_cache=False).logits, whole, atol=1e-4, rtol=1e-4)
     pack_weights(model.backbone, "int8", _taking("int8"))
-    with reading_packed(AskStep(buffers=DecodeBuffers())):
-        packed = model.backbone(ids, memory=AskStep(), use_cache=False).logits
+    with reading_packed(QueryStep(buffers=DecodeBuffers())):
+        packed = model.backbone(ids, memory=QueryStep(), use_cache=False).logits
     assert 0 < float((packed - whole).norm() / whole.norm()) < 0.1
     assert torch.equal(model.encode(documents).content_LC2GD, latents.content_LC2GD)
 

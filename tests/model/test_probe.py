@@ -12,7 +12,7 @@ from memspan.config import MSAConfig
 from memspan.errors import UnsupportedBackbone
 from memspan.model import attention
 from memspan.model.backbones import check_config
-from memspan.model.memory_api import AskStep
+from memspan.model.memory_api import QueryStep
 from memspan.model.modeling import MSAForCausalLM
 from memspan.model.probe import probe
 from memspan.model.router import RoutedAttention
@@ -193,7 +193,7 @@ def test_nan_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_layer_that_never_asks_the_memory_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     true_prepare = RoutedAttention._prepare
 
-    def prepare(self: RoutedAttention, hidden_BTF: torch.Tensor, step: AskStep) -> None:
+    def prepare(self: RoutedAttention, hidden_BTF: torch.Tensor, step: QueryStep) -> None:
         if self.layer_idx != 3:
             true_prepare(self, hidden_BTF, step)
 
@@ -205,7 +205,7 @@ def test_a_layer_that_never_asks_the_memory_is_caught(monkeypatch: pytest.Monkey
 def test_a_layer_whose_attention_never_sees_what_was_retrieved_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     true_prepare = RoutedAttention._prepare
 
-    def prepare(self: RoutedAttention, hidden_BTF: torch.Tensor, step: AskStep) -> None:
+    def prepare(self: RoutedAttention, hidden_BTF: torch.Tensor, step: QueryStep) -> None:
         true_prepare(self, hidden_BTF, step)
         if self.layer_idx == 3:
             step.retrieved.clear()

@@ -122,7 +122,7 @@ def test_a_bank_is_of_one_quantisation(folder: Path, tmp_path: Path) -> None:
 
 def test_what_quantises_routers_too_is_refused(folder: Path) -> None:
     AUTO_QUANTIZATION_CONFIG_MAPPING["rounded"] = _Eager
-    with pytest.raises(UnsupportedBackbone, match="rounded quantised the routers"):
+    with pytest.raises(UnsupportedBackbone, match="rounded quantized the routers"):
         load(folder, device="cpu", quantization=_Eager())
 
 
@@ -150,5 +150,5 @@ def test_weights_that_compute_nothing_are_refused(folder: Path, monkeypatch: pyt
 def test_a_quantised_source_is_refused_by_what_to_do(method: str) -> None:
     config = tiny_config("llama")
     config.quantization_config = {"quant_method": method, "bits": 4}
-    with pytest.raises(UnsupportedBackbone, match="are quantised; convert the model that they were made from"):
+    with pytest.raises(UnsupportedBackbone, match="are quantized; convert the model that they were made from"):
         check_config(config)

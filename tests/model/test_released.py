@@ -426,7 +426,7 @@ def test_a_head_said_to_be_tied_that_is_not_is_refused(source: Path, tmp_path: P
 
 def test_quantised_weights_are_refused(source: Path, tmp_path: Path) -> None:
     _reweigh(source, {"model.norm.weight": torch.ones(64, dtype=torch.int8)})
-    with pytest.raises(CheckpointError, match=r"model.norm.weight .* is quantised \(I8\)"):
+    with pytest.raises(CheckpointError, match=r"model.norm.weight .* is quantized \(I8\)"):
         convert(str(source), tmp_path / "ours")
 
 

@@ -17,7 +17,7 @@ from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
-from memspan.serve.engine import Engine, Failed, QueueFull, Stopping, Ticket, TookTooLong
+from memspan.serve.engine import DeadlineExceeded, Engine, Failed, QueueFull, Stopping, Ticket
 from memspan.types import Document
 
 QUESTIONS = ["Where does the otter live?", "Tell me of the otter of 3", "otter", "What is at 7, and at 8?", "Rome"]
@@ -177,7 +177,7 @@ def test_what_takes_too_long_is_ended(make: Any, memory: Memory) -> None:
     listener = Listener(gate)
     _ask(engine, memory, listener)
     wait_for(lambda: listener.ended)
-    assert isinstance(listener.error, TookTooLong)
+    assert isinstance(listener.error, DeadlineExceeded)
 
 
 def test_an_error_is_its_own_questions_alone(make: Any, memory: Memory) -> None:

@@ -231,7 +231,7 @@ def _kinds(base: type[Exception]) -> Iterator[type[Exception]]:
     "error",
     [
         *(kind("why") for kind in _kinds(errors.MemspanError) if kind.__module__ == errors.__name__),
-        *(getattr(engines, name)() for name in ("Stopping", "TookTooLong", "WorkerLost")),
+        *(getattr(engines, name)() for name in ("Stopping", "DeadlineExceeded", "WorkerLost")),
         QueueFull(2.5),
     ],
     ids=lambda error: type(error).__name__,

@@ -9,7 +9,7 @@ import pytest
 
 from memspan.errors import CorpusError
 from memspan.text.corpus import read_paths
-from memspan.text.folders import FoundFile, Given, Root, Roots, matches, walk
+from memspan.text.folders import FoundFile, GivenPath, Root, Roots, matches, walk
 from memspan.types import Document, Skipped
 
 
@@ -179,7 +179,7 @@ def test_a_pattern_means_the_files_of_its_folder(
     for name in ("a.md", "sub/b.md", "sub/c.txt"):
         write(tmp_path / "docs" / name)
     monkeypatch.chdir(tmp_path)
-    given = Given.of(Path(pattern), patterns=True)
+    given = GivenPath.of(Path(pattern), patterns=True)
     found = [file for file in given.files() if isinstance(file, FoundFile)]
     assert [file.path.as_posix() for file in found] == expected
     assert all(given.holds(file.relative) for file in found)
@@ -189,7 +189,7 @@ def test_a_name_that_looks_like_a_pattern_is_itself(tmp_path: Path) -> None:
     write(tmp_path / "[x]/a*.md")
     write(tmp_path / "x/ab.md")
     for path in (tmp_path / "[x]", tmp_path / "[x]/a*.md"):
-        (found,) = Given.of(path, patterns=True).files()
+        (found,) = GivenPath.of(path, patterns=True).files()
         assert isinstance(found, FoundFile) and found.relative == "a*.md"
 
 

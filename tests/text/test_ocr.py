@@ -69,7 +69,7 @@ def test_the_text_in_an_image(tmp_path: Path, extension: str) -> None:
 
 @pytest.mark.usefixtures("tesseract")
 @pytest.mark.parametrize(
-    ("data", "reason"), [(b"bad", "Image file cannot be read!"), (b"blank", "without text that tesseract recognises")]
+    ("data", "reason"), [(b"bad", "Image file cannot be read!"), (b"blank", "without text that tesseract recognizes")]
 )
 def test_an_image_that_is_not_recognised_is_named_and_the_next_file_read(
     tmp_path: Path, data: bytes, reason: str

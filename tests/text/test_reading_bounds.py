@@ -15,7 +15,7 @@ from reading import document, documents, found, refused
 from memspan.text import corpus
 from memspan.text.corpus import read_stream
 from memspan.text.readers import Unreadable, opening, tables
-from memspan.text.readers.opening import Expanded
+from memspan.text.readers.opening import DecompressedFile
 from memspan.types import Document, Skipped
 
 MIB = 2**20
@@ -81,15 +81,15 @@ def test_a_bomb_of_zeros_is_read_no_further_than_it_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_read = 0
-    readinto = Expanded.readinto
+    readinto = DecompressedFile.readinto
 
-    def counting(self: Expanded, buffer: Any) -> int:
+    def counting(self: DecompressedFile, buffer: Any) -> int:
         nonlocal num_read
         size = readinto(self, buffer)
         num_read += size
         return size
 
-    monkeypatch.setattr(Expanded, "readinto", counting)
+    monkeypatch.setattr(DecompressedFile, "readinto", counting)
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as file:
         for _ in range(256):

@@ -10,12 +10,12 @@ from typing import IO, Literal
 
 from memspan.bank import edits
 from memspan.bank.bank import MemoryBank
-from memspan.bank.behind import Behind
+from memspan.bank.behind import BackgroundEncoder
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.edits import NewDocument, NewSource
 from memspan.bank.encode import COMMIT_SECONDS, EncodingRun, Progress, check_model, manifest_of
-from memspan.bank.encoders import Encoders, Group
-from memspan.bank.folder import Written
+from memspan.bank.encoders import Encoders, ProcessGroup
+from memspan.bank.folder import WrittenSegments
 from memspan.bank.lines import read_exported
 from memspan.bank.remembered import remember
 from memspan.bank.texts import check_namespace, keeps_retention
@@ -43,7 +43,7 @@ def add_documents(
     should_stop: Callable[[], bool] = lambda: False,
     batch_tokens: int | None = None,
     commit_seconds: float = COMMIT_SECONDS,
-    group: Group | None = None,
+    group: ProcessGroup | None = None,
 ) -> AddReport:
     """Put documents into a bank. Sources already there with the same content are skipped; others replace the old.
 
@@ -85,7 +85,9 @@ def add_documents(
             texts = _Texts(bank, namespace, loaded, existing, run, encoders)
             texts.add(documents)
         if not (later or run.report.interrupted):
-            Behind(bank, loaded, encoders, run, commit_seconds, texts.was_given, texts.before).encode([namespace])
+            BackgroundEncoder(bank, loaded, encoders, run, commit_seconds, texts.was_given, texts.before).encode(
+                [namespace]
+            )
     return run.find_pending(bank.catalog, [namespace])
 
 
@@ -98,7 +100,7 @@ def encode_pending(
     should_stop: Callable[[], bool] = lambda: False,
     batch_tokens: int | None = None,
     commit_seconds: float = COMMIT_SECONDS,
-    group: Group | None = None,
+    group: ProcessGroup | None = None,
 ) -> AddReport:
     """Encode the documents of a bank that are not encoded yet, oldest first. Run again, it continues.
 
@@ -117,7 +119,7 @@ def encode_pending(
     with Encoders(run, group, bank.folder, manifest_of(loaded).encoder_fingerprint) as encoders:
         check_model(bank.manifest, loaded)
         wanted = bank.catalog.namespaces() if namespaces is None else list(namespaces)
-        if not Behind(bank, loaded, encoders, run, commit_seconds).encode(wanted):
+        if not BackgroundEncoder(bank, loaded, encoders, run, commit_seconds).encode(wanted):
             raise BankBusy(f"another process encodes {bank.folder}; wait for it, or end it")
     return run.find_pending(bank.catalog, wanted)
 
@@ -259,7 +261,7 @@ class _Texts:
         self._committing = True
         if window.sources or window.relabelled:
             sources, relabelled = window.sources.values(), window.relabelled.values()
-            edits.add_sources(self._catalog, self._namespace, sources, Written((), ()), relabelled)
+            edits.add_sources(self._catalog, self._namespace, sources, WrittenSegments((), ()), relabelled)
         self._committing = False
         self._run.count(
             added=len(window.sources) - window.replacing,

@@ -18,7 +18,14 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.changes import erase_names
 from memspan.bank.edits import NewSource
 from memspan.bank.fetched import Ranges, open_segments
-from memspan.bank.folder import PARTIAL_CATALOG, SegmentFiles, Written, new_bank, segments_folder, text_crc32
+from memspan.bank.folder import (
+    PARTIAL_CATALOG,
+    SegmentFiles,
+    WrittenSegments,
+    new_bank,
+    segments_folder,
+    text_crc32,
+)
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter
 from memspan.bank.shard import Shard, join_small
@@ -125,7 +132,7 @@ class MemoryBank(TextBank):
         """Open an existing bank: its folder, or the URL where it was published, which is only read.
 
         Args:
-            memory_budget: bytes that the process may hold, what it holds already included; see `Tiers`.
+            memory_budget: bytes that the process may hold, its present memory included; see `Tiers`.
             gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one.
 
         Raises:
@@ -142,7 +149,7 @@ class MemoryBank(TextBank):
         super().close()
 
     def snapshot(self, namespace: str = DEFAULT_NAMESPACE) -> Snapshot:
-        """What a namespace holds now; the work is that of what changed since the last snapshot.
+        """The present content of a namespace; the work grows with the changes since the last snapshot.
 
         Raises:
             BankMismatch: the bank was encoded anew by another model since it was opened.
@@ -234,7 +241,7 @@ class MemoryBank(TextBank):
     ) -> None:
         """Rewrite segments so that deleted documents take no space, and small ones are joined. Readers go on.
 
-        What has expired is deleted. Former versions are kept, unless one of the first two arguments says otherwise.
+        Expired documents are deleted. Former versions are kept, unless one of the first two arguments says otherwise.
 
         Args:
             secure: afterwards no file of the bank holds deleted text or latents, nor any former version. Waits for
@@ -296,7 +303,7 @@ class BankWriter:
         When many small segments have come together they are merged.
         """
         if self._sources:
-            written = Written(*self._segments.finish())
+            written = WrittenSegments(*self._segments.finish())
             edits.add_sources(self._bank.catalog, self._namespace, self._sources.values(), written)
             self._sources = {}
             self._bank.merge_small(self._namespace, self._max_bytes)

@@ -17,7 +17,7 @@ from memspan.bank import edits
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.encode import WINDOW_BATCHES, EncodingRun, Part, in_thread
 from memspan.bank.encoders import Encoders
-from memspan.bank.folder import Written, segments_folder
+from memspan.bank.folder import WrittenSegments, segments_folder
 from memspan.bank.locks import encoder_lock
 from memspan.bank.segment import SegmentWriter
 from memspan.bank.stored import num_pending, pending_ids, still_pending
@@ -31,7 +31,7 @@ _PATIENCE_SECONDS = 30.0
 _Batches = list[list[Part]]
 
 
-class Behind:
+class BackgroundEncoder:
     """Encodes what is pending. One process of a bank does at a time."""
 
     def __init__(
@@ -92,7 +92,7 @@ class Behind:
                 self._commit(namespace)
             raise
         finally:
-            self._ahead.settle()
+            self._ahead.wait()
         self._commit(namespace)
 
     @property
@@ -137,7 +137,7 @@ class Behind:
         done, self._given = [part for part in self._given if part.chunks], []
         if not done:
             return
-        self._ahead.settle()
+        self._ahead.wait()
         self._committing = True
         one = self._encoders.num_ranks == 1
         with self._bank.locked(_PATIENCE_SECONDS) if one else contextlib.nullcontext():
@@ -150,7 +150,7 @@ class Behind:
             for part in done:
                 if part.encoded is not None:
                     part.write(segments)
-            written = Written.joined([Written(*segments.finish()), *self._encoders.write()])
+            written = WrittenSegments.joined([WrittenSegments(*segments.finish()), *self._encoders.write()])
             edits.place_pending(catalog, namespace, [part.document for part in done], written)
             self._bank.merge_small(namespace)
         self._committing = False
@@ -158,7 +158,7 @@ class Behind:
 
 
 class _Ahead:
-    """Reads and tokenises a window in a thread while the one before it is encoded."""
+    """Reads and tokenizes a window in a thread while the one before it is encoded."""
 
     def __init__(self, windows: Callable[[], Iterator[list[Part]]]) -> None:
         """
@@ -176,7 +176,7 @@ class _Ahead:
                 yield window
                 window = self._next.result()
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait until nothing is read: the catalog is about to change."""
         if self._next is not None:
             wait([self._next])

@@ -35,7 +35,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
+class ChangeReport:
     """What changed since a moment.
 
     Attributes:
@@ -89,7 +89,7 @@ def changes_since(
     cut: slice,
     since: str | None = None,
     after_commit: int | None = None,
-) -> Changed:
+) -> ChangeReport:
     """A slice of what changed in a namespace, now that `commit` is the last; see `DocumentReader.changes`."""
     if (since is None) == (after_commit is None):
         raise TypeError("say since when: since= (a day, a moment, or a duration as 7d) or after_commit=, one of them")
@@ -115,7 +115,7 @@ def changes_since(
     size = -1 if cut.stop is None else cut.stop - cut.start
     found = database.read(query, (namespace, moment, after_commit, size if size < 0 else size + 1, cut.start))
     more = 0 <= size < len(found)
-    return Changed(tuple(Change(*row) for row in (found[:size] if more else found)), commit, more)
+    return ChangeReport(tuple(Change(*row) for row in (found[:size] if more else found)), commit, more)
 
 
 def _bound(
@@ -130,7 +130,7 @@ def _bound(
         return "(coalesce({}, ?3) IS NOT NULL)".format, ""
     first = database.value("SELECT min(commits) FROM moments") if _is_kept(database) else None
     if after_commit < commit and (first is None or after_commit + 1 < first):
-        raise FilterError(f"what commit {after_commit} was followed by is not kept in this bank; say a date: since=")
+        raise FilterError(f"this bank does not keep the changes after commit {after_commit}; give a date: since=")
     if first is None:
         return "({} IS NULL AND FALSE)".format, clock.moment()
     last = database.value("SELECT at FROM moments WHERE commits <= ? ORDER BY commits DESC LIMIT 1", (after_commit,))

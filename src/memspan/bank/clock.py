@@ -55,7 +55,7 @@ def expiry_of(expires: str | None, ttl: str | timedelta | None) -> str | None:
         return expires
     expiry = date_key(normal_date(expires))
     if expiry <= moment():
-        raise ValueError(f"the expiry {expires!r} is past; what is to be forgotten now is deleted")
+        raise ValueError(f"the expiry {expires!r} is past; to forget the document now, delete it")
     return expiry
 
 

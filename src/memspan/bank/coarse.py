@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from memspan.bank.mapping import Mapped, open_mapped
+from memspan.bank.mapping import MappedTensor, open_mapped
 from memspan.ops.coarse import CoarseKeys, quantize_keys
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _KEYS_CRC, _COARSE_CRC, _SEAL = "keys_crc32", "coarse_crc32", "seal"
 class CoarseFile:
     """The mapped file of one segment."""
 
-    def __init__(self, path: Path, mapped: dict[str, Mapped], layers: Sequence[int]) -> None:
+    def __init__(self, path: Path, mapped: dict[str, MappedTensor], layers: Sequence[int]) -> None:
         self.path = path
         self._mapped = [(mapped[f"layer_{layer}"], mapped[f"scale_{layer}"]) for layer in layers]
         self._keys = [CoarseKeys(keys.tensor, scale.tensor) for keys, scale in self._mapped]

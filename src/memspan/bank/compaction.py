@@ -12,7 +12,7 @@ from pathlib import Path
 
 from memspan.bank import edits, ledger
 from memspan.bank.catalog import Catalog
-from memspan.bank.folder import SegmentFiles, Written, is_partial, segment_of, segments_folder
+from memspan.bank.folder import SegmentFiles, WrittenSegments, is_partial, segment_of, segments_folder
 from memspan.bank.locks import holders, pids
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter
@@ -41,7 +41,7 @@ def merge_small(catalog: Catalog, folder: Path, manifest: Manifest, namespace: s
 
 
 def compact(catalog: Catalog, folder: Path, manifest: Manifest, max_bytes: int) -> None:
-    """Rewrite every segment that holds deleted documents, and join small neighbours, in every namespace.
+    """Rewrite every segment that holds deleted documents, and join small neighbors, in every namespace.
 
     A large segment that has no file of keys in 8 bits is given one.
     """
@@ -124,7 +124,7 @@ def rewrite(
         reader = SegmentReader(segments_folder(folder), files, manifest)
         deleted = set(catalog.forgotten_in_segment(segment_id))
         copy_documents(reader, writer, lambda document_id, deleted=deleted: document_id not in deleted)
-    edits.replace_segments(catalog, namespace, [number for number, _ in group], Written(*writer.finish()))
+    edits.replace_segments(catalog, namespace, [number for number, _ in group], WrittenSegments(*writer.finish()))
 
 
 def copy_documents(reader: SegmentReader, writer: SegmentWriter, keep: Callable[[int], bool]) -> None:
@@ -146,7 +146,7 @@ def drop_unwanted_staged(catalog: Catalog, folder: Path) -> None:
                 reader = SegmentReader(segments_folder(folder), files, manifest)
                 writer = SegmentWriter(segments_folder(folder), manifest.msa_layers, files.bytes)
                 copy_documents(reader, writer, wanted.__contains__)
-                edits.replace_staged(catalog, namespace, number, Written(*writer.finish()))
+                edits.replace_staged(catalog, namespace, number, WrittenSegments(*writer.finish()))
 
 
 def sweep(catalog: Catalog, folder: Path) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memspan.bank.ledger import KnownFile, ReadFile, Stat, sha256_of
+from memspan.bank.ledger import FileStat, KnownFile, ReadFile, sha256_of
 from memspan.text.corpus import is_meant
-from memspan.text.folders import FoundFile, Given, Root, Roots, rebased, relative_path
+from memspan.text.folders import FoundFile, GivenPath, Root, Roots, rebased, relative_path
 from memspan.text.readers import ReadOptions, why_unsupported
 from memspan.types import Skipped
 
@@ -18,7 +18,7 @@ _FEW_FILES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class LocatedFile:
     """A file that is there, the root that names it, and its path from that."""
 
     file: FoundFile
@@ -45,9 +45,9 @@ class Differences:
         refused: for every folder of which too much is gone, what to say.
     """
 
-    new: list[Placed] = field(default_factory=list)
-    changed: list[tuple[Placed, KnownFile]] = field(default_factory=list)
-    moved: list[tuple[KnownFile, Placed]] = field(default_factory=list)
+    new: list[LocatedFile] = field(default_factory=list)
+    changed: list[tuple[LocatedFile, KnownFile]] = field(default_factory=list)
+    moved: list[tuple[KnownFile, LocatedFile]] = field(default_factory=list)
     gone: list[KnownFile] = field(default_factory=list)
     touched: list[ReadFile] = field(default_factory=list)
     standing: list[int] = field(default_factory=list)
@@ -55,7 +55,9 @@ class Differences:
     refused: list[str] = field(default_factory=list)
 
 
-def differences(given: Sequence[Given], known: Sequence[KnownFile], roots: Roots, options: ReadOptions) -> Differences:
+def differences(
+    given: Sequence[GivenPath], known: Sequence[KnownFile], roots: Roots, options: ReadOptions
+) -> Differences:
     """Compare folders with what is known of their files.
 
     A file is as it was if its size and time are, and else if its content is. What cannot be read, or stands in a folder
@@ -65,14 +67,14 @@ def differences(given: Sequence[Given], known: Sequence[KnownFile], roots: Roots
         roots: what the folders are called; those of new ones are added.
     """
     found, unread = Differences(), _Unread()
-    there: dict[tuple[str, str], Placed] = {}
+    there: dict[tuple[str, str], LocatedFile] = {}
     for one in given:
         for file in one.files() if os.path.exists(one.path) else ():
             if isinstance(file, Skipped):
                 found.skipped.append(file)
                 unread.add(one, file)
             else:
-                placed = Placed(file, *roots.place(file))
+                placed = LocatedFile(file, *roots.place(file))
                 there.setdefault((placed.root.name, placed.relative), placed)
     by_place = {(file.root, file.relative): file for file in known}
     for place, placed in there.items():
@@ -91,21 +93,21 @@ class _Unread:
     def __init__(self) -> None:
         self._paths: list[str] = []
 
-    def add(self, given: Given, skipped: Skipped) -> None:
+    def add(self, given: GivenPath, skipped: Skipped) -> None:
         self._paths.append(os.path.normpath(os.path.join(given.folder, os.path.relpath(skipped.source, given.path))))
 
     def holds(self, file: KnownFile) -> bool:
         return any(relative_path(file.path, path) is not None for path in self._paths)
 
 
-def _covers(given: Given, file: KnownFile) -> bool:
+def _covers(given: GivenPath, file: KnownFile) -> bool:
     """Whether a file that is known would be found where somebody looks, if it were there."""
     folder, name = os.path.split(file.path)
     relative = rebased(folder, name, given.folder) if file.path else None
     return relative is not None and given.holds(relative) and (given.alone or not file.alone)
 
 
-def _compare(placed: Placed, known: KnownFile | None, found: Differences, options: ReadOptions) -> None:
+def _compare(placed: LocatedFile, known: KnownFile | None, found: Differences, options: ReadOptions) -> None:
     file = placed.file
     if known is None:
         if is_meant(file, options):
@@ -114,7 +116,7 @@ def _compare(placed: Placed, known: KnownFile | None, found: Differences, option
             found.skipped.append(Skipped(str(file.path), why_unsupported(file.path, options)))
         return
     try:
-        stat = Stat.of(file.path)
+        stat = FileStat.of(file.path)
         if not known.is_whole or known.sha256 is None or known.differs(stat):
             found.changed.append((placed, known))
             return
@@ -133,7 +135,7 @@ def _find_moved(gone: dict[int, KnownFile], found: Differences) -> None:
         if file.is_whole and file.stat is not None and file.sha256 is not None:
             lost.setdefault((file.stat.size, file.sha256), []).append(file)
     sizes = {size for size, _ in lost}
-    left: list[Placed] = []
+    left: list[LocatedFile] = []
     for placed in found.new:
         content = _content(placed.file.path, sizes)
         candidates = lost.get(content, []) if content else []
@@ -149,13 +151,13 @@ def _find_moved(gone: dict[int, KnownFile], found: Differences) -> None:
 def _content(path: Path, sizes: set[int]) -> tuple[int, str] | None:
     """Size and sha256 of a file of one of some sizes."""
     try:
-        size = Stat.of(path).size
+        size = FileStat.of(path).size
         return (size, sha256_of(path)) if size in sizes else None
     except OSError:
         return None
 
 
-def _reason_to_refuse(given: Given, gone: dict[int, KnownFile], known: Iterable[KnownFile]) -> str:
+def _reason_to_refuse(given: GivenPath, gone: dict[int, KnownFile], known: Iterable[KnownFile]) -> str:
     """Why what is gone of a folder is not to be forgotten without being asked for; empty where it may."""
     of_it = [file for file in known if _covers(given, file)]
     count = sum(file.id in gone for file in of_it)

@@ -14,7 +14,7 @@ from typing import Any
 
 from memspan.bank import changes
 from memspan.bank.catalog import STAGED_MANIFEST, Catalog
-from memspan.bank.folder import Placed, SegmentFiles, Written
+from memspan.bank.folder import RowLocation, SegmentFiles, WrittenSegments
 from memspan.bank.formats import add_format_3, follow_format, is_of_format_2, show_as_stored
 from memspan.bank.manifest import FORMAT_VERSION
 from memspan.bank.schema import seal
@@ -84,7 +84,7 @@ def add_sources(
     catalog: Catalog,
     namespace: str,
     sources: Collection[NewSource],
-    written: Written,
+    written: WrittenSegments,
     relabelled: Iterable[Document] = (),
 ) -> None:
     """Make sources part of the bank. A live source of the same external id becomes a former version.
@@ -117,7 +117,7 @@ def add_sources(
         _give_ids(catalog, (part.document_id for source in sources for part in source.parts))
 
 
-def place_pending(catalog: Catalog, namespace: str, parts: Sequence[NewDocument], written: Written) -> None:
+def place_pending(catalog: Catalog, namespace: str, parts: Sequence[NewDocument], written: WrittenSegments) -> None:
     """Make pending documents encoded ones: their latents are in `written`, with the tokens that were encoded."""
     placed = {place.document_id: place for place in written.places}
     with _change(catalog):
@@ -188,7 +188,7 @@ def rename_sources(catalog: Catalog, namespace: str, renamed: Iterable[tuple[str
 
 
 def replace_segments(
-    catalog: Catalog, namespace: str, old: Sequence[int], written: Written, *, losing: bool = False
+    catalog: Catalog, namespace: str, old: Sequence[int], written: WrittenSegments, *, losing: bool = False
 ) -> None:
     """Put rewritten segments in the place of old ones. What was deleted in those is gone from the catalog, too.
 
@@ -222,7 +222,7 @@ def forget_unfinished(catalog: Catalog) -> None:
         catalog.execute("DELETE FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
 
 
-def stage(catalog: Catalog, namespace: str, sources: Iterable[tuple[int, NewSource]], written: Written) -> None:
+def stage(catalog: Catalog, namespace: str, sources: Iterable[tuple[int, NewSource]], written: WrittenSegments) -> None:
     """Keep the new latents of some sources (by their numbers) until `publish_staged`. Readers do not see them."""
     placed = {place.document_id: place for place in written.places}
     with _change(catalog):
@@ -273,7 +273,7 @@ def publish_staged(catalog: Catalog, manifest: dict[str, Any]) -> None:
         catalog.execute("UPDATE segments SET state = 'live' WHERE state = 'staged'")
 
 
-def replace_staged(catalog: Catalog, namespace: str, old: int, written: Written) -> None:
+def replace_staged(catalog: Catalog, namespace: str, old: int, written: WrittenSegments) -> None:
     """Put a rewritten staged segment in the place of one."""
     with _change(catalog) as commit:
         number = catalog.namespace_id(namespace)
@@ -372,7 +372,7 @@ def _give_ids(catalog: Catalog, document_ids: Iterable[int]) -> None:
         catalog.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('documents', ?)", (last,))
 
 
-def _move(catalog: Catalog, segment_ids: dict[str, int], places: Iterable[Placed]) -> None:
+def _move(catalog: Catalog, segment_ids: dict[str, int], places: Iterable[RowLocation]) -> None:
     catalog.execute_many(
         "UPDATE documents SET segment_id = ?, first_row = ?, rows = ? WHERE id = ?",
         ((segment_ids[place.segment], place.first_row, place.rows, place.document_id) for place in places),

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from memspan.bank.bank import MAX_SEGMENT_BYTES
 from memspan.bank.encode import EncodingRun, Part, manifest_of
-from memspan.bank.folder import Written, segment_paths, segments_folder
+from memspan.bank.folder import WrittenSegments, segment_paths, segments_folder
 from memspan.bank.segment import SegmentWriter
 from memspan.errors import BankError, RankError
 from memspan.model.convert import LoadedModel
@@ -35,7 +35,7 @@ from memspan.types import AddReport
 _MODELS = "their models"
 
 
-class Group(Protocol):
+class ProcessGroup(Protocol):
     """Processes that call the same functions in the same order (`memspan.routing.ranks.Ranks`).
 
     Raises:
@@ -86,7 +86,7 @@ class _Outcome:
 
     chunks: Sequence[Sequence[int]] = ()
     interrupted: bool = False
-    written: Written | None = None
+    written: WrittenSegments | None = None
     error: str = ""
 
 
@@ -101,7 +101,7 @@ class Encoders:
             encoded since the last commit is lost, too.
     """
 
-    def __init__(self, run: EncodingRun, group: Group | None, folder: Path, fingerprint: str) -> None:
+    def __init__(self, run: EncodingRun, group: ProcessGroup | None, folder: Path, fingerprint: str) -> None:
         """
         Args:
             group: of which this is rank 0; the others call `encode_for_first`. None: no others.
@@ -153,7 +153,7 @@ class Encoders:
             self._run.interrupt()
         self._run.report_progress()
 
-    def write(self) -> list[Written]:
+    def write(self) -> list[WrittenSegments]:
         """Have the other ranks write segments of what they encoded.
 
         Raises:
@@ -180,7 +180,7 @@ class Encoders:
 
 
 def encode_for_first(
-    folder: str | Path, loaded: LoadedModel, group: Group, *, should_stop: Callable[[], bool] = lambda: False
+    folder: str | Path, loaded: LoadedModel, group: ProcessGroup, *, should_stop: Callable[[], bool] = lambda: False
 ) -> AddReport:
     """What every rank but 0 does while that one adds documents (`add_documents` with this group).
 
@@ -221,7 +221,7 @@ class _Share:
 
     def do(self, task: _Task) -> _Outcome:
         if task.write:
-            return _Outcome(written=Written(*self._segments.finish()))
+            return _Outcome(written=WrittenSegments(*self._segments.finish()))
         self._run.encode(task.batches)
         batches = [batch for batch in task.batches if batch[0].chunks]
         for part in (part for batch in batches for part in batch):
@@ -229,7 +229,7 @@ class _Share:
         return _Outcome([[part.chunks for part in batch] for batch in batches], self._run.report.interrupted)
 
 
-def _together(group: Group, own: Callable[[], _Outcome]) -> list[_Outcome]:
+def _together(group: ProcessGroup, own: Callable[[], _Outcome]) -> list[_Outcome]:
     """Do one's own task, and hear what all did of theirs.
 
     Raises:

@@ -54,7 +54,7 @@ class SegmentFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class RowLocation:
     """Where a document's rows stand: in a segment (by its name), from `first_row`, `rows` of them; of which text."""
 
     document_id: int
@@ -65,14 +65,14 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenSegments:
     """Segment files on disk, and where each document's rows stand in them."""
 
     segments: Sequence[SegmentFiles]
-    places: Sequence[Placed]
+    places: Sequence[RowLocation]
 
     @classmethod
-    def joined(cls, parts: Sequence[Written]) -> Written:
+    def joined(cls, parts: Sequence[WrittenSegments]) -> WrittenSegments:
         return cls(
             [files for part in parts for files in part.segments], [place for part in parts for place in part.places]
         )

@@ -41,14 +41,14 @@ WHERE r.namespace_id = ? GROUP BY f.id ORDER BY f.name
 
 
 @dataclass(frozen=True, slots=True)
-class Stat:
+class FileStat:
     """What tells that a file was changed: its size in bytes, and when it was written."""
 
     size: int
     mtime_ns: int
 
     @classmethod
-    def of(cls, path: str | os.PathLike[str]) -> Stat:
+    def of(cls, path: str | os.PathLike[str]) -> FileStat:
         found = os.stat(path)
         return cls(found.st_size, found.st_mtime_ns)
 
@@ -78,7 +78,7 @@ class KnownFile:
     relative: str
     name: str
     alone: bool
-    stat: Stat | None
+    stat: FileStat | None
     sha256: str | None
     is_whole: bool
 
@@ -93,13 +93,13 @@ class KnownFile:
     def state(self) -> FileState:
         """How the file is now, of what is known of it; one on another machine counts as unchanged."""
         try:
-            return "changed" if self.path and self.differs(Stat.of(self.path)) else "unchanged"
+            return "changed" if self.path and self.differs(FileStat.of(self.path)) else "unchanged"
         except FileNotFoundError:
             return "gone"
         except OSError:
             return "unreadable"
 
-    def differs(self, stat: Stat) -> bool:
+    def differs(self, stat: FileStat) -> bool:
         """Whether the file holds something else than before; it is read where its size and time do not say.
 
         Raises:
@@ -126,7 +126,7 @@ class Ledger:
         return [
             KnownFile(
                 *(number, root, join(folder, relative) if folder else "", relative, name, bool(alone)),
-                *(None if size is None else Stat(size, mtime_ns), sha256, bool(is_whole)),
+                *(None if size is None else FileStat(size, mtime_ns), sha256, bool(is_whole)),
             )
             for number, root, folder, relative, name, alone, size, mtime_ns, sha256, is_whole in self._read(_KNOWN)
         ]
@@ -192,7 +192,7 @@ class Ledger:
         )
         return dict(self._read(query, json.dumps(list(external_ids))))
 
-    def settle(self, files: Iterable[ReadFile]) -> None:
+    def mark_read(self, files: Iterable[ReadFile]) -> None:
         """Remember what files were like whose documents are all in the bank."""
         with self._catalog.transaction():
             self._catalog.execute_many(
@@ -246,7 +246,7 @@ class ReadFile:
     """
 
     id: int
-    stat: Stat | None = None
+    stat: FileStat | None = None
     sha256: str | None = None
     source: str = ""
     gone: set[str] = field(default_factory=set)
@@ -254,7 +254,7 @@ class ReadFile:
 
 
 class FileReader:
-    """Reads files for a bank, and keeps its ledger. The documents must be added as they come; `settle` ends it.
+    """Reads files for a bank, and keeps its ledger. The documents must be added as they come; `mark_read` ends it.
 
     Attributes:
         files: what was read so far, by number.
@@ -294,9 +294,9 @@ class FileReader:
             yield from self._claimed(items)
         self._reading.done()
 
-    def settle(self) -> None:
+    def mark_read(self) -> None:
         """All documents are in the bank."""
-        self._ledger.settle(self.files.values())
+        self._ledger.mark_read(self.files.values())
 
     def _kept(self, files: Iterable[FoundFile | Skipped]) -> list[tuple[FoundFile | Skipped, int, str, str]]:
         """Files with their numbers in the ledger (0: of none), their names, and their paths from their roots."""
@@ -340,7 +340,7 @@ class FileReader:
             yield 0, Skipped(str(file.path), "it was changed while it was read; add it again")
         elif before is not None and read.is_whole:
             stat, read.sha256 = before
-            read.stat = stat if stat.is_settled(now) else Stat(stat.size, _UNSETTLED)
+            read.stat = stat if stat.is_settled(now) else FileStat(stat.size, _UNSETTLED)
 
     def _claimed(self, items: Sequence[tuple[int, Document | Skipped]]) -> Iterator[Document | Skipped]:
         """Claim documents for their files. What another file of this run gave, or one that stands, stays that one's."""
@@ -385,10 +385,10 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _state_of(path: Path, known: tuple[Stat, str] | None = None) -> tuple[Stat, str] | None:
+def _state_of(path: Path, known: tuple[FileStat, str] | None = None) -> tuple[FileStat, str] | None:
     """Stat and sha256 of a file that can be read; the latter as it is known where the former is the same."""
     try:
-        stat = Stat.of(path)
+        stat = FileStat.of(path)
         return known if known is not None and stat == known[0] else (stat, sha256_of(path))
     except OSError:
         return None

@@ -75,7 +75,7 @@ class TensorPlace:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Mapped:
+class MappedTensor:
     """A tensor in a mapped file, by its rows (the first dimension).
 
     Attributes:
@@ -126,7 +126,7 @@ class Mapped:
         madvise(start, end - start, advice)  # advice only: a failure changes nothing
 
 
-def open_mapped(path: Path) -> dict[str, Mapped]:
+def open_mapped(path: Path) -> dict[str, MappedTensor]:
     """The tensors of a file, by name.
 
     Raises:
@@ -143,7 +143,7 @@ def open_mapped(path: Path) -> dict[str, Mapped]:
         header = json.loads(file.read(length))
     storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
     places = {name: TensorPlace.of(8 + length, header[name]) for name in names}
-    return {name: Mapped(_view(storage, place), place) for name, place in places.items()}  # type: ignore[arg-type]
+    return {name: MappedTensor(_view(storage, place), place) for name, place in places.items()}  # type: ignore[arg-type]
 
 
 def _view(storage: torch.UntypedStorage, place: TensorPlace) -> torch.Tensor:

@@ -21,7 +21,7 @@ from memspan.bank.encode import (
     manifest_of,
     tokenise,
 )
-from memspan.bank.folder import Written, segments_folder
+from memspan.bank.folder import WrittenSegments, segments_folder
 from memspan.bank.remembered import remember
 from memspan.bank.scope import LIVE, PAST, Scope
 from memspan.bank.segment import SegmentWriter
@@ -100,7 +100,7 @@ def restore_segments(bank: MemoryBank, loaded: LoadedModel, namespace: str, segm
             run.encode(run.batches(parts))
             for part in parts:
                 part.write(writer)
-    edits.replace_segments(bank.catalog, namespace, segment_ids, Written(*writer.finish()), losing=True)
+    edits.replace_segments(bank.catalog, namespace, segment_ids, WrittenSegments(*writer.finish()), losing=True)
 
 
 class _Staging:
@@ -132,7 +132,7 @@ class _Staging:
 
     def _commit(self, namespace: str, done: list[tuple[int, NewSource]], writer: SegmentWriter) -> None:
         if done:
-            edits.stage(self._bank.catalog, namespace, done, Written(*writer.finish()))
+            edits.stage(self._bank.catalog, namespace, done, WrittenSegments(*writer.finish()))
         self._run.committed()
 
     def _windows(self, namespace: str, max_tokens: int) -> Iterator[list[_Numbered]]:

@@ -23,7 +23,7 @@ import torch
 from memspan.bank import coarse
 from memspan.bank.coarse import CoarseFile, crc32, rows_crc32
 from memspan.bank.files import publish, write_synced
-from memspan.bank.folder import Placed, SegmentFiles, coarse_path, segment_paths
+from memspan.bank.folder import RowLocation, SegmentFiles, coarse_path, segment_paths
 from memspan.bank.manifest import LATENT_DTYPE_NAME, Manifest
 from memspan.bank.mapping import Rows, open_mapped
 from memspan.errors import BankError
@@ -49,7 +49,7 @@ class SegmentWriter:
     def __init__(self, folder: Path, layers: Sequence[int], max_bytes: int) -> None:
         self._folder, self._layers, self._max_bytes = folder, tuple(layers), max_bytes
         self._latents: list[EncodedDocuments] = []
-        self._places: list[Placed] = []
+        self._places: list[RowLocation] = []
         self._segments: list[SegmentFiles] = []
         self._begin()
 
@@ -59,11 +59,11 @@ class SegmentWriter:
         if self._rows and self.buffered_bytes + latents.nbytes > self._max_bytes:
             self._write()
         self.buffered_bytes += latents.nbytes
-        self._places.append(Placed(document_id, self._name, self._rows, rows, text_crc32))
+        self._places.append(RowLocation(document_id, self._name, self._rows, rows, text_crc32))
         self._latents.append(latents)
         self._rows += rows
 
-    def finish(self) -> tuple[list[SegmentFiles], list[Placed]]:
+    def finish(self) -> tuple[list[SegmentFiles], list[RowLocation]]:
         """Write what is left; return everything written since the last call, for the catalog to commit."""
         if self._rows:
             self._write()

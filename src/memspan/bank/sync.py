@@ -20,7 +20,7 @@ from memspan.bank.ledger import FileReader, KnownFile, Ledger
 from memspan.bank.texts import TextBank
 from memspan.errors import CorpusError, SyncRefused
 from memspan.text.corpus import ReadProgress, found_documents
-from memspan.text.folders import Given, Root, Roots, rebased
+from memspan.text.folders import GivenPath, Root, Roots, rebased
 from memspan.text.readers import ReadOptions
 from memspan.text.readers.formats import AS_FOUND
 from memspan.types import AddReport, Document, Skipped
@@ -151,11 +151,11 @@ class Sync:
             gone += [id for file in reader.files.values() if file.is_whole for id in file.gone]
         forgotten = self._forget(bank, gone)
         if not done.interrupted:
-            reader.settle()
-            ledger.settle(found.touched)
+            reader.mark_read()
+            ledger.mark_read(found.touched)
         return SyncReport(self.plan, dataclasses.replace(done, skipped=tuple(skipped)), forgotten)
 
-    def _check_is_known(self, given: Given) -> None:
+    def _check_is_known(self, given: GivenPath) -> None:
         """
         Raises:
             CorpusError: the folder may be one that the bank knows in another place.
@@ -199,11 +199,11 @@ class Sync:
         return len(live)
 
 
-def _meant(path: Path, known: Iterable[KnownFile]) -> Given:
+def _meant(path: Path, known: Iterable[KnownFile]) -> GivenPath:
     """What a path means. What is not there any more may be a file, or a folder, that the bank knows."""
-    given = Given.of(path, patterns=True)
+    given = GivenPath.of(path, patterns=True)
     if given.alone and not os.path.exists(path):
-        folder = Given(path, os.path.realpath(path))
+        folder = GivenPath(path, os.path.realpath(path))
         if any(file.is_in(folder.folder) for file in known):
             return folder
     if not os.path.exists(given.path) and not any(file.is_in(given.folder) for file in known):

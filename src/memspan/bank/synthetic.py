@@ -1,6 +1,6 @@
 """Banks of made-up latents at a model's shapes, to measure what a bank of that size costs before there is one.
 
-Routing keys are drawn by lot around a direction that all share and centres that some share, as keys of real text
+Routing keys are drawn by lot around a direction that all share and centers that some share, as keys of real text
 are; content is zeros in files with holes, which take no space. Such a bank's encoder fingerprint is `synthetic`: no
 model fits it, so that no question is answered from it.
 """
@@ -21,7 +21,7 @@ from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.edits import NewDocument, NewSource
 from memspan.bank.files import write_zeros_synced
-from memspan.bank.folder import Placed, Written, segment_paths, segments_folder, text_crc32
+from memspan.bank.folder import RowLocation, WrittenSegments, segment_paths, segments_folder, text_crc32
 from memspan.bank.manifest import FORMAT_VERSION, SYNTHETIC, Manifest
 from memspan.bank.segment import LATENT_DTYPE, publish_segment
 from memspan.errors import BankError
@@ -34,7 +34,7 @@ from memspan.types import Document, Span
 SHAPES = {"smollm2-135m": (range(15, 30), 3, 64, 9), "qwen3-4b": (range(18, 36), 8, 128, 32)}
 CHUNK_SIZE = 64
 _CENTRES = 1024
-# Lengths of what a key is a sum of: what all share, what a centre's share, its own.
+# Lengths of what a key is a sum of: what all share, what a center's share, its own.
 _SHARED, _CENTRE, _OWN = 0.5, 0.6, 1.0
 # What of a manifest decides what the rows of a bank are.
 _SHAPE = ("msa_layers", "chunk_size", "num_kv_heads", "head_dim", "similarity", "dtype")
@@ -178,7 +178,7 @@ def _write_segment(bank: MemoryBank, keys_LCW: torch.Tensor, chunks_per_document
     source = Document(f"synthetic-{first_id}", "s" * len(firsts))
     text_crc = text_crc32(part_text(source, Span(0, 1)))
     places = [
-        Placed(first_id + place, name, first, min(chunks_per_document, num_rows - first), text_crc)
+        RowLocation(first_id + place, name, first, min(chunks_per_document, num_rows - first), text_crc)
         for place, first in enumerate(firsts)
     ]
     documents_N4 = torch.tensor([(place.document_id, place.first_row, place.rows, text_crc) for place in places])
@@ -194,4 +194,4 @@ def _write_segment(bank: MemoryBank, keys_LCW: torch.Tensor, chunks_per_document
     parts = tuple(
         NewDocument(place.document_id, Span(number, number + 1), tokens) for number, place in enumerate(places)
     )
-    edits.add_sources(bank.catalog, DEFAULT_NAMESPACE, [NewSource(source, parts)], Written([files], places), [])
+    edits.add_sources(bank.catalog, DEFAULT_NAMESPACE, [NewSource(source, parts)], WrittenSegments([files], places), [])

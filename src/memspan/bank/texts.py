@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from memspan.bank import edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
-from memspan.bank.folder import Written
+from memspan.bank.folder import WrittenSegments
 from memspan.bank.locks import Registration, writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.scope import EVERYTHING, Scope
@@ -32,7 +32,7 @@ PATIENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class DocumentUpdate:
     """What is to be changed of a document; None: it stays.
 
     Attributes:
@@ -308,7 +308,7 @@ class TextBank:
         return stored.document
 
     def update(
-        self, document_id: int | str, changes: Changes, namespace: str = DEFAULT_NAMESPACE
+        self, document_id: int | str, changes: DocumentUpdate, namespace: str = DEFAULT_NAMESPACE
     ) -> tuple[Document, bool] | None:
         """Change metadata, date or expiry of a document, read and written in one transaction.
 
@@ -345,7 +345,7 @@ class TextBank:
             before = self.get(document.external_id, namespace)
             if known[0] == document.content_hash and keeps_retention(before, document):
                 return False
-            edits.add_sources(self.catalog, namespace, (), Written((), ()), [document])
+            edits.add_sources(self.catalog, namespace, (), WrittenSegments((), ()), [document])
         return True
 
 

@@ -125,9 +125,9 @@ class Tiers:
         least = self._base + _SCRATCH_BYTES + max(sizes, default=0)
         if self.budget < least:
             raise BudgetError(
-                f"a memory budget of {gigabytes(self.budget)} is too small: the process takes "
-                f"{gigabytes(self._base)} before any routing key is read, a question {gigabytes(_SCRATCH_BYTES)} and "
-                f"one tile of keys {gigabytes(max(sizes, default=0))}; give at least {gigabytes(least, up=True)}"
+                f"a memory budget of {gigabytes(self.budget)} is too small; give at least "
+                f"{gigabytes(least, up=True)}: the process takes {gigabytes(self._base)} without routing keys, a "
+                f"question {gigabytes(_SCRATCH_BYTES)} and one tile of keys {gigabytes(max(sizes, default=0))}"
             )
         rest = self.budget - least
         cache = min(CACHE_BYTES, rest // _CACHE_SHARE)

@@ -30,8 +30,8 @@ from memspan.eval.machine import machine
 from memspan.eval.plots import Spread, draw_curves
 from memspan.events import Done, Event, RoundDone, RoundStarted, TextWritten
 from memspan.generate.context import room_for
-from memspan.generate.finder import Finder, Look
-from memspan.generate.interleave import Asked, Plan
+from memspan.generate.finder import Finder, SearchQuery
+from memspan.generate.interleave import Plan, QuestionState
 from memspan.generate.sampling import Sampling
 from memspan.generate.searched import answering
 from memspan.generate.state import RoundState
@@ -101,21 +101,21 @@ class FixedReading:
     def __init__(self, loaded: LoadedModel, finder: Finder, plan: Plan, passages: Sequence[Passage]) -> None:
         self._loaded, self._finder, self._plan, self._passages = loaded, finder, plan, passages
 
-    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event]]:
+    def round(self, asked: Sequence[QuestionState], number: int) -> Iterator[tuple[QuestionState, Event]]:
         started = time.perf_counter()
         for one in asked:
             yield one, RoundStarted(number, one.question)
-        looks = [Look(one.question, self._loaded.template.context(one.question)) for one in asked]
+        looks = [SearchQuery(one.question, self._loaded.template.context(one.question)) for one in asked]
         found = self._finder.rank("router", looks, self._plan.documents)
         seconds = {"select": time.perf_counter() - started}
         for one, ranked in zip(asked, found, strict=True):
             done = Round(number, "router", one.question, ranked.routed, timings=seconds)
             yield one, RoundDone(one.close_round(self._plan, done, "limit", 0))
 
-    def context(self, asked: Asked) -> Context:
+    def context(self, asked: QuestionState) -> Context:
         return self._loaded.template.context(asked.question, self._passages)
 
-    def routed(self, asked: Asked) -> Sequence[LayerRouting] | None:
+    def routed(self, asked: QuestionState) -> Sequence[LayerRouting] | None:
         return None if self._plan.route_answer else asked.rounds[-1].routed
 
 

@@ -71,7 +71,8 @@ FormatOption = Annotated[
     typer.Option("--format", help="Read all files as this kind (txt, csv, ...), whatever their extension."),
 ]
 EncodingOption = Annotated[
-    str | None, typer.Option("--encoding", help="Of the text files, as cp1252 or gbk. Default: as each of them is.")
+    str | None,
+    typer.Option("--encoding", help="Encoding of the text files, as cp1252 or gbk. Default: found for each."),
 ]
 TextColumnOption = Annotated[
     str | None, typer.Option("--text-column", help="Key or column of a record's text. Default: text, content or body.")
@@ -81,28 +82,28 @@ TitleColumnOption = Annotated[
 ]
 OcrOption = Annotated[
     bool,
-    typer.Option("--ocr", help="Recognise text in images and scanned PDFs, by an installed tesseract."),
+    typer.Option("--ocr", help="Recognize text in images and scanned PDFs, by an installed tesseract."),
 ]
 OcrLanguageOption = Annotated[
-    str, typer.Option("--ocr-language", help="Of recognised text, as tesseract calls it: eng, deu+eng.")
+    str, typer.Option("--ocr-language", help="Language of recognized text, by tesseract's names: eng, deu+eng.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
-NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", help="Whose documents; no others are seen.")]
+NamespaceOption = Annotated[
+    str, typer.Option("--namespace", "-n", help="Namespace of the documents; others are not seen.")
+]
 WhereOption = Annotated[
     list[str] | None,
     typer.Option("--where", help="FIELD=VALUE (or !=, <, <=, >, >=) of the metadata, or JSON; may be repeated."),
 ]
 AsOfOption = Annotated[
     str | None,
-    typer.Option("--as-of", help="What was valid at this day or moment: dated, or else recorded by then."),
+    typer.Option("--as-of", help="Only documents valid at this day or moment: dated, or else recorded by then."),
 ]
 KnownAtOption = Annotated[
-    str | None, typer.Option("--known-at", help="What the bank held at this day or moment, former versions included.")
+    str | None, typer.Option("--known-at", help="The bank as it was at this day or moment, former versions included.")
 ]
-ExpiresOption = Annotated[
-    str | None, typer.Option("--expires", help="Not seen from this day (UTC) or moment on; never: it stays.")
-]
-TtlOption = Annotated[str | None, typer.Option("--ttl", help="Not seen after this time, as 30d, 12h or 1d12h.")]
+ExpiresOption = Annotated[str | None, typer.Option("--expires", help="End: this day (UTC) or moment; never: no end.")]
+TtlOption = Annotated[str | None, typer.Option("--ttl", help="End after this time, as 30d, 12h or 1d12h.")]
 _DEFAULT = "Default: hybrid, lexical if untrained."
 SelectorOption = Annotated[str | None, typer.Option(help=f"Who chooses documents: {{ranking_selectors}}. {_DEFAULT}")]
 AskSelectorOption = Annotated[
@@ -113,7 +114,7 @@ AskSelectorOption = Annotated[
 ]
 IdOption = Annotated[list[int] | None, typer.Option("--id", help="The bank's id of a document; may be repeated.")]
 DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here.")
+    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. Default: the fast one here.")
 ]
 BudgetOption = Annotated[
     str | None,
@@ -121,11 +122,11 @@ BudgetOption = Annotated[
 ]
 GPUBudgetOption = Annotated[
     str | None,
-    typer.Option("--gpu-memory-budget", help="Of routing keys in a GPU's memory, as 6GB. Default: what is free there."),
+    typer.Option("--gpu-memory-budget", help="Routing keys in a GPU's memory, as 6GB. Default: all free memory."),
 ]
 BatchTokensOption = Annotated[
     int | None,
-    typer.Option("--batch-tokens", min=1, help="Encoded at a time. Default: 2048 on a CPU, 16384 on a GPU, or fewer."),
+    typer.Option("--batch-tokens", min=1, help="Tokens encoded together. Default: 2048 on a CPU, 16384 on a GPU."),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Torch device. Default: a GPU if there is one.")]
 
@@ -135,7 +136,7 @@ RouteAnswerOption = Annotated[
 WeightsOption = Annotated[
     str | None,
     typer.Option(
-        help="What decoding may read, where it is faster on this CPU: exact, half (16 bits, default), int8, int4."
+        help="Weights for decoding, where they are faster on this CPU: exact, half (16 bits, default), int8, int4."
     ),
 ]
 
@@ -152,12 +153,12 @@ AnswerWithOption = Annotated[
 AnswerModelOption = Annotated[
     str | None,
     typer.Option(
-        "--answer-model", metavar="NAME", envvar="MEMSPAN_ANSWER_MODEL", help="What that endpoint calls the model."
+        "--answer-model", metavar="NAME", envvar="MEMSPAN_ANSWER_MODEL", help="Name of the model at that endpoint."
     ),
 ]
 AnswerContextOption = Annotated[
     int | None,
-    typer.Option("--answer-context", help="Tokens that model has room for. Default: as the endpoint says, or 4096."),
+    typer.Option("--answer-context", help="Tokens that fit into that model. Default: the endpoint's answer, or 4096."),
 ]
 
 

@@ -56,7 +56,7 @@ def convert(
     ] = "smollm2-135m-instruct",
     *,
     out: Annotated[Path, typer.Option("--out", help="New checkpoint folder.")],
-    dtype: Annotated[str, typer.Option(help="Of the saved weights.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Number format of the saved weights.")] = "bfloat16",
     template: Annotated[str | None, typer.Option(help="chatml, msa or plain. Default: by the tokenizer.")] = None,
     layers: Annotated[str | None, typer.Option(help="MSA layers, as 15,16,17. Default: the upper half.")] = None,
     chunk_size: Annotated[int, typer.Option(help="Tokens pooled into one row.")] = 64,
@@ -64,7 +64,7 @@ def convert(
     similarity: Annotated[
         str | None, typer.Option(help="One of {similarities}. Default: cosine, or as a released checkpoint serves.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the routers' random initialisation.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the routers' random initialization.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a plain decoder (its routers are then untrained) or a released MSA checkpoint into an MSA checkpoint."""
@@ -112,7 +112,7 @@ def add(
     expiry: ExpiryOptions,
     as_json: JsonOption = False,
 ) -> int:
-    """Remember documents: first their texts, which are found at once, then encoded. Makes the bank if there is none."""
+    """Remember documents: store their texts, which search finds at once, then encode them. Makes a missing bank."""
     with importing():
         import torch
 
@@ -146,7 +146,7 @@ def add(
             run = {"progress": progress, "should_stop": stop.is_set, "group": ranks, "later": later}
             report = memory.add(documents, expires=expiry, batch_tokens=batch_tokens, **run)
         if not report.interrupted:
-            reader.settle()
+            reader.mark_read()
         render.report(report, skipped, memory.bank, as_json)
     return stop.code if report.interrupted else SKIPPED if skipped else 0
 
@@ -155,14 +155,15 @@ def add(
 def encode(
     bank: BankArgument,
     namespace: Annotated[
-        list[str] | None, typer.Option("--namespace", "-n", help="Whose documents; may be repeated. Default: all.")
+        list[str] | None,
+        typer.Option("--namespace", "-n", help="Namespace of the documents; may be repeated. Default: all."),
     ] = None,
     *,
     batch_tokens: BatchTokensOption = None,
     model: Model,
     as_json: JsonOption = False,
 ) -> int:
-    """Encode what `add` left. Stopped, it continues when run again; others may change the bank meanwhile."""
+    """Encode the documents that `add` left. A stopped run continues when run again; others may change the bank."""
     check_bank(bank, "changed")
     with importing():
         import torch
@@ -183,7 +184,7 @@ def encode(
 
 
 def _encode_for_first(bank: BankPlace, model: ModelChoice, ranks: Ranks) -> int:
-    """What every rank but 0 does."""
+    """The work of every rank but 0."""
     from memspan.bank.encoders import encode_for_first
     from memspan.cli.models import on_own_gpu
 
@@ -201,7 +202,7 @@ def estimate(
     how: ReadingOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how long a corpus would take to encode on this machine, and how much disk, without encoding it."""
+    """Estimate the time and disk space that a corpus would take on this machine, without encoding it."""
     from memspan.text.corpus import found_documents, read_paths
     from memspan.text.installed import installed_packages
 
@@ -231,7 +232,7 @@ def estimate(
 @command
 def ask(
     bank: CachedBank,
-    question: Annotated[str | None, typer.Argument(help="Left out: asked for, one after the other.")] = None,
+    question: Annotated[str | None, typer.Argument(help="Without it, the command asks for questions.")] = None,
     *,
     model: Model,
     scope: ScopeOptions,
@@ -242,20 +243,22 @@ def ask(
         int | None, typer.Option(help="Looks into the memory, at most. Default: 1; 4 with generate.")
     ] = None,
     documents_per_round: Annotated[
-        int | None, typer.Option(help="At most. Default: 2 where there are several rounds.")
+        int | None, typer.Option(help="Documents of a round, at most. Default: 2 with several rounds.")
     ] = None,
     no_text: Annotated[bool, typer.Option("--no-text", help="Answer from the compressed memory alone.")] = False,
     text_only: Annotated[
-        bool, typer.Option("--text-only", help="Answer from the texts that are found, without the compressed memory.")
+        bool, typer.Option("--text-only", help="Answer from the texts found, without the compressed memory.")
     ] = False,
     route_answer: RouteAnswerOption = False,
-    trace: Annotated[bool, typer.Option("--trace", help="Show every round: what was routed, chosen and read.")] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Show the documents of every round: routed, chosen, read.")
+    ] = False,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Length of an answer, at most. Default: 64; 512 with --answer-with.")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="String that ends an answer; may be repeated.")] = None,
     weights: WeightsOption = None,
     memory_budget: BudgetOption = None,
@@ -344,14 +347,14 @@ def _answer(memory: Memory | TextMemory, question: str, options: AskOptions, tra
 @command
 def summarize(
     bank: CachedBank,
-    about: Annotated[str, typer.Option(help="What is wanted of the documents. Default: everything.")] = "",
+    about: Annotated[str, typer.Option(help="Subject of the summary. Default: everything.")] = "",
     *,
     model: Model,
     scope: ScopeOptions,
     answers: OtherModel,
-    max_statements: Annotated[int, typer.Option(help="Of the summary.")] = 10,
-    batch_tokens: Annotated[int, typer.Option(help="Of the texts that are read together, at most.")] = 512,
-    max_new_tokens: Annotated[int, typer.Option(help="Written about the texts of one batch, at most.")] = 96,
+    max_statements: Annotated[int, typer.Option(help="Statements of the summary, at most.")] = 10,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens of the texts read together, at most.")] = 512,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens written about one batch, at most.")] = 96,
     weights: WeightsOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -17,7 +17,7 @@ from memspan.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from memspan.text.corpus import Skipped
-    from memspan.text.questions import Malformed, Question
+    from memspan.text.questions import MalformedRecord, Question
     from memspan.train.data.clean import Cleaner, CountTokens, SourceReport
     from memspan.train.data.leakage import Leakage
 
@@ -30,7 +30,7 @@ FilesArgument = Annotated[list[Path], typer.Argument(help="Files of questions: .
 OutOption = Annotated[Path, typer.Option("--out", help="New file, .jsonl or .jsonl.gz.")]
 AgainstOption = Annotated[
     list[Path] | None,
-    typer.Option("--against", help="Questions of an evaluation set, not to be trained on; may be repeated."),
+    typer.Option("--against", help="Questions of an evaluation set, which training must not see; may be repeated."),
 ]
 ModelOption = Annotated[
     Path | None, typer.Option("--model", help="Folder of a model: lengths are then tokens. Default: words.")
@@ -51,15 +51,15 @@ def _checked(cls: type[T], **options: Any) -> T:
 
 
 def _columns(
-    query: Annotated[str | None, typer.Option(help="Pairs: column of what is asked.")] = None,
-    document: Annotated[str | None, typer.Option(help="Pairs: column of what is to be found.")] = None,
+    query: Annotated[str | None, typer.Option(help="Pairs: column of the question.")] = None,
+    document: Annotated[str | None, typer.Option(help="Pairs: column of the text to find.")] = None,
     title: Annotated[str | None, typer.Option(help="Pairs: column of the document's title.")] = None,
     answer: Annotated[str | None, typer.Option(help="Pairs: column of a short answer in the document.")] = None,
     negative: Annotated[str | None, typer.Option(help="Pairs: column of a text that is no answer.")] = None,
 ) -> Any:
     with importing():
-        from memspan.train.data.pairs import Columns
-    return Columns(query, document, title, answer, negative)
+        from memspan.train.data.pairs import PairColumns
+    return PairColumns(query, document, title, answer, negative)
 
 
 def _text_settings(
@@ -71,7 +71,7 @@ def _text_settings(
     per_passage: Annotated[int, typer.Option(help="Text: sentences taken from a passage, at most.")] = 1,
     keep: Annotated[float, typer.Option(help="Text: share of sentences that also stay in the passage.")] = 0.1,
     neighbours: Annotated[int, typer.Option(help="Text: passages of the same text taken as negatives.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the sentences taken.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of sentences.")] = 0,
 ) -> Any:
     with importing():
         from memspan.train.data.texts import TASKS, TextSettings
@@ -129,7 +129,7 @@ def build(
 ) -> int:
     """Make questions of pairs (title and body, question and answer, query and document), of plain text, or of facts.
 
-    Facts are made up from wordings in a YAML file, as recipes/data/facts.yaml: what people tell an assistant.
+    Facts are made up from wordings in a YAML file, as recipes/data/facts.yaml: remarks of people to an assistant.
     """
     with importing():
         from memspan.train.data.facts import from_facts, load_facts
@@ -143,7 +143,7 @@ def build(
         raise DataError("--bank goes with plain text: --from text")
     name = source or paths[0].resolve().name.partition(".")[0]
     questions: Sequence[Question]
-    skipped: Sequence[Malformed | Skipped]
+    skipped: Sequence[MalformedRecord | Skipped]
     if kind == "text":
         made = from_texts(paths, name, settings)
         questions, skipped = made.questions, made.skipped
@@ -161,7 +161,7 @@ def build(
 
 
 def _kind_of(paths: Sequence[Path]) -> str:
-    """What to build from, by the files, and the first record where they are files of records."""
+    """The kind of source, by the files, and the first record where they are files of records."""
     from memspan.text.readers import holds_records
     from memspan.train.data.pairs import records_of
 
@@ -216,7 +216,7 @@ def clean(
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Drop duplicates, leaks, what is too long or in another language, and answers that no positive holds."""
+    """Drop duplicates, leaks, long texts, other languages, and answers that no positive holds."""
     with importing():
         from memspan.train.data.clean import Cleaner
         from memspan.train.data.files import read_training, write_questions
@@ -308,7 +308,7 @@ def mine(
         from memspan.train.data.files import read_training, write_questions
         from memspan.train.data.mine import Miner, passages_of
     read = read_training(files)
-    skipped: list[Malformed | Skipped] = [*read.malformed]
+    skipped: list[MalformedRecord | Skipped] = [*read.malformed]
     passages = passages_of(read.questions)
     for item in read_paths(corpus or []):
         if isinstance(item, Skipped):
@@ -346,7 +346,7 @@ def _counter(model: Path | None) -> CountTokens | None:
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _name_skipped(skipped: Sequence[Malformed | Skipped], as_json: bool) -> None:
+def _name_skipped(skipped: Sequence[MalformedRecord | Skipped], as_json: bool) -> None:
     from memspan.text.corpus import Skipped
 
     if not as_json:

@@ -21,8 +21,8 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; an unfinished one is continued.")],
     data: Annotated[Path | None, typer.Option("--data", help="File of the question set.")] = None,
-    arms: Annotated[str, typer.Option(help="As none,bm25@5,router@0.")] = "none,bm25,oracle,router,hybrid",
-    questions: Annotated[int | None, typer.Option(help="The first so many. Default: all; 10 haystacks.")] = None,
+    arms: Annotated[str, typer.Option(help="Arms, as none,bm25@5,router@0.")] = "none,bm25,oracle,router,hybrid",
+    questions: Annotated[int | None, typer.Option(help="Number of questions. Default: all; 10 haystacks.")] = None,
     memory_tokens: Annotated[
         int | None, typer.Option(help="Size of a memory. Default: all distractors; 32,768 for haystacks.")
     ] = None,
@@ -30,13 +30,13 @@ def evaluate(
         list[Path] | None,
         typer.Option("--distractors", "--haystack", help="Files of distractors, or of a haystack's text."),
     ] = None,
-    format: Annotated[str, typer.Option(help="Of the question set that scale asks.")] = "jsonl",
-    sizes: Annotated[str, typer.Option(help="Of scale: tokens of the memory.")] = "16K,64K,256K,1M,10M",
+    format: Annotated[str, typer.Option(help="Format of the question set that scale asks.")] = "jsonl",
+    sizes: Annotated[str, typer.Option(help="Sizes of scale: tokens of the memory.")] = "16K,64K,256K,1M,10M",
     max_new_tokens: Annotated[int | None, typer.Option(help="Length of an answer. Default: by the task.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(help="Length of a prompt, at most.")] = None,
     batch: Annotated[int, typer.Option(help="Questions answered together.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of needles and intervals.")] = 0,
-    rerank_depth: Annotated[int, typer.Option(help="Documents that +rerank and +cross rank anew.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of needles and intervals.")] = 0,
+    rerank_depth: Annotated[int, typer.Option(help="Documents that +rerank and +cross rank again.")] = 100,
     cross_encoder: Annotated[str | None, typer.Option(help="Model of +cross: a folder or a name.")] = None,
     *,
     model: Model,
@@ -44,7 +44,7 @@ def evaluate(
     memory_budget: BudgetOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Measure: the same questions answered in several ways, with retrieval and answer metrics and their intervals."""
+    """Measure retrieval and answers: ask the same questions in several ways, with intervals."""
     with importing():
         from memspan.eval.runner import RESULT, TABLE, RunOptions, RunSettings, run
         from memspan.eval.scale import SCALE, SCALE_TASK, parse_sizes, run_scale
@@ -76,9 +76,9 @@ def evaluate(
 @command
 def judge(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run of `memspan eval`.")],
-    endpoint: Annotated[str, typer.Option(help="OpenAI-compatible, as http://localhost:8000/v1.")],
+    endpoint: Annotated[str, typer.Option(help="OpenAI-compatible endpoint, as http://localhost:8000/v1.")],
     model: Annotated[str, typer.Option(help="Name of the judge at the endpoint.")],
-    key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="Of the endpoint.")] = "",
+    key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="Key of the endpoint.")] = "",
     parallel: Annotated[int, typer.Option(help="Calls under way at the same time.")] = 4,
     as_json: JsonOption = False,
 ) -> int:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from memspan.serve.engine import Engine
     from memspan.serve.keys import Key, KeyFile
 
-keys = typer.Typer(help="API keys of the server: who may do what, in which namespaces.", no_args_is_help=True)
+keys = typer.Typer(help="API keys of the server, with scopes and namespaces.", no_args_is_help=True)
 
 BanksArgument = Annotated[
     list[str],
@@ -54,16 +54,17 @@ def _settings(
     host: Annotated[str, typer.Option(help="Address to listen on. Others than this machine's own need keys.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     workers: Annotated[
-        int, typer.Option(help="Processes that answer, each with the model. 1: the one that takes the requests.")
+        int,
+        typer.Option(help="Processes that answer, each with the model. With 1, the process that takes the requests."),
     ] = 1,
-    max_batch: Annotated[int, typer.Option(help="Questions that each of them answers at a time.")] = 8,
+    max_batch: Annotated[int, typer.Option(help="Questions that each process answers at a time.")] = 8,
     max_queue: Annotated[int, typer.Option(help="Questions that wait, at most; others are refused (429).")] = 64,
-    max_new_tokens: Annotated[int, typer.Option(help="Of one answer that may be asked for.")] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.")] = 1024,
     max_request_mb: Annotated[int, typer.Option(help="Size of a request, at most.")] = 16,
     requests_per_minute: Annotated[
-        int | None, typer.Option(help="Of one key, at most. Default: 600 with keys, any number without.")
+        int | None, typer.Option(help="Requests of one key, at most. Default: 600 with keys, any number without.")
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds an answer may take, waiting included.")] = 300.0,
     grace: Annotated[float, typer.Option(help="Seconds running answers get when the server stops.")] = 30.0,
@@ -108,10 +109,10 @@ def serve(
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines, every request too.")] = False,
     traces: Annotated[
         bool,
-        typer.Option("--traces", help="Send OpenTelemetry traces, as OTEL_EXPORTER_OTLP_ENDPOINT and the like say."),
+        typer.Option("--traces", help="Send OpenTelemetry traces; OTEL_EXPORTER_OTLP_ENDPOINT and others say where."),
     ] = False,
 ) -> None:
-    """Answer over HTTP, as OpenAI's API and with memories of its own (docs/serving.md). Ctrl-C stops."""
+    """Answer over HTTP with OpenAI's API, and serve the memories (docs/serving.md). Ctrl-C stops."""
     with _packages("serving", "serve"):
         from memspan.serve.app import check_closed
         from memspan.serve.banks import bank_places
@@ -146,7 +147,7 @@ def mcp(
     answers: OtherModel,
     http: Annotated[bool, typer.Option("--http", help="Streamable HTTP at /mcp, instead of stdio.")] = False,
     host: Annotated[str, typer.Option(help="With --http: address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="With --http: 0 takes a free one.")] = 8001,
+    port: Annotated[int, typer.Option(help="With --http: port; 0 takes a free one.")] = 8001,
     keys: KeysOption = None,
 ) -> None:
     """Give agents a memory by the Model Context Protocol: remember, recall, ask, forget, list."""
@@ -231,18 +232,20 @@ def _served_keys(settings: ServeSettings, key_file: Path | None) -> KeyFile | No
 @keys.command("add")
 @command
 def add_key(
-    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    name: Annotated[str, typer.Argument(help="Name of the key, for people.")],
     scope: Annotated[
         list[str] | None, typer.Option(help="read, write (and read) or admin (all). Default: read.")
     ] = None,
     namespace: Annotated[
         list[str] | None,
-        typer.Option("--namespace", "-n", help="It may enter; may be repeated, the first is its own. Default: all."),
+        typer.Option(
+            "--namespace", "-n", help="Namespace it may enter; may be repeated, the first is its own. Default: all."
+        ),
     ] = None,
     keys: KeysOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key and print it: it is shown this once, and only its hash is kept."""
+    """Make a key and print it once; only its hash is kept."""
     key, secret = _key_file(keys).add(name, tuple(scope or ["read"]), tuple(namespace or ()))
     render.show({**_public(key), "key": secret}, as_json)
 
@@ -261,7 +264,7 @@ def list_keys(keys: KeysOption = None, as_json: JsonOption = False) -> None:
 @keys.command("revoke")
 @command
 def revoke_key(
-    key_id: Annotated[str, typer.Argument(help="Of the key, as `list` shows it.")],
+    key_id: Annotated[str, typer.Argument(help="Id of the key, as `list` shows it.")],
     keys: KeysOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -72,13 +72,13 @@ def check_bank(bank: PathLike[str], change: str | None = None) -> None:
 @command
 def search(
     bank: CachedBank,
-    question: Annotated[str, typer.Argument(help="What to look for.")],
+    question: Annotated[str, typer.Argument(help="Words or a question to search for.")],
     *,
     model: Model,
     scope: ScopeOptions,
     selector: SelectorOption = None,
     limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 10,
-    min_score: Annotated[float | None, typer.Option(help="Leave out what scores less, 0 to 1.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Leave out documents that score less, 0 to 1.")] = None,
     memory_budget: BudgetOption = None,
     gpu_memory_budget: GPUBudgetOption = None,
     as_json: JsonOption = False,
@@ -122,7 +122,8 @@ def ls(
         bool, typer.Option("--stale", help="Instead, the files that are newer than their memory, or gone.")
     ] = False,
     expired: Annotated[
-        bool, typer.Option("--expired", help="Instead what has expired and is not erased yet; no question sees it.")
+        bool,
+        typer.Option("--expired", help="Instead, expired documents that are not erased yet; no question sees them."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -307,7 +308,7 @@ def update(
         list[str] | None, typer.Option("--unset", help="KEY of the metadata to remove; may be repeated.")
     ] = None,
     pin: Annotated[
-        bool | None, typer.Option("--pin/--unpin", help="It never expires, whatever its expiry; or it may again.")
+        bool | None, typer.Option("--pin/--unpin", help="It never expires, in spite of its expiry; or it may again.")
     ] = None,
     namespace: NamespaceOption = "default",
     *,
@@ -322,11 +323,11 @@ def update(
     if all(value is None for value in given.values()):
         options = "--title, --date or --set KEY=VALUE; or --unset KEY, --expires, --ttl, --pin, --unpin"
         raise MemspanError(f"nothing to update; name a FILE, {options}")
-    from memspan.bank.texts import Changes
+    from memspan.bank.texts import DocumentUpdate
 
     try:
         with open_texts(bank) as opened:
-            found = opened.update(external_id, Changes(**given), namespace)
+            found = opened.update(external_id, DocumentUpdate(**given), namespace)
             if found is not None:  # nothing is to be encoded
                 report = AddReport(updated=int(found[1]), unchanged=int(not found[1]), characters=len(found[0].text))
                 return render.report(report, [], opened, as_json)

@@ -34,7 +34,7 @@ def sync(
     ] = False,
     root: Annotated[
         str | None,
-        typer.Option("--root", help="What the bank calls the folder, where the folder or the bank was moved."),
+        typer.Option("--root", help="Name of the folder in the bank, where the folder or the bank was moved."),
     ] = None,
     namespace: NamespaceOption = "default",
     *,
@@ -45,10 +45,10 @@ def sync(
     how: ReadingOptions,
     as_json: JsonOption = False,
 ) -> int:
-    """Bring a bank in step with folders: remember what is new or changed, forget what is gone.
+    """Bring a bank in step with folders: remember new and changed files, forget files that are gone.
 
-    What moved gets its new id, and is not encoded again. Only what these folders gave is forgotten. A file
-    .memspanignore names what is left out of its folder, as a .gitignore does.
+    A moved file gets its new id, and is not encoded again. Only documents of these folders are forgotten. A file
+    .memspanignore names files to leave out of its folder, as a .gitignore does.
     """
     refuse_torchrun("sync")
     plan = _plan(bank, paths, namespace, root, how.options)  # its errors come before anything is loaded

@@ -29,14 +29,15 @@ _CONTINUE = "stopping after this step; run the same command with --resume to go 
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file; see recipes/ and docs/training.md.")],
     changes: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As phases.warmup.lr=1e-3 or corpus=docs/.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes, as phases.warmup.lr=1e-3 or corpus=docs/."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run. Default: runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Load everything, say what would be done, stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Load everything, print the plan, stop.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Train routers, and what else a recipe names, into an adapter. Ctrl-C saves; --resume goes on exactly there."""
+    """Train routers, and other weights that a recipe names, into an adapter. Ctrl-C saves; --resume goes on there."""
     with importing():
         from memspan.train.loop import Trainer
         from memspan.train.recipe import load_recipe

@@ -67,7 +67,7 @@ def _check_age(age: str) -> None:
 
 @command
 def reindex(bank: BankArgument, as_json: JsonOption = False) -> None:
-    """Make the full-text index anew from the stored texts, as this version cuts words. Nothing is encoded."""
+    """Rebuild the full-text index from the stored texts, by the rules of this version. Encodes nothing."""
     from memspan.text.terms import rules
 
     with open_texts(bank) as opened:
@@ -79,12 +79,12 @@ def reindex(bank: BankArgument, as_json: JsonOption = False) -> None:
 @command
 def verify(
     bank: BankArgument,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be made again from the stored text.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Rebuild damaged parts from the stored text.")] = False,
     *,
     model: Model,
     as_json: JsonOption = False,
 ) -> int:
-    """Check every byte of a bank, or all weights of a checkpoint. Exit code 1 if something is not what it was."""
+    """Check every byte of a bank, or all weights of a checkpoint. Exit code 1 for damage."""
     from memspan.bank.texts import TextBank
 
     faults: Sequence[Fault] = ()
@@ -107,7 +107,7 @@ def verify(
 
 
 def _verified(bank: BankPlace, repair: bool, model: Model) -> Sequence[Fault]:
-    """The faults of a bank that are left when what is to be mended has been."""
+    """The faults of a bank that are left after repair."""
     with importing():
         from memspan.bank.bank import MemoryBank
         from memspan.bank.verify import verify
@@ -134,10 +134,10 @@ def changes(
         str | None, typer.Argument(help="A day, a moment, or how long ago: 2026-03-01, 2026-03-01T10:00, 7d, 12h.")
     ] = None,
     after_commit: Annotated[
-        int | None, typer.Option(help="Instead, what changed after this commit, as an earlier call names it; 0: all.")
+        int | None, typer.Option(help="Instead, changes after this commit, which an earlier call named; 0: all.")
     ] = None,
     limit: Annotated[int, typer.Option(help="Changes shown, at most.")] = 50,
-    offset: Annotated[int, typer.Option(help="How many to pass over.")] = 0,
+    offset: Annotated[int, typer.Option(help="Changes to pass over first.")] = 0,
     namespace: NamespaceOption = "default",
     as_json: JsonOption = False,
 ) -> None:
@@ -177,7 +177,7 @@ def publish(
 
 @command
 def reencode(bank: BankArgument, *, model: Model, as_json: JsonOption = False) -> int:
-    """Rebuild a bank's latents for another model, from its stored text. Stopped, it continues when run again."""
+    """Rebuild a bank's latents for another model, from its stored text. A stopped run continues when run again."""
     check_bank(bank, "encoded anew")
     with importing():
         from memspan.bank.bank import MemoryBank
@@ -192,13 +192,13 @@ def reencode(bank: BankArgument, *, model: Model, as_json: JsonOption = False) -
 
 @command
 def import_(
-    file: Annotated[Path, typer.Argument(help="What `export` wrote.")],
+    file: Annotated[Path, typer.Argument(help="File that `export` wrote.")],
     bank: BankArgument,
     *,
     model: Model,
     as_json: JsonOption = False,
 ) -> int:
-    """Make a bank of an exported one; from JSON lines, encode the documents into a new or an existing bank."""
+    """Make a bank from an exported one, or encode documents from JSON lines into a new or an existing bank."""
     refuse_torchrun("import")
     if not file.is_file():
         raise MemspanError(f"{file} does not exist")

@@ -50,7 +50,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class GeneratedAnswer:
     """What the generator wrote, and from what.
 
     Attributes:
@@ -107,7 +107,7 @@ def whole_memory(memory: Memory, room: int) -> tuple[Evidence, ...]:
 
 def answer(
     loaded: LoadedModel, prompts: Sequence[Prompt], memory: LayerMemory | None, sampling: Sampling
-) -> list[Answered]:
+) -> list[GeneratedAnswer]:
     """Answer a batch of prompts.
 
     Args:
@@ -122,7 +122,7 @@ def answer(
         pass
     ended = time.perf_counter()
     return [
-        Answered(
+        GeneratedAnswer(
             text=row.text.strip(),
             used=tuple(item.external_id for item in prompt.documents),
             finish_reason=row.finish_reason or "length",
@@ -135,7 +135,7 @@ def answer(
     ]
 
 
-def answer_by(answerer: Answerer, prompts: Sequence[Prompt], sampling: Sampling) -> list[Answered]:
+def answer_by(answerer: Answerer, prompts: Sequence[Prompt], sampling: Sampling) -> list[GeneratedAnswer]:
     """Answer a batch of prompts by another model. Marks of its answers are no part of what is scored."""
     started = time.perf_counter()
     asked = [
@@ -145,7 +145,7 @@ def answer_by(answerer: Answerer, prompts: Sequence[Prompt], sampling: Sampling)
     replies = dict(written_by(answerer, asked, sampling))
     seconds = (time.perf_counter() - started) / len(prompts)
     return [
-        Answered(
+        GeneratedAnswer(
             text=without_marks(reply.text),
             used=tuple(item.external_id for item in prompt.documents),
             finish_reason=reply.finish_reason or "stop",
@@ -161,7 +161,7 @@ def answer_by(answerer: Answerer, prompts: Sequence[Prompt], sampling: Sampling)
 
 def answer_in_rounds(
     memory: Memory, arm: Arm, questions: Sequence[Question], sampling: Sampling, prompt_tokens: int | None
-) -> list[tuple[Ranking, Answered]]:
+) -> list[tuple[Ranking, GeneratedAnswer]]:
     """Look things up in rounds and answer; the ranking is what was read, in the order it was found.
 
     Raises:
@@ -204,10 +204,10 @@ def _answering_by(
     return answering_by(answerer, loaded, finder, plan, sampling)
 
 
-def _read(memory: Memory, question: Question, given: Answer, batch: int) -> tuple[Ranking, Answered]:
+def _read(memory: Memory, question: Question, given: Answer, batch: int) -> tuple[Ranking, GeneratedAnswer]:
     first = given.rounds[0].routed if given.rounds else given.routed
     ranking = Ranking(given.evidence, given.timings["select"] / batch, layers_found(memory, question, first))
-    answered = Answered(
+    answered = GeneratedAnswer(
         text=without_marks(given.text) if given.answerer else given.text,
         used=tuple(item.external_id for item in given.evidence),
         finish_reason=given.finish_reason,

@@ -29,7 +29,7 @@ from typing import Literal, get_args
 
 from memspan.errors import EvaluationError
 from memspan.generate.request import MAX_ROUNDS
-from memspan.generate.selectors import SELECTORS, RankingSelector, ReadingSelector
+from memspan.generate.selectors import SELECTORS, RankingSelector, RetrievingSelector
 
 Rerank = Literal["", "rerank", "cross"]
 
@@ -73,7 +73,7 @@ class Arm:
     @property
     def reads_in_rounds(self) -> bool:
         """Whether what it reads depends on what it read before, so that there is no ranking before the answer."""
-        return self.rounds > 1 or isinstance(self.chooser, ReadingSelector)
+        return self.rounds > 1 or isinstance(self.chooser, RetrievingSelector)
 
     @property
     def selector(self) -> str:
@@ -82,7 +82,7 @@ class Arm:
         return _selectors()[self.retriever]
 
     @property
-    def chooser(self) -> RankingSelector | ReadingSelector | None:
+    def chooser(self) -> RankingSelector | RetrievingSelector | None:
         return SELECTORS[self.selector] if self.ranks else None
 
     @property
@@ -164,7 +164,7 @@ def _contradiction(arm: Arm, options: dict[str, str]) -> str:
         return "without documents there is nothing to choose; leave out the options"
     if arm.rerank and "cross" in options and "rerank" in options:
         return "name one reranker"
-    if isinstance(arm.chooser, ReadingSelector) and not arm.latents:
+    if isinstance(arm.chooser, RetrievingSelector) and not arm.latents:
         return f"{arm.retriever} chooses documents by what the layers route to; leave out -latents"
     if "rounds" in options and not arm.rounds >= 1:
         return "there is at least one round"

@@ -11,7 +11,7 @@ from pathlib import Path
 from memspan.bank.scope import EVERYTHING
 from memspan.errors import EvaluationError
 from memspan.eval import answering
-from memspan.eval.answering import Answered, Prompt, answer_in_rounds, prompt_of, prompt_room, whole_memory
+from memspan.eval.answering import GeneratedAnswer, Prompt, answer_in_rounds, prompt_of, prompt_room, whole_memory
 from memspan.eval.arms import Arm
 from memspan.eval.ranking import Ranker, Ranking
 from memspan.eval.runfiles import ASKED, ROWS, append_lines, read_lines
@@ -20,7 +20,7 @@ from memspan.generate.finder import Finder
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.memory_api import LayerMemory
-from memspan.routing.local import Recalled
+from memspan.routing.local import ReplayedMemory
 from memspan.text.questions import Question
 from memspan.types import LayerRouting
 
@@ -32,7 +32,7 @@ ShouldStop = Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class AnswerBudget:
     """How questions are answered.
 
     Attributes:
@@ -55,7 +55,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, memory: Memory, questions: Sequence[Question], ranker: Ranker, budget: Budget, out: Path, tell: Tell
+        self, memory: Memory, questions: Sequence[Question], ranker: Ranker, budget: AnswerBudget, out: Path, tell: Tell
     ) -> None:
         self._memory, self._ranker, self._budget = memory, ranker, budget
         self._path, self._cost_path, self._tell = out / ROWS, out / ASKED, tell
@@ -142,7 +142,7 @@ class Evaluation:
 
     def _answer(
         self, prompts: Sequence[Prompt], namespace: str | None, routed: Sequence[Sequence[LayerRouting]] | None
-    ) -> list[Answered]:
+    ) -> list[GeneratedAnswer]:
         if self._memory.answerer is not None:
             return answering.answer_by(self._memory.answerer, prompts, self._budget.sampling)
         with self._layers(namespace, routed) as layers:
@@ -162,7 +162,7 @@ class Evaluation:
             return
         with self._memory.bank.snapshot(namespace) as snapshot:
             memory = Finder(self._memory.loaded, snapshot, EVERYTHING).memory
-            yield memory if routed is None else Recalled(memory, routed)
+            yield memory if routed is None else ReplayedMemory(memory, routed)
 
 
 def _by_namespace(questions: Sequence[Question]) -> list[tuple[str, list[Question]]]:

@@ -21,7 +21,7 @@ _DATE_FORMS = ("%I:%M %p on %d %B, %Y", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%d %B, %Y
 
 
 @dataclass(frozen=True, slots=True)
-class Talk:
+class Conversation:
     """One conversation: its memory and what is asked about it.
 
     Attributes:
@@ -50,7 +50,7 @@ def date_of(text: str) -> str:
     return normal_date(bare)
 
 
-def locomo(record: Mapping[str, Any]) -> Talk:
+def locomo(record: Mapping[str, Any]) -> Conversation:
     """A conversation of LoCoMo: every turn is a document, `evidence` names turns. Category 5 has no answer."""
     namespace = str(record.get("sample_id", "conversation"))
     turns: dict[str, Document] = {}
@@ -66,7 +66,7 @@ def locomo(record: Mapping[str, Any]) -> Talk:
             questions.append(_locomo_question(f"{namespace}-{number}", namespace, item, turns))
         except (KeyError, TypeError, ValueError) as error:
             malformed.append((f"qa][{number}", f"{type(error).__name__}: {error}"))
-    return Talk(namespace, tuple(turns.values()), tuple(questions), tuple(malformed))
+    return Conversation(namespace, tuple(turns.values()), tuple(questions), tuple(malformed))
 
 
 def _turn(namespace: str, session: str, turn: Mapping[str, Any], date: str) -> Document:
@@ -93,7 +93,7 @@ def _locomo_question(name: str, namespace: str, item: Mapping[str, Any], turns: 
     )
 
 
-def longmemeval(record: Mapping[str, Any]) -> Talk:
+def longmemeval(record: Mapping[str, Any]) -> Conversation:
     """A question of LongMemEval with its own history: every session is a document. `_abs` in the id: no answer."""
     name = record["question_id"]
     sessions = zip(record["haystack_session_ids"], record["haystack_dates"], record["haystack_sessions"], strict=True)
@@ -113,7 +113,7 @@ def longmemeval(record: Mapping[str, Any]) -> Talk:
         date=date_of(record["question_date"]),
         namespace=name,
     )
-    return Talk(name, tuple(documents.values()), (question,))
+    return Conversation(name, tuple(documents.values()), (question,))
 
 
 def _spoken(turns: Sequence[Mapping[str, Any]]) -> str:

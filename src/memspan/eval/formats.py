@@ -16,7 +16,7 @@ from memspan.errors import CorpusError
 from memspan.eval import conversations
 from memspan.text.questions import (
     BAD_RECORD,
-    Malformed,
+    MalformedRecord,
     Question,
     QuestionSet,
     Record,
@@ -283,15 +283,15 @@ def _reader(path: Path, format: str) -> tuple[Iterable[tuple[str, Any]], Callabl
 
 
 def _talks(path: Path, format: str) -> QuestionSet:
-    parts: list[conversations.Talk] = []
-    malformed: list[Malformed] = []
+    parts: list[conversations.Conversation] = []
+    malformed: list[MalformedRecord] = []
     for where, record in json_records(path):
         try:
             parts.append(_CONVERSATIONS[format](record))
         except BAD_RECORD as error:
-            malformed.append(Malformed(where, describe(error)))
+            malformed.append(MalformedRecord(where, describe(error)))
         else:
-            malformed += [Malformed(f"{where}[{place}]", reason) for place, reason in parts[-1].malformed]
+            malformed += [MalformedRecord(f"{where}[{place}]", reason) for place, reason in parts[-1].malformed]
     return QuestionSet(
         questions=tuple(question for part in parts for question in part.questions),
         documents={part.namespace: part.documents for part in parts},

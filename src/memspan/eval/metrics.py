@@ -54,7 +54,7 @@ def normalise(text: str) -> str:
 
 
 def exact_match(text: str, answers: Sequence[str]) -> float:
-    """1 if the text equals one of the answers, normalised."""
+    """1 if the text equals one of the answers, normalized."""
     return float(any(normalise(text) == normalise(answer) for answer in answers))
 
 
@@ -71,7 +71,7 @@ def _f1(words: Sequence[str], wanted: Sequence[str]) -> float:
 
 
 def substring_match(text: str, answers: Sequence[str]) -> float:
-    """1 if the text holds one of the answers as consecutive words, normalised. An answer of no words never counts."""
+    """1 if the text holds one of the answers as consecutive words, normalized. An answer of no words never counts."""
     padded = f" {normalise(text)} "
     return float(any((wanted := normalise(answer)) and f" {wanted} " in padded for answer in answers))
 

@@ -15,7 +15,7 @@ from memspan.generate.finder import Finder
 from memspan.generate.interleave import MIN_SHARE
 from memspan.generate.lexical import evidence_of
 from memspan.generate.memory import Memory
-from memspan.generate.selectors import Look, RankingSelector, ReadingSelector, served_selector
+from memspan.generate.selectors import RankingSelector, RetrievingSelector, SearchQuery, served_selector
 from memspan.model.convert import LoadedModel
 from memspan.routing.ranking import Selected, keep_adaptively
 from memspan.text.questions import Question
@@ -90,7 +90,9 @@ class Ranker:
         check_not_empty(memory)
         depth, started = self._depths[arm.retriever], time.perf_counter()
         template, needs = memory.loaded.template, served(memory.loaded, arm).needs
-        looks = [Look(one.question, template.context(one.question) if needs.routing else None) for one in questions]
+        looks = [
+            SearchQuery(one.question, template.context(one.question) if needs.routing else None) for one in questions
+        ]
         with memory.bank.snapshot(memory.namespace) as snapshot:
             finder = Finder(memory.loaded, snapshot, EVERYTHING)
             ranked = finder.rank(arm.selector, looks, depth)
@@ -133,7 +135,7 @@ def _parts(memory: Memory, external_id: str) -> list[StoredDocument]:
     return memory.bank.catalog.documents_of(memory.namespace, external_id)
 
 
-def served(loaded: LoadedModel, arm: Arm) -> RankingSelector | ReadingSelector:
+def served(loaded: LoadedModel, arm: Arm) -> RankingSelector | RetrievingSelector:
     """The arm's selector.
 
     Raises:

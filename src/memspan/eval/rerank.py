@@ -10,7 +10,7 @@ import torch
 
 from memspan.errors import EvaluationError
 from memspan.model.convert import LoadedModel
-from memspan.model.memory_api import AskStep
+from memspan.model.memory_api import QueryStep
 from memspan.text.packing import BATCH_TOKENS, length_batches
 from memspan.text.template import encoded_text
 from memspan.types import Evidence
@@ -68,7 +68,7 @@ class BackboneReranker:
         out = self._loaded.model(
             input_ids=ids_BT.to(device),
             position_ids=positions_BT.to(device),
-            memory=AskStep(valid_BS=None if bool(valid_BT.all()) else valid_BT.to(device)),
+            memory=QueryStep(valid_BS=None if bool(valid_BT.all()) else valid_BT.to(device)),
             use_cache=False,
             logits_to_keep=last + 1,
         )

@@ -26,7 +26,7 @@ from memspan.bank.encode import manifest_of
 from memspan.errors import EvaluationError
 from memspan.eval import report
 from memspan.eval.arms import Arm, parse_arm
-from memspan.eval.asking import Budget, Evaluation, ShouldStop, Tell
+from memspan.eval.asking import AnswerBudget, Evaluation, ShouldStop, Tell
 from memspan.eval.machine import machine
 from memspan.eval.ranking import RERANK_DEPTH, Ranker
 from memspan.eval.rerank import BackboneReranker, CrossEncoderReranker, Reranker
@@ -47,9 +47,9 @@ from memspan.generate.answerer import Answerer
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
-from memspan.text.questions import Malformed
+from memspan.text.questions import MalformedRecord
 
-__all__ = ["CONFIG", "RESULT", "TABLE", "Outcome", "RunOptions", "RunSettings", "run"]
+__all__ = ["CONFIG", "RESULT", "TABLE", "RunOptions", "RunOutcome", "RunSettings", "run"]
 
 BANK = "bank"
 FORMAT_VERSION = 2
@@ -97,8 +97,8 @@ class RunSettings:
         return Sampling(max_new_tokens=self.max_new_tokens or self.task.max_new_tokens)
 
     @property
-    def budget(self) -> Budget:
-        return Budget(self.sampling, self.prompt_tokens, self.batch)
+    def budget(self) -> AnswerBudget:
+        return AnswerBudget(self.sampling, self.prompt_tokens, self.batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """How a run ended: whether it was stopped, and the arms that could not be run, with the reason."""
 
     interrupted: bool
@@ -127,7 +127,7 @@ class Outcome:
     malformed: int
 
 
-def run(loaded: LoadedModel, settings: RunSettings, out: Path, how: RunOptions) -> Outcome:
+def run(loaded: LoadedModel, settings: RunSettings, out: Path, how: RunOptions) -> RunOutcome:
     """Measure. Everything is in `out` (see above); called again with the same settings, what is done is not redone.
 
     Raises:
@@ -142,13 +142,13 @@ def run(loaded: LoadedModel, settings: RunSettings, out: Path, how: RunOptions) 
     )
     with open_memory(out / BANK, loaded, how) as memory:
         if not _encode(memory, task, out / ENCODING, how):
-            return Outcome(True, {}, len(task.malformed))
+            return RunOutcome(True, {}, len(task.malformed))
         ranker = ranker_of(loaded, settings)
         evaluation = Evaluation(memory, task.questions, ranker, settings.budget, out, how.tell)
         finished = evaluation.run(settings.parsed_arms(), how.should_stop)
         if finished:
             write_results(out, config, task.malformed, read_lines(out / ENCODING), evaluation, machine(loaded))
-        return Outcome(not finished, evaluation.refused, len(task.malformed))
+        return RunOutcome(not finished, evaluation.refused, len(task.malformed))
 
 
 @contextmanager
@@ -234,7 +234,7 @@ def encode(memory: Memory, namespace: str, plan: MemoryPlan, how: RunOptions) ->
 def write_results(
     out: Path,
     config: Mapping[str, Any],
-    malformed: Iterable[Malformed],
+    malformed: Iterable[MalformedRecord],
     memories: list[dict[str, Any]],
     evaluation: Evaluation,
     made_on: Mapping[str, Any],

@@ -28,8 +28,8 @@ from memspan.eval.machine import machine
 from memspan.eval.runfiles import ENCODING, TABLE, append_lines, keep_config, read_lines
 from memspan.eval.runner import (
     BANK,
-    Outcome,
     RunOptions,
+    RunOutcome,
     RunSettings,
     config_of,
     encode,
@@ -55,7 +55,7 @@ _UNITS = {"": 0, "K": 1, "M": 2}
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ScaleStep:
     """What is added to reach a size.
 
     Attributes:
@@ -91,7 +91,9 @@ def parse_sizes(text: str, *, kilo: int = 1024, least: int = 2, option: str = "-
     return tuple(sizes)
 
 
-def run_scale(loaded: LoadedModel, settings: RunSettings, sizes: Sequence[int], out: Path, how: RunOptions) -> Outcome:
+def run_scale(
+    loaded: LoadedModel, settings: RunSettings, sizes: Sequence[int], out: Path, how: RunOptions
+) -> RunOutcome:
     """Measure the curve. For the other arguments and errors see `runner.run`.
 
     Args:
@@ -113,22 +115,22 @@ def run_scale(loaded: LoadedModel, settings: RunSettings, sizes: Sequence[int], 
             folder = out / "points" / str(step.size)
             folder.mkdir(parents=True, exist_ok=True)
             if not _grow(memory, step, out / ENCODING, how):
-                return Outcome(True, refused, len(found.malformed))
+                return RunOutcome(True, refused, len(found.malformed))
             how.tell(f"{step.size:,} tokens")
             ranker = ranker_of(loaded, settings)  # a new one: rankings of a smaller memory are no longer true
             evaluation = Evaluation(memory, found.questions, ranker, settings.budget, folder, how.tell)
             if not evaluation.run(settings.parsed_arms(), how.should_stop):
-                return Outcome(True, refused, len(found.malformed))
+                return RunOutcome(True, refused, len(found.malformed))
             refused |= evaluation.refused
             memories = [_encoded(read_lines(out / ENCODING), step.size)]
             results[step.size] = write_results(folder, config, found.malformed, memories, evaluation, machine(loaded))
     _write_curve(out, config, steps, results)
-    return Outcome(False, refused, len(found.malformed))
+    return RunOutcome(False, refused, len(found.malformed))
 
 
 def plan_steps(
     found: QuestionSet, distractors: Iterable[Document], count_tokens: Callable[[str], int], sizes: Sequence[int]
-) -> list[Step]:
+) -> list[ScaleStep]:
     """Which documents are added for each size: evidence, then the questions' own distractors, then others.
 
     Raises:
@@ -141,7 +143,7 @@ def plan_steps(
     lacking = sum(1 for _ in each_once(evidence, count_tokens))
     rest = each_once(chain(evidence, own, distractors), count_tokens)
     waiting = next(rest, None)
-    steps: list[Step] = []
+    steps: list[ScaleStep] = []
     tokens = 0
     for size in sizes:
         documents: list[Document] = []
@@ -160,11 +162,11 @@ def plan_steps(
                 f"all documents together have {tokens:,} tokens, which does not fill {size:,}; give more "
                 "--distractors, or leave out the larger sizes"
             )
-        steps.append(Step(size, tuple(documents), tokens))
+        steps.append(ScaleStep(size, tuple(documents), tokens))
     return steps
 
 
-def _tell_cost(loaded: LoadedModel, steps: Sequence[Step], done: Sequence[Mapping[str, Any]], tell: Tell) -> None:
+def _tell_cost(loaded: LoadedModel, steps: Sequence[ScaleStep], done: Sequence[Mapping[str, Any]], tell: Tell) -> None:
     """Say what is left to encode and how long that will take, from a sample timed on this machine."""
     encoded = max((line["memory_tokens"] for line in done if line["complete"]), default=0)
     left = steps[-1].tokens - encoded
@@ -176,7 +178,7 @@ def _tell_cost(loaded: LoadedModel, steps: Sequence[Step], done: Sequence[Mappin
         )
 
 
-def _grow(memory: Memory, step: Step, log: Path, how: RunOptions) -> bool:
+def _grow(memory: Memory, step: ScaleStep, log: Path, how: RunOptions) -> bool:
     """Add a step's documents, unless they are there; False if it was stopped before that."""
     if any(line["size"] == step.size and line["complete"] for line in read_lines(log)):
         return True
@@ -193,7 +195,7 @@ def _encoded(log: Sequence[Mapping[str, Any]], size: int) -> dict[str, Any]:
 
 
 def _write_curve(
-    out: Path, config: Mapping[str, Any], steps: Sequence[Step], results: Mapping[int, Mapping[str, Any]]
+    out: Path, config: Mapping[str, Any], steps: Sequence[ScaleStep], results: Mapping[int, Mapping[str, Any]]
 ) -> None:
     seed = config["settings"]["seed"]
     score = results[steps[0].size]["main_score"]

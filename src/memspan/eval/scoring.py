@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python as as_json
 
 from memspan.eval import metrics
-from memspan.eval.answering import Answered
+from memspan.eval.answering import GeneratedAnswer
 from memspan.eval.arms import Arm
 from memspan.eval.metrics import Interval
 from memspan.eval.ranking import RANKED_DEPTH, Ranking
@@ -69,7 +69,7 @@ class Row:
         return cls(**{**values, **tuples})
 
 
-def score(question: Question, arm: Arm, ranking: Ranking, answered: Answered) -> Row:
+def score(question: Question, arm: Arm, ranking: Ranking, answered: GeneratedAnswer) -> Row:
     """The row of one answered question."""
     ranked = tuple(item.external_id for item in ranking.documents[:RANKED_DEPTH]) if arm.ranks else ()
     names = [document.external_id for document in question.positives]

@@ -11,7 +11,7 @@ from memspan.eval import niah
 from memspan.eval.formats import FORMATS, read_set
 from memspan.eval.sets import MemoryPlan, build_memory
 from memspan.text.corpus import Skipped, read_paths
-from memspan.text.questions import Malformed, Question, QuestionSet
+from memspan.text.questions import MalformedRecord, Question, QuestionSet
 from memspan.types import Document
 
 CountTokens = Callable[[str], int]
@@ -76,7 +76,7 @@ class Task:
 
     questions: tuple[Question, ...]
     memories: dict[str, MemoryPlan]
-    malformed: tuple[Malformed, ...] = ()
+    malformed: tuple[MalformedRecord, ...] = ()
 
 
 def build_task(settings: TaskSettings, count_tokens: CountTokens) -> Task:

@@ -18,7 +18,7 @@ class Message(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class AnswerEnd:
     """The end of an answer: "stop" or "length" (or another word of the endpoint's), and tokens as its server counts
     them, 0 where it does not."""
 
@@ -28,7 +28,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class NextSearch:
     """What another model wants to look up next.
 
     Attributes:
@@ -44,7 +44,7 @@ class Wanted:
 class Searcher(Protocol):
     """An answerer that can lead rounds: it says, by a tool call, what to look up next."""
 
-    def look_up(self, messages: Sequence[Message]) -> Iterator[Wanted | None]:
+    def look_up(self, messages: Sequence[Message]) -> Iterator[NextSearch | None]:
         """Yield None while nothing is known yet, and at last what is wanted; nothing where it can call no tools."""
         ...
 
@@ -63,7 +63,7 @@ class Answerer(Protocol):
     @property
     def context(self) -> int: ...
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | Ended | None]:
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | AnswerEnd | None]:
         """Yield the answer's text piece by piece, None while there is none yet, and at last (or never) its end.
 
         Closing the iterator ends the answer.

@@ -12,7 +12,7 @@ from memspan.model.convert import LoadedModel
 from memspan.model.decoding import DecodeRows, prepare
 
 if TYPE_CHECKING:
-    from memspan.generate.decode import Decoding, Writing
+    from memspan.generate.decode import Decoding, DecodingState
     from memspan.generate.lookup import PromptLookup
 
 
@@ -34,7 +34,7 @@ class DecodingBatch:
     def __init__(self, loaded: LoadedModel, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._model, self._costs, self._clock = loaded.model, loaded.model.step_costs, clock
         self._rows = DecodeRows(loaded.model, max_rows)
-        self._members: list[tuple[Writing, PromptLookup | None]] = []
+        self._members: list[tuple[DecodingState, PromptLookup | None]] = []
         # A draft that was run behind the newest token and is not compared yet, with the logits behind each token of it.
         self._draft: list[tuple[int, torch.Tensor]] = []
         self._num_drafted = 0
@@ -78,7 +78,7 @@ class DecodingBatch:
             if lookup is not None:
                 lookup.extend([token])
         if not self._draft or self._draft[0][0] != self._members[0][0].row.ids[-1]:
-            self._settle()
+            self._take_back_draft()
         for writing in [writing for writing, _ in self._members if writing.finished]:
             self._leave(writing)
 
@@ -98,7 +98,7 @@ class DecodingBatch:
         self._draft, self._num_drafted = list(zip(draft, logits_RTV[0, 1:], strict=True)), len(draft)
         return logits_RTV[:, 0]
 
-    def _settle(self) -> None:
+    def _take_back_draft(self) -> None:
         """A draft was compared: take back what the model does not write, or what comes too late to be compared."""
         if not self._num_drafted:
             return
@@ -113,25 +113,25 @@ class DecodingBatch:
         rows = [row for row, writing in enumerate(decoding.writings) if not writing.finished]
         if not rows:
             return
-        self._settle()
+        self._take_back_draft()
         self._rows.join(decoding.packed, decoding.cache, decoding.retrieved, rows, decoding.kept_layers)
         for row in rows:
             if decoding.lookup is not None:
                 decoding.lookup.extend(decoding.rows[row].ids)
             self._members.append((decoding.writings[row], decoding.lookup))
 
-    def _leave(self, writing: Writing) -> None:
+    def _leave(self, writing: DecodingState) -> None:
         """Free a row: the last one takes its place."""
         row = next((row for row, (member, _) in enumerate(self._members) if member is writing), None)
         if row is None:
             return
-        self._settle()
+        self._take_back_draft()
         self._rows.leave(row)
         self._members[row] = self._members[-1]
         self._members.pop()
 
 
-def write_next(writings: Sequence[Writing], logits_RV: torch.Tensor) -> list[int]:
+def write_next(writings: Sequence[DecodingState], logits_RV: torch.Tensor) -> list[int]:
     """Write the next token of every answer, and give them. The CPU waits once for what that takes of the logits."""
     if all(writing.is_greedy for writing in writings):
         tokens = logits_RV.argmax(-1).tolist()

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING
 
 from memspan.errors import MemspanError, QuestionError
 from memspan.events import RoundDone, RoundStarted
-from memspan.generate.answerer import Answerer, Ended, Message, Searcher, Wanted
-from memspan.generate.citing import Marks
-from memspan.generate.interleave import MIN_SHARE, Asked, Interleave, Plan, Reply
-from memspan.generate.lexical import first_query, next_query
+from memspan.generate.answerer import AnswerEnd, Answerer, Message, NextSearch, Searcher
+from memspan.generate.citing import CitationChecker
+from memspan.generate.interleave import MIN_SHARE, Interleave, Plan, QuestionState, Reply
+from memspan.generate.lexical import next_query, said_before
 from memspan.generate.sampling import Sampling
-from memspan.generate.selectors import Found, Look, ReadingSelector
+from memspan.generate.selectors import RetrievingSelector, SearchQuery, SearchResult
 from memspan.routing.ranking import keep_adaptively
 from memspan.text.template import Passage
 from memspan.types import Evidence, Round, Turn, date_key
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder
-    from memspan.generate.interleave import Ended as Ending
+    from memspan.generate.interleave import RoundEnd
     from memspan.generate.lexical import TextFinder
     from memspan.model.convert import LoadedModel
     from memspan.text.template import Context
@@ -70,7 +70,7 @@ _CHATS = 8
 
 
 _ENDED = object()
-_NOTHING_WANTED = Wanted(None)
+_NOTHING_WANTED = NextSearch(None)
 
 
 def escaped(text: str) -> str:
@@ -146,8 +146,8 @@ def room_of(answerer: Answerer, sampling: Sampling) -> int:
     room = answerer.context - sampling.max_new_tokens
     if room < 1:
         raise QuestionError(
-            f"an answer of {sampling.max_new_tokens} tokens leaves {answerer.name} no room of {answerer.context}; ask "
-            "for fewer max_new_tokens, or say how much it reads with --answer-context"
+            f"an answer of {sampling.max_new_tokens} tokens leaves {answerer.name} no room of {answerer.context}; "
+            "lower max_new_tokens, or give the model's room with --answer-context"
         )
     return room
 
@@ -169,7 +169,7 @@ def fitted_turns(question: str, history: Sequence[Turn], room: int, name: str) -
     if needed > room:
         raise QuestionError(
             f"the question needs up to {needed} tokens and {name} has room for {room} beside its answer; shorten it, "
-            "ask for fewer max_new_tokens, or say how much the model reads with --answer-context"
+            "lower max_new_tokens, or give the model's room with --answer-context"
         )
     return tuple(kept)
 
@@ -179,7 +179,7 @@ def check_plan(plan: Plan, answerer: Answerer) -> None:
     Raises:
         MemspanError: the plan needs the memory model to answer.
     """
-    if isinstance(plan.chooser, ReadingSelector):
+    if isinstance(plan.chooser, RetrievingSelector):
         raise MemspanError(
             f"with the selector {plan.selector} the memory model reads and answers itself; name another selector, or "
             f"let no other model ({answerer.name}) answer"
@@ -192,12 +192,12 @@ def check_plan(plan: Plan, answerer: Answerer) -> None:
 def answering_by(
     answerer: Answerer, loaded: LoadedModel | None, finder: Finder | TextFinder, plan: Plan, sampling: Sampling
 ) -> Interleave:
-    """The round loop of another model; see `ChatReading` for `loaded`."""
-    reading = ChatReading(loaded, finder, plan, answerer, sampling)
+    """The round loop of another model; see `ChatRetriever` for `loaded`."""
+    reading = ChatRetriever(loaded, finder, plan, answerer, sampling)
     return Interleave(finder, reading, ChatWriter(answerer, sampling), plan)
 
 
-class ChatReading:
+class ChatRetriever:
     """Documents found by search, as many as another model has room for."""
 
     def __init__(
@@ -217,9 +217,11 @@ class ChatReading:
         if plan.context_tokens is not None:
             self._room = min(self._room, plan.context_tokens)
 
-    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, RoundStarted | RoundDone | None]]:
+    def round(
+        self, asked: Sequence[QuestionState], number: int
+    ) -> Iterator[tuple[QuestionState, RoundStarted | RoundDone | None]]:
         started = time.perf_counter()
-        wanted: dict[int, Wanted] = {}
+        wanted: dict[int, NextSearch] = {}
         if number > 1 and isinstance(self._answerer, Searcher):
             for _ in self._wanted(self._answerer, asked, wanted):
                 yield asked[0], None
@@ -238,12 +240,14 @@ class ChatReading:
             done = replace(done, written=want.query or "", num_written_tokens=want.num_new_tokens)
             yield one, RoundDone(self._read(one, ranked, done))
 
-    def _enough(self, one: Asked, number: int, want: Wanted) -> Round:
+    def _enough(self, one: QuestionState, number: int, want: NextSearch) -> Round:
         """The round in which the other model said that it has read enough."""
         done = Round(number, self._plan.selector, one.question, num_written_tokens=want.num_new_tokens)
         return one.close_round(self._plan, done, "enough", 0)
 
-    def _wanted(self, searcher: Searcher, asked: Sequence[Asked], wanted: dict[int, Wanted]) -> Iterator[None]:
+    def _wanted(
+        self, searcher: Searcher, asked: Sequence[QuestionState], wanted: dict[int, NextSearch]
+    ) -> Iterator[None]:
         """Ask the other model what to look up next for every question; `wanted` is given what it says."""
         chats = [(one, searcher.look_up(look_up_messages(one.question, one.evidence, one.history))) for one in asked]
         running = list(chats)
@@ -251,7 +255,7 @@ class ChatReading:
             while running:
                 steps = [(one, chat, next(chat, _ENDED)) for one, chat in running]
                 for one, _, step in steps:
-                    if isinstance(step, Wanted):
+                    if isinstance(step, NextSearch):
                         wanted[id(one)] = step
                         one.num_prompt_tokens += step.num_prompt_tokens
                         one.num_new_tokens += step.num_new_tokens
@@ -261,15 +265,15 @@ class ChatReading:
             for _, chat in chats:
                 _close(chat)
 
-    def _look(self, one: Asked, want: Wanted | None) -> Look:
+    def _look(self, one: QuestionState, want: NextSearch | None) -> SearchQuery:
         needs = self._plan.chooser.needs
         if want is not None and want.query:
             routed = self._loaded.template.context(want.query) if self._loaded is not None and needs.routing else None
-            return Look(want.query, routed)
-        query = next_query(first_query(one.question, one.history), one.newest) if needs.words else one.question
-        return Look(query, self._routed(one) if needs.routing else None)
+            return SearchQuery(want.query, routed)
+        query = next_query(one.question, one.newest) if needs.words else one.question
+        return SearchQuery(query, self._routed(one) if needs.routing else None, said_before(one.history))
 
-    def _routed(self, one: Asked) -> Context:
+    def _routed(self, one: QuestionState) -> Context:
         """What routes: the question, after what was said and found before, as far as the memory model reads it."""
         from memspan.generate.context import fitted_context, fitted_history, room_for
 
@@ -279,7 +283,7 @@ class ChatReading:
         newest = [*reversed(one.evidence)] if self._plan.route_tokens == "all" else one.newest
         return fitted_context(self._loaded, one.question, newest, room, history=history).context
 
-    def _read(self, one: Asked, found: Found, done: Round) -> Round:
+    def _read(self, one: QuestionState, found: SearchResult, done: Round) -> Round:
         """Take the documents that matter and fit."""
         read = {item.document_id for item in one.evidence}
         new = [item for item in found.selected if item.document_id not in read]
@@ -287,10 +291,10 @@ class ChatReading:
         used, tokens = self._fitting(one, chosen)
         text = documents_text([*one.evidence, *chosen[:used]])
         done = replace(done, chosen=tuple(chosen[:used]), injected=text, left_out=len(chosen) - used)
-        ended: Ending = "more" if used else "room" if chosen else "nothing" if one.room_for(self._plan) else "limit"
+        ended: RoundEnd = "more" if used else "room" if chosen else "nothing" if one.room_for(self._plan) else "limit"
         return one.close_round(self._plan, done, ended, tokens)
 
-    def _fitting(self, one: Asked, chosen: Sequence[Evidence]) -> tuple[int, int]:
+    def _fitting(self, one: QuestionState, chosen: Sequence[Evidence]) -> tuple[int, int]:
         """How many of the documents fit, the worst left out first, and the tokens they may take."""
         limit, used = self._plan.injected_tokens, len(chosen)
         while used := num_fitting(one.question, one.evidence, chosen[:used], one.history, self._room):
@@ -309,7 +313,7 @@ class ChatWriter:
         self.answerer = answerer.name
         self._answerer, self._sampling = answerer, sampling
 
-    def write(self, asked: Sequence[Asked], seconds: dict[str, float]) -> Iterator[Sequence[Reply]]:
+    def write(self, asked: Sequence[QuestionState], seconds: dict[str, float]) -> Iterator[Sequence[Reply]]:
         started = time.perf_counter()
         first: float | None = None
         replies = [Reply(num_prompt_tokens=x.num_prompt_tokens, num_new_tokens=x.num_new_tokens) for x in asked]
@@ -328,9 +332,9 @@ class ChatWriter:
         first = ended if first is None else first
         seconds |= {"prefill": first - started, "routing": 0.0, "fetch": 0.0, "decode": ended - first}
 
-    def _row(self, one: Asked, reply: Reply) -> Generator[None]:
+    def _row(self, one: QuestionState, reply: Reply) -> Generator[None]:
         """One answer, a step at a time."""
-        marks = Marks(one.evidence)
+        marks = CitationChecker(one.evidence)
         messages = answer_messages(one.question, one.evidence, one.history)
         with closing(_said(self._answerer, messages, self._sampling, reply)) as pieces:
             for piece in pieces:
@@ -369,7 +373,7 @@ def _said(answerer: Answerer, messages: Sequence[Message], sampling: Sampling, r
     stream = answerer.stream(messages, sampling)
     try:
         for piece in stream:
-            if isinstance(piece, Ended):
+            if isinstance(piece, AnswerEnd):
                 reply.finish_reason = piece.finish_reason
                 reply.num_prompt_tokens += piece.num_prompt_tokens
                 reply.num_new_tokens += piece.num_new_tokens
@@ -378,7 +382,7 @@ def _said(answerer: Answerer, messages: Sequence[Message], sampling: Sampling, r
         _close(stream)
 
 
-def _has_enough(want: Wanted | None) -> bool:
+def _has_enough(want: NextSearch | None) -> bool:
     return want is not None and want.query == ""
 
 

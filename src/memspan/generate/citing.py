@@ -131,12 +131,12 @@ def without_marks(text: str) -> str:
 
 def says_none(text: str, evidence: Sequence[Evidence]) -> bool:
     """Whether an answer says by its mark, `[0]`, that the documents hold none."""
-    marks = Marks(evidence)
+    marks = CitationChecker(evidence)
     marks.add(text, final=True)
     return marks.said_none
 
 
-class Marks:
+class CitationChecker:
     """Checks the marks of an answer while it is written: one whose document does not support what stands before it is
     taken out, and counted. `[0]` says that the documents hold no answer; it is taken out, and noted.
 

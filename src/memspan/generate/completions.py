@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memspan.generate.answerer import Ended, Message, Wanted
+from memspan.generate.answerer import AnswerEnd, Message, NextSearch
 from memspan.generate.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ LOOK_UP = {
 _LONGEST_QUERY = 500
 
 
-class Refused(Exception):
+class EndpointRefusal(Exception):
     """What the endpoint refused, and perhaps for how long."""
 
     def __init__(self, status: int, reason: str, retry_after: float | None) -> None:
@@ -58,7 +58,7 @@ def request_body(model: str, messages: Sequence[Message], sampling: Sampling) ->
     return body
 
 
-def adapt(body: dict[str, Any], refused: Refused) -> bool:
+def adapt(body: dict[str, Any], refused: EndpointRefusal) -> bool:
     """Write a request that was refused in the words of newer models, which know other fields; False: it stays."""
     if refused.status not in (400, 422):
         return False
@@ -87,21 +87,21 @@ def context_in(models: Any, name: str) -> int | None:
     return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
-def wanted_in(reply: Any) -> Wanted:
+def wanted_in(reply: Any) -> NextSearch:
     """What a reply asks to look up, by its first call of the tool."""
     usage = _dict(_dict(reply).get("usage"))
     counts = [count if isinstance(count := usage.get(name), int) else 0 for name in _COUNTS]
     choices = _dict(reply).get("choices")
     calls = _dict(_dict(choices[0]).get("message")).get("tool_calls") if isinstance(choices, list) and choices else None
     if not calls:
-        return Wanted("", *counts)
+        return NextSearch("", *counts)
     called = _dict(_dict(calls[0] if isinstance(calls, list) else None).get("function"))
     try:
         given = json.loads(called.get("arguments") or "null")
     except (TypeError, ValueError):
         given = called.get("arguments")  # some servers send an object
     query = _dict(given).get("query") if called.get("name") == "look_up" else None
-    return Wanted(" ".join(query.split())[:_LONGEST_QUERY] or None if isinstance(query, str) else None, *counts)
+    return NextSearch(" ".join(query.split())[:_LONGEST_QUERY] or None if isinstance(query, str) else None, *counts)
 
 
 async def check(reply: httpx2.Response) -> None:
@@ -116,7 +116,7 @@ async def check(reply: httpx2.Response) -> None:
         wait = float(reply.headers.get("retry-after", ""))
     except ValueError:
         wait = None
-    raise Refused(reply.status_code, _reason(text), wait)
+    raise EndpointRefusal(reply.status_code, _reason(text), wait)
 
 
 def _reason(text: str) -> str:
@@ -141,7 +141,7 @@ def parsed(text: str) -> Any:
         raise ValueError(f"it sent what is no JSON: {text[:80]!r}") from error
 
 
-async def pieces_of(reply: httpx2.Response) -> AsyncIterator[str | Ended]:
+async def pieces_of(reply: httpx2.Response) -> AsyncIterator[str | AnswerEnd]:
     """The text of a completion as it comes, streamed or whole, and its end.
 
     Raises:
@@ -168,7 +168,7 @@ async def pieces_of(reply: httpx2.Response) -> AsyncIterator[str | Ended]:
     if not (finish_reason or done):
         raise httpx2.RemoteProtocolError("the stream ended before the answer did")
     counts = [usage.get(name) for name in _COUNTS]
-    yield Ended(finish_reason or "stop", *(count if isinstance(count, int) else 0 for count in counts))
+    yield AnswerEnd(finish_reason or "stop", *(count if isinstance(count, int) else 0 for count in counts))
 
 
 def _whole(text: str) -> tuple[str, str]:

@@ -34,7 +34,7 @@ class Generated:
     finish_reason: str | None = None
 
 
-class Writing:
+class DecodingState:
     """One answer on its way: picks tokens from logits, and knows when it is complete.
 
     Attributes:
@@ -121,7 +121,7 @@ class Decoding:
     ) -> None:
         for context in contexts:
             check_fits(loaded, len(context.ids), sampling.max_new_tokens)
-        self.writings = [Writing(loaded, sampling, guide) for guide in guides or [None] * len(contexts)]
+        self.writings = [DecodingState(loaded, sampling, guide) for guide in guides or [None] * len(contexts)]
         self.rows = [writing.row for writing in self.writings]
         self.retrieved: dict[int, Retrieved] = {}
         self.packed = pack_contexts(contexts, loaded.model.config.offset).to(loaded.model.device)

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from memspan.generate.selectors import Found, Look, Needs, ranking_selector
+from memspan.generate.selectors import Needs, SearchQuery, SearchResult, by_words, ranking_selector
 from memspan.routing.ranking import Ranked, chosen, fuse
 from memspan.text.embedding import MINILM, MINILM_PACKAGE, REMEDY, Embed, sentence_embedder
 
@@ -47,15 +47,16 @@ class Dense:
             return self._given
         return sentence_embedder(MINILM, "cpu")
 
-    def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
+    def rank(self, finder: Finder, looks: Sequence[SearchQuery], depth: int) -> list[SearchResult]:
         ids = finder.ids()
         if not ids:
-            return [Found(()) for _ in looks]
-        embedded_NF, query_BF = self._embeddings(finder, ids), self._embed([look.query for look in looks])
-        found: list[Found] = []
+            return [SearchResult(()) for _ in looks]
+        embedded_NF = self._embeddings(finder, ids)
+        query_BF = self._embed([f"{look.before}\n{look.query}".lstrip() for look in looks])
+        found: list[SearchResult] = []
         for score_N in (query_BF @ embedded_NF.T).tolist():
             best = sorted(zip(ids, score_N, strict=True), key=lambda item: (-item[1], item[0]))[:depth]
-            found.append(Found(chosen(best, (), {id: min(1.0, max(0.0, score)) for id, score in best})))
+            found.append(SearchResult(chosen(best, (), {id: min(1.0, max(0.0, score)) for id, score in best})))
         return found
 
     def _embeddings(self, finder: Finder, ids: Sequence[int]) -> torch.Tensor:
@@ -76,8 +77,8 @@ class Fused:
 
     needs = Dense.needs
 
-    def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
-        return [Found(chosen(fuse(*both, DENSE_WEIGHT), ())) for both in _both(finder, looks, depth)]
+    def rank(self, finder: Finder, looks: Sequence[SearchQuery], depth: int) -> list[SearchResult]:
+        return [SearchResult(chosen(fuse(*both, DENSE_WEIGHT), ())) for both in _both(finder, looks, depth)]
 
 
 class ReciprocalRanks:
@@ -85,22 +86,22 @@ class ReciprocalRanks:
 
     needs = Dense.needs
 
-    def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
-        found: list[Found] = []
+    def rank(self, finder: Finder, looks: Sequence[SearchQuery], depth: int) -> list[SearchResult]:
+        found: list[SearchResult] = []
         for words, near in _both(finder, looks, depth):
             scores: dict[int, float] = defaultdict(float)
             for ids in ([document_id for document_id, _ in words], [one.document_id for one in near]):
                 for rank, document_id in enumerate(ids, 1):
                     scores[document_id] += 1 / (_RANK_OFFSET + rank)
-            found.append(Found(chosen(sorted(scores.items(), key=lambda item: (-item[1], item[0])), ())))
+            found.append(SearchResult(chosen(sorted(scores.items(), key=lambda item: (-item[1], item[0])), ())))
         return found
 
 
 def _both(
-    finder: Finder, looks: Sequence[Look], depth: int
+    finder: Finder, looks: Sequence[SearchQuery], depth: int
 ) -> Iterator[tuple[Sequence[tuple[int, float]], list[Ranked]]]:
     """For each look what full-text search and `dense` find, as deep as both are fused."""
     depth = max(depth, _FUSED_DEPTH)
     for look, found in zip(looks, ranking_selector("dense").rank(finder, looks, depth), strict=True):
         near = [Ranked(one.document_id, one.score, 0) for one in found.selected[:_FUSED_DEPTH]]
-        yield finder.search(look.query, depth), near
+        yield by_words(finder, look, depth), near

@@ -18,7 +18,7 @@ from memspan.bank.clock import expiry_of
 from memspan.bank.ledger import FileReader
 from memspan.bank.scope import Scope
 from memspan.bank.sync import Sync, SyncReport
-from memspan.bank.texts import PATIENCE, Changes
+from memspan.bank.texts import PATIENCE, DocumentUpdate
 from memspan.errors import BankBusy, FilterError
 from memspan.generate.calls import in_thread, named_options
 from memspan.generate.given import documents_of, exchange_documents, turn_document
@@ -61,24 +61,24 @@ class DocumentStore(DocumentReader):
         existing: Existing = "replace",
         **options: Any,
     ) -> AddReport:
-        """Remember texts or documents. One whose id is there already replaces the older one (an upsert), which stays as
-        a former version: `as_of` and `known_at` find it.
+        """Remember texts or documents. A document with a known id replaces the older one (an upsert), which stays as a
+        former version: `as_of` and `known_at` find it.
 
         Args:
             documents: texts, `Document`s, or both. Of a generator some thousand documents are held at a time.
             ids, metadatas, titles, dates: of texts, one for each; a `Document` has its own. Without an id a text is
                 known by its content: the same text added twice is one document, with the metadata given last.
-            expires, ttl: when those that do not say it themselves are seen no more: a day (its beginning, in UTC) or
-                moment, or "never"; or instead after how long, as "30d", "12h" or a timedelta. Without either, what is
-                there already keeps its expiry.
-            existing: "replace"; "refuse": an id that is there already, with other content, is an error; "renew":
-                encode also what did not change.
+            expires, ttl: the end of documents without their own expiry. `expires` is a day (its beginning, in UTC), a
+                moment, or "never"; `ttl` is a duration, as "30d", "12h" or a timedelta. Without either, a known
+                document keeps its expiry.
+            existing: "replace"; "refuse": a known id with other content is an error; "renew": encode also unchanged
+                documents.
             options: see `memspan.bank.add.add_documents`; also for further errors.
 
         Raises:
-            TypeError: a text or a document was given where a list of them is wanted, or something else in the list.
-            ValueError: a list has another length, an id stands twice in `ids`, what was given can be no document, or
-                there is no such moment or duration. Of a list, nothing is added then.
+            TypeError: a text or a document stands in the place of a list, or another type in the list.
+            ValueError: a list has another length, an id stands twice in `ids`, a value can be no document, or there is
+                no such moment or duration. Of a list, nothing is added then.
             DuplicateDocument: see `existing`; or two documents that differ have one id. Of a list, nothing is added.
         """
         given = documents_of(documents, ids=ids, metadatas=metadatas, titles=titles, dates=dates)
@@ -91,13 +91,13 @@ class DocumentStore(DocumentReader):
 
     @named_options(*_ADD_OPTIONS, *_READ_OPTIONS)
     def add_files(self, *paths: str | Path, **options: Any) -> AddReport:
-        """Remember files and folders, as `memspan add` does. What could not be read is in the report's `skipped`.
+        """Remember files and folders, as `memspan add` does. The report's `skipped` lists unreadable files.
 
         Args:
-            paths: of files (docs/files.md says of which types), and of folders that hold them. A document's id
-                is the name of the folder that was given (of a file, of its own folder) and the path from there.
-            options: as for `add`; and `format`, `encoding`, `text_column`, `title_column`, `ocr` and `ocr_language`,
-                which say how the files are read (see `memspan.text.readers.formats.ReadOptions`).
+            paths: of files (docs/files.md lists the types), and of folders that hold them. A document's id is the name
+                of the given folder (of a file, its own folder) and the path from there.
+            options: as for `add`; and for reading `format`, `encoding`, `text_column`, `title_column`, `ocr` and
+                `ocr_language` (see `memspan.text.readers.formats.ReadOptions`).
 
         Raises:
             CorpusError: a path does not exist, an encoding is unknown, or tesseract is not there; nothing is added
@@ -113,7 +113,7 @@ class DocumentStore(DocumentReader):
             reader = FileReader(self.bank.catalog, self.namespace, ReadProgress(given), options=how)
             report = self.add(found_documents(skipped, reader.read(files)), **options)
             if not report.interrupted:
-                reader.settle()
+                reader.mark_read()
         return replace(report, skipped=tuple(skipped))
 
     @named_options(*_ADD_OPTIONS, *_READ_OPTIONS)
@@ -125,15 +125,15 @@ class DocumentStore(DocumentReader):
         dry_run: bool = False,
         **options: Any,
     ) -> SyncReport:
-        """Bring the memory in step with folders: new and changed files are added, moved ones get their new ids, and
-        what is gone is forgotten. What was added in another way, or from another folder, stays.
+        """Bring the memory in step with folders: add new and changed files, give moved files their new ids, and forget
+        files that are gone. Documents added in another way, or from another folder, stay.
 
         Args:
             paths: folders, files, and patterns of files as `docs/**/*.md`.
-            root: what the one folder is called in the bank; where it moved, or the bank came from another machine.
+            root: the name of the one folder in the bank, where it moved, or the bank came from another machine.
             force: forget also all files of a folder, or more than half of more than ten.
-            dry_run: say what would be done, and do nothing.
-            options: as for `add_files`; a file that was not changed is not read again, whatever they are.
+            dry_run: return the plan, and do nothing.
+            options: as for `add_files`; they do not make an unchanged file be read again.
 
         Raises:
             CorpusError: a path does not exist, and the bank knows nothing of it; or a folder needs its `root`.
@@ -165,22 +165,21 @@ class DocumentStore(DocumentReader):
     def remember(
         self, turn: str | Iterable[Mapping[str, Any]], *, speaker: str = "", session: str = "", date: str | None = None
     ) -> AddReport:
-        """Remember one turn of a conversation, or all that was said in messages.
+        """Remember one turn of a conversation, or all messages of one.
 
-        Messages are lists as OpenAI's, Anthropic's and Gemini's APIs take and give them; the roles or names in them
-        say who spoke. What somebody asks or tells is one document with what was answered to it. Calls and results of
-        tools are kept as texts; instructions ("system") and thoughts are not. What is told again with the same date is
-        remembered once.
+        Messages are lists as OpenAI's, Anthropic's and Gemini's APIs take and give them; their roles or names are the
+        speakers. Each message of a user and all its answers are one document. Calls and results of tools are kept as
+        texts; instructions ("system") and thoughts are not. The same messages with the same date are remembered once.
 
         Args:
-            turn: what was said, verbatim; or a list of messages.
-            speaker: who said the turn; put before the text, and kept as metadata.
-            session: the conversation it belongs to; kept as metadata.
-            date: when, ISO 8601; of messages those that have none (`date`, `timestamp`, `created_at`). Default: now.
+            turn: the words of the turn, verbatim; or a list of messages.
+            speaker: of the turn; put before the text, and kept as metadata.
+            session: the conversation of the turn; kept as metadata.
+            date: ISO 8601; of messages without a date (`date`, `timestamp`, `created_at`). Default: now.
 
         Raises:
             TypeError: messages and a `speaker` are given.
-            ValueError: nothing is said, a message is none, or the date is none. Nothing is remembered then.
+            ValueError: there is no text, or a message or the date is malformed. Nothing is remembered then.
         """
         if isinstance(turn, str):
             return self.add([turn_document(turn, speaker, session, date)])
@@ -201,24 +200,24 @@ class DocumentStore(DocumentReader):
         ttl: str | timedelta | None = None,
         pinned: bool | None = None,
     ) -> AddReport:
-        """Change what is given of a document; the rest stays. No other change comes between reading and writing, and
-        the next question sees it. What was before is kept as a former version.
+        """Change the given fields of a document; the rest stays. No other change comes between reading and writing, and
+        the next question sees the change. The document as it was stays as a former version.
 
         A new text or title is encoded, under a new number; metadata, date and expiry alone are not.
 
         Args:
-            metadata: merged into what there is, as JSON Merge Patch does (RFC 7396): a field with None is removed. To
-                replace all of them, `add` the document with others.
+            metadata: merged into the present metadata, as JSON Merge Patch does (RFC 7396): a field with None is
+                removed. To replace all metadata, `add` the document again.
             date: "" removes it.
             expires, ttl: as for `add`; "never" removes it.
-            pinned: True: it does not expire, whatever its expiry.
+            pinned: True: it does not expire, in spite of its expiry.
 
         Raises:
             UnknownDocument: there is no such document.
             TypeError, ValueError: with these changes it would be no document.
             BankBusy: another process writes, and has for some seconds.
         """
-        changes = Changes(text, title, metadata, date, expiry_of(expires, ttl), pinned)
+        changes = DocumentUpdate(text, title, metadata, date, expiry_of(expires, ttl), pinned)
         with self._change(), self.bank.writing(PATIENCE, is_shared=True):
             return self.add([changes.of(self.bank.get(id, self.namespace))])
 

@@ -20,10 +20,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from memspan.errors import AnswererError
-from memspan.generate.answerer import Ended, Message, Wanted
+from memspan.generate.answerer import AnswerEnd, Message, NextSearch
 from memspan.generate.completions import (
     LOOK_UP,
-    Refused,
+    EndpointRefusal,
     adapt,
     check,
     context_in,
@@ -116,13 +116,13 @@ class Endpoint:
             )
         return DEFAULT_CONTEXT if found is None else found
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | Ended | None]:
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | AnswerEnd | None]:
         """See `Answerer`.
 
         Raises:
             AnswererError: the endpoint gave no answer, or the answer broke off; says why.
         """
-        pieces: queue.SimpleQueue[str | Ended | None] = queue.SimpleQueue()
+        pieces: queue.SimpleQueue[str | AnswerEnd | None] = queue.SimpleQueue()
         body = {
             **request_body(self.model, messages, sampling),
             "stream": True,
@@ -152,12 +152,12 @@ class Endpoint:
         """
         messages = [Message("user", prompt)]
         body = request_body(self.model, messages, Sampling(max_new_tokens=max_tokens))
-        pieces: queue.SimpleQueue[str | Ended | None] = queue.SimpleQueue()
+        pieces: queue.SimpleQueue[str | AnswerEnd | None] = queue.SimpleQueue()
         self._run(self._answer(body, pieces)).result()
         found = [pieces.get() for _ in range(pieces.qsize())]
         return "".join(piece for piece in found if isinstance(piece, str))
 
-    def look_up(self, messages: Sequence[Message]) -> Iterator[Wanted | None]:
+    def look_up(self, messages: Sequence[Message]) -> Iterator[NextSearch | None]:
         """See `Searcher`. An endpoint that takes no tools is asked once.
 
         Raises:
@@ -182,18 +182,18 @@ class Endpoint:
         """Set where the endpoint refused tools."""
         return threading.Event()
 
-    async def _call(self, body: dict[str, Any]) -> Wanted:
+    async def _call(self, body: dict[str, Any]) -> NextSearch:
         reply = await self._client.post(f"{self.url.rstrip('/')}/chat/completions", json=body)
         try:
             await check(reply)
-        except Refused as error:
+        except EndpointRefusal as error:
             if "tool" in error.reason.lower() and error.status not in (401, 403, 429):
                 raise _NoTools(f"{self.model} at {self.url} calls no tools") from None
             raise
         try:
             return wanted_in(parsed(reply.text))
         except ValueError:  # search leads this round
-            return Wanted(None)
+            return NextSearch(None)
 
     def _run(self, work: Any) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, _loop())
@@ -215,12 +215,12 @@ class Endpoint:
             if reply.status_code in (401, 403):
                 await check(reply)
             return context_in(parsed(reply.text), self.model) if reply.is_success else None
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, Refused) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, EndpointRefusal) as error:
             raise self._error(str(error) or type(error).__name__) from None
         except (httpx2.HTTPError, ValueError):  # it may answer all the same
             return None
 
-    async def _answer(self, body: dict[str, Any], pieces: queue.SimpleQueue[str | Ended | None]) -> None:
+    async def _answer(self, body: dict[str, Any], pieces: queue.SimpleQueue[str | AnswerEnd | None]) -> None:
         begun = False
 
         async def answer() -> None:
@@ -246,7 +246,7 @@ class Endpoint:
             wait: float | None = self.wait * 2**attempt * (1 + random.random() / 4)
             try:
                 return await call()
-            except Refused as error:
+            except EndpointRefusal as error:
                 if body is not None and adapt(body, error):
                     continue
                 reason = str(error)

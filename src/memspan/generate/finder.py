@@ -14,7 +14,7 @@ from memspan.bank.snapshot import Snapshot
 from memspan.errors import NotEncoded
 from memspan.generate.decode import check_fits, prefill
 from memspan.generate.lexical import SEARCH_DEPTH, chosen_evidence, nothing_stored
-from memspan.generate.selectors import Found, Look, Needs, ranking_selector
+from memspan.generate.selectors import Needs, SearchQuery, SearchResult, ranking_selector
 from memspan.model.convert import LoadedModel
 from memspan.ops.similarity import SIMILARITIES
 from memspan.routing.local import LocalMemory, SourceMemory
@@ -58,7 +58,7 @@ class Finder:
         """The open bank, by whose life whatever a selector keeps of it is bounded (a key for a weak dictionary)."""
         return self._snapshot.tiers
 
-    def rank(self, selector: str, looks: Sequence[Look], depth: int) -> list[Found]:
+    def rank(self, selector: str, looks: Sequence[SearchQuery], depth: int) -> list[SearchResult]:
         """Rank documents for every look, at least `depth` by full-text search (where so many match)."""
         return ranking_selector(selector).rank(self, looks, max(depth, SEARCH_DEPTH))
 
@@ -70,7 +70,7 @@ class Finder:
         """Documents of the scope by their ids, in the order given."""
         return self._snapshot.documents(ids, self._scope)
 
-    def route(self, looks: Sequence[Look]) -> list[tuple[list[Ranked], tuple[LayerRouting, ...]]]:
+    def route(self, looks: Sequence[SearchQuery]) -> list[tuple[list[Ranked], tuple[LayerRouting, ...]]]:
         """Route the contexts of looks, and rank what the MSA layers considered."""
         contexts = [look.context for look in looks if look.context is not None]
         assert len(contexts) == len(looks), "a routed look has a context"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from memspan.errors import MemspanError
 from memspan.events import Done, Event, TextWritten
 from memspan.generate.citing import abstains, citations_of
-from memspan.generate.selectors import SELECTORS, RankingSelector, ReadingSelector
+from memspan.generate.selectors import SELECTORS, RankingSelector, RetrievingSelector
 from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
 from memspan.types import Answer, Citation, Evidence, LayerRouting, Round, Turn
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MIN_SHARE = 0.5
 DOCUMENTS_PER_ROUND = 2  # where there are several rounds; measured, see docs/LOG.md
 
-Ended = Literal["more", "enough", "nothing", "room", "limit"]
+RoundEnd = Literal["more", "enough", "nothing", "room", "limit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Plan:
                 raise MemspanError(f"{name} must be at least {least}, not {value}")
         if self.route_tokens not in ROUTE_TOKENS:
             raise MemspanError(f"route_tokens must be one of {', '.join(ROUTE_TOKENS)}, not {self.route_tokens!r}")
-        reads, routes = isinstance(self.chooser, ReadingSelector), self.chooser.needs.routing
+        reads, routes = isinstance(self.chooser, RetrievingSelector), self.chooser.needs.routing
         if self.text_only and (self.route_answer or reads):
             what = f"the selector {self.selector}" if reads else "route_answer"
             raise MemspanError(f"text_only leaves the latents out, which {what} reads; leave one of them out")
@@ -83,7 +83,7 @@ class Plan:
             raise MemspanError(f"without documents {what} leaves nothing to answer from; allow at least one document")
 
     @property
-    def chooser(self) -> RankingSelector | ReadingSelector:
+    def chooser(self) -> RankingSelector | RetrievingSelector:
         return SELECTORS[self.selector]
 
     @property
@@ -94,7 +94,7 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Asked:
+class QuestionState:
     """One question on its way: what was found for it so far. `ended` is "more" while another round may follow.
 
     Attributes:
@@ -108,7 +108,7 @@ class Asked:
     evidence: list[Evidence] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     injected_tokens: int = 0
-    ended: Ended = "more"
+    ended: RoundEnd = "more"
 
     @property
     def newest(self) -> tuple[Evidence, ...]:
@@ -118,7 +118,7 @@ class Asked:
         """Documents that may still be put in, in the next round."""
         return min(plan.per_round, plan.documents - len(self.evidence))
 
-    def close_round(self, plan: Plan, done: Round, ended: Ended, tokens: int) -> Round:
+    def close_round(self, plan: Plan, done: Round, ended: RoundEnd, tokens: int) -> Round:
         """Take a round, and say how it goes on."""
         self.evidence += done.chosen
         self.injected_tokens += tokens
@@ -129,10 +129,10 @@ class Asked:
         return self.rounds[-1]
 
 
-class Reading(Protocol):
+class Retriever(Protocol):
     """How documents get read: one round for some questions at a time."""
 
-    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event | None]]:
+    def round(self, asked: Sequence[QuestionState], number: int) -> Iterator[tuple[QuestionState, Event | None]]:
         """Look once for every question; each closes a round of it. None: a token was decoded."""
         ...
 
@@ -163,7 +163,7 @@ class Writer(Protocol):
 
     answerer: str
 
-    def write(self, asked: Sequence[Asked], seconds: dict[str, float]) -> Iterator[Sequence[Reply]]:
+    def write(self, asked: Sequence[QuestionState], seconds: dict[str, float]) -> Iterator[Sequence[Reply]]:
         """Yield the replies to all questions, in order, after every step; they are the same objects, growing.
 
         Args:
@@ -175,7 +175,7 @@ class Writer(Protocol):
 class Interleave:
     """A batch of questions, from looking things up to their answers."""
 
-    def __init__(self, finder: Finder | TextFinder, reading: Reading, writer: Writer, plan: Plan) -> None:
+    def __init__(self, finder: Finder | TextFinder, reading: Retriever, writer: Writer, plan: Plan) -> None:
         self._finder, self._reading, self._writer, self._plan = finder, reading, writer, plan
 
     def run(self, questions: Sequence[str], history: Sequence[Turn] = ()) -> Iterator[tuple[int, Event | None]]:
@@ -187,7 +187,7 @@ class Interleave:
             history: what was said before each of the questions.
         """
         started, received = time.perf_counter(), self._finder.received_bytes
-        asked = [Asked(question, history) for question in questions]
+        asked = [QuestionState(question, history) for question in questions]
         yield from self._look_up(asked)
         seconds = {"select": time.perf_counter() - started}
         replies: Sequence[Reply] = ()
@@ -202,7 +202,7 @@ class Interleave:
         for place, (one, reply) in enumerate(zip(asked, replies, strict=True)):
             yield place, Done(replace(self._answer(one, reply, seconds), received_bytes=received))
 
-    def _look_up(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Event | None]]:
+    def _look_up(self, asked: Sequence[QuestionState]) -> Iterator[tuple[int, Event | None]]:
         """The rounds of all questions."""
         places = {id(one): place for place, one in enumerate(asked)}
         for number in range(1, self._plan.rounds + 1):
@@ -211,7 +211,7 @@ class Interleave:
             if all(one.ended != "more" for one in asked):
                 break
 
-    def _answer(self, one: Asked, reply: Reply, seconds: Mapping[str, float]) -> Answer:
+    def _answer(self, one: QuestionState, reply: Reply, seconds: Mapping[str, float]) -> Answer:
         evidence, text = with_layers(one.evidence, reply.routed), reply.text.strip()
         citations = citations_of(text, evidence, marked=bool(self._writer.answerer))
         is_none = (

@@ -10,7 +10,7 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog, StoredDocument
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.texts import TextBank, check_namespace
 from memspan.errors import EmptyBank, MemspanError, QuestionError
-from memspan.generate.selectors import Found, Look, check_packages, ranking_selector
+from memspan.generate.selectors import SearchQuery, SearchResult, check_packages, ranking_selector
 from memspan.routing.ranking import Selected
 from memspan.text.template import encoded_text
 from memspan.text.terms import content_words, plain_words
@@ -39,7 +39,7 @@ class TextFinder:
     def __init__(self, catalog: Catalog, namespace: str, scope: Scope) -> None:
         self._catalog, self._namespace, self._scope = catalog, namespace, scope
 
-    def rank(self, selector: str, looks: Sequence[Look], depth: int) -> list[Found]:
+    def rank(self, selector: str, looks: Sequence[SearchQuery], depth: int) -> list[SearchResult]:
         """Rank documents for every look, at least `depth` by full-text search (where so many match)."""
         return ranking_selector(selector).rank(cast("Finder", self), looks, max(depth, SEARCH_DEPTH))
 
@@ -88,7 +88,7 @@ def search_words(
         if not catalog.page(namespace, 0, 1, scope):
             return []
         finder = TextFinder(catalog, namespace, scope)
-        (found,) = finder.rank(selector, [Look(question)], limit)
+        (found,) = finder.rank(selector, [SearchQuery(question)], limit)
         return finder.evidence(fitting(found.selected[:limit], min_score, selector))
 
 
@@ -186,21 +186,16 @@ def next_query(question: str, newest: Iterable[Evidence]) -> str:
     two-hop questions of `examples/`, see docs/LOG.md). A text without names, or in a script without capitals, leaves
     the question; what it found before is passed over.
     """
-    return _with_names(question, (encoded_text(item.title, item.text) for item in newest))
-
-
-def first_query(question: str, history: Sequence[Turn]) -> str:
-    """What is searched for first: the question, and the names in the newest turns before it ("and where does she
-    live?")."""
-    newest = [turn for turn in history if turn.answer][-_TURNS_SEARCHED:]
-    return _with_names(question, (text for turn in newest for text in (turn.question, turn.answer)))
-
-
-def _with_names(question: str, texts: Iterable[str]) -> str:
     known = set(plain_words(question))
-    found = (name for text in texts for name in names_in(text))
+    found = (name for item in newest for name in names_in(encoded_text(item.title, item.text)))
     names = [name for name in dict.fromkeys(found) if not known.issuperset(content_words(name))]
     return " ".join([question, *names])
+
+
+def said_before(history: Sequence[Turn]) -> str:
+    """The newest turns of a conversation, which a question may speak of ("and where does she live?")."""
+    newest = [turn for turn in history if turn.answer][-_TURNS_SEARCHED:]
+    return "\n".join(text for turn in newest for text in (turn.question, turn.answer))
 
 
 def names_in(text: str) -> list[str]:

@@ -29,7 +29,7 @@ from memspan.generate.finder import Finder, check_encoded, holds_any
 from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope
 from memspan.generate.request import AskOptions, Request
 from memspan.generate.searched import answering
-from memspan.generate.selectors import Look, Needs, default_selector, ranking_selector
+from memspan.generate.selectors import Needs, SearchQuery, default_selector, ranking_selector
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
@@ -42,11 +42,11 @@ _ASK_OPTIONS = tuple(AskOptions.__annotations__)
 
 
 class Memory(DocumentStore):
-    """A model and one namespace of a bank. A question sees what was committed when it is asked.
+    """A model and one namespace of a bank. A question sees every change that was committed before it.
 
-    Safe from several threads, but for `refresh` and `close`, which nothing else may run beside. Of processes that share
-    a bank (`ranks`) each asks in one thread. What takes time has an async twin, an `a` before its name, that runs in a
-    worker thread: `await memory.aask(...)`, `async for text in memory.astream(...)`.
+    Several threads may use it, but `refresh` and `close` must run alone. Of processes that share a bank (`ranks`) each
+    asks in one thread. Each slow method has an async twin, with an `a` before its name, that runs in a worker thread:
+    `await memory.aask(...)`, `async for text in memory.astream(...)`.
     """
 
     def __init__(
@@ -118,26 +118,25 @@ class Memory(DocumentStore):
         """Open a bank with its model.
 
         Args:
-            bank: its folder, or the URL where it was published: it is then read, and follows what is published.
-            model: folder of the MSA checkpoint, or "smollm2-135m-instruct", the embedded default; None: the one the
-                bank was made with, and for a new bank the default.
-            adapter: folder or name of an adapter trained on that model's backbone, or "none"; None: where `model` is
-                left out too, the one the bank was made with; else with the default model the one that comes with the
-                package, and with others none.
+            bank: folder of the bank, or the URL where it was published. A published bank is read-only.
+            model: folder of the MSA checkpoint, or "smollm2-135m-instruct", the embedded default. None: the model that
+                made the bank, and for a new bank the default.
+            adapter: folder or name of an adapter trained on that model's backbone, or "none". None: without `model`,
+                the adapter that made the bank; with the default model, its shipped adapter; with others, none.
             namespace: whose documents are asked and changed; no others can be reached.
             create: make an empty bank where there is none.
             snapshot: see the bank as it is now until `refresh` or `close`.
             dtype, device, weights: see `memspan.model.convert.load`.
-            memory_budget: bytes that the process may hold, or as "6GB"; what routing keys do not fit into it are read
-                from disk at every question. Default: they are all kept.
-            gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one. Default: what is free
-                there beside the model, less a reserve for answering.
-            cache, cache_budget: of a URL: folder and bytes ("10GB") for what is fetched; see `BankPlace`.
+            memory_budget: bytes that the process may hold, or as "6GB". Routing keys that do not fit are read from disk
+                at every question. Default: all keys are kept.
+            gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one. Default: the memory
+                that is free there beside the model, less a reserve for answering.
+            cache, cache_budget: of a URL, the folder and the bytes ("10GB") for fetched files; see `BankPlace`.
             ranks, answerer: as for `Memory`.
 
         Raises:
             StoreError: the URL cannot be read. ReadOnlyBank: it was given with `create`.
-            CheckpointError: there is no model, or it is not where it was when the bank was made.
+            CheckpointError: there is no model, or it is no longer where the bank found it.
             BudgetError: the budget is malformed; asking raises it where it is too small.
         """
         check_namespace(namespace)
@@ -175,7 +174,7 @@ class Memory(DocumentStore):
         return self._pinned is not None
 
     def close(self) -> None:
-        """Close it. What is asked or changed after raises `BankClosed`; closing again does nothing."""
+        """Close it. Later questions and changes raise `BankClosed`; closing again does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -290,13 +289,13 @@ class Memory(DocumentStore):
 
         Args:
             limit: documents, at most.
-            min_score: leave out what scores less, 0 to 1; see `Evidence.score`.
+            min_score: leave out documents that score less, 0 to 1; see `Evidence.score`.
             where, as_of, known_at: only documents of this scope; see `memspan.bank.scope.Scope.parse`.
 
         Raises:
             QuestionError, FilterError, EmptyBank: as for `ask_batch`.
-            MemspanError: there is no such selector; or `min_score` is given, and its scores do not say how well a
-                document fits.
+            MemspanError: there is no such selector; or `min_score` is given, and its scores are comparable within one
+                question only.
         """
         chosen = selector or self.default_selector
         needs = ranking_selector(chosen).needs
@@ -309,7 +308,7 @@ class Memory(DocumentStore):
                 return []
             finder = self._finder(snapshot, request.scope, needs)
             context = self.loaded.template.context(question) if needs.routing else None
-            (found,) = finder.rank(chosen, [Look(question, context)], limit)
+            (found,) = finder.rank(chosen, [SearchQuery(question, context)], limit)
             return finder.evidence(fitting(found.selected[:limit], min_score, chosen))
 
     @named_options()
@@ -326,7 +325,7 @@ class Memory(DocumentStore):
 
         Args:
             plan: how; default: everything, in ten statements.
-            progress: told the documents read so far, and how many there are.
+            progress: called with the number of documents read so far, and the number of all.
 
         Raises:
             QuestionError: the plan leaves the model no room to read.

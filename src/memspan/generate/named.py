@@ -11,12 +11,12 @@ from memspan.generate.constrain import FreeIds, Guide, RoutedIds
 from memspan.generate.context import room_for
 from memspan.generate.decode import Decoding, Generated, check_fits
 from memspan.generate.finder import Finder, passages_of, routing_of
-from memspan.generate.interleave import Asked, Ended, Plan
+from memspan.generate.interleave import Plan, QuestionState, RoundEnd
 from memspan.generate.sampling import Sampling
 from memspan.generate.state import RoundState
 from memspan.routing.local import SourceMemory
 from memspan.routing.ranking import Selected, chosen
-from memspan.text.rounds import Named, RoundProtocol, Transcript
+from memspan.text.rounds import ParsedRound, RoundProtocol, Transcript
 from memspan.text.template import Context
 from memspan.types import Evidence, Round
 
@@ -24,7 +24,7 @@ from memspan.types import Evidence, Round
 _TOKENS_PER_ID = 12
 
 
-class NamedReading:
+class GenerativeRetriever:
     """The model writes ids and a delimiter, the system puts in those documents' texts; see `memspan.text.rounds`.
 
     What the model writes stays in its context as it wrote it; what it leaves open (no delimiter, an end of sequence
@@ -42,7 +42,7 @@ class NamedReading:
         self._room = room_for(state.loaded, sampling.max_new_tokens, plan.context_tokens)
         self._transcripts: dict[int, Transcript] = {}
 
-    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event | None]]:
+    def round(self, asked: Sequence[QuestionState], number: int) -> Iterator[tuple[QuestionState, Event | None]]:
         for one in asked:
             self._start(one)
             if not self._may_write(one):
@@ -67,11 +67,11 @@ class NamedReading:
             done = Round(number, self._plan.selector, one.question, routed, timings=seconds)
             yield one, RoundDone(self._read(one, decoding.rows[row], done, self._scores(memory, row)))
 
-    def routed(self, asked: Asked) -> None:
+    def routed(self, asked: QuestionState) -> None:
         """The context to answer in routes anew: the model has named documents by what its own words routed to."""
         return None
 
-    def context(self, asked: Asked) -> Context:
+    def context(self, asked: QuestionState) -> Context:
         self._start(asked)
         transcript = self._transcripts[id(asked)]
         if not (asked.rounds and asked.ended == "enough" and asked.rounds[-1].written.endswith(self._end_text)):
@@ -82,7 +82,7 @@ class NamedReading:
     def _end_text(self) -> str:
         return self._protocol.spec.retrieval_end
 
-    def _start(self, one: Asked) -> None:
+    def _start(self, one: QuestionState) -> None:
         """
         Raises:
             QuestionError: the question with its answer does not fit into the model.
@@ -91,17 +91,17 @@ class NamedReading:
             self._transcripts[id(one)] = self._protocol.start(one.question, one.history)
             check_fits(self._state.loaded, self._closed_length(one, 0), self._answer_tokens)
 
-    def _closed_length(self, one: Asked, more: int) -> int:
+    def _closed_length(self, one: QuestionState, more: int) -> int:
         """Tokens of the context to answer in, if `more` are added to what there is and retrieval ends then."""
         closing = len(self._protocol.retrieval_end) + len(self._protocol.final(one.question))
         return len(self._transcripts[id(one)]) + more + closing
 
-    def _may_write(self, one: Asked) -> bool:
+    def _may_write(self, one: QuestionState) -> bool:
         """Whether there may be another round: documents are left to read, and there is room to name one."""
         room = self._closed_length(one, self._sampling.max_new_tokens) <= self._room
         return one.room_for(self._plan) >= 1 and room
 
-    def _guide(self, one: Asked, row: int, decoding: Callable[[], Decoding]) -> Guide:
+    def _guide(self, one: QuestionState, row: int, decoding: Callable[[], Decoding]) -> Guide:
         if not self._plan.constrain_ids:
             return FreeIds(self._protocol)
 
@@ -117,7 +117,7 @@ class NamedReading:
         fits = self._finder.router_fits(ranked, len(memory.candidates))
         return {found.document_id: found for found in chosen([(x.document_id, x.score) for x in ranked], ranked, fits)}
 
-    def _read(self, one: Asked, row: Generated, done: Round, scores: dict[int, Selected]) -> Round:
+    def _read(self, one: QuestionState, row: Generated, done: Round, scores: dict[int, Selected]) -> Round:
         """Parse what the model wrote, and put in what it named."""
         # An end of sequence is no part of a round: the model has read enough.
         written = row.ids[:-1] if row.finish_reason == "stop" else row.ids
@@ -148,7 +148,7 @@ class NamedReading:
         )
         return one.close_round(self._plan, done, _ending(named, row, wanted, chosen), len(tokens) if chosen else 0)
 
-    def _fit(self, one: Asked, wanted: Sequence[Evidence]) -> tuple[list[Evidence], list[int]]:
+    def _fit(self, one: QuestionState, wanted: Sequence[Evidence]) -> tuple[list[Evidence], list[int]]:
         """The first of the wanted documents that fit and are within the limits, and what to put in for them."""
         chosen = list(wanted[: one.room_for(self._plan)])
         limit = self._plan.injected_tokens
@@ -161,7 +161,7 @@ class NamedReading:
         return [], []
 
 
-def _ending(named: Named, row: Generated, wanted: Sequence[Evidence], chosen: Sequence[Evidence]) -> Ended:
+def _ending(named: ParsedRound, row: Generated, wanted: Sequence[Evidence], chosen: Sequence[Evidence]) -> RoundEnd:
     if named.end == "retrieval" or row.finish_reason == "stop":
         return "enough"
     if chosen:

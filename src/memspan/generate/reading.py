@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import Catalog
-from memspan.bank.changes import Changed, changes_since
+from memspan.bank.changes import ChangeReport, changes_since
 from memspan.bank.naming import documents_naming
 from memspan.bank.scope import Scope
 from memspan.errors import BankClosed
@@ -93,15 +93,15 @@ class DocumentReader:
         after_commit: int | None = None,
         limit: int | None = None,
         offset: int = 0,
-    ) -> Changed:
-        """Which documents were added, changed, deleted or have expired since, in the order of the times.
+    ) -> ChangeReport:
+        """The documents that were added, changed, deleted or have expired since a time or a commit, by time.
 
-        Where an id stands for another document of the same name after it was deleted, it was added; a file that only
-        moved is none of them. What `compact --secure` has erased has no id.
+        A document added again after its deletion counts as added; a file that only moved is no change. A document that
+        `compact --secure` has erased has no id.
 
         Args:
             since: a day (from its beginning, UTC), a moment, or how long ago: "7d".
-            after_commit: instead, the `commit` of an earlier call; 0: all there is. What has expired is given again
+            after_commit: instead, the `commit` of an earlier call; 0: all changes. An expired document is given again
                 until the next commit.
             limit: how many, at most; None: all.
             offset: how many to pass over first.

@@ -12,7 +12,7 @@ from memspan.generate.chat import DEFAULT_SAMPLING, check_plan, fitted_turns, ro
 from memspan.generate.interleave import Plan
 from memspan.generate.lexical import check_limit, check_questions
 from memspan.generate.sampling import GREEDY, Sampling
-from memspan.generate.selectors import SELECTORS, ReadingSelector, check_packages, default_selector, served_selector
+from memspan.generate.selectors import SELECTORS, RetrievingSelector, check_packages, default_selector, served_selector
 from memspan.text.rounds import RouteTokens
 from memspan.types import Turn
 
@@ -90,7 +90,7 @@ class Request:
         max_documents = options.get("max_documents", MAX_DOCUMENTS)
         trained = loaded is not None and loaded.model.config.router_trained
         selector = options.get("selector") or default_selector(trained, reads_texts=max_documents != 0)
-        reads = isinstance(_served(selector, loaded), ReadingSelector)
+        reads = isinstance(_served(selector, loaded), RetrievingSelector)
         check_limit(max_documents)
         if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
             raise TypeError("a question is one text for ask, and ask_batch takes a list of texts")

@@ -14,32 +14,32 @@ from typing import Protocol
 from memspan.events import Event, RoundDone, RoundStarted
 from memspan.generate.context import fitted_context, room_for
 from memspan.generate.finder import Finder, passages_of, routing_of
-from memspan.generate.interleave import MIN_SHARE, Asked, Ended, Interleave, Plan, Reading, Reply
-from memspan.generate.lexical import first_query, next_query
+from memspan.generate.interleave import MIN_SHARE, Interleave, Plan, QuestionState, Reply, Retriever, RoundEnd
+from memspan.generate.lexical import next_query, said_before
 from memspan.generate.sampling import Sampling
-from memspan.generate.selectors import Found, Look, ReadingSelector
+from memspan.generate.selectors import RetrievingSelector, SearchQuery, SearchResult
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import LayerMemory
-from memspan.routing.local import Recalled
+from memspan.routing.local import ReplayedMemory
 from memspan.routing.ranking import keep_adaptively
 from memspan.text.template import Context
 from memspan.types import LayerRouting, Round
 
 
-class ContextReading(Reading, Protocol):
+class ContextRetriever(Retriever, Protocol):
     """A reading that makes the contexts in which the memory model answers."""
 
-    def context(self, asked: Asked) -> Context:
+    def context(self, asked: QuestionState) -> Context:
         """The context to answer in."""
         ...
 
-    def routed(self, asked: Asked) -> Sequence[LayerRouting] | None:
+    def routed(self, asked: QuestionState) -> Sequence[LayerRouting] | None:
         """What the answer attends to, of every question alike; empty: to no latents. None: its context routes."""
         ...
 
 
-class SearchedReading:
+class SearchRetriever:
     """Documents found by search, put before the question: the oldest first, so that of two that disagree the later is
     read last. Whatever of them does not fit is left out, the worst first."""
 
@@ -48,7 +48,7 @@ class SearchedReading:
         self._room = room_for(loaded, sampling.max_new_tokens, plan.context_tokens)
         self._contexts: dict[int, Context] = {}
 
-    def round(self, asked: Sequence[Asked], number: int) -> Iterator[tuple[Asked, Event]]:
+    def round(self, asked: Sequence[QuestionState], number: int) -> Iterator[tuple[QuestionState, Event]]:
         started = time.perf_counter()
         looks = [self._look(one) for one in asked]
         for one, look in zip(asked, looks, strict=True):
@@ -59,26 +59,26 @@ class SearchedReading:
             done = Round(number, self._plan.selector, look.query, ranked.routed, timings=seconds)
             yield one, RoundDone(self._read(one, ranked, done))
 
-    def context(self, asked: Asked) -> Context:
+    def context(self, asked: QuestionState) -> Context:
         return self._contexts.get(id(asked)) or self._first_context(asked)
 
-    def routed(self, asked: Asked) -> Sequence[LayerRouting] | None:
+    def routed(self, asked: QuestionState) -> Sequence[LayerRouting] | None:
         if self._plan.route_answer:
             return None
         return () if self._plan.text_only else asked.rounds[-1].routed
 
-    def _first_context(self, asked: Asked) -> Context:
+    def _first_context(self, asked: QuestionState) -> Context:
         return self._loaded.template.context(asked.question, history=asked.history)
 
-    def _look(self, one: Asked) -> Look:
+    def _look(self, one: QuestionState) -> SearchQuery:
         context = None
         if self._needs.routing:
             context = self._contexts[id(one)] if one.evidence else self._first_context(one)
         if not self._needs.words:
-            return Look(one.question, context)
-        return Look(next_query(first_query(one.question, one.history), one.newest), context)
+            return SearchQuery(one.question, context)
+        return SearchQuery(next_query(one.question, one.newest), context, said_before(one.history))
 
-    def _read(self, one: Asked, found: Found, done: Round) -> Round:
+    def _read(self, one: QuestionState, found: SearchResult, done: Round) -> Round:
         """Put in the documents that matter and fit."""
         read = {item.document_id for item in one.evidence}
         new = [item for item in found.selected if item.document_id not in read]
@@ -98,26 +98,26 @@ class SearchedReading:
         self._contexts[id(one)] = context
         text = self._loaded.template.passages(passages_of(chosen[:used]))
         done = replace(done, chosen=tuple(chosen[:used]), injected=text, left_out=len(chosen) - used)
-        ended: Ended = "more" if used else "room" if chosen else "nothing" if one.room_for(self._plan) else "limit"
+        ended: RoundEnd = "more" if used else "room" if chosen else "nothing" if one.room_for(self._plan) else "limit"
         return one.close_round(self._plan, done, ended, tokens)
 
 
-def reading_of(state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> ContextReading:
+def retriever_of(state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> ContextRetriever:
     """How the documents that a plan's selector chooses get read."""
-    if isinstance(plan.chooser, ReadingSelector):
-        return plan.chooser.reading(state, finder, plan, sampling)
-    return SearchedReading(state.loaded, finder, plan, sampling)
+    if isinstance(plan.chooser, RetrievingSelector):
+        return plan.chooser.retriever(state, finder, plan, sampling)
+    return SearchRetriever(state.loaded, finder, plan, sampling)
 
 
 def answering(
-    state: RoundState, finder: Finder, plan: Plan, sampling: Sampling, reading: ContextReading | None = None
+    state: RoundState, finder: Finder, plan: Plan, sampling: Sampling, reading: ContextRetriever | None = None
 ) -> Interleave:
     """The round loop of the memory model.
 
     Args:
         reading: None: as the plan's selector reads.
     """
-    reading = reading or reading_of(state, finder, plan, sampling)
+    reading = reading or retriever_of(state, finder, plan, sampling)
     return Interleave(finder, reading, ModelWriter(state, finder, reading, sampling), plan)
 
 
@@ -126,10 +126,10 @@ class ModelWriter:
 
     answerer = ""
 
-    def __init__(self, state: RoundState, finder: Finder, reading: ContextReading, sampling: Sampling) -> None:
+    def __init__(self, state: RoundState, finder: Finder, reading: ContextRetriever, sampling: Sampling) -> None:
         self._state, self._finder, self._reading, self._sampling = state, finder, reading, sampling
 
-    def write(self, asked: Sequence[Asked], seconds: dict[str, float]) -> Iterator[Sequence[Reply]]:
+    def write(self, asked: Sequence[QuestionState], seconds: dict[str, float]) -> Iterator[Sequence[Reply]]:
         contexts = [self._reading.context(one) for one in asked]
         prefilled_at = time.perf_counter()
         keys = [id(one) for one in asked]
@@ -147,9 +147,9 @@ class ModelWriter:
             seconds[stage] = decoding.clock.seconds.get(stage, 0.0)
         seconds["decode"] = time.perf_counter() - prefilled_at
 
-    def _memory(self, asked: Sequence[Asked]) -> LayerMemory | None:
+    def _memory(self, asked: Sequence[QuestionState]) -> LayerMemory | None:
         """What the answers attend to."""
         routed = [found for one in asked if (found := self._reading.routed(one)) is not None]
         if len(routed) < len(asked):
             return self._finder.memory
-        return Recalled(self._finder.memory, routed) if any(routed) else None
+        return ReplayedMemory(self._finder.memory, routed) if any(routed) else None

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from memspan.errors import MemspanError
 from memspan.registry import Registry
-from memspan.routing.ranking import Selected, chosen, fuse, fused_fits, scaled, words_fits
+from memspan.routing.ranking import (
+    HISTORY_WEIGHT,
+    Selected,
+    chosen,
+    fuse,
+    fused_fits,
+    scaled,
+    weighted_sum,
+    words_fits,
+)
 from memspan.types import LayerRouting
 
 if TYPE_CHECKING:
@@ -23,22 +32,27 @@ if TYPE_CHECKING:
     from memspan.generate.interleave import Plan
     from memspan.generate.lexical import TextFinder
     from memspan.generate.sampling import Sampling
-    from memspan.generate.searched import ContextReading
+    from memspan.generate.searched import ContextRetriever
     from memspan.generate.state import RoundState
     from memspan.model.convert import LoadedModel
     from memspan.text.template import Context
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What is looked up: by its words (`query`), by routing a `context` (None where the selector routes nothing)."""
+class SearchQuery:
+    """What is looked up: by its words (`query`), by routing a `context` (None where the selector routes nothing).
+
+    Attributes:
+        before: the newest turns of the conversation, whose words count less than those of `query`; see `by_words`.
+    """
 
     query: str
     context: Context | None = None
+    before: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """A ranking of documents for one question, best first, with the routing behind it, if any.
 
     Of the ranking those are read that score at least half as well as the best. `Selected.fit` is what is shown as a
@@ -56,7 +70,7 @@ class Needs:
     Attributes:
         model: it runs the model. If not, `memspan search` loads none, and it is given a `TextFinder`.
         routing: it routes each question; the answer attends to the latents that were routed to.
-        words: it reads `Look.query`. In later rounds names are added to it that the texts found before hold.
+        words: it reads `SearchQuery.query`. In later rounds names are added to it that the texts found before hold.
         trained_router: it is an error to ask it of a model whose router is untrained.
         rounds: the model's template must have markers of rounds.
         packages: modules that must be installed, each with the command that does.
@@ -79,7 +93,7 @@ class RankingSelector(Protocol):
 
     needs: Needs
 
-    def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
+    def rank(self, finder: Finder, looks: Sequence[SearchQuery], depth: int) -> list[SearchResult]:
         """Rank documents for every look.
 
         Args:
@@ -91,16 +105,16 @@ class RankingSelector(Protocol):
 
 
 @runtime_checkable
-class ReadingSelector(Protocol):
+class RetrievingSelector(Protocol):
     """Chooses documents while it reads, round by round; it ranks none before."""
 
     needs: Needs
 
-    def reading(self, state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> ContextReading: ...
+    def retriever(self, state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> ContextRetriever: ...
 
 
-SELECTORS: Registry[RankingSelector | ReadingSelector] = Registry(
-    "selector", "memspan.selectors", RankingSelector, ReadingSelector
+SELECTORS: Registry[RankingSelector | RetrievingSelector] = Registry(
+    "selector", "memspan.selectors", RankingSelector, RetrievingSelector
 )
 
 
@@ -109,9 +123,9 @@ class Router:
 
     needs = Needs(routing=True, words=False)
 
-    def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
+    def rank(self, finder: Finder, looks: Sequence[SearchQuery], depth: int) -> list[SearchResult]:
         return [
-            Found(chosen(scaled(ranked), ranked, finder.router_fits(ranked, len(routed))), routed)
+            SearchResult(chosen(scaled(ranked), ranked, finder.router_fits(ranked, len(routed))), routed)
             for ranked, routed in finder.route(looks)
         ]
 
@@ -121,9 +135,9 @@ class Lexical:
 
     needs = Needs(model=False)
 
-    def rank(self, finder: Finder | TextFinder, looks: Sequence[Look], depth: int) -> list[Found]:
-        found = [finder.search(look.query, depth) for look in looks]
-        return [Found(chosen(scores, (), words_fits(scores))) for scores in found]
+    def rank(self, finder: Finder | TextFinder, looks: Sequence[SearchQuery], depth: int) -> list[SearchResult]:
+        found = [by_words(finder, look, depth) for look in looks]
+        return [SearchResult(chosen(scores, (), words_fits(scores))) for scores in found]
 
 
 class Hybrid:
@@ -131,12 +145,12 @@ class Hybrid:
 
     needs = Needs(routing=True)
 
-    def rank(self, finder: Finder, looks: Sequence[Look], depth: int) -> list[Found]:
-        found: list[Found] = []
+    def rank(self, finder: Finder, looks: Sequence[SearchQuery], depth: int) -> list[SearchResult]:
+        found: list[SearchResult] = []
         for look, (ranked, routed) in zip(looks, finder.route(looks), strict=True):
-            lexical = finder.search(look.query, depth)
+            lexical = by_words(finder, look, depth)
             fits = fused_fits(lexical, finder.router_fits(ranked, len(routed)))
-            found.append(Found(chosen(fuse(lexical, ranked), ranked, fits), routed))
+            found.append(SearchResult(chosen(fuse(lexical, ranked), ranked, fits), routed))
         return found
 
 
@@ -145,10 +159,19 @@ class Generate:
 
     needs = Needs(routing=True, words=False, rounds=True)
 
-    def reading(self, state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> ContextReading:
-        from memspan.generate.named import NamedReading
+    def retriever(self, state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> ContextRetriever:
+        from memspan.generate.named import GenerativeRetriever
 
-        return NamedReading(state, finder, plan, sampling)
+        return GenerativeRetriever(state, finder, plan, sampling)
+
+
+def by_words(finder: Finder | TextFinder, look: SearchQuery, depth: int) -> list[tuple[int, float]]:
+    """Full-text search for a look: ids and scores, best first. The BM25 scores of both texts are added up: "When did
+    she sign it?" finds what the turn before it spoke of, and a question of another subject its own."""
+    found = finder.search(look.query, depth)
+    if not look.before:
+        return found
+    return weighted_sum((1.0, found), (HISTORY_WEIGHT, finder.search(look.before, depth)))[:depth]
 
 
 SELECTORS.register("router", Router())
@@ -192,7 +215,7 @@ def selector_names(ranking: bool = False, loaded: LoadedModel | None = None, bas
     return names
 
 
-def served_selector(name: str, loaded: LoadedModel) -> RankingSelector | ReadingSelector:
+def served_selector(name: str, loaded: LoadedModel) -> RankingSelector | RetrievingSelector:
     """The selector of this name, which a model can serve.
 
     Raises:

@@ -19,7 +19,7 @@ from memspan.text.template import Context
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _LowerLayers:
     """The lower layers' work on one question's context: what entered the MSA layers `[S, F]`, K and V `[G, S, D]`."""
 
     ids: tuple[int, ...]
@@ -51,7 +51,7 @@ class RoundState:
         self._batch = batch
         self.num_lower_tokens = 0
         self._num_lower = loaded.model.config.layers[0]
-        self._kept: dict[Hashable, _Kept] = {}
+        self._kept: dict[Hashable, _LowerLayers] = {}
         self._last: tuple[Sequence[Hashable], Sequence[Context], Decoding] | None = None
         slides = [bool(slides) for slides in self._new_cache().is_sliding[: self._num_lower]]
         self._keeps = self._num_lower > 0 and not any(slides)
@@ -102,7 +102,7 @@ class RoundState:
                 (layer.keys[row, :, here], layer.values[row, :, here])  # type: ignore[index]
                 for layer in decoding.cache.layers[: self._num_lower]
             )
-            self._kept[question] = _Kept(context.ids, entered_BTF[row, here], layers)
+            self._kept[question] = _LowerLayers(context.ids, entered_BTF[row, here], layers)
 
     @torch.inference_mode()
     def _restore(self, contexts: Sequence[Context], questions: Sequence[Hashable]) -> tuple[DynamicCache, LowerStates]:

@@ -130,7 +130,7 @@ class Summarizer:
     ) -> None:
         """
         Args:
-            progress: told the documents read so far, and how many there are.
+            progress: called with the number of documents read so far, and the number of all.
             answerer: another model that writes; None: the memory model.
 
         Raises:
@@ -238,7 +238,7 @@ class Summarizer:
         return _distinct(condensed)
 
     def _groups(self, statements: Sequence[Statement]) -> list[list[Statement]]:
-        """Neighbours that fit into one context; two at least, or nothing would become shorter."""
+        """Neighbors that fit into one context; two at least, or nothing would become shorter."""
         groups: list[list[Statement]] = [[]]
         tokens = 0
         for place, one in enumerate(statements, 1):

@@ -142,7 +142,7 @@ def apply_adapter(model: MSAForCausalLM, folder: Path, *, verify: bool = False) 
     if document is None or verify:
         found = model.document_fingerprint(stored)
         if verify and values.get("document_fingerprint", found) != found:
-            raise CheckpointError(f"the weights in {folder} are not those that were saved; train or fetch them again")
+            raise CheckpointError(f"the weights in {folder} differ from the saved ones; train or fetch them again")
         document = found
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from transformers import AttentionInterface
 
 from memspan.errors import UnsupportedBackbone
-from memspan.model.memory_api import AllRecorded, AskStep, EncodeStep, PooledLayer, Step
+from memspan.model.memory_api import AllRecorded, EncodeStep, PooledLayer, QueryStep, Step
 from memspan.ops.attention import attend, local_mask, memory_mask, with_row_bias
 from memspan.ops.pooling import pool_chunks
 
@@ -61,7 +61,7 @@ def memspan_attention(
             "memory attention does not compute: its answers would be silently wrong"
         )
     score_bias = getattr(module, "router_score_bias", None)
-    if isinstance(memory, AskStep) and memory.buffers is not None:
+    if isinstance(memory, QueryStep) and memory.buffers is not None:
         given = query_BHTD, key_BGSD, value_BGSD, scaling, sliding_window, score_bias
         return memory.buffers.attend(cast(int, module.layer_idx), *given), None
     T, S = query_BHTD.shape[2], key_BGSD.shape[2]
@@ -92,7 +92,7 @@ def memspan_attention(
     return (out[0] if len(out) == 1 else torch.cat(out, dim=1)), None
 
 
-def _parts(step: AskStep | None, T: int, S: int, window: int | None, num_columns: int) -> list[slice]:
+def _parts(step: QueryStep | None, T: int, S: int, window: int | None, num_columns: int) -> list[slice]:
     """Which of the T tokens attend together: all of them where that takes no mask."""
     whole = step is None or (step.valid_BS is None and window is None and num_columns == S == T)
     size = T if whole or step is None or step.slice_tokens is None else step.slice_tokens
@@ -100,7 +100,7 @@ def _parts(step: AskStep | None, T: int, S: int, window: int | None, num_columns
 
 
 def _local_mask(
-    step: AskStep | None, part: slice, T: int, S: int, window: int | None, device: torch.device, *, shared: bool
+    step: QueryStep | None, part: slice, T: int, S: int, window: int | None, device: torch.device, *, shared: bool
 ) -> torch.Tensor | None:
     """`local_mask` of some of the tokens; with `shared` made once for all layers of a step that are alike."""
     num_queries, num_keys = part.stop - part.start, S - T + part.stop
@@ -117,7 +117,7 @@ def _local_mask(
 
 
 def _join_masks(
-    local: torch.Tensor | None, step: AskStep, mask_BM: torch.Tensor, part: slice, num_before: int
+    local: torch.Tensor | None, step: QueryStep, mask_BM: torch.Tensor, part: slice, num_before: int
 ) -> torch.Tensor:
     """The visibility of [memory ; local] for some of the tokens, `[B, 1, T, M+S]`; `num_before` are in the cache."""
     B, T, device = len(mask_BM), part.stop - part.start, mask_BM.device

@@ -46,7 +46,7 @@ def load_backbone(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
 
     Args:
         source: a folder in Hugging Face format, a `.gguf` file, a hub id (`org/name`), or one of `BACKBONES`.
-        dtype: of the loaded weights; quantised GGUF weights are unpacked into it.
+        dtype: of the loaded weights; quantized GGUF weights are unpacked into it.
 
     Raises:
         CheckpointError: nothing can be loaded from `source`; the message says why and what to do.
@@ -85,7 +85,7 @@ def check_config(config: PretrainedConfig) -> None:
         raise UnsupportedBackbone("the source is an MSA checkpoint already; convert the plain model it was made from")
     if getattr(config, "quantization_config", None):
         raise UnsupportedBackbone(
-            f"the weights of this {name} are quantised; convert the model that they were made from, and quantise it "
+            f"the weights of this {name} are quantized; convert the model that they were made from, and quantize it "
             "when it is loaded: memspan.load(FOLDER, quantization=...)"
         )
     if config.is_encoder_decoder:

@@ -28,7 +28,7 @@ class DecodeBuffers:
     """
 
     def __init__(self) -> None:
-        self._rows: list[list[_Held]] = []
+        self._rows: list[list[_RowCache]] = []
         self._masks: dict[object, Tensor] = {}
 
     def join(
@@ -69,8 +69,8 @@ class DecodeBuffers:
         self._rows += [[] for _ in range(num_rows)]
         return len(self._rows) - num_rows
 
-    def _put(self, row: int, layer: int, local: tuple[Tensor, Tensor], memory: Columns | None) -> None:
-        self._rows[row].append(_Held(local, memory))
+    def _put(self, row: int, layer: int, local: tuple[Tensor, Tensor], memory: RowKV | None) -> None:
+        self._rows[row].append(_RowCache(local, memory))
 
     def leave(self, row: int) -> None:
         """Free a row: the last one takes its place."""
@@ -110,13 +110,13 @@ class DecodeBuffers:
         return (out[0] if len(out) == 1 else torch.cat(out)).to(query_RHTD.dtype)
 
     def _attend_row(
-        self, query_HTD: Tensor, seen: Columns, scaling: float | None, window: int | None, score_bias: Tensor | None
+        self, query_HTD: Tensor, seen: RowKV, scaling: float | None, window: int | None, score_bias: Tensor | None
     ) -> Tensor:
         mask = self._mask(seen, query_HTD.shape[1], window, score_bias)
         query_1HTD = query_HTD[None].to(seen.keys_GSD.dtype)
         return attend(query_1HTD, seen.keys_GSD[None], seen.values_GSD[None], mask, scaling)
 
-    def _mask(self, seen: Columns, T: int, window: int | None, score_bias: Tensor | None) -> Tensor | None:
+    def _mask(self, seen: RowKV, T: int, window: int | None, score_bias: Tensor | None) -> Tensor | None:
         """Which columns of a row each new token sees, or what is added to its logits, `[1, 1, T, S]`; None: all."""
         keys_GSD, memory = seen.keys_GSD, seen.memory
         S = keys_GSD.shape[1]
@@ -139,7 +139,7 @@ class DecodeBuffers:
         return with_row_bias(self._masks[key], (score_bias * seen.scores_M)[None].to(keys_GSD.dtype))
 
 
-class Columns(NamedTuple):
+class RowKV(NamedTuple):
     """K and V that a row attends to, `[G, S, D]`; the first `memory` of them are of documents with routing scores."""
 
     keys_GSD: Tensor
@@ -148,17 +148,17 @@ class Columns(NamedTuple):
     scores_M: Tensor | None = None
 
 
-def _memory_of(found: Retrieved, row: int) -> Columns:
+def _memory_of(found: Retrieved, row: int) -> RowKV:
     rows_M = found.mask_BM[row]
     scores_M = None if found.row_scores_BM is None else found.row_scores_BM[row, rows_M]
     keys_GMD = found.keys_BGMD[row, :, rows_M]
-    return Columns(keys_GMD, found.values_BGMD[row, :, rows_M], keys_GMD.shape[1], scores_M)
+    return RowKV(keys_GMD, found.values_BGMD[row, :, rows_M], keys_GMD.shape[1], scores_M)
 
 
-class _Held:
+class _RowCache:
     """One row's K and V in one layer: its memory, then its tokens, then room."""
 
-    def __init__(self, local: tuple[Tensor, Tensor], memory: Columns | None) -> None:
+    def __init__(self, local: tuple[Tensor, Tensor], memory: RowKV | None) -> None:
         key_GTD = local[0]
         parts = [local] if memory is None else [(memory.keys_GSD, memory.values_GSD), local]
         self._memory, self._scores_M = (0, None) if memory is None else (memory.memory, memory.scores_M)
@@ -170,9 +170,9 @@ class _Held:
             self.add(keys, values)
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> RowKV:
         keys_GSD, values_GSD = self._both[:, :, : self.used]
-        return Columns(keys_GSD, values_GSD, self._memory, self._scores_M)
+        return RowKV(keys_GSD, values_GSD, self._memory, self._scores_M)
 
     def add(self, key_GTD: Tensor, value_GTD: Tensor) -> None:
         """Put T columns behind those there are."""

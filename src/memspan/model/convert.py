@@ -54,7 +54,7 @@ class LoadedModel:
 
     @property
     def names(self) -> ModelNames | None:
-        """What `load` takes to load it again; None of a model that came from no folder, or was quantised."""
+        """The arguments of `load` that load it again; None for a model without a folder, or a quantized one."""
         if getattr(self.model, "hf_quantizer", None) is not None or not (self.path / "config.json").is_file():
             return None
         known = (name for name in BACKBONES if self.path == known_folder(name))
@@ -93,7 +93,7 @@ def convert(
         template: name of a preset; default: chatml where the tokenizer has its markers, else plain.
         msa_layers, chunk_size, top_k_docs, max_document_tokens: see `MSAConfig`.
         similarity: see `MSAConfig`; default: cosine, or what the released serving code computes.
-        seed: of the routers' initialisation.
+        seed: of the routers' initialization.
 
     Raises:
         CheckpointError: `source` cannot be loaded, or `out` is not empty.
@@ -210,22 +210,22 @@ def load(
     Args:
         path: a checkpoint folder, or the name of a known backbone (`memspan.model.shipped`), which is converted once
             into the user's cache; None: smollm2-135m-instruct.
-        adapter: a folder with trained weights for this backbone (see `memspan.model.adapter`), the name of one that
-            comes with the package, or "none"; default: with a known backbone the one shipped for it, else none. It
-            says which layers route, whatever the checkpoint's own are.
+        adapter: a folder with trained weights for this backbone (see `memspan.model.adapter`), the name of a shipped
+            adapter, or "none". Default: the shipped adapter of a known backbone, else none. The adapter decides which
+            layers route, not the checkpoint.
         dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
-        weights: what decoding may read instead of the weights as loaded, where that is faster here (CPU only;
-            `memspan.model.packed`): "half" (16 bits; the default on a CPU), "int8", "int4"; "exact": nothing.
-        quantization: of transformers, as `TorchAoConfig` or `BitsAndBytesConfig`: weights are quantised while they are
-            loaded, but for routers and the head. Banks are of the model with one quantisation, or with none. Only
+        weights: packed copies that decoding may read, where they are faster here (CPU only; `memspan.model.packed`).
+            "half" (16 bits; the default on a CPU), "int8", "int4"; "exact": none.
+        quantization: of transformers, as `TorchAoConfig` or `BitsAndBytesConfig`: weights are quantized while they are
+            loaded, but for routers and the head. Banks are of the model with one quantization, or with none. Only
             without an adapter, which is added to weights as they are (merge it first, and save the model).
         verify: compare all weights, not a sample of them, with the fingerprints that were stored with them.
 
     Raises:
         CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone, or beside
-            `quantization`; or, with `verify`, weights that are not those that were saved.
-        UnsupportedBackbone: the quantised weights serve no memory.
+            `quantization`; or, with `verify`, weights that differ from the saved ones.
+        UnsupportedBackbone: the quantized weights serve no memory.
     """
     known = known_backbone(path)
     folder = Path(path or "").expanduser() if known is None else known_checkpoint(known)
@@ -237,7 +237,7 @@ def load(
     adapter = find_adapter(adapter, known)
     if adapter is not None and quantization is not None:
         raise CheckpointError(
-            'an adapter cannot be added to quantised weights; give adapter="none", or load it without quantization, '
+            'an adapter cannot be added to quantized weights; give adapter="none", or load it without quantization, '
             "merge it (memspan.model.lora.merge_lora), save the model and load that"
         )
     layers = None if adapter is None else adapter_layers(adapter)

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from memspan.model.buffers import DecodeBuffers
 from memspan.model.lower import LowerStates
-from memspan.model.memory_api import AskStep, LayerMemory
+from memspan.model.memory_api import LayerMemory, QueryStep
 from memspan.model.modeling import MSAForCausalLM, decoder_layers
 from memspan.model.packed import pack_weights
 from memspan.model.paged import PagedBuffers
@@ -58,7 +58,7 @@ def prefill(
     lower: LowerStates | None = None,
 ) -> torch.Tensor:
     """Run whole contexts; MSA layers route into `retrieved`. Returns the logits after the last token, `[B, V]`."""
-    step = AskStep(
+    step = QueryStep(
         valid_BS=packed.padding_mask,
         sees_memory_BT=packed.sees_memory,
         routes_BT=packed.routes,
@@ -134,7 +134,7 @@ class DecodeRows:
                 input_ids=torch.tensor(ids_RT, device=device),
                 position_ids=torch.tensor(positions, device=device),
                 use_cache=False,
-                memory=AskStep(buffers=self._buffers),
+                memory=QueryStep(buffers=self._buffers),
             )
         self._next = [start + T for start in self._next]
         return out.logits

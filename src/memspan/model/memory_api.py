@@ -69,7 +69,7 @@ class PooledLayer:
 
 
 @dataclass(frozen=True)
-class AskStep:
+class QueryStep:
     """One forward of the active context: a whole prompt, or the tokens decoded since.
 
     Attributes:
@@ -97,4 +97,4 @@ class AskStep:
     buffers: DecodeBuffers | None = None
 
 
-Step = EncodeStep | AskStep
+Step = EncodeStep | QueryStep

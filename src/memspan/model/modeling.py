@@ -21,7 +21,7 @@ from memspan.model.attention import ATTENTION_NAME
 from memspan.model.costs import StepCosts
 from memspan.model.fingerprint import fingerprint, mapped_weights, sample
 from memspan.model.lower import keep_lower
-from memspan.model.memory_api import AllRecorded, AskStep, EncodeStep, Step
+from memspan.model.memory_api import AllRecorded, EncodeStep, QueryStep, Step
 from memspan.model.packed import DecodeWeights, reading_packed
 from memspan.model.router import SCORE_BIAS, RoutedAttention, add_router
 from memspan.ops.pooling import num_chunks
@@ -42,9 +42,9 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
     `forward` without `memory=` is the backbone, unchanged. Checkpoints use the backbone's own key names.
 
     Attributes:
-        decode_weights: what `memspan.model.decoding.prepare` is to do before decoding steps; None: nothing.
+        decode_weights: the task of `memspan.model.decoding.prepare` before decoding steps; None: nothing.
         decode_steps: decoding steps so far.
-        step_costs: what decoding steps take.
+        step_costs: seconds of decoding steps.
         prefill_tokens: tokens of a prefill that attend at a time, at most, where attention needs a mask: fewer take
             less memory beside K and V.
     """
@@ -74,12 +74,12 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_backbone(cls, backbone: PreTrainedModel, config: MSAConfig, seed: int = 0) -> MSAForCausalLM:
-        """Take over a loaded decoder's weights (shared, not copied) and add freshly initialised routers.
+        """Take over a loaded decoder's weights (shared, not copied) and add freshly initialized routers.
 
         Args:
             backbone: a causal language model; it must not be used on its own afterwards.
             config: with `backbone_config` equal to the backbone's.
-            seed: of the routers' random initialisation (normal, the backbone's `initializer_range`).
+            seed: of the routers' random initialization (normal, the backbone's `initializer_range`).
         """
         with torch.device("meta"):
             model = cls(config)
@@ -112,11 +112,11 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         memory: Step | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """The backbone's forward, with memory. Not covered: packed sequences told apart by `position_ids` alone.
+        """The backbone's forward, with memory. Not covered: packed sequences that only `position_ids` separate.
 
         Args:
             attention_mask: `[B, S]`, 0 on padding; only without `memory`, which describes padding itself.
-            memory: what MSA layers record (`EncodeStep`) or attend to (`AskStep`).
+            memory: what MSA layers record (`EncodeStep`) or attend to (`QueryStep`).
 
         Raises:
             ValueError: a mask beside `memory` or with four dimensions, or a cache of fixed size.
@@ -125,7 +125,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
             if memory is not None or attention_mask.dim() != 2:
                 raise ValueError("attention_mask must be [B, S], and is described by `memory` where that is given")
             if not bool(attention_mask.all()):
-                memory = AskStep(valid_BS=attention_mask.bool())
+                memory = QueryStep(valid_BS=attention_mask.bool())
         if isinstance(past_key_values, StaticCache):
             raise ValueError("memory attention reads caches that grow; use DynamicCache instead of a static cache")
         with reading_packed(memory):
@@ -221,9 +221,9 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
     def encoder_fingerprint(self) -> str:
         """sha256 of everything that shapes a document's latents: that of the stored files, where the model has any.
 
-        Of a model made in memory, or with LoRA that is not merged, it is what saving and loading would give. A change
-        of the query side (router query projections, score bias, what an adapter holds for questions) keeps it, and so
-        a bank, valid.
+        A model made in memory, or with LoRA that is not merged, has the fingerprint that saving and loading would give.
+        A change of the query side (router query projections, score bias, an adapter's weights for questions) keeps the
+        fingerprint, and so a bank, valid.
         """
         stored = self.config.encoder_fingerprint
         added = {name: weight for name, weight in self.named_parameters() if is_router(name) or is_lora(name)}
@@ -297,7 +297,7 @@ def check_fingerprints(config: MSAConfig, folder: Path, *, verify: bool = False)
         verify: hash all weights in any case.
 
     Raises:
-        CheckpointError: they are not those that were saved (only with `verify`).
+        CheckpointError: they differ from the saved weights (only with `verify`).
     """
     weights = mapped_weights(folder)
     if verify:
@@ -305,7 +305,7 @@ def check_fingerprints(config: MSAConfig, folder: Path, *, verify: bool = False)
         set_fingerprints(config, weights)
         found = config.backbone_fingerprint, config.document_fingerprint
         if any(one not in (None, other) for one, other in zip(stored, found, strict=True)):
-            raise CheckpointError(f"the weights in {folder} are not those that were saved; run memspan convert again")
+            raise CheckpointError(f"the weights in {folder} differ from the saved ones; run memspan convert again")
     elif config.weights_sample not in (None, sample(weights.items())) or config.backbone_fingerprint is None:
         set_fingerprints(config, weights)
         _log.warning(

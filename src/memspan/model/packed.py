@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from memspan.errors import MemspanError
-from memspan.model.memory_api import AskStep, Step
+from memspan.model.memory_api import QueryStep, Step
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ _in_use: ContextVar[bool] = ContextVar("packed_in_use", default=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class WeightFormat:
     """How a weight is kept, and the number format of the rows that are multiplied with it.
 
     Attributes:
@@ -93,7 +93,7 @@ class PackedLinear(nn.Linear):
         packed: the copy, not saved with the model.
     """
 
-    form: Form
+    form: WeightFormat
     most_rows: int
     packed: tuple[Any, ...]
 
@@ -112,8 +112,8 @@ class PackedLinear(nn.Linear):
 
 @contextmanager
 def reading_packed(step: Step | None) -> Iterator[None]:
-    """Let linear layers read their packed weights while a decoding step runs (one over `AskStep.buffers`)."""
-    token = _in_use.set(isinstance(step, AskStep) and step.buffers is not None)
+    """Let linear layers read their packed weights while a decoding step runs (one over `QueryStep.buffers`)."""
+    token = _in_use.set(isinstance(step, QueryStep) and step.buffers is not None)
     try:
         yield
     finally:
@@ -138,11 +138,11 @@ def asked_weight(linear: nn.Linear) -> Tensor:
     return cast(Tensor, getattr(linear, "query_weight", linear.weight))
 
 
-Seconds = Callable[[Form | None, Sequence[Tensor]], list[float]]
+Seconds = Callable[[WeightFormat | None, Sequence[Tensor]], list[float]]
 """How long products with some weights of one shape take, one after the other, for each of `ROWS`; None: as they are."""
 
 
-def _seconds(form: Form | None, weights: Sequence[Tensor]) -> list[float]:
+def _seconds(form: WeightFormat | None, weights: Sequence[Tensor]) -> list[float]:
     packed: list[tuple[Any, ...]] = [form.pack(weight) if form else (weight,) for weight in weights]
 
     def run(rows_RF: Tensor) -> float:
@@ -186,23 +186,23 @@ def pack_weights(backbone: PreTrainedModel, weights: DecodeWeights, seconds: Sec
             form, most_rows = _fastest(cast(DecodeWeights, own), linears, seconds)
         counts[form.packing if form else "plain"] += len(linears)
         for linear in linears if form else ():
-            _give(linear, cast(Form, form), most_rows)
+            _give(linear, cast(WeightFormat, form), most_rows)
     _log.info("decoding reads %s", ", ".join(f"{name} weights in {count} layers" for name, count in counts.items()))
     return dict(counts)
 
 
-def _fastest(weights: DecodeWeights, linears: Sequence[nn.Linear], seconds: Seconds) -> tuple[Form | None, int]:
+def _fastest(weights: DecodeWeights, linears: Sequence[nn.Linear], seconds: Seconds) -> tuple[WeightFormat | None, int]:
     """The form in which layers of one shape are read fastest for one row, and rows up to which it is worth it."""
     timed = [asked_weight(linear) for linear in linears]
     dtype, row_bytes = timed[0].dtype, timed[0][0].nbytes
     timed = timed[: max(1, _TIMED_BYTES // timed[0].nbytes)]
     timed[0] = timed[0][: max(_INT4_ROWS, _TIMED_BYTES // row_bytes // _INT4_ROWS * _INT4_ROWS)]
     if _has_fbgemm():
-        forms = [Form("float16", torch.float32)]
+        forms = [WeightFormat("float16", torch.float32)]
     else:
-        forms = [Form("bfloat16", torch.bfloat16)] if dtype == torch.float32 else []
+        forms = [WeightFormat("bfloat16", torch.bfloat16)] if dtype == torch.float32 else []
     if weights in ("int8", "int4"):
-        forms += [Form(weights, rows) for rows in dict.fromkeys((dtype, torch.bfloat16))]
+        forms += [WeightFormat(weights, rows) for rows in dict.fromkeys((dtype, torch.bfloat16))]
     for _ in range(_TIMINGS if forms else 0):
         took, plain = {form: seconds(form, timed) for form in forms}, seconds(None, timed)
         best = min(took, key=lambda form: took[form][0])
@@ -217,7 +217,7 @@ def _has_fbgemm() -> bool:
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
-def _give(linear: nn.Linear, form: Form, most_rows: int) -> None:
+def _give(linear: nn.Linear, form: WeightFormat, most_rows: int) -> None:
     made = cast(PackedLinear, linear)
     made.form, made.most_rows, made.packed = form, most_rows, form.pack(asked_weight(linear))
     # Last, so that another thread that runs the layer finds all of it.

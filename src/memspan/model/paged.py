@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memspan.model.buffers import Columns, DecodeBuffers
+from memspan.model.buffers import DecodeBuffers, RowKV
 from memspan.ops.paged import PAGE, PagedAttention, varlen_attention
 from memspan.ops.transfer import to_device
 
@@ -61,7 +61,7 @@ class PagedBuffers(DecodeBuffers):
         self._scores += [[] for _ in range(num_rows)]
         return first
 
-    def _put(self, row: int, layer: int, local: tuple[Tensor, Tensor], memory: Columns | None) -> None:
+    def _put(self, row: int, layer: int, local: tuple[Tensor, Tensor], memory: RowKV | None) -> None:
         parts = [local] if memory is None else [(memory.keys_GSD, memory.values_GSD), local]
         keys_GSD, values_GSD = (torch.cat(some, dim=1) for some in zip(*parts, strict=True))
         G, S, D = keys_GSD.shape
@@ -163,12 +163,12 @@ class PagedBuffers(DecodeBuffers):
             self._table_LRP[layer, row, place] = free.pop()
         self._num_pages_LR[layer, row] = wants
 
-    def _gathered(self, layer: int, row: int) -> Columns:
+    def _gathered(self, layer: int, row: int) -> RowKV:
         """A row's columns side by side, those of the step's new tokens too."""
         used = int(self._used_LR[layer, row])
         pages = to_device(self._table_LRP[layer, row, : _pages_for(used)], self._pools[layer].device)
         keys_GSD, values_GSD = self._pools[layer][:, pages].flatten(1, 2)[:, :used].transpose(1, 2)
-        return Columns(keys_GSD, values_GSD, int(self._memory_LR[layer, row]), self._scores[row][layer])
+        return RowKV(keys_GSD, values_GSD, int(self._memory_LR[layer, row]), self._scores[row][layer])
 
 
 def _pages_for(columns: Any) -> Any:

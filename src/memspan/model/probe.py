@@ -6,7 +6,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from memspan.errors import UnsupportedBackbone
-from memspan.model.memory_api import AskStep
+from memspan.model.memory_api import QueryStep
 from memspan.model.modeling import MSAForCausalLM
 from memspan.types import Retrieved
 
@@ -122,7 +122,7 @@ def check_memory_is_seen(model: MSAForCausalLM) -> None:
     layers = model.config.layers
     ids_BT = torch.arange(8, device=model.device).expand(len(layers), -1)
     plain, memory = model(input_ids=ids_BT[:1]).logits, _OneLayerMemory(model)
-    step = AskStep(routes_BT=torch.ones_like(ids_BT, dtype=torch.bool), memory=memory)
+    step = QueryStep(routes_BT=torch.ones_like(ids_BT, dtype=torch.bool), memory=memory)
     changed = model(input_ids=ids_BT, memory=step).logits
     for row, layer in enumerate(layers):
         if memory.asked != list(layers) or _relative_difference(changed[row], plain[0]) < _NOISE:

@@ -145,7 +145,7 @@ def released_config(
 def served_similarity(aux_loss_method: str) -> str:
     """What the released serving code scores by: cosine only for the method named exactly "INFONCE", else dot * D**-0.5.
 
-    Its training normalises for every method whose name contains "INFONCE", so a checkpoint of another such method is
+    Its training normalizes for every method whose name contains "INFONCE", so a checkpoint of another such method is
     served there by other scores than it was trained on. Following the served ones is what keeps its figures.
 
     Raises:
@@ -251,7 +251,7 @@ def _read_headers(folder: Path) -> list[_Key]:
                 entry = source.get_slice(stored)
                 if entry.get_dtype() not in _FLOATS:
                     raise CheckpointError(
-                        f"{stored} of {file} is quantised ({entry.get_dtype()}); take the bf16 weights"
+                        f"{stored} of {file} is quantized ({entry.get_dtype()}); take the bf16 weights"
                     )
                 if stored in keys:
                     raise CheckpointError(f"{stored} is both in {keys[stored].file} and in {file}; fetch them again")

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from memspan.model.memory_api import AskStep
+from memspan.model.memory_api import QueryStep
 from memspan.model.packed import PackedLinear, asked_weight, reading_packed
 
 _log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class _Call:
 
     def fits(self, replay: Replay) -> bool:
         buffers = _Observed(_mixed)
-        with reading_packed(AskStep(buffers=cast(Any, buffers))):
+        with reading_packed(QueryStep(buffers=cast(Any, buffers))):
             out = replay(buffers, self.args, self.kwargs)
         if [self.asked] != buffers.asked or out.shape != self.out.shape:
             return False
@@ -152,7 +152,7 @@ class _Call:
 def _observe(model: nn.Module, layers: Sequence[nn.Module]) -> list[_Call]:
     calls: list[_Call] = []
     buffers = _Observed(_mixed)
-    step = AskStep(buffers=cast(Any, buffers))
+    step = QueryStep(buffers=cast(Any, buffers))
 
     # Another thread may be encoding with the same model.
     def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -219,7 +219,7 @@ class _Program:
             observed.asked.clear()
             by_source = dict(zip(inputs, tensors, strict=True))
             given = _with_tensors(kwargs, "kwargs", inputs, by_source)
-            given["memory"] = AskStep(buffers=cast(Any, observed))
+            given["memory"] = QueryStep(buffers=cast(Any, observed))
             with _Leaves(layer):
                 return layer(*_with_tensors(args, "args", inputs, by_source), **given)
 

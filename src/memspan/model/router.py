@@ -1,7 +1,7 @@
 """Router projections in an otherwise untouched attention module (paper 3.2).
 
 An MSA layer's `self_attn` keeps its class, weights and parameter names; its class is replaced by a subclass that adds
-`router_q_proj` and `router_k_proj`, computes them from the layer's normalised input, and then runs the original
+`router_q_proj` and `router_k_proj`, computes them from the layer's normalized input, and then runs the original
 forward. So norms of q and k, biases, partial rotary embeddings and whatever else a family does keep working, and
 `q_proj` is still called `self_attn.q_proj` for PEFT and for plain checkpoints.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from memspan.model.attention import record_router_key
-from memspan.model.memory_api import AskStep, EncodeStep
+from memspan.model.memory_api import EncodeStep, QueryStep
 from memspan.ops.pooling import pool_chunks
 from memspan.stages import stage
 
@@ -26,7 +26,7 @@ class RoutedAttention(nn.Module):
     """Mixin of an MSA layer's attention. Subclasses are made by `add_router`, never by hand.
 
     Attributes:
-        router_q_proj: hidden -> H*D, no bias, neither normalised nor rotated.
+        router_q_proj: hidden -> H*D, no bias, neither normalized nor rotated.
         router_k_proj: hidden -> G*D, likewise.
         router_score_bias: learned multiple of a document's routing score that is added to the attention logits of its
             chunks, one number; None: nothing is added.
@@ -44,7 +44,7 @@ class RoutedAttention(nn.Module):
             self._prepare(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0], step)
         return super().forward(*args, **kwargs)
 
-    def _prepare(self, hidden_BTF: torch.Tensor, step: EncodeStep | AskStep) -> None:
+    def _prepare(self, hidden_BTF: torch.Tensor, step: EncodeStep | QueryStep) -> None:
         num_heads, _, head_dim = self.router_heads
         if isinstance(step, EncodeStep):
             # Mean-pooling commutes with a linear map: pool first, project 1/P of the rows.

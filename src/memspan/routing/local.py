@@ -19,7 +19,7 @@ from memspan.bank.shard import Shard
 from memspan.bank.tiers import Tiers
 from memspan.ops.scoring import fold_queries, routing_places, take_tokens, top_documents
 from memspan.ops.transfer import to_device
-from memspan.routing.source import Candidates, LocalSource, Source, accelerator
+from memspan.routing.source import Candidates, DocumentSource, LocalSource, accelerator
 from memspan.stages import stage
 from memspan.types import LayerRouting, Retrieved
 
@@ -30,14 +30,16 @@ _ERROR_MARGIN = 3.0
 
 
 class SourceMemory:
-    """A `LayerMemory` over a `Source`.
+    """A `LayerMemory` over a `DocumentSource`.
 
     Attributes:
         candidates: per MSA layer and question what the last `route` considered, exactly scored, best first; more than
             are attended to. For ranking over layers.
     """
 
-    def __init__(self, source: Source, manifest: Manifest, top_k: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self, source: DocumentSource, manifest: Manifest, top_k: int, device: torch.device | None = None
+    ) -> None:
         """
         Args:
             source: the documents.
@@ -152,7 +154,7 @@ class LocalMemory(SourceMemory):
         super().__init__(source, manifest, top_k, device)
 
 
-class Recalled:
+class ReplayedMemory:
     """A `LayerMemory` that selects for a batch of questions what was selected for them before, whatever routes now.
 
     Args:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # search by words alone needs no torch
 
 # Share of the router's score in `hybrid`; measured by benchmarks/retrieval.py on held-out questions, see docs/LOG.md.
 ROUTER_WEIGHT = 0.4
+# Weight of the words of a conversation's newest turns beside those of the question; see docs/LOG.md.
+HISTORY_WEIGHT = 0.2
 # The BM25 score that counts 0.5 of 1; measured on the example notes, see docs/LOG.md.
 _HALF_BM25 = 8.0
 
@@ -116,12 +118,17 @@ def fuse(
 
     A BM25 score is divided by the best one's (0 is its natural floor); for the router's see `scaled`.
     """
-    parts = [(document_id, (1 - router_weight) * score / lexical[0][1]) for document_id, score in lexical]
-    parts += [(document_id, router_weight * score) for document_id, score in scaled(routed)]
-    fused: dict[int, float] = {}
-    for document_id, score in parts:
-        fused[document_id] = fused.get(document_id, 0.0) + score
-    return sorted(fused.items(), key=lambda item: (-item[1], item[0]))
+    of_words = [(document_id, score / lexical[0][1]) for document_id, score in lexical]
+    return weighted_sum((1 - router_weight, of_words), (router_weight, scaled(routed)))
+
+
+def weighted_sum(*rankings: tuple[float, Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """One ranking of several, each with its weight, best first; a document that one lacks has the score 0 there."""
+    total: dict[int, float] = {}
+    for weight, ranking in rankings:
+        for document_id, score in ranking:
+            total[document_id] = total.get(document_id, 0.0) + weight * score
+    return sorted(total.items(), key=lambda item: (-item[1], item[0]))
 
 
 def scaled(routed: Sequence[Ranked]) -> list[tuple[int, float]]:

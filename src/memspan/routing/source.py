@@ -1,6 +1,6 @@
 """Where documents to choose from come from: scores and content of some shards, held by this process.
 
-`Source` is what choosing needs of a bank. `LocalSource` has all of it; the ranks of Memory Parallel have a part each.
+`DocumentSource` is what choosing needs of a bank. `LocalSource` has all of it; the ranks of Memory Parallel have parts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Candidates:
         return cls(torch.empty(0, dtype=torch.int64), torch.empty(0))
 
 
-class Source(Protocol):
+class DocumentSource(Protocol):
     """Documents that may be selected, scored in one MSA layer at a time. All ids are those of documents."""
 
     @property
@@ -153,7 +153,7 @@ class LocalSource:
         return max(1, _MOST_SCORES // max(1, len(self._layout.document_C)))
 
     def leading(self, layer: int, query_BTW: torch.Tensor, count: int) -> list[Candidates]:
-        """See `Source.leading`."""
+        """See `DocumentSource.leading`."""
         self._parts = []
         if self._stay:
             self._query_BTW = query_BTW.cpu()
@@ -165,11 +165,11 @@ class LocalSource:
         return self._joined([part.leading(count) for part in self._parts])
 
     def above(self, bounds: Sequence[float]) -> list[Candidates]:
-        """See `Source.above`."""
+        """See `DocumentSource.above`."""
         return self._joined([part.above(bounds) for part in self._parts])
 
     def exact(self, layer: int, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """See `Source.exact`."""
+        """See `DocumentSource.exact`."""
         return [self._exact(layer, query_TW, ids_K) for query_TW, ids_K in zip(self._query_BTW, ids, strict=True)]
 
     def _on_host(self, layer: int) -> _Part:
@@ -204,7 +204,7 @@ class LocalSource:
         return found
 
     def content(self, layer: int, ids: Sequence[int]) -> list[torch.Tensor]:
-        """See `Source.content`."""
+        """See `DocumentSource.content`."""
         found = [self._find(document_id) for document_id in ids]
         cache, keys = self._tiers.content, [(layer, segment.files.name, index) for segment, index in found]
         for key, (segment, index) in zip(keys, found, strict=True):
@@ -216,7 +216,7 @@ class LocalSource:
         ]
 
     def prefetch(self, layer: int, ids: Sequence[int]) -> None:
-        """See `Source.prefetch`."""
+        """See `DocumentSource.prefetch`."""
         for following in self._layers[self._layers.index(layer) + 1 :][:1]:
             for segment, index in map(self._find, ids):
                 if (following, segment.files.name, index) not in self._tiers.content:

@@ -59,7 +59,7 @@ class Stopping(EngineError):
         super().__init__("the server is stopping; ask another one, or this one again when it is back")
 
 
-class TookTooLong(EngineError):
+class DeadlineExceeded(EngineError):
     """A question's time was over before its answer was done."""
 
     def __init__(self) -> None:
@@ -255,7 +255,7 @@ class Engine(Answering):
             elif now > self._stop_at:
                 self._end(ticket, Failed(Stopping()))
             elif now > ticket.deadline:
-                self._end(ticket, Failed(TookTooLong()))
+                self._end(ticket, Failed(DeadlineExceeded()))
 
     def _advance(self) -> None:
         """One turn: what decodes tells what the last step wrote, one question is prepared, and all write a token."""

@@ -27,16 +27,16 @@ from memspan.errors import EmptyBank, UnknownDocument
 from memspan.files import without_folder
 from memspan.serve.loading import Loading, Served
 from memspan.serve.mcp_results import (
-    Answered,
-    Change,
-    Changes,
-    Forgotten,
-    Kept,
-    Listed,
-    Page,
-    Remembered,
-    Source,
-    Text,
+    AskResult,
+    ChangedMemory,
+    ChangesResult,
+    ConversationResult,
+    ForgetResult,
+    FoundMemory,
+    ListedMemory,
+    ListResult,
+    MemoryText,
+    RememberResult,
 )
 from memspan.types import Evidence
 
@@ -67,7 +67,7 @@ _Where = Annotated[
     Field(description='Only memories whose metadata match, as {"project": "amber"} or {"year": {">=": 2020}}.'),
 ]
 _AsOf = Annotated[
-    str | None, Field(description="What was valid at this day or moment (ISO 8601): dated, or remembered by then.")
+    str | None, Field(description="Only memories valid at this day or moment (ISO 8601): dated, or remembered by then.")
 ]
 _Id = Annotated[str, Field(min_length=1, description="Of the memory, as `remember`, `recall` or `list` gave it.")]
 
@@ -140,13 +140,13 @@ class _Tools:
     async def remember(
         self,
         text: Annotated[
-            str, Field(min_length=1, description="What to remember, verbatim; whole sentences are found best.")
+            str, Field(min_length=1, description="The text, kept verbatim; whole sentences are found best.")
         ],
         title: Annotated[str, Field(description="A short name; it is searched too.")] = "",
         id: Annotated[str | None, Field(description="Your own name of it. Default: made from the content.")] = None,
-        date: Annotated[str | None, Field(description="ISO 8601, of what the text tells. Default: now.")] = None,
+        date: Annotated[str | None, Field(description="ISO 8601, of the text's subject. Default: now.")] = None,
         metadata: Annotated[dict[str, JsonValue] | None, Field(description="JSON values to filter by later.")] = None,
-    ) -> Remembered:
+    ) -> RememberResult:
         """Remember a text for later conversations. Use it when the user states a fact, a decision or a wish that should
         hold beyond this conversation, or asks you to remember. A memory of the same id is replaced; the same text is
         kept once. Returns the memory's id."""
@@ -158,7 +158,7 @@ class _Tools:
             given = MemoryIn(text=text, title=title, id=id or None, date=date, metadata=metadata or {})
             (document,) = documents_of([given])
             await written(bank, self._namespace, lambda memory: memory.add([document]))
-            return Remembered(id=document.external_id, uri=_uri(document.external_id))
+            return RememberResult(id=document.external_id, uri=_uri(document.external_id))
 
     async def remember_conversation(
         self,
@@ -167,13 +167,13 @@ class _Tools:
             Field(
                 min_length=1,
                 max_length=_MOST_MESSAGES,
-                description='What was said, oldest first: {"role": "user", "name": "Ann", "content": "...", '
+                description='The messages, oldest first: {"role": "user", "name": "Ann", "content": "...", '
                 '"date": "2026-03-01T10:00:00Z"}. `name` says who, `date` when; both may be left out.',
             ),
         ],
-        session: Annotated[str, Field(description="What the conversation is called, to filter by later.")] = "",
+        session: Annotated[str, Field(description="A name of the conversation, to filter by later.")] = "",
         date: Annotated[str | None, Field(description="ISO 8601, of messages without one. Default: now.")] = None,
-    ) -> Kept:
+    ) -> ConversationResult:
         """Remember what was said, verbatim: each question with what was answered to it. Use it at the end of a
         conversation, or of a part of it, that may be asked about later. What is sent again with its dates is kept
         once."""
@@ -185,7 +185,7 @@ class _Tools:
             with values_checked("messages"):
                 documents = exchange_documents(messages, session, date)
             report = await written(bank, self._namespace, lambda memory: memory.add(documents))
-            return Kept(ids=[document.external_id for document in documents], added=report.added)
+            return ConversationResult(ids=[document.external_id for document in documents], added=report.added)
 
     async def about(
         self,
@@ -194,13 +194,13 @@ class _Tools:
         offset: Annotated[int, Field(ge=0, description="How many of the newest to pass over.")] = 0,
         where: _Where = None,
         as_of: _AsOf = None,
-    ) -> list[Text]:
+    ) -> list[MemoryText]:
         """All memories that name a person or a thing, the newest first, none left out. Use it for "what do you know
         about X?"; use `recall` for what fits a question."""
         async with self._working() as (bank, _):
             memory, scope = bank.memory(self._namespace), {"where": where, "as_of": as_of}
             found = await to_thread.run_sync(lambda: memory.about(name, limit=limit, offset=offset, **scope))
-            return [Text(**_shown(item)) for item in found]
+            return [MemoryText(**_shown(item)) for item in found]
 
     async def changes(
         self,
@@ -210,7 +210,7 @@ class _Tools:
         ] = None,
         limit: Annotated[int, Field(ge=1, le=_MOST_CHANGES, description="Changes, at most.")] = 100,
         offset: Annotated[int, Field(ge=0, description="How many to pass over.")] = 0,
-    ) -> Changes:
+    ) -> ChangesResult:
         """Which memories were added, changed, deleted or have expired since a time. Use it to see what is new, or to
         keep something of your own in step; `since` or `after_commit` must be given."""
         async with self._working() as (bank, _):
@@ -220,8 +220,10 @@ class _Tools:
                 raise ApiError(400, "give one of since and after_commit", "invalid_value", param="since")
             memory, cut = bank.memory(self._namespace), {"limit": limit, "offset": offset}
             found = await to_thread.run_sync(lambda: memory.changes(since, after_commit=after_commit, **cut))
-            changes = [Change(kind=one.kind, id=one.external_id, title=one.title, at=one.at) for one in found.changes]
-            return Changes(changes=changes, commit=found.commit, more=found.more)
+            changes = [
+                ChangedMemory(kind=one.kind, id=one.external_id, title=one.title, at=one.at) for one in found.changes
+            ]
+            return ChangesResult(changes=changes, commit=found.commit, more=found.more)
 
     async def recall(
         self,
@@ -229,7 +231,7 @@ class _Tools:
         limit: Annotated[int, Field(ge=1, le=_MOST_FOUND, description="Memories, at most.")] = 5,
         where: _Where = None,
         as_of: _AsOf = None,
-    ) -> list[Source]:
+    ) -> list[FoundMemory]:
         """Find the memories that matter for a question, best first, as texts with their ids and dates. Use it before
         you answer what earlier conversations or stored documents may tell. An empty list: there is nothing there."""
         async with self._working() as (bank, _):
@@ -249,7 +251,7 @@ class _Tools:
         max_tokens: Annotated[int, Field(ge=1, le=1024, description="Of the answer, at most.")] = 128,
         where: _Where = None,
         as_of: _AsOf = None,
-    ) -> Answered:
+    ) -> AskResult:
         """Answer a question from the memories, with the memories that were read. Use it for a short answer to one
         question; use `recall` to read the texts yourself. It is an error where nothing is remembered."""
         async with self._working() as (bank, engine):
@@ -265,21 +267,21 @@ class _Tools:
                 answer = await events.answer()
             finally:
                 events.cancel()
-            return Answered(
+            return AskResult(
                 answer=answer.text,
                 cited=marked_text(answer),
                 answered=answer.answered,
                 sources=[_source(item) for item in answer.evidence],
             )
 
-    async def forget(self, id: _Id) -> Forgotten:
+    async def forget(self, id: _Id) -> ForgetResult:
         """Forget a memory for good: nothing finds it any more. Use it when the user asks for it, or when a memory is
         wrong and nothing replaces it (else `remember` the new text under its id). An unknown id is an error."""
         async with self._working() as (bank, _):
             from memspan.serve.service import written
 
             await written(bank, self._namespace, lambda memory: memory.delete([id]))
-            return Forgotten(forgotten=True)
+            return ForgetResult(forgotten=True)
 
     async def list_memories(
         self,
@@ -287,7 +289,7 @@ class _Tools:
         limit: Annotated[int, Field(ge=1, le=_MOST_FOUND, description="Memories on a page, at most.")] = 20,
         where: _Where = None,
         as_of: _AsOf = None,
-    ) -> Page:
+    ) -> ListResult:
         """List memories in the order they were added, by id and title, page by page. Use it to see what there is; use
         `recall` to find something."""
         async with self._working() as (bank, _):
@@ -298,8 +300,8 @@ class _Tools:
                 bank.read, lambda catalog: catalog.source_page(self._namespace, after, limit + 1, scope)
             )
             documents = [one.document for one in found[:limit]]
-            shown = [Listed(id=one.external_id, title=one.title, uri=_uri(one.external_id)) for one in documents]
-            return Page(memories=shown, next=found[limit - 1].id if len(found) > limit else None)
+            shown = [ListedMemory(id=one.external_id, title=one.title, uri=_uri(one.external_id)) for one in documents]
+            return ListResult(memories=shown, next=found[limit - 1].id if len(found) > limit else None)
 
     async def read(self, id: str) -> str:
         """The text of a memory, verbatim; its id percent-encoded."""
@@ -368,8 +370,8 @@ def _uri(external_id: str) -> str:
     return _URI + quote(external_id, safe="")
 
 
-def _source(item: Evidence) -> Source:
-    return Source(**_shown(item), score=item.score)
+def _source(item: Evidence) -> FoundMemory:
+    return FoundMemory(**_shown(item), score=item.score)
 
 
 def _shown(item: Evidence) -> dict[str, Any]:

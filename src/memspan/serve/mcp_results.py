@@ -5,16 +5,16 @@ from __future__ import annotations
 from pydantic import BaseModel, Field, JsonValue
 
 
-class Remembered(BaseModel):
+class RememberResult(BaseModel):
     id: str = Field(description="Names the memory from now on.")
     uri: str = Field(description="The memory as a resource.")
 
 
-class Forgotten(BaseModel):
+class ForgetResult(BaseModel):
     forgotten: bool = Field(description="True: nothing finds it any more. An unknown id is an error.")
 
 
-class Text(BaseModel):
+class MemoryText(BaseModel):
     """A memory, or a part of a long one."""
 
     id: str
@@ -26,43 +26,43 @@ class Text(BaseModel):
     uri: str
 
 
-class Source(Text):
+class FoundMemory(MemoryText):
     """A memory, or a part of a long one, that was found."""
 
     score: float = Field(description="How well it fits; higher is better.")
 
 
-class Answered(BaseModel):
+class AskResult(BaseModel):
     answer: str = Field(description="Written by a model: check it against the sources.")
     cited: str = Field(description="The answer, with `[n]` behind each sentence that the n-th source says.")
     answered: bool = Field(description="False: the memories do not say.")
-    sources: list[Source] = Field(description="The memories that were put before the model, best first.")
+    sources: list[FoundMemory] = Field(description="The memories that were put before the model, best first.")
 
 
-class Listed(BaseModel):
+class ListedMemory(BaseModel):
     id: str
     title: str
     uri: str
 
 
-class Page(BaseModel):
-    memories: list[Listed]
+class ListResult(BaseModel):
+    memories: list[ListedMemory]
     next: int | None = Field(description="The `after` of the next page; null: there is none.")
 
 
-class Kept(BaseModel):
+class ConversationResult(BaseModel):
     ids: list[str] = Field(description="Of the memories that the conversation became, in order.")
     added: int = Field(description="Those of them that were not known yet.")
 
 
-class Change(BaseModel):
+class ChangedMemory(BaseModel):
     kind: str = Field(description="added, changed, deleted or expired.")
     id: str | None = Field(description="Null: which memory it was has been erased.")
     title: str
     at: str = Field(description="The last time (UTC).")
 
 
-class Changes(BaseModel):
-    changes: list[Change] = Field(description="In the order of their times; a memory stands in it once.")
+class ChangesResult(BaseModel):
+    changes: list[ChangedMemory] = Field(description="In the order of their times; a memory stands in it once.")
     commit: int = Field(description="As `after_commit` it gives what changes from now on.")
     more: bool = Field(description="Whether there are more; ask again with a higher `offset`.")

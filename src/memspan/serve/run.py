@@ -33,7 +33,7 @@ _MOST_FILES = 65_536
 _BACKLOG = 128
 
 
-class Patient(H11Protocol):
+class TimeoutProtocol(H11Protocol):
     """HTTP as uvicorn speaks it, but a connection is closed on which a request's headers do not come whole in time, or
     more comes of a body that nobody reads any more. Where there are too many connections, that one is closed whose
     request has been incomplete for longest.
@@ -46,7 +46,7 @@ class Patient(H11Protocol):
 
     patience: float
     most: int
-    waiting: dict[Patient, None]
+    waiting: dict[TimeoutProtocol, None]
     _closing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -184,7 +184,7 @@ def server_of(app: ASGIApp, settings: ServeSettings) -> Server:
         app,
         host=settings.host,
         port=settings.port,
-        http=type("Patient", (Patient,), limits),
+        http=type("TimeoutProtocol", (TimeoutProtocol,), limits),
         backlog=_BACKLOG,
         ws="none",
         log_config=None,

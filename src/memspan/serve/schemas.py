@@ -42,8 +42,10 @@ class AskFields(Strict):
     route_answer: bool = Field(False, description="Route the context once more for the answer, texts included.")
     own_model: bool = Field(False, description="The bank's own model answers, although another one usually does.")
     where: dict[str, JsonValue] | None = Field(None, description="Only memories whose metadata match.")
-    as_of: str | None = Field(None, description="What was valid at this day or moment: dated, or recorded by then.")
-    known_at: str | None = Field(None, description="What the bank held at this day or moment.")
+    as_of: str | None = Field(
+        None, description="Only memories valid at this day or moment: dated, or recorded by then."
+    )
+    known_at: str | None = Field(None, description="The bank as it was at this day or moment.")
     session: str = Field("", max_length=200, description="Conversation that a remembered turn belongs to.")
 
 
@@ -217,7 +219,7 @@ class Place(Body):
 
 
 class AddRequest(MemoryIn, Place):
-    existing: Literal["replace", "refuse"] = Field("replace", description="What becomes of a memory of this id.")
+    existing: Literal["replace", "refuse"] = Field("replace", description="The treatment of a known id.")
 
 
 class BatchRequest(Place):
@@ -231,7 +233,7 @@ class ConversationRequest(Place):
         max_length=MOST_MESSAGES,
         description="As OpenAI's, Anthropic's and Gemini's APIs write them; `name` and `date` say who and when.",
     )
-    session: str = Field("", max_length=200, description="What the conversation is called; kept as metadata.")
+    session: str = Field("", max_length=200, description="A name of the conversation; kept as metadata.")
     date: str | None = Field(None, description="ISO 8601, of messages without one. Default: now.")
 
 
@@ -276,7 +278,7 @@ class MemoryOut(BaseModel):
     date: str | None
     added_at: str
     recorded_at: str = Field(description="When this version was recorded.")
-    superseded_at: str | None = Field(description="When another took its place; null of the one that holds.")
+    superseded_at: str | None = Field(description="When another took its place; null for the present version.")
     expires: str | None
     pinned: bool
 
@@ -354,7 +356,7 @@ class BankOut(BaseModel):
     selectors: list[str]
     default_selector: str
     memories: int
-    documents: int = Field(description="What is encoded: a memory, or each part of a long one.")
+    documents: int = Field(description="Encoded units: a memory, or each part of a long one.")
     tokens: int
     chunks: int
     bytes: int = Field(description="Of the compressed memory on disk.")
@@ -378,7 +380,7 @@ class StatusOut(BaseModel):
     max_new_tokens: int
     answerer: str = Field(description="The other model that writes answers; empty: the banks' own.")
     formats: list[str] = Field(description="Extensions of the files that `memspan add` reads.")
-    image_formats: list[str] = Field(description="Those that it reads with `--ocr`.")
+    image_formats: list[str] = Field(description="Extensions that it reads with `--ocr`.")
     banks: list[BankOut]
 
 

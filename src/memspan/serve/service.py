@@ -21,7 +21,7 @@ from memspan.events import Done, Event
 from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions
 from memspan.serve.banks import ServedBank
-from memspan.serve.engine import Answering, Failed, QueueFull, Stopping, Ticket, TookTooLong, WorkerLost
+from memspan.serve.engine import Answering, DeadlineExceeded, Failed, QueueFull, Stopping, Ticket, WorkerLost
 from memspan.serve.errors import ApiError
 from memspan.serve.imports import Imports
 from memspan.serve.keys import Principal
@@ -211,7 +211,7 @@ def refusals() -> Iterator[None]:
         raise ApiError(429, str(error), "queue_full", retry_after=error.retry_after) from error
     except Stopping as error:
         raise ApiError(503, str(error), "stopping", retry_after=5) from error
-    except TookTooLong as error:
+    except DeadlineExceeded as error:
         raise ApiError(504, str(error), "timeout") from error
     except WorkerLost as error:
         raise ApiError(503, str(error), "worker_lost", retry_after=1) from error

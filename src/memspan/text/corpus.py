@@ -15,14 +15,14 @@ from typing import Any, TextIO
 from memspan.errors import CorpusError
 from memspan.text.dates import find_date
 from memspan.text.definitions import CODE_KEY
-from memspan.text.folders import FoundFile, Given, Roots
+from memspan.text.folders import FoundFile, GivenPath, Roots
 from memspan.text.progress import ReadProgress, size_of
 from memspan.text.readers import (
     AS_FOUND,
     REMEDY,
     BadRecord,
     Content,
-    Part,
+    FilePart,
     ReadOptions,
     Record,
     Unreadable,
@@ -93,7 +93,7 @@ def found_files(paths: Iterable[Path]) -> Iterator[FoundFile | Skipped]:
     for path in given:
         if not os.path.exists(path):
             raise CorpusError(f"{path} does not exist, or its folder may not be entered; check the path")
-    return chain.from_iterable(Given.of(path).files() for path in given)
+    return chain.from_iterable(GivenPath.of(path).files() for path in given)
 
 
 def _read_files(
@@ -173,7 +173,7 @@ def _read_opened(
 
 
 def _read_part(
-    part: Part, name: str, source: str, metadata: Mapping[str, JSON], options: ReadOptions, depth: int
+    part: FilePart, name: str, source: str, metadata: Mapping[str, JSON], options: ReadOptions, depth: int
 ) -> Iterator[Document | Skipped]:
     """Yield what a part of a file holds, under the name `FILE/PART`."""
     if part.name:

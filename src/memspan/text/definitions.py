@@ -28,7 +28,7 @@ def split_code(text: str, language: str, count_tokens: Callable[[str], int], max
     """Split source code into consecutive spans of at most `max_tokens` tokens each, which together cover it exactly.
 
     A definition that fits is never cut in itself, nor from its decorators or the comment above it. One that does not
-    fit is cut before its members, and what has none where `split_text` cuts. Neighbours that together have as many
+    fit is cut before its members, and what has none where `split_text` cuts. Neighbors that together have as many
     characters as there is room for tokens, some quarter of it, are joined: imports, constants, one-liners.
 
     Python is parsed. In other languages, and where that fails, a definition is what indentation says it is: it begins

@@ -151,7 +151,7 @@ def rebased(folder: str, relative: str, base: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class GivenPath:
     """What a path means: a folder with all in it, one file, or the files in a folder that match a pattern.
 
     Attributes:
@@ -167,7 +167,7 @@ class Given:
     alone: bool = False
 
     @classmethod
-    def of(cls, path: Path, *, patterns: bool = False) -> Given:
+    def of(cls, path: Path, *, patterns: bool = False) -> GivenPath:
         """
         Args:
             patterns: whether a path that does not exist may be a pattern, as `docs/**/*.md`.

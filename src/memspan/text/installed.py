@@ -30,7 +30,7 @@ _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def installed_packages() -> Iterator[Document]:
-    """Yield one document for each distribution of the running Python, sorted by normalised name.
+    """Yield one document for each distribution of the running Python, sorted by normalized name.
 
     Its text is the summary and the beginning of the description, without most of the markup. A distribution with
     neither is left out; of several by one name, the first on `sys.path` counts, as it does for `import`.

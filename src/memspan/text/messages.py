@@ -28,7 +28,7 @@ _MILLISECONDS = 1e11
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Utterance:
     """What somebody said.
 
     Attributes:
@@ -59,7 +59,7 @@ def is_message(value: Any) -> bool:
     return isinstance(value, dict) and value.get("role") in _ROLES and ("content" in value or "parts" in value)
 
 
-def read_messages(messages: Iterable[Any]) -> list[Said]:
+def read_messages(messages: Iterable[Any]) -> list[Utterance]:
     """What was said, in order, without instructions and thoughts. Pictures and the like are named: `(image)`.
 
     Raises:
@@ -67,7 +67,7 @@ def read_messages(messages: Iterable[Any]) -> list[Said]:
     """
     if isinstance(messages, str | bytes | Mapping):
         raise ValueError(f"messages are a list, also of one, not {type(messages).__name__}")
-    said = list[Said]()
+    said = list[Utterance]()
     for place, message in enumerate(messages):
         try:
             said += _of_message(message)
@@ -76,9 +76,9 @@ def read_messages(messages: Iterable[Any]) -> list[Said]:
     return said
 
 
-def exchanges(said: Sequence[Said]) -> list[list[Said]]:
+def exchanges(said: Sequence[Utterance]) -> list[list[Utterance]]:
     """What was said in pieces: whatever is asked or told, with all that was answered to it."""
-    found: list[list[Said]] = []
+    found: list[list[Utterance]] = []
     for one in said:
         if not found or one.role in ASKERS:
             found.append([])
@@ -86,7 +86,7 @@ def exchanges(said: Sequence[Said]) -> list[list[Said]]:
     return found
 
 
-def _of_message(message: Any) -> Iterator[Said]:
+def _of_message(message: Any) -> Iterator[Utterance]:
     if not isinstance(message, Mapping):
         raise ValueError(
             f'a message is an object as {{"role": "user", "content": "..."}}, not {type(message).__name__}'
@@ -107,7 +107,7 @@ def _of_message(message: Any) -> Iterator[Said]:
     who = name if isinstance(name, str) and name.strip() else role
     said = [one for part in _parts(message) for one in _of_part(part, role, who)]
     calls = [*(message.get("tool_calls") or ()), *([one] if (one := message.get("function_call")) else ())]
-    said += [Said(role, who, call_text(call)) for call in calls]
+    said += [Utterance(role, who, call_text(call)) for call in calls]
     yield from _merged([replace(one, when=when) for one in said])
 
 
@@ -122,9 +122,9 @@ def _parts(message: Mapping[str, Any]) -> list[Any]:
     return list(content)
 
 
-def _of_part(part: Any, role: str, who: str) -> Iterator[Said]:
+def _of_part(part: Any, role: str, who: str) -> Iterator[Utterance]:
     if isinstance(part, str):
-        yield Said(role, who, part)
+        yield Utterance(role, who, part)
         return
     if not isinstance(part, Mapping):
         raise ValueError(f"a part of its content is a text or an object, not {type(part).__name__}")
@@ -133,15 +133,15 @@ def _of_part(part: Any, role: str, who: str) -> Iterator[Said]:
     if kind in THOUGHTS:
         return
     if kind in CALLS:
-        yield Said(role, who, call_text(part))
+        yield Utterance(role, who, call_text(part))
     elif kind in _RESULTS:
         result = part.get("output", part.get("content"))
         inner = [result] if isinstance(result, str | Mapping) else list(result or ())
         yield from (replace(one, role="tool", who="tool") for piece in inner for one in _of_part(piece, "tool", "tool"))
     elif isinstance(text, str):
-        yield Said(role, who, text)
+        yield Utterance(role, who, text)
     else:
-        yield Said(role, who, f"({_name_of(kind)})")
+        yield Utterance(role, who, f"({_name_of(kind)})")
 
 
 def _name_of(kind: Any) -> str:
@@ -163,9 +163,9 @@ def call_text(call: Any) -> str:
     return called(str(inner.get("name") or ""), arguments)
 
 
-def _merged(said: Sequence[Said]) -> Iterator[Said]:
+def _merged(said: Sequence[Utterance]) -> Iterator[Utterance]:
     """Pieces that one said one after the other are one; what is blank is none."""
-    kept: list[Said] = []
+    kept: list[Utterance] = []
     for one in said:
         if not one.text.strip():
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from memspan.text.folders import Given
+from memspan.text.folders import GivenPath
 from memspan.text.readers import is_supported
 from memspan.types import Skipped
 
@@ -44,7 +44,7 @@ class ReadProgress:
 
     def _files(self) -> Iterator[Path]:
         for path in self._paths:
-            for file in Given.of(path).files():
+            for file in GivenPath.of(path).files():
                 if not isinstance(file, Skipped) and (file.alone or is_supported(file.path)):
                     yield file.path
 

@@ -75,7 +75,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Malformed:
+class MalformedRecord:
     """A record that gave no question: where it stands, and why."""
 
     where: str
@@ -94,7 +94,7 @@ class QuestionSet:
 
     questions: tuple[Question, ...]
     documents: dict[str, tuple[Document, ...]] = field(default_factory=dict)
-    malformed: tuple[Malformed, ...] = ()
+    malformed: tuple[MalformedRecord, ...] = ()
 
     def first(self, count: int | None) -> QuestionSet:
         """The set with its first `count` questions only, and the documents of their namespaces."""
@@ -169,7 +169,7 @@ def collect(records: Iterable[tuple[str, Any]], convert: Callable[[Any], Iterato
     A record that is None, or repeats an id, is malformed.
     """
     questions: dict[str, Question] = {}
-    malformed: list[Malformed] = []
+    malformed: list[MalformedRecord] = []
     for where, record in records:
         try:
             if record is None or not is_text(record):
@@ -179,7 +179,7 @@ def collect(records: Iterable[tuple[str, Any]], convert: Callable[[Any], Iterato
                     raise ValueError(f"the id {question.id!r} was read before")
                 questions[question.id] = question
         except BAD_RECORD as error:
-            malformed.append(Malformed(where, describe(error)))
+            malformed.append(MalformedRecord(where, describe(error)))
     return QuestionSet(tuple(questions.values()), malformed=tuple(malformed))
 
 

@@ -33,7 +33,7 @@ _ID = re.compile(r"\[([1-9][0-9]{0,17})\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class ParsedRound:
     """What the model wrote in one round, parsed.
 
     Attributes:
@@ -152,7 +152,7 @@ class RoundProtocol:
         text = self.text(ids)
         return self.spec.round_end in text or self.spec.retrieval_end in text
 
-    def parse(self, written: str) -> Named:
+    def parse(self, written: str) -> ParsedRound:
         """Read what the model wrote in a round, up to the first marker. Nothing raises."""
         places = {"round": written.find(self.spec.round_end), "retrieval": written.find(self.spec.retrieval_end)}
         found = sorted((place, name) for name, place in places.items() if place >= 0)
@@ -161,9 +161,9 @@ class RoundProtocol:
         malformed = sum(bool(piece.strip()) for piece in pieces[::2])
         named = [int(piece) for piece in pieces[1::2]]
         if end == "retrieval":  # who has read enough names nothing more
-            return Named((), 0, malformed + len(named), "retrieval")
+            return ParsedRound((), 0, malformed + len(named), "retrieval")
         distinct = tuple(dict.fromkeys(named))
-        return Named(distinct, len(named) - len(distinct), malformed, "round" if end else "")
+        return ParsedRound(distinct, len(named) - len(distinct), malformed, "round" if end else "")
 
     def samples(self, question: str, hops: Sequence[Sequence[Passage]], answer: str) -> list[RetrievalStep]:
         """A retrieval chain as one training sample per step.

@@ -1,7 +1,7 @@
 """Documents and questions as tokens: the template's literals, and user text that cannot pass for them.
 
 Markers (`<|im_start|>` ...) become their token ids only where the template itself writes them. In user text the same
-characters are tokenised as plain text, so neither a document nor a question can change the protocol.
+characters are tokenized as plain text, so neither a document nor a question can change the protocol.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class PromptTemplate:
         return len(self._plain_ids(self._escape(text)))
 
     def fits(self, text: str, max_tokens: int) -> bool:
-        """Whether a text is so short that as a document it surely has no more tokens, however it is tokenised.
+        """Whether a text is so short that as a document it surely has no more tokens, however it is tokenized.
 
         A token of ASCII text has a character at least. Counting takes a hundred times as long.
         """
@@ -193,7 +193,7 @@ class PromptTemplate:
         return pieces
 
     def _tokenize(self, pieces: Sequence[str | Marker]) -> list[int]:
-        """Join neighbouring plain pieces before tokenising them: a border between them is no token border."""
+        """Join neighboring plain pieces before tokenizing them: a border between them is no token border."""
         ids: list[int] = []
         plain = ""
         for piece in [*pieces, Marker(-1)]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from memspan.text.folders import IGNORE_FILE, Given, relative_path
+from memspan.text.folders import IGNORE_FILE, GivenPath, relative_path
 
 # A change is told when nothing has changed for the one, and at the latest after the other.
 _QUIET_MS, _PATIENCE_MS, _POLL_MS = 400, 5000, 200
@@ -23,7 +23,7 @@ def changes(paths: Iterable[Path], should_stop: Callable[[], bool], besides: Seq
     """
     import watchfiles
 
-    folders = {Given.of(path, patterns=True).folder for path in paths}
+    folders = {GivenPath.of(path, patterns=True).folder for path in paths}
     others = [os.path.realpath(path) for path in besides]
     is_first = True
     while not should_stop():

@@ -22,7 +22,7 @@ from memspan.text.rounds import RoundProtocol
 from memspan.text.splitter import sentence_bounds
 from memspan.text.template import Passage, PromptTemplate, encoded_text, part_text
 from memspan.train.batch_settings import BatchSettings
-from memspan.train.counterfactual import Altered, alter
+from memspan.train.counterfactual import CounterfactualBatch, alter
 from memspan.train.data.matching import telling_words
 from memspan.train.samples import ResponseKind, SampleWriter, TrainingSample, drawn_days
 from memspan.types import Document
@@ -134,7 +134,7 @@ class Collator:
         kinds: tuple[ResponseKind | None, ...] = ("answer", "latent", "generate", None)
         shares = (settings.answer, settings.latent, settings.generate)
         kind = rng.choices(kinds, (*shares, max(0.0, 1 - sum(shares))))[0]
-        altered = Altered([*questions])
+        altered = CounterfactualBatch([*questions])
         if settings.counterfactual > 0 and kind in ("answer", "latent"):
             altered = alter(questions, settings.counterfactual, settings.outdated if kind == "answer" else 0.0, rng)
             questions = altered.questions

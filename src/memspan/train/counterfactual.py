@@ -45,7 +45,7 @@ def with_other_answers(questions: Sequence[Question], share: float, rng: random.
 
 
 @dataclass(frozen=True)
-class Altered:
+class CounterfactualBatch:
     """A batch's questions, some of whose documents say something else than they did.
 
     Attributes:
@@ -66,7 +66,7 @@ class Altered:
         return {document.external_id: document for document in (*current, *self.outdated.values())}
 
 
-def alter(questions: Sequence[Question], share: float, outdated: float, rng: random.Random) -> Altered:
+def alter(questions: Sequence[Question], share: float, outdated: float, rng: random.Random) -> CounterfactualBatch:
     """`with_other_answers`, and what follows from it for the batch.
 
     Args:
@@ -75,7 +75,7 @@ def alter(questions: Sequence[Question], share: float, outdated: float, rng: ran
             another one, in other words). Which of the two is the older one is drawn: in half of the cases the question
             is as it was. Each of them is shortened to what answers the question in half of the cases.
     """
-    result = Altered(with_other_answers(questions, share, rng))
+    result = CounterfactualBatch(with_other_answers(questions, share, rng))
     for place, (before, after) in enumerate(zip(questions, list(result.questions), strict=True)):
         if after is before:
             continue

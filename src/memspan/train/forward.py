@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from memspan.model.memory_api import AskStep
+from memspan.model.memory_api import QueryStep
 from memspan.model.modeling import MSAForCausalLM
 from memspan.ops.transfer import to_device
 from memspan.text.packing import PackedContexts, length_batches
@@ -119,7 +119,7 @@ def _language_loss(
     model: MSAForCausalLM, contexts: PackedContexts, labels_BT: torch.Tensor, memory: BatchMemory
 ) -> torch.Tensor:
     """Run the contexts, which asks `memory`; the summed loss of the learned tokens, 0 where there are none."""
-    step = AskStep(contexts.padding_mask, contexts.sees_memory, contexts.routes, memory)
+    step = QueryStep(contexts.padding_mask, contexts.sees_memory, contexts.routes, memory)
     inputs = {"position_ids": contexts.positions, "memory": step, "use_cache": False}
     next_BT = labels_BT[:, 1:]
     columns_T = (next_BT != IGNORED).any(0).nonzero()[:, 0]

@@ -12,7 +12,7 @@ from memspan.errors import NotLearning
 from memspan.train.settings import GateSettings, PhaseSettings, StoppingSettings
 
 UNTRAINED = "untrained/"
-"""Prefix of the figures of the same backbone with freshly initialised routers."""
+"""Prefix of the figures of the same backbone with freshly initialized routers."""
 
 
 @dataclass

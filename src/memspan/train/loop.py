@@ -217,7 +217,7 @@ class Trainer:
         return None
 
     def _train_step(self, phase: PhaseSettings) -> bool:
-        """One optimiser step. Returns whether some process was asked to stop."""
+        """One optimizer step. Returns whether some process was asked to stop."""
         started = time.perf_counter()
         batches = self._draw()
         self._set_lr(phase)

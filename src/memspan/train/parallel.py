@@ -99,7 +99,7 @@ def agreed(accelerator: Accelerator, value: Any) -> Any:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A parameter, gradient or optimiser state as a plain tensor; gathered, where it is sharded."""
+    """A parameter, gradient or optimizer state as a plain tensor; gathered, where it is sharded."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

@@ -42,7 +42,7 @@ def make_trainable(
     Args:
         patterns: regular expressions, searched in names as `model.layers.20.self_attn.q_proj.weight`.
         lora: low-rank changes that the model is given, beside what `patterns` name. Those it has already are frozen.
-        seed: of LoRA's initialisation.
+        seed: of LoRA's initialization.
         frozen_dtype: what frozen parameters become; None: they stay as they are.
 
     Returns:

@@ -1,7 +1,7 @@
 """How well the routers find documents, and what the model writes, on the hold-out, while a run goes on.
 
 Figures, all in [0, 1]; WHO is an MSA layer's number, `fused` (the sum over layers, as serving ranks), `untrained/WHO`
-(the same backbone with freshly initialised routers) or `bm25`:
+(the same backbone with freshly initialized routers) or `bm25`:
 
     WHO/recall@K      share of a question's documents among the best K, mean over questions; K = 1, 5, 16
     WHO/precision     share of a question's documents among as many best ones as it has
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from memspan.model.memory_api import AskStep
+from memspan.model.memory_api import QueryStep
 from memspan.model.modeling import MSAForCausalLM, is_router
 from memspan.text.packing import BATCH_TOKENS, pack_contexts
 from memspan.text.questions import Question
@@ -89,7 +89,7 @@ class RouterProgress:
         """
         Args:
             batch: of training: how documents are cut, and up to what their ids are drawn.
-            seed: of the documents' ids, and of freshly initialised routers.
+            seed: of the documents' ids, and of freshly initialized routers.
             frozen_in: folder to keep the bank's documents in, encoded once (see `FrozenMemory`): for runs in which
                 nothing trains that shapes them.
         """
@@ -145,7 +145,7 @@ class RouterProgress:
             contexts = [self._template.context(question.question) for question in questions[start : start + size]]
             packed = pack_contexts(contexts, model.config.offset).to(model.device)
             asked = BatchMemory(memory, self._ids, model.config)
-            step = AskStep(packed.padding_mask, packed.sees_memory, packed.routes, asked)
+            step = QueryStep(packed.padding_mask, packed.sees_memory, packed.routes, asked)
             model.backbone.base_model(packed.ids, position_ids=packed.positions, memory=step, use_cache=False)
             parts.append(torch.stack([asked.scores[layer] for layer in model.config.layers]).float().cpu())
         return torch.cat(parts, dim=1)
@@ -204,7 +204,7 @@ def _mean(values: Sequence[float]) -> float:
 
 @contextmanager
 def _fresh_routers(model: MSAForCausalLM, seed: int) -> Iterator[None]:
-    """The model with routers as `MSAForCausalLM.from_backbone` initialises them; its own come back afterwards."""
+    """The model with routers as `MSAForCausalLM.from_backbone` initializes them; its own come back afterwards."""
     generator = torch.Generator().manual_seed(seed)
     std = getattr(model.config.text_config, "initializer_range", 0.02)
     routers = {name: parameter for name, parameter in model.named_parameters() if is_router(name)}

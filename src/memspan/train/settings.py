@@ -1,6 +1,6 @@
 """What a training run is made of, as typed values: the fields of a recipe. Checked when built, never changed.
 
-`memspan.train.recipe` reads them from YAML; only `memspan.train.setup` turns them into models, data and optimisers.
+`memspan.train.recipe` reads them from YAML; only `memspan.train.setup` turns them into models, data and optimizers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ModelSettings:
             weights are kept in float32 either way.
         frozen_dtype: number format in which weights that are not trained are kept.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
-        sharding: with several processes: none (DDP) or fsdp2, which also shares out weights and optimiser state.
+        sharding: with several processes: none (DDP) or fsdp2, which also shares out weights and optimizer state.
     """
 
     checkpoint: str = ""
@@ -190,7 +190,7 @@ class PhaseSettings:
     """A stretch of a run with its own loss and learning rate.
 
     Attributes:
-        steps: optimiser steps, at most.
+        steps: optimizer steps, at most.
         lr: highest learning rate; groups multiply it by their factor.
         schedule: shape of the learning rate over the phase.
         warmup_steps: over which it rises from 0.
@@ -224,7 +224,7 @@ class PhaseSettings:
 
 @dataclass(frozen=True, slots=True, config=STRICT)
 class StepSettings:
-    """What an optimiser step reads.
+    """What an optimizer step reads.
 
     Attributes:
         questions: in a micro-batch. Its documents are the memory of all of them (in-batch negatives).
@@ -250,7 +250,7 @@ class EvaluationSettings:
     """What is measured during a run, on the hold-out.
 
     Attributes:
-        every: optimiser steps between evaluations.
+        every: optimizer steps between evaluations.
         batch: questions run at once.
         generations: questions for which the model also writes, where the phase trains it to; 0: none.
         max_new_tokens: of those.
@@ -301,7 +301,7 @@ class StoppingSettings:
 
 @dataclass(frozen=True, slots=True, config=STRICT)
 class CheckpointSettings:
-    """`every`: optimiser steps between checkpoints. `keep`: of the newest; the best one is kept beside them."""
+    """`every`: optimizer steps between checkpoints. `keep`: of the newest; the best one is kept beside them."""
 
     every: Positive = 200
     keep: Positive = 2
@@ -376,5 +376,5 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of all phases."""
+        """Optimizer steps of all phases."""
         return sum(phase.steps for phase in self.phases)

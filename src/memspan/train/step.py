@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches of all processes, one loss over their global counts (paper 3.3).
+"""One optimizer step: micro-batches of all processes, one loss over their global counts (paper 3.3).
 
 The LM loss is divided by the learned tokens of the whole step, the routing losses by its questions, over all
 micro-batches and processes: how a step is cut into micro-batches and ranks does not change its gradients.

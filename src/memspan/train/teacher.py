@@ -1,4 +1,4 @@
-"""Teachers: who scores documents for questions, so that routers learn from unlabelled text (distillation).
+"""Teachers: who scores documents for questions, so that routers learn from unlabeled text (distillation).
 
 A score is only compared with the others of its question; a temperature (in the loss) brings it to a useful range:
 cosines lie between -1 and 1, BM25 scores between 0 and about 30.

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from memspan.model.memory_api import AskStep
+from memspan.model.memory_api import QueryStep
 from memspan.model.modeling import MSAForCausalLM, routed_modules
 from memspan.ops.pooling import valid_chunks
 from memspan.text.packing import BATCH_TOKENS, length_batches, pack_contexts
@@ -113,7 +113,7 @@ def _question_states(
     last: dict[int, list[torch.Tensor]] = {layer: [] for layer in model.config.layers}
     for indices in length_batches([len(context.ids) for context in contexts], batch_tokens):
         packed = pack_contexts([contexts[index] for index in indices], model.config.offset).to(model.device)
-        step = AskStep(valid_BS=packed.padding_mask)
+        step = QueryStep(valid_BS=packed.padding_mask)
         with _inputs(model) as entering:
             model.backbone.base_model(packed.ids, position_ids=packed.positions, memory=step, use_cache=False)
         T = packed.ids.shape[1]

@@ -15,7 +15,7 @@ from memspan.errors import CorpusError, DataError
 from memspan.text.questions import passage
 from memspan.text.splitter import split_text
 from memspan.text.terms import plain_words
-from memspan.train.data.pairs import Columns, from_pairs
+from memspan.train.data.pairs import PairColumns, from_pairs
 from memspan.train.data.texts import TextSettings, from_texts, num_words
 
 
@@ -37,7 +37,7 @@ def test_columns_are_named_in_tables_and_packed_lines_alike(tmp_path: Path) -> N
     tabs.write_text("\t".join(record) + "\n" + "\t".join(record.values()) + "\n", encoding="utf-8")
     packed = tmp_path / "x.jsonl.gz"
     packed.write_bytes(gzip.compress(json.dumps(record).encode()))
-    columns = Columns("q", "d", title="t", answer="a", negative="n")
+    columns = PairColumns("q", "d", title="t", answer="a", negative="n")
     (found,) = from_pairs([table], "zoo", columns).questions
     assert found.positives == (passage("Otter", "The otter swims."),)
     assert (found.answers, found.negatives, found.type) == (("otter",), (passage("", "The heron flies."),), "single")
@@ -63,7 +63,7 @@ def test_lines_without_a_pair_are_named_and_many_are_refused(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"y\.jsonl#1: no pair of columns among name, wording; name them with --query"):
         from_pairs([bad], "zoo")
     with pytest.raises(DataError, match="the key 'absent' is missing"):
-        from_pairs([bad], "zoo", Columns("name", "absent"))
+        from_pairs([bad], "zoo", PairColumns("name", "absent"))
 
 
 def test_files_that_are_no_pairs(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_files_that_are_no_pairs(tmp_path: Path) -> None:
 
 def test_columns_are_checked() -> None:
     with pytest.raises(DataError, match="both columns"):
-        Columns(query="q")
+        PairColumns(query="q")
     with pytest.raises(DataError, match="not to be what it is found by"):
-        Columns("title", "body", title="title")
+        PairColumns("title", "body", title="title")
 
 
 def prose(sentences: int, seed: int = 0) -> str:

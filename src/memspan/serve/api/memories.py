@@ -73,8 +73,10 @@ _MOST_CHANGES = 1000
 
 BankQuery = Annotated[str | None, Query(description="Default: the first that is served.")]
 NamespaceQuery = Annotated[str | None, Query(description="Default: the key's first, or `default`.")]
-AsOfQuery = Annotated[str | None, Query(description="What was valid at this day or moment: dated, or added by then.")]
-KnownAtQuery = Annotated[str | None, Query(description="What the bank held at this day or moment.")]
+AsOfQuery = Annotated[
+    str | None, Query(description="Only memories valid at this day or moment: dated, or added by then.")
+]
+KnownAtQuery = Annotated[str | None, Query(description="The bank as it was at this day or moment.")]
 
 
 @router.post("/v1/memories", status_code=201)

@@ -19,14 +19,14 @@ from memspan.text.readers.formats import (
     FORMATS,
     TEXT_KEYS,
     BadRecord,
+    ContainerReader,
     Content,
     DecodedText,
+    FilePart,
     OneText,
-    Part,
     ReadOptions,
     Record,
     Records,
-    Several,
     Unreadable,
     find_key,
     is_filled,
@@ -53,14 +53,14 @@ __all__ = [
     "FORMATS",
     "TEXT_KEYS",
     "BadRecord",
+    "ContainerReader",
     "Content",
     "DecodedText",
+    "FilePart",
     "OneText",
-    "Part",
     "ReadOptions",
     "Record",
     "Records",
-    "Several",
     "Unreadable",
     "decode",
     "extension",
@@ -90,7 +90,7 @@ _REMEDIES = {
     "7z": "; unpack it",
     "rar": "; unpack it",
 }
-F = TypeVar("F", OneText, DecodedText, Records, Several)
+F = TypeVar("F", OneText, DecodedText, Records, ContainerReader)
 
 
 def is_supported(path: Path, options: ReadOptions = AS_FOUND) -> bool:
@@ -133,7 +133,7 @@ def read_content(path: Path, options: ReadOptions = AS_FOUND) -> Content:
 
 
 def _read_recognised(path: Path, kind: str, options: ReadOptions) -> Content | None:
-    """A file whose text is to be recognised; None of another."""
+    """A file whose text is to be recognized; None of another."""
     if kind != "pdf" and kind not in IMAGES:
         return None
     from memspan.text.readers import ocr
@@ -141,16 +141,16 @@ def _read_recognised(path: Path, kind: str, options: ReadOptions) -> Content | N
     return (ocr.read_pdf if kind == "pdf" else ocr.read_image)(path, options.ocr_language)
 
 
-def read_parts(path: Path, options: ReadOptions = AS_FOUND) -> Iterator[Part] | None:
+def read_parts(path: Path, options: ReadOptions = AS_FOUND) -> Iterator[FilePart] | None:
     """The documents and files in a file of several; None where it is not one.
 
     The iterator raises `Unreadable` where the rest of the file cannot be read.
     """
-    several = _format(path, Several, options) or (chat_format(path) if options.format is None else None)
+    several = _format(path, ContainerReader, options) or (chat_format(path) if options.format is None else None)
     return None if several is None else _parts(several, path, options)
 
 
-def _parts(several: Several, path: Path, options: ReadOptions) -> Iterator[Part]:
+def _parts(several: ContainerReader, path: Path, options: ReadOptions) -> Iterator[FilePart]:
     with named_failures(), unpacked(path) as plain:
         yield from several.read(plain, options)
 

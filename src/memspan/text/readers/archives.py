@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from memspan.text.readers.formats import Part, ReadOptions, Several, Unreadable, damage_named
-from memspan.text.readers.unpacking import Budget, Exhausted, name_on_disk, unpacked
+from memspan.text.readers.formats import ContainerReader, FilePart, ReadOptions, Unreadable, damage_named
+from memspan.text.readers.unpacking import UnpackBudget, UnpackLimitReached, name_on_disk, unpacked
 
 MAX_DEPTH = 3
 """An archive in an archive in an archive is read."""
@@ -37,20 +37,20 @@ class _Reading:
     """What is the same for all members, in all depths."""
 
     options: ReadOptions
-    budget: Budget
+    budget: UnpackBudget
 
 
-def read_archive(path: Path, options: ReadOptions) -> Iterator[Part]:
+def read_archive(path: Path, options: ReadOptions) -> Iterator[FilePart]:
     """Yield the members of an archive and of the archives in it, each as a file on disk.
 
     Hidden members are passed over, as hidden files of a folder are. A member's name loses a leading `/`, a drive and
     `..`, and is never a path outside of the folder it is unpacked to, which is removed in the end.
     """
     with tempfile.TemporaryDirectory(prefix="memspan-", ignore_cleanup_errors=True) as folder:
-        yield from _read(path, "", Path(folder), _Reading(options, Budget.of(path)), 1)
+        yield from _read(path, "", Path(folder), _Reading(options, UnpackBudget.of(path)), 1)
 
 
-def _read(path: Path, prefix: str, folder: Path, reading: _Reading, depth: int) -> Iterator[Part]:
+def _read(path: Path, prefix: str, folder: Path, reading: _Reading, depth: int) -> Iterator[FilePart]:
     for member in _members(path):
         inside = _clean(member.name)
         if not inside.parts or any(part.startswith((".", "__MACOSX")) for part in inside.parts):
@@ -58,15 +58,15 @@ def _read(path: Path, prefix: str, folder: Path, reading: _Reading, depth: int) 
         name = f"{prefix}{inside}"
         try:
             yield from _read_member(member, inside, name, folder, reading, depth)
-        except Exhausted:
+        except UnpackLimitReached:
             raise
         except (Unreadable, OSError) as error:
-            yield Part(name, Unreadable(str(error)))
+            yield FilePart(name, Unreadable(str(error)))
 
 
 def _read_member(
     member: _Member, inside: PurePosixPath, name: str, folder: Path, reading: _Reading, depth: int
-) -> Iterator[Part]:
+) -> Iterator[FilePart]:
     from memspan.text.readers import why_unsupported  # which knows all formats, this one as well
 
     reason = member.refused or why_unsupported(Path(inside.name), reading.options)
@@ -76,7 +76,7 @@ def _read_member(
     with damage_named("member"), member.opened() as source:
         reading.budget.write(source, target)
     if not _kind(target):
-        yield Part(name, target)
+        yield FilePart(name, target)
     elif depth == MAX_DEPTH:
         raise Unreadable("an archive too deep in others; unpack it and add the folder")
     else:
@@ -138,4 +138,4 @@ def _kind(path: Path) -> str:
     return extension(path) if extension(path) in ("zip", "tar") else ""
 
 
-ARCHIVE = Several(read_archive)
+ARCHIVE = ContainerReader(read_archive)

@@ -11,14 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from memspan.text.messages import time_of
-from memspan.text.readers.conversations import Line, by_day, clean, clock, conversation, messages_reader, whole_json
-from memspan.text.readers.formats import Part, Several, Unreadable, damage_named
+from memspan.text.readers.conversations import (
+    ChatMessage,
+    by_day,
+    clean,
+    clock,
+    conversation,
+    messages_reader,
+    whole_json,
+)
+from memspan.text.readers.formats import ContainerReader, FilePart, Unreadable, damage_named
 from memspan.text.readers.opening import read_text
 
 _HEAD_BYTES = 16 << 10
 
 
-def chat_format(path: Path) -> Several | None:
+def chat_format(path: Path) -> ContainerReader | None:
     """How a text or JSON file is read that is a chat by its first bytes; None where it is not."""
     kind = path.suffix.lower()
     if kind not in (".txt", ".json", ".jsonl", ".ndjson"):
@@ -33,15 +41,15 @@ def chat_format(path: Path) -> Several | None:
             read = next((read for key, read in _JSON_CHATS.items() if re.search(key, head)), None)
         if read is None and kind != ".txt" and re.search(rb'"role"\s*:\s*"', head):
             read = messages_reader(path)
-    return None if read is None else Several(lambda file, options: read(file))
+    return None if read is None else ContainerReader(lambda file, options: read(file))
 
 
 # Assistants: ChatGPT and Claude ---------------------------------------------------------------------------------------
 
 
 def _read_assistant(
-    path: Path, messages: Callable[[Mapping[str, Any]], list[Line]], keys: Sequence[str]
-) -> Iterator[Part]:
+    path: Path, messages: Callable[[Mapping[str, Any]], list[ChatMessage]], keys: Sequence[str]
+) -> Iterator[FilePart]:
     """A document for each conversation.
 
     Args:
@@ -58,16 +66,16 @@ def _read_assistant(
                 when = time_of(one.get(keys[2]))
                 content = conversation(said, title, **({"date": when} if when else {}))
         except Unreadable as error:
-            yield Part(name, error)
+            yield FilePart(name, error)
             continue
-        yield Part(name, content if said else Unreadable("a conversation without text"))
+        yield FilePart(name, content if said else Unreadable("a conversation without text"))
 
 
-def _chatgpt_messages(conversation: Mapping[str, Any]) -> list[Line]:
+def _chatgpt_messages(conversation: Mapping[str, Any]) -> list[ChatMessage]:
     """The branch of the conversation that was shown last."""
     nodes = conversation["mapping"]
     place: str = conversation.get("current_node") or next(reversed(nodes), "")
-    said: list[Line] = []
+    said: list[ChatMessage] = []
     seen: set[str] = set()
     while place in nodes and place not in seen:
         seen.add(place)
@@ -76,7 +84,7 @@ def _chatgpt_messages(conversation: Mapping[str, Any]) -> list[Line]:
         text = _chatgpt_text(message.get("content") or {})
         if text and who != "system":
             when = time_of(message.get("create_time"))
-            said.append(Line(when, clock(when), who, text))
+            said.append(ChatMessage(when, clock(when), who, text))
         place = nodes[place].get("parent") or ""
     return said[::-1]
 
@@ -87,21 +95,21 @@ def _chatgpt_text(content: Mapping[str, Any]) -> str:
     return "\n".join(filter(None, texts)).strip()
 
 
-def _claude_messages(conversation: Mapping[str, Any]) -> list[Line]:
+def _claude_messages(conversation: Mapping[str, Any]) -> list[ChatMessage]:
     messages = conversation["chat_messages"]
     texts = ((one, str(one.get("text") or "").strip()) for one in messages)
     return [
-        Line(when := str(one.get("created_at") or ""), clock(when), str(one.get("sender", "")), text)
+        ChatMessage(when := str(one.get("created_at") or ""), clock(when), str(one.get("sender", "")), text)
         for one, text in texts
         if text
     ]
 
 
-def _read_chatgpt(path: Path) -> Iterator[Part]:
+def _read_chatgpt(path: Path) -> Iterator[FilePart]:
     yield from _read_assistant(path, _chatgpt_messages, ("conversation_id", "title", "create_time"))
 
 
-def _read_claude(path: Path) -> Iterator[Part]:
+def _read_claude(path: Path) -> Iterator[FilePart]:
     yield from _read_assistant(path, _claude_messages, ("uuid", "name", "-"))
 
 
@@ -112,7 +120,7 @@ _CHANNEL = re.compile(r"<#[A-Z0-9]+\|([^>]*)>")
 _LINK = re.compile(r"<(https?://[^|>]+|mailto:[^|>]+)(?:\|([^>]*))?>")
 
 
-def _read_slack(path: Path) -> Iterator[Part]:
+def _read_slack(path: Path) -> Iterator[FilePart]:
     """One day of a channel: the file's own document. Names come from the messages, and from `users.json` if any."""
     messages = whole_json(path)
     with damage_named("Slack export"):
@@ -122,7 +130,7 @@ def _read_slack(path: Path) -> Iterator[Part]:
     if not said:
         raise Unreadable("no messages in it")
     day = path.stem if re.fullmatch(r"\d{4}-\d\d-\d\d", path.stem) else said[0].when[:10]
-    yield Part("", conversation(said, f"#{path.parent.name}, {day}", channel=path.parent.name, date=day))
+    yield FilePart("", conversation(said, f"#{path.parent.name}, {day}", channel=path.parent.name, date=day))
 
 
 def _slack_people(file: Path) -> dict[str, str]:
@@ -142,7 +150,7 @@ def _slack_name(profile: Mapping[str, Any]) -> str:
     return str(profile.get("display_name") or profile.get("real_name") or profile.get("name") or "")
 
 
-def _slack_said(message: Mapping[str, Any], people: Mapping[str, str]) -> Line:
+def _slack_said(message: Mapping[str, Any], people: Mapping[str, str]) -> ChatMessage:
     user = str(message.get("user") or "")
     who = people.get(user) or str(message.get("username") or user)
     text = _MENTION.sub(
@@ -152,7 +160,7 @@ def _slack_said(message: Mapping[str, Any], people: Mapping[str, str]) -> Line:
     files = [str(one.get("name")) for one in message.get("files") or () if one.get("name")]
     text = html.unescape(text) + "".join(f"\n(file: {name})" for name in files)
     when = time_of(message.get("ts"))
-    return Line(when, when[11:16], who, text.strip())
+    return ChatMessage(when, when[11:16], who, text.strip())
 
 
 # WhatsApp -------------------------------------------------------------------------------------------------------------
@@ -179,7 +187,7 @@ def _is_whatsapp(head: str) -> bool:
     return any(_SPEAKER.match(one["rest"]) for one in messages) and len(messages) > (len(lines) > 1)
 
 
-def _read_whatsapp(path: Path) -> Iterator[Part]:
+def _read_whatsapp(path: Path) -> Iterator[FilePart]:
     """A document for each day of the chat."""
     messages = _whatsapp_messages(read_text(path)[0])
     order = _date_order([found["date"] for found, _ in messages])
@@ -223,7 +231,7 @@ def _numbers(date: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", date)]
 
 
-def _whatsapp_said(found: re.Match[str], text: str, order: str) -> Line:
+def _whatsapp_said(found: re.Match[str], text: str, order: str) -> ChatMessage:
     values = dict(zip(order.split(), _numbers(found["date"]), strict=True))
     year = values["year"] + (2000 if values["year"] < 100 else 0)
     half = (found["early"] or found["late"] or "").lower()
@@ -236,10 +244,10 @@ def _whatsapp_said(found: re.Match[str], text: str, order: str) -> Line:
         datetime.fromisoformat(when)
     except ValueError:
         raise Unreadable(f"{found['date']} is no date of {order}") from None
-    return Line(when, clock, re.sub(r"[\u200e\u200f\u202a-\u202e]", "", who), said.replace("\u200e", ""))
+    return ChatMessage(when, clock, re.sub(r"[\u200e\u200f\u202a-\u202e]", "", who), said.replace("\u200e", ""))
 
 
-_JSON_CHATS: dict[bytes, Callable[[Path], Iterator[Part]]] = {
+_JSON_CHATS: dict[bytes, Callable[[Path], Iterator[FilePart]]] = {
     rb'"mapping"\s*:\s*\{': _read_chatgpt,
     rb'"chat_messages"\s*:\s*\[': _read_claude,
     rb'^\s*\[\s*\{(?=[\s\S]{0,8000}?"type"\s*:\s*"message")(?=[\s\S]{0,8000}?"ts"\s*:\s*"\d+\.\d+")': _read_slack,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memspan.text.messages import TIMES, is_message, read_messages, time_of
-from memspan.text.readers.formats import TEXT_KEYS, Content, Part, Unreadable, find_key, is_text
+from memspan.text.readers.formats import TEXT_KEYS, Content, FilePart, Unreadable, find_key, is_text
 from memspan.types import JSON
 
 _MAX_BYTES = 512 << 20
@@ -23,7 +23,7 @@ _DATES = ("date", *TIMES)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ChatMessage:
     """A message. `when` is an ISO date and time, empty where it is not known; `clock` as it is shown."""
 
     when: str
@@ -36,17 +36,17 @@ class Line:
         return f"[{self.clock}] {said}" if self.clock else said
 
 
-def conversation(said: Sequence[Line], title: str, /, **metadata: JSON) -> Content:
+def conversation(said: Sequence[ChatMessage], title: str, /, **metadata: JSON) -> Content:
     people: list[JSON] = [*dict.fromkeys(one.who for one in said if one.who)]
     text = clean("\n".join(map(str, said)))
     when = next((one.when for one in said if one.when), "")
     return Content(text, title, {"participants": people, **({"date": when} if when else {}), **metadata})
 
 
-def by_day(said: Iterable[Line], title: str, **metadata: JSON) -> Iterator[Part]:
+def by_day(said: Iterable[ChatMessage], title: str, **metadata: JSON) -> Iterator[FilePart]:
     """A document for each day, called by its date."""
     for day, of_day in groupby(said, key=lambda one: one.when[:10]):
-        yield Part(day, conversation(list(of_day), f"{title}, {day}", date=day, **metadata))
+        yield FilePart(day, conversation(list(of_day), f"{title}, {day}", date=day, **metadata))
 
 
 def clean(text: str) -> str:
@@ -69,7 +69,7 @@ def clock(when: str) -> str:
 # Messages -------------------------------------------------------------------------------------------------------------
 
 
-def messages_reader(path: Path) -> Callable[[Path], Iterator[Part]] | None:
+def messages_reader(path: Path) -> Callable[[Path], Iterator[FilePart]] | None:
     """How a JSON file is read that holds messages (`[{"role": ..., "content": ...}]`), conversations
     (`{"messages": [...]}`), or lines of either; None where it does not."""
     try:
@@ -86,14 +86,14 @@ def messages_reader(path: Path) -> Callable[[Path], Iterator[Part]] | None:
     return read if is_message(first) or _messages_of(first) is not None else None
 
 
-def _read_messages(values: Sequence[Any]) -> Iterator[Part]:
+def _read_messages(values: Sequence[Any]) -> Iterator[FilePart]:
     """A document for each conversation; the file's own where it is one."""
     names = set[str]()
     for number, one in enumerate(found := list(_conversations(values)), start=1):
         name = str(number) if isinstance(one, Unreadable) else _name_of(one, str(number))
         name = f"{name}-{number}" if name in names else name
         names.add(name)
-        yield Part("" if len(found) == 1 else name, one if isinstance(one, Unreadable) else _content(one))
+        yield FilePart("" if len(found) == 1 else name, one if isinstance(one, Unreadable) else _content(one))
 
 
 def _conversations(values: Sequence[Any]) -> Iterator[Mapping[str, Any] | Unreadable]:
@@ -147,6 +147,6 @@ def _content(one: Mapping[str, Any]) -> Content | Unreadable:
     own = one.get("metadata")
     values = {**one, **(own if isinstance(own, dict) else {})}
     kept = {key: value for key, value in values.items() if isinstance(value, str | int | float) and is_text(value)}
-    lines = [Line(one.when, clock(one.when), one.who, one.text) for one in said]
+    lines = [ChatMessage(one.when, clock(one.when), one.who, one.text) for one in said]
     metadata = {key: value for key, value in kept.items() if key not in (*_TITLES, *_DATES)}
     return conversation(lines, clean(title), **{**metadata, **({"date": when} if when else {})})

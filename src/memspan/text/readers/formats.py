@@ -43,7 +43,7 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FilePart:
     """One of several documents in a file.
 
     Attributes:
@@ -122,7 +122,7 @@ class ReadOptions:
         encoding: of all text files. Default: as a file says, or as it is found.
         text_column, title_column: the key of a record's text and title (the name of a column), where it is none of
             the usual ones.
-        ocr: whether text is recognised in images and in pages of PDFs that have none, by the program tesseract.
+        ocr: whether text is recognized in images and in pages of PDFs that have none, by the program tesseract.
         ocr_language: of such text, as tesseract calls it: "eng", "deu+eng".
 
     Raises:
@@ -164,14 +164,14 @@ AS_FOUND = ReadOptions()
 
 
 @dataclass(frozen=True, slots=True)
-class Several:
+class ContainerReader:
     """A file of several documents (an archive, a mailbox). `read` raises `Unreadable` where the rest cannot be read."""
 
-    read: Callable[[Path, ReadOptions], Iterator[Part]]
+    read: Callable[[Path, ReadOptions], Iterator[FilePart]]
 
 
-FORMATS: Registry[OneText | DecodedText | Records | Several] = Registry(
-    "file format", "memspan.formats", OneText, DecodedText, Records, Several
+FORMATS: Registry[OneText | DecodedText | Records | ContainerReader] = Registry(
+    "file format", "memspan.formats", OneText, DecodedText, Records, ContainerReader
 )
 """By extension in lower case, without its dot: "md". A compressed file (`a.md.gz`) has the format of what it holds."""
 

@@ -15,11 +15,11 @@ from typing import cast
 
 from memspan.text.readers.formats import (
     FORMATS,
+    ContainerReader,
     Content,
     DecodedText,
-    Part,
+    FilePart,
     ReadOptions,
-    Several,
     Unreadable,
     damage_named,
 )
@@ -31,12 +31,12 @@ _HEADERS = ("from", "to", "cc")
 _NOT_IN_IDS = re.compile(r"[\x00-\x20<>\x7f/]+")
 
 
-def read_letter(path: Path, options: ReadOptions) -> Iterator[Part]:
+def read_letter(path: Path, options: ReadOptions) -> Iterator[FilePart]:
     """The mail in a file, under the file's own name, and its attachments."""
     yield from _letter_parts(path.read_bytes(), "", options)
 
 
-def read_mailbox(path: Path, options: ReadOptions) -> Iterator[Part]:
+def read_mailbox(path: Path, options: ReadOptions) -> Iterator[FilePart]:
     """The mails of a mailbox, each by its Message-ID, and their attachments."""
     with path.open("rb") as file:
         if not file.read(5).startswith(b"From "):
@@ -58,15 +58,15 @@ def _message_id(data: bytes) -> str:
     return _NOT_IN_IDS.sub("_", found[1].decode("ascii", "replace").strip()) if found else ""
 
 
-def _letter_parts(data: bytes, name: str, options: ReadOptions) -> Iterator[Part]:
+def _letter_parts(data: bytes, name: str, options: ReadOptions) -> Iterator[FilePart]:
     try:
         with damage_named("mail"):
             letter = cast(EmailMessage, email.message_from_bytes(data, policy=policy))
             content, attachments = _content(letter), list(_attachments(letter))
     except Unreadable as error:
-        yield Part(name, error)
+        yield FilePart(name, error)
         return
-    yield Part(name, content if content.text.strip() else Unreadable("a mail without text"))
+    yield FilePart(name, content if content.text.strip() else Unreadable("a mail without text"))
     prefix = f"{name}/" if name else ""
     for attached, data in attachments:
         yield from _attachment_parts(f"{prefix}{attached}", attached, data, options)
@@ -146,18 +146,18 @@ def _leaves(part: EmailMessage) -> Iterator[EmailMessage]:
         yield part
 
 
-def _attachment_parts(name: str, file: str, data: bytes, options: ReadOptions) -> Iterator[Part]:
+def _attachment_parts(name: str, file: str, data: bytes, options: ReadOptions) -> Iterator[FilePart]:
     from memspan.text.readers import why_unsupported
 
     reason = why_unsupported(Path(file), options)
     if reason:
-        yield Part(name, Unreadable(reason))
+        yield FilePart(name, Unreadable(reason))
         return
     with tempfile.TemporaryDirectory(prefix="memspan-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / name_on_disk(file)
         path.write_bytes(data)
-        yield Part(name, path)
+        yield FilePart(name, path)
 
 
-LETTER = Several(read_letter)
-MAILBOX = Several(read_mailbox)
+LETTER = ContainerReader(read_letter)
+MAILBOX = ContainerReader(read_mailbox)

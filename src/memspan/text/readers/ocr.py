@@ -53,7 +53,7 @@ def read_image(path: Path, language: str) -> Content:
     """
     text = _recognised(path, language)
     if not text:
-        raise Unreadable("an image without text that tesseract recognises")
+        raise Unreadable("an image without text that tesseract recognizes")
     return Content(text, metadata={"ocr": language})
 
 
@@ -73,7 +73,7 @@ def read_pdf(path: Path, language: str) -> Content:
             pages[number - 1] = _recognised(image, language)
     text = paged(pages)
     if not text.strip():
-        raise Unreadable("PDF without text that tesseract recognises")
+        raise Unreadable("PDF without text that tesseract recognizes")
     recognised: dict[str, JSON] = {"ocr": language} if numbers else {}
     return replace(content, text=text, metadata={**content.metadata, **recognised})
 

@@ -118,10 +118,10 @@ def open_bytes(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
         yield file
         return
     with opener(file) as data:
-        yield cast(BinaryIO, io.BufferedReader(Expanded(data, file)))
+        yield cast(BinaryIO, io.BufferedReader(DecompressedFile(data, file)))
 
 
-class Expanded(io.RawIOBase):
+class DecompressedFile(io.RawIOBase):
     """What a compressed file holds.
 
     Raises:

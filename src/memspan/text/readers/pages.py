@@ -25,7 +25,7 @@ _NEW_CELL = frozenset({"td", "th"})
 _HIDING = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 
 _WRAP = "\x1e"
-"""Stands for white space with a line end in it, until both its neighbours are known."""
+"""Stands for white space with a line end in it, until both its neighbors are known."""
 _CJK = (
     "\u2e80-\u312f\u31a0-\ua4cf\uf900-\ufaff\ufe30-\ufe4f"
     "\uff01-\uff9f\uffe0-\uffe6\U0001b000-\U0001b16f\U00020000-\U0003ffff"

@@ -18,7 +18,7 @@ MIN_ALLOWED_BYTES, MAX_ALLOWED_BYTES = 256 * MIB, 8192 * MIB
 MAX_MEMBERS = 100_000
 
 
-class Exhausted(Unreadable):
+class UnpackLimitReached(Unreadable):
     """A file becomes too much when it is unpacked."""
 
 
@@ -29,14 +29,14 @@ def name_on_disk(name: str) -> str:
 
 
 @dataclass(slots=True)
-class Budget:
+class UnpackBudget:
     """What may still be unpacked of one file, whatever stands in it."""
 
     bytes: int
     members: int
 
     @classmethod
-    def of(cls, path: Path) -> Budget:
+    def of(cls, path: Path) -> UnpackBudget:
         return cls(min(max(path.stat().st_size * MOST_EXPANSION, MIN_ALLOWED_BYTES), MAX_ALLOWED_BYTES), MAX_MEMBERS)
 
     def write(self, source: IO[bytes], target: Path) -> None:
@@ -47,13 +47,15 @@ class Budget:
         """
         self.members -= 1
         if self.members < 0:
-            raise Exhausted("holds too many files; unpack it and add the folder")
+            raise UnpackLimitReached("holds too many files; unpack it and add the folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as file:
             while block := source.read(1 << 20):
                 self.bytes -= len(block)
                 if self.bytes < 0:
-                    raise Exhausted("unpacks to too much for its size; if you trust it, unpack it and add the folder")
+                    raise UnpackLimitReached(
+                        "unpacks to too much for its size; if you trust it, unpack it and add the folder"
+                    )
                 file.write(block)
 
 
@@ -72,5 +74,5 @@ def unpacked(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="memspan-", ignore_cleanup_errors=True) as folder:
         target = Path(folder) / (path.stem if path.suffix.lower() == long.suffix else long.stem)
         with path.open("rb") as file, opener(file) as source:
-            Budget.of(path).write(source, target)
+            UnpackBudget.of(path).write(source, target)
         yield target

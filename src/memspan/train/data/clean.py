@@ -49,7 +49,7 @@ class CleanSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
+class DroppedExample:
     """An example of what was dropped."""
 
     id: str
@@ -64,7 +64,7 @@ class SourceReport:
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict[str, int])
     mended: dict[str, int] = field(default_factory=dict[str, int])
-    examples: dict[str, list[Dropped]] = field(default_factory=dict[str, list[Dropped]])
+    examples: dict[str, list[DroppedExample]] = field(default_factory=dict[str, list[DroppedExample]])
 
 
 class Cleaner:
@@ -111,7 +111,7 @@ class Cleaner:
         _count(report.dropped, reason, 1)
         examples = report.examples.setdefault(reason, [])
         if len(examples) < self._NUM_EXAMPLES:
-            examples.append(Dropped(question.id, question.question[:200]))
+            examples.append(DroppedExample(question.id, question.question[:200]))
         return None
 
     def _mend(self, question: Question, report: SourceReport) -> Question:

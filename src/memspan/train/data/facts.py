@@ -46,7 +46,7 @@ class FactKind:
         if not self.questions or not all(_NAME in question for question in self.questions):
             raise ValueError(f"a fact has questions, each with {_NAME}")
         if len(self.told) < 2 or not all(_NAME in told and _VALUE in told for told in self.told):
-            raise ValueError(f"a fact is told in two wordings or more, each with {_NAME} and {_VALUE}")
+            raise ValueError(f"a fact needs two wordings or more, each with {_NAME} and {_VALUE}")
         if self.numbers and (len(self.numbers) != 3 or self.numbers[2] < 1):
             raise ValueError(f"numbers are a first one, a bound and a step above 0, not {list(self.numbers)}")
         if len(self.all_values) < 2:

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from memspan.errors import DataError
 from memspan.files import whole_file
-from memspan.text.questions import UNDATED, Malformed, Question, read_questions
+from memspan.text.questions import UNDATED, MalformedRecord, Question, read_questions
 from memspan.types import JSON, Document
 
 MAX_MALFORMED = 0.01
@@ -27,7 +27,7 @@ class ReadQuestions:
     """What was read of some files: questions in order, and the lines that are none."""
 
     questions: tuple[Question, ...]
-    malformed: tuple[Malformed, ...] = ()
+    malformed: tuple[MalformedRecord, ...] = ()
 
 
 def read_training(paths: Iterable[Path], source: str | None = None) -> ReadQuestions:
@@ -45,7 +45,7 @@ def read_training(paths: Iterable[Path], source: str | None = None) -> ReadQuest
     """
     known: dict[str, Document] = {}
     questions: dict[str, Question] = {}
-    malformed: list[Malformed] = []
+    malformed: list[MalformedRecord] = []
     for path in paths:
         for question in _read_file(path, malformed):
             if question.id in questions:
@@ -59,7 +59,7 @@ def read_training(paths: Iterable[Path], source: str | None = None) -> ReadQuest
     return ReadQuestions(tuple(questions.values()), tuple(malformed))
 
 
-def _read_file(path: Path, malformed: list[Malformed]) -> tuple[Question, ...]:
+def _read_file(path: Path, malformed: list[MalformedRecord]) -> tuple[Question, ...]:
     if not path.is_file():
         raise DataError(f"{path} is no file; name files of questions (.jsonl, .jsonl.gz, .jsonl.xz)")
     found = read_questions(path)
@@ -68,7 +68,7 @@ def _read_file(path: Path, malformed: list[Malformed]) -> tuple[Question, ...]:
     return found.questions
 
 
-def check_malformed(name: str, num_good: int, malformed: Sequence[Malformed]) -> None:
+def check_malformed(name: str, num_good: int, malformed: Sequence[MalformedRecord]) -> None:
     """Refuse a file of which too much is malformed.
 
     Raises:

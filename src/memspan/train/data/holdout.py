@@ -56,7 +56,7 @@ class BankPassage:
 
 
 def split_holdout(questions: Sequence[Question], count: int, seed: int, max_share: float = 0.1) -> Split:
-    """Hold out the `count` questions whose hash (of the seed and the normalised question) is least.
+    """Hold out the `count` questions whose hash (of the seed and the normalized question) is least.
 
     Questions with positives come into it only: without evidence there is nothing to find.
     """

@@ -13,7 +13,7 @@ _LONG_ENOUGH = 12
 
 
 class EvaluationQuestions:
-    """The questions of evaluation sets, by the hash of their normalised text and by id."""
+    """The questions of evaluation sets, by the hash of their normalized text and by id."""
 
     def __init__(self, questions: Iterable[Question]) -> None:
         self._texts: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Questions in groups of neighbours: the documents of one are hard negatives for the others, at no cost."""
+"""Questions in groups of neighbors: the documents of one are hard negatives for the others, at no cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NeighbourSettings:
 
     def __post_init__(self) -> None:
         if self.size > self.depth:
-            raise ValueError(f"groups of {self.size} out of {self.depth} neighbours: make the depth the larger one")
+            raise ValueError(f"groups of {self.size} out of {self.depth} neighbors: make the depth the larger one")
 
 
 def in_groups(questions: Sequence[Question], embed: Embed, settings: NeighbourSettings, seed: str) -> list[Question]:

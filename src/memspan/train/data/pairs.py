@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memspan.errors import DataError
-from memspan.text.questions import BAD_RECORD, Malformed, Question, checked_text, describe, json_records, passage
+from memspan.text.questions import BAD_RECORD, MalformedRecord, Question, checked_text, describe, json_records, passage
 from memspan.text.readers import BadRecord, Unreadable, read_rows
 from memspan.train.data.files import ReadQuestions, check_malformed
 
@@ -21,7 +21,7 @@ _ID_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class PairColumns:
     """Which columns (or keys) of a record make a question.
 
     Attributes:
@@ -43,7 +43,7 @@ class Columns:
         if self.title is not None and self.title == self.query:
             raise DataError("a document's title is not to be what it is found by; leave the title out")
 
-    def of(self, record: Mapping[str, Any]) -> Columns:
+    def of(self, record: Mapping[str, Any]) -> PairColumns:
         """The columns with the pair filled in, by what a record has.
 
         Raises:
@@ -53,35 +53,35 @@ class Columns:
             return self
         for query, document in KNOWN_PAIRS:
             if record.get(query) and record.get(document):
-                return Columns(query, document, self.title, self.answer, self.negative)
+                return PairColumns(query, document, self.title, self.answer, self.negative)
         raise ValueError(f"no pair of columns among {', '.join(record)}; name them with --query and --document")
 
 
-def from_pairs(paths: Iterable[Path], source: str, columns: Columns | None = None) -> ReadQuestions:
+def from_pairs(paths: Iterable[Path], source: str, columns: PairColumns | None = None) -> ReadQuestions:
     """Read pairs from .jsonl (plain or packed), .json, .csv and .tsv files. A line that was read before is passed over.
 
     Raises:
         DataError: a file cannot be read, or more than 1% of its lines give no pair (see `check_malformed`).
     """
     questions: dict[str, Question] = {}
-    malformed: list[Malformed] = []
+    malformed: list[MalformedRecord] = []
     for path in paths:
-        good, bad = 0, list[Malformed]()
+        good, bad = 0, list[MalformedRecord]()
         for where, record in records_of(path):
             try:
                 if not isinstance(record, Mapping):
                     raise ValueError("no record")
-                question = _question(record, (columns or Columns()).of(record), source)
+                question = _question(record, (columns or PairColumns()).of(record), source)
                 questions.setdefault(question.id, question)
                 good += 1
             except BAD_RECORD as error:
-                bad.append(Malformed(where, describe(error)))
+                bad.append(MalformedRecord(where, describe(error)))
         check_malformed(str(path), good, bad)
         malformed += bad
     return ReadQuestions(tuple(questions.values()), tuple(malformed))
 
 
-def _question(record: Mapping[str, Any], columns: Columns, source: str) -> Question:
+def _question(record: Mapping[str, Any], columns: PairColumns, source: str) -> Question:
     assert columns.query is not None and columns.document is not None, "Columns.of fills in both"
     query = checked_text(record[columns.query])
     title = checked_text(record[columns.title]) if columns.title else ""
