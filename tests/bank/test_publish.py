@@ -1,4 +1,4 @@
-"""A published bank is the same bank to its readers, and each version is there whole or not at all."""
+"""A published bank is the same bank to its readers, and each edition is there whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from helpers import add_latents, child_process, fill, make_format_2, random_late
 from memspan.bank import coarse, mirror, publication, shard, store
 from memspan.bank import publish as publishing
 from memspan.bank.bank import MemoryBank
-from memspan.bank.publication import Version, read_latest
+from memspan.bank.publication import Edition, read_latest
 from memspan.bank.publish import Publication, publish
 from memspan.bank.store import Store
 from memspan.bank.texts import Changes, TextBank
@@ -43,7 +43,7 @@ URL = "faulty://shelf/notes"
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing waits, every question looks for a new version, and the store is empty."""
+    """Nothing waits, every question looks for a new edition, and the store is empty."""
     monkeypatch.setattr(store, "PAUSES", (0.0, 0.0))
     monkeypatch.setattr(mirror, "POLL_SECONDS", 0.0)
     faulty_store.reset()
@@ -113,8 +113,8 @@ def test_readers_have_the_same_bank_bit_for_bit(tmp_path: Path, kind: str, sized
         kind, str(folder)
     )
     done = publish(bank, url)
-    assert (done.version, done.is_new, done.removed_files) == (1, True, 0)
-    with_coarse = any(len(files) == 3 for files in latest_version(url).segments.values())
+    assert (done.edition, done.is_new, done.removed_files) == (1, True, 0)
+    with_coarse = any(len(files) == 3 for files in latest_edition(url).segments.values())
     assert with_coarse == (sized == "large")
     reader = opened(tmp_path, url)
     assert reader.is_published and not bank.is_published
@@ -131,13 +131,13 @@ def test_readers_have_the_same_bank_bit_for_bit(tmp_path: Path, kind: str, sized
     bank.close()
 
 
-def latest_version(url: str = URL) -> Version:
+def latest_edition(url: str = URL) -> Edition:
     found = read_latest(Store(url))
     assert found is not None
-    return found.version
+    return found.edition
 
 
-def test_a_second_reader_of_a_cache_fetches_nothing_but_what_says_which_version_it_is(
+def test_a_second_reader_of_a_cache_fetches_nothing_but_what_says_which_edition_it_is(
     bank: MemoryBank, tmp_path: Path, sized: str
 ) -> None:
     publish(bank, URL)
@@ -146,22 +146,22 @@ def test_a_second_reader_of_a_cache_fetches_nothing_but_what_says_which_version_
     FaultyFileSystem.reads.clear()
     second = opened(tmp_path)
     assert everything(second) == expected
-    assert all("latest.json" in name or "versions/" in name for name, _ in FaultyFileSystem.reads)
+    assert all("latest.json" in name or "editions/" in name for name, _ in FaultyFileSystem.reads)
 
 
 def test_publishing_again_uploads_what_changed_and_nothing_where_nothing_did(bank: MemoryBank, tmp_path: Path) -> None:
     first = publish(bank, URL)
     FaultyFileSystem.written.clear()
     again = publish(bank, URL)
-    assert (again.is_new, again.version, again.uploaded_files, again.removed_files) == (False, 1, 0, 0)
+    assert (again.is_new, again.edition, again.uploaded_files, again.removed_files) == (False, 1, 0, 0)
     assert not FaultyFileSystem.written
     fill(bank, "crane")
     third = publish(bank, URL)
-    assert (third.is_new, third.version, third.commit) == (True, 2, first.commit + 1)
+    assert (third.is_new, third.edition, third.commit) == (True, 2, first.commit + 1)
     kinds = [name.rpartition("/")[0].rpartition("/")[2] for name in FaultyFileSystem.written]
-    assert sorted(kinds) == ["catalog", "notes", "segments", "segments", "versions"]
+    assert sorted(kinds) == ["catalog", "notes", "segments", "segments", "editions"]
     assert FaultyFileSystem.written[-2:] == [f"/shelf/notes/{name}" for name in (stored_names()[-1], "latest.json")], (
-        "the version is written last, and then what names it"
+        "the edition is written last, and then what names it"
     )
 
 
@@ -175,16 +175,16 @@ def test_only_blocks_of_the_catalog_that_changed_are_uploaded_and_fetched(
         add_latents(writer, Document("long", text), random_latents(MANIFEST, 2))
         writer.commit()
     publish(bank, URL)
-    assert len(latest_version().blocks) > 20
+    assert len(latest_edition().blocks) > 20
     reader = opened(tmp_path)
     fill(bank, "crane")
     FaultyFileSystem.reads.clear()
     done = publish(bank, URL)
-    assert done.uploaded_bytes < latest_version().catalog_bytes / 2
+    assert done.uploaded_bytes < latest_edition().catalog_bytes / 2
     FaultyFileSystem.reads.clear()
     assert "crane" in names(reader)
     fetched = [name for name, _ in FaultyFileSystem.reads if "/catalog/" in name]
-    assert 0 < len(fetched) < len(latest_version().blocks) / 2
+    assert 0 < len(fetched) < len(latest_edition().blocks) / 2
 
 
 def test_a_question_reads_what_it_needs_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,10 +201,10 @@ def test_a_question_reads_what_it_needs_and_no_more(tmp_path: Path, monkeypatch:
         segment.router_rows(MANIFEST.msa_layers[0], index)
         segment.content(MANIFEST.msa_layers[0], index)
     of_document = sum(size for _, size in FaultyFileSystem.reads) - at_first
-    published = sum(file.bytes for _, file in latest_version().files())
+    published = sum(file.bytes for _, file in latest_edition().files())
     assert of_document == 40 * 3 * 2 * MANIFEST.key_width
-    kept = sum(file.bytes for _, file in latest_version().files() if "coarse" in file.suffix)
-    assert at_first < kept + latest_version().catalog_bytes + published / 4
+    kept = sum(file.bytes for _, file in latest_edition().files() if "coarse" in file.suffix)
+    assert at_first < kept + latest_edition().catalog_bytes + published / 4
 
 
 def test_what_is_asked_for_ahead_comes_with_the_next_read_and_ranges_nearby_are_one(
@@ -240,7 +240,7 @@ def failing_at(number: int, error: BaseException, ever_after: bool = True) -> Ca
 
 @pytest.mark.parametrize("error", [OSError("the line is down"), KeyboardInterrupt(), PermissionError("no")])
 @pytest.mark.parametrize("has_old", [False, True])
-def test_an_upload_that_is_interrupted_at_any_file_shows_no_half_version(
+def test_an_upload_that_is_interrupted_at_any_file_shows_no_half_edition(
     bank: MemoryBank, tmp_path: Path, error: BaseException, has_old: bool
 ) -> None:
     before = None
@@ -264,9 +264,9 @@ def test_an_upload_that_is_interrupted_at_any_file_shows_no_half_version(
         else:
             assert everything(opened(tmp_path / "early")) == before
         done = publish(bank, URL)
-        assert (done.is_new, done.version) == (True, 2 if has_old else 1)
+        assert (done.is_new, done.edition) == (True, 2 if has_old else 1)
         if not has_old:
-            assert done.uploaded_files == max(0, len(latest_version().sizes()) - number), "what was there stayed"
+            assert done.uploaded_files == max(0, len(latest_edition().sizes()) - number), "what was there stayed"
         assert everything(opened(tmp_path / str(number))) == everything(bank)
     assert number == len(set(FaultyFileSystem.store) - set(there)) + has_old
 
@@ -333,7 +333,7 @@ def test_a_flipped_byte_is_read_again_or_named_and_never_used(
                     assert times > 1 and "newer memspan" in str(error), error
 
 
-def test_a_version_that_is_missing_is_named_and_an_open_reader_stays_where_it_is(
+def test_a_edition_that_is_missing_is_named_and_an_open_reader_stays_where_it_is(
     bank: MemoryBank, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(bank, URL)
@@ -341,7 +341,7 @@ def test_a_version_that_is_missing_is_named_and_an_open_reader_stays_where_it_is
     before = names(reader)
     fill(bank, "crane")
     publish(bank, URL)
-    lost = next(name for name in stored_names() if name.startswith("versions/00000002"))
+    lost = next(name for name in stored_names() if name.startswith("editions/00000002"))
     kept = FaultyFileSystem.store.pop(f"/shelf/notes/{lost}")
     with caplog.at_level(logging.WARNING):
         assert names(reader) == before
@@ -354,7 +354,7 @@ def test_a_version_that_is_missing_is_named_and_an_open_reader_stays_where_it_is
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b"null", b'{"format": 1}', b'{"format": 1, "version": "../x", "sha256": "0"}', b"\xff"]
+    "data", [b"", b"{", b"[]", b"null", b'{"format": 1}', b'{"format": 1, "edition": "../x", "sha256": "0"}', b"\xff"]
 )
 def test_a_damaged_pointer_is_named(bank: MemoryBank, tmp_path: Path, data: bytes) -> None:
     publish(bank, URL)
@@ -376,11 +376,11 @@ def test_a_damaged_pointer_is_named(bank: MemoryBank, tmp_path: Path, data: byte
         {"more": 1},
     ],
 )
-def test_a_version_that_is_none_is_refused_whatever_its_checksum(changes: dict[str, Any], bank: MemoryBank) -> None:
+def test_a_edition_that_is_none_is_refused_whatever_its_checksum(changes: dict[str, Any], bank: MemoryBank) -> None:
     publish(bank, URL)
-    values = json.loads(latest_version().encoded()) | changes
-    with pytest.raises(StoreError, match="is no version of a bank"):
-        Version.parse(json.dumps(values).encode(), "it")
+    values = json.loads(latest_edition().encoded()) | changes
+    with pytest.raises(StoreError, match="is no edition of a bank"):
+        Edition.parse(json.dumps(values).encode(), "it")
 
 
 def test_what_a_newer_memspan_published_is_refused_by_name(bank: MemoryBank, tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_a_damaged_file_of_the_bank_is_not_published(bank: MemoryBank) -> None:
 # --- following -------------------------------------------------------------------------------------------------------
 
 
-def test_a_reader_looks_once_a_second_and_sees_a_version_then(
+def test_a_reader_looks_once_a_second_and_sees_a_edition_then(
     bank: MemoryBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
@@ -432,7 +432,7 @@ def test_a_reader_looks_once_a_second_and_sees_a_version_then(
     }
 
 
-def test_a_question_sees_one_version_from_beginning_to_end(bank: MemoryBank, tmp_path: Path, sized: str) -> None:
+def test_a_question_sees_one_edition_from_beginning_to_end(bank: MemoryBank, tmp_path: Path, sized: str) -> None:
     publish(bank, URL)
     reader, expected = opened(tmp_path), read_bank(bank)
     with reader.snapshot() as snapshot:
@@ -440,7 +440,7 @@ def test_a_question_sees_one_version_from_beginning_to_end(bank: MemoryBank, tmp
         fill(bank, "otter", "crane")
         bank.compact(secure=True)
         publish(bank, URL)
-        assert read_bank(reader) == read_bank(bank), "another question sees the next version"
+        assert read_bank(reader) == read_bank(bank), "another question sees the next edition"
         assert [found.id for found in snapshot.documents(snapshot.ids())] == [stored.id for stored, *_ in expected]
         assert snapshot.search("heron", 5)
         found = {
@@ -451,8 +451,8 @@ def test_a_question_sees_one_version_from_beginning_to_end(bank: MemoryBank, tmp
         assert set(found) >= {stored.id for stored, *_ in expected}
 
 
-def test_readers_in_threads_see_whole_versions_while_others_are_published(bank: MemoryBank, tmp_path: Path) -> None:
-    """Each version holds as many documents as its commit says."""
+def test_readers_in_threads_see_whole_editions_while_others_are_published(bank: MemoryBank, tmp_path: Path) -> None:
+    """Each edition holds as many documents as its commit says."""
     publish(bank, URL)
     reader = opened(tmp_path)
     sizes = {bank.catalog.commits(): len(names(bank))}
@@ -496,7 +496,7 @@ def test_a_reader_goes_on_while_the_store_cannot_be_reached(
         assert everything(opened(tmp_path)) == expected, "a new one opens what is in the cache"
         with pytest.raises(StoreError, match="OSError: down"):
             opened(tmp_path / "elsewhere")
-    assert any("the version that was read last is opened" in record.getMessage() for record in caplog.records)
+    assert any("the edition that was read last is opened" in record.getMessage() for record in caplog.records)
     assert everything(reader) == everything(bank)
 
 
@@ -529,7 +529,7 @@ def test_another_bank_or_an_older_copy_cannot_take_its_place(bank: MemoryBank, t
     assert stored_names() == before
 
 
-def test_of_publishers_at_once_each_gives_a_whole_version_or_a_named_error(bank: MemoryBank, tmp_path: Path) -> None:
+def test_of_publishers_at_once_each_gives_a_whole_edition_or_a_named_error(bank: MemoryBank, tmp_path: Path) -> None:
     publish(bank, URL)
     shutil.copytree(bank.folder, tmp_path / "copy")
     banks = [bank, TextBank.open(bank.folder), TextBank.open(tmp_path / "copy")]
@@ -550,36 +550,36 @@ def test_of_publishers_at_once_each_gives_a_whole_version_or_a_named_error(bank:
         thread.join()
     assert len(results) == 12
     assert all(isinstance(result, Publication | BankBusy | BankMismatch | StoreError) for result in results)
-    version, there = latest_version(), FaultyFileSystem.store
-    sizes = {name: there[f"/shelf/notes/{name}"].getbuffer().nbytes for name in version.sizes()}
-    assert sizes == version.sizes()
+    edition, there = latest_edition(), FaultyFileSystem.store
+    sizes = {name: there[f"/shelf/notes/{name}"].getbuffer().nbytes for name in edition.sizes()}
+    assert sizes == edition.sizes()
     assert names(opened(tmp_path)) == ["heron", "otter"]
 
 
-def test_the_versions_that_are_kept_are_whole_and_the_rest_is_removed(bank: MemoryBank, tmp_path: Path) -> None:
+def test_the_editions_that_are_kept_are_whole_and_the_rest_is_removed(bank: MemoryBank, tmp_path: Path) -> None:
     for number in range(7):
         fill(bank, f"crane {number}")
         bank.compact(secure=True)
         publish(bank, URL, keep=3)
-    numbers = [int(name[9:17]) for name in stored_names() if name.startswith("versions/")]
+    numbers = [int(name[9:17]) for name in stored_names() if name.startswith("editions/")]
     assert numbers == [5, 6, 7]
     needed = set()
     for name in stored_names():
-        if name.startswith("versions/"):
-            needed |= Version.parse(FaultyFileSystem().cat_file(f"/shelf/notes/{name}"), name).sizes().keys()
+        if name.startswith("editions/"):
+            needed |= Edition.parse(FaultyFileSystem().cat_file(f"/shelf/notes/{name}"), name).sizes().keys()
     found = {name for name in stored_names() if name.startswith(("segments/", "catalog/"))}
     assert found == needed
     done = publish(bank, URL, keep=1)
     assert done.removed_files and not done.is_new
     assert everything(opened(tmp_path)) == everything(bank)
-    with pytest.raises(ValueError, match="at least one version is kept"):
+    with pytest.raises(ValueError, match="at least one edition is kept"):
         publish(bank, URL, keep=0)
 
 
 def test_what_others_keep_there_stays_and_what_an_interrupted_upload_left_goes(bank: MemoryBank) -> None:
-    others = ["README.md", "segments/notes.txt", "versions/1.json", "catalog/x/y.block", "other/latest.json"]
+    others = ["README.md", "segments/notes.txt", "editions/1.json", "catalog/x/y.block", "other/latest.json"]
     left = [f"segments/{'0' * 64}.content.safetensors", f"catalog/{'1' * 64}.block", "segments/.x.0a.partial"]
-    left.append(f"versions/00000000-{'2' * 16}.json")
+    left.append(f"editions/00000000-{'2' * 16}.json")
     for name in [*others, *left]:
         FaultyFileSystem().pipe_file(f"/shelf/notes/{name}", b"x")
     done = publish(bank, URL)
@@ -694,7 +694,7 @@ def test_the_cache_stays_within_its_budget(tmp_path: Path, monkeypatch: pytest.M
         opened(tmp_path / "tight", cache_budget=1000)
     with (
         pytest.raises(BudgetError, match="routing keys take"),
-        opened(tmp_path / "tight", cache_budget=latest_version().catalog_bytes + 10).snapshot(),
+        opened(tmp_path / "tight", cache_budget=latest_edition().catalog_bytes + 10).snapshot(),
     ):
         pass
     monkeypatch.setenv("MEMSPAN_CACHE_BUDGET", "a lot")
@@ -750,7 +750,7 @@ def test_processes_share_a_cache(bank: MemoryBank, tmp_path: Path) -> None:
         reader = opened(tmp_path, url)
         pipe.send([(stored.id, keys, content) for stored, keys, content in read_bank(reader)])
         last = pipe.recv()
-        while last not in (found := names(reader)):  # while the other one fetches a version, it is not waited for
+        while last not in (found := names(reader)):  # while the other one fetches a edition, it is not waited for
             pass
         pipe.send(found)
 

@@ -1,13 +1,13 @@
 """A published bank on the machine of a reader: a bank's folder in a cache, which follows what is published.
 
     CACHE/URL/BANK/            names are hashes
-        catalog.sqlite         the catalog of the version that was followed last
-        version.json           that version, as it was published
+        catalog.sqlite         the catalog of the edition that was followed last
+        edition.json           that edition, as it was published
         segments/              files of segments that are read whole: keys in 8 bits, keys of small segments
         pieces.sqlite          parts of the other files
         fetch.lock, readers/   who uses it
 
-A new version becomes the catalog in one transaction, so that snapshots hold, in this process and in others.
+A new edition becomes the catalog in one transaction, so that snapshots hold, in this process and in others.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from memspan.bank.pieces import Pieces
 from memspan.bank.publication import (
     BLOCK_BYTES,
     TRIES,
+    Edition,
     Latest,
     PublishedFile,
-    Version,
     read_blocks,
     read_latest,
     read_pointer,
@@ -52,8 +52,8 @@ from memspan.places import BankPlace, gigabytes
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-"""How long a version that was published may go unnoticed."""
-VERSION_FILE = "version.json"
+"""How long a edition that was published may go unnoticed."""
+EDITION_FILE = "edition.json"
 _INCOMING = "incoming"
 _BLOCKS_AT_ONCE = 32
 
@@ -65,11 +65,11 @@ class Mirror:
         folder: of the bank in the cache.
         store: where it was published.
         pieces: parts of its files.
-        version: what was followed last.
+        edition: what was followed last.
     """
 
     def __init__(self, place: BankPlace) -> None:
-        """Fetch the catalog of the present version, where it is not in the cache.
+        """Fetch the catalog of the present edition, where it is not in the cache.
 
         Raises:
             StoreError: nothing was published there, or it cannot be read and is not in the cache.
@@ -79,15 +79,15 @@ class Mirror:
         self.store, self._budget = Store(place.name), place.most_bytes
         root = place.cache_root / hashlib.sha256(self.store.url.encode()).hexdigest()[:16]
         self._looking, self._next_look, self._problem = threading.Lock(), 0.0, ""
-        self._seen = ""  # sha256 of the version that was followed last
+        self._seen = ""  # sha256 of the edition that was followed last
         try:
             found = read_latest(self.store)
             if found is None:
                 raise StoreError(f"no bank was published at {self.store.url}; publish one: memspan publish BANK URL")
-            self.version, self.folder = found.version, root / found.version.bank
+            self.edition, self.folder = found.edition, root / found.edition.bank
         except StoreError as error:
             found = None
-            self.version, self.folder = _cached(root, error)
+            self.edition, self.folder = _cached(root, error)
         self.pieces = Pieces(self.folder / "pieces.sqlite", lambda: self._room)
         try:
             if not self.folder.exists():
@@ -106,11 +106,11 @@ class Mirror:
         """The error of who would change it."""
         return ReadOnlyBank(
             f"{self.store.url} is a published bank, which is read and not {what}; that is done where it is written "
-            f"({self.version.origin}), and then: memspan publish BANK {self.store.url}"
+            f"({self.edition.origin}), and then: memspan publish BANK {self.store.url}"
         )
 
     def follow(self) -> None:
-        """Look for a new version, unless somebody looked just now, and make it the bank's catalog.
+        """Look for a new edition, unless somebody looked just now, and make it the bank's catalog.
 
         What cannot be read is logged; the bank stays as it is.
 
@@ -132,29 +132,29 @@ class Mirror:
         except (BankError, BudgetError, OSError) as error:
             if not isinstance(error, BankBusy) and str(error) != self._problem:
                 self._problem = str(error)
-                _log.warning("a newer version is not read: %s", error)
+                _log.warning("a newer edition is not read: %s", error)
         finally:
             self._next_look = time.monotonic() + POLL_SECONDS
             self._looking.release()
 
     def _follow(self, latest: Latest, patience: float) -> None:
-        version, file = latest.version, self.folder / VERSION_FILE
-        if version.bank != self.folder.name:
-            raise BankMismatch(f"another bank was published at {self.store.url} ({version.origin}); open it again")
-        self._check_fits(version.catalog_bytes)
+        edition, file = latest.edition, self.folder / EDITION_FILE
+        if edition.bank != self.folder.name:
+            raise BankMismatch(f"another bank was published at {self.store.url} ({edition.origin}); open it again")
+        self._check_fits(edition.catalog_bytes)
         with fetch_lock(self.folder, patience):
             is_there = (self.folder / CATALOG).is_file() and file.is_file()
             is_new = not is_there or file.read_bytes() != latest.data  # else another process has fetched it
             if is_new:
-                self._take(version)
+                self._take(edition)
                 with whole_file(file) as partial:
                     partial.write_bytes(latest.data)
-            self.version, self._seen = version, latest.pointer.sha256
+            self.edition, self._seen = edition, latest.pointer.sha256
             if is_new:
                 self._forget_others()
 
-    def _take(self, version: Version) -> None:
-        """Make the catalog that of a version."""
+    def _take(self, edition: Edition) -> None:
+        """Make the catalog that of a edition."""
         catalog, scratch = self.folder / CATALOG, self.folder / _INCOMING
         shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
         scratch.mkdir()
@@ -167,7 +167,7 @@ class Mirror:
             else:
                 with closing(Database(catalog)) as present:
                     present.copy_to(incoming)
-            self._patch(incoming, version)
+            self._patch(incoming, edition)
             # A new one has a log, where there can be one.
             with closing(Database(partial, schema=" ") if is_first else Database(catalog)) as mirrored:
                 mirrored.become(incoming)
@@ -176,17 +176,17 @@ class Mirror:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _patch(self, path: Path, version: Version) -> None:
-        """Make a file the catalog of a version; blocks that it has are not fetched."""
+    def _patch(self, path: Path, edition: Edition) -> None:
+        """Make a file the catalog of a edition; blocks that it has are not fetched."""
         with path.open("r+b") as file:
-            file.truncate(version.catalog_bytes)
+            file.truncate(edition.catalog_bytes)
             missing = []
-            for at, sha256 in enumerate(version.blocks):
+            for at, sha256 in enumerate(edition.blocks):
                 if hashlib.sha256(file.read(BLOCK_BYTES)).hexdigest() != sha256:
                     missing.append(at)
             for first in range(0, len(missing), _BLOCKS_AT_ONCE):
                 some = missing[first : first + _BLOCKS_AT_ONCE]
-                for at, data in zip(some, read_blocks(self.store, [version.blocks[at] for at in some]), strict=True):
+                for at, data in zip(some, read_blocks(self.store, [edition.blocks[at] for at in some]), strict=True):
                     file.seek(at * BLOCK_BYTES)
                     file.write(data)
 
@@ -197,9 +197,9 @@ class Mirror:
             StoreError: one is missing or damaged, however often it is read.
             BudgetError: together they do not fit into the cache's budget.
         """
-        if any(files.name not in self.version.segments for files in segments):  # another process has followed
-            file = self.folder / VERSION_FILE
-            self.version = Version.parse(file.read_bytes(), str(file))
+        if any(files.name not in self.edition.segments for files in segments):  # another process has followed
+            file = self.folder / EDITION_FILE
+            self.edition = Edition.parse(file.read_bytes(), str(file))
         wanted = {}
         for files in segments:
             whole = self.whole_file(files)
@@ -217,7 +217,7 @@ class Mirror:
 
     def whole_file(self, files: SegmentFiles) -> PublishedFile:
         """What of a segment is read whole: its keys in 8 bits, or else its keys."""
-        known = {file.suffix: file for file in self.version.segments.get(files.name, ())}
+        known = {file.suffix: file for file in self.edition.segments.get(files.name, ())}
         return known.get(COARSE_SUFFIX) or PublishedFile(KEYS_SUFFIX, files.keys_bytes, files.keys_sha256)
 
     def _download(self, file: PublishedFile, path: Path) -> None:
@@ -237,15 +237,15 @@ class Mirror:
         """Forget what is kept of a segment that turned out to be damaged."""
         whole = self.whole_file(files)
         remove(segments_folder(self.folder) / f"{files.name}{whole.suffix}")
-        others = {file.name for name, file in self.version.files() if name != files.name}
+        others = {file.name for name, file in self.edition.files() if name != files.name}
         self.pieces.keep_files(others)
 
     def _forget_others(self) -> None:
         """Remove what is kept of segments that are no more, and what a killed process left."""
         for path in segments_folder(self.folder).iterdir():
-            if segment_of(path) not in self.version.segments or path.name.endswith(PARTIAL_SUFFIX):
+            if segment_of(path) not in self.edition.segments or path.name.endswith(PARTIAL_SUFFIX):
                 remove(path)  # on Windows, unless it is in use
-        self.pieces.keep_files({file.name for _, file in self.version.files()})
+        self.pieces.keep_files({file.name for _, file in self.edition.files()})
 
     def _whole_bytes(self) -> int:
         """What the catalog and the whole files take."""
@@ -265,15 +265,15 @@ class Mirror:
             )
 
 
-def _cached(root: Path, error: StoreError) -> tuple[Version, Path]:
-    """The version in the cache that was followed last, where the store cannot be read now.
+def _cached(root: Path, error: StoreError) -> tuple[Edition, Path]:
+    """The edition in the cache that was followed last, where the store cannot be read now.
 
     Raises:
         StoreError: there is none.
     """
-    files = [path for path in root.glob(f"*/{VERSION_FILE}") if (path.parent / CATALOG).is_file()]
+    files = [path for path in root.glob(f"*/{EDITION_FILE}") if (path.parent / CATALOG).is_file()]
     if not files:
         raise error
     newest = max(files, key=lambda path: path.stat().st_mtime_ns)
-    _log.warning("%s; the version that was read last is opened", error)
-    return Version.parse(newest.read_bytes(), str(newest)), newest.parent
+    _log.warning("%s; the edition that was read last is opened", error)
+    return Edition.parse(newest.read_bytes(), str(newest)), newest.parent

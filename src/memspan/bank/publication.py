@@ -1,12 +1,12 @@
 """What a published bank is made of, and the small files that say so.
 
-    latest.json                            which version is the present one, and its sha256
-    versions/NUMBER-SHA.json               all files of a version, with their sizes and sha256
+    latest.json                            which edition is the present one, and its sha256
+    editions/NUMBER-SHA.json               all files of a edition, with their sizes and sha256
     catalog/SHA256.block                   1 MiB of a copy of the catalog
     segments/SHA256.keys.safetensors ...   files of segments
 
-All but `latest.json` are named by what they hold, and never change. A version is written after all it names, and
-`latest.json` after the version.
+All but `latest.json` are named by what they hold, and never change. A edition is written after all it names, and
+`latest.json` after the edition.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ FORMAT = 1
 BLOCK_BYTES = 2**20
 # How often a file is read again that is not what it should be: it is being replaced, or did not come whole.
 TRIES = 3
-_VERSION_NAME = re.compile(r"versions/(\d{8})-[0-9a-f]{16}\.json")
+_EDITION_NAME = re.compile(r"editions/(\d{8})-[0-9a-f]{16}\.json")
 _OURS = re.compile(
-    r"versions/\d{8}-[0-9a-f]{16}\.json|catalog/[0-9a-f]{64}\.block|"
+    r"editions/\d{8}-[0-9a-f]{16}\.json|catalog/[0-9a-f]{64}\.block|"
     r"segments/[0-9a-f]{64}\.(keys|content|coarse)\.safetensors|"
-    r"(versions|catalog|segments)/\.[^/]+\.partial|\.latest\.json\.[0-9a-f]+\.partial"
+    r"(editions|catalog|segments)/\.[^/]+\.partial|\.latest\.json\.[0-9a-f]+\.partial"
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -52,11 +52,11 @@ class PublishedFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class Edition:
     """A bank as it was when it was published.
 
     Attributes:
-        number: one more than that of the version before.
+        number: one more than that of the edition before.
         bank: which bank this is; its own copy of this name never changes.
         commit: of the bank.
         origin: where the bank is written, for people.
@@ -75,12 +75,12 @@ class Version:
     segments: Mapping[str, tuple[PublishedFile, ...]]
 
     @classmethod
-    def parse(cls, data: bytes, where: str) -> Version:
+    def parse(cls, data: bytes, where: str) -> Edition:
         """Read what `encoded` wrote.
 
         Raises:
             BankError: written by a newer memspan.
-            StoreError: it is no version.
+            StoreError: it is no edition.
         """
         try:
             values = json.loads(data)
@@ -89,11 +89,11 @@ class Version:
             files = {
                 name: tuple(PublishedFile(**file) for file in found) for name, found in values.pop("segments").items()
             }
-            version = cls(**{**values, "blocks": tuple(values["blocks"]), "segments": files})
-            version._check()
+            edition = cls(**{**values, "blocks": tuple(values["blocks"]), "segments": files})
+            edition._check()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise StoreError(f"{where} is no version of a bank ({error})") from error
-        return version
+            raise StoreError(f"{where} is no edition of a bank ({error})") from error
+        return edition
 
     def _check(self) -> None:
         """
@@ -124,22 +124,22 @@ class Version:
         return ((name, file) for name, files in self.segments.items() for file in files)
 
     def sizes(self) -> dict[str, int]:
-        """Every file that the version needs, by its name under the URL, with its size."""
+        """Every file that the edition needs, by its name under the URL, with its size."""
         sizes = [min(BLOCK_BYTES, self.catalog_bytes - at * BLOCK_BYTES) for at in range(len(self.blocks))]
         return {
             **{block_name(sha256): size for sha256, size in zip(self.blocks, sizes, strict=True)},
             **{file.name: file.bytes for _, file in self.files()},
         }
 
-    def same_content(self, other: Version) -> bool:
+    def same_content(self, other: Edition) -> bool:
         return self.blocks == other.blocks and dict(self.segments) == dict(other.segments)
 
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """What `latest.json` says: the version's file under the URL, and its sha256."""
+    """What `latest.json` says: the edition's file under the URL, and its sha256."""
 
-    version: str
+    edition: str
     sha256: str
 
     def encoded(self) -> bytes:
@@ -147,9 +147,9 @@ class Pointer:
 
     @classmethod
     def to(cls, number: int, data: bytes) -> Pointer:
-        """To a version, by its number and its file."""
+        """To a edition, by its number and its file."""
         sha256 = hashlib.sha256(data).hexdigest()
-        return cls(f"versions/{number:08d}-{sha256[:16]}.json", sha256)
+        return cls(f"editions/{number:08d}-{sha256[:16]}.json", sha256)
 
 
 def block_name(sha256: str) -> str:
@@ -157,9 +157,9 @@ def block_name(sha256: str) -> str:
     return f"catalog/{sha256}.block"
 
 
-def version_number(name: str) -> int | None:
-    """The number of a version, by the name of its file; None of other files."""
-    found = _VERSION_NAME.fullmatch(name)
+def edition_number(name: str) -> int | None:
+    """The number of a edition, by the name of its file; None of other files."""
+    found = _EDITION_NAME.fullmatch(name)
     return int(found[1]) if found else None
 
 
@@ -169,7 +169,7 @@ def is_ours(name: str) -> bool:
 
 
 def read_pointer(store: Store) -> Pointer | None:
-    """Which version is the present one; None where nothing was published.
+    """Which edition is the present one; None where nothing was published.
 
     Raises:
         BankError: written by a newer memspan.
@@ -185,37 +185,37 @@ def read_pointer(store: Store) -> Pointer | None:
             if values.pop("format") != FORMAT:
                 raise BankError(f"{store.url} was published by a newer memspan; update memspan")
             pointer = Pointer(**values)
-            if version_number(pointer.version) is not None and _SHA256.fullmatch(pointer.sha256):
+            if edition_number(pointer.edition) is not None and _SHA256.fullmatch(pointer.sha256):
                 return pointer
-            problem = "it names no version"
+            problem = "it names no edition"
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             problem = str(error)
     raise StoreError(f"{store.url}/{LATEST} is damaged ({problem}); publish the bank again")
 
 
 class Latest(NamedTuple):
-    """The present version of a published bank, and its file."""
+    """The present edition of a published bank, and its file."""
 
     pointer: Pointer
-    version: Version
+    edition: Edition
     data: bytes
 
 
 def read_latest(store: Store) -> Latest | None:
-    """The present version; None where nothing was published. Errors as of `read_pointer`, also of its version."""
+    """The present edition; None where nothing was published. Errors as of `read_pointer`, also of its edition."""
     name = problem = ""
     for _ in range(TRIES):
         pointer = read_pointer(store)
         if pointer is None:
             return None
-        name = pointer.version
+        name = pointer.edition
         (data,) = store.read([name])
         if data is None:
             problem = "is missing"
         elif hashlib.sha256(data).hexdigest() != pointer.sha256:
             problem = "is damaged"
         else:
-            return Latest(pointer, Version.parse(data, f"{store.url}/{pointer.version}"), data)
+            return Latest(pointer, Edition.parse(data, f"{store.url}/{pointer.edition}"), data)
     raise StoreError(f"{store.url}/{LATEST} names {name}, which {problem}; publish the bank again")
 
 

@@ -18,13 +18,13 @@ from memspan.bank.ledger import forget_disk
 from memspan.bank.locks import publish_lock
 from memspan.bank.publication import (
     BLOCK_BYTES,
+    Edition,
     Pointer,
     PublishedFile,
-    Version,
     block_name,
+    edition_number,
     is_ours,
     read_latest,
-    version_number,
 )
 from memspan.bank.remembered import bank_id
 from memspan.bank.store import Store
@@ -32,8 +32,8 @@ from memspan.bank.texts import PATIENCE, TextBank
 from memspan.errors import BankError, BankMismatch, StoreError
 from memspan.files import CATALOG, LATEST, file_sha256
 
-KEPT_VERSIONS = 5
-"""Versions that stay at a URL: a reader may be in the middle of one."""
+KEPT_EDITIONS = 5
+"""Editions that stay at a URL: a reader may be in the middle of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,14 @@ class Publication:
 
     Attributes:
         url: where.
-        version, commit: what is the present version there now, and the bank's commit that it is.
+        edition, commit: what is the present edition there now, and the bank's commit that it is.
         is_new: False where the same was published before.
         uploaded_files, uploaded_bytes: what was not there.
-        removed_files: of versions that are not kept, and of attempts that were interrupted.
+        removed_files: of editions that are not kept, and of attempts that were interrupted.
     """
 
     url: str
-    version: int
+    edition: int
     commit: int
     is_new: bool
     uploaded_files: int
@@ -58,16 +58,16 @@ class Publication:
 
 
 def publish(
-    bank: TextBank, url: str, keep: int = KEPT_VERSIONS, progress: Callable[[int, int], None] = lambda done, total: None
+    bank: TextBank, url: str, keep: int = KEPT_EDITIONS, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Publication:
-    """Make what a bank holds now the present version at a URL. Writers may go on meanwhile.
+    """Make what a bank holds now the present edition at a URL. Writers may go on meanwhile.
 
-    Only what is not there is uploaded. Readers see this version or the one before, whenever this ends. What is deleted
+    Only what is not there is uploaded. Readers see this edition or the one before, whenever this ends. What is deleted
     and not erased is published as it is stored; `compact --secure` erases it.
 
     Args:
         url: a folder, or whatever fsspec knows: file://, s3://, gs://, ...
-        keep: versions that stay there.
+        keep: editions that stay there.
         progress: given the bytes that are uploaded, and those that have to be.
 
     Raises:
@@ -78,7 +78,7 @@ def publish(
         BankError: a file of the bank is damaged.
     """
     if keep < 1:
-        raise ValueError(f"at least one version is kept, not {keep}")
+        raise ValueError(f"at least one edition is kept, not {keep}")
     bank.check_owned("published")
     store = Store(url)
     if store.is_in(bank.folder):
@@ -89,26 +89,26 @@ def publish(
                 pass  # it is of the present format then
         identity = bank_id(bank.catalog)
         latest = read_latest(store)
-        before = None if latest is None else latest.version
+        before = None if latest is None else latest.edition
         with bank.pinned_catalog() as catalog:  # no file that it names is unlinked meanwhile
             check_follows(before, identity, catalog.commits(), store.url)
             copy = _copied(catalog, Path(scratch))
-            version = _version(bank, catalog, copy, identity, before)
-            is_new = before is None or not version.same_content(before)
-            version = version if is_new or before is None else before
-            uploader = _Uploader(store, bank.folder, copy, version, progress)
+            edition = _edition(bank, catalog, copy, identity, before)
+            is_new = before is None or not edition.same_content(before)
+            edition = edition if is_new or before is None else before
+            uploader = _Uploader(store, bank.folder, copy, edition, progress)
             uploader.run()
         if is_new:
-            pointer = _write_version(store, version, identity)
+            pointer = _write_edition(store, edition, identity)
         else:
             assert latest is not None
             pointer = latest.pointer
         removed = _prune(store, pointer, keep)
     done = (uploader.num_files, uploader.num_bytes, removed)
-    return Publication(store.url, version.number, version.commit, is_new, *done)
+    return Publication(store.url, edition.number, edition.commit, is_new, *done)
 
 
-def check_follows(before: Version | None, identity: str, commit: int, url: str) -> None:
+def check_follows(before: Edition | None, identity: str, commit: int, url: str) -> None:
     """
     Raises:
         BankMismatch: this bank cannot take the place of what is published.
@@ -132,8 +132,8 @@ def _copied(catalog: Catalog, folder: Path) -> Path:
     return path
 
 
-def _version(bank: TextBank, catalog: Catalog, copy: Path, identity: str, before: Version | None) -> Version:
-    return Version(
+def _edition(bank: TextBank, catalog: Catalog, copy: Path, identity: str, before: Edition | None) -> Edition:
+    return Edition(
         number=1 if before is None else before.number + 1,
         bank=identity,
         commit=catalog.commits(),
@@ -147,7 +147,7 @@ def _version(bank: TextBank, catalog: Catalog, copy: Path, identity: str, before
     )
 
 
-def _published_files(folder: Path, files: SegmentFiles, before: Version | None) -> tuple[PublishedFile, ...]:
+def _published_files(folder: Path, files: SegmentFiles, before: Edition | None) -> tuple[PublishedFile, ...]:
     """What is published of a segment. Its keys in 8 bits, which the catalog does not know, are read for their sha256
     unless they were published before."""
     found = [
@@ -170,18 +170,18 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 class _Uploader:
-    """Uploads what a version needs and the store does not have."""
+    """Uploads what a edition needs and the store does not have."""
 
     def __init__(
-        self, store: Store, folder: Path, catalog: Path, version: Version, progress: Callable[[int, int], None]
+        self, store: Store, folder: Path, catalog: Path, edition: Edition, progress: Callable[[int, int], None]
     ) -> None:
-        self._store, self._folder, self._catalog, self._version = store, folder, catalog, version
+        self._store, self._folder, self._catalog, self._edition = store, folder, catalog, edition
         self._progress = progress
         self.num_files = self.num_bytes = 0
 
     def run(self) -> None:
         there = self._store.sizes()
-        missing = {name: size for name, size in self._version.sizes().items() if there.get(name) != size}
+        missing = {name: size for name, size in self._edition.sizes().items() if there.get(name) != size}
         total = sum(missing.values())
         for name, data in self._files(missing):
             self._store.write(name, data)
@@ -191,11 +191,11 @@ class _Uploader:
 
     def _files(self, missing: Mapping[str, int]) -> Iterator[tuple[str, bytes | Path]]:
         left = set(missing)
-        for segment, file in self._version.files():
+        for segment, file in self._edition.files():
             if file.name in left:
                 left.remove(file.name)
                 yield file.name, self._sound(segments_folder(self._folder) / f"{segment}{file.suffix}", file.sha256)
-        for block, sha256 in zip(_blocks(self._catalog), self._version.blocks, strict=True):
+        for block, sha256 in zip(_blocks(self._catalog), self._edition.blocks, strict=True):
             if block_name(sha256) in left:
                 left.remove(block_name(sha256))
                 yield block_name(sha256), block
@@ -214,38 +214,38 @@ class _Uploader:
         raise BankError(f"the bank's file {path} {problem}; mend the bank with: memspan verify BANK --repair")
 
 
-def _write_version(store: Store, version: Version, identity: str) -> Pointer:
-    """Write the version, and have `latest.json` name it.
+def _write_edition(store: Store, edition: Edition, identity: str) -> Pointer:
+    """Write the edition, and have `latest.json` name it.
 
     Raises:
         BankMismatch: another machine has published meanwhile what this may not replace.
         StoreError: something that it names was removed meanwhile.
     """
-    data = version.encoded()
-    pointer = Pointer.to(version.number, data)
-    store.write(pointer.version, data)
+    data = edition.encoded()
+    pointer = Pointer.to(edition.number, data)
+    store.write(pointer.edition, data)
     there = store.sizes()
-    gone = [name for name, size in version.sizes().items() if there.get(name) != size]
+    gone = [name for name, size in edition.sizes().items() if there.get(name) != size]
     if gone:
-        store.remove([pointer.version])
+        store.remove([pointer.edition])
         raise StoreError(f"{store.url}/{gone[0]} was removed while the bank was published; publish it again")
     latest = read_latest(store)
-    check_follows(None if latest is None else latest.version, identity, version.commit, store.url)
+    check_follows(None if latest is None else latest.edition, identity, edition.commit, store.url)
     store.write(LATEST, pointer.encoded())
     return pointer
 
 
 def _prune(store: Store, latest: Pointer, keep: int) -> int:
-    """Remove all but the last versions and what they need. A version goes before what it names."""
+    """Remove all but the last editions and what they need. A edition goes before what it names."""
     there = store.sizes()
-    names = sorted((number, name) for name in there if (number := version_number(name)) is not None)
-    kept = {latest.version, *(name for _, name in names[-keep:])}
+    names = sorted((number, name) for name in there if (number := edition_number(name)) is not None)
+    kept = {latest.edition, *(name for _, name in names[-keep:])}
     needed = set(kept)
     for name, data in zip(sorted(kept), store.read(sorted(kept)), strict=True):
         try:
-            needed |= Version.parse(data or b"", f"{store.url}/{name}").sizes().keys()
+            needed |= Edition.parse(data or b"", f"{store.url}/{name}").sizes().keys()
         except StoreError:  # it did not come whole, and nobody can read it
             needed.discard(name)
     unneeded = [name for name in there if is_ours(name) and name not in needed]
-    store.remove(sorted(unneeded, key=lambda name: (version_number(name) is None, name)))
+    store.remove(sorted(unneeded, key=lambda name: (edition_number(name) is None, name)))
     return len(unneeded)

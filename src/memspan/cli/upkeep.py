@@ -164,7 +164,7 @@ def changes(
 def publish(
     bank: BankArgument,
     url: Annotated[str, typer.Argument(help="A folder, or a URL that fsspec knows: s3://bucket/notes, gs://, ...")],
-    keep: Annotated[int, typer.Option(help="Versions that stay there, for readers in the middle of one.")] = 5,
+    keep: Annotated[int, typer.Option(help="Editions that stay there, for readers in the middle of one.")] = 5,
     as_json: JsonOption = False,
 ) -> None:
     """Publish what a bank holds now, for readers on other machines. Only what is not there is uploaded."""
