@@ -124,7 +124,7 @@ class Mirror:
             if found is None or found.sha256 != self._seen:
                 latest = read_latest(self.store)
                 if latest is None:
-                    raise StoreError(f"what was published at {self.store.url} is gone")
+                    raise StoreError(f"the published bank is gone from {self.store.url}")
                 self._follow(latest, patience=0.0)
             self._problem = ""
         except BankMismatch:

@@ -135,7 +135,7 @@ class TextBank:
 
     @property
     def place(self) -> str:
-        """What the bank is called in messages and commands: its folder, or its URL."""
+        """The bank's folder or URL, for messages and commands."""
         return str(self.folder) if self._mirror is None else self._mirror.store.url
 
     @property

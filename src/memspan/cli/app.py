@@ -28,23 +28,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-BankArgument = Annotated[
-    BankPlace, typer.Argument(parser=BankPlace.of, metavar="BANK", help="Folder of the memory bank.")
-]
-ReadBankArgument = Annotated[
-    BankPlace,
-    typer.Argument(
-        parser=BankPlace.of, metavar="BANK", help="Folder of the memory bank, or the URL where it was published."
-    ),
-]
+_URL = "Folder of the memory bank, or the URL where it was published."
 CacheOption = Annotated[
     Path | None,
-    typer.Option("--cache", envvar="MEMSPAN_CACHE", help="Of a URL: folder for what is fetched of the bank."),
+    typer.Option(
+        "--cache",
+        envvar="MEMSPAN_CACHE",
+        help="Of a URL: folder for fetched files. Default: memspan in the user's cache folder.",
+    ),
 ]
 CacheBudgetOption = Annotated[
     str | None,
     typer.Option(
-        "--cache-budget", envvar="MEMSPAN_CACHE_BUDGET", help="Of a URL: what a bank may take there, as 10GB."
+        "--cache-budget", envvar="MEMSPAN_CACHE_BUDGET", help="Of a URL: bytes that a bank may take there, as 10GB."
     ),
 ]
 InstalledOption = Annotated[
@@ -173,8 +169,26 @@ class OptionGroup:
     make: Callable[..., Any]
 
 
-def _cached(bank: ReadBankArgument, cache: CacheOption = None, cache_budget: CacheBudgetOption = None) -> BankPlace:
+def _bank(bank: Annotated[str, typer.Argument(help="Folder of the memory bank.")]) -> BankPlace:
+    return BankPlace.of(bank)
+
+
+def _read(bank: Annotated[str, typer.Argument(help=_URL)]) -> BankPlace:
+    return BankPlace.of(bank)
+
+
+def _cached(
+    bank: Annotated[str, typer.Argument(help=_URL)],
+    cache: CacheOption = None,
+    cache_budget: CacheBudgetOption = None,
+) -> BankPlace:
     return BankPlace.of(bank, cache, cache_budget)
+
+
+def _bank_or_model(
+    path: Annotated[str, typer.Argument(help="Folder of a bank or of an MSA checkpoint, or the URL of a bank.")],
+) -> BankPlace:
+    return BankPlace.of(path)
 
 
 def _model(
@@ -220,7 +234,10 @@ def _answerer(
     return AnswererChoice(answer_with, answer_model, answer_context)
 
 
+BankArgument = Annotated[BankPlace, OptionGroup(_bank)]
+ReadBankArgument = Annotated[BankPlace, OptionGroup(_read)]
 CachedBank = Annotated[BankPlace, OptionGroup(_cached)]
+BankOrModel = Annotated[BankPlace, OptionGroup(_bank_or_model)]
 Model = Annotated[ModelChoice, OptionGroup(_model)]
 OtherModel = Annotated[AnswererChoice, OptionGroup(_answerer)]
 ScopeOptions = Annotated[ScopeChoice, OptionGroup(_scope)]

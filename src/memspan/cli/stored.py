@@ -16,6 +16,7 @@ import typer
 from memspan.cli import render
 from memspan.cli.app import (
     BankArgument,
+    BankOrModel,
     BudgetOption,
     CachedBank,
     ExpiryOptions,
@@ -163,14 +164,7 @@ def _list_stale(bank: BankPlace, namespace: str, as_json: bool) -> None:
 
 @command
 def info(
-    place: Annotated[
-        BankPlace,
-        typer.Argument(
-            parser=BankPlace.of,
-            metavar="PATH",
-            help="Folder of a bank or of an MSA checkpoint, or the URL where a bank was published.",
-        ),
-    ],
+    place: BankOrModel,
     as_json: JsonOption = False,
 ) -> None:
     """Describe a bank or a checkpoint."""

@@ -167,7 +167,7 @@ def publish(
     keep: Annotated[int, typer.Option(help="Editions that stay there, for readers in the middle of one.")] = 5,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish what a bank holds now, for readers on other machines. Only what is not there is uploaded."""
+    """Publish the present state of a bank at a URL, for readers on other machines. Uploads only missing files."""
     from memspan.bank.publish import publish
 
     with open_texts(bank) as opened, render.CountProgress("bytes uploaded") as progress:
