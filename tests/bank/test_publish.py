@@ -23,7 +23,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.publication import Edition, read_latest
 from memspan.bank.publish import Publication, publish
 from memspan.bank.store import Store
-from memspan.bank.texts import Changes, TextBank
+from memspan.bank.texts import DocumentUpdate, TextBank
 from memspan.errors import (
     BankBusy,
     BankError,
@@ -538,7 +538,7 @@ def test_of_publishers_at_once_each_gives_a_whole_edition_or_a_named_error(bank:
     def run(one: TextBank, number: int) -> None:
         for turn in range(4):
             try:
-                one.update("heron", Changes(metadata={f"by {number}": turn}))
+                one.update("heron", DocumentUpdate(metadata={f"by {number}": turn}))
                 results.append(publish(one, URL))
             except MemspanError as error:
                 results.append(error)
@@ -653,7 +653,7 @@ def test_a_published_bank_is_not_changed_and_says_where_it_is(bank: MemoryBank, 
     reader = opened(tmp_path)
     changes: list[Callable[[], Any]] = [
         lambda: reader.delete(["otter"]),
-        lambda: reader.update("otter", Changes(title="x")),
+        lambda: reader.update("otter", DocumentUpdate(title="x")),
         lambda: reader.compact(),
         lambda: reader.reindex(),
         lambda: reader.writer().__enter__(),

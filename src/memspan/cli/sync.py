@@ -77,6 +77,8 @@ def _plan(bank: BankPlace, paths: list[Path], namespace: str, root: str | None, 
 
     with ExitStack() as stack:
         opened = stack.enter_context(open_texts(bank)) if TextBank.exists(bank) else None
+        if opened is not None:
+            opened.check_owned("changed")
         catalog = None if opened is None else stack.enter_context(opened.pinned_catalog())
         return Sync(opened, namespace, paths, catalog, root, options).plan
 
