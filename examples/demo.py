@@ -22,6 +22,7 @@ from memspan.text.corpus import read_paths
 from memspan.text.installed import installed_packages
 
 HERE = Path(__file__).parent
+QUESTIONS = (HERE / "questions.jsonl", HERE / "package_questions.jsonl")
 SHOWN = 3
 
 
@@ -38,7 +39,7 @@ class Question:
         return any(answer.lower() in text.lower() for answer in self.answers)
 
 
-def read_questions(paths: Sequence[Path]) -> Iterator[Question]:
+def read_questions(paths: Sequence[Path] = QUESTIONS) -> Iterator[Question]:
     for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines():
             values = json.loads(line)
@@ -68,9 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bank", type=Path, default=None, help="folder of the bank; kept, reused")
     parser.add_argument("--model", default=DEFAULT_SOURCE, help="a checkpoint folder, or the name of a known backbone")
-    parser.add_argument(
-        "--questions", type=Path, nargs="+", default=[HERE / "questions.jsonl", HERE / "package_questions.jsonl"]
-    )
+    parser.add_argument("--questions", type=Path, nargs="+", default=QUESTIONS, help="files of questions")
     arguments = parser.parse_args()
     bank = arguments.bank or Path(".memspan") / f"demo-{Path(arguments.model).name}"
     logging.disable_progress_bar()

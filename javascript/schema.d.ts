@@ -544,7 +544,7 @@ export interface components {
         ChatRequest: {
             /** @example memspan/notes */
             model: string;
-            messages: components["schemas"]["Message"][];
+            messages: components["schemas"]["MessageIn"][];
             /** @default false */
             stream?: boolean | null;
             stream_options?: components["schemas"]["StreamOptions"] | null;
@@ -817,7 +817,7 @@ export interface components {
             pinned: boolean;
         };
         /** @description A message of a conversation. What another server's answer has beside its text is read over. */
-        Message: {
+        MessageIn: {
             /** @enum {string} */
             role: "system" | "developer" | "user" | "assistant" | "tool" | "function";
             content?: string | components["schemas"]["TextPart"][] | null;

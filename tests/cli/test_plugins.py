@@ -180,7 +180,7 @@ def test_a_file_format_of_another_package_is_read(tmp_path: Path) -> None:
     assert [item["text"] for item in found] == ["THE OTTER OF OSLO"]
     assert "shout" in memspan("add", "--help").out
     with pytest.raises(
-        PluginError, match=r"'bare' lacks the class OneText; give it what .*OneText or .*Records or .*Several has"
+        PluginError, match=r"'bare' lacks the class OneText; give it what .*OneText or .*ContainerReader has"
     ):
         FORMATS.register("bare", lambda path: path.read_text())  # type: ignore[arg-type]
 

@@ -89,7 +89,7 @@ _Content = Annotated[
 _NO_AUDIO = "a memory model hears and speaks nothing; send text"
 
 
-class Message(Strict):
+class MessageIn(Strict):
     """A message of a conversation. What another server's answer has beside its text is read over."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -150,7 +150,7 @@ class ChatRequest(Body):
     """OpenAI's request. What a memory model cannot do is refused by name; what changes no answer is taken."""
 
     model: str = Field(max_length=300, examples=["memspan/notes"])
-    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: list[MessageIn] = Field(min_length=1, max_length=MOST_MESSAGES)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: _Tokens = None
