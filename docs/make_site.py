@@ -62,5 +62,7 @@ def with_moved_links(source: Path, text: str) -> str:
 if __name__ == "__main__":
     shutil.rmtree(PAGES, ignore_errors=True)
     write_pages(PAGES)
-    zensical = Path(sysconfig.get_path("scripts"), "zensical")
+    zensical = shutil.which("zensical", path=sysconfig.get_path("scripts"))
+    if zensical is None:
+        raise SystemExit("this needs zensical: pip install '.[docs]'")
     subprocess.run([zensical, "build", "--strict", "--clean", "--config-file", "mkdocs.yml"], check=True, cwd=ROOT)
