@@ -6,6 +6,10 @@ until the client reads it.
 
 python benchmarks/serve.py [--json FILE]                   # throughput, a few minutes
 python benchmarks/serve.py --soak --seconds 300            # the long run, then throughput: `make soak`
+python benchmarks/serve.py --answer-with fake --seconds 300  # the long run alone, with another model that answers
+
+The fake model is a server of the tests. It writes a few words, calls a tool where it is given some, and refuses one
+request in 16 for now (429), which the server under test must repeat.
 
 The server is a process of its own, as `memspan serve` starts it; its memory is read from /proc (Linux).
 """
@@ -28,7 +32,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import httpx2 as httpx
@@ -36,6 +40,8 @@ import psutil
 from plots import add_json, write_json
 
 NOTES = Path(__file__).parents[1] / "examples" / "notes"
+TESTS = Path(__file__).parents[1] / "tests"
+HANGS_AFTER = 60.0
 QUESTIONS = (
     "What is the name of Owen Pritchard's sheepdog?",
     "In which town is the newest warehouse?",
@@ -43,6 +49,7 @@ QUESTIONS = (
     "How many years of warranty does Brindlecomb give?",
     "What kind of battery does the Amber scale have?",
 )
+CLOCK = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}
 STORY = "Tell me a long story about a beekeeper and her dog."
 
 
@@ -100,6 +107,8 @@ async def ask(http: httpx.AsyncClient, load: Load, client: int, body: dict[str, 
         return
     load.seconds.setdefault(client, []).append(time.perf_counter() - started)
     answer = response.json()
+    if "tools" in body and answer["choices"][0]["finish_reason"] != "tool_calls":
+        load.errors.append(f"no tool was called: {response.text[:200]}")
     load.tokens += answer["usage"]["completion_tokens"]
     load.preparing += prepared(answer["memspan"]["timings"])
     load.writing += answer["memspan"]["timings"]["decode"]
@@ -150,11 +159,14 @@ async def change(http: httpx.AsyncClient, load: Load, client: int) -> None:
     load.done["changed"] += 1
 
 
-async def mixed_client(http: httpx.AsyncClient, load: Load, client: int, rounds: Iterator[int], tokens: int) -> None:
+async def mixed_client(
+    http: httpx.AsyncClient, load: Load, client: int, rounds: Iterator[int], tokens: int, tools: bool = False
+) -> None:
     """One client of the long run: it mostly asks, sometimes goes away, sometimes changes something."""
     chance = random.Random(client)
     for number in rounds:
-        body = chat(number * 1000 + client, max_tokens=tokens, memspan={"max_documents": 2})
+        more = {"tools": [CLOCK]} if tools and not number % 4 else {}
+        body = chat(number * 1000 + client, max_tokens=tokens, memspan={"max_documents": 2}, **more)
         draw = chance.random()
         try:
             if draw < 0.1:
@@ -167,8 +179,22 @@ async def mixed_client(http: httpx.AsyncClient, load: Load, client: int, rounds:
             load.errors.append(repr(error))
 
 
-async def run_mixed(address: str, clients: int, tokens: int, *, seconds: float = 0.0, rounds: int = 0) -> Load:
-    """Clients at once, for so many seconds, or so many rounds each."""
+async def run_mixed(
+    address: str,
+    clients: int,
+    tokens: int,
+    *,
+    seconds: float = 0.0,
+    rounds: int = 0,
+    tools: bool = False,
+    patience: float = 600.0,
+) -> Load:
+    """Clients at once, for so many seconds, or so many rounds each.
+
+    Args:
+        tools: every fourth question has a tool, which must be called.
+        patience: seconds without a byte that are an error.
+    """
     load, until = Load(), time.monotonic() + seconds
 
     def numbers() -> Iterator[int]:
@@ -178,15 +204,15 @@ async def run_mixed(address: str, clients: int, tokens: int, *, seconds: float =
             else itertools.takewhile(lambda _: time.monotonic() < until, itertools.count())
         )
 
-    async with connections(address, clients) as http:
-        await asyncio.gather(*(mixed_client(http, load, client, numbers(), tokens) for client in range(clients)))
+    async with connections(address, clients, patience) as http:
+        await asyncio.gather(*(mixed_client(http, load, client, numbers(), tokens, tools) for client in range(clients)))
     return load
 
 
 @contextlib.asynccontextmanager
-async def connections(address: str, clients: int) -> AsyncIterator[httpx.AsyncClient]:
+async def connections(address: str, clients: int, patience: float = 600.0) -> AsyncIterator[httpx.AsyncClient]:
     limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=address, timeout=patience, limits=limits) as http:
         yield http
 
 
@@ -279,7 +305,38 @@ async def first_tokens(address: str, count: int) -> dict[str, float]:
     return {"median": round(median(late), 1), "most": round(max(late), 1)}
 
 
-def soak(pid: int, address: str, clients: int, seconds: float) -> bool:
+@contextlib.contextmanager
+def fake_model() -> Iterator[str]:
+    """The address of another model that answers; see the top."""
+    sys.path.insert(0, str(TESTS))
+    import chat_server
+
+    number, once = itertools.count(), threading.Lock()
+    pieces = ("The newest ", "warehouse is ", "in Rome ", "[1]. ", "It is large.")
+
+    def play(handler: chat_server.Handler, body: dict[str, Any]) -> None:
+        with once:
+            place = next(number)
+        if place % 16 == 15:
+            return handler.refuse(429, {"error": {"message": "not now"}}, Retry_After="0")
+        if body.get("tools"):
+            call = {"index": 0, "id": f"c{place}", "type": "function"}
+            call["function"] = {"name": body["tools"][0]["function"]["name"], "arguments": "{}"}
+            return chat_server.calls(call)(handler, body)
+        handler.begin()
+        for piece in pieces:
+            time.sleep(0.02)
+            handler.piece(piece)
+        handler.piece(None, "stop")
+        handler.send({"choices": [], "usage": chat_server.USAGE})
+        return handler.send("[DONE]")
+
+    with chat_server.chat_server() as served:
+        served.plays = [play]
+        yield served.url
+
+
+def soak(pid: int, address: str, clients: int, seconds: float, tools: bool = False) -> bool:
     """The long run; prints what it met. Returns whether everything was as it should be."""
     start, sizes = resident_mb(pid), []
     stop = threading.Event()
@@ -290,7 +347,8 @@ def soak(pid: int, address: str, clients: int, seconds: float) -> bool:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    load = asyncio.run(run_mixed(address, clients, 24, seconds=seconds))
+    patience = HANGS_AFTER if tools else 600.0
+    load = asyncio.run(run_mixed(address, clients, 24, seconds=seconds, tools=tools, patience=patience))
     stop.set()
     watcher.join()
     with httpx.Client(base_url=address) as http:
@@ -305,7 +363,8 @@ def soak(pid: int, address: str, clients: int, seconds: float) -> bool:
     print(f"errors: {len(load.errors)} {load.errors[:5] or ''}")
     print(f"answers of a client: {min(counts)} to {max(counts)}, median {median(counts)}")
     if taken:
-        print(f"seconds of an answer: median {median(taken):.1f}, longest {max(taken):.1f}")
+        late = quantiles(taken, n=20)[-1] if len(taken) > 1 else taken[0]
+        print(f"seconds of an answer: p50 {median(taken):.2f}, p95 {late:.2f}, longest {max(taken):.2f}")
     print(
         f"memory: {start:.0f} MB at the start, {before:.0f} MB after the first third, {after:.0f} MB at the end "
         f"({after / before - 1:+.1%} since), most {max(sizes):.0f} MB"
@@ -319,6 +378,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="MSA checkpoint; default: SmolLM2")
     parser.add_argument("--soak", action="store_true")
+    parser.add_argument("--answer-with", choices=["fake"], help="the long run alone, with another model that answers")
     parser.add_argument("--clients", type=int, default=32, help="of the long run")
     parser.add_argument("--seconds", type=float, default=300.0, help="of the long run")
     parser.add_argument("--requests", type=int, default=2, help="of each client, for throughput")
@@ -327,6 +387,11 @@ def main() -> int:
     add_json(parser)
     given = parser.parse_args()
     workers = ("--workers", str(given.workers))
+    if given.answer_with:
+        with tempfile.TemporaryDirectory() as folder, fake_model() as url:
+            other = ("--answer-with", url, "--answer-model", "fake", "--answer-context", "8192")
+            with server(given.model, Path(folder), *workers, *other) as (pid, address):
+                return int(not soak(pid, address, given.clients, given.seconds, tools=True))
     with tempfile.TemporaryDirectory() as folder, server(given.model, Path(folder), *workers) as (pid, address):
         good = not given.soak or soak(pid, address, given.clients, given.seconds)
         figures = measure(pid, address, given.requests, given.repeats)

@@ -407,15 +407,29 @@ export interface components {
             type?: "url_citation";
             url_citation: components["schemas"]["UrlCitation"];
         };
+        /** @description How the answer is to be written, passed on to another model as it is. */
+        AnswerFormat: {
+            /** @enum {string} */
+            type: "text" | "json_object" | "json_schema";
+            json_schema?: {
+                [key: string]: components["schemas"]["JsonValue"];
+            } | null;
+        } & {
+            [key: string]: unknown;
+        };
         AnswerMessage: {
             /**
              * @default assistant
              * @constant
              */
             role?: "assistant";
-            content: string;
+            content: string | null;
             refusal?: null;
             annotations: components["schemas"]["Annotation"][];
+            /** @description Of the request's tools, by another model. */
+            tool_calls: {
+                [key: string]: components["schemas"]["JsonValue"];
+            }[] | null;
         };
         /** @description How to ask; see `memspan ask --help`. */
         AskFields: {
@@ -424,6 +438,8 @@ export interface components {
             /** @description Whose memories. Default: the key's first, or `default`. */
             namespace?: string | null;
             selector?: ("router" | "lexical" | "hybrid" | "generate") | null;
+            /** @description Reranker of the first 10 memories. Default: the server's. */
+            rerank?: ("none" | "model" | "likelihood" | "cross") | null;
             /** @default 5 */
             max_documents?: number;
             rounds?: number | null;
@@ -560,8 +576,14 @@ export interface components {
             /** @description Default, and -1: another one for every answer. */
             seed?: number | null;
             n?: 1 | null;
-            tools?: components["schemas"]["JsonValue"][] | null;
-            tool_choice?: ("none" | "auto") | null;
+            /** @description For another model that answers (`--answer-with`). */
+            tools?: components["schemas"]["Tool"][] | null;
+            /** @description For another model that answers (`--answer-with`). */
+            tool_choice?: ("none" | "auto" | "required") | {
+                [key: string]: components["schemas"]["JsonValue"];
+            } | null;
+            /** @description For another model that answers (`--answer-with`). Else it changes nothing. */
+            parallel_tool_calls?: boolean | null;
             functions?: components["schemas"]["JsonValue"][] | null;
             function_call?: ("none" | "auto") | null;
             web_search_options?: null;
@@ -572,7 +594,8 @@ export interface components {
             } | null;
             frequency_penalty?: number | null;
             presence_penalty?: number | null;
-            response_format?: components["schemas"]["PlainFormat"] | null;
+            /** @description For another model that answers (`--answer-with`). */
+            response_format?: components["schemas"]["AnswerFormat"] | null;
             modalities?: "text"[] | null;
             audio?: null;
             moderation?: null;
@@ -581,8 +604,6 @@ export interface components {
             user?: components["schemas"]["JsonValue"];
             /** @description Taken, and changes nothing. */
             metadata?: components["schemas"]["JsonValue"];
-            /** @description Taken, and changes nothing. */
-            parallel_tool_calls?: components["schemas"]["JsonValue"];
             /** @description Taken, and changes nothing. */
             prediction?: components["schemas"]["JsonValue"];
             /** @description Taken, and changes nothing. */
@@ -614,7 +635,7 @@ export interface components {
             index?: 0;
             message: components["schemas"]["AnswerMessage"];
             /** @enum {string} */
-            finish_reason: "stop" | "length";
+            finish_reason: "stop" | "length" | "tool_calls";
             logprobs?: null;
         };
         /** @description A sentence of the answer, and a document that holds its words, or that none does. */
@@ -864,10 +885,6 @@ export interface components {
             /** @description Of one answer, at most. */
             max_output_tokens: number;
         };
-        PlainFormat: {
-            /** @constant */
-            type: "text";
-        };
         /** @description One look into the memory. */
         RoundOut: {
             number: number;
@@ -883,6 +900,7 @@ export interface components {
             unknown: number;
             repeated: number;
             left_out: number;
+            reranker: string;
             ended: string;
             timings: {
                 [key: string]: number;
@@ -895,6 +913,8 @@ export interface components {
             namespace?: string | null;
             query: string;
             selector?: ("router" | "lexical" | "hybrid") | null;
+            /** @description Reranker of the first 10 memories. Default: the server's. */
+            rerank?: ("none" | "model" | "likelihood" | "cross") | null;
             /** @default 10 */
             limit?: number;
             min_score?: number | null;
@@ -964,6 +984,19 @@ export interface components {
             cache_control?: components["schemas"]["JsonValue"];
             annotations?: components["schemas"]["JsonValue"];
             logprobs?: components["schemas"]["JsonValue"];
+        };
+        /** @description A tool that another model may call, passed on to it as it is. */
+        Tool: {
+            /** @enum {string} */
+            type: "function" | "custom";
+            function?: {
+                [key: string]: components["schemas"]["JsonValue"];
+            } | null;
+            custom?: {
+                [key: string]: components["schemas"]["JsonValue"];
+            } | null;
+        } & {
+            [key: string]: unknown;
         };
         /** @description A tool that another model called, as it stands in the history. */
         ToolCall: {

@@ -85,7 +85,7 @@ class ChatServer:
     @property
     def said(self) -> str:
         """Everything the newest request says to the model."""
-        return "\n".join(message["content"] for message in self.asked[-1]["messages"])
+        return "\n".join(message["content"] or "" for message in self.asked[-1]["messages"])
 
 
 @contextlib.contextmanager
@@ -132,6 +132,23 @@ def call(arguments: Any, name: str = "look_up") -> Play:
     }
     body = {"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": USAGE}
     return lambda handler, _: handler.refuse(200, body)
+
+
+def calls(*deltas: dict[str, Any], text: str = "", finish: str | None = "tool_calls") -> Play:
+    """Calls of tools, streamed in pieces as they are given here."""
+
+    def play(handler: Handler, _: dict[str, Any]) -> None:
+        handler.begin()
+        handler.send({"choices": [{"index": 0, "delta": {"role": "assistant", "content": None}}]})
+        if text:
+            handler.piece(text)
+        for delta in deltas:
+            handler.send({"choices": [{"index": 0, "delta": {"tool_calls": [delta]}}]})
+        handler.piece(None, finish)
+        handler.send({"choices": [], "usage": USAGE})
+        handler.send("[DONE]")
+
+    return play
 
 
 def refuse(status: int, body: Any = None, **headers: str) -> Play:

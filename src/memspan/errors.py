@@ -108,5 +108,9 @@ class AnswererError(MemspanError):
     """Another model, asked for an answer, gave none, or cannot be asked so; the message never holds its key."""
 
 
+class AnswererRefused(AnswererError):
+    """Another model refused what was passed on to it as it was sent: tools, a form of the answer, or calls of tools."""
+
+
 class EvaluationError(MemspanError):
     """A measurement cannot be made, or not be continued, as asked."""

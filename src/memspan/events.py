@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from memspan.types import Answer, Round
 
@@ -30,10 +32,17 @@ class TextWritten:
 
 
 @dataclass(frozen=True, slots=True)
+class CallWritten:
+    """An event: a further piece of a call of a tool, as OpenAI streams it."""
+
+    delta: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """An event, the last one: the whole answer."""
 
     answer: Answer
 
 
-Event = RoundStarted | RoundDone | TextWritten | Done
+Event = RoundStarted | RoundDone | TextWritten | CallWritten | Done

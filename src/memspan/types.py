@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memspan.dates import date_key, normal_date
 
@@ -271,9 +271,11 @@ class Round:
         unknown: ids named of which there is no document in the question's scope.
         repeated: ids named again, in this round or after their text went in. They are passed over.
         left_out: documents chosen for which there was no room, or that were over a limit.
+        reranker: who ranked the first documents anew before the best were chosen; "none": nobody. Scores are those
+            of the selector.
         ended: "more" (another round follows), "enough" (the model said so, or what was named is no document),
             "nothing" (nothing new was found), "room" (no text fits any more), "limit" (of rounds, documents, tokens).
-        timings: seconds by stage: select; for generate prefill and decode. Shared by the questions of a batch.
+        timings: seconds by stage: select, rerank; for generate prefill and decode. Shared by the questions of a batch.
     """
 
     number: int
@@ -289,6 +291,7 @@ class Round:
     unknown: int = 0
     repeated: int = 0
     left_out: int = 0
+    reranker: str = "none"
     ended: str = "more"
     timings: Mapping[str, float] = field(default_factory=dict, compare=False)
 
@@ -326,7 +329,7 @@ class Answer:
             (`answerer`), marks that their documents do not support are taken out.
         evidence: the documents put before it, best first.
         selector: who chose them: router, lexical, hybrid or generate.
-        finish_reason: "stop" (the model ended), "length" (max_new_tokens reached) or "stop_string".
+        finish_reason: "stop" (the model ended), "length" (max_new_tokens reached), "stop_string" or "tool_calls".
         num_prompt_tokens, num_new_tokens: of the active context and of the answer; of another model as its server
             counts them, 0 where it does not say.
         timings: seconds by stage: select, prefill, routing, fetch (of what was routed to), decode. Time to the first
@@ -340,6 +343,7 @@ class Answer:
         citations: every sentence of the text with a document it rests on, or as one that none supports.
         removed_citations: marks of another model that were taken out, because their documents do not support them.
         answerer: the other model that wrote the text; empty: the memory model.
+        tool_calls: what it wants called, as OpenAI writes it, of tools that were passed on to it.
     """
 
     question: str
@@ -358,6 +362,7 @@ class Answer:
     citations: tuple[Citation, ...] = ()
     removed_citations: int = 0
     answerer: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from memspan.config import MSAConfig
 from memspan.errors import MemspanError, PluginError
 from memspan.eval.arms import parse_arm
 from memspan.generate.memory import Memory
+from memspan.generate.rerank import RERANKERS
 from memspan.generate.sampling import Sampling
 from memspan.generate.selectors import SELECTORS, selector_names
 from memspan.model.convert import LoadedModel
@@ -53,6 +54,13 @@ class Halved:
         return x_D
 
 
+class Longest:
+    needs = Needs(model=False)
+
+    def score(self, question, documents, means):
+        return [len(item.text) for item in documents]
+
+
 SHOUTED = OneText(lambda path: Content(path.read_text().upper()))
 """
 POINTS = """
@@ -60,6 +68,10 @@ POINTS = """
 shortest = outside:Shortest
 choosy = outside:Choosy
 broken = outside:Missing
+[memspan.rerankers]
+longest = outside:Longest
+broken = outside:Missing
+unfit = outside:Halved
 [memspan.similarities]
 halved = outside:Halved
 [memspan.formats]
@@ -77,7 +89,7 @@ def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(POINTS)
     monkeypatch.syspath_prepend(folder)
-    for kind in (SELECTORS, SIMILARITIES, FORMATS):
+    for kind in (SELECTORS, RERANKERS, SIMILARITIES, FORMATS):
         monkeypatch.setattr(kind, "_checked", {})
     registry._points.cache_clear()
     yield
@@ -158,6 +170,33 @@ def test_the_server_takes_and_describes_it() -> None:
         for name in ("magic", "dense", "broken"):
             with pytest.raises(ValueError, match=f"selector must be one of router, lexical, hybrid.*, not '{name}'"):
                 schema(selector=name, **({"query": "q"} if ranking else {}))
+
+
+def test_a_reranker_of_another_package_ranks_anew(memory: Memory) -> None:
+    lexical = {"selector": "shortest", "rerank": "longest"}
+    assert [found.external_id for found in memory.search("otter", **lexical)] == ["long", "short"]
+    answer = memory.ask("otter?", max_documents=1, sampling=SHORT, **lexical)
+    assert [item.external_id for item in answer.evidence] == ["long"] and answer.rounds[0].reranker == "longest"
+    for name, told in {"broken": "cannot be imported from outside:Missing", "unfit": "lacks score, needs"}.items():
+        with pytest.raises(PluginError, match=f"the reranker '{name}' {told}"):
+            memory.ask("otter?", rerank=name)
+
+
+def test_commands_and_server_know_a_reranker_of_another_package(bank: Path) -> None:
+    for command in ("ask", "search", "serve", "mcp"):
+        shown = " ".join(memspan(command, "--help").out.replace("│", " ").split())
+        assert "none, model, likelihood, cross, longest" in shown
+    options = ("--selector", "lexical", "--json")
+    plain, anew = (memspan("search", bank, "otter", *options, *more).json for more in ((), ("--rerank", "longest")))
+    assert anew == sorted(plain, key=lambda item: -len(item["text"]))
+    asked = memspan("ask", bank, "otter?", "--rerank", "longest", "--max-new-tokens", 2, "--json").json
+    assert asked["rounds"][0]["reranker"] == "longest"
+    assert parse_arm("bm25@1+longest").rerank == "longest"
+    assert AskFields(rerank="longest").rerank == SearchRequest(query="q", rerank="longest").rerank == "longest"
+    for schema in (AskFields, SearchRequest):
+        assert "longest" in schema.model_json_schema()["properties"]["rerank"]["anyOf"][0]["enum"]
+        with pytest.raises(ValueError, match=r"reranker must be one of none, model, .*longest.*, not 'magic'"):
+            schema(rerank="magic", **({"query": "q"} if schema is SearchRequest else {}))
 
 
 def test_a_similarity_of_another_package_routes(tmp_path: Path) -> None:

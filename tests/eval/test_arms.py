@@ -23,7 +23,7 @@ from memspan.eval.arms import Arm, parse_arm
         ("generate@3+rounds2", Arm("generate@3+rounds2", "generate", 3, True, rounds=2, reroute=True)),
         ("hybrid+rounds", Arm("hybrid@5+rounds", "hybrid", 5, True, rounds=2)),
         ("router-latents+rounds3", Arm("router@5+rounds3-latents", "router", 5, False, rounds=3)),
-        ("bm25@1+rerank", Arm("bm25@1+rerank", "bm25", 1, False, rerank="rerank")),
+        ("bm25@1+rerank", Arm("bm25@1+rerank", "bm25", 1, False, rerank="likelihood")),
         ("dense@10+cross", Arm("dense@10+cross", "dense", 10, False, rerank="cross")),
         ("dense+rounds", Arm("dense@5+rounds", "dense", 5, False, rounds=2)),
         ("hybrid@0+reroute", Arm("hybrid@0+reroute", "hybrid", 0, True, reroute=True)),

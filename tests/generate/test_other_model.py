@@ -19,9 +19,9 @@ from memspan.bank.texts import TextBank
 from memspan.errors import AnswererError, EmptyBank, FilterError, MemspanError, QuestionError
 from memspan.events import Done, RoundDone, TextWritten
 from memspan.generate.answerer import AnswerEnd, Message
-from memspan.generate.chat import answer_messages, document_block, escaped, estimated_tokens, fitted_turns
 from memspan.generate.endpoint import Endpoint
 from memspan.generate.memory import Memory
+from memspan.generate.prompts import answer_messages, document_block, escaped, estimated_tokens, fitted_turns
 from memspan.generate.sampling import Sampling
 from memspan.generate.summarize import SummaryPlan
 from memspan.generate.textual import TextMemory

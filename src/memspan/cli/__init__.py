@@ -40,7 +40,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
 app.command("eval")(evaluate)
 for _command in (judge, report, train, serve, mcp):
-    app.command()(_command)
+    app.command(cls=ListingCommand)(_command)
 app.add_typer(keys, name="keys")
 
 __all__ = ["app"]

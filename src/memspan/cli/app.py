@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from memspan.cli.choices import AnswererChoice, ModelChoice, ReadingChoice, ScopeChoice
+from memspan.cli.choices import AnswererChoice, ModelChoice, ReadingChoice, RerankChoice, ScopeChoice
 from memspan.errors import MemspanError
 from memspan.places import BankPlace
 
@@ -106,6 +106,15 @@ AskSelectorOption = Annotated[
     str | None,
     typer.Option(
         "--selector", help=f"Who chooses documents: {{selectors}} (generate: the model names them). {_DEFAULT}"
+    ),
+]
+RerankOption = Annotated[
+    str | None, typer.Option("--rerank", help="Reranker of the first 10 documents: {rerankers}. Default: none.")
+]
+CrossEncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cross-encoder", envvar="MEMSPAN_CROSS_ENCODER", help="Cross-encoder of --rerank cross: a folder or a name."
     ),
 ]
 IdOption = Annotated[list[int] | None, typer.Option("--id", help="The bank's id of a document; may be repeated.")]
@@ -226,6 +235,10 @@ def _reading(
     return ReadingChoice(format, encoding, text_column, title_column, ocr, ocr_language)
 
 
+def _reranking(rerank: RerankOption = None, cross_encoder: CrossEncoderOption = None) -> RerankChoice:
+    return RerankChoice(rerank, cross_encoder)
+
+
 def _answerer(
     answer_with: AnswerWithOption = None,
     answer_model: AnswerModelOption = None,
@@ -240,6 +253,7 @@ CachedBank = Annotated[BankPlace, OptionGroup(_cached)]
 BankOrModel = Annotated[BankPlace, OptionGroup(_bank_or_model)]
 Model = Annotated[ModelChoice, OptionGroup(_model)]
 OtherModel = Annotated[AnswererChoice, OptionGroup(_answerer)]
+Reranking = Annotated[RerankChoice, OptionGroup(_reranking)]
 ScopeOptions = Annotated[ScopeChoice, OptionGroup(_scope)]
 ReadingOptions = Annotated[ReadingChoice, OptionGroup(_reading)]
 ExpiryOptions = Annotated[str | None, OptionGroup(_expiry)]

@@ -70,6 +70,29 @@ class AnswererChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class RerankChoice:
+    """Who ranks the first documents anew, if somebody was named; see `memspan.generate.rerank`."""
+
+    rerank: str | None
+    cross_encoder: str | None
+
+    def uses_model(self) -> bool:
+        """Whether the memory model does, once it is clear that everything else is there.
+
+        Raises:
+            MemspanError: there is no such reranker, or what it needs is missing.
+        """
+        from memspan.generate.rerank import NONE, RERANKERS, Means, check_name, check_reranker
+
+        name = self.rerank or NONE
+        check_name(name)
+        if name != NONE and RERANKERS[name].needs.model:
+            return True
+        check_reranker(name, Means(cross_encoder=self.cross_encoder))
+        return False
+
+
+@dataclass(frozen=True, slots=True)
 class ScopeChoice:
     """The documents a command looks at."""
 

@@ -25,6 +25,7 @@ from memspan.cli.app import (
     NamespaceOption,
     OtherModel,
     ReadingOptions,
+    Reranking,
     RouteAnswerOption,
     ScopeOptions,
     WeightsOption,
@@ -237,6 +238,7 @@ def ask(
     model: Model,
     scope: ScopeOptions,
     answers: OtherModel,
+    reranking: Reranking,
     selector: AskSelectorOption = None,
     max_documents: Annotated[int, typer.Option(help="Documents put before the model, at most.")] = 5,
     rounds: Annotated[
@@ -271,6 +273,7 @@ def ask(
         from memspan.generate.selectors import check_packages
 
         check_packages(selector)
+    reranks_with_model = reranking.uses_model()
     with importing():
         from memspan.generate.chat import DEFAULT_SAMPLING
         from memspan.generate.request import AskOptions
@@ -291,8 +294,11 @@ def ask(
         where=scope.where,  # a malformed filter fails before anything is loaded
         as_of=scope.as_of,
         known_at=scope.known_at,
+        rerank=reranking.rerank,
+        cross_encoder=reranking.cross_encoder,
     )
-    if answerer is not None and selector is not None and not (SELECTORS[selector].needs.model or started_by_torchrun()):
+    needs_model = selector is None or SELECTORS[selector].needs.model or reranks_with_model
+    if answerer is not None and not (needs_model or started_by_torchrun()):
         with open_texts(bank) as texts:
             _ask(TextMemory(texts, answerer, scope.namespace), question, options, trace, as_json)
         return

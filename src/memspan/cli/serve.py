@@ -20,6 +20,7 @@ from memspan.cli.app import (
     NamespaceOption,
     OptionGroup,
     OtherModel,
+    Reranking,
     command,
 )
 from memspan.cli.importing import importing
@@ -28,6 +29,7 @@ from memspan.places import BankPlace
 from memspan.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
+    from memspan.cli.choices import RerankChoice
     from memspan.generate.answerer import Answerer
     from memspan.model.convert import LoadedModel
     from memspan.serve.banks import ServedBank
@@ -102,6 +104,7 @@ def serve(
     *,
     model: Model,
     answers: OtherModel,
+    reranking: Reranking,
     settings: Annotated[ServeSettings, OptionGroup(_settings)],
     cache: CacheOption = None,
     cache_budget: CacheBudgetOption = None,
@@ -120,6 +123,7 @@ def serve(
         from memspan.serve.run import make_server, run_server
         from memspan.serve.traces import exporting
         from memspan.serve.workers import WorkerSetup
+    settings = _reranking(settings, reranking)
     places = [BankPlace.of(bank, cache, cache_budget) for bank in banks]
     key_file = _served_keys(settings, keys)
     if key_file is not None and settings.requests_per_minute is None:
@@ -145,6 +149,7 @@ def mcp(
     *,
     model: Model,
     answers: OtherModel,
+    reranking: Reranking,
     http: Annotated[bool, typer.Option("--http", help="Streamable HTTP at /mcp, instead of stdio.")] = False,
     host: Annotated[str, typer.Option(help="With --http: address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="With --http: port; 0 takes a free one.")] = 8001,
@@ -153,12 +158,12 @@ def mcp(
     """Give agents a memory by the Model Context Protocol: remember, recall, ask, forget, list."""
     with _packages("MCP", "mcp"):
         from memspan.serve.mcp import Loading, loading_mcp, mcp_app
-    settings = ServeSettings(host=host, port=port)
+    settings = _reranking(ServeSettings(host=host, port=port), reranking)
     opened = partial(_engine_of, bank, model, settings, answers.endpoint())
     if not http:
         loading = Loading(opened)
         with contextlib.closing(loading):
-            loading_mcp(loading, namespace).run("stdio")
+            loading_mcp(loading, namespace, settings).run("stdio")
         return
     with _packages("MCP", "mcp"):
         from memspan.serve.app import check_closed
@@ -182,6 +187,15 @@ def _packages(what: str, extra: str) -> Iterator[None]:
             yield
     except ImportError as error:
         raise MemspanError(f"{what} needs more packages ({error.name}): pip install 'memspan[{extra}]'") from error
+
+
+def _reranking(settings: ServeSettings, choice: RerankChoice) -> ServeSettings:
+    """
+    Raises:
+        MemspanError: there is no such reranker, or what it needs is missing.
+    """
+    choice.uses_model()
+    return replace(settings, rerank=choice.rerank or settings.rerank, cross_encoder=choice.cross_encoder)
 
 
 def _prepared(model: Model, banks: tuple[BankPlace, ...]) -> LoadedModel:

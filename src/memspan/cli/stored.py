@@ -26,6 +26,7 @@ from memspan.cli.app import (
     Model,
     NamespaceOption,
     ReadBankArgument,
+    Reranking,
     ScopeOptions,
     SelectorOption,
     WhereOption,
@@ -77,6 +78,7 @@ def search(
     *,
     model: Model,
     scope: ScopeOptions,
+    reranking: Reranking,
     selector: SelectorOption = None,
     limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 10,
     min_score: Annotated[float | None, typer.Option(help="Leave out documents that score less, 0 to 1.")] = None,
@@ -89,17 +91,18 @@ def search(
     from memspan.generate.lexical import search_words
     from memspan.generate.selectors import ranking_selector
 
-    uses_model = selector is None or ranking_selector(selector).needs.model
+    anew = dataclasses.asdict(reranking)
+    uses_model = reranking.uses_model() or selector is None or ranking_selector(selector).needs.model
     if selector is not None and not (uses_model or started_by_torchrun()):  # of several processes the first prints
         with open_texts(bank) as opened:
-            found = search_words(opened, question, scope.scope, limit, scope.namespace, selector, min_score)
+            found = search_words(opened, question, scope.scope, limit, scope.namespace, selector, min_score, **anew)
     else:
         check_bank(bank)
         where = scope.where
         model = dataclasses.replace(model, memory_budget=memory_budget, gpu_memory_budget=gpu_memory_budget)
         with model.open(bank, scope.namespace) as memory:
             options: dict[str, Any] = {"selector": selector, "limit": limit, "min_score": min_score}
-            options |= {"as_of": scope.as_of, "known_at": scope.known_at}
+            options |= {"as_of": scope.as_of, "known_at": scope.known_at, **anew}
             found = memory.search(question, where=where, **options)
             if not as_json:
                 render.pending_note(num_pending(memory.bank.catalog, scope.namespace), memory.bank)

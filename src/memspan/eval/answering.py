@@ -12,15 +12,7 @@ from memspan.eval.arms import Arm
 from memspan.eval.ranking import Ranking, check_not_empty, layers_found, served
 from memspan.events import Done
 from memspan.generate.answerer import Answerer
-from memspan.generate.chat import (
-    answer_messages,
-    answering_by,
-    check_plan,
-    num_fitting,
-    question_alone,
-    room_of,
-    written_by,
-)
+from memspan.generate.chat import answering_by, check_plan, written_by
 from memspan.generate.citing import says_none, without_marks
 from memspan.generate.context import fitted_context, room_for
 from memspan.generate.decode import Decoding
@@ -28,6 +20,7 @@ from memspan.generate.finder import Finder
 from memspan.generate.interleave import Interleave, Plan
 from memspan.generate.lexical import evidence_of
 from memspan.generate.memory import Memory
+from memspan.generate.prompts import answer_messages, num_fitting, question_alone, room_of
 from memspan.generate.sampling import Sampling
 from memspan.generate.searched import answering
 from memspan.generate.state import RoundState

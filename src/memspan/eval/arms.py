@@ -16,7 +16,9 @@ before the question. Options are added to a name, in any order:
     +latents -latents   whether the MSA layers attend to memory: `router@5-latents` is plain retrieval by the router
     +reroute            the whole prompt routes once more for the answer (as in the paper), texts included; else the
                         answer attends to what the question was routed to
-    +rerank +cross      the first documents of the ranking are ranked anew (see `rerank`)
+    +rerank             the first documents of the ranking are ranked anew by how likely the model finds the question
+    +model +cross       by the model's attention, by a cross-encoder; any other reranker (`memspan.generate.rerank`) is
+                        an option by its name, too
     +adaptive           up to K documents: those scored low beside the best are left out
     +roundsN            up to N looks into the memory, each led by what was found before (2; 4 for generate)
 """
@@ -24,20 +26,19 @@ before the question. Options are added to a name, in any order:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 from memspan.errors import EvaluationError
 from memspan.generate.request import MAX_ROUNDS
+from memspan.generate.rerank import NONE, RERANKERS
 from memspan.generate.selectors import SELECTORS, RankingSelector, RetrievingSelector
 
-Rerank = Literal["", "rerank", "cross"]
-
 _WITHOUT_RANKING = ("none", "oracle", "context")
-_PUBLISHED_NAMES = {"lexical": "bm25"}
-"""Selectors that results call by another name."""
-_OPTION = re.compile(r"(?P<sign>[+-])(?P<name>[a-z]+)(?P<count>\d*)")
-_OPTIONS = ("adaptive", "rerank", "cross", "rounds", "latents", "reroute")
+_PUBLISHED_NAMES = {"lexical": "bm25", "likelihood": "rerank"}
+"""Selectors and rerankers that results call by another name."""
+_OPTION = re.compile(r"(?P<sign>[+-])(?P<name>[a-z]\w*?)(?P<count>\d*)(?=[+-]|$)")
+_OPTIONS = ("rounds", "latents", "reroute")
 _DEFAULT_DOCUMENTS = 5
 _DEFAULT_ROUNDS = 2
 
@@ -51,7 +52,7 @@ class Arm:
         documents: of the ranking, whose text is put before the question, at most; None where nothing is ranked.
         latents: whether the MSA layers attend to what they route to.
         rounds: looks into the memory, at most.
-        rerank: who ranks the first documents anew.
+        rerank: who ranks the first documents anew; none: nobody.
         adaptive: whether documents that are scored low are left out.
         reroute: whether the prompt routes for the answer.
     """
@@ -61,7 +62,7 @@ class Arm:
     documents: int | None
     latents: bool
     rounds: int = 1
-    rerank: Rerank = ""
+    rerank: str = NONE
     adaptive: bool = False
     reroute: bool = False
 
@@ -79,7 +80,7 @@ class Arm:
     def selector(self) -> str:
         """The selector that ranks."""
         assert self.ranks, f"the arm {self.name} ranks nothing"
-        return _selectors()[self.retriever]
+        return _published(SELECTORS)[self.retriever]
 
     @property
     def chooser(self) -> RankingSelector | RetrievingSelector | None:
@@ -97,14 +98,16 @@ def parse_arm(text: str) -> Arm:
     Raises:
         EvaluationError: there is no such arm.
     """
-    retrievers = [*_WITHOUT_RANKING, *_selectors()]
-    spec = rf"(?P<retriever>{'|'.join(map(re.escape, retrievers))})(?:@(?P<k>\d+))?(?P<options>(?:[+-][a-z]+\d*)*)"
+    retrievers = [*_WITHOUT_RANKING, *_published(SELECTORS)]
+    spec = rf"(?P<retriever>{'|'.join(map(re.escape, retrievers))})(?:@(?P<k>\d+))?(?P<options>(?:[+-][a-z]\w*)*)"
     match = re.fullmatch(spec, text.strip())
     options = _options(text, match["options"]) if match else {}
-    if match is None or not options.keys() <= set(_OPTIONS):
+    rerankers = _published(RERANKERS)
+    known = ("adaptive", *rerankers, *_OPTIONS)
+    if match is None or not options.keys() <= set(known):
         raise EvaluationError(
             f"no arm {text!r}; write one of {', '.join(retrievers)}, with @K documents, and of the options "
-            f"+latents, -latents, +reroute, +rerank, +cross, +adaptive, +roundsN"
+            f"+latents, -latents, +reroute, +{', +'.join(rerankers)}, +adaptive, +roundsN"
         )
     retriever = match["retriever"]
     ranks = retriever not in _WITHOUT_RANKING
@@ -113,25 +116,28 @@ def parse_arm(text: str) -> Arm:
     documents = int(match["k"] or _DEFAULT_DOCUMENTS) if ranks else None
     bare = Arm(retriever, retriever, documents, latents=False)  # says what the selector is
     latents = options["latents"][0] == "+" if "latents" in options else bare.routes
-    ordered = "".join(options[name] for name in _OPTIONS if name in options)
+    ordered = "".join(options[name] for name in known if name in options)
     arm = replace(
         bare,
         name=retriever + ("" if documents is None else f"@{documents}") + ordered,
         latents=latents,
         rounds=_rounds(bare, options),
-        rerank=next((name for name in get_args(Rerank) if name and name in options), ""),
+        rerank=next((name for option, name in rerankers.items() if option in options), NONE),
         adaptive="adaptive" in options,
         # What routed no question has nothing else to attend to, and what reads by itself routes all it reads.
         reroute=latents and ("reroute" in options or not bare.routes or bare.reads_in_rounds),
     )
-    if reason := _contradiction(arm, options):
+    reason = _contradiction(arm, options)
+    if sum(name in options for name in rerankers) > 1:
+        reason = reason or "name one reranker"
+    if reason:
         raise EvaluationError(f"there is no arm {text!r}: {reason}")
     return arm
 
 
-def _selectors() -> dict[str, str]:
-    """Selectors by the names of their arms."""
-    return {_PUBLISHED_NAMES.get(name, name): name for name in SELECTORS}
+def _published(kinds: Iterable[str]) -> dict[str, str]:
+    """Selectors or rerankers by their names in arms."""
+    return {_PUBLISHED_NAMES.get(name, name): name for name in kinds}
 
 
 def _options(text: str, written: str) -> dict[str, str]:
@@ -162,14 +168,12 @@ def _contradiction(arm: Arm, options: dict[str, str]) -> str:
         return "it is the arm none under another name; give it documents or +latents"
     if arm.documents == 0 and options.keys() - {"latents", "reroute"}:
         return "without documents there is nothing to choose; leave out the options"
-    if arm.rerank and "cross" in options and "rerank" in options:
-        return "name one reranker"
     if isinstance(arm.chooser, RetrievingSelector) and not arm.latents:
         return f"{arm.retriever} chooses documents by what the layers route to; leave out -latents"
     if "rounds" in options and not arm.rounds >= 1:
         return "there is at least one round"
-    if arm.rerank and arm.adaptive:
+    if arm.rerank != NONE and arm.adaptive:
         return "a reranker's scores have no zero to leave documents out by"
-    if arm.reads_in_rounds and (arm.rerank or arm.adaptive):
+    if arm.reads_in_rounds and (arm.rerank != NONE or arm.adaptive):
         return "in rounds nothing is ranked anew, and the number of documents is adaptive anyway"
     return ""

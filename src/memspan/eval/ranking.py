@@ -10,11 +10,11 @@ from memspan.bank.catalog import StoredDocument
 from memspan.bank.scope import EVERYTHING
 from memspan.errors import EvaluationError, MemspanError
 from memspan.eval.arms import Arm
-from memspan.eval.rerank import Reranker, reranked
 from memspan.generate.finder import Finder
 from memspan.generate.interleave import MIN_SHARE
 from memspan.generate.lexical import evidence_of
 from memspan.generate.memory import Memory
+from memspan.generate.rerank import NONE, Means, reranked
 from memspan.generate.selectors import RankingSelector, RetrievingSelector, SearchQuery, served_selector
 from memspan.model.convert import LoadedModel
 from memspan.routing.ranking import Selected, keep_adaptively
@@ -50,20 +50,15 @@ class Ranker:
 
     Args:
         arms: all that will ask.
-        rerankers: by the name of the arm's option.
         depth: documents that are ranked anew.
+        cross_encoder: of the option +cross.
     """
 
-    def __init__(
-        self,
-        arms: Sequence[Arm],
-        rerankers: Mapping[str, Reranker],
-        depth: int = RERANK_DEPTH,
-    ) -> None:
-        self._rerankers, self._rerank_depth = rerankers, depth
+    def __init__(self, arms: Sequence[Arm], depth: int = RERANK_DEPTH, cross_encoder: str | None = None) -> None:
+        self._rerank_depth, self._cross_encoder = depth, cross_encoder
         self._depths: dict[str, int] = {}
         for arm in arms:
-            wanted = max(RANKED_DEPTH, arm.documents or 0, depth if arm.rerank else 0)
+            wanted = max(RANKED_DEPTH, arm.documents or 0, 0 if arm.rerank == NONE else depth)
             self._depths[arm.retriever] = max(wanted, self._depths.get(arm.retriever, 0))
         self._known: dict[tuple[str, str], Ranking] = {}
 
@@ -71,7 +66,7 @@ class Ranker:
         """What the arm finds for questions of one memory; empty for an arm that ranks nothing, or reads in rounds.
 
         Raises:
-            EvaluationError: the memory is empty, the model cannot serve the arm's selector, or a reranker is missing.
+            EvaluationError: the memory is empty, the model cannot serve the arm's selector or reranker.
         """
         if arm.retriever == "oracle":
             return [_oracle(memory, question) for question in questions]
@@ -81,8 +76,8 @@ class Ranker:
         if new:
             self._known |= {(arm.retriever, one.id): found for one, found in zip(new, self._first(memory, arm, new))}  # noqa: B905
         found = [self._known[arm.retriever, question.id] for question in questions]
-        if arm.rerank:
-            return [self._anew(arm, question, one) for question, one in zip(questions, found, strict=True)]
+        if arm.rerank != NONE:
+            return [self._anew(memory, arm, question, one) for question, one in zip(questions, found, strict=True)]
         return [_adaptive(one, arm.documents or 0) for one in found] if arm.adaptive else found
 
     def _first(self, memory: Memory, arm: Arm, questions: Sequence[Question]) -> list[Ranking]:
@@ -103,13 +98,14 @@ class Ranker:
             for question, items, one in zip(questions, documents, ranked, strict=True)
         ]
 
-    def _anew(self, arm: Arm, question: Question, ranking: Ranking) -> Ranking:
-        if arm.rerank not in self._rerankers:
-            raise EvaluationError(f"the arm {arm.name} needs a reranker; name one: --cross-encoder MODEL")
-        started = time.perf_counter()
-        reranker, documents = self._rerankers[arm.rerank], ranking.documents[: self._rerank_depth]
-        documents = tuple(reranked(reranker, question.question, documents))
-        return replace(ranking, documents=documents, seconds=ranking.seconds + time.perf_counter() - started)
+    def _anew(self, memory: Memory, arm: Arm, question: Question, ranking: Ranking) -> Ranking:
+        started, means = time.perf_counter(), Means(memory.loaded, self._cross_encoder)
+        try:
+            documents = reranked(arm.rerank, question.question, ranking.documents, means, self._rerank_depth)
+        except MemspanError as error:
+            raise EvaluationError(f"the arm {arm.name}: {error}") from error
+        seconds = ranking.seconds + time.perf_counter() - started
+        return replace(ranking, documents=tuple(documents), seconds=seconds)
 
 
 def _adaptive(ranking: Ranking, at_most: int) -> Ranking:

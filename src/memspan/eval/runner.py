@@ -29,7 +29,6 @@ from memspan.eval.arms import Arm, parse_arm
 from memspan.eval.asking import AnswerBudget, Evaluation, ShouldStop, Tell
 from memspan.eval.machine import machine
 from memspan.eval.ranking import RERANK_DEPTH, Ranker
-from memspan.eval.rerank import BackboneReranker, CrossEncoderReranker, Reranker
 from memspan.eval.runfiles import (
     CONFIG,
     ENCODING,
@@ -45,6 +44,7 @@ from memspan.eval.tasks import Task, TaskSettings, build_task
 from memspan.files import write_text
 from memspan.generate.answerer import Answerer
 from memspan.generate.memory import Memory
+from memspan.generate.rerank import NONE, RERANKERS, Means, check_reranker
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
 from memspan.text.questions import MalformedRecord
@@ -80,14 +80,16 @@ class RunSettings:
         """
         Raises:
             EvaluationError: an arm is unknown or named twice, or there is none.
+            MemspanError: a reranker that needs no model lacks a package or the cross-encoder's name.
         """
         names = [arm.name for arm in self.parsed_arms()]
         if not names or len(set(names)) < len(names):
             raise EvaluationError("name each arm once, and at least one: --arms none,bm25@5,oracle")
         if self.batch < 1 or self.rerank_depth < 1:
             raise EvaluationError("--batch and --rerank-depth must be at least 1")
-        if any(arm.rerank == "cross" for arm in self.parsed_arms()) and self.cross_encoder is None:
-            raise EvaluationError("the option +cross needs a model: --cross-encoder NAME or FOLDER")
+        for arm in self.parsed_arms():
+            if arm.rerank != NONE and not RERANKERS[arm.rerank].needs.model:
+                check_reranker(arm.rerank, Means(cross_encoder=self.cross_encoder))
 
     def parsed_arms(self) -> list[Arm]:
         return [parse_arm(name) for name in self.arms]
@@ -143,7 +145,7 @@ def run(loaded: LoadedModel, settings: RunSettings, out: Path, how: RunOptions) 
     with open_memory(out / BANK, loaded, how) as memory:
         if not _encode(memory, task, out / ENCODING, how):
             return RunOutcome(True, {}, len(task.malformed))
-        ranker = ranker_of(loaded, settings)
+        ranker = ranker_of(settings)
         evaluation = Evaluation(memory, task.questions, ranker, settings.budget, out, how.tell)
         finished = evaluation.run(settings.parsed_arms(), how.should_stop)
         if finished:
@@ -159,14 +161,9 @@ def open_memory(folder: Path, loaded: LoadedModel, how: RunOptions) -> Iterator[
         yield memory
 
 
-def ranker_of(loaded: LoadedModel, settings: RunSettings) -> Ranker:
-    """The ranker with the rerankers that the arms name."""
-    arms, rerankers = settings.parsed_arms(), dict[str, Reranker]()
-    if any(arm.rerank == "rerank" for arm in arms):
-        rerankers["rerank"] = BackboneReranker(loaded)
-    if settings.cross_encoder is not None:
-        rerankers["cross"] = CrossEncoderReranker(settings.cross_encoder)
-    return Ranker(arms, rerankers, settings.rerank_depth)
+def ranker_of(settings: RunSettings) -> Ranker:
+    """The ranker of the arms."""
+    return Ranker(settings.parsed_arms(), settings.rerank_depth, settings.cross_encoder)
 
 
 def config_of(loaded: LoadedModel, settings: RunSettings, answerer: Answerer | None = None) -> dict[str, Any]:

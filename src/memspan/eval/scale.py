@@ -117,7 +117,7 @@ def run_scale(
             if not _grow(memory, step, out / ENCODING, how):
                 return RunOutcome(True, refused, len(found.malformed))
             how.tell(f"{step.size:,} tokens")
-            ranker = ranker_of(loaded, settings)  # a new one: rankings of a smaller memory are no longer true
+            ranker = ranker_of(settings)  # a new one: rankings of a smaller memory are no longer true
             evaluation = Evaluation(memory, found.questions, ranker, settings.budget, folder, how.tell)
             if not evaluation.run(settings.parsed_arms(), how.should_stop):
                 return RunOutcome(True, refused, len(found.malformed))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from memspan.generate.sampling import Sampling
 
 
 class Message(NamedTuple):
-    """One message of a chat: "system", "user" or "assistant", and what it says."""
+    """One message of a chat: "system", "user", "assistant" or "tool", and what it says.
+
+    Attributes:
+        fields: what else it has, as OpenAI writes it: `tool_calls`, `tool_call_id`.
+    """
 
     role: str
     text: str
+    fields: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,13 @@ class AnswerEnd:
     finish_reason: str = "stop"
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CallPiece:
+    """A piece of a call of a tool, as OpenAI streams it: the first of a call has its number, id, type and name."""
+
+    delta: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +58,17 @@ class Searcher(Protocol):
 
     def look_up(self, messages: Sequence[Message]) -> Iterator[NextSearch | None]:
         """Yield None while nothing is known yet, and at last what is wanted; nothing where it can call no tools."""
+        ...
+
+
+@runtime_checkable
+class ToolCaller(Protocol):
+    """An answerer that tools, and the form of its answer, can be passed on to."""
+
+    def call(
+        self, messages: Sequence[Message], sampling: Sampling, fields: Mapping[str, Any]
+    ) -> Iterator[str | CallPiece | AnswerEnd | None]:
+        """As `Answerer.stream`, with further fields of a request; yields pieces of calls, too."""
         ...
 
 

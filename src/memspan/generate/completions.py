@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+import secrets
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memspan.generate.answerer import AnswerEnd, Message, NextSearch
+from memspan.generate.answerer import AnswerEnd, CallPiece, Message, NextSearch
 from memspan.generate.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -17,11 +18,12 @@ _CONTEXT_FIELDS = ("max_model_len", "loaded_context_length", "context_length", "
 _LAST = object()
 
 _COUNTS = ("prompt_tokens", "completion_tokens")
-# The one tool that another model may call, between rounds.
+# The one tool of ours that another model may call, between rounds.
+LOOK_UP_NAME = "look_up"
 LOOK_UP = {
     "type": "function",
     "function": {
-        "name": "look_up",
+        "name": LOOK_UP_NAME,
         "description": "Search the memory for a document that is still missing to answer the question.",
         "parameters": {
             "type": "object",
@@ -45,7 +47,7 @@ def request_body(model: str, messages: Sequence[Message], sampling: Sampling) ->
     """What is asked of an endpoint. Fields that some endpoints do not know are left out where they say nothing."""
     body: dict[str, Any] = {
         "model": model,
-        "messages": [{"role": message.role, "content": message.text} for message in messages],
+        "messages": [_written(message) for message in messages],
         "temperature": sampling.temperature,
         "max_tokens": sampling.max_new_tokens,
     }
@@ -56,6 +58,12 @@ def request_body(model: str, messages: Sequence[Message], sampling: Sampling) ->
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     return body
+
+
+def _written(message: Message) -> dict[str, Any]:
+    """A message as it is sent. One that does nothing but call has no content."""
+    calls_only = message.role == "assistant" and message.fields and not message.text
+    return {"role": message.role, "content": None if calls_only else message.text, **(message.fields or {})}
 
 
 def adapt(body: dict[str, Any], refused: EndpointRefusal) -> bool:
@@ -100,7 +108,7 @@ def wanted_in(reply: Any) -> NextSearch:
         given = json.loads(called.get("arguments") or "null")
     except (TypeError, ValueError):
         given = called.get("arguments")  # some servers send an object
-    query = _dict(given).get("query") if called.get("name") == "look_up" else None
+    query = _dict(given).get("query") if called.get("name") == LOOK_UP_NAME else None
     return NextSearch(" ".join(query.split())[:_LONGEST_QUERY] or None if isinstance(query, str) else None, *counts)
 
 
@@ -141,15 +149,15 @@ def parsed(text: str) -> Any:
         raise ValueError(f"it sent what is no JSON: {text[:80]!r}") from error
 
 
-async def pieces_of(reply: httpx2.Response) -> AsyncIterator[str | AnswerEnd]:
-    """The text of a completion as it comes, streamed or whole, and its end.
+async def pieces_of(reply: httpx2.Response) -> AsyncIterator[str | CallPiece | AnswerEnd]:
+    """The text of a completion and its calls of tools as they come, streamed or whole, and its end.
 
     Raises:
         ValueError: it is none, or it breaks off.
     """
     import httpx2
 
-    finish_reason, usage, done, held = "", {}, False, ""
+    finish_reason, usage, done, held, calls = "", {}, False, "", _Calls()
     async for value in _values(reply, httpx2.EventSource):
         if value is _LAST:
             done = True
@@ -159,16 +167,51 @@ async def pieces_of(reply: httpx2.Response) -> AsyncIterator[str | AnswerEnd]:
         usage = _dict(value.get("usage")) or usage
         choices = value.get("choices")
         choice = _dict(choices[0]) if isinstance(choices, list) and choices else {}
-        text = (_dict(choice.get("delta")) or _dict(choice.get("message"))).get("content")
+        said = _dict(choice.get("delta")) or _dict(choice.get("message"))
+        text = said.get("content")
         if isinstance(text, str) and text:
             whole, held = _whole(held + text)
             if whole:
                 yield whole
+        for piece in calls.pieces(said.get("tool_calls")):
+            yield piece
         finish_reason = str(choice.get("finish_reason") or finish_reason)
     if not (finish_reason or done):
         raise httpx2.RemoteProtocolError("the stream ended before the answer did")
     counts = [usage.get(name) for name in _COUNTS]
     yield AnswerEnd(finish_reason or "stop", *(count if isinstance(count, int) else 0 for count in counts))
+
+
+class _Calls:
+    """Calls of tools in the one form that clients know: some servers give all of them one number, repeat id and name in
+    every piece, or send objects for texts."""
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        self._places: dict[int, int] = {}
+
+    def pieces(self, given: Any) -> Iterator[CallPiece]:
+        """
+        Raises:
+            ValueError: a call has no name.
+        """
+        for place, one in enumerate(given if isinstance(given, list) else []):
+            call = _dict(one)
+            kind, named = ("custom", "input") if isinstance(call.get("custom"), dict) else ("function", "arguments")
+            part, number, id = _dict(call.get(kind)), call.get("index"), call.get("id")
+            number = number if isinstance(number, int) else place
+            value = part.get(named)
+            written = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+            known = self._places.get(number)
+            if known is not None and not (id and part.get("name") and id != self._ids[known]):
+                yield CallPiece({"index": known, kind: {named: written}})
+                continue
+            if not (isinstance(part.get("name"), str) and part["name"]):
+                raise ValueError("it called a tool without a name")
+            new = self._places[number] = len(self._ids)
+            self._ids.append(str(id or f"call_{secrets.token_hex(12)}"))
+            function = {"name": part["name"], named: written}
+            yield CallPiece({"index": new, "id": self._ids[-1], "type": kind, kind: function})
 
 
 def _whole(text: str) -> tuple[str, str]:

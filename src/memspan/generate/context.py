@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from memspan.dates import date_key
 from memspan.errors import QuestionError
 from memspan.generate.decode import context_room
 from memspan.generate.finder import passages_of
+from memspan.generate.passed import turns_of
 from memspan.model.convert import LoadedModel
 from memspan.text.template import Context
 from memspan.types import Evidence, Turn
@@ -81,22 +82,7 @@ def question_of(messages: Sequence[tuple[str, str]]) -> tuple[str, list[Turn]]:
         (role, question), before = before[asked], [*before[:asked], *messages[asked + 1 :]]
     if role != "user" or not question.strip():
         raise QuestionError("the last message must be a user's, and not empty")
-    return question, _turns(before)
-
-
-def _turns(messages: Iterable[tuple[str, str]]) -> list[Turn]:
-    """Messages (role and text) as turns; instructions, and what was never answered, are turns without an answer."""
-    turns: list[Turn] = []
-    for role, text in ((role, text.strip()) for role, text in messages):
-        if not text:
-            continue
-        if role not in ("assistant", "tool"):
-            turns.append(Turn(text))
-        elif turns and not turns[-1].answer:
-            turns[-1] = Turn(turns[-1].question, text)
-        else:
-            turns.append(Turn("", text))
-    return turns
+    return question, turns_of(before)
 
 
 def fitted_history(loaded: LoadedModel, history: Sequence[Turn], room: int) -> tuple[Turn, ...]:

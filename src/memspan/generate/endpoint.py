@@ -13,14 +13,15 @@ import os
 import queue
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from memspan.errors import AnswererError
-from memspan.generate.answerer import AnswerEnd, Message, NextSearch
+from memspan.errors import AnswererError, AnswererRefused
+from memspan.generate.answerer import AnswerEnd, CallPiece, Message, NextSearch
 from memspan.generate.completions import (
     LOOK_UP,
     EndpointRefusal,
@@ -48,6 +49,9 @@ _CONNECT_SECONDS = 10.0
 _STEP_SECONDS = 0.002
 _LONGEST_REASON = 300
 _CALL_TOKENS = 256
+_WRONG = (400, 422)
+
+_Piece = str | CallPiece | AnswerEnd | None
 
 
 class _NoTools(AnswererError):
@@ -117,18 +121,28 @@ class Endpoint:
         return DEFAULT_CONTEXT if found is None else found
 
     def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | AnswerEnd | None]:
-        """See `Answerer`.
+        """See `Answerer`. It was given no tools, so calls of some are passed over.
 
         Raises:
             AnswererError: the endpoint gave no answer, or the answer broke off; says why.
         """
-        pieces: queue.SimpleQueue[str | AnswerEnd | None] = queue.SimpleQueue()
-        body = {
-            **request_body(self.model, messages, sampling),
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        work = self._run(self._answer(body, pieces))
+        with closing(self.call(messages, sampling, {})) as pieces:
+            for piece in pieces:
+                if not isinstance(piece, CallPiece):
+                    yield piece
+
+    def call(self, messages: Sequence[Message], sampling: Sampling, fields: Mapping[str, Any]) -> Generator[_Piece]:
+        """See `ToolCaller`.
+
+        Raises:
+            AnswererRefused: the endpoint refused the request, and there are fields.
+            AnswererError: as for `stream`.
+        """
+        pieces: queue.SimpleQueue[_Piece] = queue.SimpleQueue()
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        body = {**request_body(self.model, messages, sampling), **streamed, **fields}
+        has_more = bool(fields) or any(message.fields for message in messages)
+        work = self._run(self._answer(body, pieces, has_more))
         work.add_done_callback(lambda _: pieces.put(None))
         try:
             while True:
@@ -152,7 +166,7 @@ class Endpoint:
         """
         messages = [Message("user", prompt)]
         body = request_body(self.model, messages, Sampling(max_new_tokens=max_tokens))
-        pieces: queue.SimpleQueue[str | AnswerEnd | None] = queue.SimpleQueue()
+        pieces: queue.SimpleQueue[_Piece] = queue.SimpleQueue()
         self._run(self._answer(body, pieces)).result()
         found = [pieces.get() for _ in range(pieces.qsize())]
         return "".join(piece for piece in found if isinstance(piece, str))
@@ -220,7 +234,7 @@ class Endpoint:
         except (httpx2.HTTPError, ValueError):  # it may answer all the same
             return None
 
-    async def _answer(self, body: dict[str, Any], pieces: queue.SimpleQueue[str | AnswerEnd | None]) -> None:
+    async def _answer(self, body: dict[str, Any], pieces: queue.SimpleQueue[_Piece], has_more: bool = False) -> None:
         begun = False
 
         async def answer() -> None:
@@ -228,15 +242,21 @@ class Endpoint:
             async with self._client.stream("POST", f"{self.url.rstrip('/')}/chat/completions", json=body) as reply:
                 await check(reply)
                 async for piece in pieces_of(reply):
-                    begun = begun or isinstance(piece, str)
+                    begun = begun or isinstance(piece, str | CallPiece)
                     pieces.put(piece)
 
-        await self._patiently(answer, lambda: begun, body)
+        await self._patiently(answer, lambda: begun, body, has_more)
 
-    async def _patiently(self, call: Any, begun: Any, body: dict[str, Any] | None = None) -> Any:
+    async def _patiently(
+        self, call: Any, begun: Any, body: dict[str, Any] | None = None, has_more: bool = False
+    ) -> Any:
         """Call, and call again where the endpoint fails for now and nothing has come yet.
 
+        Args:
+            has_more: the request holds what somebody else wrote.
+
         Raises:
+            AnswererRefused: what they wrote may be wrong.
             AnswererError: it gives nothing.
         """
         import httpx2
@@ -249,6 +269,9 @@ class Endpoint:
             except EndpointRefusal as error:
                 if body is not None and adapt(body, error):
                     continue
+                if has_more and error.status in _WRONG:
+                    reason = error.reason.replace(self.key, "***") if self.key else error.reason
+                    raise AnswererRefused(f"{self.model} refused the request: {reason[:_LONGEST_REASON]}") from None
                 reason = str(error)
                 if error.status < 500 and error.status != 429:
                     wait = None

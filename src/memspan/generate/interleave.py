@@ -11,22 +11,28 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from memspan.errors import MemspanError
-from memspan.events import Done, Event, TextWritten
+from memspan.events import CallWritten, Done, Event, TextWritten
 from memspan.generate.citing import abstains, citations_of
-from memspan.generate.selectors import SELECTORS, RankingSelector, RetrievingSelector
+from memspan.generate.rerank import NONE, RERANKED, Means, check_name, reranked
+from memspan.generate.selectors import SELECTORS, RankingSelector, RetrievingSelector, SearchResult
+from memspan.routing.ranking import keep_adaptively
 from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
 from memspan.types import Answer, Citation, Evidence, LayerRouting, Round, Turn
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder
     from memspan.generate.lexical import TextFinder
+    from memspan.model.convert import LoadedModel
 
 # Documents scored below this share of the best one's score are left out.
 MIN_SHARE = 0.5
 DOCUMENTS_PER_ROUND = 2  # where there are several rounds; measured, see docs/LOG.md
+
+# Characters of what was said before a question that a reranker reads.
+_LONGEST_BEFORE = 400
 
 RoundEnd = Literal["more", "enough", "nothing", "room", "limit"]
 
@@ -49,9 +55,11 @@ class Plan:
         route_answer: the whole context routes once more for the answer, texts included (as in the paper; always so with
             a selector that reads by itself). False: the answer attends to what the last look-up was routed to, and
             after a look-up that routes nothing (`lexical`) to no latents.
+        rerank: who ranks the first documents anew (`memspan.generate.rerank`), or "none". As many are read as without.
+        cross_encoder: of the reranker `cross`: a folder, or a name of the hub.
 
     Raises:
-        UnknownName: there is no such selector.
+        UnknownName: there is no such selector or reranker.
         MemspanError: a number is too small, or the options contradict each other.
     """
 
@@ -65,6 +73,8 @@ class Plan:
     context_tokens: int | None = None
     text_only: bool = False
     route_answer: bool = False
+    rerank: str = NONE
+    cross_encoder: str | None = None
 
     def __post_init__(self) -> None:
         leasts = {"rounds": 1, "documents": 0, "documents_per_round": 1, "injected_tokens": 0, "context_tokens": 1}
@@ -81,6 +91,10 @@ class Plan:
         if not self.documents and (self.text_only or not (routes or self.route_answer)):
             what = "text_only" if self.text_only else f"the selector {self.selector}, which routes nothing,"
             raise MemspanError(f"without documents {what} leaves nothing to answer from; allow at least one document")
+        check_name(self.rerank)
+        if self.rerank != NONE and (reads or not self.documents):
+            what = f"the selector {self.selector} ranks" if reads else "an answer without documents has"
+            raise MemspanError(f"{what} no documents that could be ranked anew; leave rerank={self.rerank!r} out")
 
     @property
     def chooser(self) -> RankingSelector | RetrievingSelector:
@@ -129,6 +143,36 @@ class QuestionState:
         return self.rounds[-1]
 
 
+def next_documents(
+    one: QuestionState,
+    found: SearchResult,
+    plan: Plan,
+    finder: Finder | TextFinder,
+    query: str,
+    loaded: LoadedModel | None,
+    seconds: dict[str, float],
+) -> list[Evidence]:
+    """The documents of a ranking to read next, best first: those that matter and were not read yet.
+
+    A reranker says which of the first are read, the ranking's scores how many.
+
+    Args:
+        loaded: the memory model; None: there is none, and the plan needs none.
+        seconds: `rerank` is added to, where there is a reranker.
+    """
+    read = {item.document_id for item in one.evidence}
+    new = [item for item in found.selected if item.document_id not in read]
+    kept = keep_adaptively(new, max(0, one.room_for(plan)), MIN_SHARE)
+    if plan.rerank == NONE:
+        return finder.evidence(kept)
+    started = time.perf_counter()
+    ranked = reranked(
+        plan.rerank, query, finder.evidence(new[: max(RERANKED, len(kept))]), Means(loaded, plan.cross_encoder)
+    )
+    seconds["rerank"] = seconds.get("rerank", 0.0) + time.perf_counter() - started
+    return ranked[: len(kept)]
+
+
 class Retriever(Protocol):
     """How documents get read: one round for some questions at a time."""
 
@@ -143,6 +187,7 @@ class Reply:
 
     Attributes:
         said_none: whether it said, by a mark, that the documents do not say.
+        calls: of tools, so far. new_calls: pieces of them that were not told yet.
     """
 
     text: str = ""
@@ -152,6 +197,8 @@ class Reply:
     routed: tuple[LayerRouting, ...] = ()
     removed_citations: int = 0
     said_none: bool = False
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    new_calls: list[Mapping[str, Any]] = field(default_factory=list)
 
 
 class Writer(Protocol):
@@ -159,9 +206,11 @@ class Writer(Protocol):
 
     Attributes:
         answerer: the other model's name; empty: the memory model.
+        marks: whether the text has numbers of documents.
     """
 
     answerer: str
+    marks: bool
 
     def write(self, asked: Sequence[QuestionState], seconds: dict[str, float]) -> Iterator[Sequence[Reply]]:
         """Yield the replies to all questions, in order, after every step; they are the same objects, growing.
@@ -193,10 +242,12 @@ class Interleave:
         replies: Sequence[Reply] = ()
         shown = [0] * len(asked)
         for replies in self._writer.write(asked, seconds):
-            for place, text in enumerate(reply.text.lstrip() for reply in replies):
+            for place, (reply, text) in enumerate((reply, reply.text.lstrip()) for reply in replies):
                 if len(text) > shown[place]:
                     yield place, TextWritten(text[shown[place] :])
                     shown[place] = len(text)
+                while reply.new_calls:
+                    yield place, CallWritten(reply.new_calls.pop(0))
             yield 0, None
         received = self._finder.received_bytes - received
         for place, (one, reply) in enumerate(zip(asked, replies, strict=True)):
@@ -213,7 +264,8 @@ class Interleave:
 
     def _answer(self, one: QuestionState, reply: Reply, seconds: Mapping[str, float]) -> Answer:
         evidence, text = with_layers(one.evidence, reply.routed), reply.text.strip()
-        citations = citations_of(text, evidence, marked=bool(self._writer.answerer))
+        ended = reply.finish_reason or "length"
+        citations = () if reply.calls else citations_of(text, evidence, marked=self._writer.marks)
         is_none = (
             not (evidence or reply.routed) or not text or (reply.said_none and not any(c.supported for c in citations))
         )
@@ -222,16 +274,17 @@ class Interleave:
             text=text,
             evidence=evidence,
             selector=self._plan.selector,
-            finish_reason=reply.finish_reason or "length",
+            finish_reason="tool_calls" if reply.calls and ended != "length" else ended,
             num_prompt_tokens=reply.num_prompt_tokens,
             num_new_tokens=reply.num_new_tokens,
             timings=seconds,
             rounds=tuple(one.rounds),
             routed=reply.routed,
-            answered=not (is_none or _abstains(text, citations)),
+            answered=bool(reply.calls) or not (is_none or _abstains(text, citations)),
             citations=citations,
             removed_citations=reply.removed_citations,
             answerer=self._writer.answerer,
+            tool_calls=tuple(reply.calls),
         )
 
 

@@ -10,6 +10,7 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog, StoredDocument
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.texts import TextBank, check_namespace
 from memspan.errors import EmptyBank, MemspanError, QuestionError
+from memspan.generate.rerank import NONE, RERANKED, Means, check_reranker, reranked
 from memspan.generate.selectors import SearchQuery, SearchResult, check_packages, ranking_selector
 from memspan.routing.ranking import Selected
 from memspan.text.template import encoded_text
@@ -68,11 +69,13 @@ def search_words(
     namespace: str = DEFAULT_NAMESPACE,
     selector: str = "lexical",
     min_score: float | None = None,
+    rerank: str | None = None,
+    cross_encoder: str | None = None,
 ) -> list[Evidence]:
     """What `Memory.search` finds with a selector that needs no model, best first.
 
     Raises:
-        MemspanError, ValueError: as for `fitting` and `check_min_score`.
+        MemspanError, ValueError: as for `fitting`, `check_reranker` and `check_min_score`.
         QuestionError: the question is empty or no text, or `limit` is negative.
         FilterError: the scope names a field that no document has.
         EmptyBank: the namespace holds no documents.
@@ -82,6 +85,8 @@ def search_words(
     check_min_score(min_score)
     check_questions([question])
     check_packages(selector)
+    means = Means(cross_encoder=cross_encoder)
+    check_reranker(rerank or NONE, means)
     with bank.pinned_catalog() as catalog:
         if not catalog.page(namespace, 0, 1):
             raise nothing_stored(bank.place, namespace)
@@ -89,7 +94,16 @@ def search_words(
             return []
         finder = TextFinder(catalog, namespace, scope)
         (found,) = finder.rank(selector, [SearchQuery(question)], limit)
-        return finder.evidence(fitting(found.selected[:limit], min_score, selector))
+        return shown(finder, question, fitting(found.selected, min_score, selector), limit, rerank or NONE, means)
+
+
+def shown(
+    finder: Finder | TextFinder, question: str, selected: Sequence[Selected], limit: int, rerank: str, means: Means
+) -> list[Evidence]:
+    """The documents that a search shows of a ranking: `limit` at most, the first ones ranked anew where there is a
+    reranker."""
+    depth = limit if rerank == NONE else max(limit, RERANKED)
+    return reranked(rerank, question, finder.evidence(selected[:depth]), means)[:limit]
 
 
 def fitting(selected: Sequence[Selected], min_score: float | None, selector: str) -> Sequence[Selected]:

@@ -26,8 +26,9 @@ from memspan.generate.calls import in_thread, named_options, streamed_in_thread
 from memspan.generate.chat import answering_by
 from memspan.generate.documents import DocumentStore
 from memspan.generate.finder import Finder, check_encoded, holds_any
-from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope
+from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope, shown
 from memspan.generate.request import AskOptions, Request
+from memspan.generate.rerank import Means
 from memspan.generate.searched import answering
 from memspan.generate.selectors import Needs, SearchQuery, default_selector, ranking_selector
 from memspan.generate.state import RoundState
@@ -38,6 +39,10 @@ from memspan.routing.ranks import Ranks
 from memspan.types import Answer, Evidence
 
 _log = logging.getLogger(__name__)
+_FORMER_FINGERPRINT = (
+    "%s names its model by the fingerprint of a former version, so all weights are hashed to open it; renew it, which "
+    "encodes nothing: memspan reencode %s (with the same --model and --adapter)"
+)
 _ASK_OPTIONS = tuple(AskOptions.__annotations__)
 
 
@@ -82,11 +87,7 @@ class Memory(DocumentStore):
             bank.close()
             raise
         if self._manifest.encoder_fingerprint != loaded.model.encoder_fingerprint():
-            _log.warning(
-                "%s names its model by the fingerprint of a former version, so all weights are hashed to open it; "
-                "renew it, which encodes nothing: memspan reencode %s (with the same --model and --adapter)",
-                *(bank.folder, bank.folder),
-            )
+            _log.warning(_FORMER_FINGERPRINT, bank.folder, bank.folder)
         if ranks is not None:
             # They decode together: a dtype keeps a bank valid, and may change what is written.
             ranks.check_equal("their models", [self._manifest.encoder_fingerprint, str(loaded.model.dtype)])
@@ -140,8 +141,7 @@ class Memory(DocumentStore):
             BudgetError: the budget is malformed; asking raises it where it is too small.
         """
         check_namespace(namespace)
-        given = memory_budget, gpu_memory_budget
-        budgets = [parse_bytes(size) if isinstance(size, str) else size for size in given]
+        budgets = [parse_bytes(size) if isinstance(size, str) else size for size in (memory_budget, gpu_memory_budget)]
         place = BankPlace.of(bank, cache, cache_budget)
         if not create or MemoryBank.exists(place):
             opened = MemoryBank.open(place, *budgets)  # before the model, which takes longer to load
@@ -217,10 +217,8 @@ class Memory(DocumentStore):
             EmptyBank: there is nothing to ask.
             AnswererError: another model answers, and gave no answer.
         """
-        answers: dict[int, Answer] = {}
-        for place, event in self._answering(self._request(questions, options)):
-            if isinstance(event, Done):
-                answers[place] = event.answer
+        happened = self._answering(self._request(questions, options))
+        answers = {place: event.answer for place, event in happened if isinstance(event, Done)}
         return [answers[place] for place in range(len(questions))]
 
     @named_options(*_ASK_OPTIONS)
@@ -248,9 +246,7 @@ class Memory(DocumentStore):
 
         `RoundStarted` and `RoundDone` for every round, `TextWritten` for every piece of text, one `Done`.
         """
-        for event in self.steps(question, None, **options):
-            if event is not None:
-                yield event
+        yield from (event for event in self.steps(question, None, **options) if event is not None)
 
     @named_options(*_ASK_OPTIONS)
     def steps(
@@ -281,6 +277,8 @@ class Memory(DocumentStore):
         selector: str | None = None,
         limit: int = 10,
         min_score: float | None = None,
+        rerank: str | None = None,
+        cross_encoder: str | None = None,
         where: Mapping[str, Any] | None = None,
         as_of: str | None = None,
         known_at: str | None = None,
@@ -289,7 +287,8 @@ class Memory(DocumentStore):
 
         Args:
             limit: documents, at most.
-            min_score: leave out documents that score less, 0 to 1; see `Evidence.score`.
+            min_score: leave out what scores less, 0 to 1; see `Evidence.score`.
+            rerank, cross_encoder: as of `AskOptions`.
             where, as_of, known_at: only documents of this scope; see `memspan.bank.scope.Scope.parse`.
 
         Raises:
@@ -301,15 +300,17 @@ class Memory(DocumentStore):
         needs = ranking_selector(chosen).needs
         check_limit(limit)
         check_min_score(min_score)
-        scoped: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
-        request = Request.of(self.loaded, [question], {"selector": chosen, **scoped})
+        scope: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
+        how: AskOptions = {"selector": chosen, "rerank": rerank, "cross_encoder": cross_encoder}
+        request = Request.of(self.loaded, [question], scope | how)
         with self._snapshot() as snapshot:
             if not holds_any(snapshot, request.scope, self.bank.place):
                 return []
             finder = self._finder(snapshot, request.scope, needs)
             context = self.loaded.template.context(question) if needs.routing else None
             (found,) = finder.rank(chosen, [SearchQuery(question, context)], limit)
-            return finder.evidence(fitting(found.selected[:limit], min_score, chosen))
+            fit, means = fitting(found.selected, min_score, chosen), Means(self.loaded, cross_encoder)
+            return shown(finder, question, fit, limit, request.plan.rerank, means)
 
     @named_options()
     def summarize(
@@ -354,7 +355,7 @@ class Memory(DocumentStore):
             if self.answerer is None:
                 loop = answering(RoundState(self.loaded, batch), finder, plan, sampling)
             else:
-                loop = answering_by(self.answerer, self.loaded, finder, plan, sampling)
+                loop = answering_by(self.answerer, self.loaded, finder, plan, sampling, request.passed)
             for place, event in loop.run(request.questions, request.history):
                 if isinstance(event, Done) and snapshot.num_pending:
                     event = Done(replace(event.answer, pending=snapshot.num_pending))

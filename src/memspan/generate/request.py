@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from memspan.bank.scope import Scope
-from memspan.generate.answerer import Answerer
-from memspan.generate.chat import DEFAULT_SAMPLING, check_plan, fitted_turns, room_of
+from memspan.errors import MemspanError
+from memspan.generate.answerer import Answerer, ToolCaller
+from memspan.generate.chat import DEFAULT_SAMPLING, check_plan
 from memspan.generate.interleave import Plan
 from memspan.generate.lexical import check_limit, check_questions
+from memspan.generate.passed import NOTHING_PASSED, Passed
+from memspan.generate.prompts import fitted_turns, room_of
+from memspan.generate.rerank import NONE, Means, check_reranker
 from memspan.generate.sampling import GREEDY, Sampling
 from memspan.generate.selectors import SELECTORS, RetrievingSelector, check_packages, default_selector, served_selector
 from memspan.text.rounds import RouteTokens
@@ -36,9 +40,13 @@ class AskOptions(TypedDict, total=False):
         rounds: looks into the memory, at most. Default: 1; 4 for generate.
         documents_per_round, max_injected_tokens, route_tokens, constrain_ids, text_only, route_answer: see `Plan`
             (`memspan.generate.interleave`; `max_injected_tokens` is its `injected_tokens`).
+        rerank: who ranks the first documents anew before the best are read: none (the default), model (the memory
+            model's attention), likelihood, cross, or another of `memspan.generate.rerank`.
+        cross_encoder: of `rerank="cross"`: a folder, or a name of the hub.
         sampling: how to decode. Default: 64 tokens, 512 of another model, greedy.
         where: only documents whose metadata match; see `memspan.bank.scope.Scope.parse`.
         as_of, known_at: what was valid at that day or moment; what the bank held then; see there.
+        passed: what is passed on to another model as it is: tools, a form of the answer, calls of tools.
         history: what was said before, oldest first. The oldest turns are left out where all take more than half of
             what the model has room for.
     """
@@ -52,10 +60,13 @@ class AskOptions(TypedDict, total=False):
     constrain_ids: bool
     text_only: bool
     route_answer: bool
+    rerank: str | None
+    cross_encoder: str | None
     sampling: Sampling
     where: Mapping[str, Any] | None
     as_of: str | None
     known_at: str | None
+    passed: Passed
     history: Sequence[Turn]
 
 
@@ -68,6 +79,7 @@ class Request:
     sampling: Sampling
     scope: Scope
     history: Sequence[Turn]
+    passed: Passed = NOTHING_PASSED
 
     @classmethod
     def of(
@@ -85,7 +97,7 @@ class Request:
         Raises:
             QuestionError: a question is empty, is not text, or does not fit into the model.
             FilterError: the scope is malformed.
-            MemspanError: there is no such selector, or the model cannot serve it.
+            MemspanError: there is no such selector or reranker, or the model cannot serve it.
         """
         max_documents = options.get("max_documents", MAX_DOCUMENTS)
         trained = loaded is not None and loaded.model.config.router_trained
@@ -107,15 +119,23 @@ class Request:
             options.get("constrain_ids", True),
             text_only=options.get("text_only", False),
             route_answer=options.get("route_answer", False),
+            rerank=options.get("rerank") or NONE,
+            cross_encoder=options.get("cross_encoder"),
         )
+        check_reranker(plan.rerank, Means(loaded, plan.cross_encoder))
         sampling = options.get("sampling", GREEDY if answerer is None else DEFAULT_SAMPLING)
         scope = Scope.parse(options.get("where"), options.get("as_of"), options.get("known_at"))
+        passed = options.get("passed", NOTHING_PASSED)
+        if passed and not isinstance(answerer, ToolCaller):
+            raise MemspanError("tools and forms of an answer are for another model that takes them; leave passed out")
         if answerer is not None:
             check_plan(plan, answerer)
-            history = _turns_of(answerer, questions, history, room_of(answerer, sampling))
+            room = room_of(answerer, sampling, passed)
+            for question in questions:
+                history = fitted_turns(question, history, room, answerer.name, passed)
         elif loaded is not None:
             history = _fitted(loaded, questions, history, sampling, plan)
-        return cls(questions, plan, sampling, scope, history)
+        return cls(questions, plan, sampling, scope, history, passed)
 
 
 def _served(selector: str, loaded: LoadedModel | None) -> object:
@@ -125,13 +145,6 @@ def _served(selector: str, loaded: LoadedModel | None) -> object:
     check_packages(selector)
     assert not SELECTORS[selector].needs.model, "without a model, a selector is asked that needs none"
     return SELECTORS[selector]
-
-
-def _turns_of(answerer: Answerer, questions: Sequence[str], history: Sequence[Turn], room: int) -> Sequence[Turn]:
-    """The turns that fit before every question, for another model."""
-    for question in questions:
-        history = fitted_turns(question, history, room, answerer.name)
-    return history
 
 
 def _fitted(

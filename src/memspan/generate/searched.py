@@ -14,17 +14,16 @@ from typing import Protocol
 from memspan.events import Event, RoundDone, RoundStarted
 from memspan.generate.context import fitted_context, room_for
 from memspan.generate.finder import Finder, passages_of, routing_of
-from memspan.generate.interleave import MIN_SHARE, Interleave, Plan, QuestionState, Reply, Retriever, RoundEnd
+from memspan.generate.interleave import Interleave, Plan, QuestionState, Reply, Retriever, RoundEnd, next_documents
 from memspan.generate.lexical import next_query, said_before
 from memspan.generate.sampling import Sampling
-from memspan.generate.selectors import RetrievingSelector, SearchQuery, SearchResult
+from memspan.generate.selectors import RetrievingSelector, SearchQuery
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import LayerMemory
 from memspan.routing.local import ReplayedMemory
-from memspan.routing.ranking import keep_adaptively
 from memspan.text.template import Context
-from memspan.types import LayerRouting, Round
+from memspan.types import Evidence, LayerRouting, Round
 
 
 class ContextRetriever(Retriever, Protocol):
@@ -56,8 +55,9 @@ class SearchRetriever:
         found = self._finder.rank(self._plan.selector, looks, self._plan.documents)
         seconds = {"select": time.perf_counter() - started}
         for one, look, ranked in zip(asked, looks, found, strict=True):
+            chosen = next_documents(one, ranked, self._plan, self._finder, look.query, self._loaded, seconds)
             done = Round(number, self._plan.selector, look.query, ranked.routed, timings=seconds)
-            yield one, RoundDone(self._read(one, ranked, done))
+            yield one, RoundDone(self._read(one, chosen, replace(done, reranker=self._plan.rerank)))
 
     def context(self, asked: QuestionState) -> Context:
         return self._contexts.get(id(asked)) or self._first_context(asked)
@@ -78,11 +78,8 @@ class SearchRetriever:
             return SearchQuery(one.question, context)
         return SearchQuery(next_query(one.question, one.newest), context, said_before(one.history))
 
-    def _read(self, one: QuestionState, found: SearchResult, done: Round) -> Round:
-        """Put in the documents that matter and fit."""
-        read = {item.document_id for item in one.evidence}
-        new = [item for item in found.selected if item.document_id not in read]
-        chosen = self._finder.evidence(keep_adaptively(new, max(0, one.room_for(self._plan)), MIN_SHARE))
+    def _read(self, one: QuestionState, chosen: Sequence[Evidence], done: Round) -> Round:
+        """Put in the documents that fit."""
         read_ids = [item.document_id for item in one.evidence] if self._plan.route_tokens == "newest" else ()
         limit = None if self._plan.injected_tokens is None else self._plan.injected_tokens - one.injected_tokens
         context, used, tokens = fitted_context(
@@ -124,7 +121,7 @@ def answering(
 class ModelWriter:
     """The memory model writes the answers, from contexts with texts and from latents."""
 
-    answerer = ""
+    answerer, marks = "", False
 
     def __init__(self, state: RoundState, finder: Finder, reading: ContextRetriever, sampling: Sampling) -> None:
         self._state, self._finder, self._reading, self._sampling = state, finder, reading, sampling

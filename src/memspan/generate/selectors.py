@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from memspan.errors import MemspanError
 from memspan.registry import Registry
@@ -65,10 +65,10 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a selector works with.
+    """What a selector (or a reranker) works with.
 
     Attributes:
-        model: it runs the model. If not, `memspan search` loads none, and it is given a `TextFinder`.
+        model: it runs the model. If not, `memspan search` loads none, and a selector is given a `TextFinder`.
         routing: it routes each question; the answer attends to the latents that were routed to.
         words: it reads `SearchQuery.query`. In later rounds names are added to it that the texts found before hold.
         trained_router: it is an error to ask it of a model whose router is untrained.
@@ -237,11 +237,11 @@ def served_selector(name: str, loaded: LoadedModel) -> RankingSelector | Retriev
     return found
 
 
-def check_packages(name: str) -> None:
+def check_packages(name: str, kinds: Registry[Any] = SELECTORS) -> None:
     """
     Raises:
-        MemspanError: a package that the selector needs is not installed.
+        MemspanError: a package that the selector (or another entry with `needs`) needs is not installed.
     """
-    for module, remedy in SELECTORS[name].needs.packages.items():
+    for module, remedy in kinds[name].needs.packages.items():
         if find_spec(module) is None:
-            raise MemspanError(f"the selector {name} needs {module}; install it: {remedy}")
+            raise MemspanError(f"the {kinds.kind} {name} needs {module}; install it: {remedy}")

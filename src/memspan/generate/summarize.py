@@ -14,10 +14,11 @@ from memspan.bank.catalog import StoredDocument
 from memspan.bank.snapshot import Snapshot
 from memspan.errors import QuestionError
 from memspan.generate.answerer import Answerer, Message
-from memspan.generate.chat import document_block, estimated_tokens, room_of, summary_messages, written_by
+from memspan.generate.chat import written_by
 from memspan.generate.citing import cite, sentences, supports, words_of
 from memspan.generate.decode import Decoding, context_room
 from memspan.generate.finder import Finder
+from memspan.generate.prompts import document_block, estimated_tokens, room_of, summary_messages
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
 from memspan.text.packing import length_batches

@@ -34,7 +34,7 @@ class TextMemory:
             if not catalog.page(self._namespace, 0, 1, request.scope):
                 raise nothing_in_scope(self._bank.place)
             finder = TextFinder(catalog, self._namespace, request.scope)
-            loop = answering_by(self._answerer, None, finder, request.plan, request.sampling)
+            loop = answering_by(self._answerer, None, finder, request.plan, request.sampling, request.passed)
             for _, event in loop.run(request.questions, request.history):
                 if event is not None:
                     yield event

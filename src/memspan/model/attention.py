@@ -8,8 +8,8 @@ import torch
 from transformers import AttentionInterface
 
 from memspan.errors import UnsupportedBackbone
-from memspan.model.memory_api import AllRecorded, EncodeStep, PooledLayer, QueryStep, Step
-from memspan.ops.attention import attend, local_mask, memory_mask, with_row_bias
+from memspan.model.memory_api import AllRecorded, EncodeStep, PooledLayer, QueryStep, Step, Watch
+from memspan.ops.attention import attend, attention_shares, local_mask, memory_mask, with_row_bias
 from memspan.ops.pooling import pool_chunks
 
 ATTENTION_NAME = "memspan"
@@ -50,7 +50,7 @@ def memspan_attention(
 
     Raises:
         UnsupportedBackbone: the decoder asks for something this function does not compute.
-        AllRecorded: the last layer that an encoding step keeps something of is recorded.
+        AllRecorded: the last layer that an encoding step keeps something of, or that is looked at, is recorded.
     """
     if kwargs.pop("is_causal", None) is False:
         raise UnsupportedBackbone(f"{type(module).__name__} asks for attention that is not causal")
@@ -73,6 +73,8 @@ def memspan_attention(
         mask = local_mask(T, S, None, sliding_window, key_BGSD.device)
         return attend(query_BHTD, key_BGSD, value_BGSD, mask, scaling, dropout), None
 
+    if memory is not None and memory.watch is not None:
+        _look(memory.watch, module, query_BHTD, key_BGSD, scaling, sliding_window)
     retrieved = memory.retrieved.get(getattr(module, "layer_idx", -1)) if memory else None
     if retrieved is not None and retrieved.mask_BM.shape[1]:
         key_BGSD = torch.cat([retrieved.keys_BGMD.to(key_BGSD.dtype), key_BGSD], dim=2)
@@ -141,6 +143,26 @@ def _pool_heads(step: EncodeStep, x_BGTD: torch.Tensor) -> torch.Tensor:
     B, G, T, D = x_BGTD.shape
     pooled_BCF = pool_chunks(x_BGTD.transpose(1, 2).reshape(B, T, G * D), step.lengths_B, step.chunk_size)
     return pooled_BCF.view(B, -1, G, D)
+
+
+def _look(
+    watch: Watch,
+    module: torch.nn.Module,
+    query_1HTD: torch.Tensor,
+    key_1GSD: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> None:
+    """Record a layer's attention from the last tokens to those before."""
+    layer = cast(int, module.layer_idx)
+    if layer in watch.layers:
+        T, S, device = watch.num_last, key_1GSD.shape[2], key_1GSD.device
+        mask = local_mask(T, S, torch.ones(1, S, dtype=torch.bool, device=device), window, device)
+        assert mask is not None, "padding is told, though there is none"
+        given = query_1HTD[0, :, -T:], key_1GSD[0], watch.owner_S.to(device), watch.num_owners
+        watch.shares[layer] = attention_shares(*given, mask[0, 0], scaling)
+    if layer >= max(watch.layers) and not torch.is_grad_enabled():
+        raise AllRecorded
 
 
 def record_router_key(step: EncodeStep, layer: int, hidden_BCF: torch.Tensor, router_key_BCGD: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from memspan.model.buffers import DecodeBuffers
 from memspan.model.lower import LowerStates
-from memspan.model.memory_api import LayerMemory, QueryStep
+from memspan.model.memory_api import AllRecorded, LayerMemory, QueryStep, Watch
 from memspan.model.modeling import MSAForCausalLM, decoder_layers
 from memspan.model.packed import pack_weights
 from memspan.model.paged import PagedBuffers
@@ -77,6 +77,14 @@ def prefill(
             logits_to_keep=1,
         )
     return out.logits[:, -1]
+
+
+@torch.inference_mode()
+def look(model: torch.nn.Module, packed: PackedContexts, watch: Watch) -> None:
+    """Run one context, without memory, as far as is needed to see what `watch` is to be given."""
+    with unprepared_alone(model), contextlib.suppress(AllRecorded):
+        step = QueryStep(slice_tokens=getattr(model, "prefill_tokens", None), watch=watch)
+        model(input_ids=packed.ids, position_ids=packed.positions, use_cache=False, memory=step, logits_to_keep=1)
 
 
 class DecodeRows:

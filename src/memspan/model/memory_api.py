@@ -49,7 +49,7 @@ class EncodeStep:
 
 
 class AllRecorded(Exception):
-    """Ends an encoding forward: everything that is kept of the documents is recorded."""
+    """Ends a forward: everything that is kept of the documents, or looked at, is recorded."""
 
 
 @dataclass(slots=True)
@@ -84,6 +84,7 @@ class QueryStep:
         slice_tokens: tokens that attend at a time, at most, where a mask is needed, so that it never is a square of a
             long context; None: all.
         buffers: K and V of the rows that are decoded, in the place of a cache, of `retrieved` and of `valid_BS`.
+        watch: what of the attention is looked at; None: nothing.
     """
 
     valid_BS: torch.Tensor | None = None
@@ -95,6 +96,27 @@ class QueryStep:
     local_masks: dict[tuple[int, int, int | None], torch.Tensor | None] = field(default_factory=dict)
     slice_tokens: int | None = None
     buffers: DecodeBuffers | None = None
+    watch: Watch | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What the forward of one context without padding is run to see: how the attention of its last tokens is divided
+    among all. Behind the last layer that is looked at the forward ends (`AllRecorded`).
+
+    Attributes:
+        owner_S: of every token who it belongs to, from 0 to N - 1; N: nobody.
+        num_owners: N.
+        num_last: T, the last tokens, whose attention is looked at.
+        layers: that are looked at.
+        shares: per layer, `[H, T, N]`.
+    """
+
+    owner_S: torch.Tensor
+    num_owners: int
+    num_last: int
+    layers: tuple[int, ...]
+    shares: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 Step = EncodeStep | QueryStep

@@ -95,6 +95,29 @@ def attend(
     return out_BHTD.transpose(1, 2).contiguous()
 
 
+def attention_shares(
+    query_HTD: Tensor,
+    key_GSD: Tensor,
+    owner_S: Tensor,
+    num_owners: int,
+    mask_TS: Tensor,
+    scaling: float | None,
+) -> Tensor:
+    """How the softmax attention of T queries is divided among owners of keys, `[H, T, N]`, in float32.
+
+    Args:
+        owner_S: of every key from 0 to N - 1 its owner, or N: none.
+        num_owners: N.
+        mask_TS: True where visible.
+        scaling: of the logits; None means D**-0.5.
+    """
+    (H, T, D), (G, S, _) = query_HTD.shape, key_GSD.shape
+    query_GXD = (query_HTD * (D**-0.5 if scaling is None else scaling)).reshape(G, H // G * T, D)
+    logits_HTS = (query_GXD @ key_GSD.transpose(1, 2)).float().view(H, T, S)
+    weights_HTS = logits_HTS.masked_fill(~mask_TS, float("-inf")).softmax(-1)
+    return weights_HTS.new_zeros(H, T, num_owners + 1).index_add_(2, owner_S, weights_HTS)[..., :num_owners]
+
+
 def _attend_by_group(
     query_1HTD: Tensor,
     key_1GSD: Tensor,

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, ValidationError, WrapValidator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from memspan.generate.answerer import Message
+from memspan.generate.completions import LOOK_UP_NAME
+from memspan.serve.errors import ApiError
 from memspan.serve.schemas import MOST_MESSAGES, AskFields
 from memspan.serve.strict import Body, Strict
 from memspan.text.messages import called, returned
@@ -113,12 +125,23 @@ class MessageIn(Strict):
     id: JsonValue = None
 
     @property
+    def _content(self) -> str:
+        if isinstance(self.content, list):
+            return "\n".join(part.text or part.refusal for part in self.content)
+        return self.content or ""
+
+    @property
+    def said(self) -> Message:
+        """As it is passed on to another model."""
+        names = {"tool_calls", "function_call"} if self.role == "assistant" else set()
+        names |= {"tool_call_id", "name"} if self.role in ("tool", "function") else set()
+        fields = self.model_dump(include=names, exclude_none=True, exclude_unset=True) if names else {}
+        return Message(self.role, self._content, {name: value for name, value in fields.items() if value} or None)
+
+    @property
     def text(self) -> str:
         """What was said; of calls and results of tools, what was called and came back."""
-        if isinstance(self.content, list):
-            said = "\n".join(part.text or part.refusal for part in self.content)
-        else:
-            said = self.content or ""
+        said = self._content
         if self.role in ("tool", "function"):
             return returned(self.name or "", said)
         calls = [*(self.tool_calls or ()), *([self.function_call] if self.function_call else ())]
@@ -131,11 +154,52 @@ class StreamOptions(Strict):
     continuous_usage_stats: Annotated[Literal[False] | None, _else("usage comes once, at the end; leave it out")] = None
 
 
-class PlainFormat(Strict):
-    type: Literal["text"]
+class Tool(BaseModel):
+    """A tool that another model may call, passed on to it as it is."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal["function", "custom"]
+    function: dict[str, JsonValue] | None = None
+    custom: dict[str, JsonValue] | None = None
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.name:
+            raise ValueError("a tool has a name")
+        return self
+
+    @property
+    def name(self) -> str:
+        part = self.function if self.type == "function" else self.custom
+        name = (part or {}).get("name")
+        return name if isinstance(name, str) else ""
 
 
+class AnswerFormat(BaseModel):
+    """How the answer is to be written, passed on to another model as it is."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, JsonValue] | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> Self:
+        if (self.type == "json_schema") != isinstance((self.json_schema or {}).get("name"), str):
+            raise ValueError("a schema has a name")
+        return self
+
+
+_OWN_TOOL = "the name 'look_up' is taken by the tool that looks up memories; call yours otherwise"
 _NO_TOOLS = "a memory model calls no tools; leave it out, and call tools from your own code"
+_PLAIN = "answers are plain text; leave it out, or send {'type': 'text'}"
+_TOOL = "a tool is {'type': 'function', 'function': {'name': ...}}, for another model: a memory model calls no tools"
+_CHOICE = "it is none, auto, required, or one of the tools, for another model: a memory model calls no tools"
+_OLD_TOOLS = "functions are an old form of tools, which are for another model: a memory model calls no tools"
+_FORMAT = (
+    "it is {'type': 'text'}, and for another model also {'type': 'json_object'} or {'type': 'json_schema', "
+    "'json_schema': {'name': ...}}: a memory model writes plain text"
+)
+_MOST_TOOLS = 128
 _NO_PROBABILITIES = "probabilities of tokens are not given; leave it out"
 _NO_PENALTY = "there are no penalties here; leave it out, or send 0"
 _Empty = Annotated[list[JsonValue], Field(max_length=0)]
@@ -144,6 +208,7 @@ _Tokens = Annotated[
     Field(description="Default, 0, -1, and more than there is room for: as many as there are."),
 ]
 _UNREAD = "Taken, and changes nothing."
+_PASSED_ON = "For another model that answers (`--answer-with`)."
 
 
 class ChatRequest(Body):
@@ -160,10 +225,17 @@ class ChatRequest(Body):
     stop: str | list[str] | None = Field(None, description="At most four strings that end the answer.")
     seed: int | None = Field(None, ge=-1, lt=2**63, description="Default, and -1: another one for every answer.")
     n: Annotated[Literal[1] | None, _else("a question gets one answer; ask again for another")] = None
-    tools: Annotated[_Empty | None, _else(_NO_TOOLS)] = None
-    tool_choice: Annotated[Literal["none", "auto"] | None, _else(_NO_TOOLS)] = None
-    functions: Annotated[_Empty | None, _else(_NO_TOOLS)] = None
-    function_call: Annotated[Literal["none", "auto"] | None, _else(_NO_TOOLS)] = None
+    tools: Annotated[
+        Annotated[list[Tool], Field(max_length=_MOST_TOOLS)] | None, _else(_TOOL), Field(description=_PASSED_ON)
+    ] = None
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | dict[str, JsonValue] | None,
+        _else(_CHOICE),
+        Field(description=_PASSED_ON),
+    ] = None
+    parallel_tool_calls: bool | None = Field(None, description=f"{_PASSED_ON} Else it changes nothing.")
+    functions: Annotated[_Empty | None, _else(_OLD_TOOLS)] = None
+    function_call: Annotated[Literal["none", "auto"] | None, _else(_OLD_TOOLS)] = None
     web_search_options: Annotated[None, _else("nothing is searched but the memory; leave it out")] = None
     logprobs: Annotated[Literal[False] | None, _else(_NO_PROBABILITIES)] = None
     top_logprobs: Annotated[Literal[0] | None, _else(_NO_PROBABILITIES)] = None
@@ -173,9 +245,7 @@ class ChatRequest(Body):
     ] = None
     frequency_penalty: Annotated[Annotated[float, Field(ge=0, le=0)] | None, _else(_NO_PENALTY)] = None
     presence_penalty: Annotated[Annotated[float, Field(ge=0, le=0)] | None, _else(_NO_PENALTY)] = None
-    response_format: Annotated[
-        PlainFormat | None, _else("answers are plain text; leave it out, or send {'type': 'text'}")
-    ] = None
+    response_format: Annotated[AnswerFormat | None, _else(_FORMAT), Field(description=_PASSED_ON)] = None
     modalities: Annotated[Annotated[list[Literal["text"]], Field(min_length=1)] | None, _else(_NO_AUDIO)] = None
     audio: Annotated[None, _else(_NO_AUDIO)] = None
     moderation: Annotated[None, _else("nothing is moderated here; leave it out")] = None
@@ -184,7 +254,6 @@ class ChatRequest(Body):
     ] = None
     user: JsonValue = Field(None, description=_UNREAD)
     metadata: JsonValue = Field(None, description=_UNREAD)
-    parallel_tool_calls: JsonValue = Field(None, description=_UNREAD)
     prediction: JsonValue = Field(None, description=_UNREAD)
     prompt_cache_key: JsonValue = Field(None, description=_UNREAD)
     prompt_cache_options: JsonValue = Field(None, description=_UNREAD)
@@ -201,6 +270,36 @@ class ChatRequest(Body):
         return (
             f'; write it as {{"memspan": {{"{name}": ...}}}}' if name in AskFields.model_fields else super()._hint(name)
         )
+
+    def passed(self, to_other: bool) -> dict[str, Any]:
+        """What of the request is passed on to another model as it is.
+
+        Args:
+            to_other: whether another model answers, and takes it.
+
+        Raises:
+            ApiError: 400, at the field that cannot be.
+        """
+        is_plain = self.response_format is None or self.response_format.type == "text"
+        if not to_other:
+            wrong = {"tools": _NO_TOOLS if self.tools else "", "response_format": "" if is_plain else _PLAIN}
+            wrong["tool_choice"] = "" if self.tool_choice in (None, "none", "auto") else _NO_TOOLS
+        else:
+            names = [tool.name for tool in self.tools or ()]
+            twice = next((name for name in names if names.count(name) > 1), "")
+            wrong = {"tools": _OWN_TOOL if LOOK_UP_NAME in names else twice and f"two tools have the name {twice!r}"}
+            chooses = self.tool_choice not in (None, "none", "auto")
+            wrong["tool_choice"] = "there are no tools to choose from; send tools" if chooses and not names else ""
+        for name, told in wrong.items():
+            if told:
+                raise ApiError(400, f"{name}: {told}", "unsupported_value", param=name)
+        wanted = ("tools", "tool_choice", "parallel_tool_calls") if self.tools else ()
+        wanted = (*wanted, *(() if is_plain else ("response_format",)))
+        return self.model_dump(include=set(wanted), exclude_none=True, exclude_unset=True)
+
+    def said(self) -> list[tuple[Message, str]]:
+        """The conversation: each message as it is passed on, and what it says in words."""
+        return [(one.said, one.text) for one in self.messages]
 
     @property
     def wanted_tokens(self) -> int | None:

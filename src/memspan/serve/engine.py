@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 from memspan.errors import MemspanError
-from memspan.events import Done, Event, TextWritten
+from memspan.events import CallWritten, Done, Event, TextWritten
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.memory import Memory
 from memspan.generate.request import AskOptions
@@ -276,7 +276,7 @@ class Engine(Answering):
         assert ticket.steps is not None, "it is running"
         try:
             for event in ticket.steps:
-                ticket.decoding = event is None or isinstance(event, TextWritten)
+                ticket.decoding = event is None or isinstance(event, TextWritten | CallWritten)
                 if event is None:
                     return
                 if isinstance(event, Done):

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from memspan.errors import (
     AnswererError,
+    AnswererRefused,
     BankBusy,
     BankError,
     DuplicateDocument,
@@ -127,6 +128,8 @@ def api_error(error: Exception) -> ApiError:
         case BankError():
             _log.error("request %s: %s: %s", REQUEST_ID.get(), type(error).__name__, without_folders(str(error)))
             return ApiError(503, f"the bank cannot be used now; {_see_log()}", "bank_unavailable")
+        case AnswererRefused():
+            return ApiError(400, without_folders(str(error)), "answerer_refused")
         case AnswererError():
             _log.error("request %s: %s", REQUEST_ID.get(), without_folders(str(error)))
             message = f"the server got no answer from the model that writes them; ask again; {_see_log()}"

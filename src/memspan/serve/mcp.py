@@ -38,13 +38,13 @@ from memspan.serve.mcp_results import (
     MemoryText,
     RememberResult,
 )
+from memspan.serve.settings import ServeSettings
 from memspan.types import Evidence
 
 if TYPE_CHECKING:
     from memspan.serve.banks import ServedBank
     from memspan.serve.engine import Engine
     from memspan.serve.keys import KeyFile, Principal
-    from memspan.serve.settings import ServeSettings
 
 _INSTRUCTIONS = (
     "A memory of documents that outlives this conversation. Before you answer what may have been said or stored "
@@ -123,8 +123,8 @@ def _sentence(error: ValidationError, tool: Tool) -> str:
 class _Tools:
     """The tools. Their docstrings are what agents read."""
 
-    def __init__(self, loading: Loading, namespace: str) -> None:
-        self._loading, self._namespace = loading, namespace
+    def __init__(self, loading: Loading, namespace: str, settings: ServeSettings) -> None:
+        self._loading, self._namespace, self._settings = loading, namespace, settings
 
     def all(self) -> list[Tool]:
         kinds = {self.remember: _CHANGES, self.recall: _READS, self.ask: _READS, self.forget: _CHANGES}
@@ -238,7 +238,8 @@ class _Tools:
 
             def find() -> list[Evidence]:
                 try:
-                    return bank.memory(self._namespace).search(query, limit=limit, where=where, as_of=as_of)
+                    how = {"limit": limit, "where": where, "as_of": as_of, **self._settings.reranking(None)}
+                    return bank.memory(self._namespace).search(query, **how)
                 except EmptyBank:
                     return []
 
@@ -261,7 +262,8 @@ class _Tools:
             from memspan.serve.service import EventStream
 
             sampling = Sampling(max_tokens)
-            options = AskOptions(max_documents=max_documents, sampling=sampling, where=where, as_of=as_of)
+            anew = self._settings.reranking(None, documents=max_documents)
+            options = AskOptions(max_documents=max_documents, sampling=sampling, where=where, as_of=as_of, **anew)
             events = EventStream(engine, bank.memory(self._namespace), question, options)
             try:
                 answer = await events.answer()
@@ -322,14 +324,14 @@ class _Tools:
             raise ToolError(api_error(error).detail) from error
 
 
-def make_mcp(bank: ServedBank, engine: Engine, namespace: str) -> MCPServer:
+def make_mcp(bank: ServedBank, engine: Engine, namespace: str, settings: ServeSettings | None = None) -> MCPServer:
     """The tools and resources of one namespace of a bank."""
-    return loading_mcp(Loading(lambda: contextlib.nullcontext((bank, engine))), namespace)
+    return loading_mcp(Loading(lambda: contextlib.nullcontext((bank, engine))), namespace, settings)
 
 
-def loading_mcp(loading: Loading, namespace: str) -> MCPServer:
+def loading_mcp(loading: Loading, namespace: str, settings: ServeSettings | None = None) -> MCPServer:
     """The same, that answers before the bank and its model are there; only what needs them waits."""
-    tools = _Tools(loading, namespace)
+    tools = _Tools(loading, namespace, settings or ServeSettings())
     mcp = _Server(tools.all(), loading)
     mcp.resource(_URI + "{id}", name="memory", description=tools.read.__doc__)(tools.read)
     return mcp
@@ -342,7 +344,7 @@ def mcp_app(bank: ServedBank, engine: Engine, namespace: str, settings: ServeSet
 
     # The gate checks hosts, and browsers' pages cannot send what the protocol needs without CORS.
     security = TransportSecuritySettings(enable_dns_rebinding_protection=False)
-    app = make_mcp(bank, engine, namespace).streamable_http_app(transport_security=security)
+    app = make_mcp(bank, engine, namespace, settings).streamable_http_app(transport_security=security)
     app.add_middleware(_Entrance, namespace=namespace)
     app.add_middleware(Gate, settings=settings, keys=keys, metrics=Metrics(engine, {bank.name: bank}))
     return app

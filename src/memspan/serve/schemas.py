@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AliasPath,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    field_validator,
-)
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from memspan.files import without_folder
 from memspan.generate.request import MAX_DOCUMENTS
-from memspan.serve.selectors import RankingSelector, Selector
+from memspan.serve.selectors import RankingSelector, RerankerName, Selector
 from memspan.serve.strict import Body, Strict
 from memspan.types import Evidence, LayerRouting, Span
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = dict[str, float]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 _MOST_DOCUMENTS = 100
 _MOST_ROUNDS = 16
@@ -34,6 +28,7 @@ class AskFields(Strict):
     bank: Name | None = Field(None, description="Instead of the bank that the model's name says.")
     namespace: Name | None = Field(None, description="Whose memories. Default: the key's first, or `default`.")
     selector: Selector | None = None
+    rerank: RerankerName | None = Field(None, description="Reranker of the first 10 memories. Default: the server's.")
     max_documents: int = Field(MAX_DOCUMENTS, ge=0, le=_MOST_DOCUMENTS)
     rounds: int | None = Field(None, ge=1, le=_MOST_ROUNDS)
     documents_per_round: int | None = Field(None, ge=1, le=_MOST_DOCUMENTS)
@@ -94,6 +89,7 @@ class RoundOut(Out):
     unknown: int
     repeated: int
     left_out: int
+    reranker: str
     ended: str
     timings: Seconds
 
@@ -150,15 +146,16 @@ class Annotation(BaseModel):
 
 class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
     annotations: list[Annotation]
+    tool_calls: list[dict[str, JsonValue]] | None = Field(description="Of the request's tools, by another model.")
 
 
 class Choice(BaseModel):
     index: Literal[0] = 0
     message: AnswerMessage
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     logprobs: None = None
 
 
@@ -258,6 +255,7 @@ class UpdateRequest(Place):
 class SearchRequest(Place):
     query: str = Field(min_length=1)
     selector: RankingSelector | None = None
+    rerank: RerankerName | None = Field(None, description="Reranker of the first 10 memories. Default: the server's.")
     limit: int = Field(10, ge=1, le=_MOST_DOCUMENTS)
     min_score: float | None = Field(None, ge=0, le=1)
     where: dict[str, JsonValue] | None = None

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from typing import TypedDict
+
+from memspan.generate.rerank import NONE
+from memspan.generate.selectors import SELECTORS, RetrievingSelector
+
+
+class RerankOptions(TypedDict):
+    """Of a question or a search; see `memspan.generate.request.AskOptions`."""
+
+    rerank: str
+    cross_encoder: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +35,8 @@ class ServeSettings:
         keep_alive: seconds between comments in a stream, so that no proxy takes it for dead; 0: none.
         patience: seconds from a connection to the end of a request's headers, and from there to the end of its body.
         cors_origins: web pages that may call, as https://example.org; none by default.
+        rerank: who ranks the first documents anew where a request does not say; or "none".
+        cross_encoder: of the reranker `cross`: a folder, or a name of the hub.
     """
 
     host: str = "127.0.0.1"
@@ -40,6 +53,8 @@ class ServeSettings:
     keep_alive: float = 15.0
     patience: float = 20.0
     cors_origins: tuple[str, ...] = ()
+    rerank: str = NONE
+    cross_encoder: str | None = None
 
     def __post_init__(self) -> None:
         leasts = {"max_queue": 0, "max_request_bytes": 1024}
@@ -55,6 +70,13 @@ class ServeSettings:
             raise ValueError("timeout and patience must be above 0 seconds, and grace and keep_alive not negative")
         if "*" in self.cors_origins:
             raise ValueError("cors_origins must name the pages that may call, as https://example.org, not *")
+
+    def reranking(self, asked: str | None, selector: str | None = None, documents: int = 1) -> RerankOptions:
+        """Who ranks anew: who was asked for; else who usually does, unless this selector, or this number of documents,
+        leaves nothing to rank."""
+        reads = selector in SELECTORS and isinstance(SELECTORS[selector], RetrievingSelector) if selector else False
+        usual = NONE if reads or not documents else self.rerank
+        return RerankOptions(rerank=asked or usual, cross_encoder=self.cross_encoder)
 
     @property
     def is_local(self) -> bool:

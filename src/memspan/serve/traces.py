@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from opentelemetry import propagate, trace
 
 from memspan import __version__
-from memspan.events import Done, Event, RoundDone, RoundStarted, TextWritten
+from memspan.events import CallWritten, Done, Event, RoundDone, RoundStarted, TextWritten
 
 if TYPE_CHECKING:
     from fastapi.telemetry import TelemetryConfig
@@ -79,7 +79,7 @@ class AnswerStages:
             case RoundDone(round=done):
                 self._span.set_attributes({"memspan.selector": done.selector, "memspan.documents": len(done.chosen)})
                 self._enter("read")
-            case TextWritten():
+            case TextWritten() | CallWritten():
                 self._enter("write")
             case Done(answer=answer):
                 used = {"input": answer.num_prompt_tokens, "output": answer.num_new_tokens}

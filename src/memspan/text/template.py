@@ -152,6 +152,21 @@ class PromptTemplate:
             if passage.document_id in wanted:
                 yield Span(begin, end)
 
+    def passage_spans(self, passages: Sequence[Passage]) -> list[Span]:
+        """Where passages stand in the context of a question that nothing was said before."""
+        return list(self._spans_of(passages, {one.document_id for one in passages}, len(self.prefix_ids)))
+
+    def question_span(self, context: Context, question: str) -> Span:
+        """Where the question stands in a context with passages, but for tokens over its borders."""
+        behind = self.spec.grounded_question.partition("{question}")[2]
+        end = len(context.ids) - len(self.suffix_ids) - self.count_tokens(behind)
+        return Span(end - self.count_tokens(question), end)
+
+    def cut(self, text: str, max_tokens: int) -> str:
+        """The first tokens of a text, as text."""
+        ids = self._plain_ids(self._escape(text))
+        return text if len(ids) <= max_tokens else self.text(ids[:max_tokens])
+
     def count_tokens(self, text: str) -> int:
         """Tokens of a plain text, without any template."""
         return len(self._plain_ids(self._escape(text)))

@@ -6,7 +6,8 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
@@ -15,12 +16,14 @@ from sse_starlette import EventSourceResponse
 
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.errors import QuestionError
-from memspan.events import Done, RoundDone, RoundStarted, TextWritten
-from memspan.generate.chat import answer_messages, estimated_tokens
+from memspan.events import CallWritten, Done, RoundDone, RoundStarted, TextWritten
+from memspan.generate.answerer import ToolCaller
 from memspan.generate.context import question_of
 from memspan.generate.decode import context_room
 from memspan.generate.given import turn_document
 from memspan.generate.memory import Memory
+from memspan.generate.passed import Passed, conversation_of
+from memspan.generate.prompts import answer_messages, estimated_tokens
 from memspan.generate.request import AskOptions
 from memspan.generate.sampling import Sampling
 from memspan.serve.banks import ServedBank
@@ -33,6 +36,7 @@ from memspan.serve.schemas import (
     Choice,
     CitationOut,
     EvidenceOut,
+    FinishReason,
     ModelList,
     ModelOut,
     RoundOut,
@@ -126,14 +130,21 @@ def _checked(body: ChatRequest, memory: Memory, service: Service) -> tuple[str, 
         ApiError: 400, with the field.
         MemspanError: as of `Memory.check`.
     """
+    to_other = isinstance(memory.answerer, ToolCaller)
+    passed = Passed(body.passed(to_other))
     try:
         said = [("tool" if one.role == "function" else one.role, one.text) for one in body.messages]
         question, history = question_of(said)
     except QuestionError as error:
         raise ApiError(400, str(error), "invalid_question", param="messages") from error
-    sampling = _sampling(body, _most_tokens(memory, question, service.settings.max_new_tokens))
-    fields = body.memspan.model_dump(exclude={"bank", "namespace", "own_model", "session"})
-    options = AskOptions(**fields, sampling=sampling, history=history)
+    if to_other:
+        history, after = conversation_of(body.said())
+        passed = replace(passed, after=after)
+    sampling = _sampling(body, _most_tokens(memory, question, passed, service.settings.max_new_tokens))
+    fields = body.memspan.model_dump(exclude={"bank", "namespace", "own_model", "session", "rerank"})
+    asked = body.memspan.rerank, body.memspan.selector, body.memspan.max_documents
+    anew = service.settings.reranking(*asked)
+    options = AskOptions(**fields, **anew, sampling=sampling, history=history, passed=passed)
     memory.check(question, **options)
     return question, options
 
@@ -143,12 +154,12 @@ def _room(memory: Memory) -> int:
     return context_room(memory.loaded, 0) if memory.answerer is None else memory.answerer.context
 
 
-def _most_tokens(memory: Memory, question: str, allowed: int) -> int:
+def _most_tokens(memory: Memory, question: str, passed: Passed, allowed: int) -> int:
     """Of an answer: half of what is left beside the question at most, so that there is room for evidence."""
     if memory.answerer is None:
         asked = len(memory.loaded.template.context(question).ids)
     else:
-        asked = estimated_tokens(answer_messages(question, ()))
+        asked = estimated_tokens(answer_messages(question, (), (), passed)) + passed.tokens
     return max(1, min(allowed, (_room(memory) - asked) // 2))
 
 
@@ -198,7 +209,11 @@ class _Exchange:
         """The whole answer."""
         answer = await self._events.answer()
         trace = await self._finish(answer)
-        message = AnswerMessage(content=answer.text, annotations=self._annotations(answer))
+        message = AnswerMessage(
+            content=answer.text or (None if answer.tool_calls else ""),
+            annotations=self._annotations(answer),
+            tool_calls=[dict(one) for one in answer.tool_calls] or None,
+        )
         return ChatCompletion(
             id=self._id,
             created=self._created,
@@ -219,6 +234,8 @@ class _Exchange:
             while not isinstance(event := await self._events.next(), Done):
                 if isinstance(event, TextWritten) and (text := emoji.take(event.text)):
                     yield self._chunk({"content": text})
+                elif isinstance(event, CallWritten):
+                    yield self._chunk({"tool_calls": [event.delta]})
                 elif isinstance(event, RoundStarted):
                     yield self._chunk({}, memspan={"started": {"number": event.number, "query": event.query}})
                 elif isinstance(event, RoundDone):
@@ -270,7 +287,9 @@ class _Exchange:
         )
 
     async def _remember(self, answer: Answer) -> list[str]:
-        """Store the last message and its answer; their ids."""
+        """Store the last message and its answer; their ids. While tools are still to be called there is no answer."""
+        if answer.tool_calls:
+            return []
         session = self._body.memspan.session
         turns = (("user", self._question), ("assistant", answer.text))
         documents = [turn_document(text, speaker, session) for speaker, text in turns if text.strip()]
@@ -298,8 +317,8 @@ def _title(item: Evidence) -> str:
     return f"{title} ({page_label(item.pages)})" if item.pages else title
 
 
-def _finish_reason(answer: Answer) -> Literal["stop", "length"]:
-    return "length" if answer.finish_reason == "length" else "stop"
+def _finish_reason(answer: Answer) -> FinishReason:
+    return answer.finish_reason if answer.finish_reason in ("length", "tool_calls") else "stop"
 
 
 def _usage(answer: Answer) -> Usage:

@@ -124,7 +124,7 @@ async def search(body: SearchRequest, service: ServiceDep, reader: Reader) -> Se
     def find() -> SearchResults:
         memory = bank.memory(namespace)
         options: dict[str, Any] = {"selector": body.selector, "where": body.where, "as_of": body.as_of}
-        options["known_at"] = body.known_at
+        options |= {"known_at": body.known_at, **service.settings.reranking(body.rerank)}
         try:
             found = memory.search(body.query, limit=body.limit, min_score=body.min_score, **options)
         except EmptyBank:
