@@ -79,7 +79,7 @@ def write_bank(folder: Path, num_chunks: int, num_documents: int) -> MemoryBank:
     words = [" ".join(f"word{chooser.randrange(20_000)}" for _ in range(60)) for _ in range(200)]
     notes = [Document(f"note {number}", words[number % 200]) for number in range(num_documents)]
     with bank.locked():
-        add_sources(bank.catalog, "default", (NewSource(note, ()) for note in notes), WrittenSegments([], []))
+        add_sources(bank.catalog, "default", [NewSource(note, ()) for note in notes], WrittenSegments([], []))
     return bank
 
 
