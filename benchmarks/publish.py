@@ -60,7 +60,7 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
             file.seek(first)
             self.wfile.write(file.read(last - first + 1))
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 
