@@ -5,16 +5,19 @@
         [--json FILE]
 
 Of every set, recall@1, @5 and @16 and all gold in 16 by: the bank's full-text index (BM25), the router (all MSA layers,
-and each alone), `hybrid` as shipped; where questions need several documents, `hybrid` in two rounds (8 documents each,
-the second looked for with the names in the first two). Beside it the difference hybrid - BM25 at 16, question by
-question, pooled over the sets with a bootstrap interval. --weights prints `hybrid` for other shares of the router:
-choose by a hold-out of the training data, not by the sets that are reported.
+and each alone), `hybrid` as shipped; with the extra `eval`, all-MiniLM-L6-v2 (`dense`) and its fusions with BM25
+(`fused`, a weighted sum; `rrf`, reciprocal ranks); where questions need several documents, BM25 and `hybrid` in two
+rounds (8 documents each, the second looked for with the names in the first two). Beside it the differences of `hybrid`
+from BM25, `fused` and `rrf` at 5 and 16, question by question, pooled over the sets with a bootstrap interval.
+--weights prints `hybrid` for other shares of the router: choose by a hold-out of the training data, not by the sets
+that are reported.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -25,6 +28,7 @@ from memspan.bank.scope import EVERYTHING
 from memspan.eval.metrics import all_found_at, paired_bootstrap, recall_at
 from memspan.generate.finder import Finder, SearchQuery, passages_of
 from memspan.generate.lexical import next_query
+from memspan.generate.selectors import SELECTORS
 from memspan.routing.ranking import ROUTER_WEIGHT, Selected, fuse
 from memspan.text.questions import Question, read_questions
 
@@ -33,6 +37,7 @@ LAST = DEPTHS[-1]
 COLUMNS = (*(f"@{depth}" for depth in DEPTHS), f"all@{LAST}")
 SEARCHED = 64
 ROUND_DOCUMENTS, NAMES_OF = 8, 2
+WITH_MINILM = ("dense", "fused", "rrf")
 BATCH = 16
 
 Rankings = dict[str, list[str]]
@@ -43,6 +48,7 @@ class Bench:
 
     def __init__(self, memory: Memory, weights: Sequence[float]) -> None:
         self._memory, self._weights = memory, weights
+        self._baselines = WITH_MINILM if all(map(find_spec, SELECTORS["dense"].needs.packages)) else ()
         stored = memory.bank.catalog.page(memory.namespace, 0, 10**7)
         self._names = {found.id: str(found.id) for found in stored}
         self._by_text = {(found.title, found.text): str(found.id) for found in stored}
@@ -57,7 +63,8 @@ class Bench:
         template = self._memory.loaded.template
         with self._memory.bank.snapshot(self._memory.namespace) as snapshot:
             finder = Finder(self._memory.loaded, snapshot, EVERYTHING)
-            routed = finder.route([SearchQuery(one.question, template.context(one.question)) for one in questions])
+            queries = [SearchQuery(one.question, template.context(one.question)) for one in questions]
+            routed = finder.route(queries)
             lexical = [snapshot.search(one.question, SEARCHED, EVERYTHING) for one in questions]
             found = []
             for words, (ranked, layers) in zip(lexical, routed, strict=True):
@@ -66,6 +73,9 @@ class Bench:
                 one["hybrid"] = fuse(words, ranked)
                 one |= {f"hybrid {weight}": fuse(words, ranked, weight) for weight in self._weights}
                 found.append({name: [self._names[i] for i, _ in ranking[:LAST]] for name, ranking in one.items()})
+            for name in self._baselines:
+                for one, result in zip(found, finder.rank(name, queries, LAST), strict=True):
+                    one[name] = [self._names[item.document_id] for item in result.selected[:LAST]]
             if rounds:
                 for name in ("bm25", "hybrid"):
                     self._second_round(finder, name, questions, found)
@@ -99,8 +109,7 @@ def main() -> None:
     memory = Memory.open(options.bank, options.model, adapter=options.adapter, dtype=options.dtype)
     bench = Bench(memory, options.weights)
     figures: dict[str, dict[str, dict[str, float]]] = {}
-    hybrid: list[float] = []
-    bm25: list[float] = []
+    pooled: dict[str, list[list[float]]] = {}
     for path in options.sets:
         questions = [one for one in read_questions(path).questions if bench.gold(one)]
         if options.questions:
@@ -118,8 +127,8 @@ def main() -> None:
             name: dict(zip(COLUMNS, map(_mean, zip(*some, strict=True)), strict=True)) for name, some in rows.items()
         }
         figures[path.name.partition(".")[0]] = means
-        hybrid += [row[2] for row in rows["hybrid"]]
-        bm25 += [row[2] for row in rows["bm25"]]
+        for name in ("hybrid", "bm25", *WITH_MINILM):
+            pooled.setdefault(name, []).extend(rows.get(name, ()))
         print(f"{path.name}: {len(questions)} questions", flush=True)
         for name, mean in means.items():
             print(f"  {name:<16}", "  ".join(f"{column} {value:.3f}" for column, value in mean.items()), flush=True)
@@ -128,11 +137,17 @@ def main() -> None:
     for name in names:
         values = {column: _mean([means[name][column] for means in figures.values()]) for column in COLUMNS}
         print(f"  {name:<16}", "  ".join(f"{column} {value:.3f}" for column, value in values.items()))
-    gain, p = paired_bootstrap(hybrid, bm25)
-    interval = f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), p {p:.4f}"
-    print(f"recall@{LAST} of {gain.count} questions: BM25 {_mean(bm25):.3f}, hybrid {_mean(hybrid):.3f}, {interval}")
-    told = {"sets": figures, "hybrid - bm25 @16": [gain.mean, gain.low, gain.high, p]}
-    write_json(options.json, told, memory.loaded)
+    differences: dict[str, list[float]] = {}
+    for name in ("bm25", "fused", "rrf"):
+        for column in (1, 2) if pooled[name] else ():
+            ours, theirs = ([row[column] for row in pooled[one]] for one in ("hybrid", name))
+            gain, p = paired_bootstrap(ours, theirs)
+            differences[f"hybrid - {name} {COLUMNS[column]}"] = [gain.mean, gain.low, gain.high, p]
+            print(
+                f"recall{COLUMNS[column]} of {gain.count} questions: {name} {_mean(theirs):.3f}, hybrid "
+                f"{_mean(ours):.3f}, {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), p {p:.4f}"
+            )
+    write_json(options.json, {"sets": figures, "differences": differences}, memory.loaded)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -25,9 +25,10 @@ from plots import parse_options, spread, write_figures
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.synthetic import SHAPES
-from memspan.bank.tiers import parse_bytes, resident_bytes
+from memspan.bank.tiers import resident_bytes
 from memspan.eval.plots import Spread, draw_bars
 from memspan.ops.scoring import fold_queries
+from memspan.places import parse_bytes
 from memspan.routing.local import LocalMemory
 
 

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "memspan"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 _LEVELS = (
-    ("types", "config", "dates", "errors", "events", "files", "registry", "stages"),
+    ("types", "config", "dates", "errors", "events", "files", "places", "registry", "stages"),
     ("text", "ops"),
     ("model",),
     ("bank",),
@@ -24,7 +24,9 @@ _LEVELS = (
     ("serve", "cli", "__init__", "__main__"),
 )
 LEVEL = {part: level for level, parts in enumerate(_LEVELS) for part in parts}
-BASE = frozenset({"types", "config", "dates", "errors", "files", "registry", "stages", "text", "ops", "model"})
+BASE = frozenset(
+    {"types", "config", "dates", "errors", "files", "places", "registry", "stages", "text", "ops", "model"}
+)
 
 
 def _allowed(part: str) -> frozenset[str]:

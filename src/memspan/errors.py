@@ -35,6 +35,14 @@ class BankBusy(BankError):
     """Another process writes the bank, or reads text that must be erased; the message names its pid."""
 
 
+class ReadOnlyBank(BankError):
+    """A bank that is opened by its URL was to be changed, or read whole; the message says where it is written."""
+
+
+class StoreError(BankError):
+    """Where a bank was published cannot be reached, read or written, or holds something that was not published."""
+
+
 class BudgetError(MemspanError):
     """A memory budget is malformed, or too small for its load."""
 

@@ -22,6 +22,8 @@ from typing import Any
 PARTIAL_SUFFIX = ".partial"
 CATALOG, SEGMENTS = "catalog.sqlite", "segments"
 """What stands in the folder of a memory bank."""
+LATEST = "latest.json"
+"""Names the present edition of a published bank."""
 # A file that is replaced on Windows is waited for: its readers read it at once and close it.
 _TRIES, _PAUSE_SECONDS = 40, 0.05
 _PATH_KEYS = ("path", "file_path", "filepath")

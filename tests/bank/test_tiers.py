@@ -12,9 +12,10 @@ from helpers import add_latents, random_latents, tiny_manifest
 from memspan.bank import coarse, shard, tiers
 from memspan.bank.bank import MemoryBank
 from memspan.bank.segment import SegmentReader
-from memspan.bank.tiers import TensorCache, Tiers, parse_bytes, resident_bytes
+from memspan.bank.tiers import TensorCache, Tiers, resident_bytes
 from memspan.errors import BudgetError
 from memspan.ops.coarse import CoarseKeys
+from memspan.places import parse_bytes
 from memspan.routing.local import LocalMemory
 from memspan.types import Document, Retrieved
 

@@ -37,6 +37,7 @@ def kept(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [{"id": name, "text": f"The {name} of Rome lives at number seven."} for name in (OTTER, "notes/heron.txt")]
     (folder / "notes.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert memspan("add", folder / "bank", folder / "notes.jsonl", "--model", checkpoint).code == 0
+    assert memspan("publish", folder / "bank", folder / "shared").code == 0
     return folder
 
 
@@ -66,6 +67,8 @@ def imported(folder: Path, *arguments: str, code: int = 0) -> set[str]:
         "search bank otter --selector lexical --as-of 2999-01-01 --json",
         f"update bank {OTTER} --date 2020-05-01 --set legs=4",
         "export bank -",
+        "publish bank shared",
+        "search shared otter --selector lexical --cache cache",
         "reindex bank",
         "rm bank notes/heron.txt",
         "keys add bob --keys keys.json",
@@ -81,7 +84,7 @@ def test_help_of_all_commands_imports_what_their_options_are_made_of_and_nothing
     program += "    print(sorted(name for name in sys.modules if name.startswith('memspan.')), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     found = {name.split(".")[1] for name in ast.literal_eval(done.stderr.splitlines()[-1])}
-    assert found == {"cli", "dates", "errors", "events", "serve", "types"}
+    assert found == {"cli", "dates", "errors", "events", "files", "places", "serve", "types"}
     assert "'memspan.serve.settings'" in done.stderr and "'memspan.serve.keys'" not in done.stderr
 
 

@@ -20,9 +20,10 @@ from huggingface_hub.utils import _detect_agent
 
 from memspan.errors import CheckpointError
 from memspan.model import backbones
-from memspan.model.backbones import cache_folder, known_gguf, load_backbone
+from memspan.model.backbones import known_gguf, load_backbone
 from memspan.model.convert import convert, load
 from memspan.model.shipped import BACKBONES, DEFAULT_SOURCE, KnownBackbone
+from memspan.places import cache_folder
 
 UNKNOWN = "memspan-tests/no-such-model"
 NAMED = "memspan-tests"

@@ -114,6 +114,7 @@ def encode_pending(
         BankBusy: another process encodes this bank; or one has been changing it for half a minute.
         BankMismatch, BankError, RankError: as for `add_documents`.
     """
+    bank.check_owned("changed")
     run = EncodingRun(loaded, progress, should_stop, batch_tokens)
     with Encoders(run, group, bank.folder, manifest_of(loaded).encoder_fingerprint) as encoders:
         check_model(bank.manifest, loaded)

@@ -26,8 +26,10 @@ from memspan.bank.folder import (
 )
 from memspan.bank.ledger import forget_disk
 from memspan.bank.manifest import Manifest
+from memspan.bank.remembered import forget_id
 from memspan.errors import BankError
 from memspan.files import CATALOG, SEGMENTS, sync_file, sync_folder, whole_file
+from memspan.places import BankPlace
 
 _COPY_BYTES = 2**20
 # What zipfile raises for damaged archives.
@@ -43,6 +45,7 @@ def export_bank(bank: MemoryBank, path: str | Path) -> None:
     Raises:
         BankError: the file exists, or cannot be written; nothing is left of it then.
     """
+    bank.check_owned("exported whole")
     target = Path(path).expanduser()
     if target.exists():
         raise BankError(f"{target} exists; name another file")
@@ -59,7 +62,7 @@ def export_bank(bank: MemoryBank, path: str | Path) -> None:
 
 
 def import_bank(
-    path: str | Path, folder: str | Path, check: Callable[[Manifest], object] = lambda manifest: None
+    path: str | Path, folder: str | os.PathLike[str], check: Callable[[Manifest], object] = lambda manifest: None
 ) -> MemoryBank:
     """Make a bank of what `export_bank` wrote. Every file is compared with its checksum.
 
@@ -72,7 +75,7 @@ def import_bank(
         BankMismatch: another model encoded the bank.
         BankError: not such a file, damaged, or the folder holds something; no bank is left then.
     """
-    source, target = Path(path).expanduser(), Path(folder).expanduser()
+    source, target = Path(path).expanduser(), BankPlace.of(folder).new_folder
     try:
         with new_bank(target):
             _extract(source, target)
@@ -86,8 +89,7 @@ def _copy(bank: MemoryBank, folder: Path) -> None:
     """Copy what a bank holds now into a folder, without what is deleted, staged or retired."""
     segments_folder(folder).mkdir()
     with bank.pinned_catalog() as catalog:
-        with closing(sqlite3.connect(folder / CATALOG)) as copy:
-            catalog.connection.backup(copy)
+        catalog.copy_to(folder / CATALOG)
         for _, files in catalog.segments():
             source = segments_folder(bank.folder)
             derived = coarse_path(source, files.name)
@@ -97,6 +99,7 @@ def _copy(bank: MemoryBank, folder: Path) -> None:
         edits.upgrade(copied)
         edits.forget_unfinished(copied)
         forget_disk(copied)
+        forget_id(copied)
     with closing(MemoryBank.open(folder)) as copied_bank, copied_bank.locked():
         edits.forget(copied_bank.catalog, None)
         copied_bank.free_space(secure=True, timeout=0)

@@ -5,17 +5,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memspan.bank import clock, compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
 from memspan.bank.changes import erase_names
 from memspan.bank.edits import NewSource
-from memspan.bank.folder import PARTIAL_CATALOG, WrittenSegments, new_bank, segments_folder, text_crc32
+from memspan.bank.fetched import Ranges, open_segments
+from memspan.bank.folder import (
+    PARTIAL_CATALOG,
+    SegmentFiles,
+    WrittenSegments,
+    new_bank,
+    segments_folder,
+    text_crc32,
+)
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter
 from memspan.bank.shard import Shard, join_small
@@ -24,8 +34,12 @@ from memspan.bank.stored import num_pending
 from memspan.bank.texts import TextBank, check_namespace
 from memspan.bank.tiers import TensorCache, Tiers
 from memspan.errors import BankBusy, BankError
+from memspan.places import BankPlace
 from memspan.text.template import part_text
 from memspan.types import EncodedDocuments
+
+if TYPE_CHECKING:
+    from memspan.bank.mirror import Mirror
 
 _log = logging.getLogger(__name__)
 
@@ -59,15 +73,16 @@ class MemoryBank(TextBank):
     thread at a time.
     """
 
-    def __init__(self, folder: Path, catalog: Catalog, manifest: Manifest) -> None:
-        super().__init__(folder, catalog, manifest)
+    def __init__(self, folder: Path, catalog: Catalog, manifest: Manifest, mirror: Mirror | None = None) -> None:
+        super().__init__(folder, catalog, manifest, mirror)
         self.tiers = Tiers()
+        self._ranges = None if mirror is None else Ranges(mirror)
         self._views: dict[str, _View] = {}
 
     @classmethod
     def create(
         cls,
-        folder: str | Path,
+        folder: str | os.PathLike[str],
         manifest: Manifest,
         memory_budget: int | None = None,
         gpu_memory_budget: int | None = None,
@@ -77,7 +92,7 @@ class MemoryBank(TextBank):
         Raises:
             BankError: the folder holds something already, or cannot be written.
         """
-        path = Path(folder).expanduser()
+        path = BankPlace.of(folder).new_folder
         try:
             with new_bank(path), contextlib.closing(Catalog(path / PARTIAL_CATALOG, create=True)) as catalog:
                 edits.write_manifest(catalog, dataclasses.asdict(manifest))
@@ -88,7 +103,7 @@ class MemoryBank(TextBank):
     @classmethod
     def open_or_create(
         cls,
-        folder: str | Path,
+        folder: str | os.PathLike[str],
         manifest: Manifest,
         memory_budget: int | None = None,
         gpu_memory_budget: int | None = None,
@@ -112,9 +127,9 @@ class MemoryBank(TextBank):
 
     @classmethod
     def open(
-        cls, folder: str | Path, memory_budget: int | None = None, gpu_memory_budget: int | None = None
+        cls, place: str | os.PathLike[str], memory_budget: int | None = None, gpu_memory_budget: int | None = None
     ) -> MemoryBank:
-        """Open an existing bank.
+        """Open an existing bank: its folder, or the URL where it was published, which is only read.
 
         Args:
             memory_budget: bytes that the process may hold, its present memory included; see `Tiers`.
@@ -122,8 +137,9 @@ class MemoryBank(TextBank):
 
         Raises:
             BankError: there is none, or it is damaged or of a newer format.
+            StoreError: the URL cannot be read.
         """
-        bank = super().open(folder)
+        bank = super().open(place)
         bank.tiers = Tiers(memory_budget, gpu_memory_budget)
         return bank
 
@@ -166,18 +182,24 @@ class MemoryBank(TextBank):
             deleted: dict[int, list[int]] = {}
             for segment_id, document_id in catalog.deleted_since(view.commit) if known and view else ():
                 deleted.setdefault(segment_id, []).append(document_id)
+            segments = dict(catalog.segments(namespace))
+            readers = iter(self._readers([files for number, files in segments.items() if number not in known]))
             shards: dict[int, Shard] = {}
-            for segment_id, files in catalog.segments(namespace):
+            for segment_id in segments:
                 if segment_id in known:
                     shards[segment_id] = known[segment_id].without(deleted.get(segment_id, ()))
                 else:
-                    shard = Shard.of(SegmentReader(segments_folder(self.folder), files, self.manifest))
-                    shards[segment_id] = shard.without(catalog.deleted_in_segment(segment_id))
+                    shards[segment_id] = Shard.of(next(readers)).without(catalog.deleted_in_segment(segment_id))
             joined = join_small(list(shards.values()), view.joined if view else ())
             made = _View(commit, shards, joined, TensorCache(_MASK_BYTES), num_pending(catalog, namespace))
             if view is None or view.commit < commit:
                 self._views[namespace] = made
             return made
+
+    def _readers(self, segments: list[SegmentFiles]) -> list[SegmentReader]:
+        if self._ranges is not None:
+            return open_segments(self._ranges, segments, self.manifest)
+        return [SegmentReader(segments_folder(self.folder), files, self.manifest) for files in segments]
 
     @contextlib.contextmanager
     def writer(

@@ -148,6 +148,32 @@ class Database:
         with contextlib.suppress(sqlite3.Error):
             self.execute("ROLLBACK")
 
+    def copy_to(self, path: Path) -> None:
+        """Write a copy, as of now, page by page: a file of its own, without a log.
+
+        Raises:
+            BankError: it cannot be written.
+        """
+        try:
+            with contextlib.closing(_connect(path.absolute().as_uri())) as copy:
+                self.connection.backup(copy)
+                copy.execute("PRAGMA journal_mode = DELETE")
+        except (sqlite3.Error, OSError) as error:
+            raise self._bank_error(error, f"cannot copy {self.path} to {path}: {error}") from error
+
+    def become(self, path: Path) -> None:
+        """Become a copy of another file, in one transaction: a snapshot that is open sees what was there before.
+
+        Raises:
+            BankError: it cannot be written.
+        """
+        try:
+            with contextlib.closing(_connect(path.absolute().as_uri())) as other:
+                other.backup(self.connection)
+        except (sqlite3.Error, OSError) as error:
+            raise self._bank_error(error, f"cannot write {self.path}: {error}; free some space") from error
+        self.empty_log()
+
     def vacuum(self) -> None:
         """Rewrite the file without anything that was deleted; the old content may stay in the log until `empty_log`.
 

@@ -135,7 +135,7 @@ def new_bank(folder: Path) -> Iterator[None]:
     with writer_lock(folder):
         _check_empty(folder)
         make_folder(segments_folder(folder))
-        _remove_partial_catalog(folder)
+        remove_partial_catalog(folder)
         try:
             yield
             partial = folder / PARTIAL_CATALOG
@@ -143,12 +143,12 @@ def new_bank(folder: Path) -> Iterator[None]:
                 raise OSError("the catalog could not be written completely")
         except BaseException:
             shutil.rmtree(segments_folder(folder), ignore_errors=True)
-            _remove_partial_catalog(folder)
+            remove_partial_catalog(folder)
             raise
         publish({partial: folder / CATALOG})
 
 
-def _remove_partial_catalog(folder: Path) -> None:
+def remove_partial_catalog(folder: Path) -> None:
     for suffix in _SQLITE_SUFFIXES:
         (folder / f"{PARTIAL_CATALOG}{suffix}").unlink(missing_ok=True)
 

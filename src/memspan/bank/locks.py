@@ -30,6 +30,7 @@ except ImportError:  # no registry of readers then: files in use cannot be unlin
     fcntl = None
 
 LOCK, HOLDER, ENCODER_LOCK, READERS = "writer.lock", "writer.pid", "encoder.lock", "readers"
+PUBLISH_LOCK, FETCH_LOCK = "publish.lock", "fetch.lock"
 _IDLE = "idle"
 _EVERYTHING = -1  # a snapshot on its way: which commit it will see is not known yet
 
@@ -51,6 +52,32 @@ def writer_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
             raise BankBusy(f"another writer ({_holder(holder)}) is changing {folder}; wait for it")
         with contextlib.suppress(OSError):  # on a full disk: only a message is poorer without it
             holder.write_text(str(os.getpid()), "utf-8")
+        yield
+
+
+@contextlib.contextmanager
+def publish_lock(folder: Path, patience: float) -> Iterator[None]:
+    """Be the one process that publishes a bank. Arguments and errors as for `writer_lock`."""
+    with _locked(folder / PUBLISH_LOCK, patience) as is_ours:
+        if not is_ours:
+            raise BankBusy(f"another process is publishing {folder}; wait for it")
+        yield
+
+
+@contextlib.contextmanager
+def fetch_lock(folder: Path, patience: float = -1.0) -> Iterator[None]:
+    """Be the one that fetches files of a published bank into its cache.
+
+    Args:
+        patience: seconds to wait for another one; less than 0: as long as it takes.
+
+    Raises:
+        BankBusy: another one fetches.
+        BankError: the folder cannot be written.
+    """
+    with _locked(folder / FETCH_LOCK, patience) as is_ours:
+        if not is_ours:
+            raise BankBusy(f"another process fetches files into {folder}")
         yield
 
 

@@ -12,8 +12,11 @@ import json
 import math
 import mmap
 import os
+import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,15 +32,59 @@ _DTYPES = {
 _FOLIO = 2**21
 
 
+class Rows(Protocol):
+    """A tensor in a file, by its rows (the first dimension). None where a checksum (CRC-32) is not that of the rows."""
+
+    @property
+    def place(self) -> TensorPlace: ...
+    @property
+    def tensor(self) -> torch.Tensor: ...
+    def whole(self, crc32: int) -> torch.Tensor | None: ...
+    def checked(self, first: int, last: int, crc32: int) -> torch.Tensor | None: ...
+    def prefetch(self, first: int, last: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """Where a tensor stands in a safetensors file: from the byte `start`.
+
+    Raises:
+        ValueError: from `of`, where it is of a number format that banks do not have, or out of place.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @classmethod
+    def of(cls, data: int, entry: Mapping[str, object]) -> TensorPlace:
+        """By its entry in the header of a file, whose tensors begin at the byte `data`."""
+        dtype = _DTYPES.get(str(entry["dtype"]))
+        shape = tuple(int(size) for size in entry["shape"])  # type: ignore[attr-defined]
+        start, end = (data + int(offset) for offset in entry["data_offsets"])  # type: ignore[attr-defined]
+        if dtype is None or start % dtype.itemsize or end - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"a tensor of {entry['dtype']} {list(shape)} stands where it cannot")
+        return cls(dtype, shape, start)
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 class MappedTensor:
     """A tensor in a mapped file, by its rows (the first dimension).
 
     Attributes:
         tensor: all of it; reading it touches pages.
+        place: where it stands in the file.
     """
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, tensor: torch.Tensor, place: TensorPlace) -> None:
+        self.tensor, self.place = tensor, place
         self._address, self._row_bytes = tensor.data_ptr(), tensor.nbytes // max(1, len(tensor))
         whole = tensor.untyped_storage()
         self._lowest, self._highest = whole.data_ptr(), whole.data_ptr() + whole.nbytes()
@@ -46,6 +93,14 @@ class MappedTensor:
     def bytes(self, first: int, last: int) -> memoryview:
         """The bytes of some rows, where they lie."""
         return self._bytes[first * self._row_bytes : last * self._row_bytes]
+
+    def whole(self, crc32: int) -> torch.Tensor | None:
+        """All rows, where they lie, if this is their checksum."""
+        return self.tensor if zlib.crc32(self._bytes) == crc32 else None
+
+    def checked(self, first: int, last: int, crc32: int) -> torch.Tensor | None:
+        """As `take`, if this is the checksum of the rows."""
+        return self.take(first, last) if zlib.crc32(self.bytes(first, last)) == crc32 else None
 
     def take(self, first: int, last: int) -> torch.Tensor:
         """A copy of some rows, which are then no longer resident."""
@@ -87,20 +142,13 @@ def open_mapped(path: Path) -> dict[str, MappedTensor]:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-    return {name: MappedTensor(_view(storage, 8 + length, header[name])) for name in names}  # type: ignore[arg-type]
+    places = {name: TensorPlace.of(8 + length, header[name]) for name in names}
+    return {name: MappedTensor(_view(storage, place), place) for name, place in places.items()}  # type: ignore[arg-type]
 
 
-def _view(storage: torch.UntypedStorage, data: int, entry: Mapping[str, object]) -> torch.Tensor:
-    """
-    Raises:
-        ValueError: of a number format that banks do not have, or out of place.
-    """
-    dtype = _DTYPES.get(str(entry["dtype"]))
-    shape = [int(size) for size in entry["shape"]]  # type: ignore[attr-defined]
-    start, end = (data + int(offset) for offset in entry["data_offsets"])  # type: ignore[attr-defined]
-    if dtype is None or start % dtype.itemsize or end - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"a tensor of {entry['dtype']} {shape} stands where it cannot")
-    return torch.empty(0, dtype=dtype).set_(storage, start // dtype.itemsize, shape)  # type: ignore[call-overload]
+def _view(storage: torch.UntypedStorage, place: TensorPlace) -> torch.Tensor:
+    first = place.start // place.dtype.itemsize
+    return torch.empty(0, dtype=place.dtype).set_(storage, first, place.shape)  # type: ignore[call-overload]
 
 
 @functools.cache

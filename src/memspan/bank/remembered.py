@@ -5,6 +5,7 @@ The manifest says which model it is, by its fingerprint; this says where it was 
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,36 @@ def remember(catalog: Catalog, names: ModelNames | None) -> None:
         catalog.execute_many("INSERT OR REPLACE INTO model VALUES (?, ?)", rows)
 
 
+def bank_id(catalog: Catalog) -> str:
+    """Which bank this is, 32 hexadecimal digits: drawn when it is first asked for, and the same ever after.
+
+    Raises:
+        BankError: it was never asked for, and the bank cannot be written.
+    """
+    query = "SELECT value FROM model WHERE key = 'bank'"
+    found = catalog.value(query) if _is_there(catalog) else None
+    if found is None:
+        with catalog.transaction():
+            catalog.execute(_TABLE)
+            catalog.execute("INSERT OR IGNORE INTO model VALUES ('bank', ?)", (uuid.uuid4().hex,))
+        found = catalog.value(query)
+    return str(found)
+
+
+def forget_id(catalog: Catalog) -> None:
+    """Of a copy that goes its own way: be another bank."""
+    if _is_there(catalog):
+        with catalog.transaction():
+            catalog.execute("DELETE FROM model WHERE key = 'bank'")
+
+
+def _is_there(catalog: Catalog) -> bool:
+    return catalog.value("SELECT 1 FROM sqlite_schema WHERE name = 'model'") is not None
+
+
 def remembered(catalog: Catalog) -> ModelNames | None:
     """The model a bank was made with; None in a bank from before that was kept."""
-    if catalog.value("SELECT 1 FROM sqlite_schema WHERE name = 'model'") is None:
+    if not _is_there(catalog):
         return None
     values = dict(catalog.read("SELECT key, value FROM model"))
     return ModelNames(values["model"], values["adapter"]) if {"model", "adapter"} <= values.keys() else None
@@ -51,9 +79,9 @@ def names_for(
         if Path(place).is_absolute() and not Path(place).is_dir():
             adapter_now = "DIR" if kind == "adapter" else names.adapter
             raise CheckpointError(
-                f"{bank.folder} was made with the {kind} in {place}, which is not there any more. If it moved, name "
+                f"{bank.place} was made with the {kind} in {place}, which is not there any more. If it moved, name "
                 f"its new folder: --model DIR --adapter {adapter_now} (in Python model= and adapter=); a document that "
                 "is added with them makes the bank remember it. For another model, encode the bank anew: "
-                f"memspan reencode {bank.folder} --model DIR"
+                f"memspan reencode {bank.place} --model DIR"
             )
     return names.model, names.adapter if adapter is None else adapter

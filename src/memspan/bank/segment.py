@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,14 +25,15 @@ from memspan.bank.coarse import CoarseFile, crc32, rows_crc32
 from memspan.bank.files import publish, write_synced
 from memspan.bank.folder import RowLocation, SegmentFiles, coarse_path, segment_paths
 from memspan.bank.manifest import LATENT_DTYPE_NAME, Manifest
-from memspan.bank.mapping import MappedTensor, open_mapped
+from memspan.bank.mapping import Rows, open_mapped
 from memspan.errors import BankError
 from memspan.ops.coarse import CoarseKeys, quantize_keys
 from memspan.types import EncodedDocuments
 
 LATENT_DTYPE: torch.dtype = getattr(torch, LATENT_DTYPE_NAME)
 _DOCUMENTS, _KEYS_CRC, _CONTENT_CRC = "documents", "keys_crc32", "content_crc32"
-_REMEDY = "mend the bank with: memspan verify BANK --repair"
+REMEDY = "mend the bank with: memspan verify BANK --repair"
+Opener = Callable[[Path, int, str], Mapping[str, Rows]]
 
 
 class SegmentWriter:
@@ -132,25 +133,37 @@ class SegmentReader:
         BankError: a file is missing, truncated, damaged or not what the catalog says; from every method.
     """
 
-    def __init__(self, folder: Path, files: SegmentFiles, manifest: Manifest) -> None:
+    def __init__(
+        self, folder: Path, files: SegmentFiles, manifest: Manifest, opened: Opener | None = None, remedy: str = REMEDY
+    ) -> None:
+        """
+        Args:
+            folder: where the files are.
+            opened: how a file is opened, given its path, size and sha256. Default: it is mapped.
+            remedy: what to do about damage, for messages.
+        """
         self.files = files
-        self._folder = folder
+        self._folder, self._opened, self._remedy = folder, opened or _open_whole, remedy
         self._keys_path, self._content_path = segment_paths(folder, files.name)
         self._layers = manifest.msa_layers
         G, D, L, N = manifest.num_kv_heads, manifest.head_dim, len(self._layers), files.documents
         names = [f"layer_{layer}" for layer in self._layers]
         shapes = {_DOCUMENTS: (N, 4), _KEYS_CRC: (L,), _CONTENT_CRC: (L, N)}
-        mapped = _open(self._keys_path, files.keys_bytes, {**dict.fromkeys(names, (files.rows, G * D)), **shapes})
+        of_keys = {**dict.fromkeys(names, (files.rows, G * D)), **shapes}
+        mapped = self._open(self._keys_path, files.keys_bytes, files.keys_sha256, of_keys)
         self._keys = [mapped[name] for name in names]
+        for name, (length, *_) in shapes.items():
+            mapped[name].prefetch(0, length)
         tensors = {name: mapped[name].tensor for name in shapes}
         if _index_crc32(tensors) != files.index_crc32:
-            raise _damaged(self._keys_path, "its list of documents")
+            raise self._damaged(self._keys_path, "its list of documents")
         self.documents_N4 = tensors[_DOCUMENTS]
         self._keys_crc32, self._content_crc32 = tensors[_KEYS_CRC].tolist(), tensors[_CONTENT_CRC].numpy()
-        contents = _open(self._content_path, files.content_bytes, dict.fromkeys(names, (files.rows, 2, G, D)))
+        of_content = dict.fromkeys(names, (files.rows, 2, G, D))
+        contents = self._open(self._content_path, files.content_bytes, files.content_sha256, of_content)
         self._contents = [contents[name] for name in names]
         self._rows = self.documents_N4.numpy()
-        self._checked: set[int] = set()
+        self._whole: dict[int, torch.Tensor] = {}
         self._width = G * D
         self._coarse_file = self._open_coarse()
         self._rounded: dict[int, CoarseKeys] = {}
@@ -163,11 +176,12 @@ class SegmentReader:
     def router_keys(self, layer: int) -> torch.Tensor:
         """Routing keys of all rows in an MSA layer, `[rows, W]`."""
         place = self._layers.index(layer)
-        if place not in self._checked:
-            if crc32(self._keys[place].tensor) != self._keys_crc32[place]:
-                raise _damaged(self._keys_path, f"the routing keys of layer {layer}")
-            self._checked.add(place)
-        return self._keys[place].tensor
+        if place not in self._whole:
+            keys = self._keys[place].whole(self._keys_crc32[place])
+            if keys is None:
+                raise self._damaged(self._keys_path, f"the routing keys of layer {layer}")
+            self._whole[place] = keys
+        return self._whole[place]
 
     def router_rows(self, layer: int, document: int) -> torch.Tensor:
         """Routing keys of a document (its index in `documents_N4`) in an MSA layer, `[rows, W]`, copied."""
@@ -175,9 +189,11 @@ class SegmentReader:
         first, last = self._bounds(document)
         if self._coarse_file is None:
             return self.router_keys(layer)[first:last].clone()
-        if zlib.crc32(self._keys[place].bytes(first, last)) != self._coarse_file.document_crc32(place, document):
-            raise _damaged(self._keys_path, f"the routing keys of document {self._rows[document, 0]} in layer {layer}")
-        return self._keys[place].take(first, last)
+        keys = self._keys[place].checked(first, last, self._coarse_file.document_crc32(place, document))
+        if keys is None:
+            what = f"the routing keys of document {self._rows[document, 0]} in layer {layer}"
+            raise self._damaged(self._keys_path, what)
+        return keys
 
     def _bounds(self, document: int) -> tuple[int, int]:
         """A document's first row, and the one after its last."""
@@ -221,9 +237,11 @@ class SegmentReader:
         """K and V of a document (its index in `documents_N4`) in an MSA layer, `[rows, 2, G, D]`, copied."""
         place = self._layers.index(layer)
         first, last = self._bounds(document)
-        if zlib.crc32(self._contents[place].bytes(first, last)) != self._content_crc32[place, document]:
-            raise _damaged(self._content_path, f"the content of document {self._rows[document, 0]} in layer {layer}")
-        return self._contents[place].take(first, last)
+        content = self._contents[place].checked(first, last, int(self._content_crc32[place, document]))
+        if content is None:
+            what = f"the content of document {self._rows[document, 0]} in layer {layer}"
+            raise self._damaged(self._content_path, what)
+        return content
 
     def latents(self, document: int) -> EncodedDocuments:
         """Everything kept of a document (its index in `documents_N4`), copied."""
@@ -259,30 +277,39 @@ class SegmentReader:
         publish([self.coarse_path])
         self._coarse_file = self._open_coarse()
 
+    def _open(self, path: Path, size: int, sha256: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Rows]:
+        try:
+            opened = self._opened(path, size, sha256)
+            rows = {name: opened[name] for name in shapes}
+        except FileNotFoundError as error:
+            raise BankError(f"the bank's file {path} is missing; {self._remedy}") from error
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise BankError(f"the bank's file {path} is damaged ({error}); {self._remedy}") from error
+        for name, shape in shapes.items():
+            dtype = LATENT_DTYPE if name.startswith("layer_") else torch.int64
+            if rows[name].place.shape != shape or rows[name].place.dtype != dtype:
+                raise self._damaged(path, f"the shape of {name}")
+        return rows
+
+    def _damaged(self, path: Path, what: str) -> BankError:
+        return BankError(f"{what} in the bank's file {path} changed since it was written; {self._remedy}")
+
     def _open_coarse(self) -> CoarseFile | None:
         rows, documents, sha256 = self.files.rows, self.files.documents, self.files.keys_sha256
         return coarse.open_coarse(self.coarse_path, self._layers, rows, documents, self._width, sha256)
 
 
-def _damaged(path: Path, what: str) -> BankError:
-    return BankError(f"{what} in the bank's file {path} changed since it was written; {_REMEDY}")
-
-
-def _open(path: Path, size: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, MappedTensor]:
-    try:
-        if not path.is_file():
-            raise BankError(f"the bank's file {path} is missing; {_REMEDY}")
-        if path.stat().st_size != size:
-            raise BankError(f"the bank's file {path} has {path.stat().st_size} bytes instead of {size}; {_REMEDY}")
-        opened = open_mapped(path)
-        mapped = {name: opened[name] for name in shapes}
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise BankError(f"the bank's file {path} is damaged ({error}); {_REMEDY}") from error
-    for name, shape in shapes.items():
-        dtype = LATENT_DTYPE if name.startswith("layer_") else torch.int64
-        if mapped[name].tensor.shape != shape or mapped[name].tensor.dtype != dtype:
-            raise _damaged(path, f"the shape of {name}")
-    return mapped
+def _open_whole(path: Path, size: int, sha256: str) -> Mapping[str, Rows]:
+    """
+    Raises:
+        ValueError: it has another size, or is damaged.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    if path.stat().st_size != size:
+        raise ValueError(f"it has {path.stat().st_size} bytes instead of {size}")
+    return open_mapped(path)
 
 
 def _index_crc32(tensors: dict[str, torch.Tensor]) -> int:

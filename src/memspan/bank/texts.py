@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from memspan.bank import edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
@@ -19,7 +20,11 @@ from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.words import outdated_namespaces
 from memspan.errors import BankError, BankMismatch, UnknownDocument
 from memspan.files import CATALOG
+from memspan.places import BankPlace
 from memspan.types import JSON, NEVER, Document, is_unicode
+
+if TYPE_CHECKING:
+    from memspan.bank.mirror import Mirror
 
 _LONGEST_NAMESPACE = 200
 PATIENCE = 10.0
@@ -91,33 +96,63 @@ class TextBank:
     rest belongs to one thread at a time.
     """
 
-    def __init__(self, folder: Path, catalog: Catalog, manifest: Manifest) -> None:
-        self.folder, self.catalog, self.manifest = folder, catalog, manifest
+    def __init__(self, folder: Path, catalog: Catalog, manifest: Manifest, mirror: Mirror | None = None) -> None:
+        self.folder, self.catalog, self.manifest, self._mirror = folder, catalog, manifest, mirror
         self._registration = Registration(folder)
         self._lock = threading.Lock()
         self._shared = threading.local()
         self._idle: list[Catalog] = []
 
     @classmethod
-    def open(cls, folder: str | Path) -> Self:
-        """Open an existing bank.
+    def open(cls, place: str | os.PathLike[str]) -> Self:
+        """Open an existing bank: its folder, or the URL where it was published, which is only read.
 
         Raises:
             BankError: there is none, or it is damaged or of a newer format.
+            StoreError: the URL cannot be read.
         """
-        path = Path(folder).expanduser()
-        if not cls.exists(path):
+        found, mirror = BankPlace.of(place), None
+        if found.is_published:
+            from memspan.bank.mirror import Mirror
+
+            mirror = Mirror(found)
+        path = found.folder if mirror is None else mirror.folder
+        if not (path / CATALOG).is_file():
             raise BankError(f"there is no bank in {path}; make one with: memspan add {path} FILES...")
-        catalog = Catalog(path / CATALOG)
-        try:
-            return cls(path, catalog, Manifest.from_json(catalog.read_manifest()))
-        except BaseException:
-            catalog.close()
-            raise
+        with contextlib.ExitStack() as opened:
+            if mirror is not None:
+                opened.callback(mirror.close)
+            catalog = opened.enter_context(contextlib.closing(Catalog(path / CATALOG)))
+            bank = cls(path, catalog, Manifest.from_json(catalog.read_manifest()), mirror)
+            opened.pop_all()
+        return bank
 
     @classmethod
-    def exists(cls, folder: str | Path) -> bool:
-        return (Path(folder).expanduser() / CATALOG).is_file()
+    def exists(cls, place: str | os.PathLike[str]) -> bool:
+        """Whether there is a bank to be opened; of a URL it is taken for granted."""
+        found = BankPlace.of(place)
+        return found.is_published or (found.folder / CATALOG).is_file()
+
+    @property
+    def place(self) -> str:
+        """The bank's folder or URL, for messages and commands."""
+        return str(self.folder) if self._mirror is None else self._mirror.store.url
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it was opened by its URL: it is read, and not changed."""
+        return self._mirror is not None
+
+    def check_owned(self, what: str) -> None:
+        """
+        Args:
+            what: is about to be done to the bank: "changed", "verified".
+
+        Raises:
+            ReadOnlyBank: the bank was opened by its URL; where it is written is named.
+        """
+        if self._mirror is not None:
+            raise self._mirror.read_only(what)
 
     def close(self) -> None:
         with self._lock:
@@ -126,14 +161,21 @@ class TextBank:
             self._idle.clear()
         self._registration.close()
         self.catalog.close()
+        if self._mirror is not None:
+            self._mirror.close()
 
     @contextlib.contextmanager
     def pinned_catalog(self) -> Iterator[Catalog]:
         """A connection that sees the bank as it is now; no file that it names is unlinked while it is in use.
 
+        A bank that was opened by its URL is first brought to what is published there now.
+
         Raises:
             BankClosed: `close` was called.
         """
+        _ = self.catalog.connection
+        if self._mirror is not None:
+            self._mirror.follow()
         with self._lock:
             _ = self.catalog.connection
             catalog = self._idle.pop() if self._idle else Catalog(self.folder / CATALOG)
@@ -163,9 +205,11 @@ class TextBank:
             is_shared: what this thread calls inside may hold it, too.
 
         Raises:
+            ReadOnlyBank: the bank was opened by its URL.
             BankBusy: another process writes (its pid is named).
             BankError: the folder or the catalog cannot be written.
         """
+        self.check_owned("changed")
         if getattr(self._shared, "is_held", False):
             yield
             return
@@ -191,7 +235,7 @@ class TextBank:
 
     def _check_manifest(self, catalog: Catalog) -> None:
         if Manifest.from_json(catalog.read_manifest()) != self.manifest:
-            raise BankMismatch(f"{self.folder} was encoded anew since it was opened; open it again")
+            raise BankMismatch(f"{self.place} was encoded anew since it was opened; open it again")
 
     def delete(self, ids: Iterable[int | str], namespace: str = DEFAULT_NAMESPACE) -> int:
         """Delete documents, in one transaction. The next question does not see them; `compact` frees their space.
@@ -230,8 +274,8 @@ class TextBank:
         if name is None:
             then = " at that time" if scope.is_past else ""
             raise UnknownDocument(
-                f"there is no document {document_id!r} in namespace {namespace!r} of {self.folder}{then}; "
-                f"see: memspan ls {self.folder}"
+                f"there is no document {document_id!r} in namespace {namespace!r} of {self.place}{then}; "
+                f"see: memspan ls {self.place}"
             )
         return name
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import operator
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -21,6 +20,7 @@ from memspan.bank.shard import Layout, Reader, Shard
 from memspan.errors import BudgetError
 from memspan.ops.coarse import CoarseKeys
 from memspan.ops.transfer import to_device
+from memspan.places import gigabytes
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ _SCRATCH_BYTES = 2**26
 _LEAST_RESERVE, _RESERVED_SHARE = 2**31, 0.2
 # Of keys, on accelerators that do not say how much memory is free.
 _UNKNOWN_DEVICE_BYTES = 2**32
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 class TensorCache:
@@ -126,9 +125,9 @@ class Tiers:
         least = self._base + _SCRATCH_BYTES + max(sizes, default=0)
         if self.budget < least:
             raise BudgetError(
-                f"a memory budget of {_gigabytes(self.budget)} is too small; give at least "
-                f"{_gigabytes(least, up=True)}: the process takes {_gigabytes(self._base)} without routing keys, a "
-                f"question {_gigabytes(_SCRATCH_BYTES)} and one tile of keys {_gigabytes(max(sizes, default=0))}"
+                f"a memory budget of {gigabytes(self.budget)} is too small; give at least "
+                f"{gigabytes(least, up=True)}: the process takes {gigabytes(self._base)} without routing keys, a "
+                f"question {gigabytes(_SCRATCH_BYTES)} and one tile of keys {gigabytes(max(sizes, default=0))}"
             )
         rest = self.budget - least
         cache = min(CACHE_BYTES, rest // _CACHE_SHARE)
@@ -156,8 +155,8 @@ class Tiers:
             size = self._bytes_moved(reader, len(layers))
             if self.device_budget is not None and size > self.device_budget and not place:
                 raise BudgetError(
-                    f"a GPU memory budget of {_gigabytes(self.device_budget)} has no room for the routing keys of "
-                    f"one segment; give at least {_gigabytes(size, up=True)}, or --device cpu"
+                    f"a GPU memory budget of {gigabytes(self.device_budget)} has no room for the routing keys of "
+                    f"one segment; give at least {gigabytes(size, up=True)}, or --device cpu"
                 )
             if size > rest:
                 return place
@@ -165,7 +164,7 @@ class Tiers:
                 try:
                     self._moved[reader] = {layer: _moved(reader, layer, device) for layer in layers}
                 except torch.OutOfMemoryError:
-                    _log.warning("%s has no room for %s of keys; they stay on the CPU", device, _gigabytes(size))
+                    _log.warning("%s has no room for %s of keys; they stay on the CPU", device, gigabytes(size))
                     self._room -= rest  # what did not fit is not tried again
                     return place
             rest -= size
@@ -210,23 +209,6 @@ def _moved(reader: Reader, layer: int, device: torch.device) -> CoarseKeys:
     return moved
 
 
-def parse_bytes(text: str) -> int:
-    """A size as people write it: 6GB (10**9 bytes each), 512MiB (2**20 each), 100000.
-
-    Raises:
-        BudgetError: it is none.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
-    if found is None or found[2] not in _UNITS or not float(found[1]):
-        raise BudgetError(f"a memory budget is a size as 6GB or 512MiB, not {text!r}")
-    return int(float(found[1]) * _UNITS[found[2]])
-
-
 def resident_bytes() -> int:
     """Memory that this process holds now."""
     return psutil.Process().memory_info().rss
-
-
-def _gigabytes(num_bytes: int, *, up: bool = False) -> str:
-    hundredths = -(-num_bytes // 10**7) if up else round(num_bytes / 10**7)
-    return f"{hundredths / 100:.2f} GB"

@@ -60,7 +60,11 @@ def verify(bank: MemoryBank) -> list[Fault]:
     every text against its hash and every row against its seal, that every live document and every one of a former
     version has its latents and its words, and nothing else has. Files that a killed writer left are no fault (the next
     writer sweeps them).
+
+    Raises:
+        ReadOnlyBank: the bank was opened by its URL.
     """
+    bank.check_owned("verified")
     with bank.pinned_catalog() as catalog:
         try:
             faults = list(_catalog_faults(catalog))

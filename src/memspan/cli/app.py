@@ -18,6 +18,7 @@ import typer
 
 from memspan.cli.choices import AnswererChoice, ModelChoice, ReadingChoice, RerankChoice, ScopeChoice
 from memspan.errors import MemspanError
+from memspan.places import BankPlace
 
 app = typer.Typer(
     name="memspan",
@@ -27,7 +28,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-BankArgument = Annotated[Path, typer.Argument(help="Folder of the memory bank.")]
+_URL = "Folder of the memory bank, or the URL where it was published."
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        envvar="MEMSPAN_CACHE",
+        help="Of a URL: folder for fetched files. Default: memspan in the user's cache folder.",
+    ),
+]
+CacheBudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-budget", envvar="MEMSPAN_CACHE_BUDGET", help="Of a URL: bytes that a bank may take there, as 10GB."
+    ),
+]
 InstalledOption = Annotated[
     bool, typer.Option("--installed-packages", help="The Python packages of this environment, too.")
 ]
@@ -163,6 +178,28 @@ class OptionGroup:
     make: Callable[..., Any]
 
 
+def _bank(bank: Annotated[str, typer.Argument(help="Folder of the memory bank.")]) -> BankPlace:
+    return BankPlace.of(bank)
+
+
+def _read(bank: Annotated[str, typer.Argument(help=_URL)]) -> BankPlace:
+    return BankPlace.of(bank)
+
+
+def _cached(
+    bank: Annotated[str, typer.Argument(help=_URL)],
+    cache: CacheOption = None,
+    cache_budget: CacheBudgetOption = None,
+) -> BankPlace:
+    return BankPlace.of(bank, cache, cache_budget)
+
+
+def _bank_or_model(
+    path: Annotated[str, typer.Argument(help="Folder of a bank or of an MSA checkpoint, or the URL of a bank.")],
+) -> BankPlace:
+    return BankPlace.of(path)
+
+
 def _model(
     model: ModelOption = None, adapter: AdapterOption = None, dtype: DtypeOption = None, device: DeviceOption = None
 ) -> ModelChoice:
@@ -210,6 +247,10 @@ def _answerer(
     return AnswererChoice(answer_with, answer_model, answer_context)
 
 
+BankArgument = Annotated[BankPlace, OptionGroup(_bank)]
+ReadBankArgument = Annotated[BankPlace, OptionGroup(_read)]
+CachedBank = Annotated[BankPlace, OptionGroup(_cached)]
+BankOrModel = Annotated[BankPlace, OptionGroup(_bank_or_model)]
 Model = Annotated[ModelChoice, OptionGroup(_model)]
 OtherModel = Annotated[AnswererChoice, OptionGroup(_answerer)]
 Reranking = Annotated[RerankChoice, OptionGroup(_reranking)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +33,11 @@ class ModelChoice:
     gpu_memory_budget: str | None = None
     answerer: Answerer | None = None
 
-    def load(self, *banks: Path) -> LoadedModel:
+    def load(self, *banks: PathLike[str]) -> LoadedModel:
         """The model; where none was named, that of the first of these banks that there is."""
         return imported("models").load_model(self, banks)
 
-    def open(self, bank: Path, namespace: str = "default", create: bool = False) -> Memory:
+    def open(self, bank: PathLike[str], namespace: str = "default", create: bool = False) -> Memory:
         """The bank with this model; `create` makes an empty one where there is none, in this process alone."""
         return imported("models").open_memory(self, bank, namespace, create)
 

@@ -16,6 +16,7 @@ from memspan.cli.app import (
     BankArgument,
     BatchTokensOption,
     BudgetOption,
+    CachedBank,
     ExpiryOptions,
     GPUBudgetOption,
     InstalledOption,
@@ -35,6 +36,7 @@ from memspan.cli.process import SKIPPED, started_by_torchrun, stop_flag
 from memspan.cli.stored import check_bank, checkpoint_info, open_texts
 from memspan.errors import MemspanError
 from memspan.events import Done, TextWritten
+from memspan.places import BankPlace
 
 if TYPE_CHECKING:
     from memspan.cli.choices import ModelChoice
@@ -163,7 +165,7 @@ def encode(
     as_json: JsonOption = False,
 ) -> int:
     """Encode the documents that `add` left. A stopped run continues when run again; others may change the bank."""
-    check_bank(bank)
+    check_bank(bank, "changed")
     with importing():
         import torch
 
@@ -182,13 +184,13 @@ def encode(
     return stop.code if report.interrupted else 0
 
 
-def _encode_for_first(bank: Path, model: ModelChoice, ranks: Ranks) -> int:
+def _encode_for_first(bank: BankPlace, model: ModelChoice, ranks: Ranks) -> int:
     """The work of every rank but 0."""
     from memspan.bank.encoders import encode_for_first
     from memspan.cli.models import on_own_gpu
 
     with stop_flag() as stop:
-        report = encode_for_first(bank, on_own_gpu(model).load(bank), ranks, should_stop=stop.is_set)
+        report = encode_for_first(bank.folder, on_own_gpu(model).load(bank), ranks, should_stop=stop.is_set)
     return stop.code if report.interrupted else 0
 
 
@@ -230,7 +232,7 @@ def estimate(
 
 @command
 def ask(
-    bank: BankArgument,
+    bank: CachedBank,
     question: Annotated[str | None, typer.Argument(help="Without it, the command asks for questions.")] = None,
     *,
     model: Model,
@@ -350,7 +352,7 @@ def _answer(memory: Memory | TextMemory, question: str, options: AskOptions, tra
 
 @command
 def summarize(
-    bank: BankArgument,
+    bank: CachedBank,
     about: Annotated[str, typer.Option(help="Subject of the summary. Default: everything.")] = "",
     *,
     model: Model,

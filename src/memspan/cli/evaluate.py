@@ -46,11 +46,11 @@ def evaluate(
 ) -> int:
     """Measure retrieval and answers: ask the same questions in several ways, with intervals."""
     with importing():
-        from memspan.bank.tiers import parse_bytes
         from memspan.eval.runner import RESULT, TABLE, RunOptions, RunSettings, run
         from memspan.eval.scale import SCALE, SCALE_TASK, parse_sizes, run_scale
         from memspan.eval.tasks import TaskSettings
         from memspan.generate.selectors import check_packages
+        from memspan.places import parse_bytes
     files, grown = tuple(map(str, texts or ())), parse_sizes(sizes) if task == SCALE_TASK else None
     wanted = TaskSettings(format if grown else task, str(data) if data else None, questions, memory_tokens, files, seed)
     names = tuple(name.strip() for name in arms.split(",") if name.strip())

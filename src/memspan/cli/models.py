@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterable
 from contextlib import closing
-from pathlib import Path
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -25,7 +24,7 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 
-def load_model(choice: ModelChoice, banks: Iterable[Path]) -> LoadedModel:
+def load_model(choice: ModelChoice, banks: Iterable[os.PathLike[str]]) -> LoadedModel:
     """See `ModelChoice.load`."""
     path, adapter = choice.path, choice.adapter
     bank = next(filter(TextBank.exists, banks), None)
@@ -35,7 +34,7 @@ def load_model(choice: ModelChoice, banks: Iterable[Path]) -> LoadedModel:
     return load(path, adapter=adapter, dtype=choice.dtype, device=choice.device, weights=choice.weights)
 
 
-def open_memory(choice: ModelChoice, bank: Path, namespace: str, create: bool) -> Memory:
+def open_memory(choice: ModelChoice, bank: os.PathLike[str], namespace: str, create: bool) -> Memory:
     """See `ModelChoice.open`."""
     return Memory.open(
         bank,

@@ -108,7 +108,7 @@ def pending_note(pending: int, bank: TextBank) -> None:
     if pending:
         err.print(
             f"note: {pending:,} documents are not encoded yet and are found by their words only; "
-            f"encode them with: memspan encode {bank.folder}"
+            f"encode them with: memspan encode {bank.place}"
         )
 
 

@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memspan.cli import render
-from memspan.cli.app import JsonOption, Model, NamespaceOption, OptionGroup, OtherModel, Reranking, command
+from memspan.cli.app import (
+    CacheBudgetOption,
+    CacheOption,
+    JsonOption,
+    Model,
+    NamespaceOption,
+    OptionGroup,
+    OtherModel,
+    Reranking,
+    command,
+)
 from memspan.cli.importing import importing
 from memspan.errors import MemspanError
+from memspan.places import BankPlace
 from memspan.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -28,7 +39,11 @@ if TYPE_CHECKING:
 keys = typer.Typer(help="API keys of the server, with scopes and namespaces.", no_args_is_help=True)
 
 BanksArgument = Annotated[
-    list[str], typer.Argument(metavar="BANK...", help="Folders of banks, or NAME=FOLDER; the first is the default.")
+    list[str],
+    typer.Argument(
+        metavar="BANK...",
+        help="Folders of banks, or URLs where they were published, or NAME=FOLDER; the first is the default.",
+    ),
 ]
 KeysOption = Annotated[
     Path | None,
@@ -91,6 +106,8 @@ def serve(
     answers: OtherModel,
     reranking: Reranking,
     settings: Annotated[ServeSettings, OptionGroup(_settings)],
+    cache: CacheOption = None,
+    cache_budget: CacheBudgetOption = None,
     keys: KeysOption = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines, every request too.")] = False,
     traces: Annotated[
@@ -101,12 +118,13 @@ def serve(
     """Answer over HTTP with OpenAI's API, and serve the memories (docs/serving.md). Ctrl-C stops."""
     with _packages("serving", "serve"):
         from memspan.serve.app import check_closed
-        from memspan.serve.banks import bank_folders
+        from memspan.serve.banks import bank_places
         from memspan.serve.logs import set_up
         from memspan.serve.run import make_server, run_server
         from memspan.serve.traces import exporting
         from memspan.serve.workers import WorkerSetup
     settings = _reranking(settings, reranking)
+    places = [BankPlace.of(bank, cache, cache_budget) for bank in banks]
     key_file = _served_keys(settings, keys)
     if key_file is not None and settings.requests_per_minute is None:
         settings = replace(settings, requests_per_minute=_REQUESTS_PER_MINUTE)
@@ -117,16 +135,16 @@ def serve(
         if traces:
             with _packages("tracing", "otel"):
                 exported.enter_context(exporting())
-        load = partial(_prepared, model, tuple(bank_folders(banks).values()))
+        load = partial(_prepared, model, tuple(bank_places(places).values()))
         who = "with an API key" if key_file is not None else "without a key, from this machine"
-        setup = WorkerSetup(load, tuple(banks), answers.endpoint, settings.max_batch, log_json)
-        server = make_server(load(), banks, settings, key_file, answerer, setup)
+        setup = WorkerSetup(load, tuple(places), answers.endpoint, settings.max_batch, log_json)
+        server = make_server(load(), places, settings, key_file, answerer, setup)
         run_server(server, lambda address: render.err.print(f"serving on {address} ({who}); Ctrl-C stops"))
 
 
 @command
 def mcp(
-    bank: Annotated[str, typer.Argument(metavar="BANK", help="Folder of a bank; made where there is none.")],
+    bank: Annotated[str, typer.Argument(metavar="BANK", help="Folder of a bank, made where there is none; or a URL.")],
     namespace: NamespaceOption = "default",
     *,
     model: Model,
@@ -180,7 +198,7 @@ def _reranking(settings: ServeSettings, choice: RerankChoice) -> ServeSettings:
     return replace(settings, rerank=choice.rerank or settings.rerank, cross_encoder=choice.cross_encoder)
 
 
-def _prepared(model: Model, banks: tuple[Path, ...]) -> LoadedModel:
+def _prepared(model: Model, banks: tuple[BankPlace, ...]) -> LoadedModel:
     """The model of some banks, ready to decode. A function of this module, so that other processes can call it."""
     from memspan.model.decoding import prepare
 
@@ -194,10 +212,10 @@ def _engine_of(
     bank: str, model: Model, settings: ServeSettings, answerer: Answerer | None
 ) -> Iterator[tuple[ServedBank, Engine]]:
     """A bank and its engine, closed at the end."""
-    from memspan.serve.banks import bank_folders, close_banks, open_banks
+    from memspan.serve.banks import bank_places, close_banks, open_banks
     from memspan.serve.engine import Engine
 
-    loaded = _prepared(model, tuple(bank_folders([bank]).values()))
+    loaded = _prepared(model, tuple(bank_places([bank]).values()))
     banks = open_banks([bank], loaded, settings.max_writes, answerer)
     engine = Engine(loaded, max_batch=settings.max_batch, max_queue=settings.max_queue, timeout=settings.timeout)
     served = next(iter(banks.values()))

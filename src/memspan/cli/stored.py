@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +16,16 @@ import typer
 from memspan.cli import render
 from memspan.cli.app import (
     BankArgument,
+    BankOrModel,
     BudgetOption,
+    CachedBank,
     ExpiryOptions,
     GPUBudgetOption,
     IdOption,
     JsonOption,
     Model,
     NamespaceOption,
+    ReadBankArgument,
     Reranking,
     ScopeOptions,
     SelectorOption,
@@ -31,6 +35,7 @@ from memspan.cli.app import (
 from memspan.cli.importing import importing
 from memspan.cli.process import started_by_torchrun
 from memspan.errors import MemspanError, UnknownDocument
+from memspan.places import BankPlace
 from memspan.types import JSON, AddReport
 
 if TYPE_CHECKING:
@@ -40,7 +45,7 @@ _MOST_SHOWN = 20
 
 
 @contextmanager
-def open_texts(bank: Path) -> Iterator[TextBank]:
+def open_texts(bank: PathLike[str]) -> Iterator[TextBank]:
     """The catalog of a bank, closed at the end.
 
     Raises:
@@ -52,18 +57,23 @@ def open_texts(bank: Path) -> Iterator[TextBank]:
         yield opened
 
 
-def check_bank(bank: Path) -> None:
+def check_bank(bank: PathLike[str], change: str | None = None) -> None:
     """
+    Args:
+        change: what is to be done to it, if anything: "compacted".
+
     Raises:
         BankError: there is none, or it is damaged or of a newer format.
+        ReadOnlyBank: it is to be changed, and was opened by a URL.
     """
-    with open_texts(bank):
-        pass
+    with open_texts(bank) as opened:
+        if change is not None:
+            opened.check_owned(change)
 
 
 @command
 def search(
-    bank: BankArgument,
+    bank: CachedBank,
     question: Annotated[str, typer.Argument(help="Words or a question to search for.")],
     *,
     model: Model,
@@ -107,7 +117,7 @@ def search(
 
 @command
 def ls(
-    bank: BankArgument,
+    bank: ReadBankArgument,
     *,
     scope: ScopeOptions,
     after: Annotated[int, typer.Option(help="Continue after this id.")] = 0,
@@ -142,7 +152,7 @@ def ls(
         render.err.print(f"more with --after {documents[-1].id}")
 
 
-def _list_stale(bank: Path, namespace: str, as_json: bool) -> None:
+def _list_stale(bank: BankPlace, namespace: str, as_json: bool) -> None:
     from memspan.bank.ledger import Ledger
 
     with open_texts(bank) as opened:
@@ -157,7 +167,7 @@ def _list_stale(bank: Path, namespace: str, as_json: bool) -> None:
 
 @command
 def info(
-    path: Annotated[Path, typer.Argument(help="Folder of a bank or of an MSA checkpoint.")],
+    place: BankOrModel,
     as_json: JsonOption = False,
 ) -> None:
     """Describe a bank or a checkpoint."""
@@ -166,16 +176,16 @@ def info(
     from memspan.bank.texts import TextBank
     from memspan.bank.words import outdated_namespaces
 
-    if TextBank.exists(path):
-        with open_texts(path) as bank:
+    if TextBank.exists(place):
+        with open_texts(place) as bank:
             counts, manifest = dataclasses.asdict(bank.catalog.counts()), dataclasses.asdict(bank.manifest)
             namespaces, names = bank.catalog.namespaces(), remembered(bank.catalog)
             is_old = bool(outdated_namespaces(bank.catalog))
             stale = sum(len(Ledger(bank.catalog, namespace).stale()) for namespace in namespaces)
         made_with = {} if names is None else dataclasses.asdict(names)
-        full_text = f"made by other rules; renew it with: memspan reindex {path}" if is_old else "current"
+        full_text = f"made by other rules; renew it with: memspan reindex {place}" if is_old else "current"
         values = {
-            "bank": str(path),
+            "bank": str(place),
             "namespaces": namespaces,
             "stale_files": stale,
             **counts,
@@ -183,10 +193,10 @@ def info(
             **manifest,
             **made_with,
         }
-    elif (path / "config.json").is_file():
-        values = checkpoint_info(path)
+    elif (place.folder / "config.json").is_file():
+        values = checkpoint_info(place.folder)
     else:
-        raise MemspanError(f"{path} is neither a bank nor a checkpoint")
+        raise MemspanError(f"{place} is neither a bank nor a checkpoint")
     render.show(values, as_json)
 
 
@@ -326,7 +336,7 @@ def update(
 
 @command
 def export(
-    bank: BankArgument,
+    bank: ReadBankArgument,
     out: Annotated[Path, typer.Argument(help="X.jsonl: documents and metadata (- prints them); else all in one file.")],
     history: Annotated[
         bool, typer.Option("--history", help="JSON lines with former versions; the whole bank has them anyway.")

@@ -14,6 +14,7 @@ from memspan.cli.app import BankArgument, JsonOption, Model, NamespaceOption, Re
 from memspan.cli.process import SKIPPED, refuse_torchrun, stop_flag
 from memspan.cli.stored import open_texts
 from memspan.errors import MemspanError
+from memspan.places import BankPlace
 
 if TYPE_CHECKING:
     from memspan.bank.sync import SyncPlan, SyncReport
@@ -61,7 +62,7 @@ def sync(
         if not watch:
             done = _once(memory, paths, options, as_json)
             return stop.code if done.interrupted else SKIPPED if done.skipped else 0
-        for count, _ in enumerate(changes(paths, stop.is_set, [bank])):
+        for count, _ in enumerate(changes(paths, stop.is_set, [bank.folder])):
             try:
                 _once(memory, paths, options, as_json, quiet=count > 0)
             except MemspanError as error:  # the folder may come back, the other writer end
@@ -69,13 +70,15 @@ def sync(
     return stop.code
 
 
-def _plan(bank: Path, paths: list[Path], namespace: str, root: str | None, options: ReadOptions) -> SyncPlan:
+def _plan(bank: BankPlace, paths: list[Path], namespace: str, root: str | None, options: ReadOptions) -> SyncPlan:
     """What differs from a bank; from an empty one where there is none."""
     from memspan.bank.sync import Sync
     from memspan.bank.texts import TextBank
 
     with ExitStack() as stack:
         opened = stack.enter_context(open_texts(bank)) if TextBank.exists(bank) else None
+        if opened is not None:
+            opened.check_owned("changed")
         catalog = None if opened is None else stack.enter_context(opened.pinned_catalog())
         return Sync(opened, namespace, paths, catalog, root, options).plan
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memspan.cli import render
-from memspan.cli.app import BankArgument, JsonOption, Model, NamespaceOption, command
+from memspan.cli.app import BankArgument, JsonOption, Model, NamespaceOption, ReadBankArgument, command
 from memspan.cli.importing import importing
 from memspan.cli.process import refuse_torchrun, stop_flag
 from memspan.cli.stored import check_bank, open_texts
 from memspan.errors import MemspanError
+from memspan.places import BankPlace
 
 if TYPE_CHECKING:
     from memspan.bank.verify import Fault
@@ -37,7 +38,7 @@ def compact(
     as_json: JsonOption = False,
 ) -> None:
     """Free the space of deleted and expired documents and join small segments. Readers go on."""
-    check_bank(bank)
+    check_bank(bank, "compacted")
     if forget_versions is not None:
         _check_age(forget_versions)
     with importing():
@@ -87,12 +88,12 @@ def verify(
     from memspan.bank.texts import TextBank
 
     faults: Sequence[Fault] = ()
-    if (bank / "config.json").is_file() and not TextBank.exists(bank):
+    if (bank.folder / "config.json").is_file() and not TextBank.exists(bank):
         with importing():
             from memspan.cli.models import load
-        load(bank, adapter=model.adapter, device="cpu", verify=True)  # raises where weights are not those saved
+        load(bank.folder, adapter=model.adapter, device="cpu", verify=True)  # raises where weights are not those saved
     else:
-        check_bank(bank)
+        check_bank(bank, "verified")
         faults = _verified(bank, repair, model)
     if as_json:
         render.as_json({"faults": [fault.described() for fault in faults]})
@@ -105,7 +106,7 @@ def verify(
     return int(bool(faults))
 
 
-def _verified(bank: Path, repair: bool, model: Model) -> Sequence[Fault]:
+def _verified(bank: BankPlace, repair: bool, model: Model) -> Sequence[Fault]:
     """The faults of a bank that are left after repair."""
     with importing():
         from memspan.bank.bank import MemoryBank
@@ -128,7 +129,7 @@ def _show(faults: Sequence[Fault]) -> None:
 
 @command
 def changes(
-    bank: BankArgument,
+    bank: ReadBankArgument,
     since: Annotated[
         str | None, typer.Argument(help="A day, a moment, or how long ago: 2026-03-01, 2026-03-01T10:00, 7d, 12h.")
     ] = None,
@@ -160,9 +161,24 @@ def changes(
 
 
 @command
+def publish(
+    bank: BankArgument,
+    url: Annotated[str, typer.Argument(help="A folder, or a URL that fsspec knows: s3://bucket/notes, gs://, ...")],
+    keep: Annotated[int, typer.Option(help="Editions that stay there, for readers in the middle of one.")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish the present state of a bank at a URL, for readers on other machines. Uploads only missing files."""
+    from memspan.bank.publish import publish
+
+    with open_texts(bank) as opened, render.CountProgress("bytes uploaded") as progress:
+        done = publish(opened, url, keep, progress)
+    render.show(dataclasses.asdict(done), as_json)
+
+
+@command
 def reencode(bank: BankArgument, *, model: Model, as_json: JsonOption = False) -> int:
     """Rebuild a bank's latents for another model, from its stored text. A stopped run continues when run again."""
-    check_bank(bank)
+    check_bank(bank, "encoded anew")
     with importing():
         from memspan.bank.bank import MemoryBank
         from memspan.bank.reencode import reencode

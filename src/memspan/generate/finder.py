@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from transformers import DynamicCache
@@ -124,24 +123,24 @@ def passages_of(items: Iterable[Evidence]) -> list[Passage]:
     return [shown_passage(x.document_id, x.title, x.text, x.date) for x in items]
 
 
-def holds_any(snapshot: Snapshot, scope: Scope, folder: Path) -> bool:
-    """Whether a scope holds anything of a snapshot of the bank in this folder.
+def holds_any(snapshot: Snapshot, scope: Scope, place: str) -> bool:
+    """Whether a scope holds anything of a snapshot of this bank.
 
     Raises:
         EmptyBank: nothing is stored, whatever the scope.
     """
     if not snapshot.holds():
-        raise nothing_stored(folder, snapshot.namespace)
+        raise nothing_stored(place, snapshot.namespace)
     return snapshot.holds(scope)
 
 
-def check_encoded(snapshot: Snapshot, scope: Scope, needs: Needs, folder: Path) -> None:
+def check_encoded(snapshot: Snapshot, scope: Scope, needs: Needs, place: str) -> None:
     """
     Raises:
         NotEncoded: documents are found by latents alone, and none has any yet.
     """
     if needs.routing and not needs.words and not snapshot.selectable_mask(scope).any():
         raise NotEncoded(
-            f"none of the documents in {folder} that may be found is encoded yet; encode them with: "
-            f"memspan encode {folder}, or ask with a selector that finds words (lexical, hybrid)"
+            f"none of the documents in {place} that may be found is encoded yet; encode them with: "
+            f"memspan encode {place}, or ask with a selector that finds words (lexical, hybrid)"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog, StoredDocument
@@ -90,7 +89,7 @@ def search_words(
     check_reranker(rerank or NONE, means)
     with bank.pinned_catalog() as catalog:
         if not catalog.page(namespace, 0, 1):
-            raise nothing_stored(bank.folder, namespace)
+            raise nothing_stored(bank.place, namespace)
         if not catalog.page(namespace, 0, 1, scope):
             return []
         finder = TextFinder(catalog, namespace, scope)
@@ -156,16 +155,16 @@ def check_limit(documents: int) -> None:
         raise QuestionError(f"max_documents must not be negative, not {documents}")
 
 
-def nothing_stored(folder: Path, namespace: str) -> EmptyBank:
+def nothing_stored(place: str, namespace: str) -> EmptyBank:
     """The error of a question to a namespace without documents."""
-    where = str(folder) if namespace == DEFAULT_NAMESPACE else f"namespace {namespace!r} of {folder}"
+    where = place if namespace == DEFAULT_NAMESPACE else f"namespace {namespace!r} of {place}"
     option = "" if namespace == DEFAULT_NAMESPACE else f" --namespace {namespace}"
-    return EmptyBank(f"{where} holds no documents; add some with: memspan add {folder} FILES...{option}")
+    return EmptyBank(f"{where} holds no documents; add some with: memspan add {place} FILES...{option}")
 
 
-def nothing_in_scope(folder: Path) -> EmptyBank:
+def nothing_in_scope(place: str) -> EmptyBank:
     """The error of a question to a scope without documents."""
-    return EmptyBank(f"no document of {folder} is in the scope of the filter; widen it")
+    return EmptyBank(f"no document of {place} is in the scope of the filter; widen it")
 
 
 def chosen_evidence(selected: Sequence[Selected], stored: Iterable[StoredDocument]) -> list[Evidence]:

@@ -7,6 +7,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,7 +18,6 @@ from memspan.bank.remembered import names_for, remember
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.texts import check_namespace
-from memspan.bank.tiers import parse_bytes
 from memspan.errors import BankMismatch
 from memspan.events import Done, Event, TextWritten
 from memspan.generate.answerer import Answerer, check_answerer
@@ -34,10 +34,15 @@ from memspan.generate.selectors import Needs, SearchQuery, default_selector, ran
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
 from memspan.model.convert import LoadedModel, load
+from memspan.places import BankPlace, parse_bytes
 from memspan.routing.ranks import Ranks
 from memspan.types import Answer, Evidence
 
 _log = logging.getLogger(__name__)
+_FORMER_FINGERPRINT = (
+    "%s names its model by the fingerprint of a former version, so all weights are hashed to open it; renew it, which "
+    "encodes nothing: memspan reencode %s (with the same --model and --adapter)"
+)
 _ASK_OPTIONS = tuple(AskOptions.__annotations__)
 
 
@@ -82,11 +87,7 @@ class Memory(DocumentStore):
             bank.close()
             raise
         if self._manifest.encoder_fingerprint != loaded.model.encoder_fingerprint():
-            _log.warning(
-                "%s names its model by the fingerprint of a former version, so all weights are hashed to open it; "
-                "renew it, which encodes nothing: memspan reencode %s (with the same --model and --adapter)",
-                *(bank.folder, bank.folder),
-            )
+            _log.warning(_FORMER_FINGERPRINT, bank.folder, bank.folder)
         if ranks is not None:
             # They decode together: a dtype keeps a bank valid, and may change what is written.
             ranks.check_equal("their models", [self._manifest.encoder_fingerprint, str(loaded.model.dtype)])
@@ -98,7 +99,7 @@ class Memory(DocumentStore):
     @named_options()
     def open(
         cls,
-        bank: str | Path,
+        bank: str | PathLike[str],
         model: str | Path | None = None,
         *,
         adapter: str | Path | None = None,
@@ -110,13 +111,15 @@ class Memory(DocumentStore):
         weights: str | None = None,
         memory_budget: int | str | None = None,
         gpu_memory_budget: int | str | None = None,
+        cache: str | Path | None = None,
+        cache_budget: int | str | None = None,
         ranks: Ranks | None = None,
         answerer: Answerer | None = None,
     ) -> Memory:
         """Open a bank with its model.
 
         Args:
-            bank: folder of the bank.
+            bank: folder of the bank, or the URL where it was published. A published bank is read-only.
             model: folder of the MSA checkpoint, or "smollm2-135m-instruct", the embedded default. None: the model that
                 made the bank, and for a new bank the default.
             adapter: folder or name of an adapter trained on that model's backbone, or "none". None: without `model`,
@@ -129,18 +132,22 @@ class Memory(DocumentStore):
                 at every question. Default: all keys are kept.
             gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one. Default: the memory
                 that is free there beside the model, less a reserve for answering.
+            cache, cache_budget: of a URL, the folder and the bytes ("10GB") for fetched files; see `BankPlace`.
             ranks, answerer: as for `Memory`.
 
         Raises:
+            StoreError: the URL cannot be read. ReadOnlyBank: it was given with `create`.
             CheckpointError: there is no model, or it is no longer where the bank found it.
             BudgetError: the budget is malformed; asking raises it where it is too small.
         """
         check_namespace(namespace)
-        given = (memory_budget, gpu_memory_budget)
-        budgets = [parse_bytes(budget) if isinstance(budget, str) else budget for budget in given]
-        if not create or MemoryBank.exists(bank):
-            opened = MemoryBank.open(bank, *budgets)  # before the model, which takes longer to load
+        budgets = [parse_bytes(size) if isinstance(size, str) else size for size in (memory_budget, gpu_memory_budget)]
+        place = BankPlace.of(bank, cache, cache_budget)
+        if not create or MemoryBank.exists(place):
+            opened = MemoryBank.open(place, *budgets)  # before the model, which takes longer to load
             try:
+                if create:
+                    opened.check_owned("changed")
                 model, adapter = names_for(opened, model, adapter)
                 loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
             except BaseException:
@@ -149,7 +156,7 @@ class Memory(DocumentStore):
         else:
             loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
             manifest = manifest_of(loaded)
-            opened = MemoryBank.open_or_create(bank, manifest, *budgets)
+            opened = MemoryBank.open_or_create(place, manifest, *budgets)
             if opened.manifest == manifest:
                 remember(opened.catalog, loaded.names)
         return cls(opened, loaded, namespace=namespace, snapshot=snapshot, ranks=ranks, answerer=answerer)
@@ -241,9 +248,7 @@ class Memory(DocumentStore):
 
         `RoundStarted` and `RoundDone` for every round, `TextWritten` for every piece of text, one `Done`.
         """
-        for event in self.steps(question, None, **options):
-            if event is not None:
-                yield event
+        yield from (event for event in self.steps(question, None, **options) if event is not None)
 
     @named_options(*_ASK_OPTIONS)
     def steps(
@@ -297,17 +302,16 @@ class Memory(DocumentStore):
         needs = ranking_selector(chosen).needs
         check_limit(limit)
         check_min_score(min_score)
-        options: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
-        options |= {"selector": chosen, "rerank": rerank, "cross_encoder": cross_encoder}
-        request = Request.of(self.loaded, [question], options)
+        scope: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
+        how: AskOptions = {"selector": chosen, "rerank": rerank, "cross_encoder": cross_encoder}
+        request = Request.of(self.loaded, [question], scope | how)
         with self._snapshot() as snapshot:
-            if not holds_any(snapshot, request.scope, self.bank.folder):
+            if not holds_any(snapshot, request.scope, self.bank.place):
                 return []
             finder = self._finder(snapshot, request.scope, needs)
             context = self.loaded.template.context(question) if needs.routing else None
             (found,) = finder.rank(chosen, [SearchQuery(question, context)], limit)
-            fit = fitting(found.selected, min_score, chosen)
-            means = Means(self.loaded, cross_encoder)
+            fit, means = fitting(found.selected, min_score, chosen), Means(self.loaded, cross_encoder)
             return shown(finder, question, fit, limit, request.plan.rerank, means)
 
     @named_options()
@@ -364,10 +368,10 @@ class Memory(DocumentStore):
         Raises:
             EmptyBank, NotEncoded: there is nothing to find, or nothing that is encoded and a selector needs it.
         """
-        if not holds_any(snapshot, scope, self.bank.folder):
-            raise nothing_in_scope(self.bank.folder)
+        if not holds_any(snapshot, scope, self.bank.place):
+            raise nothing_in_scope(self.bank.place)
         if needs is not None:
-            check_encoded(snapshot, scope, needs, self.bank.folder)
+            check_encoded(snapshot, scope, needs, self.bank.place)
         return Finder(self.loaded, snapshot, scope, self.ranks)
 
     @contextlib.contextmanager

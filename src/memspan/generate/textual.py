@@ -30,9 +30,9 @@ class TextMemory:
         request = Request.of(None, [question], options, self._answerer)
         with self._bank.pinned_catalog() as catalog:
             if not catalog.page(self._namespace, 0, 1):
-                raise nothing_stored(self._bank.folder, self._namespace)
+                raise nothing_stored(self._bank.place, self._namespace)
             if not catalog.page(self._namespace, 0, 1, request.scope):
-                raise nothing_in_scope(self._bank.folder)
+                raise nothing_in_scope(self._bank.place)
             finder = TextFinder(catalog, self._namespace, request.scope)
             loop = answering_by(self._answerer, None, finder, request.plan, request.sampling, request.passed)
             for _, event in loop.run(request.questions, request.history):

@@ -35,6 +35,7 @@ from memspan.config import MSAConfig
 from memspan.errors import CheckpointError, MemspanError, UnsupportedBackbone
 from memspan.files import file_sha256
 from memspan.model.shipped import BACKBONES, KnownBackbone, known_backbone
+from memspan.places import cache_folder
 
 _HUB_TIMEOUT_SECONDS = 5.0
 _SOFTMAX_LAYERS = {"full_attention", "sliding_attention"}
@@ -153,14 +154,6 @@ def _from_hub(name: str, known: KnownBackbone) -> Path:
             why = unreachable or f"{known.hub} does not give it ({first_line(error)})"
             raise CheckpointError(f"the backbone {name} is not on this machine, and {why}; {remedy}") from error
     return Path(found)
-
-
-def cache_folder() -> Path:
-    """Where converted known backbones are kept: `$MEMSPAN_CACHE`, else `memspan` in the user's cache folder."""
-    named = os.environ.get("MEMSPAN_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memspan"
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -22,7 +22,7 @@ from memspan.config import TEMPLATES, MSAConfig, TemplateSpec
 from memspan.errors import CheckpointError
 from memspan.files import whole_folder
 from memspan.model.adapter import adapter_layers, apply_adapter
-from memspan.model.backbones import cache_folder, first_line, load_backbone
+from memspan.model.backbones import first_line, load_backbone
 from memspan.model.modeling import MSAForCausalLM, check_fingerprints, is_router
 from memspan.model.packed import DecodeWeights, check_weights
 from memspan.model.probe import probe
@@ -31,6 +31,7 @@ from memspan.model.released import RELEASED_TYPE, convert_released, find_release
 from memspan.model.runtime import pick_device, pick_dtype
 from memspan.model.shipped import BACKBONES, NO_ADAPTER, SHIPPED, ModelNames, find_adapter, known_backbone
 from memspan.ops.similarity import SIMILARITIES
+from memspan.places import cache_folder
 from memspan.text.template import PromptTemplate, added_tokens
 
 # Below this size the probe runs in float32, where an attention that is nearly right cannot pass for right.

@@ -16,7 +16,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class LowerStates:
-    """For one forward: what the lower layers need not compute again. Handed in as `AskStep.lower`.
+    """For one forward: what the lower layers need not compute again. Handed in as `QueryStep.lower`.
 
     Attributes:
         entering_BKF: states that left the lower layers for the first K tokens of every context (left-padded as the

@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import replace
+from os import PathLike
 from typing import TypeVar
 
 from memspan.bank.add import encode_pending
@@ -21,6 +22,7 @@ from memspan.errors import BankBusy, MemspanError, UnknownDocument
 from memspan.generate.answerer import Answerer
 from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
+from memspan.places import BankPlace
 from memspan.serve.engine import QueueFull, Stopping
 
 Result = TypeVar("Result")
@@ -46,16 +48,16 @@ class ServedBank:
     and no change waits.
 
     Args:
-        folder: of the bank; an empty one is made where there is none.
+        place: the bank; an empty one is made where there is none. One that was published is only read.
         max_writes: changes that wait, at most.
         answerer: another model that answers; None: the bank's own.
     """
 
     def __init__(
-        self, name: str, folder: Path, loaded: LoadedModel, max_writes: int, answerer: Answerer | None = None
+        self, name: str, place: BankPlace, loaded: LoadedModel, max_writes: int, answerer: Answerer | None = None
     ) -> None:
         self.name = name
-        bank = MemoryBank.open_or_create(folder, manifest_of(loaded))
+        bank = MemoryBank.open_or_create(place, manifest_of(loaded))
         self.folder, self._memory = bank.folder, Memory(bank, loaded, answerer=answerer)
         self._stale: dict[str, tuple[int, float, int]] = {}
         self._memory.later = True
@@ -86,9 +88,11 @@ class ServedBank:
         """Queue a change; all changes of the bank are made one after the other, in the order given.
 
         Raises:
+            ReadOnlyBank: the bank was published, and is only read here.
             QueueFull: too many wait.
             Stopping: the server stops.
         """
+        self.check_owned()
         with self._lock:
             if self._closing:
                 raise Stopping
@@ -98,6 +102,13 @@ class ServedBank:
         future = self._writer.submit(_patiently, change, self.memory(namespace))
         future.add_done_callback(self._done)
         return future
+
+    def check_owned(self) -> None:
+        """
+        Raises:
+            ReadOnlyBank: the bank was published, and is only read here.
+        """
+        self._memory.bank.check_owned("changed")
 
     def _done(self, future: Future) -> None:
         with self._lock:
@@ -110,8 +121,9 @@ class ServedBank:
         Args:
             is_asked: whether questions are being answered, which encoding makes way for.
         """
-        self._is_asked = is_asked
-        self._encode_soon()
+        if not self._memory.bank.is_published:
+            self._is_asked = is_asked
+            self._encode_soon()
 
     def _encode_soon(self) -> None:
         with self._lock:
@@ -196,39 +208,40 @@ def _patiently(change: Callable[[Memory], Result], memory: Memory) -> Result:
             time.sleep(_BUSY_PAUSE)
 
 
-def bank_folders(given: Iterable[str]) -> dict[str, Path]:
-    """Banks by their names, given as FOLDER (whose name is then the bank's) or NAME=FOLDER.
+def bank_places(given: Iterable[str | PathLike[str]]) -> dict[str, BankPlace]:
+    """Banks by their names, given as FOLDER or URL (whose last part is then the bank's name) or NAME=FOLDER.
 
     Raises:
         MemspanError: none, two of one name, or a name that cannot stand in a model's name.
     """
-    folders: dict[str, Path] = {}
-    for text in given:
-        name, equals, rest = text.partition("=")
-        folder = Path(rest if equals and _NAME.fullmatch(name) else text).expanduser()
-        name = name if equals and _NAME.fullmatch(name) else folder.resolve().name
+    places: dict[str, BankPlace] = {}
+    for one in map(BankPlace.of, given):
+        name, equals, rest = one.name.partition("=")
+        is_named = bool(equals and _NAME.fullmatch(name))
+        place = replace(one, name=rest if is_named else one.name)
+        name = name if is_named else place.folder.resolve().name
         if not _NAME.fullmatch(name):
-            raise MemspanError(f"{name!r} cannot name a bank; name it yourself: NAME={folder}, of A-Z a-z 0-9 . _ -")
-        if name in folders:
-            raise MemspanError(f"two banks are called {name!r}; name one of them yourself: NAME={folder}")
-        folders[name] = folder
-    if not folders:
+            raise MemspanError(f"{name!r} cannot name a bank; name it yourself: NAME={place}, of A-Z a-z 0-9 . _ -")
+        if name in places:
+            raise MemspanError(f"two banks are called {name!r}; name one of them yourself: NAME={place}")
+        places[name] = place
+    if not places:
         raise MemspanError("no bank to serve; name its folder")
-    return folders
+    return places
 
 
 def open_banks(
-    given: Iterable[str], loaded: LoadedModel, max_writes: int, answerer: Answerer | None = None
+    given: Iterable[str | PathLike[str]], loaded: LoadedModel, max_writes: int, answerer: Answerer | None = None
 ) -> dict[str, ServedBank]:
-    """Open banks; see `bank_folders` for how they are given.
+    """Open banks; see `bank_places` for how they are given.
 
     Raises:
         MemspanError: as there, or a bank cannot be opened.
     """
     opened: dict[str, ServedBank] = {}
     try:
-        for name, folder in bank_folders(given).items():
-            opened[name] = ServedBank(name, folder, loaded, max_writes, answerer)
+        for name, place in bank_places(given).items():
+            opened[name] = ServedBank(name, place, loaded, max_writes, answerer)
     except BaseException:
         close_banks(opened)
         raise

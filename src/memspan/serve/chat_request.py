@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from memspan.generate.answerer import Message as Said
+from memspan.generate.answerer import Message
 from memspan.generate.completions import LOOK_UP_NAME
 from memspan.serve.errors import ApiError
 from memspan.serve.schemas import MOST_MESSAGES, AskFields
@@ -131,12 +131,12 @@ class MessageIn(Strict):
         return self.content or ""
 
     @property
-    def said(self) -> Said:
+    def said(self) -> Message:
         """As it is passed on to another model."""
         names = {"tool_calls", "function_call"} if self.role == "assistant" else set()
         names |= {"tool_call_id", "name"} if self.role in ("tool", "function") else set()
         fields = self.model_dump(include=names, exclude_none=True, exclude_unset=True) if names else {}
-        return Said(self.role, self._content, {name: value for name, value in fields.items() if value} or None)
+        return Message(self.role, self._content, {name: value for name, value in fields.items() if value} or None)
 
     @property
     def text(self) -> str:
@@ -297,7 +297,7 @@ class ChatRequest(Body):
         wanted = (*wanted, *(() if is_plain else ("response_format",)))
         return self.model_dump(include=set(wanted), exclude_none=True, exclude_unset=True)
 
-    def said(self) -> list[tuple[Said, str]]:
+    def said(self) -> list[tuple[Message, str]]:
         """The conversation: each message as it is passed on, and what it says in words."""
         return [(one.said, one.text) for one in self.messages]
 

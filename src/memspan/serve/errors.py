@@ -23,6 +23,7 @@ from memspan.errors import (
     MemspanError,
     NotEncoded,
     QuestionError,
+    ReadOnlyBank,
     UnknownDocument,
 )
 from memspan.serve.logs import REQUEST_ID, without_folders
@@ -48,7 +49,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "The request is malformed, or a value is not allowed.",
         401: "No valid API key.",
-        403: "The key may not do this, or not in this namespace.",
+        403: "The key may not do this, or not in this namespace; or the bank is only read here.",
         404: "There is no such thing.",
         408: "The request did not come whole in time.",
         409: "It is there already.",
@@ -118,6 +119,9 @@ def api_error(error: Exception) -> ApiError:
         case EmptyBank():
             message = "there is no memory to ask in this namespace, or within the filter; add some, or widen it"
             return ApiError(400, message, "empty_memory")
+        case ReadOnlyBank():
+            message = "this bank is only read here; change it where it is written and published"
+            return ApiError(403, message, "read_only")
         case BankBusy():
             message = "another process is changing this bank; try again"
             return ApiError(503, message, "bank_busy", retry_after=2)

@@ -72,8 +72,10 @@ class Import:
         """Write it down, so that it outlives the server.
 
         Raises:
+            ReadOnlyBank: the bank is only read here.
             ApiError: 503, it cannot be written.
         """
+        self.bank.check_owned()
         lines = (json.dumps(dataclasses.asdict(document)) + "\n" for document in documents)
         try:
             self._memories.parent.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ import contextlib
 import math
 import signal
 from collections.abc import Callable, Iterable
+from os import PathLike
 from types import FrameType
 
 import uvicorn
@@ -105,7 +106,7 @@ class Server(uvicorn.Server):
 
 def make_server(
     loaded: LoadedModel,
-    banks: Iterable[str],
+    banks: Iterable[str | PathLike[str]],
     settings: ServeSettings,
     keys: KeyFile | None = None,
     answerer: Answerer | None = None,
@@ -114,7 +115,7 @@ def make_server(
     """A server ready to `run`.
 
     Args:
-        banks: as FOLDER or NAME=FOLDER; empty banks are made where there are none.
+        banks: as FOLDER, URL or NAME=FOLDER; empty banks are made where there are none.
         answerer: another model that answers; None: the banks' own.
         setup: what processes that answer are made from, where the settings have several.
 

@@ -52,7 +52,7 @@ class WorkerSetup:
     """
 
     load: Callable[[], LoadedModel]
-    banks: tuple[str, ...]
+    banks: tuple[str | os.PathLike[str], ...]
     answerer: Callable[[], Answerer | None]
     max_batch: int
     log_json: bool = False
