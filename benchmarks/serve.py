@@ -165,7 +165,7 @@ async def mixed_client(
     """One client of the long run: it mostly asks, sometimes goes away, sometimes changes something."""
     chance = random.Random(client)
     for number in rounds:
-        more = {"tools": [CLOCK]} if tools and not number % 4 else {}
+        more: dict[str, Any] = {"tools": [CLOCK]} if tools and not number % 4 else {}
         body = chat(number * 1000 + client, max_tokens=tokens, memspan={"max_documents": 2}, **more)
         draw = chance.random()
         try:
