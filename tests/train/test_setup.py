@@ -122,6 +122,17 @@ def test_routers_begin_whitened(backbone: Path, tmp_path: Path) -> None:
         recipe_of({**values, "model": {"adapter": "somewhere", "initial_routers": "whitened"}})
 
 
+def test_whitened_keys_of_a_router_stay_though_only_its_queries_train(backbone: Path, tmp_path: Path) -> None:
+    changes = [*SHORT, f"model.source={backbone}", "model.initial_routers=whitened", "train.0.match=router_q"]
+    train(tmp_path / "run", *changes, "phases.distill.steps=2")
+    begun = load(tmp_path / "run" / "model", adapter=tmp_path / "run" / "adapter").model.get_parameter(ROUTER_KEY)
+    plain = load(tmp_path / "run" / "model", dtype=str(begun.dtype).removeprefix("torch."))
+    assert not torch.equal(begun, plain.model.get_parameter(ROUTER_KEY)), "the product has them"
+    train(tmp_path / "run", *changes, "--resume")
+    resumed = load(tmp_path / "run" / "model", adapter=tmp_path / "run" / "adapter").model
+    assert torch.equal(resumed.get_parameter(ROUTER_KEY), begun), "so has one of a run that was resumed"
+
+
 def test_a_run_goes_on_from_an_adapter(distilled: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     first, _ = distilled
     recipe = lora_recipe(first)

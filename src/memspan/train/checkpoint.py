@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step-00000200/` under the run's `checkpoints/`:
 
-    trained.safetensors     the trained parameters (float32), by name; what is frozen is not kept
+    trained.safetensors     the trained parameters and all routers (float32), by name; what else is frozen is not kept
     optimizer.safetensors   AdamW's moments and step count, by parameter name
     state.json              step, phase, place in the data, figures so far; format version
 
@@ -35,7 +35,7 @@ class Checkpoint:
     """What a checkpoint holds.
 
     Attributes:
-        trained: parameters by name.
+        trained: parameters by name, and routers, which may have begun whitened.
         optimizer: `NAME/exp_avg`, `NAME/exp_avg_sq` and `NAME/step` of every parameter that has been updated.
         state: JSON values; `step` is among them.
     """

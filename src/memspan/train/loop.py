@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from memspan.errors import CheckpointError, NotLearning, TrainingError
 from memspan.files import write_text
-from memspan.model.modeling import MSAForCausalLM
+from memspan.model.modeling import MSAForCausalLM, is_router
 from memspan.train.checkpoint import Checkpoint, CheckpointStore
 from memspan.train.data.stream import ExampleStream
 from memspan.train.frozen import FrozenMemory
@@ -171,6 +171,11 @@ class Trainer:
         """What trains, by name."""
         return {name: self.parameters[name] for group in self.parts.groups for name in group.parameters}
 
+    @property
+    def kept(self) -> dict[str, torch.nn.Parameter]:
+        """What a checkpoint keeps, by name: what trains, and all routers, which may have begun whitened."""
+        return {name: p for name, p in self.parameters.items() if is_router(name)} | self.trained
+
     def run(self, resume: bool = False) -> RunResult:
         """Train to the end of the last phase, or until something ends the run.
 
@@ -255,14 +260,12 @@ class Trainer:
 
     def _clip(self) -> torch.Tensor:
         limit = self.recipe.optimizer.clip or float("inf")
-        norm = self.accelerator.clip_grad_norm_(list(self.trained.values()), limit)
-        return whole(cast(torch.Tensor, norm)).cpu()
+        return whole(cast(torch.Tensor, self.accelerator.clip_grad_norm_(list(self.trained.values()), limit))).cpu()
 
     def _evaluation_due(self, phase: PhaseSettings) -> bool:
         if self.parts.evaluator is None:
             return False
-        last = self._at.phase_step == phase.steps
-        return self._at.step % self.recipe.evaluation.every == 0 or last
+        return self._at.step % self.recipe.evaluation.every == 0 or self._at.phase_step == phase.steps
 
     def _evaluate(self, phase: PhaseSettings) -> str:
         """Measure, look at gates, keep the best. Returns why the run should stop early."""
@@ -288,8 +291,7 @@ class Trainer:
     def _best_step(self) -> int:
         if not self.history.evaluations:
             return self._at.step
-        best = self.history.best(self.recipe.early_stopping.metric)
-        return int(self.history.evaluations[best]["step"])
+        return int(self.history.evaluations[self.history.best(self.recipe.early_stopping.metric)]["step"])
 
     def _report(self, phase: PhaseSettings, kind: Literal["train", "evaluation"], values: Mapping[str, float]) -> None:
         if not self.accelerator.is_main_process:
@@ -335,13 +337,12 @@ class Trainer:
     def _resume(self) -> None:
         checkpoint = self.store.load()
         self._refuse_other_recipe(checkpoint.state["recipe"])
-        trained = self.trained
-        wrong = [n for n, p in trained.items() if n not in checkpoint.trained or checkpoint.trained[n].shape != p.shape]
-        wrong += [name for name in checkpoint.trained if name not in trained]
+        saved, kept = checkpoint.trained, self.kept
+        wrong = [n for n, p in kept.items() if n not in saved or saved[n].shape != p.shape] + [*saved.keys() - kept]
         if wrong:
             raise CheckpointError(f"the checkpoint of {self.out} is of another shape: it does not fit {wrong[0]}")
-        for name, parameter in trained.items():
-            assign(parameter, checkpoint.trained[name])
+        for name, parameter in kept.items():
+            assign(parameter, saved[name])
             if f"{name}/step" in checkpoint.optimizer:
                 self.optimizer.state[parameter] = self._moments(name, parameter, checkpoint.optimizer)
         self._at = _Position(**checkpoint.state["position"])
@@ -368,7 +369,7 @@ class Trainer:
         """Write a checkpoint of this step, once. Parameters are gathered by all processes, and written by the first."""
         if self._saved_step == self._at.step:
             return
-        trained = {name: whole(parameter) for name, parameter in self.trained.items()}
+        kept = {name: whole(parameter) for name, parameter in self.kept.items()}
         optimizer: dict[str, torch.Tensor] = {}
         for name, parameter in self.trained.items():
             state = self.optimizer.state.get(parameter, {})
@@ -383,7 +384,7 @@ class Trainer:
         failure = ""
         if self.accelerator.is_main_process:
             try:
-                self.store.save(Checkpoint(trained, optimizer, state), self._best_step())
+                self.store.save(Checkpoint(kept, optimizer, state), self._best_step())
             except CheckpointError as error:
                 failure = str(error)
         failure = agreed(self.accelerator, failure)

@@ -92,7 +92,7 @@ def build_run(
     device = pick_device()
     if device.type != "cpu" and recipe.model.sharding == "none":
         torch.nn.Module.to(loaded.model, torch.device(device.type, rank % torch.accelerator.device_count()))
-    begun = bool(CheckpointStore(out / CHECKPOINTS, recipe.checkpoints.keep).steps())  # a checkpoint has its routers
+    begun = bool(CheckpointStore(out / CHECKPOINTS, recipe.checkpoints.keep).steps())  # checkpoints have the routers
     if recipe.model.initial_routers == "whitened" and not begun:
         tell("whitening the routers")
         _whiten(recipe, loaded, data)
