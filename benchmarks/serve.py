@@ -165,7 +165,7 @@ async def mixed_client(
     """One client of the long run: it mostly asks, sometimes goes away, sometimes changes something."""
     chance = random.Random(client)
     for number in rounds:
-        more = {"tools": [CLOCK]} if tools and not number % 4 else {}
+        more: dict[str, Any] = {"tools": [CLOCK]} if tools and not number % 4 else {}
         body = chat(number * 1000 + client, max_tokens=tokens, memspan={"max_documents": 2}, **more)
         draw = chance.random()
         try:
@@ -309,7 +309,7 @@ async def first_tokens(address: str, count: int) -> dict[str, float]:
 def fake_model() -> Iterator[str]:
     """The address of another model that answers; see the top."""
     sys.path.insert(0, str(TESTS))
-    import chat_server
+    import chat_server  # pyright: ignore[reportMissingImports]
 
     number, once = itertools.count(), threading.Lock()
     pieces = ("The newest ", "warehouse is ", "in Rome ", "[1]. ", "It is large.")

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import memspan
@@ -18,7 +19,15 @@ import memspan
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "build" / "pages"
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)#\s]+")
-_API = "# API\n\nThe public names of `memspan`, from their docstrings. [Python](python.md) shows how to use them.\n"
+_API = "# API\n\nThe public names of `memspan`, from their docstrings. [Python](python.md) shows how to use them."
+_GROUPS = {
+    "Memory": ("generate",),
+    "Documents and answers": ("types",),
+    "Models": ("model", "config"),
+    "Banks": ("bank",),
+    "Errors": ("errors",),
+}
+"""Headings of the API reference, and the parts of the package whose public names stand under each."""
 
 
 def write_pages(folder: Path) -> None:
@@ -37,8 +46,16 @@ def write_pages(folder: Path) -> None:
             waiting += [found for link in _LINK.findall(text) if (found := linked(source, link)).is_file()]
         else:
             shutil.copyfile(source, target)
-    names = [f"::: {getattr(memspan, name).__module__}.{name}" for name in memspan.__all__ if name != "__version__"]
-    (folder / "api.md").write_text("\n\n".join([_API, *names]), encoding="utf-8", newline="\n")
+    (folder / "api.md").write_text("\n\n".join(api_reference()), encoding="utf-8", newline="\n")
+
+
+def api_reference() -> Iterator[str]:
+    """The paragraphs of the API reference: a heading, then a directive for each name, which mkdocstrings replaces."""
+    yield _API
+    homes = {name: getattr(memspan, name).__module__ for name in memspan.__all__ if name != "__version__"}
+    for title, parts in _GROUPS.items():
+        yield f"## {title}"
+        yield from (f"::: {home}.{name}" for name, home in homes.items() if home.split(".")[1] in parts)
 
 
 def linked(source: Path, link: str) -> Path:
@@ -62,5 +79,7 @@ def with_moved_links(source: Path, text: str) -> str:
 if __name__ == "__main__":
     shutil.rmtree(PAGES, ignore_errors=True)
     write_pages(PAGES)
-    zensical = Path(sysconfig.get_path("scripts"), "zensical")
+    zensical = shutil.which("zensical", path=sysconfig.get_path("scripts"))
+    if zensical is None:
+        raise SystemExit("this needs zensical: pip install '.[docs]'")
     subprocess.run([zensical, "build", "--strict", "--clean", "--config-file", "mkdocs.yml"], check=True, cwd=ROOT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sysconfig
 from collections.abc import Iterable
@@ -51,8 +52,11 @@ def faults(found: Iterable[Sentence]) -> list[str]:
 
 def misspelled(texts: Iterable[str]) -> list[str]:
     """Words that are not spelled as in America, or not at all, by `typos` with the settings of pyproject.toml."""
-    command = [str(Path(sysconfig.get_path("scripts"), "typos")), "--format", "json", "-"]
-    done = subprocess.run(command, input="\n".join(texts), capture_output=True, encoding="utf-8", cwd=ROOT)
+    typos = shutil.which("typos", path=sysconfig.get_path("scripts"))
+    assert typos is not None, "pip install typos"
+    done = subprocess.run(
+        [typos, "--format", "json", "-"], input="\n".join(texts), capture_output=True, encoding="utf-8", cwd=ROOT
+    )
     assert done.returncode in (0, 2), done.stderr
     return [
         f"{found['typo']}: {', '.join(found['corrections'])}" for found in map(json.loads, done.stdout.splitlines())

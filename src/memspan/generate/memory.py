@@ -217,10 +217,8 @@ class Memory(DocumentStore):
             EmptyBank: there is nothing to ask.
             AnswererError: another model answers, and gave no answer.
         """
-        answers: dict[int, Answer] = {}
-        for place, event in self._answering(self._request(questions, options)):
-            if isinstance(event, Done):
-                answers[place] = event.answer
+        happened = self._answering(self._request(questions, options))
+        answers = {place: event.answer for place, event in happened if isinstance(event, Done)}
         return [answers[place] for place in range(len(questions))]
 
     @named_options(*_ASK_OPTIONS)
