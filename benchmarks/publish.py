@@ -60,7 +60,7 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
             file.seek(first)
             self.wfile.write(file.read(last - first + 1))
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 
@@ -79,7 +79,7 @@ def write_bank(folder: Path, num_chunks: int, num_documents: int) -> MemoryBank:
     words = [" ".join(f"word{chooser.randrange(20_000)}" for _ in range(60)) for _ in range(200)]
     notes = [Document(f"note {number}", words[number % 200]) for number in range(num_documents)]
     with bank.locked():
-        add_sources(bank.catalog, "default", (NewSource(note, ()) for note in notes), WrittenSegments([], []))
+        add_sources(bank.catalog, "default", [NewSource(note, ()) for note in notes], WrittenSegments([], []))
     return bank
 
 
