@@ -309,7 +309,7 @@ async def first_tokens(address: str, count: int) -> dict[str, float]:
 def fake_model() -> Iterator[str]:
     """The address of another model that answers; see the top."""
     sys.path.insert(0, str(TESTS))
-    import chat_server
+    import chat_server  # pyright: ignore[reportMissingImports]
 
     number, once = itertools.count(), threading.Lock()
     pieces = ("The newest ", "warehouse is ", "in Rome ", "[1]. ", "It is large.")

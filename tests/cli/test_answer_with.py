@@ -94,7 +94,7 @@ def test_a_summary_by_another_model(bank: Path, other: ChatServer) -> None:
         ),
         (
             ("--answer-with", "http://h/v1", "--answer-model", "m", "--answer-context", 500),
-            "ask for fewer max_new_tokens",
+            "lower max_new_tokens",
         ),
     ],
 )
