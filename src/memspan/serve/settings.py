@@ -6,9 +6,6 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TypedDict
 
-from memspan.generate.rerank import NONE
-from memspan.generate.selectors import SELECTORS, RetrievingSelector
-
 
 class RerankOptions(TypedDict):
     """Of a question or a search; see `memspan.generate.request.AskOptions`."""
@@ -53,7 +50,7 @@ class ServeSettings:
     keep_alive: float = 15.0
     patience: float = 20.0
     cors_origins: tuple[str, ...] = ()
-    rerank: str = NONE
+    rerank: str = "none"
     cross_encoder: str | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +71,9 @@ class ServeSettings:
     def reranking(self, asked: str | None, selector: str | None = None, documents: int = 1) -> RerankOptions:
         """Who ranks anew: who was asked for; else who usually does, unless this selector, or this number of documents,
         leaves nothing to rank."""
+        from memspan.generate.rerank import NONE
+        from memspan.generate.selectors import SELECTORS, RetrievingSelector
+
         reads = selector in SELECTORS and isinstance(SELECTORS[selector], RetrievingSelector) if selector else False
         usual = NONE if reads or not documents else self.rerank
         return RerankOptions(rerank=asked or usual, cross_encoder=self.cross_encoder)
