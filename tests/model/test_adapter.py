@@ -53,6 +53,12 @@ def test_an_adapter_makes_the_model_it_was_saved_from(checkpoint: Path, adapter:
     assert adapted.encoder_fingerprint() != plain.encoder_fingerprint()
 
 
+def test_an_adapter_for_reading_alone_leaves_the_router_untrained(checkpoint: Path, tmp_path: Path) -> None:
+    model = load(checkpoint).model
+    save_adapter(model, tmp_path / "reader", model.config.backbone_fingerprint or "", router_trained=False)
+    assert not load(checkpoint, adapter=tmp_path / "reader").model.config.router_trained
+
+
 def test_an_adapter_is_refused_on_another_backbone(adapter: Path, tmp_path: Path) -> None:
     save_backbone(tmp_path / "other", "llama", seed=1)
     convert(str(tmp_path / "other"), tmp_path / "other-msa", dtype=torch.float32)

@@ -1,7 +1,7 @@
 """Adapters: trained weights that belong to one backbone, kept apart from it.
 
 adapter.json          fingerprint of the backbone, the MSA layers, settings it was trained with, what LoRA there is,
-                      whether there is a score bias; the fingerprint of what shapes documents, and a sample of the
+                      whether there is a score bias, and whether the routers are trained; the fingerprint of what shapes documents, and a sample of the
                       weights by which a changed file is noticed (`memspan.model.fingerprint`)
 adapter.safetensors   the weights, by the backbone's own parameter names (routers, and whatever else was trained);
                       LoRA as NAME.lora_a and NAME.lora_b
@@ -66,6 +66,7 @@ def save_adapter(
     backbone_fingerprint: str,
     names: Iterable[str] = (),
     dtype: torch.dtype | None = None,
+    router_trained: bool = True,
 ) -> None:
     """Write a model's routers, LoRA, and other trained parameters, as an adapter.
 
@@ -75,6 +76,7 @@ def save_adapter(
         backbone_fingerprint: of the backbone the adapter was trained from (`config.backbone_fingerprint` of its
             checkpoint, before training).
         names, dtype: see `adapter_weights`.
+        router_trained: False: the adapter is for reading, and its routers mean little yet.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = adapter_weights(model, names, dtype)
@@ -88,6 +90,7 @@ def save_adapter(
         "msa_layers": list(model.config.layers),
         "settings": _settings(model.config),
         "score_bias": model.config.score_bias is not None,
+        "router_trained": router_trained,
         "lora": lora,
         "document_fingerprint": model.document_fingerprint(weights),
         "weights_sample": _sample(weights, lora),
@@ -96,7 +99,7 @@ def save_adapter(
 
 
 def apply_adapter(model: MSAForCausalLM, folder: Path, *, verify: bool = False) -> None:
-    """Put an adapter's weights into a model, whose router then counts as trained.
+    """Put an adapter's weights into a model, whose router then counts as trained, unless the adapter says otherwise.
 
     LoRA is merged into the weights, in float32, and rounded once; where it is of one side, a layer then has two weights
     (see `merge_lora`). The encoder fingerprint is that of backbone and adapter as they are stored: banks made without
@@ -149,7 +152,7 @@ def apply_adapter(model: MSAForCausalLM, folder: Path, *, verify: bool = False) 
         for name, weight in weights.items():
             parameters[name].copy_(weight)
     merge_lora(model)
-    config.router_trained = True
+    config.router_trained = bool(values.get("router_trained", True))
     config.backbone_fingerprint, config.document_fingerprint = own, document
 
 
