@@ -1,8 +1,9 @@
 """Adapters: trained weights that belong to one backbone, kept apart from it.
 
 adapter.json          fingerprint of the backbone, the MSA layers, settings it was trained with, what LoRA there is,
-                      whether there is a score bias, and whether the routers are trained; the fingerprint of what shapes documents, and a sample of the
-                      weights by which a changed file is noticed (`memspan.model.fingerprint`)
+                      whether there is a score bias, whether the routers are trained; the fingerprint of what shapes
+                      documents, and a sample of the weights by which a changed file is noticed
+                      (`memspan.model.fingerprint`)
 adapter.safetensors   the weights, by the backbone's own parameter names (routers, and whatever else was trained);
                       LoRA as NAME.lora_a and NAME.lora_b
 """
