@@ -219,7 +219,7 @@ def test_a_bank_from_before_knows_dates_and_later_commits(memory: Memory, time: 
     time.tick(minutes=1)
     memory.delete("a")
     assert kinds(memory, after_commit=commit) == {"a": "deleted"}
-    with pytest.raises(FilterError, match="say a date"):
+    with pytest.raises(FilterError, match="give a date"):
         memory.changes(after_commit=1)
     assert isinstance(memory.bank.catalog, Database)
 
