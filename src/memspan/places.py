@@ -65,8 +65,7 @@ class BankPlace:
     @property
     def is_published(self) -> bool:
         """Whether a bank was published there, or may have been: a URL, or a folder with what publishing writes."""
-        is_here = (self.folder / LATEST).is_file() and not (self.folder / CATALOG).is_file()
-        return "://" in self.name or is_here
+        return "://" in self.name or ((self.folder / LATEST).is_file() and not (self.folder / CATALOG).is_file())
 
     @property
     def folder(self) -> Path:

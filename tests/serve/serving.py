@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+from chat_server import ChatServer, chat_server
 from helpers import tiny_loaded
 
 from memspan.generate.answerer import Answerer
+from memspan.generate.endpoint import Endpoint
 from memspan.model.convert import LoadedModel
 from memspan.serve.keys import KeyFile
 from memspan.serve.run import Server, make_server
@@ -36,6 +38,17 @@ def endless_model() -> LoadedModel:
     loaded.model.generation_config.eos_token_id = None
     loaded.model.config.text_config.max_position_embeddings = 8192
     return loaded
+
+
+@contextlib.contextmanager
+def serving_another(loaded: LoadedModel, folder: Path, key: str) -> Iterator[tuple[ChatServer, str]]:
+    """Run a server with some animals whose answers another model writes; yields that model and the address."""
+    with chat_server() as other:
+        endpoint = Endpoint(other.url, "big", key, wait=0.001, room=8192)
+        with serving(loaded, folder / "notes", answerer=endpoint, max_batch=8) as (_, address):
+            with client(address) as http:
+                add_animals(http)
+            yield other, address
 
 
 @contextlib.contextmanager

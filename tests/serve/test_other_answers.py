@@ -13,7 +13,7 @@ import httpx2 as httpx
 import pytest
 from chat_server import ChatServer, after, chat_server, refuse, say, until_gone
 from mcp import Client
-from serving import add_animals, chunks, client, error_of, question, serving, wait_for
+from serving import add_animals, chunks, client, error_of, question, serving, serving_another, wait_for
 
 from memspan.generate.endpoint import Endpoint
 from memspan.model.convert import LoadedModel
@@ -27,13 +27,8 @@ KEY = "sk-secret-9876"
 
 @pytest.fixture(scope="module")
 def _served(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ChatServer, str]]:
-    with chat_server() as other:
-        endpoint = Endpoint(other.url, "big", KEY, wait=0.001, room=8192)
-        folder = tmp_path_factory.mktemp("other")
-        with serving(loaded, folder / "notes", answerer=endpoint, max_batch=8) as (_, address):
-            with client(address) as http:
-                add_animals(http)
-            yield other, address
+    with serving_another(loaded, tmp_path_factory.mktemp("other"), KEY) as served:
+        yield served
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import Any
 import httpx2 as httpx
 import openai
 import pytest
-from chat_server import USAGE, ChatServer, call, calls, chat_server, refuse, say, whole
+from chat_server import USAGE, ChatServer, call, calls, refuse, say, whole
 from openai import OpenAI
-from serving import add_animals, chunks, client, error_of, question, serving
+from serving import add_animals, chunks, client, error_of, question, serving_another
 
 from memspan.generate.completions import LOOK_UP
 from memspan.generate.endpoint import Endpoint
@@ -39,13 +39,8 @@ def delta(index: Any = 0, id: str | None = None, name: str | None = None, argume
 
 @pytest.fixture(scope="module")
 def _served(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ChatServer, str]]:
-    with chat_server() as other:
-        endpoint = Endpoint(other.url, "big", "sk-secret-1", wait=0.001, room=8192)
-        folder = tmp_path_factory.mktemp("tools")
-        with serving(loaded, folder / "notes", answerer=endpoint, max_batch=8) as (_, address):
-            with client(address) as http:
-                add_animals(http)
-            yield other, address
+    with serving_another(loaded, tmp_path_factory.mktemp("tools"), "sk-secret-1") as served:
+        yield served
 
 
 @pytest.fixture

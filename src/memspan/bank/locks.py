@@ -55,17 +55,12 @@ def writer_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def publish_lock(folder: Path, patience: float) -> Iterator[None]:
+def publish_lock(folder: Path, patience: float) -> contextlib.AbstractContextManager[None]:
     """Be the one process that publishes a bank. Arguments and errors as for `writer_lock`."""
-    with _locked(folder / PUBLISH_LOCK, patience) as is_ours:
-        if not is_ours:
-            raise BankBusy(f"another process is publishing {folder}; wait for it")
-        yield
+    return _only_one(folder / PUBLISH_LOCK, patience, f"another process is publishing {folder}; wait for it")
 
 
-@contextlib.contextmanager
-def fetch_lock(folder: Path, patience: float = -1.0) -> Iterator[None]:
+def fetch_lock(folder: Path, patience: float = -1.0) -> contextlib.AbstractContextManager[None]:
     """Be the one that fetches files of a published bank into its cache.
 
     Args:
@@ -75,9 +70,14 @@ def fetch_lock(folder: Path, patience: float = -1.0) -> Iterator[None]:
         BankBusy: another one fetches.
         BankError: the folder cannot be written.
     """
-    with _locked(folder / FETCH_LOCK, patience) as is_ours:
+    return _only_one(folder / FETCH_LOCK, patience, f"another process fetches files into {folder}")
+
+
+@contextlib.contextmanager
+def _only_one(path: Path, patience: float, busy: str) -> Iterator[None]:
+    with _locked(path, patience) as is_ours:
         if not is_ours:
-            raise BankBusy(f"another process fetches files into {folder}")
+            raise BankBusy(busy)
         yield
 
 

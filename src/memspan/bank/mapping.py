@@ -85,7 +85,7 @@ class MappedTensor:
 
     def __init__(self, tensor: torch.Tensor, place: TensorPlace) -> None:
         self.tensor, self.place = tensor, place
-        self._address, self._row_bytes = tensor.data_ptr(), tensor.nbytes // max(1, len(tensor))
+        self._address, self._row_bytes = tensor.data_ptr(), place.row_bytes
         whole = tensor.untyped_storage()
         self._lowest, self._highest = whole.data_ptr(), whole.data_ptr() + whole.nbytes()
         self._bytes = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

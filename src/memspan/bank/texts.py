@@ -173,8 +173,8 @@ class TextBank:
         Raises:
             BankClosed: `close` was called.
         """
-        _ = self.catalog.connection
         if self._mirror is not None:
+            _ = self.catalog.connection  # of one that was closed nothing is fetched
             self._mirror.follow()
         with self._lock:
             _ = self.catalog.connection

@@ -12,7 +12,7 @@ from memspan.errors import MemspanError
 from memspan.events import RoundDone, RoundStarted
 from memspan.generate.answerer import AnswerEnd, Answerer, CallPiece, Message, NextSearch, Searcher, ToolCaller
 from memspan.generate.citing import CitationChecker
-from memspan.generate.interleave import Interleave, Plan, QuestionState, Reply, next_documents
+from memspan.generate.interleave import Interleave, Plan, QuestionState, Reply, next_documents, read_documents
 from memspan.generate.lexical import next_query, said_before
 from memspan.generate.passed import NOTHING_PASSED, Passed, add_delta
 from memspan.generate.prompts import (
@@ -30,7 +30,6 @@ from memspan.types import Evidence, Round
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder
-    from memspan.generate.interleave import RoundEnd
     from memspan.generate.lexical import TextFinder
     from memspan.model.convert import LoadedModel
     from memspan.text.template import Context
@@ -164,9 +163,7 @@ class ChatRetriever:
         """Take the documents that fit."""
         used, tokens = self._fitting(one, chosen)
         text = documents_text([*one.evidence, *chosen[:used]])
-        done = replace(done, chosen=tuple(chosen[:used]), injected=text, left_out=len(chosen) - used)
-        ended: RoundEnd = "more" if used else "room" if chosen else "nothing" if one.room_for(self._plan) else "limit"
-        return one.close_round(self._plan, done, ended, tokens)
+        return read_documents(one, self._plan, done, chosen, used, text, tokens)
 
     def _fitting(self, one: QuestionState, chosen: Sequence[Evidence]) -> tuple[int, int]:
         """How many of the documents fit, the worst left out first, and the tokens they may take."""

@@ -143,6 +143,15 @@ class QuestionState:
         return self.rounds[-1]
 
 
+def read_documents(
+    one: QuestionState, plan: Plan, done: Round, chosen: Sequence[Evidence], used: int, injected: str, tokens: int
+) -> Round:
+    """Close a round in which the first `used` of the chosen documents were put in, as the text `injected`."""
+    done = replace(done, chosen=tuple(chosen[:used]), injected=injected, left_out=len(chosen) - used)
+    ended: RoundEnd = "more" if used else "room" if chosen else "nothing" if one.room_for(plan) else "limit"
+    return one.close_round(plan, done, ended, tokens)
+
+
 def next_documents(
     one: QuestionState,
     found: SearchResult,

@@ -14,7 +14,15 @@ from typing import Protocol
 from memspan.events import Event, RoundDone, RoundStarted
 from memspan.generate.context import fitted_context, room_for
 from memspan.generate.finder import Finder, passages_of, routing_of
-from memspan.generate.interleave import Interleave, Plan, QuestionState, Reply, Retriever, RoundEnd, next_documents
+from memspan.generate.interleave import (
+    Interleave,
+    Plan,
+    QuestionState,
+    Reply,
+    Retriever,
+    next_documents,
+    read_documents,
+)
 from memspan.generate.lexical import next_query, said_before
 from memspan.generate.sampling import Sampling
 from memspan.generate.selectors import RetrievingSelector, SearchQuery
@@ -94,9 +102,7 @@ class SearchRetriever:
         )
         self._contexts[id(one)] = context
         text = self._loaded.template.passages(passages_of(chosen[:used]))
-        done = replace(done, chosen=tuple(chosen[:used]), injected=text, left_out=len(chosen) - used)
-        ended: RoundEnd = "more" if used else "room" if chosen else "nothing" if one.room_for(self._plan) else "limit"
-        return one.close_round(self._plan, done, ended, tokens)
+        return read_documents(one, self._plan, done, chosen, used, text, tokens)
 
 
 def retriever_of(state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> ContextRetriever:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -9,30 +10,30 @@ from pydantic import AfterValidator, Field
 
 from memspan.generate.rerank import RERANKERS, reranker_names
 from memspan.generate.selectors import SELECTORS, selector_names
+from memspan.registry import Registry
 
 
-def _check(ranking: bool, name: str) -> str:
-    if name not in (names := selector_names(ranking)):
-        raise SELECTORS.none_of(names, name)
+def _check(registry: Registry[Any], offered: Callable[[], Sequence[str]], name: str) -> str:
+    if name not in (names := offered()):
+        raise registry.none_of(names, name)
     return name
 
 
-def _list(ranking: bool, schema: dict[str, Any]) -> None:
-    schema["enum"] = selector_names(ranking)
+def _list(offered: Callable[[], Sequence[str]], schema: dict[str, Any]) -> None:
+    schema["enum"] = offered()
 
 
-Selector = Annotated[str, AfterValidator(partial(_check, False)), Field(json_schema_extra=partial(_list, False))]
-RankingSelector = Annotated[str, AfterValidator(partial(_check, True)), Field(json_schema_extra=partial(_list, True))]
-
-
-def _check_reranker(name: str) -> str:
-    if name not in (names := reranker_names()):
-        raise RERANKERS.none_of(names, name)
-    return name
-
-
-def _list_rerankers(schema: dict[str, Any]) -> None:
-    schema["enum"] = reranker_names()
-
-
-RerankerName = Annotated[str, AfterValidator(_check_reranker), Field(json_schema_extra=_list_rerankers)]
+_ranking = partial(selector_names, True)
+Selector = Annotated[
+    str,
+    AfterValidator(partial(_check, SELECTORS, selector_names)),
+    Field(json_schema_extra=partial(_list, selector_names)),
+]
+RankingSelector = Annotated[
+    str, AfterValidator(partial(_check, SELECTORS, _ranking)), Field(json_schema_extra=partial(_list, _ranking))
+]
+RerankerName = Annotated[
+    str,
+    AfterValidator(partial(_check, RERANKERS, reranker_names)),
+    Field(json_schema_extra=partial(_list, reranker_names)),
+]
