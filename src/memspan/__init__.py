@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from memspan.model.modeling import MSAForCausalLM
     from memspan.types import Answer, Citation, Document, Evidence, Span, Turn
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "memspan.bank.bank": ("MemoryBank",),
