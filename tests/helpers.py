@@ -452,7 +452,7 @@ class TensorMemory:
     def empty(cls, model: MSAForCausalLM) -> TensorMemory:
         """A memory without any document."""
         config = model.config
-        keys = torch.zeros(len(config.layers), 0, config.router_width)
+        keys = torch.zeros(len(config.layers), 0, config.num_kv_heads * config.head_dim)
         content = torch.zeros(len(config.layers), 0, 2, config.num_kv_heads, config.head_dim)
         return cls(model, EncodedDocuments(keys, content, ()))
 
