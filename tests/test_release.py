@@ -43,7 +43,7 @@ def test_versions_agree() -> None:
     versions = [memspan.__version__, citation["version"], client["version"], lock["version"]]
     assert {*versions, lock["packages"][""]["version"]} == {memspan.__version__}
     assert re.fullmatch(r"\d+\.\d+\.\d+", memspan.__version__)
-    assert PROJECT["tool"]["setuptools"]["dynamic"] == {"version": {"attr": "memspan.__version__"}}
+    assert PROJECT["tool"]["setuptools"]["dynamic"] == {"version": {"attr": "memspan.version.VERSION"}}
 
 
 def test_the_command_says_its_version() -> None:

@@ -28,6 +28,9 @@ from memspan.errors import (
     UnsupportedBackbone,
 )
 from memspan.types import Answer, Citation, Document, Evidence, Span, Turn
+from memspan.version import VERSION
+
+__version__ = VERSION
 
 if TYPE_CHECKING:
     from memspan.bank.bank import MemoryBank
@@ -37,8 +40,6 @@ if TYPE_CHECKING:
     from memspan.generate.sampling import Sampling
     from memspan.model.convert import LoadedModel, convert, load
     from memspan.model.modeling import MSAForCausalLM
-
-__version__ = "0.2.0"
 
 _HOMES = {
     "memspan.bank.bank": ("MemoryBank",),
