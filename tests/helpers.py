@@ -163,6 +163,14 @@ def tiny_loaded(family: str = "llama", seed: int = 0, **msa: Any) -> LoadedModel
     return LoadedModel(model, PromptTemplate(model.config.template_spec, tiny_tokenizer()), Path("tiny"))
 
 
+def endless_loaded() -> LoadedModel:
+    """A model that never ends an answer by itself."""
+    loaded = tiny_loaded()
+    loaded.template.stop_ids = frozenset()
+    loaded.model.generation_config.eos_token_id = None
+    return loaded
+
+
 def watch_encoding(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> list[str]:
     """The text, in its template, of every document that a model encodes from here on."""
     texts: list[str] = []
