@@ -27,7 +27,6 @@ from helpers import (
     examples_here,
     latents_in,
     random_latents,
-    tiny_loaded,
     tiny_manifest,
 )
 from hypothesis import HealthCheck, Phase, example, given, settings
@@ -558,11 +557,6 @@ def test_any_bytes_in_the_directory_of_an_exported_bank_are_refused_or_harmless(
     for mutate in mutations:
         content = mutate(content)
     _assert_imports_harmlessly(content, _whole(closed))
-
-
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return tiny_loaded(max_document_tokens=64)
 
 
 def _import_lines(folder: Path, loaded: LoadedModel, content: str) -> None:
