@@ -366,7 +366,7 @@ class Recipe:
             anchored, where = phase.loss.anchor > 0, f"phase {phase.name!r}: "
             _check(anchored == (phase.batch.anchors > 0), f"{where}loss.anchor and batch.anchors go together")
             _check(
-                not anchored or self.lora is not None, "loss.anchor compares with the model as it was: it needs `lora`"
+                not anchored or self.lora is not None, "loss.anchor compares with the model before: it needs `lora`"
             )
         one_sided = self.lora is not None and len(self.lora.sides) < len(SIDES)
         _check(self.product == "adapter" or not one_sided, "LoRA of one side makes an adapter, not product: checkpoint")
