@@ -147,7 +147,7 @@ def test_the_installed_wheel_remembers_and_finds(built: tuple[Path, Path], tmp_p
     target = tmp_path / "installed"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, built[1]]
     subprocess.run(pip, check=True, capture_output=True)
-    command = shutil.which("memspan", path=target / "bin")
+    command = shutil.which("memspan", path=os.pathsep.join(str(target / name) for name in ("bin", "Scripts")))
     assert command is not None
     environment = os.environ | {"PYTHONPATH": str(target), "MEMSPAN_CACHE": str(tmp_path / "cache")}
 

@@ -536,15 +536,16 @@ def _assert_imports_harmlessly(content: bytes, whole: Latents) -> None:
 late_flips = st.builds(lambda place, mask: _flip(-1 - place, mask), st.integers(0, 700), st.integers(1, 255))
 
 
+def _mutated(file: Path, mutations: list[Mutation]) -> bytes:
+    return functools.reduce(lambda content, mutate: mutate(content), mutations, file.read_bytes())
+
+
 @_fuzz(30)
 @given(mutations=mutations)
 def test_any_bytes_in_an_exported_bank_are_refused_or_harmless(
     closed: Path, exported: Path, mutations: list[Mutation]
 ) -> None:
-    content = exported.read_bytes()
-    for mutate in mutations:
-        content = mutate(content)
-    _assert_imports_harmlessly(content, _whole(closed))
+    _assert_imports_harmlessly(_mutated(exported, mutations), _whole(closed))
 
 
 @_fuzz(80)
@@ -553,10 +554,7 @@ def test_any_bytes_in_an_exported_bank_are_refused_or_harmless(
 def test_any_bytes_in_the_directory_of_an_exported_bank_are_refused_or_harmless(
     closed: Path, exported: Path, mutations: list[Mutation]
 ) -> None:
-    content = exported.read_bytes()
-    for mutate in mutations:
-        content = mutate(content)
-    _assert_imports_harmlessly(content, _whole(closed))
+    _assert_imports_harmlessly(_mutated(exported, mutations), _whole(closed))
 
 
 def _import_lines(folder: Path, loaded: LoadedModel, content: str) -> None:
