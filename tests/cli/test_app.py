@@ -365,7 +365,7 @@ def test_ask_shows_the_answer_with_evidence(bank: Path) -> None:
 @pytest.fixture
 def words_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model's router is noise, of which `hybrid` takes little here."""
-    monkeypatch.setattr(fuse, "__defaults__", (0.05,))
+    monkeypatch.setattr(fuse, "__defaults__", (0.05, ()))
 
 
 @pytest.mark.usefixtures("words_decide")
