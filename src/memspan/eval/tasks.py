@@ -99,7 +99,7 @@ def question_set(settings: TaskSettings) -> QuestionSet:
         CorpusError: the file cannot be read.
     """
     assert settings.data is not None, "checked when the settings were made"
-    return read_set(Path(settings.data), settings.name).first(settings.questions)
+    return read_set(Path(settings.data), settings.name, settings.questions)
 
 
 def _question_set(settings: TaskSettings, count_tokens: CountTokens) -> Task:
