@@ -263,6 +263,8 @@ def test_runs_of_one_memory_share_its_encoding(data: Path, tmp_path: Path, monke
     assert len(encoded) == 2, "a bounded memory is another one"
     evaluate(tmp_path / "e", "jsonl", "--data", other, *options, "--keep-banks", 0)
     assert len(encoded) == 2 and not [path for path in (tmp_path / "cache" / "eval").iterdir() if path.is_dir()]
+    evaluate(tmp_path / "e", "jsonl", "--data", other, *options, "--keep-banks", 0)
+    assert len(encoded) == 2, "a finished run is not made again"
     evaluate(tmp_path / "f", "jsonl", "--data", other, *options, "--keep-banks", "1KB")
     assert len(encoded) == 3, "they were removed"
     assert "6GB or 512MiB, not 'few'" in failed("eval", "vt", "--out", tmp_path / "g", "--keep-banks", "few")

@@ -10,6 +10,7 @@ import pytest
 from filelock import FileLock
 from helpers import tiny_loaded
 
+from memspan.errors import EvaluationError
 from memspan.eval.cache import encoded_memories, key_of, trim
 from memspan.eval.sets import MemoryPlan
 from memspan.types import Document
@@ -106,3 +107,10 @@ def test_an_error_leaves_what_was_encoded_for_the_next_run(tmp_path: Path) -> No
 def test_folders_of_other_programs_are_no_memories(tmp_path: Path) -> None:
     trim(0)
     assert list((tmp_path / "eval").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_made_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MEMSPAN_CACHE", str(tmp_path / "file"))
+    with pytest.raises(EvaluationError, match="name another cache folder: MEMSPAN_CACHE"):
+        trim(0)

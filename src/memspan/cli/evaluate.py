@@ -65,7 +65,7 @@ def evaluate(
         if arm.ranks:  # a package that is missing is an error before anything is loaded
             check_packages(arm.selector)
     with stop_flag() as stop:
-        loaded, how = model.load(), RunOptions(budget, kept, render.err.print, stop.is_set, answerer)
+        loaded, how = model.load(), RunOptions(budget, render.err.print, stop.is_set, answerer, kept)
         outcome = run_scale(loaded, settings, grown, out, how) if grown else run(loaded, settings, out, how)
     if as_json:
         written = out / (SCALE if grown else RESULT)

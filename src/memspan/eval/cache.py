@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from memspan.bank.encode import manifest_of
+from memspan.errors import EvaluationError
 from memspan.eval.sets import MemoryPlan
 from memspan.model.convert import LoadedModel
 from memspan.places import cache_folder
@@ -63,7 +64,11 @@ def trim(budget: int) -> None:
 
 def _root() -> Path:
     root = cache_folder() / "eval"
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise EvaluationError(f"{root} cannot be made: {reason}; name another cache folder: MEMSPAN_CACHE") from error
     return root
 
 

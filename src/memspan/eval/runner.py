@@ -39,6 +39,7 @@ from memspan.eval.runfiles import (
     append_lines,
     keep_config,
     read_lines,
+    read_result,
 )
 from memspan.eval.scoring import as_json, compare, main_score, summarise
 from memspan.eval.sets import MemoryPlan
@@ -116,17 +117,17 @@ class RunOptions:
 
     Attributes:
         memory_budget: see `MemoryBank.open`.
-        kept_bytes: of encoded memories that are kept for other runs (see `cache`).
         tell: is given a line about the progress now and then.
         should_stop: asked after every batch.
         answerer: another model that answers, in all arms; its name is part of the run's config. None: the memory model.
+        kept_bytes: of encoded memories that are kept for other runs (see `cache`).
     """
 
     memory_budget: int | None = None
-    kept_bytes: int = parse_bytes(cache.DEFAULT_BUDGET)
     tell: Tell = lambda line: None
     should_stop: ShouldStop = lambda: False
     answerer: Answerer | None = None
+    kept_bytes: int = parse_bytes(cache.DEFAULT_BUDGET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,8 @@ def run(loaded: LoadedModel, settings: RunSettings, out: Path, how: RunOptions) 
     """
     config = config_of(loaded, settings, how.answerer)
     keep_config(out, config)
+    if all((out / name).is_file() for name in (RESULT, TABLE)) and not (known := read_result(out))["refused"]:
+        return RunOutcome(False, {}, len(known["malformed"]))
     task = build_task(settings.task, loaded.template.count_tokens)
     how.tell(
         f"{len(task.questions)} questions, {sum(plan.tokens for plan in task.memories.values()):,} tokens of memory"
