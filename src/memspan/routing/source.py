@@ -70,7 +70,7 @@ class DocumentSource(Protocol):
         ...
 
     def prefetch(self, layer: int, ids: Sequence[int]) -> None:
-        """Have the content of documents selected in a layer read ahead for the next, which often selects them too."""
+        """Have the content of such documents in a layer read from disk, without waiting for it."""
         ...
 
 
@@ -276,10 +276,9 @@ class LocalSource:
 
     def prefetch(self, layer: int, ids: Sequence[int]) -> None:
         """See `DocumentSource.prefetch`."""
-        for following in self._layers[self._layers.index(layer) + 1 :][:1]:
-            for segment, index in map(self._find, ids):
-                if (following, segment.files.name, index) not in self._tiers.content:
-                    segment.prefetch(following, index)
+        for segment, index in map(self._find, ids):
+            if (layer, segment.files.name, index) not in self._tiers.content:
+                segment.prefetch(layer, index)
 
     def _exact(self, layer: int, query_TW: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
         """Exact scores of documents whose stored keys are read for it."""
