@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from memspan.errors import MemspanError
+
 if TYPE_CHECKING:
     import torch
 
@@ -43,22 +45,70 @@ class Sampling:
 
 GREEDY = Sampling()
 
+# Of the numbers by which tokens are drawn.
+_STEPS = 2**52
 
-def pick_token(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token of one question. Sampling runs on the CPU in float32, whatever the model runs on."""
+
+def pick_tokens(
+    logits_RV: torch.Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator]
+) -> list[int]:
+    """The next token of every question. It is picked on the device of the logits, which is waited for once.
+
+    Tokens are drawn by one number a question, which its generator on the CPU gives: so a question gets the same tokens
+    in any batch, and on any device that computes the same logits.
+
+    Raises:
+        MemspanError: a token is to be drawn from logits that are no numbers.
+    """
+    from memspan.ops.scoring import has_float64
+
+    drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
+    if drawn and not has_float64(logits_RV.device):
+        logits_RV = logits_RV.cpu()
+    token_R = logits_RV.argmax(-1)
+    for in_nucleus in (False, True):
+        rows = [row for row in drawn if (samplings[row].top_p < 1) == in_nucleus]
+        if rows:
+            _draw(token_R, logits_RV, rows, samplings, generators, in_nucleus)
+    tokens = token_R.tolist()
+    if min(tokens) < 0:
+        raise MemspanError("the model computed no numbers to draw a token from; load it with --dtype float32")
+    return tokens
+
+
+def _draw(
+    token_R: torch.Tensor,
+    logits_RV: torch.Tensor,
+    rows: Sequence[int],
+    samplings: Sequence[Sampling],
+    generators: Sequence[torch.Generator],
+    in_nucleus: bool,
+) -> None:
+    """Put a token drawn for each of some rows in its place; -1 where the logits are no numbers."""
     import torch  # settings are read without it
 
-    if sampling.temperature == 0:
-        return int(logits_V.argmax())
+    from memspan.ops.transfer import to_device
+
+    # Fewer bits than float64 has, so that the number times a sum is below the sum.
+    numbers = [int(torch.randint(_STEPS, (1,), generator=generators[row])) / _STEPS for row in rows]
+    settings = [(samplings[row].temperature, samplings[row].top_p, x) for row, x in zip(rows, numbers, strict=True)]
+    settings_3R1 = to_device(torch.tensor(settings, dtype=torch.float64).T[..., None], logits_RV.device)
+    temperature_R1, top_p_R1, number_R1 = settings_3R1
+    row_R = to_device(torch.tensor(rows), logits_RV.device)
     # In float64 with the best logit at 0, so that no temperature, however small, overflows.
-    logits_V = logits_V.cpu().double()
-    probabilities_V = torch.softmax((logits_V - logits_V.max()) / sampling.temperature, dim=-1).float()
-    if sampling.top_p < 1:
-        sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
+    logits_RV = logits_RV.index_select(0, row_R).double()
+    part_RV = torch.softmax((logits_RV - logits_RV.amax(-1, keepdim=True)) / temperature_R1, dim=-1).float()
+    order_RV = None
+    if in_nucleus:
+        part_RV, order_RV = part_RV.sort(dim=-1, descending=True, stable=True)
         # A token is kept while the ones before it have not reached top_p; the first always is.
-        sorted_V[sorted_V.cumsum(0) - sorted_V >= sampling.top_p] = 0
-        probabilities_V = torch.zeros_like(probabilities_V).scatter(0, order_V, sorted_V)
-    return int(torch.multinomial(probabilities_V, 1, generator=generator))
+        before_RV = part_RV.cumsum(-1, dtype=torch.float64) - part_RV
+        part_RV = part_RV.masked_fill(before_RV >= top_p_R1, 0)
+    sum_RV = part_RV.cumsum(-1, dtype=torch.float64)
+    place_R1 = (sum_RV <= number_R1 * sum_RV[:, -1:]).sum(-1, keepdim=True)
+    picked_R1 = place_R1 if order_RV is None else order_RV.gather(1, place_R1.clamp(max=order_RV.shape[1] - 1))
+    picked_R1 = picked_R1.masked_fill(sum_RV[:, -1:].isnan(), -1)
+    token_R.index_copy_(0, row_R, picked_R1[:, 0])
 
 
 class StopStrings:
