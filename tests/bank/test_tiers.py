@@ -179,6 +179,23 @@ def test_what_is_free_on_an_accelerator_is_used_and_too_little_leaves_keys_on_th
     assert "cpu has no room for 0.00 GB of keys; they stay on the CPU" in caplog.text
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_keys_that_stay_on_the_cpu_are_told_once_with_the_numbers(
+    given: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    room = int(1.5 * MOVED_BYTES)
+    monkeypatch.setattr(moving, "free_bytes", lambda device: room)
+    readers, division = [_Moving(number) for number in range(2)], Tiers(device_budget=room if given else None)
+    for _ in range(3):
+        assert division.move(readers, LAYERS, HERE) == 1
+    (record,) = caplog.records
+    what = "GPU memory budget" if given else "memory that is free there"
+    assert record.message == (
+        f"cpu has no room for all routing keys: 0.01 GB are wanted, and the {what} leaves 0.00 GB; the others are "
+        "scored on the CPU"
+    )
+
+
 @pytest.mark.parametrize(("rows", "moved"), [(7, 0), (8, 1), (15, 1), (16, 2), (31, 2), (32, 4)])
 def test_memory_that_runs_out_has_half_of_the_keys_moved_and_so_on(
     rows: int, moved: int, monkeypatch: pytest.MonkeyPatch

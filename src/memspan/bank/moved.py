@@ -114,6 +114,7 @@ class MovedKeys:
         self._room: int | None = None
         self._places: WeakKeyDictionary[Reader, tuple[_Pool, int, int]] = WeakKeyDictionary()
         self._lock = threading.Lock()
+        self._told = False
 
     def move(self, readers: Sequence[Reader], layers: Sequence[int], device: torch.device) -> int:
         """Have an accelerator keep the routing keys of the first readers, in 8 bits, as far as the budget goes; and of
@@ -137,6 +138,14 @@ class MovedKeys:
 
     def _move(self, new: list[Reader], room: int, layers: Sequence[int], device: torch.device) -> None:
         sizes = list(accumulate((_coarse_bytes(reader, len(layers)) for reader in new), initial=0))
+        if sizes[-1] > room and not self._told:
+            self._told = True
+            given = "GPU memory budget" if self.budget is not None else "memory that is free there"
+            _log.warning(
+                "%s has no room for all routing keys: %s are wanted, and the %s leaves %s; "
+                "the others are scored on the CPU",
+                *(device, gigabytes(sizes[-1], up=True), given, gigabytes(room)),
+            )
         new = new[: sum(size <= room for size in sizes[1:])]
         rest = room - sizes[len(new)]
         sizes = accumulate(reader.keys_bytes if reader.has_stored else rest + 1 for reader in new)
