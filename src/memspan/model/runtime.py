@@ -70,7 +70,8 @@ def pick_one_device(name: str | None, device_map: DeviceMap | None, num_bytes: i
     if num_bytes > free:
         raise MemspanError(
             f"device_map={names[0]!r} would have to divide the model: its weights take "
-            f"{gigabytes(num_bytes, up=True)}, and {device} has {gigabytes(free)} free; make it smaller (quantization=...), or use device='cpu'"
+            f"{gigabytes(num_bytes, up=True)}, and {device} has {gigabytes(free)} free; make it smaller "
+            "(quantization=...), or use device='cpu'"
         )
     return device
 
