@@ -19,7 +19,7 @@ import argparse
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from backbone import plain_backbone
@@ -134,7 +134,7 @@ def measure_decoding(loaded: LoadedModel, backbone: Any, rows: int, context: int
 def decode_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Decode every number of rows; a run that fails, as for lack of memory, does not stop the others."""
     loaded = load(options.decode, adapter="none", device=options.device)
-    loaded.template.stop_ids, loaded.model.generation_config = frozenset(), None  # nothing ends an answer early
+    loaded.template.stop_ids, cast(Any, loaded.model).generation_config = frozenset(), None  # nothing ends it early
     backbone = plain_backbone(loaded)
     measure_decoding(loaded, backbone, 1, 64, 4)  # kernels are tried and compiled
     runs = []
