@@ -212,6 +212,9 @@ def test_memory_that_runs_out_has_half_of_the_keys_moved_and_so_on(
     for _ in range(2):
         assert division.move(readers, LAYERS, HERE) == moved
     assert sum(run.last - run.first for run in division.runs(readers[:moved])) == 8 * moved
+    del readers[:moved]
+    gc.collect()
+    assert division.move([_Moving()], LAYERS, HERE) == bool(moved), "what is given up has room for others"
 
 
 def test_memory_that_runs_out_for_stored_keys_leaves_those_in_8_bits(

@@ -151,11 +151,15 @@ def test_nothing_but_forbidden_tokens_is_an_error() -> None:
         pick_token(torch.full((4,), float("-inf")), Sampling(temperature=1.0), torch.Generator())
 
 
-def test_a_device_without_float64_has_tokens_drawn_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits_RV, expected = torch.randn(6, 50), _generators(SAMPLINGS)
-    tokens = pick_tokens(logits_RV, SAMPLINGS, expected)
+@pytest.mark.parametrize("number", [0, 2**51, 2**52 - 1])
+def test_a_device_without_float64_draws_in_float32(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([number]))
+    logits_RV = torch.randn(6, 50)
+    logits_RV[:, [0, 49]] = float("-inf")
+    expected = pick_tokens(logits_RV, SAMPLINGS, _generators(SAMPLINGS))
     monkeypatch.setattr(scoring, "has_float64", lambda device: False)
-    assert pick_tokens(logits_RV, SAMPLINGS, _generators(SAMPLINGS)) == tokens
+    assert pick_tokens(logits_RV, SAMPLINGS, _generators(SAMPLINGS)) == expected
+    assert not {0, 49} & set(expected)
 
 
 @pytest.mark.parametrize(

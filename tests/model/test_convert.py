@@ -257,14 +257,14 @@ def test_load_gives_the_number_format_and_device_asked_for(checkpoint: Path, dty
 @pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, {"": torch.device("cpu")}])
 def test_a_device_map_to_one_device_loads_and_one_to_several_is_refused(checkpoint: Path, device_map: Any) -> None:
     assert load(checkpoint, device_map=device_map).model.device == torch.device("cpu")
-    with pytest.raises(MemspanError, match="on one device"):
+    with pytest.raises(MemspanError, match="serves one device"):
         load(checkpoint, device_map={"backbone.model": device_map, "backbone.lm_head": "disk"})
 
 
 def test_a_memory_is_opened_with_how_its_model_is_loaded(checkpoint: Path, tmp_path: Path) -> None:
     with Memory.open(tmp_path / "bank", checkpoint, create=True, device_map="cpu", dtype="bfloat16") as memory:
         assert memory.loaded.model.dtype == torch.bfloat16
-    with pytest.raises(MemspanError, match="on one device"):
+    with pytest.raises(MemspanError, match="serves one device"):
         Memory.open(tmp_path / "bank", checkpoint, device_map={"a": 0, "b": 1})
     with pytest.raises(TypeError, match="no option 'device_maps'; did you mean 'device_map'"):
         Memory.open(tmp_path / "bank", checkpoint, device_maps="cpu")  # type: ignore[call-arg]

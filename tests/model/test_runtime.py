@@ -165,9 +165,7 @@ def test_a_map_to_one_device_is_that_device(device_map: DeviceMap) -> None:
     ],
 )
 def test_a_model_divided_over_devices_is_refused_by_their_names(device_map: DeviceMap, named: str) -> None:
-    with pytest.raises(
-        MemspanError, match=f"puts the model on {named}, and a memory serves .* on one device; name one"
-    ):
+    with pytest.raises(MemspanError, match=f"puts the model on {named}, and a memory serves one device; name one"):
         pick_one_device(None, device_map, 1)
 
 

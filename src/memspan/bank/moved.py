@@ -192,12 +192,14 @@ class MovedKeys:
             except torch.OutOfMemoryError:
                 size = sum(_coarse_bytes(reader, len(layers)) for reader in readers)
                 _log.warning("%s has no room for %s of keys; they stay on the CPU", device, gigabytes(size))
-                self._room, readers, is_all = self._used, readers[: len(readers) // 2], False  # it is not tried again
+                readers, is_all = readers[: len(readers) // 2], False
                 continue
             if with_stored and is_all:
                 _add_stored(pool, readers, starts, device)
             self._places.update(zip(readers, zip(repeat(pool), starts, rows, strict=False), strict=True))
             break
+        if not is_all:
+            self._room = self._used  # what did not fit is not tried again
         return is_all
 
 

@@ -45,7 +45,7 @@ class Sampling:
 
 GREEDY = Sampling()
 
-# Of the numbers by which tokens are drawn.
+# Of the numbers, from 0 to 1, by which tokens are drawn.
 _STEPS = 2**52
 
 
@@ -60,11 +60,7 @@ def pick_tokens(
     Raises:
         MemspanError: a token is to be drawn from logits that are no numbers.
     """
-    from memspan.ops.scoring import has_float64
-
     drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
-    if drawn and not has_float64(logits_RV.device):
-        logits_RV = logits_RV.cpu()
     token_R = logits_RV.argmax(-1)
     for in_nucleus in (False, True):
         rows = [row for row in drawn if (samplings[row].top_p < 1) == in_nucleus]
@@ -87,27 +83,28 @@ def _draw(
     """Put a token drawn for each of some rows in its place; -1 where the logits are no numbers."""
     import torch  # settings are read without it
 
+    from memspan.ops.scoring import widest_float
     from memspan.ops.transfer import to_device
 
-    # Fewer bits than float64 has, so that the number times a sum is below the sum.
+    device, wide = logits_RV.device, widest_float(logits_RV.device)
     numbers = [int(torch.randint(_STEPS, (1,), generator=generators[row])) / _STEPS for row in rows]
     settings = [(samplings[row].temperature, samplings[row].top_p, x) for row, x in zip(rows, numbers, strict=True)]
-    settings_3R1 = to_device(torch.tensor(settings, dtype=torch.float64).T[..., None], logits_RV.device)
-    temperature_R1, top_p_R1, number_R1 = settings_3R1
-    row_R = to_device(torch.tensor(rows), logits_RV.device)
-    # In float64 with the best logit at 0, so that no temperature, however small, overflows.
-    logits_RV = logits_RV.index_select(0, row_R).double()
-    part_RV = torch.softmax((logits_RV - logits_RV.amax(-1, keepdim=True)) / temperature_R1, dim=-1).float()
-    order_RV = None
+    temperature_R1, top_p_R1, number_R1 = to_device(torch.tensor(settings, dtype=wide).T[..., None], device)
+    row_R = to_device(torch.tensor(rows), device)
+    # With the best logit at 0, so that no temperature, however small, overflows.
+    logits_RV = logits_RV.index_select(0, row_R).to(wide)
+    logits_RV = (logits_RV - logits_RV.amax(-1, keepdim=True)) / temperature_R1.clamp(min=torch.finfo(wide).tiny)
+    part_RV, order_RV = torch.softmax(logits_RV, dim=-1).float(), None
     if in_nucleus:
         part_RV, order_RV = part_RV.sort(dim=-1, descending=True, stable=True)
         # A token is kept while the ones before it have not reached top_p; the first always is.
-        before_RV = part_RV.cumsum(-1, dtype=torch.float64) - part_RV
-        part_RV = part_RV.masked_fill(before_RV >= top_p_R1, 0)
-    sum_RV = part_RV.cumsum(-1, dtype=torch.float64)
-    place_R1 = (sum_RV <= number_R1 * sum_RV[:, -1:]).sum(-1, keepdim=True)
-    picked_R1 = place_R1 if order_RV is None else order_RV.gather(1, place_R1.clamp(max=order_RV.shape[1] - 1))
-    picked_R1 = picked_R1.masked_fill(sum_RV[:, -1:].isnan(), -1)
+        part_RV = part_RV.masked_fill(part_RV.cumsum(-1, dtype=wide) - part_RV >= top_p_R1, 0)
+    sum_RV = part_RV.cumsum(-1, dtype=wide)
+    whole_R1 = sum_RV[:, -1:]
+    place_R1 = (sum_RV <= number_R1 * whole_R1).sum(-1, keepdim=True)
+    place_R1 = torch.minimum(place_R1, (sum_RV < whole_R1).sum(-1, keepdim=True))  # the number may be rounded to 1
+    picked_R1 = place_R1 if order_RV is None else order_RV.gather(1, place_R1)
+    picked_R1 = picked_R1.masked_fill(whole_R1.isnan(), -1)
     token_R.index_copy_(0, row_R, picked_R1[:, 0])
 
 

@@ -59,9 +59,8 @@ def pick_one_device(name: str | None, device_map: DeviceMap | None, num_bytes: i
     names = sorted({f"cuda:{one}" if isinstance(one, int) else str(one) for one in devices})
     if len(names) != 1 or names == ["disk"]:
         raise MemspanError(
-            f"device_map puts the model on {', '.join(names) or 'no device'}, and a memory serves a model that is on "
-            'one device; name one (device_map={"": 0}), make it smaller (quantization=...), or share the bank over '
-            "several that each hold the model (torchrun)"
+            f"device_map puts the model on {', '.join(names) or 'no device'}, and a memory serves one device; "
+            'name one (device_map={"": 0}), make it smaller (quantization=...), or run one per device (torchrun)'
         )
     if names[0] not in _CHOOSING:
         return pick_device(names[0])

@@ -104,6 +104,11 @@ def has_float64(device: torch.device) -> bool:
         return False
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no wider one."""
+    return torch.float64 if has_float64(device) else torch.float32
+
+
 def exact_chunk_scores(query_TW: Tensor, key_CW: Tensor) -> Tensor:
     """Scores of a few chunks for one question, `[C]` float32: the same bits in any batch, tile, shard and device.
 
