@@ -12,6 +12,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from memspan.version import VERSION
+
+__version__ = VERSION
+
 if TYPE_CHECKING:
     from memspan.bank.bank import MemoryBank
     from memspan.config import MSAConfig, TemplateSpec
@@ -36,8 +40,6 @@ if TYPE_CHECKING:
     from memspan.model.convert import LoadedModel, convert, load
     from memspan.model.modeling import MSAForCausalLM
     from memspan.types import Answer, Citation, Document, Evidence, Span, Turn
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "memspan.bank.bank": ("MemoryBank",),

@@ -127,7 +127,7 @@ def test_some_ranks_make_the_bank_that_one_makes(
     assert (report.added, report.documents, report.chunks) == (23, counts.documents, counts.chunks)
     assert (report.tokens, report.characters) == (counts.tokens, sum(len(document.text) for document in corpus))
     if commit_seconds:
-        assert counts.segments == ranks, "every rank wrote one"
+        assert counts.segments == 1 if ranks == 1 else counts.segments >= ranks, "a task is a segment"
     again = in_processes(lambda joined: _add(folder, loaded, corpus, joined), ranks)[0]
     assert (again.unchanged, again.documents) == (23, 0) and _content(folder) == expected
 
@@ -183,16 +183,10 @@ def test_a_rank_that_fails_is_named_on_all_and_what_was_committed_stays(
 
     def add_until_failure(joined: Ranks) -> Any:
         _after(6, failing, joined, fail)
-        try:
-            return _add(folder, loaded, corpus, joined, commit_seconds=0)
-        except MemoryError as error:
-            return str(error)
+        return _add(folder, loaded, corpus, joined, commit_seconds=0)
 
-    for rank, found in enumerate(in_processes(add_until_failure, 3)):
-        if (failing, where, rank) == (0, "writing", 0):
-            assert found == "no room", "as it does alone"
-        else:
-            assert _is_refused(found, f"rank {failing} failed (MemoryError: no room)"), found
+    for found in in_processes(add_until_failure, 3):
+        assert _is_refused(found, f"rank {failing} failed (MemoryError: no room)"), found
     assert 0 < len(_encoded(folder)) < len(_content(folder))
     report = in_processes(lambda joined: _add(folder, loaded, corpus, joined), 2)[0]
     assert (report.unchanged, report.pending) == (30, 0) and len(_encoded(folder)) == len(_content(folder))

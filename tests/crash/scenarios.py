@@ -37,14 +37,17 @@ import memspan.bank.reencode
 from memspan.bank import coarse
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
+from memspan.bank.commit import place
 from memspan.bank.compaction import FAN_OUT
-from memspan.bank.edits import NewDocument, NewSource, add_sources, place_pending
+from memspan.bank.edits import NewDocument, NewSource, add_sources
 from memspan.bank.encode import Part
+from memspan.bank.encoded import Origin, write_segments
 from memspan.bank.folder import WrittenSegments, segments_folder, text_crc32
-from memspan.bank.segment import SegmentWriter
+from memspan.bank.stored import StoredDocument
 from memspan.model.shipped import ModelNames
 from memspan.text.template import encoded_text
 from memspan.types import Document, EncodedDocuments, Span
+from memspan.version import VERSION
 
 MANIFEST = tiny_manifest()
 BANK = "bank"
@@ -198,12 +201,13 @@ def encode(bank: MemoryBank, entry: Entry) -> None:
     """Give an entry that is there its latents, in one commit."""
     with bank.locked():
         stored = bank.catalog.documents_of(DEFAULT_NAMESPACE, entry.external_id)
-        segments = SegmentWriter(segments_folder(bank.folder), MANIFEST.msa_layers, 2**20)
-        for document, latents in zip(stored, entry.latents(), strict=True):
-            segments.append(document.id, text_crc32(document.encoded_text), latents)
-        parts = [NewDocument(document.id, document.span, 4) for document in stored]
-        place_pending(bank.catalog, DEFAULT_NAMESPACE, parts, WrittenSegments(*segments.finish()))
-        bank.merge_small(DEFAULT_NAMESPACE)
+        origin = Origin(VERSION, "", DEFAULT_NAMESPACE, MANIFEST)
+        place(bank, write_segments(segments_folder(bank.folder), origin, map(_part, stored, entry.latents())))
+
+
+def _part(stored: StoredDocument, latents: EncodedDocuments) -> Part:
+    document = NewDocument(stored.id, stored.span, 4)
+    return Part(document, [0] * 4, text_crc32(stored.encoded_text), latents.num_chunks[0], lambda: latents)
 
 
 def cuts(entry: Entry) -> list[Span]:
