@@ -6,7 +6,6 @@ lock.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from memspan.bank.folder import (
 from memspan.bank.locks import holders, pids
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import SegmentReader, SegmentWriter, listed_documents
+from memspan.bank.stored import may_be_encoded
 from memspan.errors import BankBusy, BankError
 from memspan.files import remove, sync_folder
 
@@ -200,11 +200,11 @@ def _unwanted_encoded(catalog: Catalog, folder: Path) -> list[Path]:
     An incomplete segment may become whole while any document is pending.
     """
     files = _encoded_files(folder)
-    if not files or catalog.value("SELECT 1 FROM pending LIMIT 1") is None:
+    if not files or not may_be_encoded(catalog):
         return files
     names = {segment_of(path) or "" for path in files if not is_partial(path)}
     whole = {name for name in names if all(path.is_file() for path in segment_paths(folder, name))}
-    unwanted = {name for name in whole if not _is_awaited(catalog, segment_paths(folder, name)[0])}
+    unwanted = {name for name in whole if not may_be_encoded(catalog, _listed(segment_paths(folder, name)[0]))}
     return [path for path in files if not is_partial(path) and segment_of(path) in unwanted]
 
 
@@ -214,14 +214,12 @@ def _encoded_files(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if is_partial(path) or segment_of(path) is not None]
 
 
-def _is_awaited(catalog: Catalog, keys: Path) -> bool:
-    """Whether a document of an encoded segment is pending; a damaged segment cannot be committed."""
+def _listed(keys: Path) -> list[int]:
+    """The documents of an encoded segment; none of a damaged one, which cannot be committed."""
     try:
-        ids = [number for number, *_ in listed_documents(keys)]
+        return [number for number, *_ in listed_documents(keys)]
     except BankError:
-        return False
-    query = "SELECT 1 FROM pending WHERE document_id IN (SELECT value FROM json_each(?)) LIMIT 1"
-    return catalog.value(query, (json.dumps(ids),)) is not None
+        return []
 
 
 def _full_tier(segments: Sequence[Numbered], max_bytes: int) -> list[Numbered]:

@@ -15,7 +15,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -103,7 +103,7 @@ class EncodingTask:
             raise ValueError("there is nothing to encode")
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return _adapter(type(self)).dump_python(self, mode="json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class EncodedSegment:
         return WrittenSegments([self.files], places)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return _adapter(type(self)).dump_python(self, mode="json")
 
 
 def _check_ids(ids: Sequence[int]) -> None:
@@ -171,6 +171,22 @@ def parsed(kind: type[_T], value: _T | Mapping[str, Any] | str | bytes, what: st
     except (ValueError, TypeError, RecursionError) as error:  # pydantic's are ValueErrors
         reason = " ".join(str(error).split())[:200]
         raise BankError(f"{what} is not what the encoder gave ({reason}); encode again") from error
+
+
+def read_manifest(lines: Iterable[str], where: str) -> list[EncodedSegment]:
+    """The rows of a manifest, a line each; empty lines are passed over.
+
+    Args:
+        where: what is read, for messages.
+
+    Raises:
+        BankError: a line is no row; names it.
+    """
+    return [
+        parsed(EncodedSegment, line, f"line {number} of {where}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
 
 
 @functools.cache
