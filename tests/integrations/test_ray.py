@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 importlib.import_module("ray.data")
 
+import memspan  # noqa: E402
 from memspan.bank import encoded, encoder  # noqa: E402
 from memspan.bank.add import add_documents, encode_pending  # noqa: E402
 from memspan.bank.bank import MemoryBank  # noqa: E402
@@ -47,6 +48,7 @@ def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("PYTHONPATH", str(Path(memspan.__file__).parents[1]))  # workers have the same memspan
         ray.init(
             address="local",
             num_cpus=2,

@@ -240,8 +240,8 @@ class MemoryBank(TextBank):
     def commit(self, rows: Iterable[EncodedSegment | Mapping[str, Any]], patience: float = PATIENCE) -> CommitReport:
         """Make encoded documents exist, in one transaction: the rows that an `Encoder` gave, or their JSON.
 
-        Files and rows are checked first. What was committed before is passed over, and so is what was deleted or
-        replaced since; the report counts it.
+        Files and rows are checked first. Documents that were committed before, or deleted or replaced since, are passed
+        over, and the report counts them.
 
         Args:
             patience: seconds to wait for another process that changes the bank.

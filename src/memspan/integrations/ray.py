@@ -197,7 +197,7 @@ class _Pool:
         with _named("a worker failed"):
             for row in encoded.iter_rows():
                 if row["error"]:
-                    raise RankError(f"a worker cannot encode ({row['error']}); what was committed is safe")
+                    raise RankError(f"a worker cannot encode ({row['error']}); nothing that was committed is lost")
                 yield [parsed(EncodedSegment, one, "a worker's row") for one in json.loads(row["rows"])]
 
 
@@ -236,7 +236,7 @@ def _named(what: str) -> Iterator[None]:
     except _FAILURES as error:
         reason = " ".join(str(error).strip().split("\n")[-1].split())[:300]
         raise RankError(
-            f"{what} ({type(error).__name__}: {reason}); what was committed is safe, run it again"
+            f"{what} ({type(error).__name__}: {reason}); nothing that was committed is lost, so run it again"
         ) from error
 
 
