@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -21,6 +22,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import Part, encode_batch, manifest_of
 from memspan.bank.encoders import encode_for_first
 from memspan.bank.folder import segment_of
+from memspan.bank.texts import TextBank
 from memspan.bank.verify import verify
 from memspan.errors import BankBusy, BankError, RankError
 from memspan.model.convert import LoadedModel
@@ -270,6 +272,27 @@ def test_a_corpus_that_cannot_be_read_ends_all_and_what_came_before_is_kept(
     found = in_processes(add_all, 2)
     assert found[0] == "the disk is gone" and _is_refused(found[1], "rank 0 failed (OSError: the disk is gone)")
     assert len({stored.external_id for stored, *_ in _content(folder)}) == 13
+
+
+def test_others_change_the_bank_while_ranks_encode(tmp_path: Path, loaded: LoadedModel) -> None:
+    corpus = _corpus(20)
+    folder = _bank(tmp_path / "bank", loaded)
+
+    def add_all(joined: Ranks) -> AddReport:
+        deleted: list[str] = []
+
+        def progress(report: AddReport) -> None:
+            if report.documents and not deleted:  # its latents are on their way
+                deleted.append("doc 3")
+                with contextlib.closing(TextBank.open(folder)) as other:
+                    other.delete(deleted)
+
+        return _add(folder, loaded, corpus, joined, progress=progress, commit_seconds=1e9)
+
+    report = in_processes(add_all, 2)[0]
+    assert (report.added, report.pending) == (20, 0)
+    assert {stored.external_id for stored, *_ in _content(folder)} == {one.external_id for one in corpus} - {"doc 3"}
+    assert len(_encoded(folder)) == len(_content(folder)) and list((folder / "encoded").iterdir()) == []
 
 
 def test_a_bank_that_another_writes_is_refused_on_all(tmp_path: Path, loaded: LoadedModel) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 
 from memspan.bank.bank import MemoryBank
-from memspan.bank.commit import place
+from memspan.bank.commit import checked, place
 from memspan.bank.encode import WINDOW_BATCHES, EncodingRun, Part, in_thread, windows
 from memspan.bank.encoded import EncodedSegment, Origin, write_segments
 from memspan.bank.encoders import Encoders
@@ -130,6 +130,7 @@ class BackgroundEncoder:
             return
         self._ahead.wait()
         self._committing = True
+        written = checked(self._bank, written)
         with self._bank.locked(_PATIENCE_SECONDS):
             pending = still_pending(self._bank.catalog, [part.document.document_id for part in done])
             done = [part for part in done if part.document.document_id in pending]

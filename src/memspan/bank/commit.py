@@ -8,7 +8,7 @@ changes the catalog. So whatever ends it, the segment is committed, or can be.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,14 +53,24 @@ def commit(bank: MemoryBank, rows: Iterable[EncodedSegment | Mapping[str, Any]],
     for segment in segments:
         segment.origin.check_bank(bank)
     ids = {number for segment in segments for number in segment.ids}
-    waiting = still_pending(bank.catalog, ids)
-    needed = [segment for segment in segments if not waiting.isdisjoint(segment.ids)]
-    for segment in needed:
-        _check(bank, segment, waiting)
+    needed = checked(bank, segments)
     with bank.locked(patience):
         documents = place(bank, needed)
     there = _encoded(bank, ids)
     return CommitReport(documents, there - documents, len(ids) - there, num_pending(bank.catalog))
+
+
+def checked(bank: MemoryBank, segments: Sequence[EncodedSegment]) -> list[EncodedSegment]:
+    """Those segments that hold a document which is still pending, read whole and compared with their rows.
+
+    Raises:
+        BankError: one of them is missing or damaged, or its documents have other texts.
+    """
+    waiting = still_pending(bank.catalog, [number for segment in segments for number in segment.ids])
+    needed = [segment for segment in segments if not waiting.isdisjoint(segment.ids)]
+    for segment in needed:
+        _check(bank, segment, waiting)
+    return needed
 
 
 def place(bank: MemoryBank, segments: Iterable[EncodedSegment]) -> int:

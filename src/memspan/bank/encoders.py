@@ -100,7 +100,7 @@ class Encoders:
         """
         assert group is None or group.rank == 0, "rank 0 adds, the others encode for it"
         self._run, self._group = run, None if group is None or group.size == 1 else group
-        self._encoder = Encoder(loaded, bank=folder)
+        self._encoder = None if self._group is None else Encoder(loaded, bank=folder)
         self.num_ranks = 1 if group is None else group.size
         self._in_step = True  # the others wait for the next order; not for good once a rank failed or was lost
         if group is not None:
@@ -135,7 +135,7 @@ class Encoders:
         return self._encode_together([task_of(origin, self._run.batch_tokens, window) for window in parts])
 
     def _encode_together(self, tasks: Sequence[EncodingTask]) -> list[EncodedSegment]:
-        assert self._group is not None, "there are other ranks"
+        assert self._group is not None and self._encoder is not None, "there are other ranks"
         orders = [*map(_Order, tasks), *[_Order()] * (self.num_ranks - len(tasks))]
         self._in_step = False
         self._group.deal(orders)
