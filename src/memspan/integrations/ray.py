@@ -36,6 +36,7 @@ try:
     import pyarrow
     import ray
     import ray.data
+    from ray.exceptions import RayError
 except ImportError as error:
     raise ImportError(f"Ray is not installed ({error.name}): pip install 'memspan[ray]'") from error
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 # Tokens that are dealt before all of them are encoded: they wait in Ray's store, 5 bytes each.
 _ROUND_TOKENS = 2**26
-_FAILURES = (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError)
+_FAILURES = (RayError, ConnectionError, RuntimeError, ValueError, OSError)
 
 
 def encode(
@@ -167,7 +168,7 @@ class _Pool:
             raise RankError("workers load the model from its folder, and this one has none; save it, and load it again")
         folder = str(memory.bank.folder.absolute())
         self._arguments = (folder, names.model, names.adapter, dtype, None if num_gpus else "cpu")
-        self._workers, self._resources = workers, {"num_cpus": num_cpus, "num_gpus": num_gpus}
+        self._workers, self._num_cpus, self._num_gpus = workers, num_cpus, num_gpus
 
     def encode(self, tasks: Iterator[EncodingTask]) -> Iterator[list[EncodedSegment]]:
         """Encode tasks; gives the segments of one as soon as it is done, in any order.
@@ -192,7 +193,8 @@ class _Pool:
             fn_constructor_args=self._arguments,
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(self._workers, len(blocks))),
-            **self._resources,
+            num_cpus=self._num_cpus,
+            num_gpus=self._num_gpus,
         )
         with _named("a worker failed"):
             for row in encoded.iter_rows():
