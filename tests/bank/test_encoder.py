@@ -375,6 +375,8 @@ def _changed(row: Row, **values: Any) -> Row:
         {"documents": {}},
         {"documents__0__id": 0},
         {"documents__0__id": True},
+        {"documents__0__tokens": -1},
+        {"documents__0__tokens": 10**30},
         {"documents__0": [1, 2, 3, 4, 5]},
         {"origin": None},
         {"origin__namespace": 7},

@@ -129,6 +129,8 @@ class EncodedSegment:
         _check_ids([document.id for document in self.documents])
         if not re.fullmatch("[0-9a-f]{32}", self.files.name):
             raise ValueError(f"{self.files.name!r} is no name of a segment")
+        if not all(1 <= document.tokens < 2**31 for document in self.documents):
+            raise ValueError("the tokens of its documents cannot be")
 
     @property
     def ids(self) -> list[int]:
