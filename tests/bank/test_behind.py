@@ -108,6 +108,20 @@ def test_both_kinds_are_found_together(memory: Memory, bank: MemoryBank, loaded:
         assert memory.ask(f"Where does the {name} live?", selector=selector).evidence[0].external_id == name
 
 
+@pytest.mark.parametrize("alike", [3, 12, 31])
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_new_note_is_found_first_beside_encoded_ones_of_nearly_its_words(
+    memory: Memory, bank: MemoryBank, loaded: LoadedModel, alike: int, limit: int
+) -> None:
+    others = [Document(f"o{n}", f"{name} lives by water {n}.") for n, name in enumerate([*ANIMALS] * 40)]
+    said = "The purple gate behind the old harbor warehouse opens with code {0}."
+    add_documents(bank, loaded, [*others, *(Document(f"n{n}", said.format(n)) for n in range(alike))])
+    _later(bank, loaded, [Document("new", said.format(alike))])
+    question = f"Does the purple gate behind the old harbor warehouse open with code {alike}?"
+    found = memory.search(question, selector="hybrid", limit=limit)
+    assert found[0].external_id == "new"
+
+
 def test_the_router_sees_what_is_encoded_and_says_so_where_nothing_is(
     memory: Memory, bank: MemoryBank, loaded: LoadedModel
 ) -> None:

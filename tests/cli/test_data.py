@@ -131,6 +131,21 @@ def test_stats_finds_leaks(tmp_path: Path) -> None:
     assert memspan("data", "stats", path, "--against", written(tmp_path / "e.jsonl", [question(40)])).code == 0
 
 
+def test_a_pattern_names_several_evaluation_sets_and_their_unreadable_lines_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.jsonl", questions(5))
+    for number in (1, 3):
+        others = [question(100 * number + n, id=f"other-{number}-{n}") for n in range(number * 99)]  # 1% may be broken
+        written(tmp_path / f"{number}_dev.jsonl", [question(number, id=f"dev-{number}"), *others])
+    with (tmp_path / "3_dev.jsonl").open("a", encoding="utf-8") as file:
+        file.write("{broken\n")
+    done = memspan("data", "stats", path, "--against", tmp_path / "*_dev.jsonl")
+    assert done.code == 1 and "2 leaks: the same question" in done.out
+    assert "3_dev.jsonl#299: not a JSON object" in done.err
+    kept = memspan("data", "clean", path, "--against", tmp_path / "*_dev.jsonl", "--out", tmp_path / "y.jsonl")
+    assert "3 of 5 kept" in kept.out and "3_dev.jsonl#299" in kept.err
+    assert "no_*.jsonl" in failed("data", "stats", path, "--against", tmp_path / "no_*.jsonl")
+
+
 def test_mine_adds_what_is_no_answer(tmp_path: Path) -> None:
     path = written(tmp_path / "x.jsonl", questions(30))
     more = written(tmp_path / "c.jsonl", [{"text": "Where the heron number 1 does not live.", "title": "t"}])

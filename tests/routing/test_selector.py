@@ -93,6 +93,18 @@ def test_the_only_lexical_hits_do_not_lose_to_noise(lexical: list[tuple[int, flo
     assert fuse(lexical, NOISE)[0][0] == best
 
 
+def test_a_document_that_is_not_encoded_yet_counts_by_its_words_alone() -> None:
+    alike = [(9, 8.0), *((number, 7.5) for number in range(1, 6))]  # the first is new
+    routed = _routed(*((number, 0.9) for number in range(1, 6)), (6, 0.1))
+    assert 9 not in [document_id for document_id, _ in fuse(alike, routed)[:3]]
+    found = fuse(alike, routed, unencoded={9, 77})
+    assert found[0] == (9, pytest.approx(1.0)) and {number for number, _ in found} == {9, *range(1, 7)}
+    assert dict(found[1:]) == {number: score for number, score in fuse(alike, routed) if number != 9}
+    words = words_fits(alike)
+    fits = fused_fits(alike, {number: 0.5 for number in range(1, 7)}, {9})
+    assert fits is not None and fits[9] == pytest.approx(words[9]) and fits[1] == pytest.approx(0.6 * words[1] + 0.2)
+
+
 def test_the_only_document_of_a_bank_has_a_score() -> None:
     ((document_id, score),) = fuse([(1, 2.0)], _routed((1, 0.5)))
     assert (document_id, score) == (1, pytest.approx(1.0))

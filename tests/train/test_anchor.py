@@ -11,7 +11,7 @@ from batches import random_batch
 from helpers import random_ids, tiny_loaded, tiny_model
 
 from memspan.errors import RecipeError
-from memspan.model.lora import LoraSpec, lora_modules, lora_off
+from memspan.model.lora import LoraSpec, lora_modules, trained_lora_off
 from memspan.model.modeling import MSAForCausalLM
 from memspan.text.questions import Question, passage
 from memspan.train.anchor import anchor_loss
@@ -41,7 +41,7 @@ def test_it_is_the_divergence_text_by_text() -> None:
     with torch.no_grad():
         for text in TEXTS:
             ids = torch.tensor([text])
-            with lora_off():
+            with trained_lora_off():
                 wanted = model(ids).logits.double().softmax(-1)
             expected += float((wanted * (wanted.log() - model(ids).logits.double().log_softmax(-1))).sum())
     assert expected > 0.01
@@ -73,9 +73,28 @@ def test_it_is_a_term_of_the_loss() -> None:
     assert float(training_forward(model, random_batch(), Objective()).sums["anchor"]) == 0
 
 
-def test_without_lora_there_is_nothing_to_compare_with() -> None:
-    with pytest.raises(ValueError, match="train LoRA"):
-        anchor_loss(tiny_model(), TEXTS)
+def test_lora_that_a_run_goes_on_beside_is_not_held_back() -> None:
+    model = _model()
+    for module in lora_modules(model).values():
+        module.lora_a.requires_grad_(False), module.lora_b.requires_grad_(False)
+    make_trainable(model, lora=LoraSpec(r"layers\.2\..*_proj$", rank=2), seed=0)
+    assert float(anchor_loss(model, TEXTS).detach()) == pytest.approx(0, abs=1e-5)
+    with torch.no_grad():
+        for name, module in lora_modules(model).items():
+            module.lora_b.mul_(0.0 if "layers.3." in name else 1.0)
+    assert float(anchor_loss(model, TEXTS).detach()) == pytest.approx(0, abs=1e-5)
+    with torch.no_grad():
+        for name, module in lora_modules(model).items():
+            if "layers.2." in name:
+                module.lora_b.normal_(0, 0.3)
+    assert float(anchor_loss(model, TEXTS).detach()) > 0.01
+
+
+def test_without_lora_that_trains_there_is_nothing_to_compare_with() -> None:
+    frozen = _model().requires_grad_(False)
+    for model in (tiny_model(), frozen):
+        with pytest.raises(ValueError, match="train LoRA"):
+            anchor_loss(model, TEXTS)
 
 
 def test_batches_draw_plain_texts_and_questions_with_one_before_them() -> None:

@@ -17,7 +17,16 @@ from memspan.errors import CheckpointError
 from memspan.generate.memory import Memory
 from memspan.model.adapter import adapter_bytes, apply_adapter, save_adapter
 from memspan.model.convert import convert, load
-from memspan.model.lora import LoraLinear, LoraSpec, Side, TwoSidedLinear, add_lora, lora_modules, lora_off, merge_lora
+from memspan.model.lora import (
+    LoraLinear,
+    LoraSpec,
+    Side,
+    TwoSidedLinear,
+    add_lora,
+    lora_modules,
+    merge_lora,
+    trained_lora_off,
+)
 from memspan.model.modeling import MSAForCausalLM, is_lora, is_router
 from memspan.train.forward import LossWeights, Objective, training_forward
 from memspan.train.parameters import ROUTERS, choose_parameters, make_trainable
@@ -92,7 +101,7 @@ def test_off_means_the_backbones_own_logits(sides: tuple[Side, ...]) -> None:
         with torch.no_grad():
             elsewhere.append(model(ids).logits)
 
-    with lora_off():
+    with trained_lora_off():
         assert torch.equal(model(ids).logits, expected)
         thread = threading.Thread(target=run)
         thread.start()

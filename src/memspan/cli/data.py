@@ -30,7 +30,11 @@ FilesArgument = Annotated[list[Path], typer.Argument(help="Files of questions: .
 OutOption = Annotated[Path, typer.Option("--out", help="New file, .jsonl or .jsonl.gz.")]
 AgainstOption = Annotated[
     list[Path] | None,
-    typer.Option("--against", help="Questions of an evaluation set, which training must not see; may be repeated."),
+    typer.Option(
+        "--against",
+        help="Questions of an evaluation set, which training must not see: a file, or a pattern in quotes that names "
+        "several. May be repeated.",
+    ),
 ]
 ModelOption = Annotated[
     Path | None, typer.Option("--model", help="Folder of a model: lengths are then tokens. Default: words.")
@@ -186,7 +190,7 @@ def mix(
         from memspan.train.data.mix import load_mixture, write_mixture
         from memspan.train.data.mix import mix as make_mixture
     spec = load_mixture(mixture)
-    held = _questions(against)
+    held = _questions(against, as_json)
     tell = (lambda _: None) if as_json else render.err.print
     made = make_mixture(spec, root or mixture.parent, held, _counter(model), tell)
     write_mixture(made, out)
@@ -221,7 +225,7 @@ def clean(
         from memspan.train.data.clean import Cleaner
         from memspan.train.data.files import read_training, write_questions
         from memspan.train.data.leakage import EvaluationQuestions
-    held = EvaluationQuestions(_questions(against))
+    held = EvaluationQuestions(_questions(against, as_json))
     read = read_training(files)
     cleaner = Cleaner(settings, _counter(model), held.leaks)
     kept = cleaner.clean(read.questions)
@@ -268,7 +272,7 @@ def stats(
         from memspan.train.data.stats import stats as statistics
     read = read_training(files)
     found = statistics(read.questions, _counter(model))
-    leakage = find_leakage(read.questions, _questions(against)) if against else None
+    leakage = find_leakage(read.questions, _questions(against, as_json)) if against else None
     if as_json:
         render.as_json({"sources": found, "malformed": read.malformed, "leakage": leakage})
     else:
@@ -323,10 +327,15 @@ def mine(
     return SKIPPED if skipped else 0
 
 
-def _questions(paths: Sequence[Path] | None) -> tuple[Question, ...]:
+def _questions(paths: Sequence[Path] | None, as_json: bool) -> tuple[Question, ...]:
+    """The questions of evaluation sets; a line that cannot be read, and so not be checked against, is named."""
     from memspan.train.data.files import read_training
 
-    return read_training(paths).questions if paths else ()
+    if not paths:
+        return ()
+    read = read_training([file for path in paths for file in sorted(path.parent.glob(path.name)) or [path]])
+    _name_skipped(read.malformed, as_json)
+    return read.questions
 
 
 def _counter(model: Path | None) -> CountTokens | None:

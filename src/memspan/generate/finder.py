@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from memspan.bank.catalog import StoredDocument
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
+from memspan.bank.stored import still_pending
 from memspan.errors import NotEncoded
 from memspan.generate.decode import check_fits, prefill
 from memspan.generate.lexical import SEARCH_DEPTH, chosen_evidence, nothing_stored
@@ -69,6 +70,10 @@ class Finder:
     def documents(self, ids: Sequence[int]) -> list[StoredDocument]:
         """Documents of the scope by their ids, in the order given."""
         return self._snapshot.documents(ids, self._scope)
+
+    def unencoded(self, ids: Sequence[int]) -> set[int]:
+        """Those of the ids whose documents have no latents yet, which routing cannot find."""
+        return still_pending(self._snapshot.catalog, ids) if self._snapshot.num_pending else set()
 
     def route(self, looks: Sequence[SearchQuery]) -> list[tuple[list[Ranked], tuple[LayerRouting, ...]]]:
         """Route the contexts of looks, and rank what the MSA layers considered."""

@@ -98,7 +98,7 @@ class RankingSelector(Protocol):
 
         Args:
             finder: of the documents that may be found: `search` by words, `documents` by their ids, all `ids`, and
-                (with `Needs.model`) `route`.
+                (with `Needs.model`) `route`, which finds none of the `unencoded`.
             depth: documents wanted of each ranking, where there are so many.
         """
         ...
@@ -149,8 +149,9 @@ class Hybrid:
         found: list[SearchResult] = []
         for look, (ranked, routed) in zip(looks, finder.route(looks), strict=True):
             lexical = by_words(finder, look, depth)
-            fits = fused_fits(lexical, finder.router_fits(ranked, len(routed)))
-            found.append(SearchResult(chosen(fuse(lexical, ranked), ranked, fits), routed))
+            unencoded = finder.unencoded([document_id for document_id, _ in lexical])
+            fits = fused_fits(lexical, finder.router_fits(ranked, len(routed)), unencoded)
+            found.append(SearchResult(chosen(fuse(lexical, ranked, unencoded=unencoded), ranked, fits), routed))
         return found
 
 

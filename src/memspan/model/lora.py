@@ -84,7 +84,7 @@ class LoraLinear(nn.Linear):
         return torch.addmm(out.flatten(0, -2), low.flatten(0, -2), b_RO).view_as(out)
 
     def _applies(self) -> bool:
-        if _off.get():
+        if _off.get() and self.lora_a.requires_grad:
             return False
         if len(self.lora_sides) == len(SIDES):
             return True
@@ -220,8 +220,8 @@ def merge_lora(model: MSAForCausalLM) -> int:
 
 
 @contextlib.contextmanager
-def lora_off() -> Iterator[None]:
-    """Inside, LoRA that is not merged does nothing, in this thread: the weights are the backbone's."""
+def trained_lora_off() -> Iterator[None]:
+    """Inside, LoRA that trains (is neither merged nor frozen) does nothing, in this thread."""
     token = _off.set(True)
     try:
         yield

@@ -5,7 +5,7 @@ Who ranks stands in `memspan.generate.selectors`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,11 +99,14 @@ def words_fits(lexical: Sequence[tuple[int, float]]) -> dict[int, float]:
     return {document_id: score / (score + _HALF_BM25) for document_id, score in lexical}
 
 
-def fused_fits(lexical: Sequence[tuple[int, float]], of_router: Mapping[int, float] | None) -> dict[int, float] | None:
-    """How well documents fit by both; what only one found is 0 for the other. None: the router does not say."""
+def fused_fits(
+    lexical: Sequence[tuple[int, float]], of_router: Mapping[int, float] | None, unencoded: Collection[int] = ()
+) -> dict[int, float] | None:
+    """How well documents fit by both, as `fuse` adds them up. None: the router does not say."""
     if of_router is None:
         return None
     of_words = words_fits(lexical)
+    of_router = {**of_router, **dict(_of_words_alone(of_words.items(), unencoded))}
     return {
         document_id: (1 - ROUTER_WEIGHT) * of_words.get(document_id, 0.0)
         + ROUTER_WEIGHT * of_router.get(document_id, 0.0)
@@ -112,14 +115,26 @@ def fused_fits(lexical: Sequence[tuple[int, float]], of_router: Mapping[int, flo
 
 
 def fuse(
-    lexical: Sequence[tuple[int, float]], routed: Sequence[Ranked], router_weight: float = ROUTER_WEIGHT
+    lexical: Sequence[tuple[int, float]],
+    routed: Sequence[Ranked],
+    router_weight: float = ROUTER_WEIGHT,
+    unencoded: Collection[int] = (),
 ) -> list[tuple[int, float]]:
     """Convex combination of both scores. Scores, not ranks: rank fusion makes the best noise of one list a best hit.
 
-    A BM25 score is divided by the best one's (0 is its natural floor); for the router's see `scaled`.
+    A BM25 score is divided by the best one's (0 is its natural floor); for the router's see `scaled`. What only one of
+    both found is 0 for the other.
+
+    Args:
+        unencoded: documents that the router cannot find yet; their words count for both.
     """
     of_words = [(document_id, score / lexical[0][1]) for document_id, score in lexical]
-    return weighted_sum((1 - router_weight, of_words), (router_weight, scaled(routed)))
+    of_router = [*scaled(routed), *_of_words_alone(of_words, unencoded)]
+    return weighted_sum((1 - router_weight, of_words), (router_weight, of_router))
+
+
+def _of_words_alone(of_words: Iterable[tuple[int, float]], unencoded: Collection[int]) -> list[tuple[int, float]]:
+    return [(document_id, score) for document_id, score in of_words if document_id in unencoded]
 
 
 def weighted_sum(*rankings: tuple[float, Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:

@@ -46,7 +46,7 @@ class TrainBatch:
             predicted from the position before), `IGNORED` elsewhere.
         positives_BN: the documents a question needs and has not read yet; none: it does not count as one that routes.
         candidates_BN: False where a document is neither positive nor negative for a question. Covers `positives_BN`.
-        anchors: token ids of texts on which the model is to stay what its backbone is (`memspan.train.anchor`).
+        anchors: token ids of texts on which the model is to stay what it was (`memspan.train.anchor`).
     """
 
     documents: tuple[tuple[int, ...], ...]

@@ -31,7 +31,7 @@ class BatchSettings:
         max_id: ids are drawn below a bound that is itself drawn, up to this: small memories have small ids.
         drop_answering: a document that holds one of a question's answers, but is none of its positives, is no negative.
         no_answer: what is answered where there is none.
-        anchors: texts on which the model is to stay what its backbone is, at most: plain documents of the batch, and
+        anchors: texts on which the model is to stay what it was, at most: plain documents of the batch, and
             questions in the template with one before them; see `memspan.train.anchor`.
         anchor_tokens: of each document, from its beginning.
         anchor_questions: whether questions are among them: where answers are learned they would hold these back.

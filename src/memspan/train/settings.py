@@ -127,7 +127,7 @@ class LossWeights:
         routing: eq. 5, averaged over MSA layers.
         fused: eq. 5 on the mean of a document's scores over all MSA layers, by which documents are ranked.
         teacher: divergence of the scores from a teacher's, averaged over MSA layers.
-        anchor: divergence from the backbone on plain text (`memspan.train.anchor`); needs `BatchSettings.anchors`.
+        anchor: divergence from the model as it was (`memspan.train.anchor`); needs `BatchSettings.anchors`.
         other: of losses that packages or the recipe's plug-ins register (`memspan.train.losses`), by name.
     """
 
@@ -365,7 +365,9 @@ class Recipe:
         for phase in self.phases:
             anchored, where = phase.loss.anchor > 0, f"phase {phase.name!r}: "
             _check(anchored == (phase.batch.anchors > 0), f"{where}loss.anchor and batch.anchors go together")
-            _check(not anchored or self.lora is not None, "loss.anchor compares with the backbone: it needs `lora`")
+            _check(
+                not anchored or self.lora is not None, "loss.anchor compares with the model before: it needs `lora`"
+            )
         one_sided = self.lora is not None and len(self.lora.sides) < len(SIDES)
         _check(self.product == "adapter" or not one_sided, "LoRA of one side makes an adapter, not product: checkpoint")
         if self.frozen_memory:
