@@ -224,11 +224,8 @@ def forget_unfinished(catalog: Catalog) -> None:
         catalog.execute("DELETE FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
 
 
-def stage(
-    catalog: Catalog, namespace: str, sources: Iterable[tuple[int, NewSource]], segments: Sequence[EncodedSegment]
-) -> None:
+def stage(catalog: Catalog, namespace: str, sources: Iterable[tuple[int, NewSource]], written: WrittenSegments) -> None:
     """Keep the new latents of some sources (by their numbers) until `publish_staged`. Readers do not see them."""
-    written = WrittenSegments.joined([segment.written for segment in segments])
     placed = {place.document_id: place for place in written.places}
     with _change(catalog):
         number = catalog.namespace_id(namespace)

@@ -139,7 +139,8 @@ class _Staging:
             parts = [part for _, source in done for part in source.parts]
             segments = write_segments(segments_folder(self._bank.folder), origin, parts)
             sources = [(number, source.as_new()) for number, source in done]
-            edits.stage(self._bank.catalog, namespace, sources, segments)
+            written = WrittenSegments.joined([segment.written for segment in segments])
+            edits.stage(self._bank.catalog, namespace, sources, written)
         self._run.committed()
 
     def _windows(self, namespace: str, max_tokens: int) -> Iterator[list[_Numbered]]:
