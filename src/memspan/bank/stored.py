@@ -193,6 +193,15 @@ def still_pending(database: Database, ids: Iterable[int]) -> set[int]:
     return {number for (number,) in database.read(query, (json.dumps(list(ids)),))}
 
 
+def may_be_encoded(database: Database, ids: Iterable[int] | None = None) -> bool:
+    """Whether any document (of some ids) waits for its latents; of a source that has expired, too."""
+    query = f"SELECT 1 FROM pending p JOIN sources s ON s.id = p.source_id WHERE {LIVE.sql}"
+    if ids is None:
+        return database.value(f"{query} LIMIT 1") is not None
+    where = "AND p.document_id IN (SELECT value FROM json_each(?)) LIMIT 1"
+    return database.value(f"{query} {where}", (json.dumps(list(ids)),)) is not None
+
+
 def pending_ids(database: Database, namespace: str, after: int, limit: int) -> list[int]:
     """Ids of documents that are not encoded yet, in order, those after a given one."""
     where = f"AND s.namespace_id = {NAMESPACE_ID} AND p.document_id > ?"

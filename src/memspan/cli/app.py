@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from memspan import __version__
-from memspan.cli.choices import AnswererChoice, ModelChoice, ReadingChoice, RerankChoice, ScopeChoice
+from memspan.cli.choices import AnswererChoice, EngineChoice, ModelChoice, ReadingChoice, RerankChoice, ScopeChoice
 from memspan.errors import MemspanError
 from memspan.places import BankPlace
 
@@ -133,6 +133,19 @@ GPUBudgetOption = Annotated[
 BatchTokensOption = Annotated[
     int | None,
     typer.Option("--batch-tokens", min=1, help="Tokens encoded together. Default: 2048 on a CPU, 16384 on a GPU."),
+]
+EngineOption = Annotated[
+    str | None, typer.Option("--engine", help="ray: workers on a Ray cluster encode. Default: this process.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", help="Of the Ray cluster, as auto. Default: RAY_ADDRESS, or else Ray on this machine."),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="Workers that encode on Ray, each with a GPU if --device names one. Default: 2."
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Torch device. Default: a GPU if there is one.")]
 
@@ -251,6 +264,10 @@ def _reading(
     return ReadingChoice(format, encoding, text_column, title_column, ocr, ocr_language)
 
 
+def _engine(engine: EngineOption = None, address: AddressOption = None, workers: WorkersOption = None) -> EngineChoice:
+    return EngineChoice(engine, address, workers)
+
+
 def _reranking(rerank: RerankOption = None, cross_encoder: CrossEncoderOption = None) -> RerankChoice:
     return RerankChoice(rerank, cross_encoder)
 
@@ -269,6 +286,7 @@ CachedBank = Annotated[BankPlace, OptionGroup(_cached)]
 BankOrModel = Annotated[BankPlace, OptionGroup(_bank_or_model)]
 Model = Annotated[ModelChoice, OptionGroup(_model)]
 OtherModel = Annotated[AnswererChoice, OptionGroup(_answerer)]
+Engine = Annotated[EngineChoice, OptionGroup(_engine)]
 Reranking = Annotated[RerankChoice, OptionGroup(_reranking)]
 ScopeOptions = Annotated[ScopeChoice, OptionGroup(_scope)]
 ReadingOptions = Annotated[ReadingChoice, OptionGroup(_reading)]
