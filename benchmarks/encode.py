@@ -34,7 +34,7 @@ from memspan.eval.plots import Spread, draw_bars
 from memspan.model.convert import LoadedModel, load
 from memspan.model.runtime import encode_tokens
 from memspan.ops.transfer import launched
-from memspan.text.packing import length_batches, padding_share
+from memspan.text.packing import length_batches
 from memspan.types import Document
 
 MEDIAN_TOKENS = 120
