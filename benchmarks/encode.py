@@ -119,6 +119,7 @@ def main() -> None:
     buckets = list(length_batches(lengths, encode_tokens(loaded.model.device)))
     pairs = compared(loaded, [[documents[index] for index in bucket] for bucket in buckets], options.repeats)
     sides = {"encode": [encode for encode, _ in pairs], "backbone": [backbone for _, backbone in pairs]}
+    padded = sum(len(bucket) * max(lengths[index] for index in bucket) for bucket in buckets)
     rates = {name: [sum(lengths) / clock.wall for clock in clocks] for name, clocks in sides.items()}
     over_backbone = {
         "wall": spread([backbone.wall / encode.wall for encode, backbone in pairs]),
@@ -129,7 +130,7 @@ def main() -> None:
         "msa_layers": list(loaded.model.config.layers),
         "documents": len(documents),
         "tokens": sum(lengths),
-        "padding_share": round(padding_share(lengths, buckets), 4),
+        "padding_share": round(1 - sum(lengths) / padded, 4),
         "tokens_per_second": {name: spread(values, 0) for name, values in rates.items()},
         "encode_over_backbone": over_backbone,
         "bars": bar_figures(bar),

@@ -13,7 +13,6 @@ import torch
 from helpers import tiny_model, tiny_tokenizer
 from transformers import DynamicCache
 
-from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.config import TEMPLATES
@@ -58,15 +57,6 @@ def _loaded(markers: Sequence[str] = (END, ENOUGH), **settings: Any) -> LoadedMo
 @pytest.fixture(scope="module", params=["markers are tokens", "markers are text"])
 def loaded(request: pytest.FixtureRequest) -> LoadedModel:
     return _loaded() if request.param == "markers are tokens" else _loaded(())
-
-
-@pytest.fixture(scope="module")
-def filled(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("filled")
-    bank = MemoryBank.create(folder, manifest_of(loaded))
-    add_documents(bank, loaded, DOCUMENTS)
-    bank.close()
-    return folder
 
 
 @pytest.fixture

@@ -124,7 +124,8 @@ def convert(
         _check_requested(config, msa_layers=layers, chunk_size=chunk_size, top_k_docs=top_k_docs, template=template)
         return _save_released(folder, config, dtype, out)
     backbone, tokenizer = load_backbone(source, dtype)
-    spec = TEMPLATES[template or _template_for(tokenizer)]
+    has_chat_format = {"<|im_start|>", "<|im_end|>"} <= added_tokens(tokenizer)
+    spec = TEMPLATES[template or ("chatml" if has_chat_format else "plain")]
     backbone.config.name_or_path = name
     config = MSAConfig(
         backbone_config=backbone.config,
@@ -378,7 +379,3 @@ def check_folder(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds a plain {model_type} model without memory; run: memspan convert {folder} --out NEW_FOLDER"
         )
-
-
-def _template_for(tokenizer: PreTrainedTokenizerBase) -> str:
-    return "chatml" if {"<|im_start|>", "<|im_end|>"} <= added_tokens(tokenizer) else "plain"
