@@ -17,6 +17,7 @@ from memspan.cli.app import (
     BatchTokensOption,
     BudgetOption,
     CachedBank,
+    Engine,
     ExpiryOptions,
     GPUBudgetOption,
     InstalledOption,
@@ -108,6 +109,7 @@ def add(
         bool, typer.Option("--later", help="End when the texts can be found; `memspan encode` does the rest.")
     ] = False,
     batch_tokens: BatchTokensOption = None,
+    engine: Engine,
     model: Model,
     how: ReadingOptions,
     expiry: ExpiryOptions,
@@ -125,6 +127,9 @@ def add(
     if ranks is not None and ranks.rank:
         return _encode_for_first(bank, model, ranks)
     model = model if ranks is None else on_own_gpu(model)
+    encode = engine.encoder(model.device)
+    if encode is not None:  # this process only reads
+        model = dataclasses.replace(model, device="cpu")
     if not (paths or installed):
         raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
     files = [path for path in paths or () if str(path) != "-"]
@@ -144,8 +149,11 @@ def add(
             reader = FileReader(memory.bank.catalog, namespace, reading, options=options)
             stdin = read_stream(sys.stdin, options=options) if use_stdin else ()
             documents = found_documents(skipped, reader.read(found), stdin, packages)
-            run = {"progress": progress, "should_stop": stop.is_set, "group": ranks, "later": later}
-            report = memory.add(documents, expires=expiry, batch_tokens=batch_tokens, **run)
+            run = {"progress": progress, "should_stop": stop.is_set}
+            by_this = {"group": ranks, "later": later or encode is not None, "batch_tokens": batch_tokens}
+            report = memory.add(documents, expires=expiry, **by_this, **run)
+            if encode is not None and not (later or report.interrupted):
+                report = report.and_then(encode(memory, dtype=model.dtype, batch_tokens=batch_tokens, **run))
         if not report.interrupted:
             reader.mark_read()
         render.report(report, skipped, memory.bank, as_json)

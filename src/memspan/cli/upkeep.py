@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from memspan.errors import MemspanError
 from memspan.places import BankPlace
 
 if TYPE_CHECKING:
+    from memspan.bank.encoded import EncodedSegment
     from memspan.bank.verify import Fault
 
 
@@ -173,6 +175,35 @@ def publish(
     with open_texts(bank) as opened, render.CountProgress("bytes uploaded") as progress:
         done = publish(opened, url, keep, progress)
     render.show(dataclasses.asdict(done), as_json)
+
+
+@command
+def commit(
+    bank: BankArgument,
+    manifests: Annotated[
+        list[Path], typer.Argument(help="JSON lines, a row each, as encoders gave them; - reads standard input.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Make documents exist that an `Encoder` encoded in other processes, all or none; see docs/how-to.md."""
+    check_bank(bank, "changed")
+    with importing():
+        from memspan.bank.bank import MemoryBank
+        from memspan.bank.encoded import read_manifest
+    rows = [row for path in manifests for row in _manifest(path, read_manifest)]
+    with closing(MemoryBank.open(bank)) as opened:
+        render.show(dataclasses.asdict(opened.commit(rows)), as_json)
+
+
+def _manifest(path: Path, read: Callable[[Iterable[str], str], list[EncodedSegment]]) -> list[EncodedSegment]:
+    """The rows of a file; what is not UTF-8 is found in its own line."""
+    if str(path) == "-":
+        return read(sys.stdin, "standard input")
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+            return read(lines, str(path))
+    except OSError as error:
+        raise MemspanError(f"cannot read {path}: {error}") from error
 
 
 @command
