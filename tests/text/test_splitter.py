@@ -216,3 +216,16 @@ def test_a_heading_is_no_part_of_its_own() -> None:
     text = "A heading\n\n" + " ".join(f"word{index}." for index in range(40))
     first, *_ = split_text(text, lambda part: len(part.split()), 20)
     assert len(text[first.start : first.end].split()) == 20
+
+
+@pytest.mark.parametrize("separator", [",", ";", "|", ",,", '","', "\n", " ", ", "])
+@pytest.mark.parametrize("key", ["{:08x}-11aa-4bbb-8ccc-0123456789ab", "{:07d}", "INV-{:05d}", "{:05d},678"])
+def test_no_id_is_cut_where_separators_stand_between_ids(separator: str, key: str) -> None:
+    ids = [key.format(number) for number in range(101, 161)]
+    found = parts(separator.join(ids), len, 120)
+    assert len(found) > 2 and all(any(one in part for part in found) for one in ids)
+
+
+def test_a_separator_is_the_last_resort_before_characters() -> None:
+    assert parts("a,b;c|d ef,g", len, 9) == ["a,b;c|d ", "ef,g"]
+    assert parts("1,000,000,000,000", len, 6)[0] != "1,"

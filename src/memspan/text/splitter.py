@@ -16,6 +16,8 @@ _NEWLINE = r"(?:\r\n|\r(?!\n)|[\n\v\f\x85\u2028\u2029])"
 _BLANK_LINE = re.compile(rf"{_NEWLINE}\s*{_NEWLINE}")
 _LINE_END = re.compile(rf"{_NEWLINE}(?:\s*{_NEWLINE})?")
 _WHITESPACE = re.compile(r"\s+")
+# What separates ids and cells that are written without blanks; not the comma of 1,000.
+_SEPARATOR = re.compile(r"[;|]|,(?!\d{3}(?!\d))")
 
 _CLOSERS = r"""["'”’»)\]」』）】》〉]*"""
 # The lookbehinds let a run of stops match only from its start: without them a long dotted line costs quadratic time.
@@ -42,8 +44,9 @@ class _Border(IntEnum):
     LINE = 1
     SENTENCE = 2
     WORD = 3
-    CHARACTER = 4
-    TORN = 5  # leaves whitespace or a combining mark at the start of the next part
+    SEPARATOR = 4
+    CHARACTER = 5
+    TORN = 6  # leaves whitespace or a combining mark at the start of the next part
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,9 @@ def split_text(text: str, count_tokens: Callable[[str], int], max_tokens: int) -
     """Split `text` into consecutive spans of at most `max_tokens` tokens each, which together cover it exactly.
 
     Each part ends at the best border it can reach once it is half full, and at the furthest one of that kind: the end
-    of a paragraph (a blank line), of a line, of a sentence, of a word, or, where nothing else is in reach, between
-    characters. The whitespace around a border belongs to the part before it; only the indentation of a line stays with
-    the line.
+    of a paragraph (a blank line), of a line, of a sentence, of a word, behind a comma, semicolon or bar, or, where
+    nothing else is in reach, between characters. The whitespace around a border belongs to the part before it; only
+    the indentation of a line stays with the line.
 
     A text that fits is one span, an empty or blank text none. `count_tokens` should not add special tokens; it is
     called once for every piece at a border that had to be looked at and about once for every part, however long the
@@ -173,8 +176,9 @@ def _best_cuts(text: str) -> tuple[_Border, list[int]]:
     """
     blank_start = len(text) - len(text.lstrip())
     blank_end = len(text.rstrip())
+    inner = text[blank_start:blank_end]
     for border, find_ends in _END_FINDERS.items():
-        ends = (blank_start + end for end in find_ends(text[blank_start:blank_end]))
+        ends = (blank_start + end for end in find_ends(inner))
         cuts = [end for end in ends if end < blank_end and not _continues_character(text, end)]
         if cuts:
             return border, cuts
@@ -190,6 +194,7 @@ _END_FINDERS: dict[_Border, Callable[[str], Iterable[int]]] = {
     _Border.LINE: _match_ends(_LINE_END),
     _Border.SENTENCE: sentence_ends,
     _Border.WORD: _match_ends(_WHITESPACE),
+    _Border.SEPARATOR: _match_ends(_SEPARATOR),
 }
 
 
