@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import uuid
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from memspan.bank.coarse import CoarseFile, crc32, rows_crc32
 from memspan.bank.files import publish, write_synced
 from memspan.bank.folder import RowLocation, SegmentFiles, coarse_path, segment_paths
 from memspan.bank.manifest import LATENT_DTYPE_NAME, Manifest
-from memspan.bank.mapping import Rows, open_mapped
+from memspan.bank.mapping import MappedTensor, Rows, open_mapped
 from memspan.errors import BankError
 from memspan.ops.coarse import CoarseKeys, quantize_keys
 from memspan.types import EncodedDocuments
@@ -216,6 +216,18 @@ class SegmentReader:
                 raise self._damaged(self._keys_path, f"the routing keys of layer {layer}")
             self._whole[place] = keys
         return self._whole[place]
+
+    @property
+    def has_stored(self) -> bool:
+        """Whether the routing keys of all rows are on this machine as they are stored."""
+        return isinstance(self._keys[0], MappedTensor)
+
+    def stored_keys(self, layer: int) -> Iterator[torch.Tensor]:
+        """Routing keys of all rows in an MSA layer as they are stored, in parts that are mapped until the next."""
+        yield self.router_keys(layer)
+        keys = self._keys[self._layers.index(layer)]
+        if isinstance(keys, MappedTensor):
+            keys.give_back()
 
     def router_rows(self, layer: int, document: int) -> torch.Tensor:
         """Routing keys of a document (its index in `documents_N4`) in an MSA layer, `[rows, W]`, copied."""

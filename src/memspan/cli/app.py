@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from memspan import __version__
 from memspan.cli.choices import AnswererChoice, EngineChoice, ModelChoice, ReadingChoice, RerankChoice, ScopeChoice
 from memspan.errors import MemspanError
 from memspan.places import BankPlace
@@ -178,6 +179,21 @@ AnswerContextOption = Annotated[
     int | None,
     typer.Option("--answer-context", help="Tokens that fit into that model. Default: the endpoint's answer, or 4096."),
 ]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"memspan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _memspan(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
