@@ -20,7 +20,7 @@ from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.words import outdated_namespaces
 from memspan.errors import BankError, BankMismatch, UnknownDocument
 from memspan.files import CATALOG
-from memspan.places import BankPlace
+from memspan.places import BankPlace, quoted
 from memspan.types import JSON, NEVER, Document, is_unicode
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class TextBank:
             mirror = Mirror(found)
         path = found.folder if mirror is None else mirror.folder
         if not (path / CATALOG).is_file():
-            raise BankError(f"there is no bank in {path}; make one with: memspan add {path} FILES...")
+            raise BankError(f"there is no bank in {path}; make one with: memspan add {quoted(path)} FILES...")
         with contextlib.ExitStack() as opened:
             if mirror is not None:
                 opened.callback(mirror.close)
@@ -275,7 +275,7 @@ class TextBank:
             then = " at that time" if scope.is_past else ""
             raise UnknownDocument(
                 f"there is no document {document_id!r} in namespace {namespace!r} of {self.place}{then}; "
-                f"see: memspan ls {self.place}"
+                f"see: memspan ls {quoted(self.place)}"
             )
         return name
 

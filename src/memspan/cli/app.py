@@ -6,8 +6,10 @@ Exit codes: 0 done, 1 an error, 2 wrong usage, 3 files were skipped, 128 and the
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,16 +19,37 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from memspan.cli.choices import AnswererChoice, ModelChoice, ReadingChoice, RerankChoice, ScopeChoice
+from memspan.cli.listing import CommandGroup
 from memspan.errors import MemspanError
 from memspan.places import BankPlace
 
 app = typer.Typer(
     name="memspan",
+    cls=CommandGroup,
+    context_settings={"help_option_names": ["--help", "-h"]},
     help="A language model with a memory of your documents: remember them once, ask, get answers with evidence.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from memspan import __version__
+
+        typer.echo(f"memspan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
 
 _URL = "Folder of the memory bank, or the URL where it was published."
 CacheOption = Annotated[
@@ -51,7 +74,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         envvar="MEMSPAN_MODEL",
-        help="MSA checkpoint folder. Default: the one the bank was made with, or else smollm2-135m-instruct.",
+        help="MSA checkpoint folder, or a known model: smollm2-135m-instruct, qwen2.5-coder-0.5b-instruct. Default: "
+        "the one the bank was made with, or else the first.",
     ),
 ]
 AdapterOption = Annotated[
@@ -302,11 +326,23 @@ def _parameters(function: Callable[..., Any]) -> tuple[tuple[str, Any, inspect.P
 
 @contextmanager
 def known_errors() -> Iterator[None]:
-    """Known errors end with their message and exit code 1, without a traceback."""
+    """Known errors, and those of the system (no such folder, no permission, no space), end with their message and exit
+    code 1, without a traceback."""
     try:
         yield
     except (MemspanError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read it is gone; not of a file
+            raise
+        typer.echo(f"error: {_of_system(error)}", err=True)
+        raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
+
+
+def _of_system(error: OSError) -> str:
+    """What the system refused, of which file; the text of one that says no more is itself."""
+    said = error.strerror or str(error) or type(error).__name__
+    return said if error.filename is None else f"{os.fsdecode(error.filename)}: {said}"

@@ -114,24 +114,25 @@ def add(
     as_json: JsonOption = False,
 ) -> int:
     """Remember documents: store their texts, which search finds at once, then encode them. Makes a missing bank."""
+    from memspan.text.corpus import ReadProgress, found_documents, found_files, read_stream
+
+    if not (paths or installed):
+        raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
+    files = [path for path in paths or () if str(path) != "-"]
+    use_stdin = len(files) < len(paths or ())
+    found = found_files(files)  # a path that does not exist is an error before anything is imported or loaded
+    options = how.options
     with importing():
         import torch
 
         from memspan.bank.ledger import FileReader
         from memspan.cli.models import joined_ranks, on_own_gpu
-        from memspan.text.corpus import ReadProgress, found_documents, found_files, read_stream
         from memspan.text.installed import installed_packages
     ranks = joined_ranks(torch.device("cpu"), _ENCODING_TIMEOUT)  # what they tell each other is on the CPU
     if ranks is not None and ranks.rank:
         return _encode_for_first(bank, model, ranks)
     model = model if ranks is None else on_own_gpu(model)
-    if not (paths or installed):
-        raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
-    files = [path for path in paths or () if str(path) != "-"]
-    use_stdin = len(files) < len(paths or ())
     reading = ReadProgress(files)
-    found = found_files(files)  # a path that does not exist is an error before anything is loaded
-    options = how.options
     packages = list(installed_packages()) if installed else []
     skipped: list[Skipped] = []
 
@@ -202,7 +203,7 @@ def estimate(
     model: Model,
     how: ReadingOptions,
     as_json: JsonOption = False,
-) -> None:
+) -> int:
     """Estimate the time and disk space that a corpus would take on this machine, without encoding it."""
     from memspan.text.corpus import found_documents, read_paths
     from memspan.text.installed import installed_packages
@@ -212,10 +213,13 @@ def estimate(
     stream = read_paths(paths or (), options=how.options)
     with importing():
         from memspan.bank.estimate import estimate
-    result = estimate(model.load(), found_documents([], stream, installed_packages() if installed else ()))
+    skipped: list[Skipped] = []
+    result = estimate(model.load(), found_documents(skipped, stream, installed_packages() if installed else ()))
+    code = SKIPPED if skipped else 0
     if as_json:
-        render.as_json(result)
-        return
+        render.as_json({**dataclasses.asdict(result), "skipped": skipped})
+        return code
+    render.name_skipped(skipped)
     render.fields(
         {
             "sources": f"{result.sources:,}",
@@ -228,6 +232,7 @@ def estimate(
             "catalog": f"about {render.size(result.catalog_bytes)}",
         }
     )
+    return code
 
 
 @command
@@ -240,12 +245,12 @@ def ask(
     answers: OtherModel,
     reranking: Reranking,
     selector: AskSelectorOption = None,
-    max_documents: Annotated[int, typer.Option(help="Documents put before the model, at most.")] = 5,
+    max_documents: Annotated[int, typer.Option(min=0, help="Documents put before the model, at most.")] = 5,
     rounds: Annotated[
-        int | None, typer.Option(help="Looks into the memory, at most. Default: 1; 4 with generate.")
+        int | None, typer.Option(min=1, help="Looks into the memory, at most. Default: 1; 4 with generate.")
     ] = None,
     documents_per_round: Annotated[
-        int | None, typer.Option(help="Documents of a round, at most. Default: 2 with several rounds.")
+        int | None, typer.Option(min=1, help="Documents of a round, at most. Default: 2 with several rounds.")
     ] = None,
     no_text: Annotated[bool, typer.Option("--no-text", help="Answer from the compressed memory alone.")] = False,
     text_only: Annotated[
@@ -268,7 +273,11 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from a bank, with evidence."""
+    from memspan.generate.lexical import check_questions
+
     check_bank(bank)
+    if question is not None:
+        check_questions([question])
     if selector is not None:
         from memspan.generate.selectors import check_packages
 

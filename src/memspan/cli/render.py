@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from memspan.places import quoted
 from memspan.types import AddReport, Answer, Citation, Evidence, LayerRouting, Round
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ def report(done: AddReport, skipped: Sequence[Skipped], bank: TextBank, json_wan
     if json_wanted:
         as_json({**dataclasses.asdict(done), "skipped": skipped, "bank": bank.catalog.counts()})
         return
-    for found in skipped:
-        err.print(one_line(f"skipped {found.source}: {found.reason}"))
+    name_skipped(skipped)
     ended = "stopped" if done.interrupted else "done"
     counts = f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {len(skipped)} skipped"
     out.print(f"{ended}: {counts}")
@@ -103,12 +103,18 @@ def report(done: AddReport, skipped: Sequence[Skipped], bank: TextBank, json_wan
     pending_note(done.pending, bank)
 
 
+def name_skipped(skipped: Iterable[Skipped]) -> None:
+    """Name each file that could not be read, with the reason."""
+    for found in skipped:
+        err.print(one_line(f"skipped {found.source}: {found.reason}"))
+
+
 def pending_note(pending: int, bank: TextBank) -> None:
     """Say that documents are not encoded yet, if any are."""
     if pending:
         err.print(
             f"note: {pending:,} documents are not encoded yet and are found by their words only; "
-            f"encode them with: memspan encode {bank.place}"
+            f"encode them with: memspan encode {quoted(bank.place)}"
         )
 
 

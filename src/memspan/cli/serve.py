@@ -25,7 +25,7 @@ from memspan.cli.app import (
 )
 from memspan.cli.importing import importing
 from memspan.errors import MemspanError
-from memspan.places import BankPlace
+from memspan.places import BankPlace, quoted
 from memspan.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _served_keys(settings: ServeSettings, key_file: Path | None) -> KeyFile | No
         return None if settings.is_local else KeyFile(default_key_file())
     found = KeyFile(key_file)
     if not found.stored():
-        raise MemspanError(f"{key_file} holds no keys; make one with: memspan keys add NAME --keys {key_file}")
+        raise MemspanError(f"{key_file} holds no keys; make one with: memspan keys add NAME --keys {quoted(key_file)}")
     return found
 
 

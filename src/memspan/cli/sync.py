@@ -93,8 +93,7 @@ def _show_plan(plan: SyncPlan, as_json: bool, force: bool) -> int:
             render.out.print(f"{mark} {render.one_line(name)}")
     for old, new in plan.moved:
         render.out.print(f"> {render.one_line(old)} -> {render.one_line(new)}")
-    for found in plan.skipped:
-        render.err.print(render.one_line(f"skipped {found.source}: {found.reason}"))
+    render.name_skipped(plan.skipped)
     for reason in plan.refused:
         render.err.print(render.one_line(f"refused without --force: {reason}"))
     render.out.print(_counts(plan))

@@ -18,7 +18,7 @@ from memspan.cli.importing import importing
 from memspan.cli.process import refuse_torchrun, stop_flag
 from memspan.cli.stored import check_bank, open_texts
 from memspan.errors import MemspanError
-from memspan.places import BankPlace
+from memspan.places import BankPlace, quoted
 
 if TYPE_CHECKING:
     from memspan.bank.verify import Fault
@@ -102,7 +102,7 @@ def verify(
     if not faults:
         render.out.print("no fault found")
     elif any(fault.repairable for fault in faults):
-        render.err.print(f"mend what can be mended with: memspan verify {bank} --repair")
+        render.err.print(f"mend what can be mended with: memspan verify {quoted(bank)} --repair")
     return int(bool(faults))
 
 

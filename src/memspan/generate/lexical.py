@@ -12,6 +12,7 @@ from memspan.bank.texts import TextBank, check_namespace
 from memspan.errors import EmptyBank, MemspanError, QuestionError
 from memspan.generate.rerank import NONE, RERANKED, Means, check_reranker, reranked
 from memspan.generate.selectors import SearchQuery, SearchResult, check_packages, ranking_selector
+from memspan.places import quoted
 from memspan.routing.ranking import Selected
 from memspan.text.template import encoded_text
 from memspan.text.terms import content_words, plain_words
@@ -158,8 +159,8 @@ def check_limit(documents: int) -> None:
 def nothing_stored(place: str, namespace: str) -> EmptyBank:
     """The error of a question to a namespace without documents."""
     where = place if namespace == DEFAULT_NAMESPACE else f"namespace {namespace!r} of {place}"
-    option = "" if namespace == DEFAULT_NAMESPACE else f" --namespace {namespace}"
-    return EmptyBank(f"{where} holds no documents; add some with: memspan add {place} FILES...{option}")
+    option = "" if namespace == DEFAULT_NAMESPACE else f" --namespace {quoted(namespace)}"
+    return EmptyBank(f"{where} holds no documents; add some with: memspan add {quoted(place)} FILES...{option}")
 
 
 def nothing_in_scope(place: str) -> EmptyBank:

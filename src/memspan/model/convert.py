@@ -31,7 +31,7 @@ from memspan.model.released import RELEASED_TYPE, convert_released, find_release
 from memspan.model.runtime import pick_device, pick_dtype
 from memspan.model.shipped import BACKBONES, NO_ADAPTER, SHIPPED, ModelNames, find_adapter, known_backbone
 from memspan.ops.similarity import SIMILARITIES
-from memspan.places import cache_folder
+from memspan.places import cache_folder, quoted
 from memspan.text.template import PromptTemplate, added_tokens
 
 # Below this size the probe runs in float32, where an attention that is nearly right cannot pass for right.
@@ -335,18 +335,26 @@ def check_folder(folder: Path) -> None:
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint folder (no config.json); make one with: memspan convert")
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder (no config.json); make one with: memspan convert; "
+            f"or name a known model: {', '.join(BACKBONES)}"
+        )
     try:
         model_type = json.loads(config_file.read_text("utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{config_file} is damaged ({error}); run memspan convert again") from error
+    if model_type is None:
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder (its config.json names no model_type); make one with: memspan convert"
+        )
     if model_type == RELEASED_TYPE:
         raise CheckpointError(
-            f"{folder} holds a released MSA checkpoint; run: memspan convert {folder} --out NEW_FOLDER"
+            f"{folder} holds a released MSA checkpoint; run: memspan convert {quoted(folder)} --out NEW_FOLDER"
         )
     if model_type != MSAConfig.model_type:
         raise CheckpointError(
-            f"{folder} holds a plain {model_type} model without memory; run: memspan convert {folder} --out NEW_FOLDER"
+            f"{folder} holds a plain {model_type} model without memory; "
+            f"run: memspan convert {quoted(folder)} --out NEW_FOLDER"
         )
 
 
