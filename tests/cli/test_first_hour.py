@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ast
+import errno
+import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command import failed, memspan
 from typer.main import get_command
+from typer.testing import CliRunner
 
 import memspan as package
 from memspan.cli import app
+from memspan.cli.app import known_errors
 from memspan.cli.listing import OTHER_NAMES
 from memspan.places import quoted
 
@@ -87,11 +92,24 @@ def test_an_empty_name_is_no_bank(
     assert "the name of the bank is empty" in failed(*arguments)
 
 
-@pytest.mark.parametrize("option", [("--max-documents", -1), ("--rounds", 0), ("--documents-per-round", 0)])
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        ("ask BANK otter", "--max-documents", -1),
+        ("ask BANK otter", "--rounds", 0),
+        ("ask BANK otter", "--documents-per-round", 0),
+        ("search BANK otter", "--limit", -1),
+        ("ls BANK", "--limit", -1),
+        ("ls BANK", "--after", -5),
+        ("changes BANK 7d", "--limit", -1),
+        ("changes BANK 7d", "--offset", -1),
+    ],
+)
 def test_a_number_out_of_range_is_an_error_before_a_model_is_loaded(
-    option: tuple[str, int], bank: Path, no_model: None
+    command: str, option: str, value: int, bank: Path, no_model: None
 ) -> None:
-    assert option[0] in wrong_usage("ask", bank, "otter", *option)
+    words = [bank if word == "BANK" else word for word in command.split()]
+    assert option in wrong_usage(*words, option, value)
 
 
 @pytest.mark.parametrize("question", ["", "  ", "\n", "not unicode \udcff"])
@@ -224,6 +242,104 @@ def test_estimate_names_what_it_cannot_read(notes: Path, tmp_path: Path) -> None
     assert as_json.json["skipped"] == memspan("add", tmp_path / "new", notes, "--later", "--json").json["skipped"]
 
 
+def test_a_namespace_that_is_not_there_is_named_with_those_that_are(bank: Path, no_model: None) -> None:
+    missing = f"there is no namespace 'ann' in {bank}; its namespaces: default\n"
+    assert failed("encode", bank, "-n", "ann") == f"error: {missing}"
+    assert failed("encode", bank, "-n", "default", "-n", "ann") == f"error: {missing}"
+    done = memspan("changes", bank, "7d", "-n", "ann")
+    assert (done.code, done.out) == (0, "") and done.err.startswith(missing)
+
+
+# --- files and folders ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", ["export BANK gone/all.jsonl", "export BANK gone/all.zip", "export BANK gone/below/all.json"]
+)
+def test_a_folder_that_is_not_there_is_named(
+    command: str, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_model: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = failed(*(bank if word == "BANK" else word for word in command.split()))
+    assert "gone" in message and "No such file or directory" in message and "Errno" not in message
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (PermissionError(13, "Permission denied", "/x/y"), "/x/y: Permission denied"),
+        (IsADirectoryError(21, "Is a directory", b"/x/\xff"), r"/x/\udcff: Is a directory"),
+        (PermissionError(13, "Permission denied", "/x/\x1b[31m\n"), r"/x/\x1b[31m\n: Permission denied"),
+        (FileNotFoundError("odd"), "odd"),
+        (OSError(), "OSError"),
+    ],
+)
+def test_what_the_system_refuses_is_no_traceback(
+    error: OSError, shown: str, bank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("memspan.bank.texts.TextBank.open", refuse)
+    assert failed("ls", bank) == f"error: {shown}\n"
+
+
+def test_a_closed_pipe_is_not_named_as_an_error_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BrokenPipeError), known_errors():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+@pytest.mark.parametrize("content", ["# Notes\n", "", "{}\n", '["a"]\n', '{"text": "no namespace"}\n', "\udcff\n"])
+def test_an_import_of_something_else_leaves_no_bank(content: str, tmp_path: Path, no_model: None) -> None:
+    file = tmp_path / "notes.jsonl"
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    if content:
+        message = failed("import", file, tmp_path / "bank")
+        assert "line 1 is not of an exported bank" in message and "memspan add BANK FILE" in message
+    else:
+        assert "holds no documents" in failed("import", file, tmp_path / "bank")
+    assert not (tmp_path / "bank").exists()
+
+
+@pytest.mark.parametrize("command", ["add BANK NOTES", "add BANK -", "sync BANK NOTES", "import FILE BANK"])
+@pytest.mark.parametrize("place", ["notes", "notes/otter.txt", "notes/otter.txt/below"])
+def test_a_place_where_no_bank_can_be_made_is_an_error_before_a_model_is_loaded(
+    place: str, command: str, notes: Path, tmp_path: Path, no_model: None
+) -> None:
+    (tmp_path / "all.jsonl").write_text('{"namespace": "default"}')
+    words = {"BANK": tmp_path / place, "NOTES": notes, "FILE": tmp_path / "all.jsonl"}
+    message = failed(*(words.get(word, word) for word in command.split()))
+    assert "not an empty folder" in message or "is a file; name a folder" in message or "Not a directory" in message
+    assert len([*tmp_path.rglob("*")]) == 5, "nothing was written"
+
+
+@pytest.mark.parametrize("there", ["letter.txt", "catalog/letter.txt", "editions/1.json", "latest.json.bak", "a b"])
+def test_a_bank_is_not_published_among_other_files(there: str, bank: Path, tmp_path: Path, no_model: None) -> None:
+    shared = tmp_path / "shared"
+    (shared / there).parent.mkdir(parents=True)
+    (shared / there).write_text("mine")
+    for url in (shared, shared.as_uri()):
+        assert f"holds other files ({there})" in failed("publish", bank, url)
+    assert [path for path in shared.rglob("*") if path.is_file()] == [shared / there]
+
+
+def test_a_bank_is_published_again_beside_what_came_later(bank: Path, tmp_path: Path, no_model: None) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / ".DS_Store").write_text("of a file manager")
+    assert memspan("publish", bank, tmp_path / "shared").code == 0
+    (tmp_path / "shared" / "README").write_text("whose bank it is")
+    assert memspan("publish", bank, tmp_path / "shared").code == 0
+    assert (tmp_path / "shared" / "README").is_file()
+
+
+def test_a_key_that_is_not_there_leads_to_the_list_of_its_file(tmp_path: Path) -> None:
+    keys = tmp_path / "my keys.json"
+    assert memspan("keys", "add", "ann", "--keys", keys).code == 0
+    assert f"see: memspan keys list --keys {quoted(keys)}\n" in failed("keys", "revoke", "bob", "--keys", keys)
+
+
 @pytest.mark.parametrize("content", ["{}", '{"a": 1}', '{"model_type": null}'])
 @pytest.mark.parametrize("command", ["info", "verify"])
 def test_a_config_of_something_else_is_no_checkpoint(command: str, content: str, tmp_path: Path) -> None:
@@ -243,3 +359,50 @@ def test_a_moment_that_is_none_names_its_option(option: str, bank: Path, no_mode
 def test_a_file_for_an_update_that_is_missing_is_named_once(bank: Path, tmp_path: Path, no_model: None) -> None:
     message = failed("update", bank, "notes/otter.txt", tmp_path / "gone.txt")
     assert message == f"error: {tmp_path / 'gone.txt'}: cannot be read: No such file or directory\n"
+
+
+def test_a_server_names_the_bank_that_it_makes(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name may be mistyped."""
+    monkeypatch.setattr("memspan.serve.run.make_server", lambda *_: None)
+    monkeypatch.setattr("memspan.serve.run.run_server", lambda *_: None)
+    new = tmp_path / "bnak"
+    made = f"note: there was no bank in {new}; an empty one is made\n"
+    assert memspan("serve", bank, f"other={new}").err == made
+    assert memspan("serve", bank).err == ""
+    monkeypatch.setattr("memspan.serve.mcp.loading_mcp", lambda *_: SimpleNamespace(run=lambda _: None))
+    assert memspan("mcp", new).err == made
+    assert memspan("mcp", bank).err == ""
+
+
+# --- encodings of the terminal ----------------------------------------------------------------------------------------
+
+NAME, TEXT = "notes/über 会議.txt", "Grüße aus 東京 🦦."
+
+
+@pytest.fixture
+def foreign(bank: Path, tmp_path: Path) -> Path:
+    line = json.dumps({"id": NAME, "text": TEXT, "title": "會 Ö"})
+    assert memspan("add", bank, "-", "--later", stdin=line).code == 0
+    return bank
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "cp932", "utf-8", "utf-16-le"])
+def test_names_and_texts_are_shown_in_any_encoding(encoding: str, foreign: Path, no_model: None) -> None:
+    in_it = CliRunner(charset=encoding)
+
+    def run(*arguments: object) -> bytes:
+        done = in_it.invoke(app, [str(argument) for argument in arguments])
+        assert (done.exit_code, done.stderr_bytes) == (0, b""), done.stderr
+        return done.stdout_bytes
+
+    shown = run("ls", foreign).decode(encoding)
+    assert NAME.encode(encoding, "backslashreplace").decode(encoding) in shown
+    (found,) = (one for one in json.loads(run("ls", foreign, "--json").decode(encoding)) if one["external_id"] == NAME)
+    assert (found["text"], found["title"]) == (TEXT, "會 Ö")
+    lines = map(json.loads, run("export", foreign, "-").decode("utf-8").splitlines())
+    assert {one["text"] for one in lines if one["external_id"] == NAME} == {TEXT}
+
+
+def test_an_error_names_what_the_terminal_cannot_show(foreign: Path, no_model: None) -> None:
+    done = CliRunner(charset="ascii").invoke(app, ["rm", str(foreign), "nichts über 会議"])
+    assert done.exit_code == 1 and rb"'nichts \xfcber \u4f1a\u8b70'" in done.stderr_bytes

@@ -9,7 +9,10 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import io
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from memspan.cli import render
 from memspan.cli.choices import AnswererChoice, ModelChoice, ReadingChoice, RerankChoice, ScopeChoice
 from memspan.cli.listing import CommandGroup
 from memspan.errors import MemspanError
@@ -49,6 +53,9 @@ def _options(
     ] = False,
 ) -> None:
     """Options of all commands."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # letters that a terminal or a pipe cannot take are escaped
+            stream.reconfigure(errors="backslashreplace")
 
 
 _URL = "Folder of the memory bank, or the URL where it was published."
@@ -324,6 +331,10 @@ def _parameters(function: Callable[..., Any]) -> tuple[tuple[str, Any, inspect.P
     )
 
 
+# What Python puts before the words of the system.
+_NUMBER = re.compile(r"\[(?:Errno|WinError) \d+\] ")
+
+
 @contextmanager
 def known_errors() -> Iterator[None]:
     """Known errors, and those of the system (no such folder, no permission, no space), end with their message and exit
@@ -331,12 +342,12 @@ def known_errors() -> Iterator[None]:
     try:
         yield
     except (MemspanError, ValueError) as error:
-        typer.echo(f"error: {error}", err=True)
+        render.err.print(f"error: {_NUMBER.sub('', str(error))}")
         raise typer.Exit(1) from error
     except OSError as error:
         if error.errno == errno.EPIPE:  # whoever read it is gone; not of a file
             raise
-        typer.echo(f"error: {_of_system(error)}", err=True)
+        render.err.print(f"error: {_of_system(error)}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
@@ -345,4 +356,4 @@ def known_errors() -> Iterator[None]:
 def _of_system(error: OSError) -> str:
     """What the system refused, of which file; the text of one that says no more is itself."""
     said = error.strerror or str(error) or type(error).__name__
-    return said if error.filename is None else f"{os.fsdecode(error.filename)}: {said}"
+    return said if error.filename is None else f"{render.one_line(os.fsdecode(error.filename))}: {said}"

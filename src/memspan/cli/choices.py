@@ -172,3 +172,10 @@ def check_known(bank: TextBank, given: Sequence[str], namespace: str) -> None:
     if near:
         shown = " or ".join(map(quoted, near))
         raise UnknownDocument(f"there is no document {unknown!r} in namespace {namespace!r}; did you mean {shown}?")
+
+
+def missing_namespace(bank: TextBank, namespace: str) -> str:
+    """What to say of a namespace that a bank does not have; empty of one that it has."""
+    known = bank.catalog.namespaces()
+    names = ", ".join(map(quoted, known)) or "none yet"
+    return "" if namespace in known else f"there is no namespace {namespace!r} in {bank.place}; its namespaces: {names}"

@@ -31,6 +31,7 @@ from memspan.cli.app import (
     WeightsOption,
     command,
 )
+from memspan.cli.choices import missing_namespace
 from memspan.cli.importing import importing
 from memspan.cli.process import SKIPPED, started_by_torchrun, stop_flag
 from memspan.cli.stored import check_bank, checkpoint_info, open_texts
@@ -114,6 +115,7 @@ def add(
     as_json: JsonOption = False,
 ) -> int:
     """Remember documents: store their texts, which search finds at once, then encode them. Makes a missing bank."""
+    from memspan.bank.texts import TextBank
     from memspan.text.corpus import ReadProgress, found_documents, found_files, read_stream
 
     if not (paths or installed):
@@ -122,6 +124,7 @@ def add(
     use_stdin = len(files) < len(paths or ())
     found = found_files(files)  # a path that does not exist is an error before anything is imported or loaded
     options = how.options
+    TextBank.exists_or_fits(bank)
     with importing():
         import torch
 
@@ -166,7 +169,11 @@ def encode(
     as_json: JsonOption = False,
 ) -> int:
     """Encode the documents that `add` left. A stopped run continues when run again; others may change the bank."""
-    check_bank(bank, "changed")
+    with open_texts(bank) as opened:
+        opened.check_owned("changed")
+        missing = next(filter(None, (missing_namespace(opened, one) for one in namespace or ())), None)
+    if missing is not None:
+        raise MemspanError(missing)
     with importing():
         import torch
 

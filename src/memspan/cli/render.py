@@ -41,8 +41,9 @@ _SENTENCE_LENGTH = 60
 
 
 def as_json(value: Any) -> None:
-    """Print a value (dataclasses included) as JSON on stdout."""
-    sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False) + "\n")
+    """Print a value (dataclasses included) as JSON on stdout, in ASCII where stdout is not in a form of Unicode."""
+    in_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    sys.stdout.write(json.dumps(_plain(value), ensure_ascii=not in_unicode) + "\n")
     sys.stdout.flush()
 
 

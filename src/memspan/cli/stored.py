@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ from memspan.cli.app import (
     WhereOption,
     command,
 )
-from memspan.cli.choices import check_known, chosen_ids
+from memspan.cli.choices import check_known, chosen_ids, missing_namespace
 from memspan.cli.importing import importing
 from memspan.cli.process import started_by_torchrun
 from memspan.errors import MemspanError
@@ -81,7 +82,7 @@ def search(
     scope: ScopeOptions,
     reranking: Reranking,
     selector: SelectorOption = None,
-    limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 10,
+    limit: Annotated[int, typer.Option(min=0, help="Documents shown, at most.")] = 10,
     min_score: Annotated[float | None, typer.Option(help="Leave out documents that score less, 0 to 1.")] = None,
     memory_budget: BudgetOption = None,
     gpu_memory_budget: GPUBudgetOption = None,
@@ -122,8 +123,8 @@ def ls(
     bank: ReadBankArgument,
     *,
     scope: ScopeOptions,
-    after: Annotated[int, typer.Option(help="Continue after this id.")] = 0,
-    limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 50,
+    after: Annotated[int, typer.Option(min=0, help="Continue after this id.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Documents shown, at most.")] = 50,
     stale: Annotated[
         bool, typer.Option("--stale", help="Instead, the files that are newer than their memory, or gone.")
     ] = False,
@@ -145,15 +146,12 @@ def ls(
         found = dataclasses.replace(found, held="expired")
     with open_texts(bank) as opened:
         documents = opened.catalog.page(scope.namespace, after, limit, found)
-        namespaces = opened.catalog.namespaces()
+        missing = missing_namespace(opened, scope.namespace)
     if as_json:
         render.as_json(documents)
         return
-    if scope.namespace not in namespaces:
-        known = ", ".join(map(render.one_line, namespaces)) or "none yet"
-        render.err.print(f"there is no namespace {scope.namespace!r} in {bank}; its namespaces: {known}")
-    elif not documents:
-        render.err.print("no documents")
+    if not documents:
+        render.err.print(missing or "no documents")
     rows = ((found.id, found.external_id, found.title, found.date, found.tokens, found.chunks) for found in documents)
     render.table(("id", "external id", "title", "date", "tokens", "chunks"), rows)
     if documents and len(documents) == limit:
@@ -272,7 +270,8 @@ def _ask_to_forget(external_ids: Sequence[str]) -> None:
         render.err.print(render.one_line(external_id))
     if len(external_ids) > _MOST_SHOWN:
         render.err.print(f"... and {len(external_ids) - _MOST_SHOWN} more")
-    typer.confirm(f"forget {len(external_ids)} documents?", abort=True, err=True)
+    count = len(external_ids)
+    typer.confirm(f"forget {count} document{'s' * (count > 1)}?", abort=True, err=True)
 
 
 @command
@@ -347,11 +346,13 @@ def _export_lines(bank: TextBank, out: Path, history: bool) -> None:
     from memspan.bank.lines import export_documents
 
     if str(out) == "-":
+        if isinstance(sys.stdout, io.TextIOWrapper):  # as in a file, whatever the terminal is in
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
         export_documents(bank, sys.stdout, history=history)
         return
     if out.exists():
         raise MemspanError(f"{out} exists; name another file")
-    with out.open("w", encoding="utf-8") as stream:
+    with out.open("w", encoding="utf-8", newline="\n") as stream:
         count = export_documents(bank, stream, history=history)
     render.err.print(f"{count} documents written to {out}")
 

@@ -76,7 +76,7 @@ def _plan(bank: BankPlace, paths: list[Path], namespace: str, root: str | None, 
     from memspan.bank.texts import TextBank
 
     with ExitStack() as stack:
-        opened = stack.enter_context(open_texts(bank)) if TextBank.exists(bank) else None
+        opened = stack.enter_context(open_texts(bank)) if TextBank.exists_or_fits(bank) else None
         if opened is not None:
             opened.check_owned("changed")
         catalog = None if opened is None else stack.enter_context(opened.pinned_catalog())

@@ -16,7 +16,7 @@ from memspan.places import quoted
 from memspan.routing.ranking import Selected
 from memspan.text.template import encoded_text
 from memspan.text.terms import content_words, plain_words
-from memspan.types import Evidence, Turn, is_unicode
+from memspan.types import Evidence, Turn, check_whole, is_unicode
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder
@@ -82,7 +82,7 @@ def search_words(
         EmptyBank: the namespace holds no documents.
     """
     check_namespace(namespace)
-    check_limit(limit)
+    check_limit("limit", limit)
     check_min_score(min_score)
     check_questions([question])
     check_packages(selector)
@@ -147,13 +147,15 @@ def check_questions(questions: Sequence[str], said: Sequence[str] = ()) -> None:
         raise QuestionError("the question is not valid Unicode; check the encoding it is read in")
 
 
-def check_limit(documents: int) -> None:
+def check_limit(name: str, documents: int) -> None:
     """
     Raises:
         QuestionError: a number of documents is negative.
+        TypeError: it is no whole number.
     """
+    check_whole(name, documents)
     if documents < 0:
-        raise QuestionError(f"max_documents must not be negative, not {documents}")
+        raise QuestionError(f"{name} must not be negative, not {documents}")
 
 
 def nothing_stored(place: str, namespace: str) -> EmptyBank:

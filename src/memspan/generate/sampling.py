@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from memspan.types import check_whole
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,6 +31,9 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_whole("max_new_tokens", self.max_new_tokens)
+        if isinstance(self.stop, str):
+            raise TypeError(f"stop is a tuple of texts, as ({self.stop!r},), not one text")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         if not 0 <= self.temperature < float("inf"):

@@ -66,8 +66,8 @@ class LoadedModel:
 
 
 def convert(
-    source: str,
-    out: Path,
+    source: str | Path,
+    out: str | Path,
     *,
     dtype: torch.dtype = torch.bfloat16,
     template: str | None = None,
@@ -100,6 +100,7 @@ def convert(
         UnsupportedBackbone: the decoder cannot be served exactly.
         ValueError: an unknown template or similarity, or a setting that contradicts a released checkpoint's own.
     """
+    source, out = str(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not an empty folder; name another --out, or remove it")
     if template is not None and template not in TEMPLATES:
