@@ -207,7 +207,7 @@ def test_a_bank_with_a_blank_in_its_name_is_quoted_in_every_remedy(notes: Path, 
     bank = tmp_path / "my bank"
     assert f"make one with: memspan add {quoted(bank)} FILES..." in failed("ls", bank)
     later = memspan("add", bank, notes, "--later")
-    assert f"encode them with: memspan encode {quoted(bank)}\n" in later.err
+    assert f"encode the rest with: memspan encode {quoted(bank)}\n" in later.err
     (notes / "otter.txt").unlink()
     assert f"memspan sync {quoted(bank)} FOLDER" in memspan("ls", bank, "--stale").err
     message = failed("search", bank, "otter", "--selector", "lexical", "-n", "my own")
@@ -372,6 +372,15 @@ def test_a_server_names_the_bank_that_it_makes(bank: Path, tmp_path: Path, monke
     monkeypatch.setattr("memspan.serve.mcp.loading_mcp", lambda *_: SimpleNamespace(run=lambda _: None))
     assert memspan("mcp", new).err == made
     assert memspan("mcp", bank).err == ""
+
+
+def test_one_is_one(tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    shown = memspan("add", bank, "-", "--later", stdin="The walrus sleeps in Nome.")
+    assert "note: 1 document is not encoded yet" in shown.err
+    assert re.search(r"encoded 1 document, \d+ tokens in", memspan("encode", bank).out)
+    assert memspan("export", bank, tmp_path / "all.jsonl").err.startswith("1 document written to")
+    assert "forget 1 document?" in memspan("rm", bank, "*", stdin="y\n").err
 
 
 # --- encodings of the terminal ----------------------------------------------------------------------------------------

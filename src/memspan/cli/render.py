@@ -99,8 +99,8 @@ def report(done: AddReport, skipped: Sequence[Skipped], bank: TextBank, json_wan
     out.print(f"{ended}: {counts}")
     if done.documents:
         rate = done.tokens / done.seconds if done.seconds else 0.0
-        work = f"{done.documents:,} documents, {done.tokens:,} tokens in {done.seconds:.1f} s ({rate:,.0f} tokens/s)"
-        out.print(f"encoded {work}")
+        work = f"{counted(done.documents, 'document')}, {counted(done.tokens, 'token')}"
+        out.print(f"encoded {work} in {done.seconds:.1f} s ({rate:,.0f} tokens/s)")
     pending_note(done.pending, bank)
 
 
@@ -113,10 +113,9 @@ def name_skipped(skipped: Iterable[Skipped]) -> None:
 def pending_note(pending: int, bank: TextBank) -> None:
     """Say that documents are not encoded yet, if any are."""
     if pending:
-        err.print(
-            f"note: {pending:,} documents are not encoded yet and are found by their words only; "
-            f"encode them with: memspan encode {quoted(bank.place)}"
-        )
+        are = f"{counted(pending, 'document')} {'is' if pending == 1 else 'are'}"
+        command = f"memspan encode {quoted(bank.place)}"
+        err.print(f"note: {are} not encoded yet and found by words only; encode the rest with: {command}")
 
 
 def answer_footer(answer: Answer) -> None:
@@ -130,7 +129,7 @@ def answer_footer(answer: Answer) -> None:
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in answer.timings.items())
     received = f"; {size(answer.received_bytes)} from other ranks" if answer.received_bytes else ""
     tokens = f"{answer.num_prompt_tokens} + {answer.num_new_tokens} tokens"
-    pending = f"; {answer.pending:,} documents were not encoded yet: found by words only" if answer.pending else ""
+    pending = f"; {counted(answer.pending, 'document')} not encoded yet: found by words only" if answer.pending else ""
     wrote = f"; written by {answer.answerer}" if answer.answerer else ""
     removed = f"; {answer.removed_citations} citations without support left out" if answer.removed_citations else ""
     out.print(f"  selector {answer.selector}{wrote}; {tokens}; {seconds}{received}{removed}{pending}")
@@ -188,8 +187,8 @@ def summary(found: Summary) -> None:
         out.print(one.text)
         out.print(f"  {'; '.join(map(_cited, one.sources))}  ({one.support:.0%} of its words)")
     out.print(
-        f"{found.num_documents} documents read in {found.num_batches} batches, {found.num_cited} of them cited; "
-        f"{found.num_unsupported} statements left out that no document supports"
+        f"{counted(found.num_documents, 'document')} read, {found.num_cited} of them cited; "
+        f"{counted(found.num_unsupported, 'statement')} left out that no document supports"
     )
 
 
@@ -242,8 +241,8 @@ class AddProgress:
         seconds = report.seconds - (self._encoding_from or 0.0)
         rate = report.tokens / seconds if seconds else 0.0
         texts = report.added + report.updated + report.unchanged
-        encoding = f"{report.documents:,} documents, {rate:,.0f} tokens/s"
-        text = encoding if report.documents else f"{texts:,} texts"
+        encoding = f"{counted(report.documents, 'document')}, {rate:,.0f} tokens/s"
+        text = encoding if report.documents else counted(texts, "text")
         done, total = self._done_of(report)
         if self._bar:
             self._bar.update(self._task, completed=done, total=total, description=text)
@@ -278,6 +277,11 @@ class CountProgress:
 
     def __call__(self, done: int, total: int) -> None:
         self._bar.update(self._task, completed=done, total=total)
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things for people."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def size(num_bytes: float) -> str:

@@ -270,8 +270,7 @@ def _ask_to_forget(external_ids: Sequence[str]) -> None:
         render.err.print(render.one_line(external_id))
     if len(external_ids) > _MOST_SHOWN:
         render.err.print(f"... and {len(external_ids) - _MOST_SHOWN} more")
-    count = len(external_ids)
-    typer.confirm(f"forget {count} document{'s' * (count > 1)}?", abort=True, err=True)
+    typer.confirm(f"forget {render.counted(len(external_ids), 'document')}?", abort=True, err=True)
 
 
 @command
@@ -354,7 +353,7 @@ def _export_lines(bank: TextBank, out: Path, history: bool) -> None:
         raise MemspanError(f"{out} exists; name another file")
     with out.open("w", encoding="utf-8", newline="\n") as stream:
         count = export_documents(bank, stream, history=history)
-    render.err.print(f"{count} documents written to {out}")
+    render.err.print(f"{render.counted(count, 'document')} written to {out}")
 
 
 def _read_text(file: Path) -> str:

@@ -118,5 +118,5 @@ def _report(done: SyncReport, memory: Memory, as_json: bool) -> None:
     if as_json:
         render.as_json({**dataclasses.asdict(done), "bank": memory.bank.catalog.counts()})
         return
-    render.out.print(f"{_counts(done.plan)}; {done.forgotten} documents forgotten")
+    render.out.print(f"{_counts(done.plan)}; {render.counted(done.forgotten, 'document')} forgotten")
     render.report(done.done, done.done.skipped, memory.bank, as_json)
