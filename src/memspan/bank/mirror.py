@@ -84,7 +84,7 @@ class Mirror:
             found = read_latest(self.store)
             if found is None:
                 raise StoreError(
-                    f"no bank was published at {self.store.url}; publish one: memspan publish BANK {quoted(place)}"
+                    f"no bank was published at {self.store.url}; publish one: memspan publish BANK {quoted(self.store.url)}"
                 )
             self.edition, self.folder = found.edition, root / found.edition.bank
         except StoreError as error:

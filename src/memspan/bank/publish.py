@@ -75,7 +75,7 @@ def publish(
         BankMismatch: another bank, or a later state of this one, is published there.
         BankBusy: another process publishes this bank.
         StoreError: the URL cannot be reached or written. What was there is there still; publishing again goes on.
-        BankError: a file of the bank is damaged, or the URL holds something else than a published bank.
+        BankError: a file of the bank is damaged, or a folder of this machine holds something else.
     """
     if keep < 1:
         raise ValueError(f"at least one edition is kept, not {keep}")
@@ -90,8 +90,8 @@ def publish(
         identity = bank_id(bank.catalog)
         latest = read_latest(store)
         before = None if latest is None else latest.edition
-        if latest is None:
-            check_free(store)
+        if latest is None and store.is_local:
+            _check_free(store)
         with bank.pinned_catalog() as catalog:  # no file that it names is unlinked meanwhile
             check_follows(before, identity, catalog.commits(), store.url)
             copy = _copied(catalog, Path(scratch))
@@ -110,10 +110,10 @@ def publish(
     return Publication(store.url, edition.number, edition.commit, is_new, *done)
 
 
-def check_free(store: Store) -> None:
+def _check_free(store: Store) -> None:
     """
     Raises:
-        BankError: nothing was published there, and something else is there.
+        BankError: something else than what publishing writes is there: the folder may be mistyped.
     """
     others = sorted(name for name in store.sizes() if not (is_ours(name) or name.rpartition("/")[2].startswith(".")))
     if others:
