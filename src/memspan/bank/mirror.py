@@ -83,9 +83,8 @@ class Mirror:
         try:
             found = read_latest(self.store)
             if found is None:
-                raise StoreError(
-                    f"no bank was published at {self.store.url}; publish one: memspan publish BANK {quoted(self.store.url)}"
-                )
+                url = self.store.url
+                raise StoreError(f"no bank was published at {url}; publish one: memspan publish BANK {quoted(url)}")
             self.edition, self.folder = found.edition, root / found.edition.bank
         except StoreError as error:
             found = None
