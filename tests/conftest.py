@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Generator, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import allowed_skips
@@ -18,6 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
+from memspan.bank import clock
 from memspan.model.runtime import pick_device
 
 # What is started in the background, or by nohup, ignores these, and so would all that tests start and signal.
@@ -59,6 +61,14 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> list[timedelta]:
+    """How far the bank's clock is ahead: the last of these."""
+    ahead, real = [timedelta()], clock.now
+    monkeypatch.setattr(clock, "now", lambda: real() + ahead[-1])
+    return ahead
 
 
 @pytest.fixture(params=sorted({"cpu", pick_device().type}))

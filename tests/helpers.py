@@ -14,6 +14,7 @@ import string
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -161,6 +162,14 @@ def tiny_loaded(family: str = "llama", seed: int = 0, **msa: Any) -> LoadedModel
     """`tiny_model` with `tiny_tokenizer` and its template, as loading a checkpoint gives them."""
     model = tiny_model(family, seed, **msa)
     return LoadedModel(model, PromptTemplate(model.config.template_spec, tiny_tokenizer()), Path("tiny"))
+
+
+def endless_loaded() -> LoadedModel:
+    """A model that never ends an answer by itself."""
+    loaded = tiny_loaded()
+    loaded.template.stop_ids = frozenset()
+    loaded.model.generation_config.eos_token_id = None
+    return loaded
 
 
 def watch_encoding(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> list[str]:
@@ -452,7 +461,7 @@ class TensorMemory:
     def empty(cls, model: MSAForCausalLM) -> TensorMemory:
         """A memory without any document."""
         config = model.config
-        keys = torch.zeros(len(config.layers), 0, config.router_width)
+        keys = torch.zeros(len(config.layers), 0, config.num_kv_heads * config.head_dim)
         content = torch.zeros(len(config.layers), 0, 2, config.num_kv_heads, config.head_dim)
         return cls(model, EncodedDocuments(keys, content, ()))
 
@@ -480,6 +489,18 @@ class TensorMemory:
             doc_ids=tuple(tuple(ids.tolist()) for ids, _ in best),
             scores=tuple(tuple(scores.tolist()) for _, scores in best),
         )
+
+
+def give_row_scores(memory: TensorMemory) -> None:
+    """Let a memory give every row of what it retrieves a score, from -1 to 1."""
+    route = memory.route
+
+    def scored(*args: Any) -> Retrieved:
+        found = route(*args)
+        scores = torch.linspace(-1, 1, found.mask_BM.shape[1])[None] * found.mask_BM
+        return replace(found, row_scores_BM=scores)
+
+    memory.route = scored  # type: ignore[method-assign]
 
 
 def ask_step(packed: PackedContexts, memory: LayerMemory | None) -> QueryStep:

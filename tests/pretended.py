@@ -39,14 +39,15 @@ class Pretended(torch.Tensor):
 class _Made(TorchFunctionMode):
     """What is made of numbers is made on the CPU and moved, and back: torch would ask the device itself."""
 
-    def __init__(self, waits: Counter[str]) -> None:
+    def __init__(self, waits: Counter[str], copied: list[int]) -> None:
         super().__init__()
-        self._waits = waits
+        self._waits, self._copied = waits, copied
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.tolist and isinstance(args[0], Pretended):
             self._waits["copy"] += 1
+            self._copied.append(args[0].numel())
             return args[0].held.tolist()
         if func not in (torch.tensor, torch.as_tensor) or torch.device(kwargs.get("device") or "cpu") != DEVICE:
             return func(*args, **kwargs)
@@ -59,12 +60,14 @@ class PretendedDevice(TorchDispatchMode):
 
     Attributes:
         waits: how often the CPU waited for the device, by what for: "copy", or something that depends on its numbers.
+        copied: of every copy to the CPU how many numbers.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
-        self._made = _Made(self.waits)
+        self.copied: list[int] = []
+        self._made = _Made(self.waits, self.copied)
 
     def __enter__(self) -> PretendedDevice:
         self._made.__enter__()
@@ -91,6 +94,7 @@ class PretendedDevice(TorchDispatchMode):
             on_device = isinstance(args[0], Pretended)
         if found and not on_device:
             self.waits["copy"] += 1
+            self.copied.append(max(one.numel() for one in found))
         elif found and func._overloadpacket in _WAITS:
             self.waits[_WAITS[func._overloadpacket]] += 1
         if on_device and func._overloadpacket is _aten._local_scalar_dense:

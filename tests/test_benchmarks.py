@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import save_backbone, tiny_manifest
+from helpers import save_backbone, tiny_loaded, tiny_manifest
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.synthetic import made_up, write_synthetic
@@ -250,3 +250,62 @@ def test_routing_in_a_gpus_memory_is_measured_on_any_device(
         monkeypatch.setattr(sys, "argv", ["gpu.py"])
         with pytest.raises(SystemExit, match=r"there is no GPU .* --device cpu"):
             gpu.main()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_are_decoded_beside_generate(rows: int) -> None:
+    import gpu
+    from backbone import plain_backbone
+
+    loaded = tiny_loaded()
+    loaded.template.stop_ids, loaded.model.generation_config = frozenset(), None
+    figures = gpu.measure_decoding(loaded, plain_backbone(loaded), rows, 16, 4)
+    assert (figures["rows"], figures["context"]) == (rows, 16) and figures["over_generate"] > 0
+    for side in ("memspan", "generate"):
+        assert figures[side]["tokens_per_second"] > 0 < figures[side]["first_token_seconds"]
+
+
+def _python(code: str) -> tuple[str, ...]:
+    return sys.executable, "-c", code
+
+
+def test_a_step_that_fails_or_takes_too_long_does_not_stop_the_others_and_the_exit_code_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import gpu_check
+
+    written = tmp_path / "gpu-decode.json"
+    chosen = {
+        "tests": gpu_check.Step(_python("print('two'); raise SystemExit(3)"), 60),
+        "routing": gpu_check.Step(_python("import time; time.sleep(600)"), 2),
+        "model": gpu_check.Step(("no such program",), 60),
+        "decode": gpu_check.Step(_python(f"open({str(written)!r}, 'w').write('{{\"runs\": [1]}}')"), 60),
+        "encode": gpu_check.Step(_python("print('\\udcff fine')"), 60),
+    }
+    (tmp_path / "gpu-encode.json").write_text("of a former run")
+    assert gpu_check.run_all(chosen, list(chosen), tmp_path, 600) == 1 + 2 + 4
+    reports = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [report["step"] for report in reports] == list(chosen)
+    assert [report["ok"] for report in reports] == [False, False, False, True, True]
+    assert reports[0]["exit"] == 3 and reports[0]["output"] == ["two"]
+    assert reports[1]["output"][-1] == "stopped after 2 s" and reports[1]["exit"] is None
+    assert "no such program" in reports[2]["output"][0]
+    assert reports[3]["figures"] == {"runs": [1]} and "figures" not in reports[4]
+    assert gpu_check.run_all(chosen, ["decode"], tmp_path, 600) == 0
+    assert gpu_check.run_all(chosen, ["decode", "encode"], tmp_path, -1) == 8 + 16
+    assert capsys.readouterr().out.count("no time is left") == 2
+
+
+def test_the_steps_of_a_gpu_are_commands_that_exist(tmp_path: Path) -> None:
+    import gpu_check
+
+    chosen = gpu_check.steps(tmp_path, "cuda")
+    assert list(chosen) == ["tests", "routing", "model", "decode", "encode"]
+    assert sum(step.seconds for step in chosen.values()) <= 480
+    for step in chosen.values():
+        for part in step.command:
+            assert not part.startswith("tests/") or (gpu_check.HERE.parent / part).exists()
+            assert not part.endswith(".py") or (gpu_check.HERE.parent / part).is_file()
+    (tmp_path / "gpu-model").mkdir()
+    (tmp_path / "gpu-model" / "config.json").write_text("{}")
+    assert gpu_check.run("model", chosen["model"], tmp_path, 60)["note"] == "it is there already"

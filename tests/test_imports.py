@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "memspan"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 _LEVELS = (
-    ("types", "config", "dates", "errors", "events", "files", "places", "registry", "stages"),
+    ("types", "config", "dates", "errors", "events", "files", "places", "registry", "stages", "version"),
     ("text", "ops"),
     ("model",),
     ("bank",),
@@ -25,7 +25,7 @@ _LEVELS = (
 )
 LEVEL = {part: level for level, parts in enumerate(_LEVELS) for part in parts}
 BASE = frozenset(
-    {"types", "config", "dates", "errors", "files", "places", "registry", "stages", "text", "ops", "model"}
+    {"types", "config", "dates", "errors", "files", "places", "registry", "stages", "version", "text", "ops", "model"}
 )
 
 

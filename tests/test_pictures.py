@@ -85,4 +85,5 @@ def test_the_site_has_the_pictures_and_no_package_does(tmp_path: Path) -> None:
         assert re.search(rf'[("]pictures/{name}[")]', index)
     assert "docs/pictures" not in index.partition("make_pictures")[0]
     # An sdist holds the sources of the package, and what a MANIFEST.in names.
-    assert not (ROOT / "MANIFEST.in").exists() and not list((ROOT / "src").rglob("*.png"))
+    assert (ROOT / "MANIFEST.in").read_text(encoding="utf-8") == "prune tests\n"
+    assert not list((ROOT / "src").rglob("*.png"))

@@ -25,7 +25,7 @@ from prose import (
 
 # docs/cli.md is made of help texts, which are read by themselves.
 PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != "cli.md"]
-PAGES += [*ROOT.glob("*/README.md"), *ROOT.glob("src/memspan/adapters/*/README.md"), ROOT / "README.md"]
+PAGES += [*ROOT.glob("*/README.md"), *ROOT.glob("src/memspan/adapters/*/README.md"), *ROOT.glob("*.md")]
 SOURCES = {"docstrings": of_docstrings, "help": of_help, "messages": of_messages, "descriptions": of_descriptions}
 
 PATTERNS = [

@@ -279,8 +279,3 @@ class MSAConfig(PretrainedConfig):
     def head_dim(self) -> int:
         """D, size of a head."""
         return getattr(self.text_config, "head_dim", None) or self.text_config.hidden_size // self.num_heads
-
-    @property
-    def router_width(self) -> int:
-        """W = G*D, width of a routing key."""
-        return self.num_kv_heads * self.head_dim

@@ -75,6 +75,25 @@ def _replace(partial: Path, path: Path) -> None:
             time.sleep(_PAUSE_SECONDS)
 
 
+def link(names: Mapping[Path, Path]) -> None:
+    """Give files second names in another folder, durably; a file system that has no links gets copies.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        OSError: the other folder cannot be written.
+    """
+    for source, path in names.items():
+        try:
+            os.link(source, path)
+        except (FileNotFoundError, FileExistsError):
+            if not path.is_file():
+                raise
+        except OSError:
+            with whole_file(path) as partial:
+                shutil.copyfile(source, partial)
+    sync_folder(next(iter(names.values())).parent)
+
+
 def remove(path: Path) -> bool:
     """Remove a file; False where it must wait, because on Windows someone has it open or mapped."""
     try:

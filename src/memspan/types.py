@@ -107,15 +107,6 @@ def _sha256(values: JSON) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def check_whole(name: str, value: object) -> None:
-    """
-    Raises:
-        TypeError: a value is no whole number.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is a whole number, not {value!r}")
-
-
 def is_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8 (it has no lone surrogates)."""
     try:

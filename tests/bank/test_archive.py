@@ -48,11 +48,6 @@ CORPUS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return tiny_loaded(max_document_tokens=64)
-
-
 @pytest.fixture
 def bank(tmp_path: Path) -> Iterator[MemoryBank]:
     """Two namespaces, three segments, a text in parts, one replaced, one deleted."""

@@ -41,11 +41,6 @@ DEFAULT = DEFAULT_NAMESPACE
 MANIFEST = tiny_manifest()
 
 
-@pytest.fixture
-def bank(tmp_path: Path) -> MemoryBank:
-    return MemoryBank.create(tmp_path / "bank", MANIFEST)
-
-
 # --- create and open ------------------------------------------------------------------------------------------------
 
 

@@ -39,22 +39,6 @@ CORPUS = [Document(name, f"The {name} lives in {city}.", metadata={"city": city}
 LONG = Document("long", " ".join(f"Sentence {number} is about the bittern." for number in range(40)), "Bittern")
 
 
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return tiny_loaded(max_document_tokens=64)
-
-
-@pytest.fixture
-def bank(tmp_path: Path, loaded: LoadedModel) -> Iterator[MemoryBank]:
-    with closing(MemoryBank.create(tmp_path / "bank", manifest_of(loaded))) as made:
-        yield made
-
-
-@pytest.fixture
-def memory(bank: MemoryBank, loaded: LoadedModel) -> Memory:
-    return Memory(bank, loaded)
-
-
 @pytest.fixture
 def encoded(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The text, in its template, of every document that the model encodes from here on."""

@@ -34,12 +34,6 @@ def loaded() -> LoadedModel:
     return tiny_loaded(max_document_tokens=64)
 
 
-@pytest.fixture
-def bank(tmp_path: Path, loaded: LoadedModel) -> Iterator[MemoryBank]:
-    with closing(MemoryBank.create(tmp_path / "bank", manifest_of(loaded))) as made:
-        yield made
-
-
 def _watched(
     monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, before: Callable[[int], None]
 ) -> list[Sequence[Sequence[int]]]:

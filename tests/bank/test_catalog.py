@@ -7,7 +7,7 @@ import math
 import random
 import re
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,6 @@ from memspan.errors import BankError, BankMismatch
 from memspan.types import Document, Span
 
 DEFAULT = DEFAULT_NAMESPACE
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Iterable[Catalog]:
-    catalog = Catalog(tmp_path / "catalog.sqlite", create=True)
-    yield catalog
-    catalog.close()
 
 
 def _documents(texts: dict[str, str]) -> list[Document]:

@@ -45,11 +45,6 @@ ROW = MANIFEST.row_bytes
 HEADER = 1200
 
 
-@pytest.fixture
-def bank(tmp_path: Path) -> MemoryBank:
-    return MemoryBank.create(tmp_path / "bank", MANIFEST)
-
-
 def _segments(bank: MemoryBank) -> set[Path]:
     return set((bank.folder / "segments").iterdir())
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,6 @@ from memspan.types import Document, Span
 DEFAULT = DEFAULT_NAMESPACE
 NEW, ONE, TWO, STAGED = "a" * 32, "b" * 32, "c" * 32, {"a": "d" * 32, "b": "e" * 32}
 FILES = SegmentFiles(NEW, 1, 2, 0, 10, "a", 20, "b")
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Iterable[Catalog]:
-    catalog = Catalog(tmp_path / "catalog.sqlite", create=True)
-    yield catalog
-    catalog.close()
 
 
 def _documents(texts: dict[str, str]) -> list[Document]:

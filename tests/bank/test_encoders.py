@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -21,6 +22,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import Part, encode_batch, manifest_of
 from memspan.bank.encoders import encode_for_first
 from memspan.bank.folder import segment_of
+from memspan.bank.texts import TextBank
 from memspan.bank.verify import verify
 from memspan.errors import BankBusy, BankError, RankError
 from memspan.model.convert import LoadedModel
@@ -127,7 +129,7 @@ def test_some_ranks_make_the_bank_that_one_makes(
     assert (report.added, report.documents, report.chunks) == (23, counts.documents, counts.chunks)
     assert (report.tokens, report.characters) == (counts.tokens, sum(len(document.text) for document in corpus))
     if commit_seconds:
-        assert counts.segments == ranks, "every rank wrote one"
+        assert counts.segments == 1 if ranks == 1 else counts.segments >= ranks, "a task is a segment"
     again = in_processes(lambda joined: _add(folder, loaded, corpus, joined), ranks)[0]
     assert (again.unchanged, again.documents) == (23, 0) and _content(folder) == expected
 
@@ -183,16 +185,10 @@ def test_a_rank_that_fails_is_named_on_all_and_what_was_committed_stays(
 
     def add_until_failure(joined: Ranks) -> Any:
         _after(6, failing, joined, fail)
-        try:
-            return _add(folder, loaded, corpus, joined, commit_seconds=0)
-        except MemoryError as error:
-            return str(error)
+        return _add(folder, loaded, corpus, joined, commit_seconds=0)
 
-    for rank, found in enumerate(in_processes(add_until_failure, 3)):
-        if (failing, where, rank) == (0, "writing", 0):
-            assert found == "no room", "as it does alone"
-        else:
-            assert _is_refused(found, f"rank {failing} failed (MemoryError: no room)"), found
+    for found in in_processes(add_until_failure, 3):
+        assert _is_refused(found, f"rank {failing} failed (MemoryError: no room)"), found
     assert 0 < len(_encoded(folder)) < len(_content(folder))
     report = in_processes(lambda joined: _add(folder, loaded, corpus, joined), 2)[0]
     assert (report.unchanged, report.pending) == (30, 0) and len(_encoded(folder)) == len(_content(folder))
@@ -276,6 +272,27 @@ def test_a_corpus_that_cannot_be_read_ends_all_and_what_came_before_is_kept(
     found = in_processes(add_all, 2)
     assert found[0] == "the disk is gone" and _is_refused(found[1], "rank 0 failed (OSError: the disk is gone)")
     assert len({stored.external_id for stored, *_ in _content(folder)}) == 13
+
+
+def test_others_change_the_bank_while_ranks_encode(tmp_path: Path, loaded: LoadedModel) -> None:
+    corpus = _corpus(20)
+    folder = _bank(tmp_path / "bank", loaded)
+
+    def add_all(joined: Ranks) -> AddReport:
+        deleted: list[str] = []
+
+        def progress(report: AddReport) -> None:
+            if report.documents and not deleted:  # its latents are on their way
+                deleted.append("doc 3")
+                with contextlib.closing(TextBank.open(folder)) as other:
+                    other.delete(deleted)
+
+        return _add(folder, loaded, corpus, joined, progress=progress, commit_seconds=1e9)
+
+    report = in_processes(add_all, 2)[0]
+    assert (report.added, report.pending) == (20, 0)
+    assert {stored.external_id for stored, *_ in _content(folder)} == {one.external_id for one in corpus} - {"doc 3"}
+    assert len(_encoded(folder)) == len(_content(folder)) and list((folder / "encoded").iterdir()) == []
 
 
 def test_a_bank_that_another_writes_is_refused_on_all(tmp_path: Path, loaded: LoadedModel) -> None:

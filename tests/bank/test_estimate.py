@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_loaded
 
 from memspan.bank import estimate as module
 from memspan.bank.add import add_documents
@@ -17,11 +16,6 @@ from memspan.bank.estimate import estimate
 from memspan.bank.segment import segment_paths
 from memspan.model.convert import LoadedModel
 from memspan.types import Document
-
-
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return tiny_loaded(max_document_tokens=64)
 
 
 def _corpus() -> list[Document]:

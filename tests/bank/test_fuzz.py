@@ -27,7 +27,6 @@ from helpers import (
     examples_here,
     latents_in,
     random_latents,
-    tiny_loaded,
     tiny_manifest,
 )
 from hypothesis import HealthCheck, Phase, example, given, settings
@@ -537,15 +536,16 @@ def _assert_imports_harmlessly(content: bytes, whole: Latents) -> None:
 late_flips = st.builds(lambda place, mask: _flip(-1 - place, mask), st.integers(0, 700), st.integers(1, 255))
 
 
+def _mutated(file: Path, mutations: list[Mutation]) -> bytes:
+    return functools.reduce(lambda content, mutate: mutate(content), mutations, file.read_bytes())
+
+
 @_fuzz(30)
 @given(mutations=mutations)
 def test_any_bytes_in_an_exported_bank_are_refused_or_harmless(
     closed: Path, exported: Path, mutations: list[Mutation]
 ) -> None:
-    content = exported.read_bytes()
-    for mutate in mutations:
-        content = mutate(content)
-    _assert_imports_harmlessly(content, _whole(closed))
+    _assert_imports_harmlessly(_mutated(exported, mutations), _whole(closed))
 
 
 @_fuzz(80)
@@ -554,15 +554,7 @@ def test_any_bytes_in_an_exported_bank_are_refused_or_harmless(
 def test_any_bytes_in_the_directory_of_an_exported_bank_are_refused_or_harmless(
     closed: Path, exported: Path, mutations: list[Mutation]
 ) -> None:
-    content = exported.read_bytes()
-    for mutate in mutations:
-        content = mutate(content)
-    _assert_imports_harmlessly(content, _whole(closed))
-
-
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return tiny_loaded(max_document_tokens=64)
+    _assert_imports_harmlessly(_mutated(exported, mutations), _whole(closed))
 
 
 def _import_lines(folder: Path, loaded: LoadedModel, content: str) -> None:

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny_loaded
 
 from memspan.bank import add
 from memspan.bank.add import add_documents, import_documents
 from memspan.bank.bank import MemoryBank
-from memspan.bank.encode import manifest_of
 from memspan.bank.verify import verify
 from memspan.errors import CorpusError, DuplicateDocument
 from memspan.generate.memory import Memory
@@ -31,16 +29,6 @@ DIFFERENT = {
     "type of a value": {"metadata": {"n": "1"}},
     "date": {"date": "2026-01-02"},
 }
-
-
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return tiny_loaded(max_document_tokens=64)
-
-
-@pytest.fixture
-def bank(tmp_path: Path, loaded: LoadedModel) -> MemoryBank:
-    return MemoryBank.create(tmp_path / "bank", manifest_of(loaded))
 
 
 def _fillers(count: int) -> list[Document]:
@@ -98,11 +86,6 @@ def test_ten_thousand_documents_later(bank: MemoryBank, loaded: LoadedModel) -> 
 
 
 # --- Python's lists -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def memory(bank: MemoryBank, loaded: LoadedModel) -> Memory:
-    return Memory(bank, loaded)
 
 
 @pytest.mark.parametrize("what", DIFFERENT)

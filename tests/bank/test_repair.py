@@ -44,11 +44,6 @@ def _encoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return tiny_loaded(max_document_tokens=64)
-
-
-@pytest.fixture(scope="module")
 def template(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two namespaces; texts in parts, one replaced, one deleted; three segments."""
     folder = tmp_path_factory.mktemp("repair") / "bank"

@@ -38,11 +38,6 @@ DEFAULT = DEFAULT_NAMESPACE
 MANIFEST = tiny_manifest()
 
 
-@pytest.fixture
-def bank(tmp_path: Path) -> MemoryBank:
-    return MemoryBank.create(tmp_path / "bank", MANIFEST)
-
-
 def _seen(snapshot: Snapshot) -> tuple[Any, ...]:
     """Everything a snapshot shows: text, full-text scores, latents."""
     latents = {

@@ -4,12 +4,14 @@ import gc
 import mmap
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import add_latents, random_latents, tiny_manifest
 
 from memspan.bank import coarse, shard, tiers
+from memspan.bank import moved as moving
 from memspan.bank.bank import MemoryBank
 from memspan.bank.segment import SegmentReader
 from memspan.bank.tiers import TensorCache, Tiers, resident_bytes
@@ -80,41 +82,87 @@ class _Moving:
 
     documents_N4, keys_bytes = torch.tensor([[1, 0, 4, 0], [2, 4, 4, 0]]), 1024
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0, has_stored: bool = True) -> None:
         self.given_back: list[int] = []
+        self.number, self.has_stored = number, has_stored
 
     def coarse_keys(self, layer: int) -> CoarseKeys:
-        return CoarseKeys(torch.full((8, 32), layer, dtype=torch.int8), torch.ones(8))
+        return CoarseKeys(torch.full((8, 32), 10 * self.number + layer, dtype=torch.int8), torch.ones(8))
 
     def give_back_coarse(self, layer: int) -> None:
         self.given_back.append(layer)
 
+    def stored_keys(self, layer: int) -> list[torch.Tensor]:
+        assert self.has_stored
+        return [torch.full((rows, 32), 10.0 * self.number + layer, dtype=torch.bfloat16) for rows in (3, 5)]
+
 
 MOVED_BYTES = 1024 // 2 + 4 * 8 * 2
+LAYERS, HERE = (3, 5), torch.device("cpu")
 
 
 @pytest.mark.parametrize(("room", "moved"), [(1.0, 1), (1.9, 1), (2.0, 2), (100.0, 3)])
 def test_an_accelerator_keeps_the_keys_of_the_first_segments_that_fit(room: float, moved: int) -> None:
-    readers, division = [_Moving() for _ in range(3)], Tiers(device_budget=int(room * MOVED_BYTES))
+    readers, division = [_Moving(number) for number in range(3)], Tiers(device_budget=int(room * MOVED_BYTES))
     for _ in range(2):  # what is there already is not moved again
-        assert division.move(readers, (3, 5), torch.device("cpu")) == moved
+        assert division.move(readers, LAYERS, HERE) == moved
     assert [reader.given_back for reader in readers] == [[3, 5]] * moved + [[]] * (3 - moved)
-    assert torch.all(division.moved_keys(readers[0], 5).key_CW == 5)
+    (run,) = division.runs(readers[:moved])
+    assert (run.first, run.last) == (0, 8 * moved), "one call scores all of them"
+    assert run.coarse(5).key_CW[:, 0].tolist() == [10 * (row // 8) + 5 for row in range(8 * moved)]
+    assert run.coarse(3).scale_C.tolist() == [1.0] * 8 * moved
+
+
+@pytest.mark.parametrize(("room", "stored"), [(0, 0), (1023, 0), (1024, 1), (2047, 1), (3 * 1024, 3), (10**6, 3)])
+def test_what_is_left_of_the_room_holds_the_stored_keys_of_the_first(room: int, stored: int) -> None:
+    readers, division = [_Moving(number) for number in range(3)], Tiers(device_budget=3 * MOVED_BYTES + room)
+    assert division.move(readers, LAYERS, HERE) == 3
+    runs = division.runs(readers)
+    assert sum(run.last - run.first for run in runs if run.has_stored) == 8 * stored
+    for run in runs:
+        assert not run.has_stored or torch.equal(run.stored(3), run.coarse(3).key_CW.bfloat16())
+    assert [run.first for run in runs] == [0, *(run.last for run in runs[:-1])]
+
+
+def test_stored_keys_that_are_on_another_machine_stay_there() -> None:
+    readers = [_Moving(0), _Moving(1, has_stored=False), _Moving(2)]
+    division = Tiers(device_budget=10**6)
+    assert division.move(readers, LAYERS, HERE) == 3
+    assert [run.has_stored for run in division.runs(readers)] == [True, False]
+
+
+def test_segments_that_come_later_are_runs_of_their_own_whatever_the_order() -> None:
+    readers, division = [_Moving(number) for number in range(4)], Tiers(device_budget=10**6)
+    division.move(readers[:2], LAYERS, HERE)
+    assert division.move([readers[0], readers[3], readers[1]], LAYERS, HERE) == 3
+    runs = division.runs([readers[0], readers[3], readers[1]])
+    assert [(run.first, run.last, int(run.coarse(3).key_CW[0, 0])) for run in runs] == [
+        (0, 8, 3), (8, 16, 33), (16, 24, 13)
+    ]  # fmt: skip
+
+
+def test_keys_that_are_there_count_against_the_budget() -> None:
+    readers, division = [_Moving(number) for number in range(4)], Tiers(device_budget=2 * MOVED_BYTES)
+    assert division.move(readers[:2], LAYERS, HERE) == 2
+    assert division.move(readers[2:], LAYERS, HERE) == 0, "those of the first two are there"
+    del readers[:2]
+    gc.collect()
+    assert division.move(readers, LAYERS, HERE) == 2
 
 
 def test_a_gpu_budget_without_room_for_one_segment_is_refused_with_the_number() -> None:
     with pytest.raises(BudgetError, match=r"GPU memory budget of 0\.00 GB .* at least 0\.01 GB, or --device cpu"):
-        Tiers(device_budget=MOVED_BYTES - 1).move([_Moving()], (3, 5), torch.device("cpu"))
+        Tiers(device_budget=MOVED_BYTES - 1).move([_Moving()], LAYERS, HERE)
 
 
 def test_what_is_free_on_an_accelerator_is_used_and_too_little_leaves_keys_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tiers, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(moving, "free_bytes", lambda device: 0)
     division = Tiers()
     for _ in range(2):  # nor at the next question
-        assert division.move([_Moving()], (3, 5), torch.device("cpu")) == 0
-    monkeypatch.setattr(tiers, "free_bytes", lambda device: 10**9)
+        assert division.move([_Moving()], LAYERS, HERE) == 0
+    monkeypatch.setattr(moving, "free_bytes", lambda device: 10**9)
 
     tried = []
 
@@ -122,21 +170,74 @@ def test_what_is_free_on_an_accelerator_is_used_and_too_little_leaves_keys_on_th
         tried.append(device)
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(tiers, "to_device", full)
+    monkeypatch.setattr(moving, "to_device", full)
     for division in (Tiers(), Tiers(device_budget=10**9)):
         tried.clear()
         for _ in range(2):
-            assert division.move([_Moving()], (3, 5), torch.device("cpu")) == 0
+            assert division.move([_Moving()], LAYERS, HERE) == 0
         assert len(tried) == 1, "what did not fit is not tried at every question"
     assert "cpu has no room for 0.00 GB of keys; they stay on the CPU" in caplog.text
 
 
-def test_keys_of_segments_that_are_gone_leave_the_accelerator() -> None:
+@pytest.mark.parametrize("given", [True, False])
+def test_keys_that_stay_on_the_cpu_are_told_once_with_the_numbers(
+    given: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    room = int(1.5 * MOVED_BYTES)
+    monkeypatch.setattr(moving, "free_bytes", lambda device: room)
+    readers, division = [_Moving(number) for number in range(2)], Tiers(device_budget=room if given else None)
+    for _ in range(3):
+        assert division.move(readers, LAYERS, HERE) == 1
+    (record,) = caplog.records
+    what = "GPU memory budget" if given else "memory that is free there"
+    assert record.message == (
+        f"cpu has no room for all routing keys: 0.01 GB are wanted, and the {what} leaves 0.00 GB; the others are "
+        "scored on the CPU"
+    )
+
+
+@pytest.mark.parametrize(("rows", "moved"), [(7, 0), (8, 1), (15, 1), (16, 2), (31, 2), (32, 4)])
+def test_memory_that_runs_out_has_half_of_the_keys_moved_and_so_on(
+    rows: int, moved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = torch.empty
+
+    def limited(*shape: int, **options: Any) -> torch.Tensor:
+        if shape[0] > rows:
+            raise torch.OutOfMemoryError
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(moving.torch, "empty", limited)
+    readers, division = [_Moving(number) for number in range(4)], Tiers(device_budget=10**6)
+    for _ in range(2):
+        assert division.move(readers, LAYERS, HERE) == moved
+    assert sum(run.last - run.first for run in division.runs(readers[:moved])) == 8 * moved
+    del readers[:moved]
+    gc.collect()
+    assert division.move([_Moving()], LAYERS, HERE) == bool(moved), "what is given up has room for others"
+
+
+def test_memory_that_runs_out_for_stored_keys_leaves_those_in_8_bits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(moving.torch, "empty_like", full)
     reader, division = _Moving(), Tiers(device_budget=10**6)
-    division.move([reader], (3, 5), torch.device("cpu"))
-    kept = weakref.ref(division.moved_keys(reader, 3).key_CW)
-    assert kept() is not None
-    del reader
+    assert division.move([reader], LAYERS, HERE) == 1
+    assert [run.has_stored for run in division.runs([reader])] == [False]
+    assert "candidates are scored exactly on the CPU" in caplog.text
+
+
+def test_keys_of_segments_that_are_gone_leave_the_accelerator() -> None:
+    readers, division = [_Moving(), _Moving()], Tiers(device_budget=10**6)
+    division.move(readers, LAYERS, HERE)
+    kept = weakref.ref(division.runs(readers)[0].pool.coarse[3].key_CW)
+    readers.pop()
+    gc.collect()
+    assert kept() is not None, "those of the other are beside"
+    readers.pop()
     gc.collect()
     assert kept() is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -233,3 +234,60 @@ def test_a_wrong_budget_and_several_processes_are_refused_before_a_model_is_load
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "without torchrun" in failed(*command)
     assert not (tmp_path / "run").exists()
+
+
+def encoded_now(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Grows with every memory that is encoded from now on."""
+    seen: list[object] = []
+    monkeypatch.setattr(
+        "memspan.generate.documents.add_documents", lambda *a, **k: seen.append(a) or add_documents(*a, **k)
+    )
+    return seen
+
+
+def test_runs_of_one_memory_share_its_encoding(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = encoded_now(monkeypatch)
+    bank = tmp_path / "bank.jsonl"
+    passages = [{**question(n)["positives"][0], "external_id": f"b{n}", "source": "x"} for n in range(4)]
+    bank.write_text("\n".join(map(json.dumps, [*passages, {"external_id": "d", "text": "Filler."}])))
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps(question(2)))
+    options = ("--distractors", bank, "--arms", "router@2,oracle")
+    first = evaluate(tmp_path / "a", "jsonl", "--data", data, *options)
+    again = evaluate(tmp_path / "b", "jsonl", "--data", data, *options, "--seed", 3)
+    alone = evaluate(tmp_path / "c", "jsonl", "--data", other, *options)
+    assert len(encoded) == 1 and not (tmp_path / "a" / "bank").exists()
+    assert first["memories"] == again["memories"] == alone["memories"]
+    assert all(row["used"] == ["b2"] for row in alone["rows"] if row["arm"] == "oracle")
+    evaluate(tmp_path / "d", "jsonl", "--data", data, *options, "--memory-tokens", 1000)
+    assert len(encoded) == 2, "a bounded memory is another one"
+    evaluate(tmp_path / "e", "jsonl", "--data", other, *options, "--keep-banks", 0)
+    assert len(encoded) == 2 and not [path for path in (tmp_path / "cache" / "eval").iterdir() if path.is_dir()]
+    evaluate(tmp_path / "e", "jsonl", "--data", other, *options, "--keep-banks", 0)
+    assert len(encoded) == 2, "a finished run is not made again"
+    evaluate(tmp_path / "f", "jsonl", "--data", other, *options, "--keep-banks", "1KB")
+    assert len(encoded) == 3, "they were removed"
+    assert "6GB or 512MiB, not 'few'" in failed("eval", "vt", "--out", tmp_path / "g", "--keep-banks", "few")
+
+
+def test_a_run_of_a_former_version_goes_on_with_its_own_bank(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("jsonl", "--data", data, "--arms", "bm25@2")
+    out = tmp_path / "run"
+    evaluate(out, *options)
+    (kept,) = (path for path in (tmp_path / "cache" / "eval").iterdir() if path.is_dir())
+    for name in ("bank", "encoding.jsonl"):
+        (kept / name).rename(out / name)
+    for name in ("rows.jsonl", "result.json"):
+        (out / name).unlink()
+    encoded = encoded_now(monkeypatch)
+    assert len(evaluate(out, *options)["rows"]) == 5 and not encoded
+
+
+def test_the_hours_are_said_after_the_first_questions(data: Path, tmp_path: Path) -> None:
+    options = ("jsonl", "--data", data, "--arms", "none,bm25@1", "--max-new-tokens", 1, "--out")
+    told = memspan("eval", *options, tmp_path / "a", "--batch", 2).err
+    (hours,) = re.findall(r"(\d+) answers to come: about [\d.]+ hours", told)
+    assert hours == "6" and told.index("bm25@1: 2 of 5") < told.index("to come") < told.index("none: 4 of 5")
+    assert "to come" not in memspan("eval", *options, tmp_path / "b", "--batch", 8).err

@@ -84,7 +84,7 @@ def test_help_of_all_commands_imports_what_their_options_are_made_of_and_nothing
     program += "    print(sorted(name for name in sys.modules if name.startswith('memspan.')), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     found = {name.split(".")[1] for name in ast.literal_eval(done.stderr.splitlines()[-1])}
-    assert found == {"cli", "dates", "errors", "events", "files", "places", "serve", "types"}
+    assert found == {"cli", "dates", "errors", "events", "files", "places", "serve", "types", "version"}
     assert "'memspan.serve.settings'" in done.stderr and "'memspan.serve.keys'" not in done.stderr
 
 

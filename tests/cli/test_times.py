@@ -17,14 +17,6 @@ OTTER = "notes/otter.txt"
 pytestmark = pytest.mark.usefixtures("no_model")
 
 
-@pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> list[timedelta]:
-    """How far the bank's clock is ahead: the last of these."""
-    ahead, real = [timedelta()], clock.now
-    monkeypatch.setattr(clock, "now", lambda: real() + ahead[-1])
-    return ahead
-
-
 def _metadata(bank: Path, *options: str) -> dict:
     (found,) = (one for one in memspan("ls", bank, "--json", *options).json if one["external_id"] == OTTER)
     found["metadata"].pop("path", None)

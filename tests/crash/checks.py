@@ -25,13 +25,13 @@ from shim import Mode, Shim
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
-from memspan.bank.folder import coarse_path, segment_paths
+from memspan.bank.folder import coarse_path, encoded_folder, segment_of, segment_paths
 from memspan.bank.verify import verify
 from memspan.errors import BankError
 from memspan.types import EncodedDocuments
 
 _CATALOG = {f"catalog.sqlite{suffix}" for suffix in ("", "-wal", "-shm", "-journal")}
-_FILES = _CATALOG | {"writer.lock", "writer.pid", "encoder.lock", "segments", "readers"}
+_FILES = _CATALOG | {"writer.lock", "writer.pid", "encoder.lock", "segments", "encoded", "readers"}
 _LOOK_SECONDS = 60
 
 
@@ -146,6 +146,22 @@ def check_left(folder: Path, scenario: Scenario, acknowledged: int) -> None:
         if faults := verify(bank):
             raise Broken(f"verify finds {faults}")
     _check_database(folder / "catalog.sqlite")
+    if scenario.repeats:
+        _check_repeated(folder, scenario)
+
+
+def _check_repeated(folder: Path, scenario: Scenario) -> None:
+    """Done again, it is done; nothing is left to be done once more."""
+    scenario.operate(folder, lambda: None)
+    with _opened(folder) as bank:
+        whole = _expected((scenario.states[-1] or {}) | {FURTHER.external_id: FURTHER})
+        if (found := _read(bank)) != whole:
+            raise Broken(f"done again: {_difference(whole, found)}")
+        if faults := verify(bank):
+            raise Broken(f"done again, verify finds {faults}")
+        left = [path.name for path in encoded_folder(folder).iterdir() if segment_of(path)]
+        if left:
+            raise Broken(f"done again, it leaves {left}")
 
 
 @contextlib.contextmanager

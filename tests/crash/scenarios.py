@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
@@ -37,14 +38,17 @@ import memspan.bank.reencode
 from memspan.bank import coarse
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE
+from memspan.bank.commit import place
 from memspan.bank.compaction import FAN_OUT
-from memspan.bank.edits import NewDocument, NewSource, add_sources, place_pending
+from memspan.bank.edits import NewDocument, NewSource, add_sources
 from memspan.bank.encode import Part
-from memspan.bank.folder import WrittenSegments, segments_folder, text_crc32
-from memspan.bank.segment import SegmentWriter
+from memspan.bank.encoded import Origin, write_segments
+from memspan.bank.folder import WrittenSegments, encoded_folder, segments_folder, text_crc32
+from memspan.bank.stored import StoredDocument
 from memspan.model.shipped import ModelNames
 from memspan.text.template import encoded_text
 from memspan.types import Document, EncodedDocuments, Span
+from memspan.version import VERSION
 
 MANIFEST = tiny_manifest()
 BANK = "bank"
@@ -90,6 +94,7 @@ class Scenario:
         states: the first, and that after each transaction. None: there need not be a bank.
         erased: what no file may hold any more once everything is acknowledged.
         bank: where the bank's folder is, below the one that faults strike.
+        repeats: whether doing it again gives the last state, whatever happened before.
     """
 
     prepare: Callable[[Path], None]
@@ -97,6 +102,7 @@ class Scenario:
     states: tuple[State | None, ...]
     erased: tuple[Entry, ...] = ()
     bank: str = BANK
+    repeats: bool = False
 
 
 @functools.cache
@@ -198,12 +204,36 @@ def encode(bank: MemoryBank, entry: Entry) -> None:
     """Give an entry that is there its latents, in one commit."""
     with bank.locked():
         stored = bank.catalog.documents_of(DEFAULT_NAMESPACE, entry.external_id)
-        segments = SegmentWriter(segments_folder(bank.folder), MANIFEST.msa_layers, 2**20)
-        for document, latents in zip(stored, entry.latents(), strict=True):
-            segments.append(document.id, text_crc32(document.encoded_text), latents)
-        parts = [NewDocument(document.id, document.span, 4) for document in stored]
-        place_pending(bank.catalog, DEFAULT_NAMESPACE, parts, WrittenSegments(*segments.finish()))
-        bank.merge_small(DEFAULT_NAMESPACE)
+        origin = Origin(VERSION, "", DEFAULT_NAMESPACE, MANIFEST)
+        place(bank, write_segments(segments_folder(bank.folder), origin, map(_part, stored, entry.latents())))
+
+
+def _holding_encoded(folder: Path) -> None:
+    """A bank of A, and of texts that others have encoded; their manifest stands beside the segments."""
+    _holding_pending(folder)
+    bank = MemoryBank.open(folder)
+    parts = [
+        _part(*one)
+        for entry in (B, C)
+        for one in zip(bank.catalog.documents_of(DEFAULT_NAMESPACE, entry.external_id), entry.latents(), strict=True)
+    ]
+    encoded_folder(folder).mkdir()
+    origin = Origin.of(bank, DEFAULT_NAMESPACE)
+    rows = [write_segments(encoded_folder(folder), origin, [part], by_content=True)[0] for part in parts]
+    (encoded_folder(folder) / "rows.json").write_text(json.dumps([row.as_json() for row in rows]), encoding="utf-8")
+    bank.close()
+
+
+def _commit_encoded(folder: Path, done: Done) -> None:
+    bank = MemoryBank.open(folder)
+    bank.commit(json.loads((encoded_folder(folder) / "rows.json").read_text("utf-8")))
+    done()
+    bank.close()
+
+
+def _part(stored: StoredDocument, latents: EncodedDocuments) -> Part:
+    document = NewDocument(stored.id, stored.span, 4)
+    return Part(document, [0] * 4, text_crc32(stored.encoded_text), latents.num_chunks[0], lambda: latents)
 
 
 def cuts(entry: Entry) -> list[Span]:
@@ -355,6 +385,9 @@ SCENARIOS: dict[str, Scenario] = {
         _holding_pending,
         _encode_one_and_delete_another,
         (state(A, B_TEXT, C_TEXT), state(A, B, C_TEXT), state(A, B)),
+    ),
+    "commit what others encoded": Scenario(
+        _holding_encoded, _commit_encoded, (state(A, B_TEXT, C_TEXT), state(A, B, C)), repeats=True
     ),
     "compact what is pending": Scenario(
         _holding_pending,

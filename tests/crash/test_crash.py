@@ -27,7 +27,7 @@ _HERE = Path(__file__).parent
 _LEAST_STATES = {Sampling.QUICK: 200, Sampling.USUAL: 1000, Sampling.THOROUGH: 1000}
 _MORE = Sampling.THOROUGH if os.environ.get("MEMSPAN_CRASH_THOROUGH") else Sampling.USUAL
 # One of those that make a bank, change it (at once, and in texts and latents), and remove files of it.
-_QUICK = ("create in new folders", "update", "remember", "compact and erase")
+_QUICK = ("create in new folders", "update", "remember", "commit what others encoded", "compact and erase")
 _SECONDS = 3600
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 

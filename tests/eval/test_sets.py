@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memspan.eval.sets import build_memory
+from memspan.eval.sets import build_memory, named_as
 from memspan.text.questions import UNDATED, Question, QuestionSet, passage
 from memspan.types import Document
 
@@ -18,6 +18,7 @@ def question(name: str, *positives: Document, negatives: tuple[Document, ...] = 
 
 
 A, B, C = passage("A", "one two three"), passage("B", "four five"), passage("", "six")
+OTHER = QuestionSet((question("q3", C),))
 SET = QuestionSet((question("q1", A, negatives=(B,)), question("q2", B, C)))
 
 
@@ -56,3 +57,16 @@ def test_namespaces_stay_apart() -> None:
     found = QuestionSet((first, second), {"x": (C,)})
     memories = build_memory(found, [Document("d", "far away")], count_words)
     assert {name: memory.documents for name, memory in memories.items()} == {"x": (C, A), "y": (B,)}
+
+
+def test_sets_of_the_same_files_have_the_same_documents() -> None:
+    files = [Document("b", B.text, B.title), Document("c2", C.text), Document("c1", C.text), Document("d", "far away")]
+    dated = Document("own", B.text, B.title, date="2024-01-02")
+    named = named_as(SET, files)
+    first, second = named.questions
+    assert [one.external_id for one in (*first.positives, *first.negatives)] == [A.external_id, "b"]
+    assert [one.external_id for one in second.positives] == ["b", "c2"]
+    assert named_as(QuestionSet((question("q", dated),)), files).questions[0].positives == (dated,), "another date"
+    kept = [build_memory(named_as(one, files), files, count_words)["default"].documents for one in (SET, OTHER)]
+    names = [{document.external_id for document in documents} for documents in kept]
+    assert names[0] - {A.external_id} == names[1]

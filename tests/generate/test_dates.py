@@ -27,17 +27,6 @@ SHORT = Sampling(max_new_tokens=2)
 NOTES = Path(__file__).parents[2] / "examples" / "notes"
 
 
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return tiny_loaded()
-
-
-@pytest.fixture
-def memory(tmp_path: Path, loaded: LoadedModel) -> Iterator[Memory]:
-    with Memory(MemoryBank.create(tmp_path / "bank", manifest_of(loaded)), loaded) as memory:
-        yield memory
-
-
 @pytest.fixture
 def contexts(monkeypatch: pytest.MonkeyPatch) -> list[list[Passage]]:
     """The passages of every context that is made."""

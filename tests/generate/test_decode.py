@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memspan.errors import QuestionError
-from memspan.generate import decode
+from memspan.generate import batching, decode
 from memspan.generate.decode import Decoding, check_fits, context_room
-from memspan.generate.sampling import Sampling, pick_token
+from memspan.generate.sampling import Sampling, pick_tokens
 from memspan.model.buffers import DecodeBuffers
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import QueryStep
@@ -51,8 +51,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
 
     def write(tokens: list[int]) -> None:
         left: Iterator[int] = iter(tokens)
-        monkeypatch.setattr(decode.DecodingState, "is_greedy", False)  # so that it is asked
-        monkeypatch.setattr(decode, "pick_token", lambda *_: next(left))
+        monkeypatch.setattr(batching, "pick_tokens", lambda *_: [next(left)])
 
     return write
 
@@ -100,9 +99,9 @@ def test_decoding_equals_one_pass_over_the_whole_sequence(
     context = random_context(3, 21, 4)
     steps: list[torch.Tensor] = []
 
-    def record(logits_V: torch.Tensor, *args: Any) -> int:
-        steps.append(logits_V.clone())
-        return pick_token(logits_V, *args)
+    def record(logits_RV: torch.Tensor, *args: Any) -> list[int]:
+        steps.append(logits_RV[0].clone())
+        return pick_tokens(logits_RV, *args)
 
     retrieved: dict[int, Retrieved] = {}
     join = DecodeBuffers.join
@@ -112,8 +111,7 @@ def test_decoding_equals_one_pass_over_the_whole_sequence(
         join(buffers, cache, found, *args)
 
     monkeypatch.setattr(DecodeBuffers, "join", keep)
-    monkeypatch.setattr(decode.DecodingState, "is_greedy", False)  # so that it is asked
-    monkeypatch.setattr(decode, "pick_token", record)
+    monkeypatch.setattr(batching, "pick_tokens", record)
     decoding = Decoding(loaded, [context], memory, GREEDY)
     for _ in decoding.run():
         pass

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import tiny_loaded
+from helpers import endless_loaded
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
@@ -34,17 +33,7 @@ OTTER, HERON, LYNX = "The otter lives in Rome.", "The heron lives in Oslo.", "Th
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    """A model that never ends an answer by itself."""
-    loaded = tiny_loaded()
-    loaded.template.stop_ids = frozenset()
-    loaded.model.generation_config.eos_token_id = None
-    return loaded
-
-
-@pytest.fixture
-def memory(tmp_path: Path, loaded: LoadedModel) -> Iterator[Memory]:
-    with Memory(MemoryBank.create(tmp_path / "bank", manifest_of(loaded)), loaded) as memory:
-        yield memory
+    return endless_loaded()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from helpers import FAMILIES, IM_END, WINDOW, TensorMemory, random_context, random_ids, tiny_loaded
+from helpers import FAMILIES, IM_END, WINDOW, TensorMemory, give_row_scores, random_context, random_ids, tiny_loaded
 
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.decode import Decoding
@@ -17,7 +17,7 @@ from memspan.model.convert import LoadedModel
 from memspan.model.costs import StepCosts
 from memspan.model.decoding import prepare
 from memspan.text.template import Context
-from memspan.types import Retrieved, Span
+from memspan.types import Span
 
 GREEDY = Sampling(max_new_tokens=24)
 SAMPLED = Sampling(max_new_tokens=24, temperature=0.5, seed=3)
@@ -124,14 +124,7 @@ def test_a_guide_sees_every_token_of_a_draft() -> None:
 def test_a_score_bias_is_added_for_every_token_of_a_draft() -> None:
     loaded = tiny_loaded(score_bias=6.0)
     memory = _memory(loaded)
-    route = memory.route
-
-    def scored(*args: torch.Tensor) -> Retrieved:
-        found = route(*args)  # type: ignore[arg-type]
-        rows = torch.linspace(-1, 1, found.mask_BM.shape[1])[None] * found.mask_BM
-        return Retrieved(found.keys_BGMD, found.values_BGMD, found.mask_BM, found.doc_ids, found.scores, rows)
-
-    memory.route = scored  # type: ignore[method-assign]
+    give_row_scores(memory)
     context = random_context(3, 9, 2)
     plain = _plain(loaded, context, memory, GREEDY)
     decoding = Decoding(loaded, [context], memory, GREEDY)

@@ -13,7 +13,6 @@ import torch
 from helpers import tiny_model, tiny_tokenizer
 from transformers import DynamicCache
 
-from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.config import TEMPLATES
@@ -58,15 +57,6 @@ def _loaded(markers: Sequence[str] = (END, ENOUGH), **settings: Any) -> LoadedMo
 @pytest.fixture(scope="module", params=["markers are tokens", "markers are text"])
 def loaded(request: pytest.FixtureRequest) -> LoadedModel:
     return _loaded() if request.param == "markers are tokens" else _loaded(())
-
-
-@pytest.fixture(scope="module")
-def filled(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("filled")
-    bank = MemoryBank.create(folder, manifest_of(loaded))
-    add_documents(bank, loaded, DOCUMENTS)
-    bank.close()
-    return folder
 
 
 @pytest.fixture
@@ -390,12 +380,11 @@ def test_the_loop_equals_a_run_from_scratch_of_the_whole_context(
     monkeypatch.setattr(Decoding, "run", lambda self: (decodings.append(self), run(self))[1])
     steps: list[torch.Tensor] = []
 
-    def record(logits_V: torch.Tensor, *_: Any) -> int:
-        steps.append(logits_V.clone())
-        return int(logits_V.argmax())
+    def record(logits_RV: torch.Tensor, *_: Any) -> list[int]:
+        steps.append(logits_RV[0].clone())
+        return logits_RV.argmax(-1).tolist()
 
-    monkeypatch.setattr("memspan.generate.decode.DecodingState.is_greedy", False)  # so that it is asked
-    monkeypatch.setattr("memspan.generate.decode.pick_token", record)
+    monkeypatch.setattr("memspan.generate.batching.pick_tokens", record)
     allowed, enough = RoutedIds.next_tokens, RoundProtocol(memory.loaded.template).retrieval_end[0]
     monkeypatch.setattr(
         RoutedIds, "next_tokens", lambda self, ids: allowed(self, ids) - ({enough} if not ids else set())

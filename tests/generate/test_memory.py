@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import save_backbone, tiny_loaded
+from helpers import endless_loaded, save_backbone, tiny_loaded
 
 from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
@@ -56,27 +56,13 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    """A model that never ends an answer by itself."""
-    loaded = tiny_loaded()
-    loaded.template.stop_ids = frozenset()
-    loaded.model.generation_config.eos_token_id = None
-    return loaded
+    return endless_loaded()
 
 
 @pytest.fixture(scope="module")
 def trained() -> LoadedModel:
     """The same model, said to have a trained router."""
     return tiny_loaded(router_trained=True)
-
-
-@pytest.fixture(scope="module")
-def filled(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bank that no test changes."""
-    folder = tmp_path_factory.mktemp("filled")
-    bank = MemoryBank.create(folder, manifest_of(loaded))
-    add_documents(bank, loaded, DOCUMENTS)
-    bank.close()
-    return folder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import add_latents, random_latents, read_latents, tiny_loaded, tiny_manifest
+from helpers import add_latents, endless_loaded, random_latents, read_latents, tiny_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,11 +50,7 @@ QUESTIONS = ("Which river is it?", "Where was the lynx at the river?")
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    """A model that never ends an answer by itself."""
-    loaded = tiny_loaded()
-    loaded.template.stop_ids = frozenset()
-    loaded.model.generation_config.eos_token_id = None
-    return loaded
+    return endless_loaded()
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -27,12 +26,6 @@ BEASTS = ("otter", "heron", "lynx", "badger")
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
     return tiny_loaded(max_document_tokens=64)
-
-
-@pytest.fixture
-def memory(tmp_path: Path, loaded: LoadedModel) -> Iterator[Memory]:
-    with Memory(MemoryBank.create(tmp_path / "bank", manifest_of(loaded)), loaded) as memory:
-        yield memory
 
 
 def pdf(path: Path, *pages: str) -> Path:

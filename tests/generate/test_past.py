@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 from helpers import tiny_loaded
 
-from memspan.bank import clock
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.bank.reencode import reencode
@@ -26,25 +24,6 @@ from memspan.types import Document
 
 SELECTORS = ("router", "lexical", "hybrid")
 SHORT = Sampling(max_new_tokens=2)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return tiny_loaded()
-
-
-@pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> list[timedelta]:
-    """How far the bank's clock is ahead: the last of these."""
-    ahead, real = [timedelta()], clock.now
-    monkeypatch.setattr(clock, "now", lambda: real() + ahead[-1])
-    return ahead
-
-
-@pytest.fixture
-def memory(tmp_path: Path, loaded: LoadedModel) -> Iterator[Memory]:
-    with Memory(MemoryBank.create(tmp_path / "bank", manifest_of(loaded)), loaded) as memory:
-        yield memory
 
 
 def _tell(memory: Memory) -> None:

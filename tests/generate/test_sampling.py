@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memspan.generate.sampling import Sampling, StopStrings, pick_token
+from memspan.errors import MemspanError
+from memspan.generate.sampling import Sampling, StopStrings, pick_tokens
+from memspan.ops import scoring
+
+
+def pick_token(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    return pick_tokens(logits_V[None], [sampling], [generator])[0]
 
 
 def _drawn(probabilities: list[float], sampling: Sampling, times: int = 300) -> list[int]:
@@ -16,7 +22,7 @@ def _drawn(probabilities: list[float], sampling: Sampling, times: int = 300) -> 
     return [pick_token(logits_V, sampling, generator) for _ in range(times)]
 
 
-# --- pick_token -----------------------------------------------------------------------------------------------------
+# --- pick_tokens -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -82,6 +88,78 @@ def test_a_seed_gives_the_same_draws_and_another_gives_others() -> None:
 def test_logits_in_half_precision_are_sampled() -> None:
     logits_V = torch.tensor([0.0, 50.0, 0.0], dtype=torch.bfloat16)
     assert pick_token(logits_V, Sampling(temperature=1.0), torch.Generator().manual_seed(0)) == 1
+
+
+SAMPLINGS = [
+    Sampling(temperature=0.7, seed=1),
+    Sampling(),
+    Sampling(temperature=1.3, top_p=0.8, seed=2),
+    Sampling(temperature=1e-300, seed=3),
+    Sampling(temperature=100.0, top_p=0.999, seed=4),
+    Sampling(temperature=0.7, top_p=0.01, seed=5),
+]
+
+
+def _generators(samplings: list[Sampling]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(sampling.seed) for sampling in samplings]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_question_is_given_in_any_batch_what_it_would_be_given_alone(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    logits = torch.randn(6, 20, 1000).to(dtype)
+    alone, together = _generators(SAMPLINGS), _generators(SAMPLINGS)
+    some = [4, 0, 2]
+    in_part = _generators(SAMPLINGS)
+    for step in range(20):
+        tokens = pick_tokens(logits[:, step].to(device), SAMPLINGS, together)
+        expected = [
+            pick_tokens(logits[row, step][None], [sampling], [alone[row]])[0] for row, sampling in enumerate(SAMPLINGS)
+        ]
+        assert tokens == expected
+        chosen = pick_tokens(logits[some, step].to(device), [SAMPLINGS[x] for x in some], [in_part[x] for x in some])
+        assert chosen == [tokens[row] for row in some]
+        for row in (1, 3, 5):
+            assert tokens[row] == int(logits[row, step].argmax())
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("number", [0, 1, 2**51, 2**52 - 1])
+def test_the_smallest_and_the_largest_number_draw_what_may_be_drawn(
+    number: int, top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([number]))
+    logits_V = torch.tensor([float("-inf"), 0.0, float("-inf"), 0.3, -0.2, float("-inf")])
+    token = pick_token(logits_V, Sampling(temperature=1.0, top_p=top_p), torch.Generator())
+    assert token in (1, 3, 4)
+    if top_p == 1:
+        assert token == {0: 1, 1: 1, 2**51: 3, 2**52 - 1: 4}[number]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("sampling", [Sampling(temperature=1.0), Sampling(temperature=1.0, top_p=0.5)])
+def test_logits_that_are_no_numbers_are_an_error(value: float, sampling: Sampling) -> None:
+    logits_RV = torch.zeros(2, 5)
+    logits_RV[1, 3] = value
+    with pytest.raises(MemspanError, match="no numbers to draw a token from; load it with --dtype float32"):
+        pick_tokens(logits_RV, [sampling] * 2, _generators([sampling] * 2))
+
+
+def test_nothing_but_forbidden_tokens_is_an_error() -> None:
+    with pytest.raises(MemspanError, match="no numbers"):
+        pick_token(torch.full((4,), float("-inf")), Sampling(temperature=1.0), torch.Generator())
+
+
+@pytest.mark.parametrize("number", [0, 2**51, 2**52 - 1])
+def test_a_device_without_float64_draws_in_float32(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([number]))
+    logits_RV = torch.randn(6, 50)
+    logits_RV[:, [0, 49]] = float("-inf")
+    expected = pick_tokens(logits_RV, SAMPLINGS, _generators(SAMPLINGS))
+    monkeypatch.setattr(scoring, "has_float64", lambda device: False)
+    assert pick_tokens(logits_RV, SAMPLINGS, _generators(SAMPLINGS)) == expected
+    assert not {0, 49} & set(expected)
 
 
 @pytest.mark.parametrize(

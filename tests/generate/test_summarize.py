@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from helpers import tiny_loaded
 
 from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
@@ -31,23 +30,9 @@ _PASSAGE = re.compile(r"\[\d+\]\. \([^)]*\) (.*)")
 Writer = Callable[[list[str]], str]
 
 
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return tiny_loaded()
-
-
-@pytest.fixture(scope="module")
-def bank(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("colours")
-    made = MemoryBank.create(folder, manifest_of(loaded))
-    add_documents(made, loaded, DOCUMENTS)
-    made.close()
-    return folder
-
-
 @pytest.fixture
-def memory(bank: Path, loaded: LoadedModel) -> Iterator[Memory]:
-    with Memory(MemoryBank.open(bank), loaded) as memory:
+def memory(filled: Path, loaded: LoadedModel) -> Iterator[Memory]:
+    with Memory(MemoryBank.open(filled), loaded) as memory:
         yield memory
 
 

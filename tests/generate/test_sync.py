@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import become_nobody, child_process, enterable_folder, receive, tiny_loaded
+from helpers import become_nobody, child_process, enterable_folder, receive
 
 from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
@@ -24,17 +24,6 @@ from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
 from memspan.text import corpus
 from memspan.types import Document
-
-
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return tiny_loaded()
-
-
-@pytest.fixture
-def memory(tmp_path: Path, loaded: LoadedModel) -> Iterator[Memory]:
-    with Memory(MemoryBank.create(tmp_path / "bank", manifest_of(loaded)), loaded) as memory:
-        yield memory
 
 
 @pytest.fixture

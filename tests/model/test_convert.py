@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from memspan.errors import CheckpointError, MemspanError, UnsupportedBackbone
+from memspan.generate.memory import Memory
 from memspan.model import convert as convert_module
 from memspan.model.convert import convert, load
 from memspan.model.modeling import MSAForCausalLM, is_router
@@ -251,6 +252,33 @@ def test_load_gives_the_number_format_and_device_asked_for(checkpoint: Path, dty
     assert {weight.device.type for weight in loaded.model.parameters()} == {"cpu"}
     assert not loaded.model.training
     assert loaded.path == checkpoint
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, {"": torch.device("cpu")}])
+def test_a_device_map_to_one_device_loads_and_one_to_several_is_refused(checkpoint: Path, device_map: Any) -> None:
+    assert load(checkpoint, device_map=device_map).model.device == torch.device("cpu")
+    with pytest.raises(MemspanError, match="serves one device"):
+        load(checkpoint, device_map={"backbone.model": device_map, "backbone.lm_head": "disk"})
+
+
+def test_a_memory_is_opened_with_how_its_model_is_loaded(checkpoint: Path, tmp_path: Path) -> None:
+    with Memory.open(tmp_path / "bank", checkpoint, create=True, device_map="cpu", dtype="bfloat16") as memory:
+        assert memory.loaded.model.dtype == torch.bfloat16
+    with pytest.raises(MemspanError, match="serves one device"):
+        Memory.open(tmp_path / "bank", checkpoint, device_map={"a": 0, "b": 1})
+    with pytest.raises(TypeError, match="no option 'device_maps'; did you mean 'device_map'"):
+        Memory.open(tmp_path / "bank", checkpoint, device_maps="cpu")  # type: ignore[call-arg]
+
+
+def test_a_device_without_room_for_the_model_is_named_with_the_size(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(MemspanError, match=r"cpu has no room for the model, whose weights take 0\.\d\d GB in torch"):
+        load(checkpoint, device="cpu")
 
 
 def test_the_default_model_is_converted_once_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

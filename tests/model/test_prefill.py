@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FAMILIES, WINDOW, TensorMemory, random_context, random_ids, tiny_model
+from helpers import FAMILIES, WINDOW, TensorMemory, give_row_scores, random_context, random_ids, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import DynamicCache
@@ -60,14 +60,7 @@ def test_tokens_that_a_round_before_has_run_stay_before_each_part(biased: bool) 
     model = tiny_model(score_bias=2.0) if biased else tiny_model()
     with torch.no_grad():
         memory = TensorMemory(model, model.encode(random_ids(9, 3, 8)))
-    route = memory.route
-
-    def scored(*args: Any) -> Retrieved:
-        found = route(*args)
-        scores = torch.linspace(-1, 1, found.mask_BM.shape[1])[None] * found.mask_BM
-        return Retrieved(found.keys_BGMD, found.values_BGMD, found.mask_BM, found.doc_ids, found.scores, scores)
-
-    memory.route = scored  # type: ignore[method-assign]
+    give_row_scores(memory)
     logits = []
     for size in (1_000_000, 3):
         logits.append(_run(model, BODIES["several"], memory, size, lower=True)[0])

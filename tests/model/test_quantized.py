@@ -120,6 +120,17 @@ def test_a_bank_is_of_one_quantisation(folder: Path, tmp_path: Path) -> None:
         assert memory.add(["The newt lives in Bern."]).added == 1
 
 
+def test_a_memory_is_opened_with_a_quantisation_and_a_map_to_its_device(folder: Path, tmp_path: Path) -> None:
+    how: Any = {"device_map": {"": "cpu"}, "quantization": _Config()}
+    with Memory.open(tmp_path / "bank", folder, create=True, **how) as memory:
+        memory.add(["The otter lives in Oslo."])
+        assert len(_rounded(memory.loaded)) == 4 * 7
+    with Memory.open(tmp_path / "bank", folder, **how) as memory:
+        assert memory.ask("Where does the otter live?", sampling=Sampling(max_new_tokens=4)).text is not None
+    with pytest.raises(BankMismatch):
+        Memory.open(tmp_path / "bank", folder, device="cpu")
+
+
 def test_what_quantises_routers_too_is_refused(folder: Path) -> None:
     AUTO_QUANTIZATION_CONFIG_MAPPING["rounded"] = _Eager
     with pytest.raises(UnsupportedBackbone, match="rounded quantized the routers"):

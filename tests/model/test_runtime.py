@@ -6,7 +6,8 @@ import torch
 from memspan.cli.choices import ModelChoice
 from memspan.cli.models import on_own_gpu
 from memspan.errors import MemspanError
-from memspan.model.runtime import fast_bfloat16, pick_device, pick_dtype
+from memspan.model import runtime
+from memspan.model.runtime import DeviceMap, fast_bfloat16, pick_device, pick_dtype, pick_one_device
 from memspan.ops import transfer
 from memspan.ops.attention import attend
 
@@ -143,3 +144,52 @@ def test_devices_of_which_it_is_not_known_that_they_take_grouped_heads_get_none(
     out = attend(query, key, key, torch.ones(1, 1, 3, 3, dtype=torch.bool, device=kind) if masked else None, None)
     assert out.shape == (rows, 3, 4, 8)
     assert seen == [(False, True) if kind == "cpu" else (True, False)]
+
+
+@pytest.mark.parametrize(
+    "device_map", ["cpu", torch.device("cpu"), {"": "cpu"}, {"": torch.device("cpu")}, {"a": "cpu", "b": "cpu"}]
+)
+def test_a_map_to_one_device_is_that_device(device_map: DeviceMap) -> None:
+    assert pick_one_device(None, device_map, 10**15) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("device_map", "named"),
+    [
+        ({"a": 0, "b": 1}, "cuda:0, cuda:1"),
+        ({"a": "cuda:0", "b": "cpu"}, "cpu, cuda:0"),
+        ({"a": 0, "b": "disk"}, "cuda:0, disk"),
+        ({"": "disk"}, "disk"),
+        ("disk", "disk"),
+        ({}, "no device"),
+    ],
+)
+def test_a_model_divided_over_devices_is_refused_by_their_names(device_map: DeviceMap, named: str) -> None:
+    with pytest.raises(MemspanError, match=f"puts the model on {named}, and a memory serves one device; name one"):
+        pick_one_device(None, device_map, 1)
+
+
+@pytest.mark.parametrize("device_map", ["cuda:77", 77, {"": 77}, {"": "no such device"}])
+def test_a_map_to_a_device_that_is_not_there_is_refused(device_map: DeviceMap) -> None:
+    with pytest.raises(MemspanError, match="is not present on this machine"):
+        pick_one_device(None, device_map, 1)
+
+
+def test_a_device_and_a_map_are_one_too_many() -> None:
+    with pytest.raises(MemspanError, match="device='cpu' or device_map='auto', not both"):
+        pick_one_device("cpu", "auto", 1)
+    assert pick_one_device("cpu", None, 1) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("how", ["auto", "balanced", "balanced_low_0", "sequential"])
+def test_a_map_that_chooses_takes_the_best_device_where_the_weights_fit(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = torch.device("cuda:0")
+    monkeypatch.setattr(runtime, "pick_device", lambda name=None: cuda)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 10**9, 16 * 10**9))
+    assert pick_one_device(None, how, 8 * 10**9) == cuda
+    with pytest.raises(MemspanError, match=r"its weights take 8\.01 GB, and cuda:0 has 8\.00 GB free; .*quantization"):
+        pick_one_device(None, how, 8 * 10**9 + 1)
+    monkeypatch.setattr(runtime, "pick_device", lambda name=None: torch.device("cpu"))
+    assert pick_one_device(None, how, 10**15) == torch.device("cpu")

@@ -8,11 +8,14 @@ own: this file, run as a script.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +81,20 @@ def test_without_a_gpu_or_an_interpreter_the_kernel_is_passed_over(monkeypatch: 
     assert integers.accelerator_way.__wrapped__(64, torch.device("cpu")) == "integers"
 
 
+@pytest.mark.parametrize(
+    ("installed", "reason"), [(True, "its kernel fails here"), (False, "Triton is not installed; pip install triton")]
+)
+def test_a_gpu_without_the_kernel_is_told(
+    installed: bool, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(integers, "_is_exact", lambda way, *_: way is integers.WAYS["integers"])
+    monkeypatch.setattr(integers, "find_spec", lambda name: object() if installed else None)
+    assert integers.accelerator_way.__wrapped__(64, torch.device("cuda:1")) == "integers"
+    assert f"routing keys on cuda:1 are scored by torch (integers), more slowly: {reason}" in caplog.text
+    caplog.clear()
+    assert integers.accelerator_way.__wrapped__(64, torch.device("mps")) == "integers" and not caplog.text
+
+
 @needs_triton
 @pytest.mark.parametrize(
     ("capability", "product"), [(80, r"mma\.sync.*s8\.s8\.s32"), (90, r"wgmma\.mma_async.*s8\.s8")]
@@ -100,9 +117,24 @@ def test_the_kernel_compiles_for_gpus_with_tensor_cores_and_without_spills(capab
         warnings.simplefilter("ignore")  # of a default of Triton's that will change, and does not matter here
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
     assert re.search(product, compiled.asm["ptx"]), "products are not made by tensor cores"
-    assert ".local" not in compiled.asm["ptx"], "registers are spilled"
+    assert ".local" not in compiled.asm["ptx"], "an array lies in memory"
+    assert _spilled_bytes(compiled.asm["ptx"], capability) == [0, 0], "registers are spilled"
     assert compiled.asm["cubin"]
     assert compiled.metadata.shared <= 99 * 1024, "of the smallest such card"
+
+
+def _spilled_bytes(ptx: str, capability: int) -> list[int]:
+    """Bytes of registers that the assembler stores in memory and loads from it."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    assembler = get_ptxas() if not inspect.signature(get_ptxas).parameters else get_ptxas(capability)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernel.ptx").write_text(ptx, encoding="utf-8")
+        arch = f"sm_{capability}a" if capability == 90 else f"sm_{capability}"
+        command = [assembler.path, "-v", f"--gpu-name={arch}", "kernel.ptx", "-o", "kernel.cubin"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [int(number) for number in re.findall(r"(\d+) bytes spill", done.stderr)]
 
 
 if __name__ == "__main__":

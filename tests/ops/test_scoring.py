@@ -3,14 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memspan.ops import naive
+from memspan.ops import naive, scoring
 from memspan.ops.scoring import (
     chunk_scores,
     document_scores,
     documents_above,
     exact_chunk_scores,
+    exact_document_scores,
     fold_keys,
     fold_queries,
+    has_float64,
     leading_documents,
     routing_queries,
     top_documents,
@@ -163,10 +165,72 @@ def test_exact_scores_do_not_depend_on_repeated_or_reordered_query_tokens() -> N
     assert torch.equal(exact_chunk_scores(query_TW, key_CW), exact_chunk_scores(longer, key_CW))
 
 
-def test_exact_scores_are_the_float64_scores_rounded_to_float32() -> None:
-    query_TW, key_CW = torch.randn(7, 128), torch.randn(301, 128)
-    expected = torch.stack([(query_TW.double() * row.double()).sum(-1).amax() for row in key_CW])
-    torch.testing.assert_close(exact_chunk_scores(query_TW, key_CW).double(), expected, rtol=1e-7, atol=1e-8)
+@pytest.mark.parametrize("width", [1, 6, 128, 1024, 4096])
+def test_exact_scores_are_the_float64_scores_within_a_ten_millionth_of_the_vectors_lengths(width: int) -> None:
+    query_TW, key_CW = torch.randn(7, width), torch.randn(301, width).bfloat16()
+    product_CT = key_CW.double() @ query_TW.double().T
+    lengths_CT = key_CW.double().norm(dim=1)[:, None] * query_TW.double().norm(dim=1)
+    error_C = (exact_chunk_scores(query_TW, key_CW).double() - product_CT.amax(1)).abs()
+    assert torch.all(error_C <= 1e-7 * lengths_CT.amax(1))
+
+
+def _awkward(count: int, width: int) -> torch.Tensor:
+    """Vectors of numbers of all sizes, in which sums in float64 are rounded, and differ with their order."""
+    exponents = torch.randint(-40, 40, (count, width))
+    return torch.ldexp(torch.randn(count, width), exponents)
+
+
+@pytest.mark.parametrize("width", [1, 3, 100, 128, 1000, 1024])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_exact_scores_do_not_depend_on_the_order_of_summing(width: int, dtype: torch.dtype) -> None:
+    query_TW, key_CW = (
+        _awkward(5, width),
+        torch.cat([_awkward(60, width).to(dtype), torch.zeros(1, width, dtype=dtype)]),
+    )
+    key_CW = key_CW.nan_to_num(1.0, 1.0, 1.0)  # beyond float16
+    scores = exact_chunk_scores(query_TW, key_CW)
+    for _ in range(3):
+        order = torch.randperm(width)
+        assert torch.equal(exact_chunk_scores(query_TW[:, order], key_CW[:, order]), scores)
+    # One after the other, which no library does.
+    rounded = scoring._rounded_queries(query_TW), scoring._rounded_keys(key_CW)
+    one_by_one = [max(sum((q * k).tolist()) for q in rounded[0]) for k in rounded[1]]
+    assert torch.equal(torch.tensor(one_by_one, dtype=torch.float64).float(), scores) and scores[-1] == 0
+
+
+def _ragged_documents(sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    rows_N = torch.tensor(sizes)
+    return rows_N.cumsum(0) - rows_N, rows_N
+
+
+@pytest.mark.parametrize("held", [1, 2**24])
+def test_documents_score_on_a_device_as_their_chunks_do_on_the_cpu(
+    held: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_KEYS_HELD", held)
+    first_N, rows_N = _ragged_documents([1, 5, 2, 9, 1, 1, 3])
+    query_BTW, key_CW = torch.randn(3, 4, 96), torch.randn(int(rows_N.sum()), 96).bfloat16()
+    document_BK = torch.tensor([[0, 3, 6, 6], [5, 4, 3, 2], [1, 1, 1, 1]])
+    found_BK = exact_document_scores(
+        query_BTW.to(device), key_CW.to(device), first_N[document_BK].to(device), rows_N[document_BK].to(device), 9
+    ).cpu()
+    assert found_BK.dtype == torch.float32
+    for found_K, query_TW, document_K in zip(found_BK, query_BTW, document_BK, strict=True):
+        for score, place in zip(found_K, document_K, strict=True):
+            rows_CW = key_CW[first_N[place] : first_N[place] + rows_N[place]]
+            assert score == exact_chunk_scores(query_TW, rows_CW).max()
+
+
+def test_documents_of_other_keys_neither_fail_nor_change_those_that_are_there() -> None:
+    query_BTW, key_CW = torch.randn(1, 4, 32), torch.randn(6, 32)
+    first_BK, rows_BK = torch.tensor([[-70, 0, 4, 500]]), torch.tensor([[3, 2, 2, 1]])
+    found_K = exact_document_scores(query_BTW, key_CW, first_BK, rows_BK, 3)[0]
+    for place, rows in ((1, slice(0, 2)), (2, slice(4, 6))):
+        assert found_K[place] == exact_chunk_scores(query_BTW[0], key_CW[rows]).max()
+
+
+def test_a_device_without_float64_is_known() -> None:
+    assert has_float64(torch.device("cpu")) and not has_float64(torch.device("mps"))
 
 
 def test_bfloat16_keys_score_cosines_within_five_thousandths(device: torch.device) -> None:

@@ -20,14 +20,6 @@ def place(request: pytest.FixtureRequest) -> dict[str, str]:
     return {"bank": "other", "namespace": request.node.name[:100]}
 
 
-@pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> list[timedelta]:
-    """How far the bank's clock is ahead: the last of these."""
-    ahead, real = [timedelta()], clock.now
-    monkeypatch.setattr(clock, "now", lambda: real() + ahead[-1])
-    return ahead
-
-
 def _add(http: httpx.Client, place: dict[str, str], text: str = "The mole digs.", **fields: Any) -> dict[str, Any]:
     response = http.post("/v1/memories", json={"id": "x", "text": text, **fields, **place})
     assert response.status_code == 201, response.text

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import random_context
 
-from memspan.text.packing import even_shares, length_batches, pack_contexts, padding_share
+from memspan.text.packing import even_shares, length_batches, pack_contexts
 from memspan.text.template import Context
 from memspan.types import Span
 
@@ -81,21 +81,13 @@ def test_length_batches_are_as_full_as_the_limit_and_their_padding_allow(max_tok
 def test_length_batches_of_passages_waste_less_than_a_twentieth() -> None:
     lengths = (120 * torch.empty(192).log_normal_(0.0, 0.5)).clamp(8, 512).int().tolist()
     batches = list(length_batches(lengths, 2048))
-    assert padding_share(lengths, batches) < 0.05
+    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
+    assert 1 - sum(lengths) / padded < 0.05
     assert len(batches) < 1.6 * sum(lengths) / 2048, "and are not many small ones"
 
 
 def test_no_sequences_make_no_batches() -> None:
     assert list(length_batches([], 100)) == []
-
-
-def test_padding_share_is_the_share_of_invalid_places_in_the_packed_batches() -> None:
-    contexts = [random_context(1, n, 1) for n in (1, 9, 4, 4, 30, 2)]
-    lengths = [len(context.ids) for context in contexts]
-    batches = list(length_batches(lengths, 33))
-    valid = torch.cat([pack_contexts([contexts[i] for i in batch], 0).valid.flatten() for batch in batches])
-    assert padding_share(lengths, batches) == pytest.approx(1 - valid.float().mean().item())
-    assert padding_share(lengths, [[index] for index in range(6)]) == 0
 
 
 def test_shares_are_even_and_hold_every_place_once() -> None:

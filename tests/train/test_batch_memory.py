@@ -127,9 +127,9 @@ def random_memory(top_k: int, **options: bool) -> tuple[BatchMemory, EncodedDocu
     """Five documents of 1, 3, 2, 1, 2 chunks, ids falling."""
     config = tiny_model(top_k_docs=top_k).config
     torch.manual_seed(3)
-    C = 9
+    C, width = 9, config.num_kv_heads * config.head_dim
     documents = EncodedDocuments(
-        torch.nn.functional.normalize(torch.randn(2, C, config.router_width), dim=-1).requires_grad_(),
+        torch.nn.functional.normalize(torch.randn(2, C, width), dim=-1).requires_grad_(),
         torch.randn(2, C, 2, config.num_kv_heads, config.head_dim).requires_grad_(),
         (1, 3, 2, 1, 2),
     )

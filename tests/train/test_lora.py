@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from memspan.errors import CheckpointError
 from memspan.generate.memory import Memory
-from memspan.model.adapter import adapter_bytes, apply_adapter, save_adapter
+from memspan.model.adapter import apply_adapter, save_adapter
 from memspan.model.convert import convert, load
 from memspan.model.lora import (
     LoraLinear,
@@ -240,12 +240,11 @@ def test_an_adapter_serves_what_was_trained(checkpoint: Path, tmp_path: Path, si
 
 
 def test_an_adapter_in_bfloat16_is_half_the_size(checkpoint: Path, tmp_path: Path) -> None:
-    model = trained_adapter(checkpoint, tmp_path / "wide", BOTH)
+    trained_adapter(checkpoint, tmp_path / "wide", BOTH)
     trained_adapter(checkpoint, tmp_path / "half", BOTH, dtype=torch.bfloat16)
-    sizes = [(tmp_path / name / "adapter.safetensors").stat().st_size for name in ("wide", "half")]
-    assert adapter_bytes(model) == 2 * adapter_bytes(model, dtype=torch.bfloat16)
-    for size, dtype in zip(sizes, (None, torch.bfloat16), strict=True):
-        assert 0 < size - adapter_bytes(model, dtype=dtype) < 8192
+    wide, half = (load_file(tmp_path / name / "adapter.safetensors") for name in ("wide", "half"))
+    assert wide.keys() == half.keys()
+    assert all(2 * half[name].nbytes == weight.nbytes for name, weight in wide.items())
     served = load(checkpoint, adapter=tmp_path / "half", dtype="float32").model
     assert served.config.router_trained
 

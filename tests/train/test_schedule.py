@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import pytest
 
-from memspan.train.schedule import SCHEDULES, lr_share
+from memspan.train.schedule import Schedule, lr_share
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", get_args(Schedule))
 def test_it_rises_to_its_highest_and_never_rises_again(schedule: str) -> None:
     shares = [lr_share(step, 20, schedule, warmup_steps=5, final=0.1) for step in range(20)]  # type: ignore[arg-type]
     assert shares[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])

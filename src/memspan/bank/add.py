@@ -13,7 +13,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.behind import BackgroundEncoder
 from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.edits import NewDocument, NewSource
-from memspan.bank.encode import COMMIT_SECONDS, EncodingRun, Progress, check_model, manifest_of
+from memspan.bank.encode import COMMIT_SECONDS, EncodingRun, Progress, check_model
 from memspan.bank.encoders import Encoders, ProcessGroup
 from memspan.bank.folder import WrittenSegments
 from memspan.bank.lines import read_exported
@@ -78,7 +78,7 @@ def add_documents(
     """
     check_namespace(namespace)
     run = EncodingRun(loaded, progress, should_stop, batch_tokens)
-    with Encoders(run, group, bank.folder, manifest_of(loaded).encoder_fingerprint) as encoders:
+    with Encoders(run, group, bank.folder, loaded) as encoders:
         check_model(bank.manifest, loaded)
         with bank.locked():
             remember(bank.catalog, loaded.names)
@@ -116,7 +116,7 @@ def encode_pending(
     """
     bank.check_owned("changed")
     run = EncodingRun(loaded, progress, should_stop, batch_tokens)
-    with Encoders(run, group, bank.folder, manifest_of(loaded).encoder_fingerprint) as encoders:
+    with Encoders(run, group, bank.folder, loaded) as encoders:
         check_model(bank.manifest, loaded)
         wanted = bank.catalog.namespaces() if namespaces is None else list(namespaces)
         if not BackgroundEncoder(bank, loaded, encoders, run, commit_seconds).encode(wanted):
@@ -269,7 +269,7 @@ class _Texts:
             unchanged=window.unchanged,
             characters=window.characters,
         )
-        self._encoders.encode([])  # the other ranks hear of this one, and it of them
+        self._encoders.hear()
 
 
 def _hashes(document: Document) -> tuple[str, str]:

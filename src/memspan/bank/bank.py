@@ -7,11 +7,11 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memspan.bank import clock, compaction, edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
@@ -27,11 +27,11 @@ from memspan.bank.folder import (
     text_crc32,
 )
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentReader, SegmentWriter
+from memspan.bank.segment import MAX_SEGMENT_BYTES, SegmentReader, SegmentWriter
 from memspan.bank.shard import Shard, join_small
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.stored import num_pending
-from memspan.bank.texts import TextBank, check_namespace
+from memspan.bank.texts import PATIENCE, TextBank, check_namespace
 from memspan.bank.tiers import TensorCache, Tiers
 from memspan.errors import BankBusy, BankError
 from memspan.places import BankPlace
@@ -39,11 +39,12 @@ from memspan.text.template import part_text
 from memspan.types import EncodedDocuments
 
 if TYPE_CHECKING:
+    from memspan.bank.commit import CommitReport
+    from memspan.bank.encoded import EncodedSegment
     from memspan.bank.mirror import Mirror
 
 _log = logging.getLogger(__name__)
 
-MAX_SEGMENT_BYTES = 256 * 2**20
 # Of masks of scopes, kept until the next commit: 32 of a million documents.
 _MASK_BYTES = 2**25
 # How long another process may take to make an empty bank, and how often it is looked for.
@@ -235,6 +236,24 @@ class MemoryBank(TextBank):
             compaction.merge_small(self.catalog, self.folder, self.manifest, namespace, max_bytes)
         except BankError as error:  # what was added is in the bank; a damaged old segment must not stop adding
             _log.warning("small segments of %s were not merged: %s", self.folder, error)
+
+    def commit(self, rows: Iterable[EncodedSegment | Mapping[str, Any]], patience: float = PATIENCE) -> CommitReport:
+        """Make encoded documents exist, in one transaction: the rows that an `Encoder` gave, or their JSON.
+
+        Files and rows are checked first. Documents that were committed before, or deleted or replaced since, are passed
+        over, and the report counts them.
+
+        Args:
+            patience: seconds to wait for another process that changes the bank.
+
+        Raises:
+            BankMismatch: a row is of another bank, model or version of memspan; nothing is committed.
+            BankError: a row is none, or a file is missing or damaged; nothing is committed.
+            BankBusy: another process changes the bank.
+        """
+        from memspan.bank.commit import commit
+
+        return commit(self, rows, patience)
 
     def compact(
         self, *, secure: bool = False, forget_versions: str | timedelta | None = None, timeout: float = 30.0

@@ -2,29 +2,28 @@
 
 Texts are found by their words meanwhile. The writer's lock is held for the commits alone, so others change the bank in
 between: what is no longer pending when its turn comes is not encoded, and what was deleted while it was encoded is not
-written.
+committed.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from itertools import islice
 
-from memspan.bank import edits
-from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
-from memspan.bank.encode import WINDOW_BATCHES, EncodingRun, Part, in_thread
+from memspan.bank.bank import MemoryBank
+from memspan.bank.commit import checked, place
+from memspan.bank.encode import WINDOW_BATCHES, EncodingRun, Part, in_thread, windows
+from memspan.bank.encoded import EncodedSegment, Origin, write_segments
 from memspan.bank.encoders import Encoders
-from memspan.bank.folder import WrittenSegments, segments_folder
+from memspan.bank.folder import segments_folder
 from memspan.bank.locks import encoder_lock
-from memspan.bank.segment import SegmentWriter
-from memspan.bank.stored import num_pending, pending_ids, still_pending
+from memspan.bank.segment import MAX_SEGMENT_BYTES
+from memspan.bank.stored import num_pending, still_pending
 from memspan.errors import BankError
 from memspan.model.convert import LoadedModel
 
-_PAGE = 256
 # How long a commit waits for another process that changes the bank.
 _PATIENCE_SECONDS = 30.0
 
@@ -51,7 +50,9 @@ class BackgroundEncoder:
         """
         self._bank, self._loaded, self._encoders, self._run = bank, loaded, encoders, run
         self._commit_seconds, self._wanted, self._after = commit_seconds, wanted, after
-        self._given: list[Part] = []  # to be encoded, since the last commit
+        # Since the last commit: what this process was given to encode, and what several have encoded and written.
+        self._given: list[Part] = []
+        self._written: list[EncodedSegment] = []
         self._committing = False
         self._reached = 0
         self._ahead = _Ahead(lambda: iter(()))
@@ -69,31 +70,29 @@ class BackgroundEncoder:
             return True
         self._run.find_pending(self._bank.catalog, waiting)
         with encoder_lock(self._bank.folder) as is_ours:
-            if is_ours:
-                # The other ranks write files between commits, which no sweep of another writer may take for leftovers.
-                several = self._encoders.num_ranks > 1
-                with self._bank.locked(_PATIENCE_SECONDS) if several else contextlib.nullcontext():
-                    for name in waiting:
-                        self._encode(name)
+            for name in waiting if is_ours else ():
+                self._encode(name)
         return is_ours
 
     def _encode(self, namespace: str) -> None:
         self._run.committed()
+        origin = Origin.of(self._bank, namespace)
         try:
             for batches in self._rounds(namespace):
-                self._given += (part for batch in batches for part in batch)
-                self._encoders.encode(batches)
+                if self._encoders.num_ranks == 1:
+                    self._given += (part for batch in batches for part in batch)
+                self._written += self._encoders.encode(batches, origin)
                 if self._run.report.interrupted:
                     break
                 if self._is_due:
-                    self._commit(namespace)
+                    self._commit(origin)
         except BaseException as error:
-            if self._encoders.in_step and not self._committing and not isinstance(error, BankError):
-                self._commit(namespace)
+            if not self._committing and not isinstance(error, BankError):
+                self._commit(origin)
             raise
         finally:
             self._ahead.wait()
-        self._commit(namespace)
+        self._commit(origin)
 
     @property
     def _is_due(self) -> bool:
@@ -101,14 +100,14 @@ class BackgroundEncoder:
         return self._run.seconds_since_commit >= self._commit_seconds or held >= MAX_SEGMENT_BYTES
 
     def _rounds(self, namespace: str) -> Iterator[_Batches]:
-        """What is pending, in the batches that are encoded before a commit may be: one, or of several ranks some."""
+        """What is encoded before a commit may be: a batch, or of several ranks a window each."""
         self._reached = self._after
         self._ahead = _Ahead(partial(self._windows, namespace))
-        windows, count = iter(self._ahead), self._encoders.num_ranks
+        read, count = iter(self._ahead), self._encoders.num_ranks
         if count == 1:
-            rounds = ([batch] for window in windows for batch in self._run.batches(window))
+            rounds = ([batch] for window in read for batch in self._run.batches(window))
         else:
-            rounds = ([batch for one in some for batch in self._run.batches(one)] for some in _together(windows, count))
+            rounds = _together(read, count)
         for batches in rounds:
             ids = [part.document.document_id for batch in batches for part in batch]
             pending = still_pending(self._bank.catalog, ids)
@@ -116,45 +115,33 @@ class BackgroundEncoder:
             yield [batch for batch in kept if batch]
 
     def _windows(self, namespace: str) -> Iterator[list[Part]]:
-        """What is pending, oldest first, about `WINDOW_BATCHES` batches at a time: batches are of like length then."""
-        window, tokens = list[Part](), 0
-        catalog = self._bank.catalog
-        while ids := pending_ids(catalog, namespace, self._reached, _PAGE):
-            self._reached = ids[-1]
-            for stored in catalog.documents(namespace, ids):
-                if not self._wanted(stored.external_id):
-                    continue
-                window.append(Part.of(stored.id, stored.span, stored.encoded_text, self._loaded.template))
-                tokens += window[-1].document.tokens
-                if tokens >= WINDOW_BATCHES * self._run.batch_tokens:
-                    yield window
-                    window, tokens = [], 0
-        if window:
+        """What is pending and was not read yet, oldest first, about `WINDOW_BATCHES` batches at a time."""
+        catalog, template = self._bank.catalog, self._loaded.template
+        size = partial(_window_tokens, self._run)
+        for window in windows(catalog, namespace, template, size, self._reached, self._wanted):
+            self._reached = window[-1].document.document_id
             yield window
 
-    def _commit(self, namespace: str) -> None:
-        """Write what was encoded since the last commit, and make it routable."""
+    def _commit(self, origin: Origin) -> None:
+        """Make what was encoded since the last commit routable."""
         done, self._given = [part for part in self._given if part.chunks], []
-        if not done:
+        written, self._written = self._written, []
+        if not (done or written):
             return
         self._ahead.wait()
         self._committing = True
-        one = self._encoders.num_ranks == 1
-        with self._bank.locked(_PATIENCE_SECONDS) if one else contextlib.nullcontext():
-            catalog = self._bank.catalog
-            pending = still_pending(catalog, [part.document.document_id for part in done])
+        written = checked(self._bank, written)
+        with self._bank.locked(_PATIENCE_SECONDS):
+            pending = still_pending(self._bank.catalog, [part.document.document_id for part in done])
             done = [part for part in done if part.document.document_id in pending]
-            segments = SegmentWriter(
-                segments_folder(self._bank.folder), self._bank.manifest.msa_layers, MAX_SEGMENT_BYTES
-            )
-            for part in done:
-                if part.encoded is not None:
-                    part.write(segments)
-            written = WrittenSegments.joined([WrittenSegments(*segments.finish()), *self._encoders.write()])
-            edits.place_pending(catalog, namespace, [part.document for part in done], written)
-            self._bank.merge_small(namespace)
+            written += write_segments(segments_folder(self._bank.folder), origin, done)
+            place(self._bank, written)
         self._committing = False
         self._run.committed()
+
+
+def _window_tokens(run: EncodingRun) -> int:
+    return WINDOW_BATCHES * run.batch_tokens
 
 
 class _Ahead:

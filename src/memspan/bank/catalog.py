@@ -17,7 +17,7 @@ from memspan.bank import clock
 from memspan.bank.database import Database
 from memspan.bank.folder import SegmentFiles
 from memspan.bank.formats import follow_format
-from memspan.bank.schema import SCHEMA
+from memspan.bank.schema import NAMESPACE_ID, SCHEMA
 from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, KEPT, LIVE, NAMED, PAST, Scope
 from memspan.bank.stored import Counts, StoredDocument, StoredSource, as_stored, encoded_texts, num_sources, of_both
 from memspan.bank.words import WordIndex
@@ -325,7 +325,7 @@ class Catalog(Database):
     def last_expiry(self, namespace: str) -> str | None:
         """The `expires` of what expired last and is not erased yet, or None. It changes with what is seen."""
         query = (
-            "SELECT max(expires) FROM sources WHERE namespace_id = (SELECT id FROM namespaces WHERE name = ?) "
+            f"SELECT max(expires) FROM sources WHERE namespace_id = {NAMESPACE_ID} "
             "AND expires <= moment() AND pinned = 0 AND deleted_in IS NULL"
         )
         return self.value(query, (namespace,))
@@ -396,5 +396,5 @@ class Catalog(Database):
 
 def _of_namespace(by_id: bool, name: str) -> str:
     """The condition on `sources s` of a namespace (the first value), and of a name (the second) if there is one."""
-    number = "(SELECT id FROM namespaces WHERE name = ?1)"
-    return f"s.id IN ({NAMED.format(number)})" if name else f"{'+' if by_id else ''}s.namespace_id = {number}"
+    of_all = f"{'+' if by_id else ''}s.namespace_id = {NAMESPACE_ID}"
+    return f"s.id IN ({NAMED.format(NAMESPACE_ID)})" if name else of_all

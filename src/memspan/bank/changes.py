@@ -8,13 +8,13 @@ from typing import Literal
 
 from memspan.bank import clock
 from memspan.bank.database import Database
-from memspan.bank.schema import CHANGES
+from memspan.bank.schema import CHANGES, NAMESPACE_ID
 from memspan.bank.scope import EVERYTHING, EXPIRED
 from memspan.dates import date_key, normal_date
 from memspan.errors import FilterError
 
 _WHEN = "coalesce({0}.recorded_at, {0}.added_at)"
-_OF_NAMESPACE = "namespace_id = (SELECT id FROM namespaces WHERE name = ?1)"
+_OF_NAMESPACE = f"namespace_id = {NAMESPACE_ID}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,19 @@ from pathlib import Path
 
 from memspan.bank import edits, ledger
 from memspan.bank.catalog import Catalog
-from memspan.bank.folder import SegmentFiles, WrittenSegments, is_partial, segment_of, segments_folder
+from memspan.bank.folder import (
+    SegmentFiles,
+    WrittenSegments,
+    encoded_folder,
+    is_partial,
+    segment_of,
+    segment_paths,
+    segments_folder,
+)
 from memspan.bank.locks import holders, pids
 from memspan.bank.manifest import Manifest
-from memspan.bank.segment import SegmentReader, SegmentWriter
+from memspan.bank.segment import SegmentReader, SegmentWriter, listed_documents
+from memspan.bank.stored import may_be_encoded
 from memspan.errors import BankBusy, BankError
 from memspan.files import remove, sync_folder
 
@@ -86,6 +95,10 @@ def erase(catalog: Catalog, folder: Path, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     for namespace in catalog.namespaces():
         edits.rebuild_words(catalog, namespace)
+    for path in _encoded_files(
+        encoded_folder(folder)
+    ):  # they may hold what was deleted; their documents are encoded again
+        remove(path)
     commit = catalog.commits()
     while readers := [name for name, seen in holders(folder).items() if seen < commit]:
         _wait(deadline, folder, pids(readers))
@@ -152,6 +165,8 @@ def drop_unwanted_staged(catalog: Catalog, folder: Path) -> None:
 def sweep(catalog: Catalog, folder: Path) -> bool:
     """Remove the files of segments that were never committed, and of retired ones that no snapshot sees.
 
+    Of those that were encoded without a lock, what may still be committed stays.
+
     Returns:
         Whether none was in use. Windows does not remove a file that is mapped; the next sweep tries again.
 
@@ -169,13 +184,42 @@ def sweep(catalog: Catalog, folder: Path) -> bool:
             # A commit that failed may still lie in the log and come back after a crash, unless another overwrites it.
             edits.overwrite_log(catalog)
         obsolete = [path for path in files if segment_of(path) in gone]
-        in_use = [path for path in (*unknown, *obsolete) if not remove(path)]
+        unwanted = _unwanted_encoded(catalog, encoded_folder(folder))
+        in_use = [path for path in (*unknown, *obsolete, *unwanted) if not remove(path)]
         if obsolete:
             sync_folder(segments_folder(folder))
     except OSError as error:
         raise BankError(f"cannot remove what {folder} no longer needs: {error}") from error
     edits.forget_segments(catalog, sorted(gone.difference(map(segment_of, in_use))))
     return not in_use
+
+
+def _unwanted_encoded(catalog: Catalog, folder: Path) -> list[Path]:
+    """Files of encoded segments none of whose documents is pending, so that they cannot be committed any more.
+
+    An incomplete segment may become whole while any document is pending.
+    """
+    files = _encoded_files(folder)
+    if not files or not may_be_encoded(catalog):
+        return files
+    names = {segment_of(path) or "" for path in files if not is_partial(path)}
+    whole = {name for name in names if all(path.is_file() for path in segment_paths(folder, name))}
+    unwanted = {name for name in whole if not may_be_encoded(catalog, _listed(segment_paths(folder, name)[0]))}
+    return [path for path in files if not is_partial(path) and segment_of(path) in unwanted]
+
+
+def _encoded_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if is_partial(path) or segment_of(path) is not None]
+
+
+def _listed(keys: Path) -> list[int]:
+    """The documents of an encoded segment; none of a damaged one, which cannot be committed."""
+    try:
+        return [number for number, *_ in listed_documents(keys)]
+    except BankError:
+        return []
 
 
 def _full_tier(segments: Sequence[Numbered], max_bytes: int) -> list[Numbered]:

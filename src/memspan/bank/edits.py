@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memspan.bank import changes
 from memspan.bank.catalog import STAGED_MANIFEST, Catalog
@@ -24,6 +24,9 @@ from memspan.bank.words import WordIndex, outdated_namespaces
 from memspan.errors import BankError
 from memspan.text.template import part_text
 from memspan.types import Document, Span
+
+if TYPE_CHECKING:
+    from memspan.bank.encoded import EncodedSegment
 
 _SEGMENT_FIELDS = tuple(field.name for field in dataclasses.fields(SegmentFiles))
 
@@ -117,22 +120,21 @@ def add_sources(
         _give_ids(catalog, (part.document_id for source in sources for part in source.parts))
 
 
-def place_pending(catalog: Catalog, namespace: str, parts: Sequence[NewDocument], written: WrittenSegments) -> None:
-    """Make pending documents encoded ones: their latents are in `written`, with the tokens that were encoded."""
-    placed = {place.document_id: place for place in written.places}
+def place_pending(catalog: Catalog, segments: Iterable[EncodedSegment]) -> None:
+    """Make pending documents encoded ones, all of some segments."""
     with _change(catalog):
-        number = catalog.namespace_id(namespace)
-        assert number is not None, "pending documents belong to a namespace"
-        segment_ids = _insert_segments(catalog, number, written.segments, "live")
-        for part in parts:
-            place = placed[part.document_id]
-            catalog.execute(
-                "INSERT INTO documents SELECT document_id, source_id, span_start, span_end, ?, ?, ?, ?, NULL, 0 "
-                "FROM pending WHERE document_id = ?",
-                (part.tokens, segment_ids[place.segment], place.first_row, place.rows, part.document_id),
-            )
-            catalog.execute("DELETE FROM pending WHERE document_id = ?", (part.document_id,))
-            reseal(catalog, "documents", part.document_id)
+        for segment in segments:
+            number = catalog.namespace_id(segment.origin.namespace)
+            assert number is not None, "pending documents belong to a namespace"
+            (segment_id,) = _insert_segments(catalog, number, [segment.files], "live").values()
+            for document in segment.documents:
+                catalog.execute(
+                    "INSERT INTO documents SELECT document_id, source_id, span_start, span_end, ?, ?, ?, ?, NULL, 0 "
+                    "FROM pending WHERE document_id = ?",
+                    (document.tokens, segment_id, document.first_row, document.rows, document.id),
+                )
+                catalog.execute("DELETE FROM pending WHERE document_id = ?", (document.id,))
+                reseal(catalog, "documents", document.id)
 
 
 def delete_sources(catalog: Catalog, namespace: str, external_ids: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from memspan.bank.edits import NewDocument, NewSource
 from memspan.bank.folder import text_crc32
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import LATENT_DTYPE, SegmentWriter
-from memspan.bank.stored import num_pending
+from memspan.bank.stored import num_pending, pending_ids
 from memspan.errors import MemspanError
 from memspan.model.convert import LoadedModel
 from memspan.model.decoding import unprepared_alone
@@ -37,6 +37,7 @@ _T = TypeVar("_T")
 WINDOW_BATCHES = 8
 # What a killed process loses of its encoding. A commit takes 20 to 100 ms (more where segments are merged), measured.
 COMMIT_SECONDS = 10.0
+_PAGE = 256
 
 
 @dataclass(slots=True)
@@ -137,6 +138,36 @@ def batches(parts: Sequence[Part], batch_tokens: int) -> Iterator[list[Part]]:
         yield [parts[index] for index in indices]
 
 
+def windows(
+    catalog: Catalog,
+    namespace: str,
+    template: PromptTemplate,
+    max_tokens: Callable[[], int],
+    after: int = 0,
+    wanted: Callable[[str], bool] = lambda external_id: True,
+) -> Iterator[list[Part]]:
+    """What is pending of a namespace, oldest first, in windows of some tokens: batches are of like length then.
+
+    Args:
+        max_tokens: a window ends with the document that reaches it.
+        after: only documents of larger ids.
+        wanted: which sources, by their external id.
+    """
+    window, tokens = list[Part](), 0
+    while ids := pending_ids(catalog, namespace, after, _PAGE):
+        after = ids[-1]
+        for stored in catalog.documents(namespace, ids):
+            if not wanted(stored.external_id):
+                continue
+            window.append(Part.of(stored.id, stored.span, stored.encoded_text, template))
+            tokens += window[-1].document.tokens
+            if tokens >= max_tokens():
+                yield window
+                window, tokens = [], 0
+    if window:
+        yield window
+
+
 @torch.inference_mode()
 def encode_batch(loaded: LoadedModel, batch: Sequence[Part]) -> None:
     """Give every part its latents, on the CPU, in the bank's number format.
@@ -227,7 +258,7 @@ class EncodingRun:
             if self.report.interrupted:
                 return
             self._encode(batch)
-            self.count_batch(batch)
+            self.count_encoded([(part.document.tokens, part.chunks) for part in batch])
             self.report_progress()
 
     def _encode(self, batch: Sequence[Part]) -> None:
@@ -252,13 +283,13 @@ class EncodingRun:
         _log.warning("%s has no room for a batch; %d tokens are encoded at a time", device, self.batch_tokens)
         return batch[: len(batch) // 2], batch[len(batch) // 2 :]
 
-    def count_batch(self, batch: Sequence[Part]) -> None:
-        """Add a batch that is encoded to the report's numbers."""
+    def count_encoded(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Add documents that are encoded to the report's numbers, by their tokens and chunks."""
         self.count(
-            documents=len(batch),
-            tokens=sum(part.document.tokens for part in batch),
-            chunks=sum(part.chunks for part in batch),
-            pending=-min(len(batch), self.report.pending),
+            documents=len(sizes),
+            tokens=sum(tokens for tokens, _ in sizes),
+            chunks=sum(chunks for _, chunks in sizes),
+            pending=-min(len(sizes), self.report.pending),
         )
 
     def find_pending(self, catalog: Catalog, namespaces: Iterable[str]) -> AddReport:

@@ -1,16 +1,11 @@
 """`Encoders`: several processes that encode for one bank. Rank 0 reads the corpus and commits, every rank encodes.
 
     rank 0 (`Encoders`)                        the others (`encode_for_first`)
-    deals the batches of a round          ->   encode theirs, and keep the latents
-    collects what each rank encoded       <-
-    ... more rounds
-    asks for segments                     ->   write NAME.keys, NAME.content (and NAME.coarse)
-    collects where documents stand        <-
-    commits all segments in one transaction, then goes on
+    deals a task to each rank             ->   encode it, and write a segment (`Encoder`)
+    collects the rows of the manifest     <-
+    ... and commits them every few seconds
 
-Rank 0 alone holds the writer's lock and opens the catalog; the others only write segment files into its folder. While
-it commits (and merges, and sweeps) they wait, and have no file that is not part of that commit. Batches and ids are
-those of one process, so the latents are the same to the bit.
+Rank 0 alone opens the catalog. Tasks and ids are those of one process, so the latents are the same to the bit.
 """
 
 from __future__ import annotations
@@ -23,13 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from memspan.bank.bank import MAX_SEGMENT_BYTES
 from memspan.bank.encode import EncodingRun, Part, manifest_of
-from memspan.bank.folder import WrittenSegments, segment_paths, segments_folder
-from memspan.bank.segment import SegmentWriter
-from memspan.errors import BankError, RankError
+from memspan.bank.encoded import EncodedSegment, EncodingTask, Origin
+from memspan.bank.encoder import Encoder, task_of
+from memspan.errors import RankError
 from memspan.model.convert import LoadedModel
-from memspan.text.packing import even_shares
 from memspan.types import AddReport
 
 _MODELS = "their models"
@@ -59,34 +52,31 @@ class ProcessGroup(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class _Order:
     """What a rank is to do next.
 
     Attributes:
-        batches: to encode.
-        write: write what was encoded since the last time.
+        task: to encode; None: nothing this time.
         end: nothing more; the report of the whole run.
         error: nothing more; what rank 0 failed with.
     """
 
-    batches: Sequence[list[Part]] = ()
-    write: bool = False
+    task: EncodingTask | None = None
     end: AddReport | None = None
     error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What a rank did of its task.
+    """What a rank did of its order.
 
     Attributes:
-        chunks: of every document, batch by batch; fewer batches than were asked for where it was interrupted.
+        segments: fewer documents than were asked for where it was interrupted.
         error: what it failed with.
     """
 
-    chunks: Sequence[Sequence[int]] = ()
+    segments: Sequence[EncodedSegment] = ()
     interrupted: bool = False
-    written: WrittenSegments | None = None
     error: str = ""
 
 
@@ -97,86 +87,67 @@ class Encoders:
 
     Attributes:
         num_ranks: how many processes they are.
-        in_step: whether the others wait for the next task. False for good once a rank failed or was lost: what they
-            encoded since the last commit is lost, too.
     """
 
-    def __init__(self, run: EncodingRun, group: ProcessGroup | None, folder: Path, fingerprint: str) -> None:
+    def __init__(self, run: EncodingRun, group: ProcessGroup | None, folder: Path, loaded: LoadedModel) -> None:
         """
         Args:
             group: of which this is rank 0; the others call `encode_for_first`. None: no others.
             folder: of the bank.
-            fingerprint: of the model's encoder; the same on all ranks.
 
         Raises:
             RankError: the ranks have different models; a rank was lost (also from all methods).
         """
         assert group is None or group.rank == 0, "rank 0 adds, the others encode for it"
-        self._run, self._group, self._folder = run, group, folder
+        self._run, self._group = run, None if group is None or group.size == 1 else group
+        self._encoder = None if self._group is None else Encoder(loaded, bank=folder)
         self.num_ranks = 1 if group is None else group.size
-        self.in_step = True
+        self._in_step = True  # the others wait for the next order; not for good once a rank failed or was lost
         if group is not None:
-            group.check_equal(_MODELS, [fingerprint])
+            group.check_equal(_MODELS, [manifest_of(loaded).encoder_fingerprint])
 
     def __enter__(self) -> Encoders:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if self._group is None or not self.in_step:
+        if self._group is None or not self._in_step:
             return
-        task = _Task(end=self._run.report) if error is None else _Task(error=_error_text(error))
+        order = _Order(end=self._run.report) if error is None else _Order(error=_error_text(error))
         with contextlib.nullcontext() if error is None else contextlib.suppress(RankError):
-            self._group.deal([task] * self.num_ranks)
+            self._group.deal([order] * self.num_ranks)
 
-    def encode(self, batches: Sequence[list[Part]]) -> None:
-        """Encode some batches, unless asked to stop. Without any, the ranks only hear of each other."""
-        if self._group is not None:
-            padded = [len(batch) * max(len(part.ids) for part in batch) for batch in batches]
-            self._encode_together([[batches[i] for i in share] for share in even_shares(padded, self.num_ranks)])
+    def hear(self) -> None:
+        """Report how far it is; the ranks hear of each other."""
+        if self._group is None:
+            self._run.report_progress()
         else:
-            self._run.encode(batches)
-            if not batches:
-                self._run.report_progress()
+            self._encode_together([])
 
-    def _encode_together(self, shares: Sequence[Sequence[list[Part]]]) -> None:
-        def own() -> _Outcome:
-            self._run.encode(shares[0])
-            return _Outcome(interrupted=self._run.report.interrupted)
+    def encode(self, parts: Sequence[list[Part]], origin: Origin) -> list[EncodedSegment]:
+        """Encode, unless asked to stop: batches alone, or of several ranks a window each.
 
-        done = self._do([_Task(), *(_Task(share) for share in shares[1:])], own)
-        for share, theirs in zip(shares[1:], done[1:], strict=True):
-            for batch, chunks in zip(share, theirs.chunks, strict=False):
-                for part, part_chunks in zip(batch, chunks, strict=True):
-                    part.chunks = part_chunks
-                self._run.count_batch(batch)
+        Returns:
+            What several ranks have written. Alone the parts have their latents, and nothing is written.
+        """
+        if self._group is None:
+            self._run.encode(parts)
+            return []
+        return self._encode_together([task_of(origin, self._run.batch_tokens, window) for window in parts])
+
+    def _encode_together(self, tasks: Sequence[EncodingTask]) -> list[EncodedSegment]:
+        assert self._group is not None and self._encoder is not None, "there are other ranks"
+        orders = [*map(_Order, tasks), *[_Order()] * (self.num_ranks - len(tasks))]
+        self._in_step = False
+        self._group.deal(orders)
+        done = _together(self._group, partial(_do, orders[0], self._encoder, self._run))
+        self._in_step = True
+        for theirs in done[1:]:
+            for segment in theirs.segments:
+                self._run.count_encoded([(document.tokens, document.rows) for document in segment.documents])
         if any(theirs.interrupted for theirs in done):
             self._run.interrupt()
         self._run.report_progress()
-
-    def write(self) -> list[WrittenSegments]:
-        """Have the other ranks write segments of what they encoded.
-
-        Raises:
-            BankError: they are not in the bank's folder, as seen from here.
-        """
-        if self._group is None:
-            return []
-        tasks = [_Task(write=True)] * self.num_ranks
-        written = [done.written for done in self._do(tasks, _Outcome) if done.written is not None]
-        for files in (files for found in written for files in found.segments):
-            paths = segment_paths(segments_folder(self._folder), files.name)
-            for path, size in zip(paths, (files.keys_bytes, files.content_bytes), strict=True):
-                if not path.is_file() or path.stat().st_size != size:
-                    raise BankError(f"another rank wrote {path.name}, but it is not here; let all use the same folder")
-        return written
-
-    def _do(self, tasks: Sequence[_Task], own: Callable[[], _Outcome]) -> list[_Outcome]:
-        assert self._group is not None, "there are other ranks"
-        self.in_step = False
-        self._group.deal(tasks)
-        done = _together(self._group, own)
-        self.in_step = True
-        return done
+        return [segment for theirs in done for segment in theirs.segments]
 
 
 def encode_for_first(
@@ -184,8 +155,7 @@ def encode_for_first(
 ) -> AddReport:
     """What every rank but 0 does while that one adds documents (`add_documents` with this group).
 
-    Encodes the documents that it is dealt, and writes segments into the bank's folder; nothing else of the bank is
-    touched.
+    Encodes the tasks that it is dealt, and writes segments into the bank's folder; nothing else of the bank is touched.
 
     Args:
         folder: of the bank; rank 0 must see the files that are written there.
@@ -197,36 +167,20 @@ def encode_for_first(
     Raises:
         RankError: a rank failed or was lost, or the ranks have different models.
     """
-    manifest = manifest_of(loaded)
-    group.check_equal(_MODELS, [manifest.encoder_fingerprint])
-    path = segments_folder(Path(folder).expanduser())
-    share = _Share(
-        EncodingRun(loaded, should_stop=should_stop),
-        SegmentWriter(path, manifest.msa_layers, MAX_SEGMENT_BYTES),
-    )
+    group.check_equal(_MODELS, [manifest_of(loaded).encoder_fingerprint])
+    run, encoder = EncodingRun(loaded, should_stop=should_stop), Encoder(loaded, bank=folder)
     while True:
-        task: _Task = group.deal()
-        if task.end is not None:
-            return task.end
-        if task.error:
-            raise _failed(0, task.error)
-        _together(group, partial(share.do, task))
+        order: _Order = group.deal()
+        if order.end is not None:
+            return order.end
+        if order.error:
+            raise _failed(0, order.error)
+        _together(group, partial(_do, order, encoder, run))
 
 
-class _Share:
-    """What one rank but 0 encodes and writes."""
-
-    def __init__(self, run: EncodingRun, segments: SegmentWriter) -> None:
-        self._run, self._segments = run, segments
-
-    def do(self, task: _Task) -> _Outcome:
-        if task.write:
-            return _Outcome(written=WrittenSegments(*self._segments.finish()))
-        self._run.encode(task.batches)
-        batches = [batch for batch in task.batches if batch[0].chunks]
-        for part in (part for batch in batches for part in batch):
-            part.write(self._segments)
-        return _Outcome([[part.chunks for part in batch] for batch in batches], self._run.report.interrupted)
+def _do(order: _Order, encoder: Encoder, run: EncodingRun) -> _Outcome:
+    segments = [] if order.task is None else encoder.encode(order.task, run)
+    return _Outcome(segments, run.report.interrupted)
 
 
 def _together(group: ProcessGroup, own: Callable[[], _Outcome]) -> list[_Outcome]:

@@ -55,10 +55,10 @@ def _complete(path: Path, write: Callable[[Path], object]) -> tuple[int, str]:
         raise _cannot_write(path, error) from error
 
 
-def publish(paths: Sequence[Path]) -> None:
-    """Give written files their names, durably."""
+def publish(paths: Sequence[Path], names: Sequence[Path] | None = None) -> None:
+    """Give written files their names, durably; or others in the same folder, which were not known before."""
     try:
-        files.publish({_partial(path): path for path in paths})
+        files.publish({_partial(path): name for path, name in zip(paths, names or paths, strict=True)})
     except OSError as error:
         raise _cannot_write(paths[0], error) from error
 

@@ -2,6 +2,7 @@
 
 catalog.sqlite           documents, text, metadata, full-text indexes, manifest (see `catalog`)
 segments/                latents, immutable (see `segment`)
+encoded/                 latents that are not committed yet, written by other processes (see `encoded`)
 writer.lock, readers/    who uses the bank (see `locks`)
 """
 
@@ -81,6 +82,11 @@ class WrittenSegments:
 def segments_folder(folder: Path) -> Path:
     """Where the segments of a bank are."""
     return folder / SEGMENTS
+
+
+def encoded_folder(folder: Path) -> Path:
+    """Where processes that hold no lock leave the segments that they encoded for a bank, until they are committed."""
+    return folder / "encoded"
 
 
 def segment_paths(folder: Path, name: str) -> tuple[Path, Path]:

@@ -192,16 +192,10 @@ def _lock_new_file(path: Path) -> int | None:
         return None
 
 
-def holders(folder: Path, besides: str | None = None) -> dict[str, int]:
-    """Registered readers with a snapshot: their names and the commits they see; the dead are cleared away.
-
-    Args:
-        besides: name of a registration not to count.
-    """
+def holders(folder: Path) -> dict[str, int]:
+    """Registered readers with a snapshot: their names and the commits they see; the dead are cleared away."""
     found: dict[str, int] = {}
     for path in sorted((folder / READERS).glob("*")) if fcntl else ():
-        if path.name == besides:
-            continue
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:

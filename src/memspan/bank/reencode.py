@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from memspan.bank import edits
 from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.compaction import drop_unwanted_staged, sweep
-from memspan.bank.edits import NewSource
 from memspan.bank.encode import (
     COMMIT_SECONDS,
     WINDOW_BATCHES,
@@ -21,6 +21,7 @@ from memspan.bank.encode import (
     manifest_of,
     tokenise,
 )
+from memspan.bank.encoded import Origin, write_segments
 from memspan.bank.folder import WrittenSegments, segments_folder
 from memspan.bank.remembered import remember
 from memspan.bank.scope import LIVE, PAST, Scope
@@ -109,30 +110,37 @@ class _Staging:
     def __init__(self, bank: MemoryBank, loaded: LoadedModel, run: EncodingRun, commit_seconds: float) -> None:
         self._bank, self._loaded, self._run, self._commit_seconds = bank, loaded, run, commit_seconds
         self._next_id = bank.catalog.next_document_id()
-        self._layers = loaded.model.config.layers
+        self._manifest = manifest_of(loaded)
+        self._done: list[_Numbered] = []  # since the last commit
 
     def encode(self, namespace: str, window_tokens: int) -> None:
         """Encode what of a namespace is not staged yet, committing on the way."""
-        writer = SegmentWriter(segments_folder(self._bank.folder), self._layers, MAX_SEGMENT_BYTES)
-        done: list[tuple[int, NewSource]] = []
         for window in self._windows(namespace, window_tokens):
             self._run.encode(self._run.batches([part for _, source in window for part in source.parts]))
             for number, source in window:
                 if source.is_encoded:
-                    for part in source.parts:
-                        part.write(writer)
-                    done.append((number, source.as_new()))
+                    self._done.append((number, source))
                     self._run.count(updated=1, characters=len(source.document.text))
             if self._run.report.interrupted:
                 break
-            if self._run.seconds_since_commit >= self._commit_seconds:
-                self._commit(namespace, done, writer)
-                done = []
-        self._commit(namespace, done, writer)
+            if self._is_due:
+                self._commit(namespace)
+        self._commit(namespace)
 
-    def _commit(self, namespace: str, done: list[tuple[int, NewSource]], writer: SegmentWriter) -> None:
+    @property
+    def _is_due(self) -> bool:
+        held = self._manifest.row_bytes * sum(part.chunks for _, source in self._done for part in source.parts)
+        return self._run.seconds_since_commit >= self._commit_seconds or held >= MAX_SEGMENT_BYTES
+
+    def _commit(self, namespace: str) -> None:
+        done, self._done = self._done, []
         if done:
-            edits.stage(self._bank.catalog, namespace, done, WrittenSegments(*writer.finish()))
+            origin = replace(Origin.of(self._bank, namespace), manifest=self._manifest)
+            parts = [part for _, source in done for part in source.parts]
+            segments = write_segments(segments_folder(self._bank.folder), origin, parts)
+            sources = [(number, source.as_new()) for number, source in done]
+            written = WrittenSegments.joined([segment.written for segment in segments])
+            edits.stage(self._bank.catalog, namespace, sources, written)
         self._run.committed()
 
     def _windows(self, namespace: str, max_tokens: int) -> Iterator[list[_Numbered]]:

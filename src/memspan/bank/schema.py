@@ -10,6 +10,9 @@ import zlib
 
 from memspan.types import JSON
 
+NAMESPACE_ID = "(SELECT id FROM namespaces WHERE name = ?1)"
+"""The number of a namespace, whose name is a statement's first value."""
+
 FORMAT_2 = """
 CREATE TABLE manifest (key TEXT PRIMARY KEY, value TEXT NOT NULL CHECK (json_valid(value))) STRICT, WITHOUT ROWID;
 CREATE TABLE clock (id INTEGER PRIMARY KEY CHECK (id = 1), commits INTEGER NOT NULL CHECK (commits >= 0)) STRICT;

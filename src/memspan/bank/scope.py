@@ -212,17 +212,14 @@ def parse_expressions(expressions: Sequence[str]) -> dict[str, Any]:
             if not match:
                 raise FilterError(f"the filter {expression!r} is not of the form FIELD=VALUE (or !=, <, <=, >, >=)")
             value = match["value"] if match["field"] == "date" else _json(match["value"], match["value"])
-            pairs = [(match["field"], {_long_operator(match["operator"]): value})]
+            operator = "==" if match["operator"] == "=" else match["operator"]
+            pairs = [(match["field"], {operator: value})]
         for field, wanted in pairs:
             before = where.setdefault(field, {})
             if before.keys() & wanted.keys():
                 raise FilterError(f"the filter has two conditions {', '.join(wanted)} on {field!r}; join them in one")
             before |= wanted
     return where
-
-
-def _long_operator(operator: str) -> str:
-    return "==" if operator == "=" else operator
 
 
 def _json(text: str, default: JSON = None) -> JSON:

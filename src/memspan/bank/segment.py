@@ -13,25 +13,29 @@ its keys in 8 bits beside (see `coarse`).
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import uuid
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from memspan.bank import coarse
 from memspan.bank.coarse import CoarseFile, crc32, rows_crc32
 from memspan.bank.files import publish, write_synced
 from memspan.bank.folder import RowLocation, SegmentFiles, coarse_path, segment_paths
 from memspan.bank.manifest import LATENT_DTYPE_NAME, Manifest
-from memspan.bank.mapping import Rows, open_mapped
+from memspan.bank.mapping import MappedTensor, Rows, open_mapped
 from memspan.errors import BankError
 from memspan.ops.coarse import CoarseKeys, quantize_keys
 from memspan.types import EncodedDocuments
 
 LATENT_DTYPE: torch.dtype = getattr(torch, LATENT_DTYPE_NAME)
 _DOCUMENTS, _KEYS_CRC, _CONTENT_CRC = "documents", "keys_crc32", "content_crc32"
+MAX_SEGMENT_BYTES = 256 * 2**20
 REMEDY = "mend the bank with: memspan verify BANK --repair"
 Opener = Callable[[Path, int, str], Mapping[str, Rows]]
 
@@ -46,8 +50,12 @@ class SegmentWriter:
         buffered_bytes: held in memory until the next file is written.
     """
 
-    def __init__(self, folder: Path, layers: Sequence[int], max_bytes: int) -> None:
-        self._folder, self._layers, self._max_bytes = folder, tuple(layers), max_bytes
+    def __init__(self, folder: Path, layers: Sequence[int], max_bytes: int, *, by_content: bool = False) -> None:
+        """
+        Args:
+            by_content: name segments by their bytes, so that the same documents give the same file. Default: at random.
+        """
+        self._folder, self._layers, self._max_bytes, self._by_content = folder, tuple(layers), max_bytes, by_content
         self._latents: list[EncodedDocuments] = []
         self._places: list[RowLocation] = []
         self._segments: list[SegmentFiles] = []
@@ -85,9 +93,17 @@ class SegmentWriter:
         path = segment_paths(self._folder, self._name)[1]
         content = write_synced(path, dict(zip(names, content_LC2GD, strict=True)))
         written = publish_segment(
-            self._folder, self._name, self._layers, torch.tensor(rows), keys_LCW, content, content_crc32
+            self._folder,
+            self._name,
+            self._layers,
+            torch.tensor(rows),
+            keys_LCW,
+            content,
+            content_crc32,
+            by_content=self._by_content,
         )
         self._segments.append(written)
+        self._places[-len(here) :] = [dataclasses.replace(place, segment=written.name) for place in here]
         self._begin()
 
 
@@ -99,6 +115,8 @@ def publish_segment(
     keys_LCW: torch.Tensor,
     content: tuple[int, str],
     content_crc32: Sequence[Sequence[int]],
+    *,
+    by_content: bool = False,
 ) -> SegmentFiles:
     """Write the routing keys of a segment whose content file is written, and give all its files their names.
 
@@ -107,6 +125,7 @@ def publish_segment(
     Args:
         content: size and sha256 of the content file.
         content_crc32: per layer and document.
+        by_content: give the files another name, which their bytes determine.
     """
     index = {
         _DOCUMENTS: documents_N4,
@@ -114,13 +133,28 @@ def publish_segment(
         _CONTENT_CRC: torch.tensor(content_crc32),
     }
     named = {f"layer_{layer}": key_CW for layer, key_CW in zip(layers, keys_LCW, strict=True)}
-    paths = list(segment_paths(folder, name))
+    paths = [*segment_paths(folder, name)]
     keys = write_synced(paths[0], {**index, **named})
     if keys[0] >= coarse.LEAST_KEYS_BYTES:
         paths.append(coarse_path(folder, name))
         write_synced(paths[2], coarse.coarse_tensors(layers, list(keys_LCW), documents_N4, keys[1]))
-    publish(paths)
+    if by_content:
+        name = hashlib.sha256(f"{keys[1]} {content[1]}".encode()).hexdigest()[:32]
+    publish(paths, [*segment_paths(folder, name), coarse_path(folder, name)][: len(paths)])
     return SegmentFiles(name, len(documents_N4), keys_LCW.shape[1], _index_crc32(index), *keys, *content)
+
+
+def listed_documents(path: Path) -> list[list[int]]:
+    """What the file of a segment's routing keys says of its documents: id, first row, rows and CRC-32 of the text.
+
+    Raises:
+        BankError: it is no such file, or cannot be read.
+    """
+    try:
+        with safe_open(path, "pt") as opened:
+            return opened.get_tensor(_DOCUMENTS).tolist()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BankError(f"{path} is no file of routing keys ({error})") from error
 
 
 class SegmentReader:
@@ -182,6 +216,18 @@ class SegmentReader:
                 raise self._damaged(self._keys_path, f"the routing keys of layer {layer}")
             self._whole[place] = keys
         return self._whole[place]
+
+    @property
+    def has_stored(self) -> bool:
+        """Whether the routing keys of all rows are on this machine as they are stored."""
+        return isinstance(self._keys[0], MappedTensor)
+
+    def stored_keys(self, layer: int) -> Iterator[torch.Tensor]:
+        """Routing keys of all rows in an MSA layer as they are stored, in parts that are mapped until the next."""
+        yield self.router_keys(layer)
+        keys = self._keys[self._layers.index(layer)]
+        if isinstance(keys, MappedTensor):
+            keys.give_back()
 
     def router_rows(self, layer: int, document: int) -> torch.Tensor:
         """Routing keys of a document (its index in `documents_N4`) in an MSA layer, `[rows, W]`, copied."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Protocol, cast
 
 import torch
@@ -30,6 +30,9 @@ class Reader(Protocol):
     def mapped_coarse_bytes(self) -> int: ...
     def coarse_keys(self, layer: int) -> CoarseKeys: ...
     def give_back_coarse(self, layer: int) -> None: ...
+    @property
+    def has_stored(self) -> bool: ...
+    def stored_keys(self, layer: int) -> Iterable[torch.Tensor]: ...
     def place(self, document: int) -> tuple[SegmentReader, int]: ...
 
 
@@ -141,6 +144,13 @@ class JoinedReader:
 
     def give_back_coarse(self, layer: int) -> None:
         """Nothing is mapped: small segments stay in memory."""
+
+    @property
+    def has_stored(self) -> bool:
+        return all(part.has_stored for part in self.parts)
+
+    def stored_keys(self, layer: int) -> Iterator[torch.Tensor]:
+        return chain.from_iterable(part.stored_keys(layer) for part in self.parts)
 
     def place(self, document: int) -> tuple[SegmentReader, int]:
         place = bisect_right(self._first_documents, document) - 1

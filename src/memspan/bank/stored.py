@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memspan.bank.database import Database
+from memspan.bank.schema import NAMESPACE_ID
 from memspan.bank.scope import EVERYTHING, EXPIRED, KEPT, LIVE, PAST, Scope
 from memspan.errors import BankError
 from memspan.text.paging import pages_of
@@ -167,7 +168,7 @@ def encoded_texts(database: Database, query: str, values: tuple[Any, ...]) -> li
 
 def num_sources(database: Database, namespace: str | None, scope: Scope) -> int:
     """Rows of sources in a scope without conditions, of one namespace or of all."""
-    of_one = "" if namespace is None else "AND namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+    of_one = "" if namespace is None else f"AND namespace_id = {NAMESPACE_ID}"
     query = f"SELECT count(*) FROM sources s WHERE {scope.sql} {of_one}"
     return int(database.value(query, () if namespace is None else (namespace,)))
 
@@ -182,7 +183,7 @@ def of_both(select: str, scope: Scope) -> str:
 
 def num_pending(database: Database, namespace: str | None = None) -> int:
     """Documents that a question sees and that are not encoded yet, of one namespace or of all."""
-    of_one = "" if namespace is None else "AND s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+    of_one = "" if namespace is None else f"AND s.namespace_id = {NAMESPACE_ID}"
     return int(database.value(_PENDING.format("count(*)", of_one), () if namespace is None else (namespace,)))
 
 
@@ -192,8 +193,17 @@ def still_pending(database: Database, ids: Iterable[int]) -> set[int]:
     return {number for (number,) in database.read(query, (json.dumps(list(ids)),))}
 
 
+def may_be_encoded(database: Database, ids: Iterable[int] | None = None) -> bool:
+    """Whether any document (of some ids) waits for its latents; of a source that has expired, too."""
+    query = f"SELECT 1 FROM pending p JOIN sources s ON s.id = p.source_id WHERE {LIVE.sql}"
+    if ids is None:
+        return database.value(f"{query} LIMIT 1") is not None
+    where = "AND p.document_id IN (SELECT value FROM json_each(?)) LIMIT 1"
+    return database.value(f"{query} {where}", (json.dumps(list(ids)),)) is not None
+
+
 def pending_ids(database: Database, namespace: str, after: int, limit: int) -> list[int]:
     """Ids of documents that are not encoded yet, in order, those after a given one."""
-    where = "AND p.document_id > ? AND s.namespace_id = (SELECT id FROM namespaces WHERE name = ?)"
+    where = f"AND s.namespace_id = {NAMESPACE_ID} AND p.document_id > ?"
     query = f"{_PENDING.format('p.document_id', where)} ORDER BY p.document_id LIMIT ?"
-    return [number for (number,) in database.read(query, (after, namespace, limit))]
+    return [number for (number,) in database.read(query, (namespace, after, limit))]

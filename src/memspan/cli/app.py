@@ -21,8 +21,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from memspan import __version__
 from memspan.cli import render
-from memspan.cli.choices import AnswererChoice, ModelChoice, ReadingChoice, RerankChoice, ScopeChoice
+from memspan.cli.choices import AnswererChoice, EngineChoice, ModelChoice, ReadingChoice, RerankChoice, ScopeChoice
 from memspan.cli.listing import CommandGroup
 from memspan.errors import MemspanError
 from memspan.places import BankPlace
@@ -36,27 +37,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from memspan import __version__
-
-        typer.echo(f"memspan {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Options of all commands."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # letters that a terminal or a pipe cannot take are escaped
-            stream.reconfigure(errors="backslashreplace")
-
 
 _URL = "Folder of the memory bank, or the URL where it was published."
 CacheOption = Annotated[
@@ -164,6 +144,19 @@ BatchTokensOption = Annotated[
     int | None,
     typer.Option("--batch-tokens", min=1, help="Tokens encoded together. Default: 2048 on a CPU, 16384 on a GPU."),
 ]
+EngineOption = Annotated[
+    str | None, typer.Option("--engine", help="ray: workers on a Ray cluster encode. Default: this process.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", help="Of the Ray cluster, as auto. Default: RAY_ADDRESS, or else Ray on this machine."),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="Workers that encode on Ray, each with a GPU if --device names one. Default: 2."
+    ),
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Torch device. Default: a GPU if there is one.")]
 
 RouteAnswerOption = Annotated[
@@ -196,6 +189,23 @@ AnswerContextOption = Annotated[
     int | None,
     typer.Option("--answer-context", help="Tokens that fit into that model. Default: the endpoint's answer, or 4096."),
 ]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"memspan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _memspan(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # letters that a terminal or a pipe cannot take are escaped
+            stream.reconfigure(errors="backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +276,10 @@ def _reading(
     return ReadingChoice(format, encoding, text_column, title_column, ocr, ocr_language)
 
 
+def _engine(engine: EngineOption = None, address: AddressOption = None, workers: WorkersOption = None) -> EngineChoice:
+    return EngineChoice(engine, address, workers)
+
+
 def _reranking(rerank: RerankOption = None, cross_encoder: CrossEncoderOption = None) -> RerankChoice:
     return RerankChoice(rerank, cross_encoder)
 
@@ -284,6 +298,7 @@ CachedBank = Annotated[BankPlace, OptionGroup(_cached)]
 BankOrModel = Annotated[BankPlace, OptionGroup(_bank_or_model)]
 Model = Annotated[ModelChoice, OptionGroup(_model)]
 OtherModel = Annotated[AnswererChoice, OptionGroup(_answerer)]
+Engine = Annotated[EngineChoice, OptionGroup(_engine)]
 Reranking = Annotated[RerankChoice, OptionGroup(_reranking)]
 ScopeOptions = Annotated[ScopeChoice, OptionGroup(_scope)]
 ReadingOptions = Annotated[ReadingChoice, OptionGroup(_reading)]

@@ -3,14 +3,16 @@ it is asked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memspan.cli.importing import imported
-from memspan.errors import UnknownDocument
+from memspan.cli.process import started_by_torchrun
+from memspan.errors import MemspanError, UnknownDocument, UnknownName
 from memspan.places import quoted
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from memspan.generate.memory import Memory
     from memspan.model.convert import LoadedModel
     from memspan.text.readers import ReadOptions
+    from memspan.types import AddReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,39 @@ class AnswererChoice:
         if self.model is None:
             raise AnswererError("--answer-with needs --answer-model NAME: what the endpoint calls the model")
         return Endpoint(self.url, self.model, key_from_environment(), room=self.context)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """Who encodes, if not this process."""
+
+    engine: str | None
+    address: str | None
+    workers: int | None
+
+    def encoder(self, device: str | None) -> Callable[..., AddReport] | None:
+        """What encodes a memory's pending documents, as `memspan.integrations.ray.encode`; None: this process does.
+
+        Args:
+            device: of each worker.
+
+        Raises:
+            MemspanError: there is no such engine, its packages are missing, or an option needs it.
+        """
+        if self.engine is None:
+            if self.address is not None or self.workers is not None:
+                raise MemspanError("--address and --workers are of a Ray cluster; they need --engine ray")
+            return None
+        if self.engine != "ray":
+            raise UnknownName(f"--engine: there is no engine {self.engine!r}; there is ray")
+        if started_by_torchrun():
+            raise MemspanError("--engine ray starts its own processes; run the command without torchrun")
+        try:
+            from memspan.integrations.ray import encode
+        except ImportError as error:
+            raise MemspanError(str(error)) from error
+        num_gpus = 0.0 if device in (None, "cpu") else 1.0
+        return partial(encode, None, address=self.address, workers=self.workers or 2, num_gpus=num_gpus)
 
 
 @dataclass(frozen=True, slots=True)

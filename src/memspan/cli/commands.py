@@ -17,6 +17,7 @@ from memspan.cli.app import (
     BatchTokensOption,
     BudgetOption,
     CachedBank,
+    Engine,
     ExpiryOptions,
     GPUBudgetOption,
     InstalledOption,
@@ -109,6 +110,7 @@ def add(
         bool, typer.Option("--later", help="End when the texts can be found; `memspan encode` does the rest.")
     ] = False,
     batch_tokens: BatchTokensOption = None,
+    engine: Engine,
     model: Model,
     how: ReadingOptions,
     expiry: ExpiryOptions,
@@ -135,6 +137,9 @@ def add(
     if ranks is not None and ranks.rank:
         return _encode_for_first(bank, model, ranks)
     model = model if ranks is None else on_own_gpu(model)
+    encode = engine.encoder(model.device)
+    if encode is not None:  # this process only reads
+        model = dataclasses.replace(model, device="cpu")
     reading = ReadProgress(files)
     packages = list(installed_packages()) if installed else []
     skipped: list[Skipped] = []
@@ -148,8 +153,11 @@ def add(
             reader = FileReader(memory.bank.catalog, namespace, reading, options=options)
             stdin = read_stream(sys.stdin, options=options) if use_stdin else ()
             documents = found_documents(skipped, reader.read(found), stdin, packages)
-            run = {"progress": progress, "should_stop": stop.is_set, "group": ranks, "later": later}
-            report = memory.add(documents, expires=expiry, batch_tokens=batch_tokens, **run)
+            run = {"progress": progress, "should_stop": stop.is_set}
+            by_this = {"group": ranks, "later": later or encode is not None, "batch_tokens": batch_tokens}
+            report = memory.add(documents, expires=expiry, **by_this, **run)
+            if encode is not None and not (later or report.interrupted):
+                report = report.and_then(encode(memory, dtype=model.dtype, batch_tokens=batch_tokens, **run))
         if not report.interrupted:
             reader.mark_read()
         render.report(report, skipped, memory.bank, as_json)
@@ -200,46 +208,6 @@ def _encode_for_first(bank: BankPlace, model: ModelChoice, ranks: Ranks) -> int:
     with stop_flag() as stop:
         report = encode_for_first(bank.folder, on_own_gpu(model).load(bank), ranks, should_stop=stop.is_set)
     return stop.code if report.interrupted else 0
-
-
-@command
-def estimate(
-    paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders.")] = None,
-    installed: InstalledOption = False,
-    *,
-    model: Model,
-    how: ReadingOptions,
-    as_json: JsonOption = False,
-) -> int:
-    """Estimate the time and disk space that a corpus would take on this machine, without encoding it."""
-    from memspan.text.corpus import found_documents, read_paths
-    from memspan.text.installed import installed_packages
-
-    if not (paths or installed):
-        raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
-    stream = read_paths(paths or (), options=how.options)
-    with importing():
-        from memspan.bank.estimate import estimate
-    skipped: list[Skipped] = []
-    result = estimate(model.load(), found_documents(skipped, stream, installed_packages() if installed else ()))
-    code = SKIPPED if skipped else 0
-    if as_json:
-        render.as_json({**dataclasses.asdict(result), "skipped": skipped})
-        return code
-    render.name_skipped(skipped)
-    render.fields(
-        {
-            "sources": f"{result.sources:,}",
-            "documents": f"{result.documents:,}",
-            "tokens": f"{result.tokens:,}",
-            "speed": f"{result.tokens_per_second:,.0f} tokens/s (measured on a sample)",
-            "time": render.duration(result.seconds),
-            "latents": render.size(result.latent_bytes),
-            "routing keys": f"{render.size(result.routing_key_bytes)} of the latents, read by every routed question",
-            "catalog": f"about {render.size(result.catalog_bytes)}",
-        }
-    )
-    return code
 
 
 @command

@@ -38,6 +38,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of needles and intervals.")] = 0,
     rerank_depth: Annotated[int, typer.Option(help="Documents that +rerank, +model and +cross rerank.")] = 100,
     cross_encoder: Annotated[str | None, typer.Option(help="Model of +cross: a folder or a name.")] = None,
+    keep_banks: Annotated[
+        str, typer.Option(help="Bytes of encoded memories to keep for other runs, as 20GB; 0 removes all of them.")
+    ] = "20GB",
     *,
     model: Model,
     answers: OtherModel,
@@ -57,11 +60,12 @@ def evaluate(
     settings = RunSettings(wanted, names, max_new_tokens, prompt_tokens, batch, seed, rerank_depth, cross_encoder)
     refuse_torchrun("eval")
     budget, answerer = parse_bytes(memory_budget) if memory_budget else None, answers.endpoint()
+    kept = 0 if keep_banks == "0" else parse_bytes(keep_banks)
     for arm in settings.parsed_arms():
         if arm.ranks:  # a package that is missing is an error before anything is loaded
             check_packages(arm.selector)
     with stop_flag() as stop:
-        loaded, how = model.load(), RunOptions(budget, render.err.print, stop.is_set, answerer)
+        loaded, how = model.load(), RunOptions(budget, render.err.print, stop.is_set, answerer, kept)
         outcome = run_scale(loaded, settings, grown, out, how) if grown else run(loaded, settings, out, how)
     if as_json:
         written = out / (SCALE if grown else RESULT)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memspan.cli import render
-from memspan.cli.app import BankArgument, JsonOption, Model, NamespaceOption, ReadBankArgument, command
+from memspan.cli.app import (
+    BankArgument,
+    InstalledOption,
+    JsonOption,
+    Model,
+    NamespaceOption,
+    ReadBankArgument,
+    ReadingOptions,
+    command,
+)
 from memspan.cli.choices import missing_namespace
 from memspan.cli.importing import importing
-from memspan.cli.process import refuse_torchrun, stop_flag
+from memspan.cli.process import SKIPPED, refuse_torchrun, stop_flag
 from memspan.cli.stored import check_bank, open_texts
 from memspan.errors import MemspanError
 from memspan.places import BankPlace, quoted
 
 if TYPE_CHECKING:
+    from memspan.bank.encoded import EncodedSegment
     from memspan.bank.verify import Fault
+    from memspan.text.corpus import Skipped
 
 
 @command
@@ -129,6 +141,46 @@ def _show(faults: Sequence[Fault]) -> None:
 
 
 @command
+def estimate(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders.")] = None,
+    installed: InstalledOption = False,
+    *,
+    model: Model,
+    how: ReadingOptions,
+    as_json: JsonOption = False,
+) -> int:
+    """Estimate the time and disk space that a corpus would take on this machine, without encoding it."""
+    from memspan.text.corpus import found_documents, read_paths
+    from memspan.text.installed import installed_packages
+
+    if not (paths or installed):
+        raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
+    stream = read_paths(paths or (), options=how.options)
+    with importing():
+        from memspan.bank.estimate import estimate
+    skipped: list[Skipped] = []
+    result = estimate(model.load(), found_documents(skipped, stream, installed_packages() if installed else ()))
+    code = SKIPPED if skipped else 0
+    if as_json:
+        render.as_json({**dataclasses.asdict(result), "skipped": skipped})
+        return code
+    render.name_skipped(skipped)
+    render.fields(
+        {
+            "sources": f"{result.sources:,}",
+            "documents": f"{result.documents:,}",
+            "tokens": f"{result.tokens:,}",
+            "speed": f"{result.tokens_per_second:,.0f} tokens/s (measured on a sample)",
+            "time": render.duration(result.seconds),
+            "latents": render.size(result.latent_bytes),
+            "routing keys": f"{render.size(result.routing_key_bytes)} of the latents, read by every routed question",
+            "catalog": f"about {render.size(result.catalog_bytes)}",
+        }
+    )
+    return code
+
+
+@command
 def changes(
     bank: ReadBankArgument,
     since: Annotated[
@@ -175,6 +227,35 @@ def publish(
     with open_texts(bank) as opened, render.CountProgress("bytes uploaded") as progress:
         done = publish(opened, url, keep, progress)
     render.show(dataclasses.asdict(done), as_json)
+
+
+@command
+def commit(
+    bank: BankArgument,
+    manifests: Annotated[
+        list[Path], typer.Argument(help="JSON lines, a row each, as encoders gave them; - reads standard input.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Make documents exist that an `Encoder` encoded in other processes, all or none; see docs/how-to.md."""
+    check_bank(bank, "changed")
+    with importing():
+        from memspan.bank.bank import MemoryBank
+        from memspan.bank.encoded import read_manifest
+    rows = [row for path in manifests for row in _manifest(path, read_manifest)]
+    with closing(MemoryBank.open(bank)) as opened:
+        render.show(dataclasses.asdict(opened.commit(rows)), as_json)
+
+
+def _manifest(path: Path, read: Callable[[Iterable[str], str], list[EncodedSegment]]) -> list[EncodedSegment]:
+    """The rows of a file; what is not UTF-8 is found in its own line."""
+    if str(path) == "-":
+        return read(sys.stdin, "standard input")
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+            return read(lines, str(path))
+    except OSError as error:
+        raise MemspanError(f"cannot read {path}: {error}") from error
 
 
 @command

@@ -65,17 +65,36 @@ class Evaluation:
         self.refused: dict[str, str] = {}
 
     def run(self, arms: Sequence[Arm], should_stop: ShouldStop) -> bool:
-        """Answer what is not answered yet; False if stopped before that."""
+        """Answer what is not answered yet; False if stopped before that.
+
+        The first questions of every arm come first: after them it says how long the others take.
+        """
+        if not self._answer_first(arms, self._budget.batch, should_stop):
+            return False
+        self._tell_hours(arms)
+        return self._answer_first(arms, len(self.questions), should_stop)
+
+    def _answer_first(self, arms: Sequence[Arm], count: int, should_stop: ShouldStop) -> bool:
         for arm in arms:
             try:
-                if not self._run_arm(arm, should_stop):
+                if arm.name not in self.refused and not self._run_arm(arm, self.questions[:count], should_stop):
                     return False
             except EvaluationError as error:
                 self.refused[arm.name] = str(error)
         return True
 
-    def _run_arm(self, arm: Arm, should_stop: ShouldStop) -> bool:
-        pending = [question for question in self.questions if (arm.name, question.id) not in self.rows]
+    def _tell_hours(self, arms: Sequence[Arm]) -> None:
+        cost, seconds, answers = self.cost(), 0.0, 0
+        for arm in arms:
+            left = len(self.questions) - sum(name == arm.name for name, _ in self.rows)
+            if left and arm.name in cost:
+                answers += left
+                seconds += left * cost[arm.name]["seconds"] / cost[arm.name]["questions"]
+        if answers:
+            self._tell(f"{answers:,} answers to come: about {seconds / 3600:.1f} hours")
+
+    def _run_arm(self, arm: Arm, questions: Sequence[Question], should_stop: ShouldStop) -> bool:
+        pending = [question for question in questions if (arm.name, question.id) not in self.rows]
         size = self._budget.batch * _WINDOW
         for start in range(0, len(pending), size):
             if should_stop():

@@ -1,19 +1,22 @@
-"""Readers of question sets in their original formats. Every record that is none is named, never passed over silently.
+"""Readers of question sets in their published formats. Every record that is none is named, never passed over silently.
 
-Each reader takes a decoded JSON record (or table row) and gives its questions. Sources: the sets' own papers and
-download pages. What a format does not carry (PopQA, NQ-open: passages) the questions lack too.
+Each reader takes a decoded record (or table row) and gives its questions. Sources: the sets' own repositories and
+papers. What a format does not carry (PopQA, NQ-open: passages) the questions lack too.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from memspan.errors import CorpusError
-from memspan.eval import conversations
+from memspan.eval import conversations, published
+from memspan.eval.published import Records
+from memspan.eval.records import JsonTexts, Text, read_as
 from memspan.text.questions import (
     BAD_RECORD,
     MalformedRecord,
@@ -25,112 +28,15 @@ from memspan.text.questions import (
     collect,
     describe,
     json_records,
-    maybe_json,
     passage,
     questions_of,
     reading,
+    sound,
 )
-from memspan.text.readers import read_content
+from memspan.text.readers import BadRecord, Unreadable, extension, read_parts, read_rows
 from memspan.types import Document
 
-# Sets with paragraphs of their own ------------------------------------------------------------------------------------
-
-
-def _hotpotqa(record: Record) -> Iterator[Question]:
-    """HotpotQA and 2WikiMultiHopQA: `context` of [title, sentences], `supporting_facts` of [title, sentence]."""
-    paragraphs = {title: "".join(sentences).strip() for title, sentences in record["context"]}
-    gold = list(dict.fromkeys(title for title, _ in record.get("supporting_facts", [])))
-    yield Question(
-        id=checked_text(record["_id"]),
-        question=checked_text(record["question"]),
-        answers=checked_answers([record["answer"]]),
-        positives=tuple(passage(title, paragraphs[title]) for title in gold),
-        negatives=tuple(passage(title, text) for title, text in paragraphs.items() if title not in gold and text),
-        type="yesno" if record["answer"] in ("yes", "no") else "multi",
-        hops=len(gold) or None,
-    )
-
-
-def _musique(record: Record) -> Iterator[Question]:
-    """MuSiQue: positives in the order of `question_decomposition`."""
-    paragraphs = {item["idx"]: item for item in record["paragraphs"]}
-    order = [step["paragraph_support_idx"] for step in record.get("question_decomposition", [])]
-    marked = [index for index, item in paragraphs.items() if item["is_supporting"]]
-    gold = list(dict.fromkeys(index for index in (*order, *marked) if index in paragraphs and index in marked))
-    documents = {index: passage(item["title"], item["paragraph_text"]) for index, item in paragraphs.items()}
-    answerable = record.get("answerable", True)
-    yield Question(
-        id=checked_text(record["id"]),
-        question=checked_text(record["question"]),
-        answers=checked_answers([record["answer"], *record.get("answer_aliases", [])]) if answerable else (),
-        positives=tuple(documents[index] for index in gold),
-        negatives=tuple(document for index, document in documents.items() if index not in gold),
-        type="multi" if answerable else "unanswerable",
-        hops=len(record.get("question_decomposition", [])) or None,
-    )
-
-
-def _squad(article: Record) -> Iterator[Question]:
-    """SQuAD 1.1 and 2.0 (and sets in their form): one article of `data`."""
-    for paragraph in article["paragraphs"]:
-        document = passage(article.get("title", "").replace("_", " "), paragraph["context"])
-        for item in paragraph["qas"]:
-            impossible = item.get("is_impossible", False)
-            answers = checked_answers([answer["text"] for answer in item["answers"]])
-            yield Question(
-                id=checked_text(item["id"]),
-                question=checked_text(item["question"]),
-                answers=() if impossible else answers,
-                positives=() if impossible else (document,),
-                negatives=(document,) if impossible else (),
-                type="unanswerable" if impossible else "single",
-                hops=1,
-            )
-
-
-def _natural_questions(record: Record) -> Iterator[Question]:
-    """Natural Questions: its simplified form (`document_text`), its full one (`document_tokens`), and NQ-open.
-
-    Positive is the long answer of the first annotator who gave one, without HTML tags; the other top-level candidates
-    are negatives.
-    """
-    if "answer" in record:  # NQ-open: no documents
-        yield Question(
-            record.get("id") or record["question"], record["question"], checked_answers(record["answer"]), ()
-        )
-        return
-    tokens = _nq_tokens(record)
-    annotated = [item for item in record["annotations"] if item["long_answer"]["start_token"] >= 0]
-    spans = [item["long_answer"] for item in annotated[:1]]
-    shorts = [short for item in record["annotations"] for short in item["short_answers"]]
-    answers = [_nq_text(tokens, span) for span in shorts]
-    answers += [item["yes_no_answer"].lower() for item in annotated if item["yes_no_answer"] not in ("NONE", "")]
-    title = record.get("document_title", "")
-    gold = [passage(title, _nq_text(tokens, span)) for span in spans]
-    others = (item for item in record["long_answer_candidates"] if item["top_level"])
-    texts = dict.fromkeys(text for item in others if (text := _nq_text(tokens, item)))
-    unanswerable = not gold or not answers
-    yield Question(
-        id=checked_text(record["example_id"]),
-        question=checked_text(record.get("question_text", "")),
-        answers=() if unanswerable else checked_answers(answers),
-        positives=() if unanswerable else tuple(gold),
-        negatives=tuple(passage(title, text) for text in texts if unanswerable or text != gold[0].text),
-        type="unanswerable" if unanswerable else "single",
-        hops=1,
-    )
-
-
-def _nq_tokens(record: Record) -> list[str]:
-    """Words of the page; what is a tag is empty, so that positions stay."""
-    if "document_text" in record:
-        words = record["document_text"].split(" ")
-        return ["" if word.startswith("<") and word.endswith(">") else word for word in words]
-    return ["" if item["html_token"] else item["token"] for item in record["document_tokens"]]
-
-
-def _nq_text(tokens: Sequence[str], span: Record) -> str:
-    return " ".join(filter(None, tokens[span["start_token"] : span["end_token"]]))
+# Sets with passages or pages ------------------------------------------------------------------------------------------
 
 
 def _ms_marco(record: Record) -> Iterator[Question]:
@@ -172,11 +78,17 @@ def _dureader(record: Record) -> Iterator[Question]:
 # Sets whose text lies elsewhere ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _PopQA:
+    id: Text
+    question: Text
+    possible_answers: JsonTexts
+
+
 def _popqa(row: Record) -> Iterator[Question]:
     """PopQA's table. It carries no passages: give them as distractors, or ask without memory."""
-    yield Question(
-        checked_text(row["id"]), checked_text(row["question"]), checked_answers(json.loads(row["possible_answers"])), ()
-    )
+    found = read_as(_PopQA, row)
+    yield Question(found.id, found.question, checked_answers(found.possible_answers), ())
 
 
 def _triviaqa(record: Record, evidence: Path) -> Iterator[Question]:
@@ -207,93 +119,134 @@ def _narrativeqa(row: Record, summaries: Mapping[str, str]) -> Iterator[Question
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def _json(path: Path) -> Any:
-    return json.loads(read_content(path).text)
+@contextmanager
+def _opened(path: Path) -> Iterator[Path]:
+    """A file on disk: the file itself, or a member of an archive, which is named `ARCHIVE/MEMBER`.
 
-
-def _under(key: str) -> Callable[[Path], Iterator[tuple[str, Any]]]:
-    """Items of a list that a JSON file holds under `key`."""
-    return lambda path: ((f"{path}[{key}][{index}]", item) for index, item in enumerate(_json(path)[key]))
-
-
-def _table(delimiter: str) -> Callable[[Path], Iterator[tuple[str, Any]]]:
-    def rows(path: Path) -> Iterator[tuple[str, Any]]:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file, delimiter=delimiter), start=2):
-                yield f"{path}#{number}", {**row, "line": number}
-
-    return rows
-
-
-def _marco_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """v2.1 is one object of columns, each a mapping from row to value; v1.1 is lines."""
-    if path.suffix == ".json":
-        text = read_content(path).text
-        columns = maybe_json(text)
-        if isinstance(columns, dict) and isinstance(columns.get("query"), dict):
-            for row in columns["query"]:
-                yield f"{path}[{row}]", {name: values.get(row) for name, values in columns.items()}
+    Raises:
+        Unreadable: an archive has no such member, or several files, and none is named.
+    """
+    archive = next(
+        (part for part in (path, *path.parents) if part.is_file() and extension(part) in ("zip", "tar")), None
+    )
+    if archive is None:
+        yield path
+        return
+    wanted = path.relative_to(archive).as_posix()
+    parts = {part.name for part in read_parts(archive) or () if isinstance(part.content, Path)}
+    chosen = [name for name in parts if wanted in (".", name)]
+    if len(chosen) != 1:
+        names = ", ".join(sorted(parts)) or "none"
+        raise Unreadable(f"the files in it are {names}; name one as {archive.name}/FILE")
+    for part in read_parts(archive) or ():
+        if part.name == chosen[0]:
+            assert isinstance(part.content, Path), "chosen among these"
+            yield part.content
             return
-    yield from json_records(path)
 
 
-_SIMPLE: dict[str, tuple[Callable[[Path], Iterator[tuple[str, Any]]], Callable[[Any], Iterator[Question]]]] = {
+def _rows_of(path: Path, shown: Path) -> Records:
+    for row in read_rows(path):
+        bad = isinstance(row, BadRecord)
+        yield f"{shown}#{row.line}", ValueError(row.reason) if bad else {**row.values, "line": row.line}
+
+
+def _rows_or_lines(path: Path, shown: Path) -> Records:
+    return (json_records if extension(path) in ("json", "jsonl") else _rows_of)(path, shown)
+
+
+def _under(key: str, path: Path, shown: Path) -> Records:
+    """Items of a list that a JSON file holds under `key`."""
+    for _, record in json_records(path, shown):
+        yield from published.items(str(shown), record, key)
+
+
+def _marco_records(path: Path, shown: Path) -> Records:
+    """v2.1 is one object of columns, each a mapping from row to value; v1.1 is lines."""
+    for where, record in json_records(path, shown):
+        if isinstance(record, Mapping) and isinstance(record.get("query"), Mapping):
+            for row in record["query"]:
+                yield f"{shown}[{row}]", {name: values.get(row) for name, values in record.items()}
+        else:
+            yield where, record
+
+
+_SIMPLE: dict[str, tuple[Callable[[Path, Path], Records], Callable[[Any], Iterator[Question]]]] = {
     "jsonl": (json_records, questions_of),
-    "hotpotqa": (json_records, _hotpotqa),
-    "2wikimultihopqa": (json_records, _hotpotqa),
-    "musique": (json_records, _musique),
-    "nq": (json_records, _natural_questions),
-    "squad": (_under("data"), _squad),
-    "popqa": (_table("\t"), _popqa),
+    "hotpotqa": (json_records, published.hotpotqa),
+    "musique": (json_records, published.musique),
+    "nq": (json_records, published.natural_questions),
+    "squad": (lambda path, shown: published.squad_records(json_records(path, shown)), published.squad),
+    "popqa": (_rows_or_lines, _popqa),
     "ms_marco": (_marco_records, _ms_marco),
     "dureader": (json_records, _dureader),
 }
 _CONVERSATIONS = {"locomo": conversations.locomo, "longmemeval": conversations.longmemeval}
-FORMATS: tuple[str, ...] = (*_SIMPLE, "triviaqa", "narrativeqa", *_CONVERSATIONS)
+FORMATS: tuple[str, ...] = (*_SIMPLE, "2wikimultihopqa", "triviaqa", "narrativeqa", *_CONVERSATIONS)
 
 
-def read_set(path: Path, format: str) -> QuestionSet:
+def read_set(path: Path, format: str, count: int | None = None) -> QuestionSet:
     """Read a question set. Records that are malformed, or repeat an id, are named in the result.
 
+    Files may be packed (.gz, .xz, .bz2, .zst), and stand in an archive: `data.zip/dev.json`, or its name alone where it
+    holds one file.
+
     Args:
-        format: one of FORMATS. `jsonl` is the form of `docs/evaluation.md`; TriviaQA's evidence is looked for in
-            `../evidence`, NarrativeQA's summaries in `third_party/wikipedia/summaries.csv`, both from the file.
+        format: one of FORMATS. `jsonl` is the form of `docs/evaluation.md`. From the file, 2Wiki's `id_aliases.json` is
+            looked for beside it, TriviaQA's evidence in `../evidence`, NarrativeQA's summaries in
+            `third_party/wikipedia/summaries.csv`.
+        count: questions, at most; the file is read no further than they need.
 
     Raises:
         CorpusError: the file cannot be read at all, has no question, or the format is unknown.
     """
     if format not in FORMATS:
         raise CorpusError(f"no reader for {format!r}; the formats are {', '.join(FORMATS)}")
-    if format in _CONVERSATIONS:
-        return reading(path, format, lambda: _talks(path, format))
-    return reading(path, format, lambda: collect(*_reader(path, format)))
+
+    def read() -> QuestionSet:
+        with _opened(path) as file:
+            if format in _CONVERSATIONS:
+                return _talks(json_records(file, path), format, count)
+            return collect(*_reader(path, file, format), count)
+
+    return reading(path, format, read)
 
 
-def _reader(path: Path, format: str) -> tuple[Iterable[tuple[str, Any]], Callable[[Any], Iterator[Question]]]:
+def _reader(
+    path: Path, file: Path, format: str
+) -> tuple[Iterable[tuple[str, Any]], Callable[[Any], Iterator[Question]]]:
+    """The records of a file, and what makes questions of them. Files beside it are those of `path`."""
+    if format == "2wikimultihopqa":
+        return json_records(file, path), partial(published.hotpotqa, aliases=published.aliases(path))
     if format == "triviaqa":
-        evidence = path.parent.parent / "evidence"
-        return _under("Data")(path), lambda record: _triviaqa(record, evidence)
+        return _under("Data", file, path), partial(_triviaqa, evidence=path.parent.parent / "evidence")
     if format == "narrativeqa":
-        table = _table(",")
-        file = path.parent / "third_party" / "wikipedia" / "summaries.csv"
-        summaries = {row["document_id"]: row["summary"] for _, row in table(file)}
-        return table(path), lambda row: _narrativeqa(row, summaries)
+        table = path.parent / "third_party" / "wikipedia" / "summaries.csv"
+        rows = (sound(row) for _, row in _rows_of(table, table))
+        return _rows_of(file, path), partial(
+            _narrativeqa, summaries={row["document_id"]: row["summary"] for row in rows}
+        )
     records, convert = _SIMPLE[format]
-    return records(path), convert
+    return records(file, path), convert
 
 
-def _talks(path: Path, format: str) -> QuestionSet:
-    parts: list[conversations.Conversation] = []
+def _talks(records: Records, format: str, count: int | None) -> QuestionSet:
+    parts: dict[str, conversations.Conversation] = {}
     malformed: list[MalformedRecord] = []
-    for where, record in json_records(path):
+    for where, record in records:
         try:
-            parts.append(_CONVERSATIONS[format](record))
+            part = _CONVERSATIONS[format](sound(record))
+            if part.namespace in parts:
+                raise ValueError(f"the id {part.namespace!r} was read before")
         except BAD_RECORD as error:
             malformed.append(MalformedRecord(where, describe(error)))
-        else:
-            malformed += [MalformedRecord(f"{where}[{place}]", reason) for place, reason in parts[-1].malformed]
+            continue
+        parts[part.namespace] = part
+        malformed += [MalformedRecord(f"{where}.{place}", reason) for place, reason in part.malformed]
+        if count is not None and sum(len(part.questions) for part in parts.values()) >= count:
+            break
     return QuestionSet(
-        questions=tuple(question for part in parts for question in part.questions),
-        documents={part.namespace: part.documents for part in parts},
+        questions=tuple(question for part in parts.values() for question in part.questions),
+        documents={name: part.documents for name, part in parts.items()},
         malformed=tuple(malformed),
-    )
+    ).first(count)

@@ -11,7 +11,7 @@ from memspan.bank.scope import EVERYTHING
 from memspan.errors import EvaluationError, MemspanError
 from memspan.eval.arms import Arm
 from memspan.generate.finder import Finder
-from memspan.generate.interleave import MIN_SHARE
+from memspan.generate.interleave import MIN_SHARE, about_question
 from memspan.generate.lexical import evidence_of
 from memspan.generate.memory import Memory
 from memspan.generate.rerank import NONE, Means, reranked
@@ -78,7 +78,9 @@ class Ranker:
         found = [self._known[arm.retriever, question.id] for question in questions]
         if arm.rerank != NONE:
             return [self._anew(memory, arm, question, one) for question, one in zip(questions, found, strict=True)]
-        return [_adaptive(one, arm.documents or 0) for one in found] if arm.adaptive else found
+        if not arm.adaptive:
+            return found
+        return [_adaptive(*pair, arm.documents or 0) for pair in zip(questions, found, strict=True)]
 
     def _first(self, memory: Memory, arm: Arm, questions: Sequence[Question]) -> list[Ranking]:
         """The retriever's own rankings, deep enough for all arms."""
@@ -108,10 +110,10 @@ class Ranker:
         return replace(ranking, documents=tuple(documents), seconds=seconds)
 
 
-def _adaptive(ranking: Ranking, at_most: int) -> Ranking:
-    """The ranking without what `memspan ask` would not read either: documents scored low beside the best one."""
+def _adaptive(question: Question, ranking: Ranking, at_most: int) -> Ranking:
+    """The ranking without what `memspan ask` would not read either, for a low score or another subject."""
     kept = len(keep_adaptively(ranking.selected, at_most, MIN_SHARE))
-    return replace(ranking, documents=ranking.documents[:kept])
+    return replace(ranking, documents=tuple(about_question(question.question, ranking.documents[:kept])))
 
 
 def _oracle(memory: Memory, question: Question) -> Ranking:

@@ -3,12 +3,12 @@
 Writes into its folder:
 
     config.json      what was asked for and by which model; a run is continued only with an equal one
-    bank/            the memories, a namespace each; encoded once
-    encoding.jsonl   a line for each memory: documents, tokens, seconds
     rows.jsonl       a line for each question in each arm, written when it is answered
     asked.jsonl      a line for each few questions: what finding documents and answering took
     result.json      everything: config, machine, memories, summaries, comparisons, rows
     table.md         the summaries for people; plot.png, where matplotlib is installed
+
+The encoded memories are shared by all runs that ask the same ones (see `cache`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
+from memspan.bank.estimate import estimate
 from memspan.errors import EvaluationError
-from memspan.eval import report
+from memspan.eval import cache, report
 from memspan.eval.arms import Arm, parse_arm
 from memspan.eval.asking import AnswerBudget, Evaluation, ShouldStop, Tell
 from memspan.eval.machine import machine
@@ -37,6 +39,7 @@ from memspan.eval.runfiles import (
     append_lines,
     keep_config,
     read_lines,
+    read_result,
 )
 from memspan.eval.scoring import as_json, compare, main_score, summarise
 from memspan.eval.sets import MemoryPlan
@@ -47,12 +50,17 @@ from memspan.generate.memory import Memory
 from memspan.generate.rerank import NONE, RERANKERS, Means, check_reranker
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
+from memspan.places import parse_bytes
 from memspan.text.questions import MalformedRecord
+from memspan.types import Document
 
 __all__ = ["CONFIG", "RESULT", "TABLE", "RunOptions", "RunOutcome", "RunSettings", "run"]
 
 BANK = "bank"
 FORMAT_VERSION = 2
+_SAMPLE_DOCUMENTS = 40
+_LONG_TOKENS = 100_000
+"""Of fewer tokens it takes no longer to encode them than to time a sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +120,14 @@ class RunOptions:
         tell: is given a line about the progress now and then.
         should_stop: asked after every batch.
         answerer: another model that answers, in all arms; its name is part of the run's config. None: the memory model.
+        kept_bytes: of encoded memories that are kept for other runs (see `cache`).
     """
 
     memory_budget: int | None = None
     tell: Tell = lambda line: None
     should_stop: ShouldStop = lambda: False
     answerer: Answerer | None = None
+    kept_bytes: int = parse_bytes(cache.DEFAULT_BUDGET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +148,36 @@ def run(loaded: LoadedModel, settings: RunSettings, out: Path, how: RunOptions) 
     """
     config = config_of(loaded, settings, how.answerer)
     keep_config(out, config)
+    if all((out / name).is_file() for name in (RESULT, TABLE)) and not (known := read_result(out))["refused"]:
+        return RunOutcome(False, {}, len(known["malformed"]))
     task = build_task(settings.task, loaded.template.count_tokens)
     how.tell(
         f"{len(task.questions)} questions, {sum(plan.tokens for plan in task.memories.values()):,} tokens of memory"
     )
-    with open_memory(out / BANK, loaded, how) as memory:
-        if not _encode(memory, task, out / ENCODING, how):
-            return RunOutcome(True, {}, len(task.malformed))
-        ranker = ranker_of(settings)
-        evaluation = Evaluation(memory, task.questions, ranker, settings.budget, out, how.tell)
-        finished = evaluation.run(settings.parsed_arms(), how.should_stop)
-        if finished:
-            write_results(out, config, task.malformed, read_lines(out / ENCODING), evaluation, machine(loaded))
-        return RunOutcome(not finished, evaluation.refused, len(task.malformed))
+    outcome = RunOutcome(True, {}, len(task.malformed))
+    with _home(out, loaded, task, how) as home:
+        if home is None:
+            return outcome
+        with open_memory(home / BANK, loaded, how) as memory:
+            if not _encode(memory, task, home / ENCODING, how):
+                return outcome
+            evaluation = Evaluation(memory, task.questions, ranker_of(settings), settings.budget, out, how.tell)
+            if not evaluation.run(settings.parsed_arms(), how.should_stop):
+                return replace(outcome, refused=evaluation.refused)
+            memories = read_lines(home / ENCODING)
+            write_results(out, config, task.malformed, memories, evaluation, machine(loaded))
+    cache.trim(how.kept_bytes)
+    return RunOutcome(False, evaluation.refused, len(task.malformed))
+
+
+@contextmanager
+def _home(out: Path, loaded: LoadedModel, task: Task, how: RunOptions) -> Iterator[Path | None]:
+    """The folder of the memories; that of the run, where a former version began it. None: stopped while it waited."""
+    if (out / BANK).is_dir():
+        yield out
+        return
+    with cache.encoded_memories(cache.key_of(loaded, task.memories), how.tell, how.should_stop) as folder:
+        yield folder
 
 
 @contextmanager
@@ -195,14 +222,22 @@ def config_of(loaded: LoadedModel, settings: RunSettings, answerer: Answerer | N
 def _encode(memory: Memory, task: Task, log: Path, how: RunOptions) -> bool:
     """Encode every memory that is not complete yet; False if it was stopped before it was done."""
     done = {line["namespace"] for line in read_lines(log) if line["complete"]}
-    for namespace, plan in task.memories.items():
-        if namespace in done:
-            continue
+    left = {namespace: plan for namespace, plan in task.memories.items() if namespace not in done}
+    if (tokens := sum(plan.tokens for plan in left.values())) > _LONG_TOKENS:
+        tell_hours(memory.loaded, chain.from_iterable(plan.documents for plan in left.values()), tokens, how.tell)
+    for namespace, plan in left.items():
         line = encode(memory, namespace, plan, how)
         append_lines(log, [line])
         if not line["complete"]:
             return False
     return True
+
+
+def tell_hours(loaded: LoadedModel, documents: Iterable[Document], tokens: int, tell: Tell) -> None:
+    """Say how many tokens are to be encoded and how long that takes, by a sample of the documents timed here."""
+    if tokens > 0:
+        rate = estimate(loaded, islice(documents, _SAMPLE_DOCUMENTS)).tokens_per_second
+        tell(f"{tokens:,} tokens to encode at {rate:,.0f} a second: about {tokens / rate / 3600:.1f} hours")
 
 
 def encode(memory: Memory, namespace: str, plan: MemoryPlan, how: RunOptions) -> dict[str, Any]:

@@ -16,14 +16,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from memspan.bank.estimate import estimate
 from memspan.errors import EvaluationError
 from memspan.eval import metrics, report
-from memspan.eval.asking import Evaluation, Tell
+from memspan.eval.asking import Evaluation
 from memspan.eval.machine import machine
 from memspan.eval.runfiles import ENCODING, TABLE, append_lines, keep_config, read_lines
 from memspan.eval.runner import (
@@ -35,6 +34,7 @@ from memspan.eval.runner import (
     encode,
     open_memory,
     ranker_of,
+    tell_hours,
     write_results,
 )
 from memspan.eval.scoring import as_json
@@ -48,7 +48,6 @@ from memspan.types import Document
 
 SCALE_TASK = "scale"
 SCALE = "scale.json"
-_SAMPLE_DOCUMENTS = 40
 _NEARLY_ALL = 0.99
 """A size counts as reached from this share on, where the documents end there."""
 _UNITS = {"": 0, "K": 1, "M": 2}
@@ -107,7 +106,8 @@ def run_scale(
     keep_config(out, config)
     found = question_set(settings.task)
     steps = plan_steps(found, texts_of(settings.task.texts), loaded.template.count_tokens, sizes)
-    _tell_cost(loaded, steps, read_lines(out / ENCODING), how.tell)
+    encoded = max((line["memory_tokens"] for line in read_lines(out / ENCODING) if line["complete"]), default=0)
+    tell_hours(loaded, (one for step in steps for one in step.documents), steps[-1].tokens - encoded, how.tell)
     refused: dict[str, str] = {}
     results: dict[int, dict[str, Any]] = {}
     with open_memory(out / BANK, loaded, how) as memory:
@@ -164,18 +164,6 @@ def plan_steps(
             )
         steps.append(ScaleStep(size, tuple(documents), tokens))
     return steps
-
-
-def _tell_cost(loaded: LoadedModel, steps: Sequence[ScaleStep], done: Sequence[Mapping[str, Any]], tell: Tell) -> None:
-    """Say what is left to encode and how long that will take, from a sample timed on this machine."""
-    encoded = max((line["memory_tokens"] for line in done if line["complete"]), default=0)
-    left = steps[-1].tokens - encoded
-    if left > 0:
-        documents = (document for step in steps for document in step.documents)
-        rate = estimate(loaded, islice(documents, _SAMPLE_DOCUMENTS)).tokens_per_second
-        tell(
-            f"{left:,} tokens to encode at {rate:,.0f} a second: about {left / rate / 3600:.1f} hours; asking is extra"
-        )
 
 
 def _grow(memory: Memory, step: ScaleStep, log: Path, how: RunOptions) -> bool:

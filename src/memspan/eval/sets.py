@@ -43,6 +43,25 @@ def build_memory(
     return memories
 
 
+def named_as(found: QuestionSet, documents: Iterable[Document]) -> QuestionSet:
+    """The set with the given documents in the place of its own of the same title, text and date.
+
+    So sets that are asked of the same files have the same memory, and what is encoded for one serves the others.
+    """
+    given = [one for one, _ in each_once(documents, len)]
+    twins = {(one.text_hash, one.date): one for one in reversed(given)}
+
+    def taken(own: tuple[Document, ...]) -> tuple[Document, ...]:
+        return tuple(twins.get((one.text_hash, one.date), one) for one in own)
+
+    return replace(
+        found,
+        questions=tuple(
+            replace(one, positives=taken(one.positives), negatives=taken(one.negatives)) for one in found.questions
+        ),
+    )
+
+
 def _own_documents(found: QuestionSet) -> dict[str, list[Document]]:
     """The documents of the questions and their set, each once, by namespace."""
     by_name: dict[str, dict[str, Document]] = {}

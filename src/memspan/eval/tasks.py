@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memspan.errors import EvaluationError
 from memspan.eval import niah
 from memspan.eval.formats import FORMATS, read_set
-from memspan.eval.sets import MemoryPlan, build_memory
+from memspan.eval.sets import MemoryPlan, build_memory, named_as
 from memspan.text.corpus import Skipped, read_paths
 from memspan.text.questions import MalformedRecord, Question, QuestionSet
 from memspan.types import Document
@@ -99,12 +99,20 @@ def question_set(settings: TaskSettings) -> QuestionSet:
         CorpusError: the file cannot be read.
     """
     assert settings.data is not None, "checked when the settings were made"
-    return read_set(Path(settings.data), settings.name).first(settings.questions)
+    return read_set(Path(settings.data), settings.name, settings.questions)
 
 
 def _question_set(settings: TaskSettings, count_tokens: CountTokens) -> Task:
-    found = question_set(settings)
-    memories = build_memory(found, texts_of(settings.texts), count_tokens, settings.memory_tokens)
+    found, texts = question_set(settings), texts_of(settings.texts)
+    if settings.memory_tokens is not None or found.documents:
+        return Task(found.questions, build_memory(found, texts, count_tokens, settings.memory_tokens), found.malformed)
+    files = list(texts)
+    found = named_as(found, files)
+    # In an order that is the same for all sets of the same files: they share what is encoded.
+    memories = {
+        namespace: replace(plan, documents=sorted(plan.documents, key=lambda document: document.external_id))
+        for namespace, plan in build_memory(found, files, count_tokens).items()
+    }
     return Task(found.questions, memories, found.malformed)
 
 

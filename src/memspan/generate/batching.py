@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from memspan.generate.sampling import pick_tokens
 from memspan.model.convert import LoadedModel
 from memspan.model.decoding import DecodeRows, prepare
 
@@ -133,10 +134,11 @@ class DecodingBatch:
 
 def write_next(writings: Sequence[DecodingState], logits_RV: torch.Tensor) -> list[int]:
     """Write the next token of every answer, and give them. The CPU waits once for what that takes of the logits."""
-    if all(writing.is_greedy for writing in writings):
-        tokens = logits_RV.argmax(-1).tolist()
-    else:
-        tokens = [writing.pick(logits_V) for writing, logits_V in zip(writings, logits_RV.cpu(), strict=True)]
+    if any(writing.guide for writing in writings):
+        parts = zip(writings, logits_RV, strict=True)
+        logits_RV = torch.stack([writing.allowed(logits_V) for writing, logits_V in parts])
+    samplings, generators = zip(*((writing.sampling, writing.generator) for writing in writings), strict=True)
+    tokens = pick_tokens(logits_RV, samplings, generators)
     for writing, token in zip(writings, tokens, strict=True):
         writing.write(token)
     return tokens

@@ -100,9 +100,10 @@ class ChatRetriever:
         if number > 1 and isinstance(self._answerer, Searcher):
             for _ in self._wanted(self._answerer, asked, wanted):
                 yield asked[0], None
-            for one in (one for one in asked if _has_enough(wanted.get(id(one)))):
-                yield one, RoundStarted(number, one.question)
-                yield one, RoundDone(self._enough(one, number, wanted[id(one)]))
+            for one in asked:
+                if (want := wanted.get(id(one))) is not None and want.query == "":
+                    yield one, RoundStarted(number, one.question)
+                    yield one, RoundDone(self._enough(one, number, want))
         asked = [one for one in asked if one.ended == "more"]
         looks = [self._look(one, wanted.get(id(one))) for one in asked]
         for one, look in zip(asked, looks, strict=True):
@@ -265,10 +266,6 @@ def _said(
             yield piece if isinstance(piece, str) else ""
     finally:
         _close(stream)
-
-
-def _has_enough(want: NextSearch | None) -> bool:
-    return want is not None and want.query == ""
 
 
 def _close(iterator: object) -> None:

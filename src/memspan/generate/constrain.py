@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from memspan.errors import MemspanError
+from memspan.ops.transfer import to_device
 from memspan.text.rounds import RoundProtocol, id_text
 
 _ID_PIECE = re.compile(r"[\[\]0-9]+")
@@ -84,8 +85,8 @@ class RoutedIds(FreeIds):
         self._trie: IdTrie | None = None
 
     def mask(self, logits_V: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
-        allowed = torch.tensor(sorted(self.next_tokens(ids)), device=logits_V.device)
-        return torch.full_like(logits_V, float("-inf")).scatter(0, allowed, logits_V[allowed])
+        allowed = to_device(torch.tensor(sorted(self.next_tokens(ids))), logits_V.device)
+        return torch.full_like(logits_V, float("-inf")).index_copy(0, allowed, logits_V.index_select(0, allowed))
 
     def next_tokens(self, ids: Sequence[int]) -> set[int]:
         """The tokens that may follow. Never empty before the round is closed."""

@@ -12,7 +12,7 @@ from memspan.errors import QuestionError
 from memspan.generate.batching import DecodingBatch, write_next
 from memspan.generate.constrain import Guide
 from memspan.generate.lookup import PromptLookup
-from memspan.generate.sampling import Sampling, StopStrings, pick_token
+from memspan.generate.sampling import Sampling, StopStrings
 from memspan.model.convert import LoadedModel
 from memspan.model.decoding import prefill
 from memspan.model.lower import LowerStates
@@ -35,18 +35,19 @@ class Generated:
 
 
 class DecodingState:
-    """One answer on its way: picks tokens from logits, and knows when it is complete.
+    """One answer on its way: takes tokens, and knows when it is complete.
 
     Attributes:
         row: the answer so far.
+        sampling, guide, generator: how the next token is picked (`memspan.generate.sampling.pick_tokens`).
     """
 
     def __init__(self, loaded: LoadedModel, sampling: Sampling, guide: Guide | None) -> None:
         self.row = Generated()
-        self._template, self._sampling, self._guide = loaded.template, sampling, guide
+        self.sampling, self.guide, self._template = sampling, guide, loaded.template
         self._stops = StopStrings((*loaded.template.stop_strings, *sampling.stop))
         self._stop_ids = loaded.template.stop_ids | _end_ids(loaded.model)
-        self._generator = torch.Generator().manual_seed(sampling.seed)
+        self.generator = torch.Generator().manual_seed(sampling.seed)
         self._growing = GrowingText(loaded.template)
 
     @property
@@ -56,21 +57,15 @@ class DecodingState:
     @property
     def room(self) -> int:
         """Tokens that may still be written."""
-        return self._sampling.max_new_tokens - len(self.row.ids)
+        return self.sampling.max_new_tokens - len(self.row.ids)
 
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the next token is the one with the largest logit, whatever the others are."""
-        return self._guide is None and self._sampling.temperature == 0
-
-    def pick(self, logits_V: torch.Tensor) -> int:
-        """The next token, by the logits behind the newest one."""
-        logits_V = self._guide.mask(logits_V, self.row.ids) if self._guide else logits_V
-        return pick_token(logits_V, self._sampling, self._generator)
+    def allowed(self, logits_V: torch.Tensor) -> torch.Tensor:
+        """The logits behind the newest token, -inf where the next one may not be written."""
+        return self.guide.mask(logits_V, self.row.ids) if self.guide else logits_V
 
     def write(self, token: int) -> None:
         """Take the next token."""
-        row, guide = self.row, self._guide
+        row, guide = self.row, self.guide
         row.ids.append(token)
         if guide and guide.finished(row.ids):
             row.finish_reason = "complete"

@@ -15,6 +15,7 @@ from typing import Any
 from memspan.bank.add import Existing, add_documents, encode_pending
 from memspan.bank.bank import MemoryBank
 from memspan.bank.clock import expiry_of
+from memspan.bank.commit import CommitReport
 from memspan.bank.ledger import FileReader
 from memspan.bank.scope import Scope
 from memspan.bank.sync import Sync, SyncReport
@@ -242,11 +243,23 @@ class DocumentStore(DocumentReader):
                 ids = [document.external_id for document in self._in_scope(self.bank.catalog, Scope.parse(where))]
             return self.bank.delete([ids] if isinstance(ids, Id) else ids or (), self.namespace)
 
+    @named_options()
+    def commit(self, rows: Iterable[Mapping[str, Any]]) -> CommitReport:
+        """Make documents exist that other processes encoded, of any namespace of the bank. The next question sees them.
+
+        Args:
+            rows: what `memspan.bank.encoder.Encoder` gave for tasks of this bank. See `MemoryBank.commit`; also for
+                errors.
+        """
+        with self._change():
+            return self.bank.commit(rows)
+
     aadd = in_thread(add)
     aadd_files = in_thread(add_files)
     aremember = in_thread(remember)
     aupdate = in_thread(update)
     adelete = in_thread(delete)
+    acommit = in_thread(commit)
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:

@@ -20,6 +20,8 @@ from memspan.generate.rerank import NONE, RERANKED, Means, check_name, reranked
 from memspan.generate.selectors import SELECTORS, RankingSelector, RetrievingSelector, SearchResult
 from memspan.routing.ranking import keep_adaptively
 from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
+from memspan.text.statements import about_other_keys
+from memspan.text.template import encoded_text
 from memspan.types import Answer, Citation, Evidence, LayerRouting, Round, Turn
 
 if TYPE_CHECKING:
@@ -163,7 +165,8 @@ def next_documents(
 ) -> list[Evidence]:
     """The documents of a ranking to read next, best first: those that matter and were not read yet.
 
-    A reranker says which of the first are read, the ranking's scores how many.
+    A reranker says which of the first are read, the ranking's scores how many. For what is left out of these see
+    `about_question`.
 
     Args:
         loaded: the memory model; None: there is none, and the plan needs none.
@@ -173,13 +176,20 @@ def next_documents(
     new = [item for item in found.selected if item.document_id not in read]
     kept = keep_adaptively(new, max(0, one.room_for(plan)), MIN_SHARE)
     if plan.rerank == NONE:
-        return finder.evidence(kept)
+        return about_question(one.question, finder.evidence(kept))
     started = time.perf_counter()
     ranked = reranked(
         plan.rerank, query, finder.evidence(new[: max(RERANKED, len(kept))]), Means(loaded, plan.cross_encoder)
     )
     seconds["rerank"] = seconds.get("rerank", 0.0) + time.perf_counter() - started
-    return ranked[: len(kept)]
+    return about_question(one.question, ranked[: len(kept)])
+
+
+def about_question(question: str, found: Sequence[Evidence]) -> list[Evidence]:
+    """Documents without those that say of another subject what one of them says of the question's: they are mistaken
+    for it ("The price of Amber is 289", "The price of Beryl is 199")."""
+    others = about_other_keys(question, [encoded_text(item.title, item.text) for item in found])
+    return [item for place, item in enumerate(found) if place not in others]
 
 
 class Retriever(Protocol):

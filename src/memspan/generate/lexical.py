@@ -11,12 +11,13 @@ from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.texts import TextBank, check_namespace
 from memspan.errors import EmptyBank, MemspanError, QuestionError
 from memspan.generate.rerank import NONE, RERANKED, Means, check_reranker, reranked
+from memspan.generate.sampling import check_whole
 from memspan.generate.selectors import SearchQuery, SearchResult, check_packages, ranking_selector
 from memspan.places import quoted
 from memspan.routing.ranking import Selected
 from memspan.text.template import encoded_text
 from memspan.text.terms import content_words, plain_words
-from memspan.types import Evidence, Turn, check_whole, is_unicode
+from memspan.types import Evidence, Turn, is_unicode
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder

@@ -33,7 +33,7 @@ from memspan.generate.searched import answering
 from memspan.generate.selectors import Needs, SearchQuery, default_selector, ranking_selector
 from memspan.generate.state import RoundState
 from memspan.generate.summarize import Summarizer, Summary, SummaryPlan
-from memspan.model.convert import LoadedModel, load
+from memspan.model.convert import LoadedModel, LoadOptions, load
 from memspan.places import BankPlace, parse_bytes
 from memspan.routing.ranks import Ranks
 from memspan.types import Answer, Evidence
@@ -96,7 +96,7 @@ class Memory(DocumentStore):
         self._pinned = bank.snapshot(namespace) if snapshot else None
 
     @classmethod
-    @named_options()
+    @named_options(*LoadOptions.__annotations__)
     def open(
         cls,
         bank: str | PathLike[str],
@@ -106,15 +106,13 @@ class Memory(DocumentStore):
         namespace: str = DEFAULT_NAMESPACE,
         create: bool = False,
         snapshot: bool = False,
-        dtype: str | None = None,
-        device: str | None = None,
-        weights: str | None = None,
         memory_budget: int | str | None = None,
         gpu_memory_budget: int | str | None = None,
         cache: str | Path | None = None,
         cache_budget: int | str | None = None,
         ranks: Ranks | None = None,
         answerer: Answerer | None = None,
+        **how: Unpack[LoadOptions],
     ) -> Memory:
         """Open a bank with its model.
 
@@ -127,13 +125,13 @@ class Memory(DocumentStore):
             namespace: whose documents are asked and changed; no others can be reached.
             create: make an empty bank where there is none.
             snapshot: see the bank as it is now until `refresh` or `close`.
-            dtype, device, weights: see `memspan.model.convert.load`.
             memory_budget: bytes that the process may hold, or as "6GB". Routing keys that do not fit are read from disk
                 at every question. Default: all keys are kept.
             gpu_memory_budget: bytes of routing keys that a GPU keeps, where the model is on one. Default: the memory
                 that is free there beside the model, less a reserve for answering.
             cache, cache_budget: of a URL, the folder and the bytes ("10GB") for fetched files; see `BankPlace`.
             ranks, answerer: as for `Memory`.
+            how: dtype, device, device_map, weights, quantization: see `memspan.model.convert.load`.
 
         Raises:
             StoreError: the URL cannot be read. ReadOnlyBank: it was given with `create`.
@@ -149,12 +147,12 @@ class Memory(DocumentStore):
                 if create:
                     opened.check_owned("changed")
                 model, adapter = names_for(opened, model, adapter)
-                loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
+                loaded = load(model, adapter=adapter, **how)
             except BaseException:
                 opened.close()
                 raise
         else:
-            loaded = load(model, adapter=adapter, dtype=dtype, device=device, weights=weights)
+            loaded = load(model, adapter=adapter, **how)
             manifest = manifest_of(loaded)
             opened = MemoryBank.open_or_create(place, manifest, *budgets)
             if opened.manifest == manifest:

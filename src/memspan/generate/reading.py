@@ -16,7 +16,8 @@ from memspan.bank.scope import Scope
 from memspan.errors import BankClosed
 from memspan.generate.calls import in_thread, named_options
 from memspan.generate.lexical import check_questions, evidence_of
-from memspan.types import Document, Evidence, Version, check_whole
+from memspan.generate.sampling import check_whole
+from memspan.types import Document, Evidence, Version
 
 Id = int | str
 """The caller's external id, or the bank's number of a document (or of one of its parts)."""

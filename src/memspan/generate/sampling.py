@@ -6,10 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from memspan.types import check_whole
+from memspan.errors import MemspanError
 
 if TYPE_CHECKING:
     import torch
+
+
+def check_whole(name: str, value: object) -> None:
+    """
+    Raises:
+        TypeError: a value is no whole number.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +57,67 @@ class Sampling:
 
 GREEDY = Sampling()
 
+# Of the numbers, from 0 to 1, by which tokens are drawn.
+_STEPS = 2**52
 
-def pick_token(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token of one question. Sampling runs on the CPU in float32, whatever the model runs on."""
+
+def pick_tokens(
+    logits_RV: torch.Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator]
+) -> list[int]:
+    """The next token of every question. It is picked on the device of the logits, which is waited for once.
+
+    Tokens are drawn by one number a question, which its generator on the CPU gives: so a question gets the same tokens
+    in any batch, and on any device that computes the same logits.
+
+    Raises:
+        MemspanError: a token is to be drawn from logits that are no numbers.
+    """
+    drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
+    token_R = logits_RV.argmax(-1)
+    for in_nucleus in (False, True):
+        rows = [row for row in drawn if (samplings[row].top_p < 1) == in_nucleus]
+        if rows:
+            _draw(token_R, logits_RV, rows, samplings, generators, in_nucleus)
+    tokens = token_R.tolist()
+    if min(tokens) < 0:
+        raise MemspanError("the model computed no numbers to draw a token from; load it with --dtype float32")
+    return tokens
+
+
+def _draw(
+    token_R: torch.Tensor,
+    logits_RV: torch.Tensor,
+    rows: Sequence[int],
+    samplings: Sequence[Sampling],
+    generators: Sequence[torch.Generator],
+    in_nucleus: bool,
+) -> None:
+    """Put a token drawn for each of some rows in its place; -1 where the logits are no numbers."""
     import torch  # settings are read without it
 
-    if sampling.temperature == 0:
-        return int(logits_V.argmax())
-    # In float64 with the best logit at 0, so that no temperature, however small, overflows.
-    logits_V = logits_V.cpu().double()
-    probabilities_V = torch.softmax((logits_V - logits_V.max()) / sampling.temperature, dim=-1).float()
-    if sampling.top_p < 1:
-        sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
+    from memspan.ops.scoring import widest_float
+    from memspan.ops.transfer import to_device
+
+    device, wide = logits_RV.device, widest_float(logits_RV.device)
+    numbers = [int(torch.randint(_STEPS, (1,), generator=generators[row])) / _STEPS for row in rows]
+    settings = [(samplings[row].temperature, samplings[row].top_p, x) for row, x in zip(rows, numbers, strict=True)]
+    temperature_R1, top_p_R1, number_R1 = to_device(torch.tensor(settings, dtype=wide).T[..., None], device)
+    row_R = to_device(torch.tensor(rows), device)
+    # With the best logit at 0, so that no temperature, however small, overflows.
+    logits_RV = logits_RV.index_select(0, row_R).to(wide)
+    logits_RV = (logits_RV - logits_RV.amax(-1, keepdim=True)) / temperature_R1.clamp(min=torch.finfo(wide).tiny)
+    part_RV, order_RV = torch.softmax(logits_RV, dim=-1).float(), None
+    if in_nucleus:
+        part_RV, order_RV = part_RV.sort(dim=-1, descending=True, stable=True)
         # A token is kept while the ones before it have not reached top_p; the first always is.
-        sorted_V[sorted_V.cumsum(0) - sorted_V >= sampling.top_p] = 0
-        probabilities_V = torch.zeros_like(probabilities_V).scatter(0, order_V, sorted_V)
-    return int(torch.multinomial(probabilities_V, 1, generator=generator))
+        part_RV = part_RV.masked_fill(part_RV.cumsum(-1, dtype=wide) - part_RV >= top_p_R1, 0)
+    sum_RV = part_RV.cumsum(-1, dtype=wide)
+    whole_R1 = sum_RV[:, -1:]
+    place_R1 = (sum_RV <= number_R1 * whole_R1).sum(-1, keepdim=True)
+    place_R1 = torch.minimum(place_R1, (sum_RV < whole_R1).sum(-1, keepdim=True))  # the number may be rounded to 1
+    picked_R1 = place_R1 if order_RV is None else order_RV.gather(1, place_R1)
+    picked_R1 = picked_R1.masked_fill(whole_R1.isnan(), -1)
+    token_R.index_copy_(0, row_R, picked_R1[:, 0])
 
 
 class StopStrings:

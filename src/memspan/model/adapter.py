@@ -57,11 +57,6 @@ def adapter_weights(
     return {name: p.detach().to("cpu", dtype or p.dtype).contiguous() for name, p in kept.items()}
 
 
-def adapter_bytes(model: MSAForCausalLM, names: Iterable[str] = (), dtype: torch.dtype | None = None) -> int:
-    """The size of an adapter's weights in bytes; its file is a few kilobytes larger."""
-    return sum(weight.nbytes for weight in adapter_weights(model, names, dtype).values())
-
-
 def save_adapter(
     model: MSAForCausalLM,
     folder: Path,

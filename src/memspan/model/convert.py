@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from filelock import FileLock
@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from memspan.config import TEMPLATES, MSAConfig, TemplateSpec
-from memspan.errors import CheckpointError
+from memspan.errors import CheckpointError, MemspanError
 from memspan.files import whole_folder
 from memspan.model.adapter import adapter_layers, apply_adapter
 from memspan.model.backbones import first_line, load_backbone
@@ -28,14 +28,24 @@ from memspan.model.packed import DecodeWeights, check_weights
 from memspan.model.probe import probe
 from memspan.model.quantized import check_quantized, leaving_routers
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
-from memspan.model.runtime import pick_device, pick_dtype
+from memspan.model.runtime import DeviceMap, pick_dtype, pick_one_device
 from memspan.model.shipped import BACKBONES, NO_ADAPTER, SHIPPED, ModelNames, find_adapter, known_backbone
 from memspan.ops.similarity import SIMILARITIES
-from memspan.places import cache_folder, quoted
+from memspan.places import cache_folder, gigabytes, quoted
 from memspan.text.template import PromptTemplate, added_tokens
 
 # Below this size the probe runs in float32, where an attention that is nearly right cannot pass for right.
 _EXACT_PROBE_PARAMETERS = 2_000_000_000
+
+
+class LoadOptions(TypedDict, total=False):
+    """How `load` loads a model, beside its names."""
+
+    dtype: str | None
+    device: str | None
+    device_map: DeviceMap | None
+    weights: str | None
+    quantization: QuantizationConfigMixin | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,7 +125,8 @@ def convert(
         _check_requested(config, msa_layers=layers, chunk_size=chunk_size, top_k_docs=top_k_docs, template=template)
         return _save_released(folder, config, dtype, out)
     backbone, tokenizer = load_backbone(source, dtype)
-    spec = TEMPLATES[template or _template_for(tokenizer)]
+    has_chat_format = {"<|im_start|>", "<|im_end|>"} <= added_tokens(tokenizer)
+    spec = TEMPLATES[template or ("chatml" if has_chat_format else "plain")]
     backbone.config.name_or_path = name
     config = MSAConfig(
         backbone_config=backbone.config,
@@ -202,6 +213,7 @@ def load(
     adapter: str | Path | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    device_map: DeviceMap | None = None,
     weights: str | None = None,
     quantization: QuantizationConfigMixin | None = None,
     verify: bool = False,
@@ -216,6 +228,8 @@ def load(
             layers route, not the checkpoint.
         dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
+        device_map: in its place, as transformers takes it: "auto", or a map to one device. A memory serves no model
+            that is divided over several.
         weights: packed copies that decoding may read, where they are faster here (CPU only; `memspan.model.packed`).
             "half" (16 bits; the default on a CPU), "int8", "int4"; "exact": none.
         quantization: of transformers, as `TorchAoConfig` or `BitsAndBytesConfig`: weights are quantized while they are
@@ -227,11 +241,13 @@ def load(
         CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone, or beside
             `quantization`; or, with `verify`, weights that differ from the saved ones.
         UnsupportedBackbone: the quantized weights serve no memory.
+        MemspanError: `device_map` divides the model over several devices, or the device has no room for it.
     """
     known = known_backbone(path)
     folder = Path(path or "").expanduser() if known is None else known_checkpoint(known)
     check_folder(folder)
-    target = pick_device(device)
+    num_bytes = 0 if quantization is not None else sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    target = pick_one_device(device, device_map, num_bytes)
     decode_weights: DecodeWeights | None = "half" if target.type == "cpu" else None
     if weights is not None:
         decode_weights = check_weights(weights, target)
@@ -275,11 +291,26 @@ def load(
         apply_adapter(model, adapter, verify=verify)
     template = PromptTemplate(model.config.template_spec, tokenizer)
     if quantization is None:
-        torch.nn.Module.to(model, target)
+        _move(model, target)
     else:
         check_quantized(model.eval(), given["quantization_config"])
     model.decode_weights = decode_weights
     return LoadedModel(model.eval(), template, folder, adapter)
+
+
+def _move(model: MSAForCausalLM, device: torch.device) -> None:
+    """
+    Raises:
+        MemspanError: there is no room for it.
+    """
+    try:
+        torch.nn.Module.to(model, device)
+    except torch.OutOfMemoryError as error:
+        size = gigabytes(sum(weight.nbytes for weight in model.parameters()), up=True)
+        raise MemspanError(
+            f"{device} has no room for the model, whose weights take {size} in {model.dtype}; use --dtype bfloat16, "
+            "--device cpu, or from Python quantization=..."
+        ) from error
 
 
 def _routing_in(config: MSAConfig, layers: tuple[int, ...], adapter: Path) -> MSAConfig:
@@ -357,7 +388,3 @@ def check_folder(folder: Path) -> None:
             f"{folder} holds a plain {model_type} model without memory; "
             f"run: memspan convert {quoted(folder)} --out NEW_FOLDER"
         )
-
-
-def _template_for(tokenizer: PreTrainedTokenizerBase) -> str:
-    return "chatml" if {"<|im_start|>", "<|im_end|>"} <= added_tokens(tokenizer) else "plain"

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import torch
 
 from memspan.errors import MemspanError
+from memspan.places import gigabytes
 from memspan.text.packing import BATCH_TOKENS
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+DeviceMap = str | int | torch.device | Mapping[str, str | int | torch.device]
+"""As transformers takes it: a device, one for parts of a model by name, or how it is to be chosen."""
+
+_CHOOSING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 # Derived, not measured: one layer's feed-forward of Qwen3-4B (2 x 2,560 x 9,728 weights read once) then multiplies long
 # enough to hide its launches, and holds about 1 GB.
@@ -30,6 +37,41 @@ def pick_device(name: str | None = None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise MemspanError(f"device {name!r} is not present on this machine; leave it out, or use cpu") from error
+    return device
+
+
+def pick_one_device(name: str | None, device_map: DeviceMap | None, num_bytes: int) -> torch.device:
+    """The device of a model that is named, or that a `device_map` of transformers puts it on: a memory serves a model
+    that is on one.
+
+    Args:
+        num_bytes: of its weights, which must fit where the map leaves the choice of the device.
+
+    Raises:
+        MemspanError: both are given, or the map names several devices, or none, or leaves the choice where there is
+            no room on one.
+    """
+    if device_map is None:
+        return pick_device(name)
+    if name is not None:
+        raise MemspanError(f"give device={name!r} or device_map={device_map!r}, not both")
+    devices = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    names = sorted({f"cuda:{one}" if isinstance(one, int) else str(one) for one in devices})
+    if len(names) != 1 or names == ["disk"]:
+        raise MemspanError(
+            f"device_map puts the model on {', '.join(names) or 'no device'}, and a memory serves one device; "
+            'name one (device_map={"": 0}), make it smaller (quantization=...), or run one per device (torchrun)'
+        )
+    if names[0] not in _CHOOSING:
+        return pick_device(names[0])
+    device = pick_device()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else num_bytes
+    if num_bytes > free:
+        raise MemspanError(
+            f"device_map={names[0]!r} would have to divide the model: its weights take "
+            f"{gigabytes(num_bytes, up=True)}, and {device} has {gigabytes(free)} free; make it smaller "
+            "(quantization=...), or use device='cpu'"
+        )
     return device
 
 

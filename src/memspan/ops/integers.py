@@ -9,6 +9,7 @@ ways are tried, once per process and kind of shape.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import time
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 
 from memspan.ops.amx import TOKEN_STEP, ScaledLargest, amx_largest
+
+_log = logging.getLogger(__name__)
 
 Way = Callable[[Tensor, Tensor], ScaledLargest | None]
 """int8 queries (B, T, W) and their float32 scales (B) -> what writes scores; None where it cannot be done."""
@@ -93,7 +96,13 @@ class LargestProducts:
 @functools.cache
 def accelerator_way(width: int, device: torch.device) -> str:
     """The name of the first way that is exact on a device: one pass, or integers, or float32."""
-    return next(name for name in _ACCELERATOR_WAYS if name == "float" or _is_exact(WAYS[name], width, device))
+    found = next(name for name in _ACCELERATOR_WAYS if name == "float" or _is_exact(WAYS[name], width, device))
+    if device.type == "cuda" and found != "triton":
+        reason = (
+            "Triton is not installed; pip install triton" if find_spec("triton") is None else "its kernel fails here"
+        )
+        _log.warning("routing keys on %s are scored by torch (%s), more slowly: %s", device, found, reason)
+    return found
 
 
 @functools.cache

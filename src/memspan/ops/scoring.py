@@ -8,6 +8,10 @@ heads of a group, divide by H; scale each key head; then q_TW @ key_CW. `memspan
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,8 +19,14 @@ from memspan.ops.similarity import SIMILARITIES
 
 # Chunks of which only the best is looked at when a bound is sought.
 _BLOCK = 128
+# Bits of a sum that float64 holds exactly, and how many more of them a query gets than a key, which is bfloat16.
+_SUM_BITS, _MORE_FOR_QUERIES = 53, 5
+# The bits of a float64 that are its exponent; the others are zero in a power of two.
+_EXPONENT = 0x7FF0000000000000
 # Exact products held at once: 2 MiB of them.
 _PRODUCTS_HELD = 2**18
+# Numbers of keys that a device holds in float64 at once: 128 MiB of them.
+_KEYS_HELD = 2**24
 
 
 def fold_queries(query_BTHD: Tensor, num_kv_heads: int, similarity: str) -> Tensor:
@@ -83,16 +93,82 @@ def chunk_scores(query_BTW: Tensor, key_CW: Tensor) -> Tensor:
     return (key_CW @ query_WQ).view(-1, B, T).amax(-1).T
 
 
-def exact_chunk_scores(query_TW: Tensor, key_CW: Tensor) -> Tensor:
-    """Scores of a few chunks for one question, `[C]` float32, independent of batch, tile and shard.
+@functools.cache
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64 (Metal does not); tried once."""
+    try:
+        return bool(
+            (torch.ones(2, 2, dtype=torch.float64, device=device) @ torch.ones(2, 1).double().to(device))[0] == 2
+        )
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
 
-    Float32 GEMM results change with the shape of the call. Accumulating in float64 and rounding once leaves no such
-    difference in practice, which is what makes N ranks (and any batch) rank documents exactly as one does. Products of
-    a few chunks are held at a time, so a long question over many candidates takes no more memory than others.
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no wider one."""
+    return torch.float64 if has_float64(device) else torch.float32
+
+
+def exact_chunk_scores(query_TW: Tensor, key_CW: Tensor) -> Tensor:
+    """Scores of a few chunks for one question, `[C]` float32: the same bits in any batch, tile, shard and device.
+
+    Results of GEMMs change with device, library and shape of the call, as sums are rounded while they are made. So
+    queries and keys are first rounded to multiples of a power of two, a vector by its own largest number: so finely
+    that cosines change by less than 1e-7, and so coarsely that float64 holds every product and every sum exactly, in
+    any order. Products of a few chunks are held at a time, so a long question over many candidates takes no more memory
+    than others.
     """
-    query_WT = query_TW.double().T
+    query_WT = _rounded_queries(query_TW).T
     rows = max(1, _PRODUCTS_HELD // query_WT.shape[1])
-    return torch.cat([(part_CW.double() @ query_WT).amax(-1) for part_CW in key_CW.split(rows)]).float()
+    return torch.cat([(_rounded_keys(part_CW) @ query_WT).amax(-1) for part_CW in key_CW.split(rows)]).float()
+
+
+def exact_document_scores(
+    query_BTW: Tensor, key_CW: Tensor, first_BK: Tensor, rows_BK: Tensor, most_rows: int
+) -> Tensor:
+    """Scores of K documents for every question, `[B, K]` float32: the max over chunks of `exact_chunk_scores`.
+
+    Nothing waits for the device that the tensors are on.
+
+    Args:
+        key_CW: stored keys.
+        first_BK, rows_BK: a document's first row and its number of rows. Where it has rows outside of the keys, its
+            score is that of other rows.
+        most_rows: of a document.
+    """
+    B, _, W = query_BTW.shape
+    query_BWT = _rounded_queries(query_BTW).transpose(1, 2)
+    offset_R = torch.arange(most_rows, device=key_CW.device)
+    at_once, scores = max(1, _KEYS_HELD // (B * most_rows * W)), list[Tensor]()
+    for part_BK, count_BK in zip(first_BK.split(at_once, 1), rows_BK.split(at_once, 1), strict=True):
+        row_BKR = part_BK[..., None] + torch.minimum(offset_R, count_BK[..., None] - 1)  # the last row again and again
+        keys_XW = _rounded_keys(key_CW.index_select(0, row_BKR.clamp(0, len(key_CW) - 1).flatten()))
+        products_BXT = keys_XW.view(B, -1, W) @ query_BWT
+        scores.append(products_BXT.amax(-1).view(row_BKR.shape).amax(-1).float())
+    return torch.cat(scores, 1)
+
+
+def _rounded_queries(query_TW: Tensor) -> Tensor:
+    return _rounded(query_TW, (_bits(query_TW) + _MORE_FOR_QUERIES + 1) // 2)
+
+
+def _rounded_keys(key_CW: Tensor) -> Tensor:
+    return _rounded(key_CW, (_bits(key_CW) - _MORE_FOR_QUERIES) // 2)
+
+
+def _bits(vectors: Tensor) -> int:
+    """Of a product, so that a sum of so many is exact."""
+    return _SUM_BITS - math.ceil(math.log2(vectors.shape[-1]))
+
+
+def _rounded(vectors: Tensor, bits: int) -> Tensor:
+    """Vectors (the last dimension) in float64, every number a multiple of a power of two that is less than 2**bits
+    times in the vector's largest."""
+    largest = vectors.abs().amax(-1, keepdim=True).double()
+    power = (largest.view(torch.int64) & _EXPONENT).view(torch.float64)  # at most the largest number, and over its half
+    # Beside so large a number there is no room for finer ones.
+    anchor = power * (1.5 * 2.0 ** (_SUM_BITS - bits))
+    return (vectors.double() + anchor).sub_(anchor)
 
 
 def document_scores(score_BC: Tensor, document_C: Tensor, num_documents: int) -> Tensor:
@@ -126,36 +202,45 @@ def leading_documents(score_C: Tensor, document_C: Tensor, count: int) -> tuple[
         wanted *= 4
 
 
-def leading_of_batch(score_BC: Tensor, document_C: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+def leading_of_batch(
+    score_BC: Tensor, document_C: Tensor, count: int, exact: Callable[[Tensor], Tensor] | None = None
+) -> list[tuple[Tensor, Tensor, Tensor]]:
     """`leading_documents` of every question, from scores on an accelerator, which is waited for once as a rule.
 
+    Args:
+        exact: exact scores of documents, by their indices `[B, K]`, on the accelerator.
+
     Returns:
-        Indices and scores of documents, on the CPU, in the order of the indices.
+        Indices, scores and exact scores (NaN without `exact`) of documents, on the CPU, in the order of the indices.
     """
     wanted = 2 * count
     while True:
         score_BK, row_BK = score_BC.topk(min(wanted, score_BC.shape[1]))
+        document_BK = document_C[row_BK].int()
+        exact_BK = torch.full_like(score_BK, math.nan) if exact is None else exact(document_BK)
         # One copy: the bits of float32 beside the indices.
-        bits_BK, document_BK = torch.stack([score_BK.view(torch.int32), document_C[row_BK].int()]).cpu()
-        score_BK, is_all = bits_BK.view(torch.float32), wanted >= score_BC.shape[1]
+        bits = torch.stack([document_BK, score_BK.view(torch.int32), exact_BK.view(torch.int32)]).cpu()
+        document_BK, score_BK, exact_BK = bits[0], *bits[1:].view(torch.float32)
+        is_all = wanted >= score_BC.shape[1]
         # Rows that score as the last one does may be missing.
         kept_BK = score_BK > (float("-inf") if is_all else score_BK[:, -1:])
+        parts = zip(document_BK.long(), score_BK, exact_BK, kept_BK, strict=True)
         found = [
-            _by_document(document_K[kept_K].long(), score_K[kept_K])
-            for score_K, document_K, kept_K in zip(score_BK, document_BK, kept_BK, strict=True)
+            _by_document(document_K[kept], score_K[kept], exact_K[kept]) for document_K, score_K, exact_K, kept in parts
         ]
         last_B = score_BK[:, -1].tolist() if score_BK.shape[1] else []
         if is_all or all(
-            len(ids) >= count or last == float("-inf") for (ids, _), last in zip(found, last_B, strict=True)
+            len(ids) >= count or last == float("-inf") for (ids, *_), last in zip(found, last_B, strict=True)
         ):
             return found
         wanted *= 4
 
 
-def _by_document(document_K: Tensor, score_K: Tensor) -> tuple[Tensor, Tensor]:
-    """Every document once, in order, with its best score."""
+def _by_document(document_K: Tensor, *scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Every document once, in order, with its best score of each kind."""
     documents, owner_K = torch.unique(document_K, return_inverse=True)
-    return documents, document_scores(score_K[None], owner_K, len(documents))[0]
+    best, exact = document_scores(torch.stack(scores), owner_K, len(documents))
+    return documents, best, exact
 
 
 def documents_above(score_C: Tensor, document_C: Tensor, bound: float) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,35 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type not in _PAGE_LOCKED or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@functools.cache
+def copy_stream(device: torch.device) -> torch.Stream | None:
+    """The stream of copies that run beside what a device computes; None where there are no streams."""
+    return torch.Stream(device) if device.type in _PAGE_LOCKED else None
+
+
+def start_to_device(tensor: Tensor, device: torch.device) -> Callable[[], Tensor]:
+    """Begin a copy to a device on a stream of its own, from any thread.
+
+    Returns:
+        What gives the copy. The stream that is current then waits for it on the device; the CPU does not.
+    """
+    stream = copy_stream(device)
+    if stream is None:
+        moved = to_device(tensor, device)
+        return lambda: moved
+    with stream:
+        moved = to_device(tensor, device)
+        done = stream.record_event()
+
+    def copied() -> Tensor:
+        current = torch.accelerator.current_stream(device)
+        current.wait_event(done)
+        moved.record_stream(current)  # its memory is the other stream's, which must not give it out before
+        return moved
+
+    return copied
 
 
 def start_to_host(tensor: Tensor) -> Tensor:

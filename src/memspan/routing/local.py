@@ -8,7 +8,8 @@ selection.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -18,7 +19,8 @@ from memspan.bank.segment import LATENT_DTYPE
 from memspan.bank.shard import Shard
 from memspan.bank.tiers import Tiers
 from memspan.ops.scoring import fold_queries, routing_places, take_tokens, top_documents
-from memspan.ops.transfer import to_device
+from memspan.ops.transfer import start_to_device, to_device
+from memspan.routing.ahead import ContentAhead
 from memspan.routing.source import Candidates, DocumentSource, LocalSource, accelerator
 from memspan.stages import stage
 from memspan.types import LayerRouting, Retrieved
@@ -38,7 +40,12 @@ class SourceMemory:
     """
 
     def __init__(
-        self, source: DocumentSource, manifest: Manifest, top_k: int, device: torch.device | None = None
+        self,
+        source: DocumentSource,
+        manifest: Manifest,
+        top_k: int,
+        device: torch.device | None = None,
+        ahead: ContentAhead | None = None,
     ) -> None:
         """
         Args:
@@ -46,9 +53,10 @@ class SourceMemory:
             manifest: of their bank.
             top_k: documents attended to per MSA layer; all, where there are no more.
             device: where the selected content goes. Default: CPU.
+            ahead: what copies content there before it is selected. Default: nothing does.
         """
         self._source, self._manifest, self._top_k = source, manifest, top_k
-        self._device = device or torch.device("cpu")
+        self._device, self._ahead = device or torch.device("cpu"), ahead
         self._mask_BT = self._place_BR = torch.empty(0)
         self.candidates: dict[int, list[Candidates]] = {}
 
@@ -64,8 +72,17 @@ class SourceMemory:
             found for part_BTW in query_BTW.split(at_once) for found in self._candidates(layer, part_BTW)
         ]
         retrieved = self.gather(layer, self.candidates[layer])
-        self._source.prefetch(layer, sorted({document_id for ids in retrieved.doc_ids for document_id in ids}))
+        for following in [one for one in self._manifest.msa_layers if one > layer][:1]:
+            self.read_ahead(following, retrieved.doc_ids)  # which often selects them too
         return retrieved
+
+    def read_ahead(self, layer: int, doc_ids: Iterable[Iterable[int]]) -> None:
+        """Have the content of questions' documents in a layer read ahead, and copied where it is attended to."""
+        ids = sorted({document_id for of_question in doc_ids for document_id in of_question})
+        if self._ahead is None:
+            self._source.prefetch(layer, ids)
+        else:
+            self._ahead.start(layer, ids)
 
     def _candidates(self, layer: int, query_BTW: torch.Tensor) -> list[Candidates]:
         """The best documents of the coarse pass, re-scored: 8k, and what it cannot tell from the k-th best of those.
@@ -105,27 +122,38 @@ class SourceMemory:
         """Fetch the content of every question's best documents, in the order of their ids (bank order), zero-padded to
         the longest. All that this memory has ever considered can be fetched; of a bank in one process, any document."""
         chosen = [tuple(found.ids[: self._top_k].tolist()) for found in candidates]
-        G, D = self._manifest.num_kv_heads, self._manifest.head_dim
-        wanted = sorted({document_id for ids in chosen for document_id in ids})
-        content_of = dict(zip(wanted, self._source.content(layer, wanted), strict=True))
-        contents, row_scores = [], []
+        first_of, content_X2GD = self._content(layer, sorted({document_id for ids in chosen for document_id in ids}))
+        places, row_scores = [], []
         for found, ids in zip(candidates, chosen, strict=True):
             score_of = dict(zip(ids, found.scores.tolist(), strict=False))
-            parts = [content_of[document_id] for document_id in sorted(ids)]
-            contents.append(torch.cat(parts) if parts else torch.empty(0, 2, G, D, dtype=LATENT_DTYPE))
-            of_documents = [torch.full((len(rows),), score_of[i]) for i, rows in zip(sorted(ids), parts, strict=True)]
-            row_scores.append(torch.cat(of_documents) if parts else torch.empty(0))
-        content_BM2GD = to_device(pad_sequence(contents, batch_first=True), self._device)
-        rows_B1 = torch.tensor([[len(content)] for content in contents])
+            rows = [(place, score_of[i]) for i in sorted(ids) for place in first_of[i]]
+            places.append(torch.tensor([place for place, _ in rows], dtype=torch.int64))
+            row_scores.append(torch.tensor([score for _, score in rows]))
+        place_BM = to_device(pad_sequence(places, batch_first=True), self._device)
+        content_BM2GD = content_X2GD.index_select(0, place_BM.flatten()).view(*place_BM.shape, *content_X2GD.shape[1:])
         key_BMGD, value_BMGD = content_BM2GD.unbind(2)
         return Retrieved(
             keys_BGMD=key_BMGD.transpose(1, 2),
             values_BGMD=value_BMGD.transpose(1, 2),
-            mask_BM=to_device(torch.arange(content_BM2GD.shape[1]) < rows_B1, self._device),
+            mask_BM=place_BM > 0,
             doc_ids=tuple(chosen),
             scores=tuple(tuple(found.scores[: self._top_k].tolist()) for found in candidates),
             row_scores_BM=to_device(pad_sequence(row_scores, batch_first=True), self._device),
         )
+
+    def _content(self, layer: int, ids: Sequence[int]) -> tuple[dict[int, range], torch.Tensor]:
+        """Which rows are a document's, and all rows on the device: zeros, then those of the documents."""
+        there = self._ahead.take(layer) if self._ahead is not None else {}
+        missing = [document_id for document_id in ids if document_id not in there]
+        contents = self._source.content(layer, missing)
+        zeros_12GD = torch.zeros(1, 2, self._manifest.num_kv_heads, self._manifest.head_dim, dtype=LATENT_DTYPE)
+        content_X2GD = start_to_device(torch.cat([zeros_12GD, *contents]), self._device)()
+        if there:
+            there.update(zip(missing, content_X2GD[1:].split([len(rows) for rows in contents]), strict=True))
+            content_X2GD = torch.cat([content_X2GD[:1], *(there[document_id] for document_id in ids)])
+            contents = [there[document_id] for document_id in ids]
+        ends = accumulate((len(rows) for rows in contents), initial=1)
+        return {i: range(first, last) for i, (first, last) in zip(ids, pairwise(ends), strict=True)}, content_X2GD
 
 
 class LocalMemory(SourceMemory):
@@ -150,8 +178,10 @@ class LocalMemory(SourceMemory):
                 (`Snapshot.selectable_mask`). Default: every live one.
             tiers: what is kept in memory (`Snapshot.tiers`). Default: all routing keys.
         """
-        source = LocalSource(shards, manifest.msa_layers, selectable_N, tiers, keys_on=accelerator(device))
-        super().__init__(source, manifest, top_k, device)
+        keys_on = accelerator(device)
+        source = LocalSource(shards, manifest.msa_layers, selectable_N, tiers, keys_on=keys_on)
+        ahead = None if keys_on is None else ContentAhead(source.content, keys_on)
+        super().__init__(source, manifest, top_k, device, ahead)
 
 
 class ReplayedMemory:
@@ -171,7 +201,10 @@ class ReplayedMemory:
 
     def route(self, layer: int, router_query_BTHD: torch.Tensor, query_mask_BT: torch.Tensor) -> Retrieved:
         """See `LayerMemory.route`."""
-        return self._memory.gather(layer, self._found[layer])
+        retrieved = self._memory.gather(layer, self._found[layer])
+        for following in sorted(one for one in self._found if one > layer)[:1]:
+            self._memory.read_ahead(following, (found.ids.tolist() for found in self._found[following]))
+        return retrieved
 
 
 def best(found: Candidates, count: int) -> Candidates:

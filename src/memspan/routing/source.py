@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
+from memspan.bank.moved import MovedRows, Run
 from memspan.bank.segment import SegmentReader
 from memspan.bank.shard import Shard
 from memspan.bank.tiers import Tiers
@@ -21,6 +23,7 @@ from memspan.ops.scoring import (
     document_scores,
     documents_above,
     exact_chunk_scores,
+    exact_document_scores,
     leading_documents,
     leading_of_batch,
 )
@@ -67,45 +70,93 @@ class DocumentSource(Protocol):
         ...
 
     def prefetch(self, layer: int, ids: Sequence[int]) -> None:
-        """Have the content of documents selected in a layer read ahead for the next, which often selects them too."""
+        """Have the content of such documents in a layer read from disk, without waiting for it."""
+        ...
+
+
+class _Found(NamedTuple):
+    """Documents of one question, by their places in a layout: coarse and exact scores, NaN where not known."""
+
+    places_K: torch.Tensor
+    scores_K: torch.Tensor
+    exact_K: torch.Tensor
+
+    @classmethod
+    def on_host(cls, places_K: torch.Tensor, scores_K: torch.Tensor) -> _Found:
+        return cls(places_K, scores_K, torch.full_like(scores_K, math.nan))
+
+
+class _Part(Protocol):
+    """Coarse scores of the rows of some shards for some questions."""
+
+    def leading(self, count: int) -> list[_Found]:
+        """The leading documents of every question."""
+        ...
+
+    def above(self, bounds: Sequence[float]) -> list[_Found]:
+        """The documents of every question that reach its bound."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Coarse scores of the rows of some shards, `[B, C]`, and the document of every row."""
+class _OnHost:
+    """A `_Part` on the CPU."""
 
     score_BC: torch.Tensor
     document_C: torch.Tensor
-    on_device: bool
+
+    def leading(self, count: int) -> list[_Found]:
+        return [_Found.on_host(*leading_documents(score_C, self.document_C, count)) for score_C in self.score_BC]
+
+    def above(self, bounds: Sequence[float]) -> list[_Found]:
+        parts = zip(self.score_BC, bounds, strict=True)
+        return [_Found.on_host(*documents_above(score_C, self.document_C, bound)) for score_C, bound in parts]
+
+
+@dataclass(frozen=True, slots=True)
+class _OnDevice:
+    """A `_Part` on an accelerator, which scores the documents that it finds exactly, where it has the stored keys."""
+
+    score_BC: torch.Tensor
+    query_BTW: torch.Tensor
+    rows: MovedRows
+    runs: Sequence[Run]
+    layer: int
 
     @classmethod
-    def unscored(cls, num_questions: int, document_C: torch.Tensor, *, on_device: bool) -> _Part:
-        return cls(torch.empty(num_questions, len(document_C), device=document_C.device), document_C, on_device)
+    def of(cls, query_BTW: torch.Tensor, rows: MovedRows, runs: Sequence[Run], layer: int) -> _OnDevice:
+        """Score all rows."""
+        queries = quantize_queries(query_BTW)
+        score_BC = torch.empty(len(query_BTW), len(rows.document_C), device=query_BTW.device)
+        for run in runs:
+            coarse_scores(queries, run.coarse(layer), score_BC[:, run.first : run.last])
+        if rows.barred_C is not None:
+            score_BC.masked_fill_(rows.barred_C, float("-inf"))
+        return cls(score_BC, query_BTW, rows, runs, layer)
 
-    def split(self, shards: Sequence[Shard]) -> Sequence[torch.Tensor]:
-        """Where the scores of each shard stand."""
-        return self.score_BC.split([len(shard.document_C) for shard in shards], dim=1)
+    def leading(self, count: int) -> list[_Found]:
+        exact = partial(self._exact, self.query_BTW)
+        return [_Found(*found) for found in leading_of_batch(self.score_BC, self.rows.document_C, count, exact)]
 
-    def without(self, barred_C: torch.Tensor | None) -> _Part:
-        """Itself, with the rows that must not be selected scored so."""
-        if barred_C is not None:
-            self.score_BC.masked_fill_(barred_C, float("-inf"))
-        return self
+    def above(self, bounds: Sequence[float]) -> list[_Found]:
+        found = list[_Found]()
+        for query_TW, score_C, bound in zip(self.query_BTW, self.score_BC, bounds, strict=True):
+            places_K, scores_K = documents_above(score_C, self.rows.document_C, bound)
+            exact_K = self._exact(query_TW[None], places_K[None])[0]
+            found.append(_Found(places_K.long().cpu(), scores_K.cpu(), exact_K.cpu()))
+        return found
 
-    def leading(self, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Indices and scores of the leading documents of every question."""
-        if self.on_device:
-            return leading_of_batch(self.score_BC, self.document_C, count)
-        return [leading_documents(score_C, self.document_C, count) for score_C in self.score_BC]
-
-    def above(self, bounds: Sequence[float]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Indices and scores of the documents of every question that reach its bound."""
-        found = (
-            documents_above(score_C, self.document_C, bound)
-            for score_C, bound in zip(self.score_BC, bounds, strict=True)
-        )
-        return [(documents_K.long().cpu(), scores_K.cpu()) for documents_K, scores_K in found]
+    def _exact(self, query_BTW: torch.Tensor, document_BK: torch.Tensor) -> torch.Tensor:
+        """Exact scores of documents, NaN where the stored keys are elsewhere, `[B, K]`."""
+        rows = self.rows
+        first_BK, rows_BK = rows.first_N[document_BK], rows.rows_N[document_BK]
+        score_BK = torch.full(document_BK.shape, math.nan, device=document_BK.device)
+        for run in self.runs:
+            if run.has_stored:
+                keys_CW, start_BK = run.stored(self.layer), first_BK - run.first
+                here_BK = exact_document_scores(query_BTW, keys_CW, start_BK, rows_BK, rows.most_rows)
+                score_BK = torch.where((first_BK >= run.first) & (first_BK < run.last), here_BK, score_BK)
+        return score_BK
 
 
 class LocalSource:
@@ -141,10 +192,13 @@ class LocalSource:
         self._keys_on = keys_on or torch.device("cpu")
         readers = [shard.reader for shard in self._shards]
         num_moved = 0 if keys_on is None else self._tiers.move(readers, self._layers, keys_on)
-        self._moved, self._stay = self._shards[:num_moved], self._shards[num_moved:]
+        self._runs, self._stay = self._tiers.runs(readers[:num_moved]), self._shards[num_moved:]
+        self._num_moved = self._runs[-1].last if self._runs else 0
         self._resident = self._tiers.resident(readers[num_moved:], len(self._layers))
         self._parts: list[_Part] = []
-        self._query_BTW = torch.empty(0)
+        self._query_BTW = torch.empty(0)  # on the CPU, if anything is scored there
+        # Exact scores of every question's documents, as far as they are known.
+        self._known: list[dict[int, float]] = []
         # Where documents stand that were asked for.
         self._places: dict[int, int] = {}
 
@@ -154,14 +208,15 @@ class LocalSource:
 
     def leading(self, layer: int, query_BTW: torch.Tensor, count: int) -> list[Candidates]:
         """See `DocumentSource.leading`."""
-        self._parts = []
+        self._parts, self._known = [], [{} for _ in query_BTW]
         if self._stay:
             self._query_BTW = query_BTW.cpu()
             self._parts.append(self._on_host(layer))
-        else:  # not waited for: what leads is copied behind it
+        elif not all(run.has_stored for run in self._runs):  # not waited for: what leads is copied behind it
             self._query_BTW = start_to_host(query_BTW)
-        if self._moved:
-            self._parts.append(self._on_device(layer, to_device(query_BTW, self._keys_on)))
+        if self._runs:
+            rows = self._tiers.moved_rows(self._layout, self._barred_C, self._num_moved, self._keys_on)
+            self._parts.append(_OnDevice.of(to_device(query_BTW, self._keys_on), rows, self._runs, layer))
         return self._joined([part.leading(count) for part in self._parts])
 
     def above(self, bounds: Sequence[float]) -> list[Candidates]:
@@ -169,38 +224,42 @@ class LocalSource:
         return self._joined([part.above(bounds) for part in self._parts])
 
     def exact(self, layer: int, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """See `DocumentSource.exact`."""
-        return [self._exact(layer, query_TW, ids_K) for query_TW, ids_K in zip(self._query_BTW, ids, strict=True)]
+        """See `DocumentSource.exact`. What the accelerator scored is not scored again: on the CPU it would be equal."""
+        scores = list[torch.Tensor]()
+        for question, (known, ids_K) in enumerate(zip(self._known, ids, strict=True)):
+            wanted = ids_K.tolist()
+            unknown = [document_id for document_id in wanted if document_id not in known]
+            if unknown:
+                known.update(zip(unknown, self._exact(layer, self._query_BTW[question], unknown).tolist(), strict=True))
+            scores.append(torch.tensor([known[document_id] for document_id in wanted], dtype=torch.float32))
+        return scores
 
-    def _on_host(self, layer: int) -> _Part:
+    def _on_host(self, layer: int) -> _OnHost:
         """Score the keys that are on the CPU."""
-        queries, first = quantize_queries(self._query_BTW), sum(len(shard.document_C) for shard in self._moved)
-        part = _Part.unscored(len(self._query_BTW), self._layout.document_C[first:], on_device=False)
-        for shard, score_BC, is_resident in zip(self._stay, part.split(self._stay), self._resident, strict=True):
-            coarse_scores(queries, shard.reader.coarse_keys(layer), score_BC)
+        queries, document_C = quantize_queries(self._query_BTW), self._layout.document_C[self._num_moved :]
+        score_BC = torch.empty(len(self._query_BTW), len(document_C))
+        parts = score_BC.split([len(shard.document_C) for shard in self._stay], dim=1)
+        for shard, part_BC, is_resident in zip(self._stay, parts, self._resident, strict=True):
+            coarse_scores(queries, shard.reader.coarse_keys(layer), part_BC)
             if not is_resident:
                 shard.reader.give_back_coarse(layer)
-        return part.without(None if self._barred_C is None else self._barred_C[first:])
+        if self._barred_C is not None:
+            score_BC.masked_fill_(self._barred_C[self._num_moved :], float("-inf"))
+        return _OnHost(score_BC, document_C)
 
-    def _on_device(self, layer: int, query_BTW: torch.Tensor) -> _Part:
-        """Score the keys that are on the accelerator, as the query is."""
-        queries = quantize_queries(query_BTW)
-        document_C, barred_C = self._tiers.moved_rows(self._layout, self._barred_C, self._moved, self._keys_on)
-        part = _Part.unscored(len(query_BTW), document_C, on_device=True)
-        for shard, score_BC in zip(self._moved, part.split(self._moved), strict=True):
-            coarse_scores(queries, self._tiers.moved_keys(shard.reader, layer), score_BC)
-        return part.without(barred_C)
-
-    def _joined(self, parts: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]]) -> list[Candidates]:
+    def _joined(self, parts: Sequence[Sequence[_Found]]) -> list[Candidates]:
         """What the parts found for every question."""
         found = []
-        for question in range(len(self._query_BTW)):
-            places = [part[question][0] for part in parts]
-            scores = [part[question][1] for part in parts]
-            places_K = torch.cat([torch.empty(0, dtype=torch.int64), *places])
+        for known, *of_parts in zip(self._known, *parts, strict=True):
+            places_K = torch.cat([torch.empty(0, dtype=torch.int64), *(part.places_K for part in of_parts)])
+            scores_K, exact_K = (
+                torch.cat([torch.empty(0), *x]) for x in ([p.scores_K for p in of_parts], [p.exact_K for p in of_parts])
+            )
             ids_K = self._layout.ids_N[places_K]
-            self._places.update(zip(ids_K.tolist(), places_K.tolist(), strict=True))
-            found.append(Candidates(ids_K, torch.cat([torch.empty(0), *scores])))
+            ids = ids_K.tolist()
+            self._places.update(zip(ids, places_K.tolist(), strict=True))
+            known.update((i, score) for i, score in zip(ids, exact_K.tolist(), strict=True) if not math.isnan(score))
+            found.append(Candidates(ids_K, scores_K))
         return found
 
     def content(self, layer: int, ids: Sequence[int]) -> list[torch.Tensor]:
@@ -217,15 +276,13 @@ class LocalSource:
 
     def prefetch(self, layer: int, ids: Sequence[int]) -> None:
         """See `DocumentSource.prefetch`."""
-        for following in self._layers[self._layers.index(layer) + 1 :][:1]:
-            for segment, index in map(self._find, ids):
-                if (following, segment.files.name, index) not in self._tiers.content:
-                    segment.prefetch(following, index)
+        for segment, index in map(self._find, ids):
+            if (layer, segment.files.name, index) not in self._tiers.content:
+                segment.prefetch(layer, index)
 
-    def _exact(self, layer: int, query_TW: torch.Tensor, ids_K: torch.Tensor) -> torch.Tensor:
-        if not len(ids_K):
-            return torch.empty(0)
-        found = [self._find(document_id) for document_id in ids_K.tolist()]
+    def _exact(self, layer: int, query_TW: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
+        """Exact scores of documents whose stored keys are read for it."""
+        found = [self._find(document_id) for document_id in ids]
         for segment, index in found:
             segment.prefetch_rows(layer, index)
         keys = [segment.router_rows(layer, index) for segment, index in found]

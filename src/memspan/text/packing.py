@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -111,9 +111,3 @@ def even_shares(sizes: Sequence[int], count: int) -> list[list[int]]:
         shares[share].append(place)
         heapq.heappush(load, (size + sizes[place], share))
     return [sorted(places) for places in shares]
-
-
-def padding_share(lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> float:
-    """Share of a bucketing's padded tokens that are padding."""
-    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
-    return 1 - sum(lengths) / padded

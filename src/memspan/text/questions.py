@@ -11,7 +11,6 @@ passed over.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,9 @@ from typing import Any, Literal, get_args
 
 from memspan.dates import normal_date
 from memspan.errors import CorpusError
-from memspan.text.readers import BadRecord, Unreadable, is_text, read_content, read_records
+from memspan.text.readers import BadRecord, Unreadable, extension, is_text, read_json_lines
+from memspan.text.readers.json_files import read_json
+from memspan.text.readers.opening import bounded_lines, named_failures, open_text, pieces
 from memspan.types import Document
 
 QuestionType = Literal["single", "multi", "yesno", "pair", "unanswerable", "all"]
@@ -27,6 +28,7 @@ UNDATED = "2000-01-01"
 """The date of every document that has none: the time it happened to be added would make no two runs alike."""
 
 _ID_DIGITS = 16
+_LINES = ("jsonl", "ndjson")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +141,14 @@ def reading(path: Path, format: str, read: Callable[[], QuestionSet]) -> Questio
     Raises:
         CorpusError: the file cannot be read at all, or has no question.
     """
+    remedy = "check the file and the format"
     try:
         found = read()
     except (OSError, Unreadable, *BAD_RECORD) as error:
-        raise CorpusError(f"{path} cannot be read as {format}: {error!r}; check the file and the format") from error
+        raise CorpusError(f"{path} cannot be read as {format}: {describe(error)}; {remedy}") from error
     if not found.questions:
-        reasons = "; ".join(f"{bad.where}: {bad.reason}" for bad in found.malformed[:3])
-        raise CorpusError(f"{path} holds no question in the format {format} ({reasons or 'it is empty'})")
+        reasons = "; ".join(f"{bad.where}: {bad.reason}" for bad in found.malformed[:3]) or "it is empty"
+        raise CorpusError(f"{path} holds no question in the format {format} ({reasons}); {remedy}")
     return found
 
 
@@ -163,47 +166,67 @@ def questions_of(record: Record) -> Iterator[Question]:
     )
 
 
-def collect(records: Iterable[tuple[str, Any]], convert: Callable[[Any], Iterator[Question]]) -> QuestionSet:
+def collect(
+    records: Iterable[tuple[str, Any]], convert: Callable[[Any], Iterator[Question]], count: int | None = None
+) -> QuestionSet:
     """The questions that `convert` makes of records, each given with its place; what is malformed is named.
 
-    A record that is None, or repeats an id, is malformed.
+    A record is malformed that is an exception (the reason), or repeats an id.
+
+    Args:
+        count: no more is read once there are so many questions.
     """
     questions: dict[str, Question] = {}
     malformed: list[MalformedRecord] = []
     for where, record in records:
         try:
-            if record is None or not is_text(record):
-                raise ValueError("not a JSON object of valid text")
-            for question in convert(record):
+            for question in convert(sound(record)):
                 if question.id in questions:
                     raise ValueError(f"the id {question.id!r} was read before")
                 questions[question.id] = question
         except BAD_RECORD as error:
             malformed.append(MalformedRecord(where, describe(error)))
-    return QuestionSet(tuple(questions.values()), malformed=tuple(malformed))
+        if count is not None and len(questions) >= count:
+            break
+    return QuestionSet(tuple(questions.values())[:count], malformed=tuple(malformed))
 
 
-def json_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Records of a file of JSON lines, whatever its name, or of one JSON list; each with its place."""
-    if path.suffix == ".json":
-        text = read_content(path).text
-        if text.lstrip().startswith("["):
-            yield from ((f"{path}[{index}]", item) for index, item in enumerate(json.loads(text)))
-            return
-        for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand in a text
-            if line.strip():
-                yield f"{path}#{number}", maybe_json(line)
-        return
-    for record in read_records(path):
-        yield f"{path}#{record.line}", None if isinstance(record, BadRecord) else record.values
+def sound(record: Any) -> Record:
+    """A record as it is.
+
+    Raises:
+        ValueError: it is none; of an exception in its place the reason.
+    """
+    if isinstance(record, Exception):
+        raise record
+    if not isinstance(record, Mapping) or not is_text(dict(record)):
+        raise ValueError("not a JSON object of valid text")
+    return record
 
 
-def maybe_json(line: str) -> Any:
-    """The value a text is the JSON of; None where it is none."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+def json_records(path: Path, shown: Path | None = None) -> Iterator[tuple[str, Any]]:
+    """Records of a file, whatever its name: JSON lines, a list of objects, or one object; packed or not.
+
+    Each comes with its place, and is an exception where it is no object. A list is read item by item.
+
+    Args:
+        shown: the name of the file in places.
+
+    Raises:
+        Unreadable: the file is damaged or no text.
+    """
+    shown = shown or path
+    with named_failures(), path.open("rb") as file, open_text(file, path) as (text, _):
+        first = next((piece.lstrip()[:1] for piece in pieces(text) if piece.strip()), "")
+        text.seek(0)
+        in_lines = extension(path) in _LINES or first not in ("[", "{")
+        if not in_lines and first == "{":  # an object over several lines, or one a line
+            line = next(line for line in bounded_lines(text) if line.strip())
+            in_lines = line.strip()[-1] not in "{[,:"
+            text.seek(0)
+        for record in read_json_lines(bounded_lines(text)) if in_lines else read_json(pieces(text)):
+            place = f"#{record.line or 1}" if in_lines or first == "{" else f"[{record.line - 1}]"
+            yield f"{shown}{place}", ValueError(record.reason) if isinstance(record, BadRecord) else record.values
 
 
 def checked_text(value: Any) -> str:
@@ -212,7 +235,7 @@ def checked_text(value: Any) -> str:
     Raises:
         TypeError: it is neither.
     """
-    if not isinstance(value, str | int):
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise TypeError(f"{value!r} is not a text")
     return str(value).strip()
 

@@ -61,7 +61,8 @@ class PromptTemplate:
         rounds = tuple(filter(None, (spec.round_end, spec.retrieval_end)))
         literals = (spec.document_prefix, spec.document_suffix, spec.context_prefix, spec.context_suffix, *spec.stops)
         literals += (*rounds, spec.final_question)
-        tokens = sorted(self._single_tokens(literals), key=len, reverse=True)
+        added = {token for token in added_tokens(tokenizer) if any(token in literal for literal in literals)}
+        tokens = sorted(added, key=len, reverse=True)
         self._markers: dict[str, Marker] = {token: Marker(_token_id(tokenizer, token)) for token in tokens}
         self._split_at = re.compile("|".join(map(re.escape, tokens))) if tokens else None
         # Markers the tokenizer would read as one token even in user text; those are broken up there. So are markers
@@ -191,10 +192,6 @@ class PromptTemplate:
     def _with_bos(self, ids: list[int]) -> list[int]:
         """Begin with the token the tokenizer begins every text with, where it has one and the template does not."""
         return ids if self._bos is None or ids[:1] == [self._bos] else [self._bos, *ids]
-
-    def _single_tokens(self, literals: Iterable[str]) -> set[str]:
-        """Tokens of the tokenizer's added vocabulary that the literals contain."""
-        return {token for token in added_tokens(self.tokenizer) if any(token in literal for literal in literals)}
 
     def _pieces(self, literal: str) -> Iterable[str | Marker]:
         """A template literal cut at its markers."""

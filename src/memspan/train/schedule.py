@@ -6,7 +6,6 @@ import math
 from typing import Literal
 
 Schedule = Literal["cosine", "linear", "constant"]
-SCHEDULES: tuple[str, ...] = ("cosine", "linear", "constant")
 
 
 def lr_share(step: int, steps: int, schedule: Schedule, warmup_steps: int = 0, final: float = 0.0) -> float:

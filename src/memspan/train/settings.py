@@ -365,9 +365,7 @@ class Recipe:
         for phase in self.phases:
             anchored, where = phase.loss.anchor > 0, f"phase {phase.name!r}: "
             _check(anchored == (phase.batch.anchors > 0), f"{where}loss.anchor and batch.anchors go together")
-            _check(
-                not anchored or self.lora is not None, "loss.anchor compares with the model before: it needs `lora`"
-            )
+            _check(not anchored or self.lora is not None, "loss.anchor compares with the model before: it needs `lora`")
         one_sided = self.lora is not None and len(self.lora.sides) < len(SIDES)
         _check(self.product == "adapter" or not one_sided, "LoRA of one side makes an adapter, not product: checkpoint")
         if self.frozen_memory:

@@ -98,19 +98,14 @@ def _members(path: Path) -> Iterator[_Member]:
             with tarfile.open(path, "r:") as archive:
                 for info in archive:
                     if not info.isdir():
-                        yield _Member(
-                            info.name, lambda info=info: cast(IO[bytes], archive.extractfile(info)), _tar_refusal(info)
-                        )
+                        refusal = "" if info.isreg() else "not a file (a link, a pipe or a device)"
+                        yield _Member(info.name, lambda info=info: cast(IO[bytes], archive.extractfile(info)), refusal)
 
 
 def _zip_refusal(info: zipfile.ZipInfo) -> str:
     if info.flag_bits & 1:
         return "encrypted; unpack it with its password and add the folder"
     return "a link" if stat.S_ISLNK(info.external_attr >> 16) else ""
-
-
-def _tar_refusal(info: tarfile.TarInfo) -> str:
-    return "" if info.isreg() else "not a file (a link, a pipe or a device)"
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:

@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +104,6 @@ def _claude_messages(conversation: Mapping[str, Any]) -> list[ChatMessage]:
         for one, text in texts
         if text
     ]
-
-
-def _read_chatgpt(path: Path) -> Iterator[FilePart]:
-    yield from _read_assistant(path, _chatgpt_messages, ("conversation_id", "title", "create_time"))
-
-
-def _read_claude(path: Path) -> Iterator[FilePart]:
-    yield from _read_assistant(path, _claude_messages, ("uuid", "name", "-"))
 
 
 # Slack ----------------------------------------------------------------------------------------------------------------
@@ -248,7 +241,9 @@ def _whatsapp_said(found: re.Match[str], text: str, order: str) -> ChatMessage:
 
 
 _JSON_CHATS: dict[bytes, Callable[[Path], Iterator[FilePart]]] = {
-    rb'"mapping"\s*:\s*\{': _read_chatgpt,
-    rb'"chat_messages"\s*:\s*\[': _read_claude,
+    rb'"mapping"\s*:\s*\{': partial(
+        _read_assistant, messages=_chatgpt_messages, keys=("conversation_id", "title", "create_time")
+    ),
+    rb'"chat_messages"\s*:\s*\[': partial(_read_assistant, messages=_claude_messages, keys=("uuid", "name", "-")),
     rb'^\s*\[\s*\{(?=[\s\S]{0,8000}?"type"\s*:\s*"message")(?=[\s\S]{0,8000}?"ts"\s*:\s*"\d+\.\d+")': _read_slack,
 }

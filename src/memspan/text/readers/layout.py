@@ -164,7 +164,7 @@ def _gutter(pieces: Sequence[Piece]) -> float | None:
     if len(pieces) < 2 * _COLUMN_LINES:
         return None
     edges = {one.right + 0.5 for one in pieces}
-    ranked = sorted((_crossing(pieces, x), -_width(pieces, x), x) for x in edges)
+    ranked = sorted((sum(one.left < x < one.right for one in pieces), -_width(pieces, x), x) for x in edges)
     for crossing, width, x in ranked[:_TRIED_GUTTERS]:
         if crossing > max(2, len(pieces) // 5):
             return None
@@ -172,10 +172,6 @@ def _gutter(pieces: Sequence[Piece]) -> float | None:
         if _are_columns(pieces, middle):
             return middle
     return None
-
-
-def _crossing(pieces: Iterable[Piece], x: float) -> int:
-    return sum(one.left < x < one.right for one in pieces)
 
 
 def _width(pieces: Iterable[Piece], x: float) -> float:

@@ -1,0 +1,3 @@
+"""Which memspan this is. Processes that encode together compare it."""
+
+VERSION = "0.2.0"
