@@ -18,7 +18,7 @@ import memspan
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "build" / "pages"
-_LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)#\s]+")
+_LINK = re.compile(r"""(?:(?<=\]\()|(?<=src=")|(?<=srcset="))(?!\w+:|#)[^)#"\s]+""")
 _API = "# API\n\nThe public names of `memspan`, from their docstrings. [Python](python.md) shows how to use them."
 _GROUPS = {
     "Memory": ("generate",),

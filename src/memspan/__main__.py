@@ -10,10 +10,12 @@ import sys
 def main() -> None:
     """Run the command, and end the process at once: to take millions of objects apart would take longer than `ls`, and
     libraries complain of those that are left."""
-    from memspan.cli import app
-
     try:
+        from memspan.cli import app
+
         app()
+    except KeyboardInterrupt:  # before a command was there to end
+        os._exit(130)
     except SystemExit as end:
         if not isinstance(end.code, int | None):
             raise

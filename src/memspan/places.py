@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class BankPlace:
         cache_budget: bytes that one bank may take there. None: as `$MEMSPAN_CACHE_BUDGET` says, or any number.
 
     Raises:
-        BankError: a URL was given as a `Path`, which drops one of its slashes.
+        BankError: a URL was given as a `Path`, which drops one of its slashes; or the name is empty.
     """
 
     name: str
@@ -33,6 +34,8 @@ class BankPlace:
     cache_budget: int | None = None
 
     def __post_init__(self) -> None:
+        if not self.name:
+            raise BankError("the name of the bank is empty; name its folder (. is this folder)")
         if _URL_AS_PATH.match(self.name) and not os.path.lexists(self.name):
             raise BankError(f"{self.name} is no folder; if it is to be a URL, write it as text and with ://")
 
@@ -107,6 +110,14 @@ def cache_folder() -> Path:
     if named:
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memspan"
+
+
+def quoted(name: object) -> str:
+    """A path, URL or name as a shell takes it, for a command that a message names."""
+    text = str(name)
+    if os.name != "nt":
+        return shlex.quote(text)
+    return f'"{text}"' if re.search(r"[^\w.:\\/~+@%=,-]", text) or not text else text
 
 
 def parse_bytes(text: str) -> int:

@@ -108,3 +108,11 @@ def test_deleting_needs_no_latents(folder: Path) -> None:
     with closing(TextBank.open(folder)) as texts:
         assert texts.delete(["otter", 2]) == 2
         assert texts.catalog.counts("default").documents == 0 and texts.catalog.counts("other").documents == 1
+
+
+def test_a_bank_that_another_process_makes_meanwhile_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not TextBank.exists_or_fits(tmp_path / "bank") and not TextBank.exists_or_fits(tmp_path)
+    found = iter([False, True])
+    monkeypatch.setattr(TextBank, "exists", classmethod(lambda *_: next(found)))
+    (tmp_path / "catalog.sqlite").write_text("of another process")
+    assert TextBank.exists_or_fits(tmp_path)

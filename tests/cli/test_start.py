@@ -103,6 +103,10 @@ def test_help_of_all_commands_imports_what_their_options_are_made_of_and_nothing
         "search bank otter --selector lexical --where wings=2",
         f"update bank {OTTER}",
         "rm bank nothing",
+        "rm bank otter.txt",
+        "add bank",
+        "add bank nowhere",
+        "sync bank nowhere",
     ],
 )
 def test_an_error_comes_as_soon(kept: Path, command: str) -> None:

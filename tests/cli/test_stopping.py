@@ -218,7 +218,7 @@ def test_what_is_left_for_later_is_told_everywhere(records: Path, tmp_path: Path
     assert f"note: {RECORDS} documents are not encoded yet" in done.err and f"memspan encode {bank}" in done.err
     assert memspan("info", bank, "--json").json["pending"] == RECORDS
     asked = memspan("ask", bank, "What does Record 7 say?", "--max-new-tokens", 2)
-    assert f"{RECORDS} documents were not encoded yet: found by words only" in asked.out
+    assert f"{RECORDS} documents not encoded yet: found by words only" in asked.out
     assert memspan("ask", bank, "What does Record 7 say?", "--max-new-tokens", 2, "--json").json["pending"] == RECORDS
     assert "documents are not encoded yet" in memspan("search", bank, "Record 7", "--selector", "hybrid").err
     assert {found["tokens"] for found in memspan("ls", bank, "--json").json} == {0}

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import endless_loaded
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
-from memspan.errors import BankClosed, CorpusError, DuplicateDocument, FilterError, UnknownDocument, UnknownName
+from memspan.errors import (
+    BankClosed,
+    CorpusError,
+    DuplicateDocument,
+    FilterError,
+    QuestionError,
+    UnknownDocument,
+    UnknownName,
+)
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
@@ -73,6 +83,12 @@ def test_what_becomes_of_an_id_that_is_there_is_said(animals: Memory) -> None:
         ("one text", {}, TypeError, r"documents is a list, also of one: memory.add\(\[str\]\)"),
         (Document("a", OTTER), {}, TypeError, r"memory.add\(\[Document\]\)"),
         ({"a": OTTER}, {}, TypeError, "documents is a list"),
+        (b"bytes", {}, TypeError, r"documents is a list, also of one: memory.add\(\[bytes\]\)"),
+        (7, {}, TypeError, "documents is a list"),
+        (None, {}, TypeError, "documents is a list"),
+        (Path("notes/a.md"), {}, TypeError, r"a file is added by its path: memory.add_files\('notes.a.md'\)"),
+        (io.StringIO(OTTER), {}, TypeError, "a file is added by its path"),
+        (io.BytesIO(b"otter"), {}, TypeError, "a file is added by its path"),
         ([OTTER, None], {}, TypeError, "a document is a text or a Document, not NoneType"),
         ([OTTER, b"bytes"], {}, TypeError, "not bytes"),
         ([OTTER, " "], {}, ValueError, "has no text"),
@@ -108,7 +124,12 @@ def test_files_are_read_as_the_command_reads_them(memory: Memory, tmp_path: Path
     assert memory.add_files(notes / "otter.txt", notes / "otter.txt").skipped == (), "the same one again"
     with pytest.raises(CorpusError, match="does not exist"):
         memory.add_files(notes, tmp_path / "nothing")
-    for wrong in ((), ([notes],)):
+    with (
+        (tmp_path / "heron.md").open(encoding="utf-8") as file,
+        pytest.raises(TypeError, match=r"add_files\('.*heron.md"),
+    ):
+        memory.add(file)
+    for wrong in ((), ([notes],), ("",), (notes, ""), (None,)):
         with pytest.raises(TypeError, match="each by itself"):
             memory.add_files(*wrong)  # type: ignore[arg-type]
 
@@ -317,3 +338,58 @@ def test_what_is_closed_says_so(tmp_path: Path, loaded: LoadedModel, use: Any, s
     for closed in (child, opened) if use is USES["refresh"] else (child, opened, sibling):
         with pytest.raises(BankClosed, match="closed; open it again"):
             use(closed)
+
+
+@pytest.mark.parametrize("wrong", ["3", 2.5, None, True, [1]])
+def test_a_number_of_documents_is_a_whole_number(animals: Memory, wrong: Any) -> None:
+    calls: dict[str, Any] = {
+        "max_documents": lambda: animals.ask("otter", max_documents=wrong),
+        "limit": lambda: animals.search("otter", limit=wrong),
+        "offset": lambda: animals.list(offset=wrong),
+        "max_new_tokens": lambda: Sampling(max_new_tokens=wrong),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name} is a whole number, not {re.escape(repr(wrong))}"):
+            call()
+
+
+def test_numbers_of_other_libraries_are_whole_numbers(animals: Memory) -> None:
+    one = np.int64(1)
+    assert len(animals.search("otter heron lynx", limit=one, selector="lexical")) == 1
+    assert len(animals.list(limit=one, offset=one)) == 1
+    with pytest.raises(QuestionError, match="limit must not be negative, not -1"):
+        animals.search("otter", limit=-1)
+
+
+def test_settings_of_decoding_are_given_together(animals: Memory) -> None:
+    with pytest.raises(TypeError, match=r"'max_new_tokens': it is of sampling=Sampling\(max_new_tokens=5\)"):
+        animals.ask("otter", max_new_tokens=5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"'temperature': it is of sampling=Sampling\(temperature=0.7\)"):
+        next(animals.stream("otter", temperature=0.7))  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="'temperature'; it has"):
+        animals.search("otter", temperature=0.7)  # type: ignore[call-arg]
+    for wrong in ({"max_new_tokens": 5}, 5, None):
+        with pytest.raises(TypeError, match="sampling is a Sampling"):
+            animals.ask("otter", sampling=wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"stop is a tuple of texts, as \('end',\)"):
+        Sampling(stop="end")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["the otter", {"about": "otter"}, 3])
+def test_a_summary_has_a_plan(animals: Memory, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"plan is a SummaryPlan, as SummaryPlan\(about='the bees'\)"):
+        animals.summarize(wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"ann", ["ann"]])
+def test_a_namespace_is_named_by_a_text(memory: Memory, wrong: Any) -> None:
+    with pytest.raises(TypeError, match="a namespace is named by a text"):
+        memory.in_namespace(wrong)
+
+
+def test_a_memory_says_what_it_is_of(memory: Memory) -> None:
+    name = f"<Memory of {str(memory.bank.folder)!r}, namespace 'default'>"
+    assert repr(memory) == name
+    assert repr(memory.in_namespace("ann")) == name.replace("default", "ann")
+    memory.close()
+    assert repr(memory) == name

@@ -267,6 +267,25 @@ def test_a_file_given_by_itself_is_in_step_by_itself(memory: Memory, docs: Path)
         memory.sync(docs / "a.md")
 
 
+@pytest.mark.parametrize(
+    "wrong", ["dcos", "docs.md", "docs/new.md", "docs/sub/gone.md", "docs/su", "dcos/*.md", "docs/a"]
+)
+def test_a_mistyped_path_beside_what_is_known_is_an_error(memory: Memory, docs: Path, wrong: str) -> None:
+    memory.sync(docs)
+    for paths in ([docs.parent / wrong], [docs, docs.parent / wrong]):
+        with pytest.raises(CorpusError, match="does not exist, and the bank knows nothing of it"):
+            memory.sync(*paths)
+    assert ids(memory) == DOCS
+
+
+def test_a_known_file_that_is_gone_may_be_named(memory: Memory, docs: Path) -> None:
+    memory.sync(docs)
+    write(docs, {"a.md": None, "sub/d.md": None})
+    for gone in ("a.md", "sub/d.md"):
+        assert planned(memory.sync(docs / gone, dry_run=True)).keys() <= {"removed"}
+    assert planned(memory.sync(docs)) == {"removed": ["docs/a.md", "docs/sub/d.md"]}
+
+
 # --- what looks as if it were not mounted ---------------------------------------------------------------------------
 
 

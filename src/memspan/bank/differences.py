@@ -80,7 +80,7 @@ def differences(
     for place, placed in there.items():
         _compare(placed, by_place.get(place), found, options)
     missing = [file for place, file in by_place.items() if place not in there and not unread.holds(file)]
-    gone = {file.id: file for one in given for file in missing if _covers(one, file)}
+    gone = {file.id: file for one in given for file in missing if covers(one, file)}
     _find_moved(gone, found)
     found.gone = list(gone.values())
     found.refused = [reason for one in given if (reason := _reason_to_refuse(one, gone, known))]
@@ -100,7 +100,7 @@ class _Unread:
         return any(relative_path(file.path, path) is not None for path in self._paths)
 
 
-def _covers(given: GivenPath, file: KnownFile) -> bool:
+def covers(given: GivenPath, file: KnownFile) -> bool:
     """Whether a file that is known would be found where somebody looks, if it were there."""
     folder, name = os.path.split(file.path)
     relative = rebased(folder, name, given.folder) if file.path else None
@@ -159,7 +159,7 @@ def _content(path: Path, sizes: set[int]) -> tuple[int, str] | None:
 
 def _reason_to_refuse(given: GivenPath, gone: dict[int, KnownFile], known: Iterable[KnownFile]) -> str:
     """Why what is gone of a folder is not to be forgotten without being asked for; empty where it may."""
-    of_it = [file for file in known if _covers(given, file)]
+    of_it = [file for file in known if covers(given, file)]
     count = sum(file.id in gone for file in of_it)
     if not count or not (count == len(of_it) or (2 * count > len(of_it) and count > _FEW_FILES)):
         return ""

@@ -136,10 +136,10 @@ def new_bank(folder: Path) -> Iterator[None]:
         OSError: it cannot be written, or closing the catalog did not write everything to it (a full disk).
     """
     if folder.exists():
-        _check_empty(folder)  # before a lock is left in a folder that is not ours
+        check_empty(folder)  # before a lock is left in a folder that is not ours
     make_folder(folder)
     with writer_lock(folder):
-        _check_empty(folder)
+        check_empty(folder)
         make_folder(segments_folder(folder))
         remove_partial_catalog(folder)
         try:
@@ -159,10 +159,18 @@ def remove_partial_catalog(folder: Path) -> None:
         (folder / f"{PARTIAL_CATALOG}{suffix}").unlink(missing_ok=True)
 
 
-def _check_empty(folder: Path) -> None:
+def check_empty(folder: Path) -> None:
+    """See that a new bank can be made in a folder, which need not exist.
+
+    Raises:
+        BankError: something else is there than what an attempt that failed left behind.
+    """
     ours = {LOCK, HOLDER, ENCODER_LOCK, READERS, *(f"{PARTIAL_CATALOG}{suffix}" for suffix in _SQLITE_SUFFIXES)}
-    if not folder.is_dir():
-        raise BankError(f"{folder} is a file; name a folder for the new bank")
+    there = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    if not there.is_dir():
+        raise BankError(f"{there} is a file; name a folder for the new bank")
+    if there != folder:
+        return
     others = [path for path in folder.iterdir() if path.name not in ours]
     if any(path != segments_folder(folder) or any(path.iterdir()) for path in others):
         raise BankError(f"{folder} exists and is not an empty folder; name another one for the new bank")

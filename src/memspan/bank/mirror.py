@@ -47,7 +47,7 @@ from memspan.bank.publication import (
 from memspan.bank.store import Store
 from memspan.errors import BankBusy, BankError, BankMismatch, BudgetError, ReadOnlyBank, StoreError
 from memspan.files import CATALOG, PARTIAL_SUFFIX, file_sha256, publish, remove, whole_file
-from memspan.places import BankPlace, gigabytes
+from memspan.places import BankPlace, gigabytes, quoted
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,8 @@ class Mirror:
         try:
             found = read_latest(self.store)
             if found is None:
-                raise StoreError(f"no bank was published at {self.store.url}; publish one: memspan publish BANK URL")
+                url = self.store.url
+                raise StoreError(f"no bank was published at {url}; publish one: memspan publish BANK {quoted(url)}")
             self.edition, self.folder = found.edition, root / found.edition.bank
         except StoreError as error:
             found = None
@@ -106,7 +107,7 @@ class Mirror:
         """The error of who would change it."""
         return ReadOnlyBank(
             f"{self.store.url} is a published bank, which is read and not {what}; that is done where it is written "
-            f"({self.edition.origin}), and then: memspan publish BANK {self.store.url}"
+            f"({self.edition.origin}), and then: memspan publish BANK {quoted(self.store.url)}"
         )
 
     def follow(self) -> None:

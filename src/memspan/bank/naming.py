@@ -1,13 +1,37 @@
-"""Which documents name a person or a thing."""
+"""Which documents name a person or a thing, and which ids somebody may have meant."""
 
 from __future__ import annotations
 
+import difflib
 import json
 
 from memspan.bank.catalog import Catalog
 from memspan.bank.scope import EFFECTIVE_DATE, EVERYTHING, Scope
 from memspan.bank.stored import of_both
 from memspan.dates import date_key
+
+_MOST_COMPARED = 5_000
+_MOST_MEANT = 3
+
+
+def meant_ids(catalog: Catalog, namespace: str, given: str) -> list[str]:
+    """External ids that somebody may have meant by what is none: the id of a document that was given by its number; ids
+    of this file name (also behind a longer path, in another case or with other slashes), of this folder, or else of
+    nearly these letters. At most three.
+    """
+    if given.isdecimal() and len(given) < 19:
+        of_number = catalog.external_id_of(namespace, int(given))
+        if of_number is not None:
+            return [of_number]
+    ids = catalog.external_ids(namespace)
+    end = _as_path(given)
+    of_name = [id for id in ids if _as_path(id).endswith(end) or end.endswith(_as_path(id))]
+    of_folder = [id for id in ids if f"{end}/" in _as_path(id)]
+    return (of_name or of_folder or difflib.get_close_matches(given, ids[:_MOST_COMPARED], _MOST_MEANT))[:_MOST_MEANT]
+
+
+def _as_path(id: str) -> str:
+    return f"/{id.casefold().replace(chr(92), '/').removeprefix('./').strip('/')}"
 
 
 def documents_naming(catalog: Catalog, namespace: str, name: str, scope: Scope = EVERYTHING) -> list[int]:

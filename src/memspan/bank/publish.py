@@ -75,7 +75,7 @@ def publish(
         BankMismatch: another bank, or a later state of this one, is published there.
         BankBusy: another process publishes this bank.
         StoreError: the URL cannot be reached or written. What was there is there still; publishing again goes on.
-        BankError: a file of the bank is damaged.
+        BankError: a file of the bank is damaged, or a folder of this machine holds something else.
     """
     if keep < 1:
         raise ValueError(f"at least one edition is kept, not {keep}")
@@ -90,6 +90,8 @@ def publish(
         identity = bank_id(bank.catalog)
         latest = read_latest(store)
         before = None if latest is None else latest.edition
+        if latest is None and store.is_local:
+            _check_free(store)
         with bank.pinned_catalog() as catalog:  # no file that it names is unlinked meanwhile
             check_follows(before, identity, catalog.commits(), store.url)
             copy = _copied(catalog, Path(scratch))
@@ -106,6 +108,16 @@ def publish(
         removed = _prune(store, pointer, keep)
     done = (uploader.num_files, uploader.num_bytes, removed)
     return Publication(store.url, edition.number, edition.commit, is_new, *done)
+
+
+def _check_free(store: Store) -> None:
+    """
+    Raises:
+        BankError: something else than what publishing writes is there: the folder may be mistyped.
+    """
+    others = sorted(name for name in store.sizes() if not (is_ours(name) or name.rpartition("/")[2].startswith(".")))
+    if others:
+        raise BankError(f"{store.url} holds other files ({others[0]}); name a new folder, or an empty one")
 
 
 def check_follows(before: Edition | None, identity: str, commit: int, url: str) -> None:

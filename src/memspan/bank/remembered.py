@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from memspan.errors import CheckpointError
 from memspan.model.shipped import ModelNames
+from memspan.places import quoted
 
 if TYPE_CHECKING:
     from memspan.bank.catalog import Catalog
@@ -82,6 +83,6 @@ def names_for(
                 f"{bank.place} was made with the {kind} in {place}, which is not there any more. If it moved, name "
                 f"its new folder: --model DIR --adapter {adapter_now} (in Python model= and adapter=); a document that "
                 "is added with them makes the bank remember it. For another model, encode the bank anew: "
-                f"memspan reencode {bank.place} --model DIR"
+                f"memspan reencode {quoted(bank.place)} --model DIR"
             )
     return names.model, names.adapter if adapter is None else adapter

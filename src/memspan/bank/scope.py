@@ -189,7 +189,7 @@ def _day_or_moment(name: str, value: Any) -> str | None:
     try:
         return None if value is None else normal_date(value)
     except ValueError as error:
-        raise FilterError(f"the filter on 'date': {name}: {error}") from error
+        raise FilterError(f"{name}: {error}") from error
 
 
 def parse_expressions(expressions: Sequence[str]) -> dict[str, Any]:

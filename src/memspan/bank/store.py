@@ -32,6 +32,7 @@ class Store:
 
     Attributes:
         url: for people, without a password in it.
+        is_local: whether it is a folder of this machine.
 
     Raises:
         StoreError: nothing of this kind can be opened, or a package for it is missing; from all methods: it cannot be
@@ -50,14 +51,14 @@ class Store:
             raise StoreError(f"{self.url} cannot be opened: {_first_line(error)}") from error
         self._root = root.rstrip("/")
         protocols: set[str] = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
-        self._is_local = "file" in protocols
-        if self._is_local and "://" not in url:
+        self.is_local = "file" in protocols
+        if self.is_local and "://" not in url:
             self.url = self._root  # absolute
-        self._makes_folders = not self._is_local and not protocols & _OBJECT_STORES
+        self._makes_folders = not self.is_local and not protocols & _OBJECT_STORES
 
     def is_in(self, folder: Path) -> bool:
         """Whether it is a folder of this machine, and that one or in it."""
-        return self._is_local and Path(self._root).resolve().is_relative_to(folder.resolve())
+        return self.is_local and Path(self._root).resolve().is_relative_to(folder.resolve())
 
     def read(self, names: Sequence[str]) -> list[bytes | None]:
         """Whole files; None for those that are not there."""
@@ -141,7 +142,7 @@ class Store:
         return bytes(found)
 
     def _write(self, path: str, data: bytes | Path) -> None:
-        if self._is_local:
+        if self.is_local:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             with whole_file(Path(path)) as partial:
                 partial.write_bytes(data) if isinstance(data, bytes) else shutil.copyfile(data, partial)

@@ -11,11 +11,12 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from memspan.bank import edits
 from memspan.bank.catalog import Catalog
-from memspan.bank.differences import differences
+from memspan.bank.differences import covers, differences
 from memspan.bank.ledger import FileReader, KnownFile, Ledger
 from memspan.bank.texts import TextBank
 from memspan.errors import CorpusError, SyncRefused
@@ -206,6 +207,7 @@ def _meant(path: Path, known: Iterable[KnownFile]) -> GivenPath:
         folder = GivenPath(path, os.path.realpath(path))
         if any(file.is_in(folder.folder) for file in known):
             return folder
-    if not os.path.exists(given.path) and not any(file.is_in(given.folder) for file in known):
+    is_known = partial(covers, given) if given.alone else lambda file: file.is_in(given.folder)
+    if not os.path.exists(given.path) and not any(map(is_known, known)):
         raise CorpusError(f"{path} does not exist, and the bank knows nothing of it; check the path")
     return given

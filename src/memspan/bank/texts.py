@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Self
 
 from memspan.bank import edits
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
-from memspan.bank.folder import WrittenSegments
+from memspan.bank.folder import WrittenSegments, check_empty
 from memspan.bank.locks import Registration, writer_lock
 from memspan.bank.manifest import Manifest
 from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.words import outdated_namespaces
 from memspan.errors import BankError, BankMismatch, UnknownDocument
 from memspan.files import CATALOG
-from memspan.places import BankPlace
+from memspan.places import BankPlace, quoted
 from memspan.types import JSON, NEVER, Document, is_unicode
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class TextBank:
             mirror = Mirror(found)
         path = found.folder if mirror is None else mirror.folder
         if not (path / CATALOG).is_file():
-            raise BankError(f"there is no bank in {path}; make one with: memspan add {path} FILES...")
+            raise BankError(f"there is no bank in {path}; make one with: memspan add {quoted(path)} FILES...")
         with contextlib.ExitStack() as opened:
             if mirror is not None:
                 opened.callback(mirror.close)
@@ -132,6 +132,24 @@ class TextBank:
         """Whether there is a bank to be opened; of a URL it is taken for granted."""
         found = BankPlace.of(place)
         return found.is_published or (found.folder / CATALOG).is_file()
+
+    @classmethod
+    def exists_or_fits(cls, place: str | os.PathLike[str]) -> bool:
+        """Whether there is a bank at a folder or a URL. Where there is none, a new one can be made.
+
+        Raises:
+            BankError: neither; something else is there.
+        """
+        if cls.exists(place):
+            return True
+        folder = BankPlace.of(place).new_folder
+        try:
+            check_empty(folder)
+        except BankError:
+            if not cls.exists(place):  # another process may have made it meanwhile
+                raise
+            return True
+        return False
 
     @property
     def place(self) -> str:
@@ -275,7 +293,7 @@ class TextBank:
             then = " at that time" if scope.is_past else ""
             raise UnknownDocument(
                 f"there is no document {document_id!r} in namespace {namespace!r} of {self.place}{then}; "
-                f"see: memspan ls {self.place}"
+                f"see: memspan ls {quoted(self.place)}"
             )
         return name
 
@@ -353,6 +371,9 @@ def check_namespace(name: str) -> None:
     """
     Raises:
         BankError: not a name a namespace can have.
+        TypeError: no text.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a namespace is named by a text, not {name!r}")
     if not name.strip() or not name.isprintable() or len(name) > _LONGEST_NAMESPACE:
         raise BankError(f"a namespace needs a printable name of at most {_LONGEST_NAMESPACE} characters, not {name!r}")

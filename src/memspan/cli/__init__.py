@@ -2,7 +2,7 @@
 
 from memspan.cli.app import app
 from memspan.cli.bench import bench
-from memspan.cli.commands import add, ask, convert, encode, estimate, summarize
+from memspan.cli.commands import add, ask, convert, encode, summarize
 from memspan.cli.data import data
 from memspan.cli.evaluate import evaluate, judge, report
 from memspan.cli.listing import ListingCommand
@@ -10,7 +10,7 @@ from memspan.cli.serve import keys, mcp, serve
 from memspan.cli.stored import export, info, ls, rm, search, update
 from memspan.cli.sync import sync
 from memspan.cli.train import train
-from memspan.cli.upkeep import changes, commit, compact, import_, publish, reencode, reindex, verify
+from memspan.cli.upkeep import changes, commit, compact, estimate, import_, publish, reencode, reindex, verify
 
 # In the order that `--help` shows them.
 for _command in (

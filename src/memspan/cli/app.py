@@ -6,8 +6,13 @@ Exit codes: 0 done, 1 an error, 2 wrong usage, 3 files were skipped, 128 and the
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
+import io
+import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +22,16 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from memspan import __version__
+from memspan.cli import render
 from memspan.cli.choices import AnswererChoice, EngineChoice, ModelChoice, ReadingChoice, RerankChoice, ScopeChoice
+from memspan.cli.listing import CommandGroup
 from memspan.errors import MemspanError
 from memspan.places import BankPlace
 
 app = typer.Typer(
     name="memspan",
+    cls=CommandGroup,
+    context_settings={"help_option_names": ["--help", "-h"]},
     help="A language model with a memory of your documents: remember them once, ask, get answers with evidence.",
     no_args_is_help=True,
     add_completion=False,
@@ -52,7 +61,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         envvar="MEMSPAN_MODEL",
-        help="MSA checkpoint folder. Default: the one the bank was made with, or else smollm2-135m-instruct.",
+        help="MSA checkpoint folder, or a known model: smollm2-135m-instruct, qwen2.5-coder-0.5b-instruct. Default: "
+        "the one the bank was made with, or else the first.",
     ),
 ]
 AdapterOption = Annotated[
@@ -193,7 +203,9 @@ def _memspan(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # letters that a terminal or a pipe cannot take are escaped
+            stream.reconfigure(errors="backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,13 +346,29 @@ def _parameters(function: Callable[..., Any]) -> tuple[tuple[str, Any, inspect.P
     )
 
 
+# What Python puts before the words of the system.
+_NUMBER = re.compile(r"\[(?:Errno|WinError) \d+\] ")
+
+
 @contextmanager
 def known_errors() -> Iterator[None]:
-    """Known errors end with their message and exit code 1, without a traceback."""
+    """Known errors, and those of the system (no such folder, no permission, no space), end with their message and exit
+    code 1, without a traceback."""
     try:
         yield
     except (MemspanError, ValueError) as error:
-        typer.echo(f"error: {error}", err=True)
+        render.err.print(f"error: {_NUMBER.sub('', str(error))}")
+        raise typer.Exit(1) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read it is gone; not of a file
+            raise
+        render.err.print(f"error: {_of_system(error)}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
+
+
+def _of_system(error: OSError) -> str:
+    """What the system refused, of which file; the text of one that says no more is itself."""
+    said = error.strerror or str(error) or type(error).__name__
+    return said if error.filename is None else f"{render.one_line(os.fsdecode(error.filename))}: {said}"

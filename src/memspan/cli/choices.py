@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from memspan.cli.importing import imported
 from memspan.cli.process import started_by_torchrun
-from memspan.errors import MemspanError, UnknownName
+from memspan.errors import MemspanError, UnknownDocument, UnknownName
+from memspan.places import quoted
 
 if TYPE_CHECKING:
     from memspan.bank.scope import Scope
+    from memspan.bank.texts import TextBank
     from memspan.generate.answerer import Answerer
     from memspan.generate.endpoint import Endpoint
     from memspan.generate.memory import Memory
@@ -167,3 +169,49 @@ class ReadingChoice:
         from memspan.text.readers import ReadOptions
 
         return ReadOptions(**asdict(self))
+
+
+def chosen_ids(
+    bank: TextBank, given: Sequence[str], expressions: Sequence[str], namespace: str
+) -> tuple[list[str], list[str]]:
+    """The external ids that were named, and those that were found: by patterns, and with a filter by that."""
+    from memspan.bank.scope import Scope, parse_expressions
+    from memspan.text.folders import has_wildcards, matches
+
+    catalog = bank.catalog
+    if expressions:
+        in_scope = catalog.external_ids(namespace, Scope.parse(parse_expressions(expressions)))
+        of_names = (id for id in in_scope if not given or any(id == one or matches(id, one) for one in given))
+        return [], list(of_names)
+    patterns = [one for one in given if has_wildcards(one) and bank.find(one, namespace, catalog) is None]
+    every = catalog.external_ids(namespace) if patterns else []
+    for pattern in patterns:
+        if not any(matches(id, pattern) for id in every):
+            raise UnknownDocument(
+                f"no document matches {pattern!r} in namespace {namespace!r}; see: memspan ls {quoted(bank.place)}"
+            )
+    found = [id for id in every if any(matches(id, pattern) for pattern in patterns)]
+    named = [one for one in given if one not in patterns]
+    check_known(bank, named, namespace)
+    return named, found
+
+
+def check_known(bank: TextBank, given: Sequence[str], namespace: str) -> None:
+    """
+    Raises:
+        UnknownDocument: the bank has no document of one of these ids, and has some that may be meant.
+    """
+    from memspan.bank.naming import meant_ids
+
+    unknown = next((one for one in given if bank.find(one, namespace, bank.catalog) is None), None)
+    near = [] if unknown is None else meant_ids(bank.catalog, namespace, unknown)
+    if near:
+        shown = " or ".join(map(quoted, near))
+        raise UnknownDocument(f"there is no document {unknown!r} in namespace {namespace!r}; did you mean {shown}?")
+
+
+def missing_namespace(bank: TextBank, namespace: str) -> str:
+    """What to say of a namespace that a bank does not have; empty of one that it has."""
+    known = bank.catalog.namespaces()
+    names = ", ".join(map(quoted, known)) or "none yet"
+    return "" if namespace in known else f"there is no namespace {namespace!r} in {bank.place}; its namespaces: {names}"

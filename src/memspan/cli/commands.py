@@ -32,6 +32,7 @@ from memspan.cli.app import (
     WeightsOption,
     command,
 )
+from memspan.cli.choices import missing_namespace
 from memspan.cli.importing import importing
 from memspan.cli.process import SKIPPED, started_by_torchrun, stop_flag
 from memspan.cli.stored import check_bank, checkpoint_info, open_texts
@@ -116,12 +117,21 @@ def add(
     as_json: JsonOption = False,
 ) -> int:
     """Remember documents: store their texts, which search finds at once, then encode them. Makes a missing bank."""
+    from memspan.bank.texts import TextBank
+    from memspan.text.corpus import ReadProgress, found_documents, found_files, read_stream
+
+    if not (paths or installed):
+        raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
+    files = [path for path in paths or () if str(path) != "-"]
+    use_stdin = len(files) < len(paths or ())
+    found = found_files(files)  # a path that does not exist is an error before anything is imported or loaded
+    options = how.options
+    TextBank.exists_or_fits(bank)
     with importing():
         import torch
 
         from memspan.bank.ledger import FileReader
         from memspan.cli.models import joined_ranks, on_own_gpu
-        from memspan.text.corpus import ReadProgress, found_documents, found_files, read_stream
         from memspan.text.installed import installed_packages
     ranks = joined_ranks(torch.device("cpu"), _ENCODING_TIMEOUT)  # what they tell each other is on the CPU
     if ranks is not None and ranks.rank:
@@ -130,13 +140,7 @@ def add(
     encode = engine.encoder(model.device)
     if encode is not None:  # this process only reads
         model = dataclasses.replace(model, device="cpu")
-    if not (paths or installed):
-        raise MemspanError("nothing to add; name files or folders, - for standard input, or --installed-packages")
-    files = [path for path in paths or () if str(path) != "-"]
-    use_stdin = len(files) < len(paths or ())
     reading = ReadProgress(files)
-    found = found_files(files)  # a path that does not exist is an error before anything is loaded
-    options = how.options
     packages = list(installed_packages()) if installed else []
     skipped: list[Skipped] = []
 
@@ -173,7 +177,11 @@ def encode(
     as_json: JsonOption = False,
 ) -> int:
     """Encode the documents that `add` left. A stopped run continues when run again; others may change the bank."""
-    check_bank(bank, "changed")
+    with open_texts(bank) as opened:
+        opened.check_owned("changed")
+        missing = next(filter(None, (missing_namespace(opened, one) for one in namespace or ())), None)
+    if missing is not None:
+        raise MemspanError(missing)
     with importing():
         import torch
 
@@ -203,42 +211,6 @@ def _encode_for_first(bank: BankPlace, model: ModelChoice, ranks: Ranks) -> int:
 
 
 @command
-def estimate(
-    paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders.")] = None,
-    installed: InstalledOption = False,
-    *,
-    model: Model,
-    how: ReadingOptions,
-    as_json: JsonOption = False,
-) -> None:
-    """Estimate the time and disk space that a corpus would take on this machine, without encoding it."""
-    from memspan.text.corpus import found_documents, read_paths
-    from memspan.text.installed import installed_packages
-
-    if not (paths or installed):
-        raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
-    stream = read_paths(paths or (), options=how.options)
-    with importing():
-        from memspan.bank.estimate import estimate
-    result = estimate(model.load(), found_documents([], stream, installed_packages() if installed else ()))
-    if as_json:
-        render.as_json(result)
-        return
-    render.fields(
-        {
-            "sources": f"{result.sources:,}",
-            "documents": f"{result.documents:,}",
-            "tokens": f"{result.tokens:,}",
-            "speed": f"{result.tokens_per_second:,.0f} tokens/s (measured on a sample)",
-            "time": render.duration(result.seconds),
-            "latents": render.size(result.latent_bytes),
-            "routing keys": f"{render.size(result.routing_key_bytes)} of the latents, read by every routed question",
-            "catalog": f"about {render.size(result.catalog_bytes)}",
-        }
-    )
-
-
-@command
 def ask(
     bank: CachedBank,
     question: Annotated[str | None, typer.Argument(help="Without it, the command asks for questions.")] = None,
@@ -248,12 +220,12 @@ def ask(
     answers: OtherModel,
     reranking: Reranking,
     selector: AskSelectorOption = None,
-    max_documents: Annotated[int, typer.Option(help="Documents put before the model, at most.")] = 5,
+    max_documents: Annotated[int, typer.Option(min=0, help="Documents put before the model, at most.")] = 5,
     rounds: Annotated[
-        int | None, typer.Option(help="Looks into the memory, at most. Default: 1; 4 with generate.")
+        int | None, typer.Option(min=1, help="Looks into the memory, at most. Default: 1; 4 with generate.")
     ] = None,
     documents_per_round: Annotated[
-        int | None, typer.Option(help="Documents of a round, at most. Default: 2 with several rounds.")
+        int | None, typer.Option(min=1, help="Documents of a round, at most. Default: 2 with several rounds.")
     ] = None,
     no_text: Annotated[bool, typer.Option("--no-text", help="Answer from the compressed memory alone.")] = False,
     text_only: Annotated[
@@ -276,7 +248,11 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from a bank, with evidence."""
+    from memspan.generate.lexical import check_questions
+
     check_bank(bank)
+    if question is not None:
+        check_questions([question])
     if selector is not None:
         from memspan.generate.selectors import check_packages
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from memspan.places import quoted
 from memspan.types import AddReport, Answer, Citation, Evidence, LayerRouting, Round
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ _SENTENCE_LENGTH = 60
 
 
 def as_json(value: Any) -> None:
-    """Print a value (dataclasses included) as JSON on stdout."""
-    sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False) + "\n")
+    """Print a value (dataclasses included) as JSON on stdout, in ASCII where stdout is not in a form of Unicode."""
+    in_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    sys.stdout.write(json.dumps(_plain(value), ensure_ascii=not in_unicode) + "\n")
     sys.stdout.flush()
 
 
@@ -91,25 +93,29 @@ def report(done: AddReport, skipped: Sequence[Skipped], bank: TextBank, json_wan
     if json_wanted:
         as_json({**dataclasses.asdict(done), "skipped": skipped, "bank": bank.catalog.counts()})
         return
-    for found in skipped:
-        err.print(one_line(f"skipped {found.source}: {found.reason}"))
+    name_skipped(skipped)
     ended = "stopped" if done.interrupted else "done"
     counts = f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {len(skipped)} skipped"
     out.print(f"{ended}: {counts}")
     if done.documents:
         rate = done.tokens / done.seconds if done.seconds else 0.0
-        work = f"{done.documents:,} documents, {done.tokens:,} tokens in {done.seconds:.1f} s ({rate:,.0f} tokens/s)"
-        out.print(f"encoded {work}")
+        work = f"{counted(done.documents, 'document')}, {counted(done.tokens, 'token')}"
+        out.print(f"encoded {work} in {done.seconds:.1f} s ({rate:,.0f} tokens/s)")
     pending_note(done.pending, bank)
+
+
+def name_skipped(skipped: Iterable[Skipped]) -> None:
+    """Name each file that could not be read, with the reason."""
+    for found in skipped:
+        err.print(one_line(f"skipped {found.source}: {found.reason}"))
 
 
 def pending_note(pending: int, bank: TextBank) -> None:
     """Say that documents are not encoded yet, if any are."""
     if pending:
-        err.print(
-            f"note: {pending:,} documents are not encoded yet and are found by their words only; "
-            f"encode them with: memspan encode {bank.place}"
-        )
+        are = f"{counted(pending, 'document')} {'is' if pending == 1 else 'are'}"
+        command = f"memspan encode {quoted(bank.place)}"
+        err.print(f"note: {are} not encoded yet and found by words only; encode the rest with: {command}")
 
 
 def answer_footer(answer: Answer) -> None:
@@ -123,7 +129,7 @@ def answer_footer(answer: Answer) -> None:
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in answer.timings.items())
     received = f"; {size(answer.received_bytes)} from other ranks" if answer.received_bytes else ""
     tokens = f"{answer.num_prompt_tokens} + {answer.num_new_tokens} tokens"
-    pending = f"; {answer.pending:,} documents were not encoded yet: found by words only" if answer.pending else ""
+    pending = f"; {counted(answer.pending, 'document')} not encoded yet: found by words only" if answer.pending else ""
     wrote = f"; written by {answer.answerer}" if answer.answerer else ""
     removed = f"; {answer.removed_citations} citations without support left out" if answer.removed_citations else ""
     out.print(f"  selector {answer.selector}{wrote}; {tokens}; {seconds}{received}{removed}{pending}")
@@ -181,8 +187,8 @@ def summary(found: Summary) -> None:
         out.print(one.text)
         out.print(f"  {'; '.join(map(_cited, one.sources))}  ({one.support:.0%} of its words)")
     out.print(
-        f"{found.num_documents} documents read in {found.num_batches} batches, {found.num_cited} of them cited; "
-        f"{found.num_unsupported} statements left out that no document supports"
+        f"{counted(found.num_documents, 'document')} read, {found.num_cited} of them cited; "
+        f"{counted(found.num_unsupported, 'statement')} left out that no document supports"
     )
 
 
@@ -235,8 +241,8 @@ class AddProgress:
         seconds = report.seconds - (self._encoding_from or 0.0)
         rate = report.tokens / seconds if seconds else 0.0
         texts = report.added + report.updated + report.unchanged
-        encoding = f"{report.documents:,} documents, {rate:,.0f} tokens/s"
-        text = encoding if report.documents else f"{texts:,} texts"
+        encoding = f"{counted(report.documents, 'document')}, {rate:,.0f} tokens/s"
+        text = encoding if report.documents else counted(texts, "text")
         done, total = self._done_of(report)
         if self._bar:
             self._bar.update(self._task, completed=done, total=total, description=text)
@@ -271,6 +277,11 @@ class CountProgress:
 
     def __call__(self, done: int, total: int) -> None:
         self._bar.update(self._task, completed=done, total=total)
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things for people."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def size(num_bytes: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from memspan.cli.app import (
 )
 from memspan.cli.importing import importing
 from memspan.errors import MemspanError
-from memspan.places import BankPlace
+from memspan.places import BankPlace, quoted
 from memspan.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -135,7 +135,9 @@ def serve(
         if traces:
             with _packages("tracing", "otel"):
                 exported.enter_context(exporting())
-        load = partial(_prepared, model, tuple(bank_places(places).values()))
+        named = tuple(bank_places(places).values())
+        load = partial(_prepared, model, named)
+        _note_new(named)
         who = "with an API key" if key_file is not None else "without a key, from this machine"
         setup = WorkerSetup(load, tuple(places), answers.endpoint, settings.max_batch, log_json)
         server = make_server(load(), places, settings, key_file, answerer, setup)
@@ -157,9 +159,11 @@ def mcp(
 ) -> None:
     """Give agents a memory by the Model Context Protocol: remember, recall, ask, forget, list."""
     with _packages("MCP", "mcp"):
+        from memspan.serve.banks import bank_places
         from memspan.serve.mcp import Loading, loading_mcp, mcp_app
     settings = _reranking(ServeSettings(host=host, port=port), reranking)
     opened = partial(_engine_of, bank, model, settings, answers.endpoint())
+    _note_new(bank_places([bank]).values())
     if not http:
         loading = Loading(opened)
         with contextlib.closing(loading):
@@ -173,6 +177,15 @@ def mcp(
     with opened() as (served, engine):
         app = mcp_app(served, engine, namespace, settings, key_file)
         run_app(app, settings, lambda address: render.err.print(f"serving on {address}/mcp; Ctrl-C stops"))
+
+
+def _note_new(banks: Iterable[BankPlace]) -> None:
+    """Name the banks that are made now: the name of one may be mistyped."""
+    from memspan.bank.texts import TextBank
+
+    for place in banks:
+        if not TextBank.exists(place):
+            render.err.print(f"note: there was no bank in {place}; an empty one is made")
 
 
 @contextlib.contextmanager
@@ -239,7 +252,7 @@ def _served_keys(settings: ServeSettings, key_file: Path | None) -> KeyFile | No
         return None if settings.is_local else KeyFile(default_key_file())
     found = KeyFile(key_file)
     if not found.stored():
-        raise MemspanError(f"{key_file} holds no keys; make one with: memspan keys add NAME --keys {key_file}")
+        raise MemspanError(f"{key_file} holds no keys; make one with: memspan keys add NAME --keys {quoted(key_file)}")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,10 +33,11 @@ from memspan.cli.app import (
     WhereOption,
     command,
 )
+from memspan.cli.choices import check_known, chosen_ids, missing_namespace
 from memspan.cli.importing import importing
 from memspan.cli.process import started_by_torchrun
-from memspan.errors import MemspanError, UnknownDocument
-from memspan.places import BankPlace
+from memspan.errors import MemspanError
+from memspan.places import BankPlace, quoted
 from memspan.types import JSON, AddReport
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def search(
     scope: ScopeOptions,
     reranking: Reranking,
     selector: SelectorOption = None,
-    limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 10,
+    limit: Annotated[int, typer.Option(min=0, help="Documents shown, at most.")] = 10,
     min_score: Annotated[float | None, typer.Option(help="Leave out documents that score less, 0 to 1.")] = None,
     memory_budget: BudgetOption = None,
     gpu_memory_budget: GPUBudgetOption = None,
@@ -88,7 +90,7 @@ def search(
 ) -> None:
     """Find documents for a question, without answering it."""
     from memspan.bank.stored import num_pending
-    from memspan.generate.lexical import search_words
+    from memspan.generate.lexical import check_questions, search_words
     from memspan.generate.selectors import ranking_selector
 
     anew = dataclasses.asdict(reranking)
@@ -97,6 +99,7 @@ def search(
         with open_texts(bank) as opened:
             found = search_words(opened, question, scope.scope, limit, scope.namespace, selector, min_score, **anew)
     else:
+        check_questions([question])
         check_bank(bank)
         where = scope.where
         model = dataclasses.replace(model, memory_budget=memory_budget, gpu_memory_budget=gpu_memory_budget)
@@ -120,8 +123,8 @@ def ls(
     bank: ReadBankArgument,
     *,
     scope: ScopeOptions,
-    after: Annotated[int, typer.Option(help="Continue after this id.")] = 0,
-    limit: Annotated[int, typer.Option(help="Documents shown, at most.")] = 50,
+    after: Annotated[int, typer.Option(min=0, help="Continue after this id.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Documents shown, at most.")] = 50,
     stale: Annotated[
         bool, typer.Option("--stale", help="Instead, the files that are newer than their memory, or gone.")
     ] = False,
@@ -143,9 +146,12 @@ def ls(
         found = dataclasses.replace(found, held="expired")
     with open_texts(bank) as opened:
         documents = opened.catalog.page(scope.namespace, after, limit, found)
+        missing = missing_namespace(opened, scope.namespace)
     if as_json:
         render.as_json(documents)
         return
+    if not documents:
+        render.err.print(missing or "no documents")
     rows = ((found.id, found.external_id, found.title, found.date, found.tokens, found.chunks) for found in documents)
     render.table(("id", "external id", "title", "date", "tokens", "chunks"), rows)
     if documents and len(documents) == limit:
@@ -162,7 +168,7 @@ def _list_stale(bank: BankPlace, namespace: str, as_json: bool) -> None:
         return
     render.table(("external id", "state"), found)
     if found:
-        render.err.print(f"bring them in step with: memspan sync {bank} FOLDER")
+        render.err.print(f"bring them in step with: memspan sync {quoted(bank)} FOLDER")
 
 
 @command
@@ -183,7 +189,7 @@ def info(
             is_old = bool(outdated_namespaces(bank.catalog))
             stale = sum(len(Ledger(bank.catalog, namespace).stale()) for namespace in namespaces)
         made_with = {} if names is None else dataclasses.asdict(names)
-        full_text = f"made by other rules; renew it with: memspan reindex {place}" if is_old else "current"
+        full_text = f"made by other rules; renew it with: memspan reindex {quoted(place)}" if is_old else "current"
         values = {
             "bank": str(place),
             "namespaces": namespaces,
@@ -247,32 +253,11 @@ def rm(
     if ids and where:
         raise MemspanError("--id names documents already; use --where with external ids or patterns, or alone")
     with open_texts(bank) as opened:
-        named, found = _chosen(opened, external_ids or [], where or [], namespace)
+        named, found = chosen_ids(opened, external_ids or [], where or [], namespace)
         if found and not yes:
             _ask_to_forget(found)
         deleted = opened.delete([*named, *found, *(ids or [])], namespace)
     render.show({"deleted": deleted}, as_json)
-
-
-def _chosen(
-    bank: TextBank, given: Sequence[str], expressions: Sequence[str], namespace: str
-) -> tuple[list[str], list[str]]:
-    """The external ids that were named, and those that were found: by patterns, and with a filter by that."""
-    from memspan.bank.scope import Scope, parse_expressions
-    from memspan.text.folders import has_wildcards, matches
-
-    catalog = bank.catalog
-    if expressions:
-        in_scope = catalog.external_ids(namespace, Scope.parse(parse_expressions(expressions)))
-        of_names = (id for id in in_scope if not given or any(id == one or matches(id, one) for one in given))
-        return [], list(of_names)
-    patterns = [one for one in given if has_wildcards(one) and bank.find(one, namespace, catalog) is None]
-    every = catalog.external_ids(namespace) if patterns else []
-    for pattern in patterns:
-        if not any(matches(id, pattern) for id in every):
-            raise UnknownDocument(f"no document matches {pattern!r} in namespace {namespace!r}; see: memspan ls BANK")
-    found = [id for id in every if any(matches(id, pattern) for pattern in patterns)]
-    return [one for one in given if one not in patterns], found
 
 
 def _ask_to_forget(external_ids: Sequence[str]) -> None:
@@ -285,7 +270,7 @@ def _ask_to_forget(external_ids: Sequence[str]) -> None:
         render.err.print(render.one_line(external_id))
     if len(external_ids) > _MOST_SHOWN:
         render.err.print(f"... and {len(external_ids) - _MOST_SHOWN} more")
-    typer.confirm(f"forget {len(external_ids)} documents?", abort=True, err=True)
+    typer.confirm(f"forget {render.counted(len(external_ids), 'document')}?", abort=True, err=True)
 
 
 @command
@@ -324,6 +309,7 @@ def update(
 
     try:
         with open_texts(bank) as opened:
+            check_known(opened, [external_id], namespace)
             found = opened.update(external_id, DocumentUpdate(**given), namespace)
             if found is not None:  # nothing is to be encoded
                 report = AddReport(updated=int(found[1]), unchanged=int(not found[1]), characters=len(found[0].text))
@@ -359,13 +345,15 @@ def _export_lines(bank: TextBank, out: Path, history: bool) -> None:
     from memspan.bank.lines import export_documents
 
     if str(out) == "-":
+        if isinstance(sys.stdout, io.TextIOWrapper):  # as in a file, whatever the terminal is in
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
         export_documents(bank, sys.stdout, history=history)
         return
     if out.exists():
         raise MemspanError(f"{out} exists; name another file")
-    with out.open("w", encoding="utf-8") as stream:
+    with out.open("w", encoding="utf-8", newline="\n") as stream:
         count = export_documents(bank, stream, history=history)
-    render.err.print(f"{count} documents written to {out}")
+    render.err.print(f"{render.counted(count, 'document')} written to {out}")
 
 
 def _read_text(file: Path) -> str:
@@ -376,7 +364,7 @@ def _read_text(file: Path) -> str:
     try:
         return read_content(file).text
     except (OSError, Unreadable) as error:
-        raise MemspanError(f"{file} cannot be read: {error}") from error
+        raise MemspanError(f"{file}: {error}") from error
 
 
 def _fields(given: list[str], unset: list[str]) -> dict[str, JSON]:

@@ -76,7 +76,7 @@ def _plan(bank: BankPlace, paths: list[Path], namespace: str, root: str | None, 
     from memspan.bank.texts import TextBank
 
     with ExitStack() as stack:
-        opened = stack.enter_context(open_texts(bank)) if TextBank.exists(bank) else None
+        opened = stack.enter_context(open_texts(bank)) if TextBank.exists_or_fits(bank) else None
         if opened is not None:
             opened.check_owned("changed")
         catalog = None if opened is None else stack.enter_context(opened.pinned_catalog())
@@ -93,8 +93,7 @@ def _show_plan(plan: SyncPlan, as_json: bool, force: bool) -> int:
             render.out.print(f"{mark} {render.one_line(name)}")
     for old, new in plan.moved:
         render.out.print(f"> {render.one_line(old)} -> {render.one_line(new)}")
-    for found in plan.skipped:
-        render.err.print(render.one_line(f"skipped {found.source}: {found.reason}"))
+    render.name_skipped(plan.skipped)
     for reason in plan.refused:
         render.err.print(render.one_line(f"refused without --force: {reason}"))
     render.out.print(_counts(plan))
@@ -119,5 +118,5 @@ def _report(done: SyncReport, memory: Memory, as_json: bool) -> None:
     if as_json:
         render.as_json({**dataclasses.asdict(done), "bank": memory.bank.catalog.counts()})
         return
-    render.out.print(f"{_counts(done.plan)}; {done.forgotten} documents forgotten")
+    render.out.print(f"{_counts(done.plan)}; {render.counted(done.forgotten, 'document')} forgotten")
     render.report(done.done, done.done.skipped, memory.bank, as_json)

@@ -14,16 +14,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memspan.cli import render
-from memspan.cli.app import BankArgument, JsonOption, Model, NamespaceOption, ReadBankArgument, command
+from memspan.cli.app import (
+    BankArgument,
+    InstalledOption,
+    JsonOption,
+    Model,
+    NamespaceOption,
+    ReadBankArgument,
+    ReadingOptions,
+    command,
+)
+from memspan.cli.choices import missing_namespace
 from memspan.cli.importing import importing
-from memspan.cli.process import refuse_torchrun, stop_flag
+from memspan.cli.process import SKIPPED, refuse_torchrun, stop_flag
 from memspan.cli.stored import check_bank, open_texts
 from memspan.errors import MemspanError
-from memspan.places import BankPlace
+from memspan.places import BankPlace, quoted
 
 if TYPE_CHECKING:
     from memspan.bank.encoded import EncodedSegment
     from memspan.bank.verify import Fault
+    from memspan.text.corpus import Skipped
 
 
 @command
@@ -104,7 +115,7 @@ def verify(
     if not faults:
         render.out.print("no fault found")
     elif any(fault.repairable for fault in faults):
-        render.err.print(f"mend what can be mended with: memspan verify {bank} --repair")
+        render.err.print(f"mend what can be mended with: memspan verify {quoted(bank)} --repair")
     return int(bool(faults))
 
 
@@ -130,6 +141,46 @@ def _show(faults: Sequence[Fault]) -> None:
 
 
 @command
+def estimate(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders.")] = None,
+    installed: InstalledOption = False,
+    *,
+    model: Model,
+    how: ReadingOptions,
+    as_json: JsonOption = False,
+) -> int:
+    """Estimate the time and disk space that a corpus would take on this machine, without encoding it."""
+    from memspan.text.corpus import found_documents, read_paths
+    from memspan.text.installed import installed_packages
+
+    if not (paths or installed):
+        raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
+    stream = read_paths(paths or (), options=how.options)
+    with importing():
+        from memspan.bank.estimate import estimate
+    skipped: list[Skipped] = []
+    result = estimate(model.load(), found_documents(skipped, stream, installed_packages() if installed else ()))
+    code = SKIPPED if skipped else 0
+    if as_json:
+        render.as_json({**dataclasses.asdict(result), "skipped": skipped})
+        return code
+    render.name_skipped(skipped)
+    render.fields(
+        {
+            "sources": f"{result.sources:,}",
+            "documents": f"{result.documents:,}",
+            "tokens": f"{result.tokens:,}",
+            "speed": f"{result.tokens_per_second:,.0f} tokens/s (measured on a sample)",
+            "time": render.duration(result.seconds),
+            "latents": render.size(result.latent_bytes),
+            "routing keys": f"{render.size(result.routing_key_bytes)} of the latents, read by every routed question",
+            "catalog": f"about {render.size(result.catalog_bytes)}",
+        }
+    )
+    return code
+
+
+@command
 def changes(
     bank: ReadBankArgument,
     since: Annotated[
@@ -138,8 +189,8 @@ def changes(
     after_commit: Annotated[
         int | None, typer.Option(help="Instead, changes after this commit, which an earlier call named; 0: all.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Changes shown, at most.")] = 50,
-    offset: Annotated[int, typer.Option(help="Changes to pass over first.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Changes shown, at most.")] = 50,
+    offset: Annotated[int, typer.Option(min=0, help="Changes to pass over first.")] = 0,
     namespace: NamespaceOption = "default",
     as_json: JsonOption = False,
 ) -> None:
@@ -148,17 +199,18 @@ def changes(
 
     if (since is None) == (after_commit is None):
         raise MemspanError("say since when: a day, a moment or how long ago; or --after-commit NUMBER, one of them")
-    if limit < 0 or offset < 0:
-        raise MemspanError(f"--limit and --offset must not be negative, not {limit} and {offset}")
     with open_texts(bank) as opened, opened.pinned_catalog() as catalog:
         cut = slice(offset, offset + limit)
         found = changes_since(catalog, catalog.commits(), namespace, cut, since, after_commit)
+        missing = missing_namespace(opened, namespace)
     if as_json:
         render.as_json(dataclasses.asdict(found))
         return
     rows = ((one.at, one.kind, one.external_id or "(erased)", one.title) for one in found.changes)
     render.table(("at (UTC)", "change", "external id", "title"), rows)
     more = f"; more with --offset {offset + limit}" if found.more else ""
+    if missing:
+        render.err.print(missing)
     render.err.print(f"what changes from now on: --after-commit {found.commit}{more}")
 
 
@@ -231,19 +283,27 @@ def import_(
 ) -> int:
     """Make a bank from an exported one, or encode documents from JSON lines into a new or an existing bank."""
     refuse_torchrun("import")
+    from memspan.bank.texts import TextBank
+
     if not file.is_file():
         raise MemspanError(f"{file} does not exist")
+    TextBank.exists_or_fits(bank)
     with importing():
         from memspan.bank.add import import_documents
         from memspan.bank.archive import import_bank
         from memspan.bank.encode import check_model
+        from memspan.bank.lines import read_exported
     if zipfile.is_zipfile(file):
         check = partial(check_model, loaded=model.load()) if model.path is not None else lambda manifest: None
         with closing(import_bank(file, bank, check)) as imported:
             render.show({"bank": str(bank), **dataclasses.asdict(imported.catalog.counts())}, as_json)
         return 0
     # What is not UTF-8 is found in its own line.
-    lines = file.open(encoding="utf-8", errors="surrogateescape")
+    reading = partial(file.open, encoding="utf-8", errors="surrogateescape")
+    with reading() as lines:
+        if next(read_exported(lines), None) is None:  # a file of something else is an error before a bank is made
+            raise MemspanError(f"{file} holds no documents; name a file that `memspan export` wrote")
+    lines = reading()
     with model.open(bank, create=True) as memory, stop_flag() as stop, lines:
         with render.AddProgress() as progress:
             report = import_documents(memory.bank, memory.loaded, lines, progress=progress, should_stop=stop.is_set)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -10,9 +11,13 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from memspan.generate.sampling import Sampling
+
 P = ParamSpec("P")
 Self = TypeVar("Self")
 Result = TypeVar("Result")
+
+_OF_SAMPLING = {field.name for field in dataclasses.fields(Sampling)}
 
 # Former names of arguments, by the method, which work until the next version.
 _RENAMED = {("get", "id"): "ids"}
@@ -52,6 +57,8 @@ def _unknown(method: Callable[..., Any], name: str, value: Any, known: Iterable[
     called = f"Memory.{method.__name__} has no option {name!r}"
     if name == "namespace":
         return f"{called}: a memory is one namespace, and another one is memory.in_namespace({value!r})"
+    if "sampling" in known and name in _OF_SAMPLING:
+        return f"{called}: it is of sampling=Sampling({name}={value!r})"
     options = sorted(option for option in known if option != "self")
     near = difflib.get_close_matches(name, options, 1)
     return f"{called}; did you mean {near[0]!r}?" if near else f"{called}; it has {', '.join(options)}"

@@ -105,9 +105,7 @@ class DocumentStore(DocumentReader):
                 then.
             UnknownName: there is no such format.
         """
-        if not paths or not all(isinstance(path, str | Path) for path in paths):
-            raise TypeError('name files or folders, each by itself: memory.add_files("notes", "report.pdf")')
-        given = [Path(path).expanduser() for path in paths]
+        given = _given_paths(paths, 'memory.add_files("notes", "report.pdf")')
         how = _read_options(options)
         files, skipped = found_files(given), builtins.list[Skipped]()
         with self._change():
@@ -140,9 +138,7 @@ class DocumentStore(DocumentReader):
             CorpusError: a path does not exist, and the bank knows nothing of it; or a folder needs its `root`.
             SyncRefused: see `force`; nothing was changed.
         """
-        if not paths or not all(isinstance(path, str | Path) for path in paths):
-            raise TypeError('name files or folders, each by itself: memory.sync("notes", "reports")')
-        given = [Path(path).expanduser() for path in paths]
+        given = _given_paths(paths, 'memory.sync("notes", "reports")')
         how = _read_options(options)
         with self._change():
             with self._catalog() as catalog:
@@ -276,3 +272,13 @@ class DocumentStore(DocumentReader):
 def _read_options(options: dict[str, Any]) -> ReadOptions:
     """How files are read, taken out of the options of a call."""
     return ReadOptions(**{name: options.pop(name) for name in _READ_OPTIONS if name in options})
+
+
+def _given_paths(paths: tuple[str | Path, ...], example: str) -> list[Path]:
+    """
+    Raises:
+        TypeError: there is none, or one is no path: a list, or an empty text, which `Path` makes the present folder.
+    """
+    if not paths or not all(isinstance(path, str | Path) and path != "" for path in paths):
+        raise TypeError(f"name files or folders, each by itself and none empty: {example}")
+    return [Path(path).expanduser() for path in paths]

@@ -18,6 +18,7 @@ from memspan.generate.lexical import SEARCH_DEPTH, chosen_evidence, nothing_stor
 from memspan.generate.selectors import Needs, SearchQuery, SearchResult, ranking_selector
 from memspan.model.convert import LoadedModel
 from memspan.ops.similarity import SIMILARITIES
+from memspan.places import quoted
 from memspan.routing.local import LocalMemory, SourceMemory
 from memspan.routing.ranking import Ranked, Selected, rank_documents, router_fits
 from memspan.routing.ranks import Ranks
@@ -147,5 +148,5 @@ def check_encoded(snapshot: Snapshot, scope: Scope, needs: Needs, place: str) ->
     if needs.routing and not needs.words and not snapshot.selectable_mask(scope).any():
         raise NotEncoded(
             f"none of the documents in {place} that may be found is encoded yet; encode them with: "
-            f"memspan encode {place}, or ask with a selector that finds words (lexical, hybrid)"
+            f"memspan encode {quoted(place)}, or ask with a selector that finds words (lexical, hybrid)"
         )

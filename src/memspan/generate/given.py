@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from io import IOBase
+from pathlib import Path
 from typing import Any
 
 from memspan.dates import date_key, normal_date
@@ -17,7 +19,9 @@ from memspan.types import JSON, Document
 
 def documents_of(documents: Iterable[str | Document], **columns: Iterable[Any] | None) -> Iterable[Document]:
     """Texts and documents as documents; see `DocumentStore.add` for arguments and errors."""
-    if isinstance(documents, str | Document | Mapping):
+    if isinstance(documents, Path | IOBase):
+        raise TypeError(f"documents are texts; a file is added by its path: memory.add_files({_path_of(documents)!r})")
+    if isinstance(documents, str | bytes | Document | Mapping) or not isinstance(documents, Iterable):
         raise TypeError(f"documents is a list, also of one: memory.add([{type(documents).__name__}])")
     given: dict[str, list[Any]] = {}
     for name, values in columns.items():
@@ -38,6 +42,10 @@ def documents_of(documents: Iterable[str | Document], **columns: Iterable[Any] |
         raise ValueError(f"ids names {twice!r} twice; an id is of one document")
     made = [_document_of(item, {name: given[name][place] for name in given}) for place, item in enumerate(items)]
     return _each_once(made, [isinstance(item, str) and id is None for item, id in zip(items, ids, strict=True)])
+
+
+def _path_of(file: Path | IOBase) -> str:
+    return str(file if isinstance(file, Path) else getattr(file, "name", "FILE"))
 
 
 def _each_once(documents: Sequence[Document], by_text: Sequence[bool]) -> list[Document]:

@@ -11,7 +11,9 @@ from memspan.bank.scope import EVERYTHING, Scope
 from memspan.bank.texts import TextBank, check_namespace
 from memspan.errors import EmptyBank, MemspanError, QuestionError
 from memspan.generate.rerank import NONE, RERANKED, Means, check_reranker, reranked
+from memspan.generate.sampling import check_whole
 from memspan.generate.selectors import SearchQuery, SearchResult, check_packages, ranking_selector
+from memspan.places import quoted
 from memspan.routing.ranking import Selected
 from memspan.text.template import encoded_text
 from memspan.text.terms import content_words, plain_words
@@ -81,7 +83,7 @@ def search_words(
         EmptyBank: the namespace holds no documents.
     """
     check_namespace(namespace)
-    check_limit(limit)
+    check_limit("limit", limit)
     check_min_score(min_score)
     check_questions([question])
     check_packages(selector)
@@ -146,20 +148,22 @@ def check_questions(questions: Sequence[str], said: Sequence[str] = ()) -> None:
         raise QuestionError("the question is not valid Unicode; check the encoding it is read in")
 
 
-def check_limit(documents: int) -> None:
+def check_limit(name: str, documents: int) -> None:
     """
     Raises:
         QuestionError: a number of documents is negative.
+        TypeError: it is no whole number.
     """
+    check_whole(name, documents)
     if documents < 0:
-        raise QuestionError(f"max_documents must not be negative, not {documents}")
+        raise QuestionError(f"{name} must not be negative, not {documents}")
 
 
 def nothing_stored(place: str, namespace: str) -> EmptyBank:
     """The error of a question to a namespace without documents."""
     where = place if namespace == DEFAULT_NAMESPACE else f"namespace {namespace!r} of {place}"
-    option = "" if namespace == DEFAULT_NAMESPACE else f" --namespace {namespace}"
-    return EmptyBank(f"{where} holds no documents; add some with: memspan add {place} FILES...{option}")
+    option = "" if namespace == DEFAULT_NAMESPACE else f" --namespace {quoted(namespace)}"
+    return EmptyBank(f"{where} holds no documents; add some with: memspan add {quoted(place)} FILES...{option}")
 
 
 def nothing_in_scope(place: str) -> EmptyBank:

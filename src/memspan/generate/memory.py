@@ -141,7 +141,7 @@ class Memory(DocumentStore):
         check_namespace(namespace)
         budgets = [parse_bytes(size) if isinstance(size, str) else size for size in (memory_budget, gpu_memory_budget)]
         place = BankPlace.of(bank, cache, cache_budget)
-        if not create or MemoryBank.exists(place):
+        if not create or MemoryBank.exists_or_fits(place):
             opened = MemoryBank.open(place, *budgets)  # before the model, which takes longer to load
             try:
                 if create:
@@ -296,7 +296,7 @@ class Memory(DocumentStore):
         """
         chosen = selector or self.default_selector
         needs = ranking_selector(chosen).needs
-        check_limit(limit)
+        check_limit("limit", limit)
         check_min_score(min_score)
         scope: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
         how: AskOptions = {"selector": chosen, "rerank": rerank, "cross_encoder": cross_encoder}

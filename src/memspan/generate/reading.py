@@ -16,6 +16,7 @@ from memspan.bank.scope import Scope
 from memspan.errors import BankClosed
 from memspan.generate.calls import in_thread, named_options
 from memspan.generate.lexical import check_questions, evidence_of
+from memspan.generate.sampling import check_whole
 from memspan.types import Document, Evidence, Version
 
 Id = int | str
@@ -28,6 +29,9 @@ class DocumentReader:
     def __init__(self, bank: MemoryBank, namespace: str) -> None:
         self.bank, self.namespace = bank, namespace
         self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {str(self.bank.place)!r}, namespace {self.namespace!r}>"
 
     def __len__(self) -> int:
         """How many documents there are."""
@@ -198,7 +202,10 @@ def _slice(limit: int | None, offset: int) -> slice:
     """
     Raises:
         ValueError: one of them is negative.
+        TypeError: one of them is no whole number.
     """
+    check_whole("offset", offset)
+    check_whole("limit", 0 if limit is None else limit)
     if offset < 0 or (limit is not None and limit < 0):
         raise ValueError(f"limit and offset must not be negative, not {limit} and {offset}")
     return slice(offset, None if limit is None else offset + limit)

@@ -103,7 +103,7 @@ class Request:
         trained = loaded is not None and loaded.model.config.router_trained
         selector = options.get("selector") or default_selector(trained, reads_texts=max_documents != 0)
         reads = isinstance(_served(selector, loaded), RetrievingSelector)
-        check_limit(max_documents)
+        check_limit("max_documents", max_documents)
         if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
             raise TypeError("a question is one text for ask, and ask_batch takes a list of texts")
         history = options.get("history", ())
@@ -124,6 +124,8 @@ class Request:
         )
         check_reranker(plan.rerank, Means(loaded, plan.cross_encoder))
         sampling = options.get("sampling", GREEDY if answerer is None else DEFAULT_SAMPLING)
+        if not isinstance(sampling, Sampling):
+            raise TypeError(f"sampling is a Sampling, as Sampling(max_new_tokens=32), not {sampling!r}")
         scope = Scope.parse(options.get("where"), options.get("as_of"), options.get("known_at"))
         passed = options.get("passed", NOTHING_PASSED)
         if passed and not isinstance(answerer, ToolCaller):

@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     import torch
 
 
+def check_whole(name: str, value: object) -> None:
+    """
+    Raises:
+        TypeError: a value is no whole number.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """Settings of decoding.
@@ -31,6 +40,9 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_whole("max_new_tokens", self.max_new_tokens)
+        if isinstance(self.stop, str):
+            raise TypeError(f"stop is a tuple of texts, as ({self.stop!r},), not one text")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         if not 0 <= self.temperature < float("inf"):

@@ -136,7 +136,10 @@ class Summarizer:
 
         Raises:
             QuestionError: the model has no room for a batch of this size beside what it writes.
+            TypeError: the plan is something else.
         """
+        if not isinstance(plan, SummaryPlan):
+            raise TypeError(f"plan is a SummaryPlan, as SummaryPlan(about='the bees'), not {plan!r}")
         self._loaded, self._snapshot, self._finder, self._plan, self._progress = (
             loaded,
             snapshot,

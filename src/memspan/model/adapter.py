@@ -29,6 +29,7 @@ from memspan.model.fingerprint import fingerprint, sample
 from memspan.model.lora import SIDES, Side, install, linear_modules, lora_modules, mark_sides, merge_lora
 from memspan.model.modeling import MSAForCausalLM, is_lora, is_router, routed_modules
 from memspan.model.router import SCORE_BIAS
+from memspan.model.shipped import NO_ADAPTER, shipped_adapters
 
 _CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
 
@@ -213,7 +214,10 @@ def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} holds no readable adapter ({error}); name another, or leave it out") from error
+        known = ", ".join([NO_ADAPTER, *shipped_adapters()])
+        raise CheckpointError(
+            f"{folder} holds no readable adapter ({error}); name another folder or one of {known}, or leave it out"
+        ) from error
 
 
 def _read_lora(values: Mapping[str, Mapping[str, Any]]) -> dict[str, _Lora]:

@@ -31,7 +31,7 @@ from memspan.model.released import RELEASED_TYPE, convert_released, find_release
 from memspan.model.runtime import DeviceMap, pick_dtype, pick_one_device
 from memspan.model.shipped import BACKBONES, NO_ADAPTER, SHIPPED, ModelNames, find_adapter, known_backbone
 from memspan.ops.similarity import SIMILARITIES
-from memspan.places import cache_folder, gigabytes
+from memspan.places import cache_folder, gigabytes, quoted
 from memspan.text.template import PromptTemplate, added_tokens
 
 # Below this size the probe runs in float32, where an attention that is nearly right cannot pass for right.
@@ -76,8 +76,8 @@ class LoadedModel:
 
 
 def convert(
-    source: str,
-    out: Path,
+    source: str | Path,
+    out: str | Path,
     *,
     dtype: torch.dtype = torch.bfloat16,
     template: str | None = None,
@@ -110,6 +110,7 @@ def convert(
         UnsupportedBackbone: the decoder cannot be served exactly.
         ValueError: an unknown template or similarity, or a setting that contradicts a released checkpoint's own.
     """
+    source, out = str(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not an empty folder; name another --out, or remove it")
     if template is not None and template not in TEMPLATES:
@@ -366,16 +367,24 @@ def check_folder(folder: Path) -> None:
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint folder (no config.json); make one with: memspan convert")
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder (no config.json); make one with: memspan convert; "
+            f"or name a known model: {', '.join(BACKBONES)}"
+        )
     try:
         model_type = json.loads(config_file.read_text("utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{config_file} is damaged ({error}); run memspan convert again") from error
+    if model_type is None:
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder (its config.json names no model_type); make one with: memspan convert"
+        )
     if model_type == RELEASED_TYPE:
         raise CheckpointError(
-            f"{folder} holds a released MSA checkpoint; run: memspan convert {folder} --out NEW_FOLDER"
+            f"{folder} holds a released MSA checkpoint; run: memspan convert {quoted(folder)} --out NEW_FOLDER"
         )
     if model_type != MSAConfig.model_type:
         raise CheckpointError(
-            f"{folder} holds a plain {model_type} model without memory; run: memspan convert {folder} --out NEW_FOLDER"
+            f"{folder} holds a plain {model_type} model without memory; "
+            f"run: memspan convert {quoted(folder)} --out NEW_FOLDER"
         )

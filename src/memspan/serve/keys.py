@@ -18,6 +18,7 @@ from memspan.bank.catalog import DEFAULT_NAMESPACE
 from memspan.bank.texts import check_namespace
 from memspan.errors import MemspanError
 from memspan.files import write_text
+from memspan.places import quoted
 
 SCOPES = ("read", "write", "admin")
 _PREFIX = "msk"
@@ -114,7 +115,9 @@ class KeyFile:
             keys = self.stored()
             left = [key for key in keys if key.id != key_id]
             if len(left) == len(keys):
-                raise MemspanError(f"there is no key {key_id!r} in {self.path}; see: memspan keys list")
+                raise MemspanError(
+                    f"there is no key {key_id!r} in {self.path}; see: memspan keys list --keys {quoted(self.path)}"
+                )
             self._write(left)
 
     def principal(self, secret: str) -> Principal | None:
