@@ -28,7 +28,7 @@ from rich.text import Text
 
 ROOT = Path(__file__).parents[1]
 PICTURES = Path(__file__).with_name("pictures")
-WIDTH = 130
+WIDTH = 136
 PATIENCE = 600.0
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 # Of rich's template; without the fonts, which a browser would fetch from elsewhere.
