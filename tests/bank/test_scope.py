@@ -430,7 +430,7 @@ def test_a_malformed_filter_is_refused_and_its_field_named(where: Any, message: 
 
 @pytest.mark.parametrize("as_of", ["", "now", "2026-13-01", "2026-03-01T25:00", 2026, "0001-01-01T00:00+14:00"])
 def test_a_malformed_as_of_is_refused(as_of: Any) -> None:
-    with pytest.raises(FilterError, match="the filter on 'date'"):
+    with pytest.raises(FilterError, match=r"as_of: .*date"):
         Scope.parse(as_of=as_of)
 
 

@@ -6,10 +6,12 @@ import io
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import pytest
 from command import memspan
 from ranked import as_started_by_torchrun
 
 from memspan.cli import app
+from memspan.errors import BankError
 
 
 def _in_ranks(ranks: int, *arguments: object) -> list[tuple[object, str, str]]:
@@ -41,7 +43,16 @@ def test_ranks_make_the_bank_that_the_command_makes_alone(notes: Path, tmp_path:
     assert _in_ranks(2, "add", tmp_path / "two", notes)[0][1].startswith("done: 0 added, 0 updated, 3 unchanged")
 
 
-def test_an_error_of_the_first_rank_ends_all(notes: Path, tmp_path: Path) -> None:
-    first, second = _in_ranks(2, "add", tmp_path / "bank", notes / "none")
+def test_an_error_of_the_first_rank_ends_all(notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise BankError("the disk is full")
+
+    monkeypatch.setattr("memspan.bank.add.remember", full)  # the first rank alone changes the bank
+    first, second = _in_ranks(2, "add", tmp_path / "bank", notes)
     assert (first[0], second[0]) == (1, 1)
-    assert "does not exist" in first[2] and "another rank was lost" in second[2]
+    assert "the disk is full" in first[2] and "rank 0 failed (BankError: the disk is full)" in second[2]
+
+
+def test_a_missing_path_is_named_before_any_rank_waits_for_another(notes: Path, tmp_path: Path) -> None:
+    for code, _, error in _in_ranks(2, "add", tmp_path / "bank", notes / "none"):
+        assert code == 1 and "does not exist" in error

@@ -25,14 +25,19 @@ def notes(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_page_of_published_banks_does_as_it_says(notes: Path) -> None:
-    (block,) = re.findall(r"```console\n(.*?)```", PAGE, flags=re.DOTALL)
+    (block, *_) = re.findall(r"```console\n(.*?)```", PAGE, flags=re.DOTALL)
     outputs = [memspan(*shlex.split(line)[2:]) for line in block.splitlines()]
     assert [done.code for done in outputs] == [0, 0, 0]
     assert "otter" in outputs[1].out and "heron" in outputs[1].out
     assert "otter" in outputs[2].out and "heron" not in outputs[2].out
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    code, _, any_engine = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     exec(compile(code, "shared.md", "exec"), {})
-    assert len(PAGE.splitlines()) < 80
+    (notes / "newt.txt").write_text("The newt of Rome lives at number nine.", encoding="utf-8")
+    assert memspan("add", "notes.bank", "newt.txt", "--later").code == 0
+    exec(compile(any_engine, "shared.md", "exec"), {})
+    assert memspan("commit", "notes.bank", "rows.jsonl").code == 0
+    assert memspan("info", "notes.bank", "--json").json["pending"] == 0
+    assert len(PAGE.splitlines()) < 120
 
 
 @pytest.mark.parametrize("url", ["shared", "file"])

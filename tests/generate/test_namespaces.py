@@ -208,7 +208,7 @@ def test_a_scope_that_nothing_matches_finds_nothing_and_cannot_be_asked(
     for call in (memory.search, memory.ask, lambda question, **more: list(memory.stream(question, **more))):
         with pytest.raises(FilterError, match="no document has a field 'grup'; there are, among others: city, date"):
             call("river", selector=selector, where={"grup": "x"})
-        with pytest.raises(FilterError, match="the filter on 'date'"):
+        with pytest.raises(FilterError, match=r"as_of: .*date"):
             call("river", selector=selector, as_of="soon")
         with pytest.raises(FilterError, match="operator 'like'"):
             call("river", selector=selector, where={"group": {"like": "x"}})
