@@ -11,6 +11,9 @@ from pathlib import Path
 from memspan.errors import BankError, BudgetError
 from memspan.files import CATALOG, LATEST
 
+KEPT_BANKS = "20GB"
+"""Of encoded memories that evaluations keep for each other, unless they are given another size."""
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 # What `Path` makes of a URL: one of both slashes is gone. Letters of Windows' drives are shorter.
 _URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[\\/](?![\\/])")

@@ -13,7 +13,7 @@ import torch
 from helpers import bits, random_ids, read_latents, tiny_loaded, tiny_model
 from pretended import DEVICE, Pretended, PretendedDevice
 
-from memspan.bank import behind, encode
+from memspan.bank import encode
 from memspan.bank.add import add_documents, encode_pending
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import EncodingRun, Part, encode_batch, manifest_of
@@ -83,7 +83,7 @@ def test_no_more_than_two_batches_are_on_the_device(
 def test_the_next_window_is_tokenised_while_the_model_runs(
     bank: MemoryBank, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(behind, "WINDOW_BATCHES", 1)
+    monkeypatch.setattr(encode, "WINDOW_BATCHES", 1)
     tokenised, real = [threading.Event() for _ in CORPUS], Part.of
     counter = iter(tokenised)
 
@@ -104,7 +104,7 @@ def _is_set(event: threading.Event) -> None:
 def test_what_fails_beside_ends_the_run_and_nothing_is_lost(
     bank: MemoryBank, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    monkeypatch.setattr(behind, "WINDOW_BATCHES", 1)
+    monkeypatch.setattr(encode, "WINDOW_BATCHES", 1)
     calls = iter(range(100))
 
     def failing(real: Callable[..., Any]) -> Callable[..., Any]:

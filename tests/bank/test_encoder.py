@@ -48,11 +48,7 @@ def loaded() -> LoadedModel:
 
 @pytest.fixture(autouse=True)
 def _small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    import memspan.bank.behind
-    import memspan.bank.encoder
-
-    monkeypatch.setattr(memspan.bank.behind, "WINDOW_BATCHES", 2)
-    monkeypatch.setattr(memspan.bank.encoder, "WINDOW_BATCHES", 2)
+    monkeypatch.setattr("memspan.bank.encode.WINDOW_BATCHES", 2)
 
 
 def _corpus(count: int, seed: int = 0) -> list[Document]:

@@ -15,7 +15,7 @@ import pytest
 from helpers import read_bank, tiny_loaded
 from ranked import in_processes
 
-from memspan.bank import add, behind, segment
+from memspan.bank import add, segment
 from memspan.bank import encode as encoding
 from memspan.bank.add import AddReport, add_documents
 from memspan.bank.bank import MemoryBank
@@ -40,7 +40,7 @@ def loaded() -> LoadedModel:
 @pytest.fixture(autouse=True)
 def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(add, "_WINDOW_DOCUMENTS", 5)
-    monkeypatch.setattr(behind, "WINDOW_BATCHES", 3)
+    monkeypatch.setattr(encoding, "WINDOW_BATCHES", 3)
 
 
 def _corpus(count: int) -> list[Document]:

@@ -23,7 +23,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed")
 importlib.import_module("ray.data")
 
 import memspan  # noqa: E402
-from memspan.bank import encoded, encoder  # noqa: E402
+from memspan.bank import encoded  # noqa: E402
 from memspan.bank.add import add_documents, encode_pending  # noqa: E402
 from memspan.bank.bank import MemoryBank  # noqa: E402
 from memspan.bank.encode import manifest_of  # noqa: E402
@@ -76,8 +76,7 @@ def loaded(checkpoint: Path) -> LoadedModel:
 
 @pytest.fixture(autouse=True)
 def _small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "WINDOW_BATCHES", 2)
-    monkeypatch.setattr("memspan.bank.behind.WINDOW_BATCHES", 2)
+    monkeypatch.setattr("memspan.bank.encode.WINDOW_BATCHES", 2)
 
 
 def _corpus(count: int) -> list[Document]:

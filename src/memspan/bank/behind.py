@@ -14,7 +14,7 @@ from itertools import islice
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.commit import checked, place
-from memspan.bank.encode import WINDOW_BATCHES, EncodingRun, Part, in_thread, windows
+from memspan.bank.encode import EncodingRun, Part, in_thread, windows
 from memspan.bank.encoded import EncodedSegment, Origin, write_segments
 from memspan.bank.encoders import Encoders
 from memspan.bank.folder import segments_folder
@@ -115,10 +115,9 @@ class BackgroundEncoder:
             yield [batch for batch in kept if batch]
 
     def _windows(self, namespace: str) -> Iterator[list[Part]]:
-        """What is pending and was not read yet, oldest first, about `WINDOW_BATCHES` batches at a time."""
+        """What is pending and was not read yet, in `windows`."""
         catalog, template = self._bank.catalog, self._loaded.template
-        size = partial(_window_tokens, self._run)
-        for window in windows(catalog, namespace, template, size, self._reached, self._wanted):
+        for window in windows(catalog, namespace, template, self._run, self._reached, self._wanted):
             self._reached = window[-1].document.document_id
             yield window
 
@@ -138,10 +137,6 @@ class BackgroundEncoder:
             place(self._bank, written)
         self._committing = False
         self._run.committed()
-
-
-def _window_tokens(run: EncodingRun) -> int:
-    return WINDOW_BATCHES * run.batch_tokens
 
 
 class _Ahead:

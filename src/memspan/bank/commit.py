@@ -127,16 +127,18 @@ def _check(bank: MemoryBank, segment: EncodedSegment, waiting: set[int]) -> None
 def _adopt(bank: MemoryBank, segment: EncodedSegment) -> None:
     """Have the files of a segment among those of the bank."""
     name, source, target = segment.files.name, encoded_folder(bank.folder), segments_folder(bank.folder)
-    paths = [*segment_paths(target, name), coarse_path(target, name)]
-    if all(path.is_file() for path in paths[:2]):
+    names = dict(zip(segment_paths(source, name), segment_paths(target, name), strict=True))
+    if all(path.is_file() for path in names.values()):
         return
-    found = [*segment_paths(source, name), coarse_path(source, name)]
+    if (coarse := coarse_path(source, name)).is_file():
+        names[coarse] = coarse_path(target, name)
     try:
-        link({old: new for old, new in zip(found, paths, strict=True) if new != paths[2] or old.is_file()})
+        link(names)
     except FileNotFoundError as error:
         raise BankError(f"the segment {name} {_MISSING}") from error
     except OSError as error:
-        raise BankError(f"cannot write {paths[0]}: {error}; free some space and commit again") from error
+        keys = segment_paths(target, name)[0]
+        raise BankError(f"cannot write {keys}: {error}; free some space and commit again") from error
 
 
 def _without_others(bank: MemoryBank, segment: EncodedSegment, wanted: set[int]) -> list[EncodedSegment]:

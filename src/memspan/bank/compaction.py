@@ -95,9 +95,8 @@ def erase(catalog: Catalog, folder: Path, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     for namespace in catalog.namespaces():
         edits.rebuild_words(catalog, namespace)
-    for path in _encoded_files(
-        encoded_folder(folder)
-    ):  # they may hold what was deleted; their documents are encoded again
+    # They may hold what was deleted; their documents are encoded again.
+    for path in _encoded_files(encoded_folder(folder)):
         remove(path)
     commit = catalog.commits()
     while readers := [name for name, seen in holders(folder).items() if seen < commit]:

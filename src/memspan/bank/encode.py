@@ -142,14 +142,14 @@ def windows(
     catalog: Catalog,
     namespace: str,
     template: PromptTemplate,
-    max_tokens: Callable[[], int],
+    run: EncodingRun,
     after: int = 0,
     wanted: Callable[[str], bool] = lambda external_id: True,
 ) -> Iterator[list[Part]]:
-    """What is pending of a namespace, oldest first, in windows of some tokens: batches are of like length then.
+    """What is pending of a namespace, oldest first, in windows: batches are of like length then.
 
     Args:
-        max_tokens: a window ends with the document that reaches it.
+        run: a window ends with the document that reaches its `window_tokens`.
         after: only documents of larger ids.
         wanted: which sources, by their external id.
     """
@@ -161,7 +161,7 @@ def windows(
                 continue
             window.append(Part.of(stored.id, stored.span, stored.encoded_text, template))
             tokens += window[-1].document.tokens
-            if tokens >= max_tokens():
+            if tokens >= run.window_tokens:
                 yield window
                 window, tokens = [], 0
     if window:
@@ -235,6 +235,11 @@ class EncodingRun:
         self.batch_tokens = batch_tokens or encode_tokens(loaded.model.device)
         self._before: Sequence[Part] = ()
         self._started = self._last_commit = time.monotonic()
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens that are read before batches are made of them."""
+        return WINDOW_BATCHES * self.batch_tokens
 
     @property
     def seconds_since_commit(self) -> float:

@@ -137,6 +137,11 @@ class EncodedSegment:
         return [document.id for document in self.documents]
 
     @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Tokens and chunks of each document."""
+        return [(one.tokens, one.rows) for one in self.documents]
+
+    @property
     def listed(self) -> list[list[int]]:
         """What the segment itself says of its documents (`listed_documents`)."""
         return [[one.id, one.first_row, one.rows, one.text_crc32] for one in self.documents]

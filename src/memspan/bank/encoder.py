@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memspan.bank.edits import NewDocument
-from memspan.bank.encode import WINDOW_BATCHES, EncodingRun, Part, check_model, windows
+from memspan.bank.encode import EncodingRun, Part, check_model, windows
 from memspan.bank.encoded import EncodedSegment, EncodingTask, Origin, TaskDocument, parsed, write_segments
 from memspan.bank.folder import encoded_folder, make_folder
 from memspan.bank.manifest import Manifest
@@ -39,10 +39,10 @@ def encoding_tasks(
     """
     bank.check_owned("changed")
     check_model(bank.manifest, loaded)
-    tokens = EncodingRun(loaded, batch_tokens=batch_tokens).batch_tokens
+    run = EncodingRun(loaded, batch_tokens=batch_tokens)
     for namespace in bank.catalog.namespaces() if namespaces is None else list(namespaces):
-        for window in windows(bank.catalog, namespace, loaded.template, lambda: WINDOW_BATCHES * tokens):
-            yield task_of(Origin.of(bank, namespace), tokens, window)
+        for window in windows(bank.catalog, namespace, loaded.template, run):
+            yield task_of(Origin.of(bank, namespace), run.batch_tokens, window)
 
 
 def task_of(origin: Origin, batch_tokens: int, parts: Iterable[Part]) -> EncodingTask:

@@ -143,7 +143,7 @@ class Encoders:
         self._in_step = True
         for theirs in done[1:]:
             for segment in theirs.segments:
-                self._run.count_encoded([(document.tokens, document.rows) for document in segment.documents])
+                self._run.count_encoded(segment.sizes)
         if any(theirs.interrupted for theirs in done):
             self._run.interrupt()
         self._run.report_progress()

@@ -12,7 +12,6 @@ from memspan.bank.bank import MAX_SEGMENT_BYTES, MemoryBank
 from memspan.bank.compaction import drop_unwanted_staged, sweep
 from memspan.bank.encode import (
     COMMIT_SECONDS,
-    WINDOW_BATCHES,
     EncodingRun,
     Part,
     Progress,
@@ -75,7 +74,7 @@ def reencode(
             sweep(bank.catalog, bank.folder)
         staging = _Staging(bank, loaded, run, commit_seconds)
         for namespace in bank.catalog.namespaces():
-            staging.encode(namespace, WINDOW_BATCHES * run.batch_tokens)
+            staging.encode(namespace, run.window_tokens)
             if run.report.interrupted:
                 return run.report
         drop_unwanted_staged(bank.catalog, bank.folder)

@@ -12,6 +12,7 @@ from memspan.cli import render
 from memspan.cli.app import BudgetOption, JsonOption, Model, OtherModel, command
 from memspan.cli.importing import importing
 from memspan.cli.process import refuse_torchrun, stop_flag
+from memspan.places import KEPT_BANKS, parse_bytes
 
 
 @command
@@ -40,7 +41,7 @@ def evaluate(
     cross_encoder: Annotated[str | None, typer.Option(help="Model of +cross: a folder or a name.")] = None,
     keep_banks: Annotated[
         str, typer.Option(help="Bytes of encoded memories to keep for other runs, as 20GB; 0 removes all of them.")
-    ] = "20GB",
+    ] = KEPT_BANKS,
     *,
     model: Model,
     answers: OtherModel,
@@ -53,7 +54,6 @@ def evaluate(
         from memspan.eval.scale import SCALE, SCALE_TASK, parse_sizes, run_scale
         from memspan.eval.tasks import TaskSettings
         from memspan.generate.selectors import check_packages
-        from memspan.places import parse_bytes
     files, grown = tuple(map(str, texts or ())), parse_sizes(sizes) if task == SCALE_TASK else None
     wanted = TaskSettings(format if grown else task, str(data) if data else None, questions, memory_tokens, files, seed)
     names = tuple(name.strip() for name in arms.split(",") if name.strip())

@@ -24,7 +24,6 @@ from memspan.eval.sets import MemoryPlan
 from memspan.model.convert import LoadedModel
 from memspan.places import cache_folder
 
-DEFAULT_BUDGET = "20GB"
 _GOING = ".going"
 _POLL_SECONDS = 0.5
 

@@ -50,7 +50,7 @@ from memspan.generate.memory import Memory
 from memspan.generate.rerank import NONE, RERANKERS, Means, check_reranker
 from memspan.generate.sampling import Sampling
 from memspan.model.convert import LoadedModel
-from memspan.places import parse_bytes
+from memspan.places import KEPT_BANKS, parse_bytes
 from memspan.text.questions import MalformedRecord
 from memspan.types import Document
 
@@ -127,7 +127,7 @@ class RunOptions:
     tell: Tell = lambda line: None
     should_stop: ShouldStop = lambda: False
     answerer: Answerer | None = None
-    kept_bytes: int = parse_bytes(cache.DEFAULT_BUDGET)
+    kept_bytes: int = parse_bytes(KEPT_BANKS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ def _encode_pending(memory: Memory, run: EncodingRun, pool: _Pool, commit_second
             for segments in pool.encode(tasks):
                 written += segments
                 for segment in segments:
-                    run.count_encoded([(document.tokens, document.rows) for document in segment.documents])
+                    run.count_encoded(segment.sizes)
                 run.report_progress()
                 if run.report.interrupted:
                     break
