@@ -97,12 +97,15 @@ class Looked:
 
     Attributes:
         keys, values: `[G, S, D]`; unrotated: keys before RoPE.
+        places: of the tokens, `[S]`, by which keys are rotated.
         asked: `[G, Q, D]`, all heads of a group and tokens of the repetition.
         scaling: of the products.
     """
 
     keys: Tensor
     values: Tensor
+    unrotated: Tensor
+    places: Tensor
     asked: Tensor
     scaling: float
 
@@ -110,6 +113,11 @@ class Looked:
     def logits(self) -> Tensor:
         """`[G, Q, S]`."""
         return (self.asked @ self.keys.transpose(1, 2)) * self.scaling
+
+
+def whole(looked: Looked, rate: int) -> Rows:
+    """All tokens."""
+    return Rows.plain(looked.keys, looked.values)
 
 
 def chosen(looked: Looked, rate: int) -> Rows:
@@ -171,8 +179,12 @@ class Reader:
         ids = list(template.context(question.question, [passage]).ids)
         written = [*template.prefix_ids, *template.tokens("{text}", text=template.passages([passage]))]
         first, last = len(template.prefix_ids), _common(ids, written)
-        prefix, looked, unrotated = self._looked(ids[:last], first)
-        kept = [form.rows(looked, unrotated, self._rotate) for form in self.forms]
+        prefix, looked = self._looked(ids[:last], first)
+        makers = {"text": whole, "chosen": chosen, "matched": matched, "mean": self._mean}
+        kept = [
+            {layer: makers[form.kind](looked[layer], form.rate) for layer in form.layers if form.kind in makers}
+            for form in self.forms
+        ]
         Seen.rows = {layer: _batch([_joined(prefix[layer], rows.get(layer)) for rows in kept]) for layer in self.layers}
         try:
             texts = self._decoded(ids[last:], last)
@@ -180,21 +192,22 @@ class Reader:
             Seen.rows = {}
         return {form.name: text for form, text in zip(self.forms, texts, strict=True)}
 
-    def _looked(self, ids: Sequence[int], first: int) -> tuple[dict[int, Rows], dict[int, Looked], dict[int, Tensor]]:
-        """Of every layer: the rows before the document, its states, and its keys before they are rotated."""
+    def _looked(self, ids: Sequence[int], first: int) -> tuple[dict[int, Rows], dict[int, Looked]]:
+        """Of every layer: the rows before the document, and its states."""
         again = [*ids, *self.loaded.template.tokens(REPEAT), *ids[first:]]
         Seen.recorded = {}
         self.backbone(torch.tensor([again]), use_cache=False)
         recorded, Seen.recorded = Seen.recorded, None
-        prefix, looked, unrotated = {}, {}, {}
-        last = len(ids)
+        prefix, looked, last = {}, {}, len(ids)
+        place_S = torch.arange(first, last).float()
         for layer, (query_HTD, key_GTD, value_GTD) in recorded.items():
             G, _, D = key_GTD.shape
             asked_GQD = query_HTD[:, first - last :].reshape(G, -1, D)
             prefix[layer] = Rows.plain(key_GTD[:, :first], value_GTD[:, :first])
-            looked[layer] = Looked(key_GTD[:, first:last], value_GTD[:, first:last], asked_GQD, D**-0.5)
-            unrotated[layer] = self._rotate(looked[layer].keys, torch.arange(first, last).float(), back=True)
-        return prefix, looked, unrotated
+            keys_GSD, values_GSD = key_GTD[:, first:last], value_GTD[:, first:last]
+            unrotated_GSD = self._rotate(keys_GSD, place_S, back=True)
+            looked[layer] = Looked(keys_GSD, values_GSD, unrotated_GSD, place_S, asked_GQD, D**-0.5)
+        return prefix, looked
 
     def _rotate(self, keys_GSD: Tensor, place_S: Tensor, back: bool = False) -> Tensor:
         """Keys rotated to some places by RoPE, or back from there."""
@@ -202,6 +215,13 @@ class Reader:
         half = keys_GSD.shape[-1] // 2
         turned = torch.cat([-keys_GSD[..., half:], keys_GSD[..., :half]], -1)
         return keys_GSD * cos.float() + turned * sin.float() * (-1 if back else 1)
+
+    def _mean(self, looked: Looked, rate: int) -> Rows:
+        """Means of some tokens, rotated to where they stand in the mean."""
+        keys = torch.stack([part.mean(1) for part in looked.unrotated.split(rate, 1)], 1)
+        values = torch.stack([part.mean(1) for part in looked.values.split(rate, 1)], 1)
+        places = torch.stack([part.mean() for part in looked.places.split(rate)])
+        return Rows.plain(self._rotate(keys, places), values)
 
     def _decoded(self, ids: Sequence[int], place: int) -> list[str]:
         """What every form of the batch writes behind the same tokens, greedily."""
@@ -237,24 +257,6 @@ class Form:
     def name(self) -> str:
         rate, first, last = f"/{self.rate}" if self.rate > 1 else "", self.layers[0], self.layers[-1]
         return f"{self.kind}{rate} {first}-{last}"
-
-    def rows(self, looked: Mapping[int, Looked], unrotated: Mapping[int, Tensor], rotate: Any) -> dict[int, Rows]:
-        if self.kind == "none":
-            return {}
-        make = {"text": self._text, "chosen": chosen, "matched": matched}
-        if self.kind == "mean":
-            return {layer: self._mean(looked[layer], unrotated[layer], rotate) for layer in self.layers}
-        return {layer: make[self.kind](looked[layer], self.rate) for layer in self.layers}
-
-    @staticmethod
-    def _text(looked: Looked, rate: int) -> Rows:
-        return Rows.plain(looked.keys, looked.values)
-
-    def _mean(self, looked: Looked, unrotated_GSD: Tensor, rotate: Any) -> Rows:
-        keys = torch.stack([part.mean(1) for part in unrotated_GSD.split(self.rate, 1)], 1)
-        values = torch.stack([part.mean(1) for part in looked.values.split(self.rate, 1)], 1)
-        places = torch.arange(looked.keys.shape[1]).float().split(self.rate)
-        return Rows.plain(rotate(keys, torch.stack([part.mean() for part in places])), values)
 
 
 def forms(layers: range) -> list[Form]:

@@ -32,7 +32,8 @@ def compression(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def _looked(compression: Any, seed: int, G: int = 2, S: int = 12, Q: int = 30, D: int = 16) -> Any:
     torch.manual_seed(seed)
-    return compression.Looked(torch.randn(G, S, D), torch.randn(G, S, D), torch.randn(G, Q, D), D**-0.5)
+    keys, values, none = torch.randn(G, S, D), torch.randn(G, S, D), torch.empty(0)
+    return compression.Looked(keys, values, none, none, torch.randn(G, Q, D), D**-0.5)
 
 
 def _read(looked: Any, rows: Any) -> torch.Tensor:
@@ -91,6 +92,16 @@ def test_keys_are_rotated_there_and_back(compression: Any) -> None:
     reader = compression.Reader(tiny_loaded(), TOKENS)
     keys, places = torch.randn(2, 5, 16), torch.arange(7, 12).float()
     torch.testing.assert_close(reader._rotate(reader._rotate(keys, places), places, back=True), keys)
+
+
+def test_a_mean_of_one_token_is_the_token(compression: Any) -> None:
+    reader = compression.Reader(tiny_loaded(), TOKENS)
+    _, looked = reader._looked(list(range(5, 40)), first=9)
+    for one in looked.values():
+        rows = reader._mean(one, 1)
+        torch.testing.assert_close(rows.keys, one.keys)
+        torch.testing.assert_close(rows.values, one.values)
+        assert reader._mean(one, 4).keys.shape[1] == -(-26 // 4)
 
 
 def test_answers_are_kept_and_the_rest_is_asked_for_later(compression: Any, tmp_path: Path) -> None:
