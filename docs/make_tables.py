@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="needed unless --small")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--small", action="store_true", help="some ten minutes on two cores")
+    parser.add_argument("--small", action="store_true", help="a small form of each, of the examples alone")
     parser.add_argument("--model")
     parser.add_argument("--list", action="store_true", help="print the commands, and run none")
     options = parser.parse_args(arguments)
