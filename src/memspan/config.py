@@ -10,12 +10,14 @@ import copy
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from transformers import AutoConfig, PretrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from memspan.errors import MemspanError
 from memspan.ops.similarity import SIMILARITIES
 
 
@@ -119,6 +121,54 @@ TEMPLATES: dict[str, TemplateSpec] = {
     )
 }
 
+# One of so many layers, the first ones, does not read tokens: there it loses no answers (docs/LOG.md).
+_UNREAD_SHARE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TokenContent:
+    """Content of a bank that is of tokens: the keys and values of some of a document's tokens are kept as they are, and
+    read in the place of its text (`memspan.ops.choosing`). Otherwise content is the mean of a chunk, and each MSA layer
+    attends to what it routes to (paper 3.2).
+
+    Attributes:
+        chunk: tokens of which one is kept.
+        layers: that keep and read them, ascending.
+    """
+
+    chunk: int
+    layers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: MSAConfig, chunk: int, layers: Sequence[int] | None = None) -> TokenContent:
+        """
+        Args:
+            layers: None: all but the first fifth.
+
+        Raises:
+            MemspanError: a chunk of the model is no multiple of `chunk`.
+            ValueError: there is no such layer.
+        """
+        num_layers = config.text_config.num_hidden_layers
+        if not 1 <= chunk < config.chunk_size or config.chunk_size % chunk:
+            raise MemspanError(
+                f"content_chunk must divide the {config.chunk_size} tokens of a chunk and be smaller, not {chunk}; "
+                "4 keeps a quarter of the tokens"
+            )
+        found = tuple(range(num_layers // _UNREAD_SHARE, num_layers) if layers is None else layers)
+        check_layers("content layers", found, num_layers)
+        return cls(chunk, found)
+
+
+def check_layers(name: str, layers: Sequence[int], num_layers: int) -> None:
+    """
+    Raises:
+        ValueError: they are not layers of a model, ascending and distinct.
+    """
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= num_layers:
+        raise ValueError(f"{name} must be ascending, distinct layer indices in 0..{num_layers - 1}, not {list(layers)}")
+
+
 # Fields of a decoder's config that decide, with its weights, what it computes of a document. They count in the encoder
 # fingerprint by the value that is in force, given or not.
 _SHAPING = """
@@ -202,11 +252,7 @@ class MSAConfig(PretrainedConfig):
         self._check(num_layers)
 
     def _check(self, num_layers: int) -> None:
-        layers = cast(list[int], self.msa_layers)
-        if not layers or layers != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= num_layers:
-            raise ValueError(
-                f"msa_layers must be ascending, distinct layer indices in 0..{num_layers - 1}, not {layers}"
-            )
+        check_layers("msa_layers", cast(list[int], self.msa_layers), num_layers)
         for name in ("chunk_size", "top_k_docs", "max_document_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -174,7 +174,9 @@ class EncodedDocuments:
 
     Attributes:
         router_keys_LCW: pooled routing keys, ready to be scored by a dot product (unit length per head for cosine).
-        content_LC2GD: pooled K (index 0 of the third dimension, after RoPE) and V (index 1), side by side.
+        content_LC2GD: K (index 0 of the third dimension, after RoPE) and V (index 1), side by side: means over chunks,
+            one row each; or those of tokens, equally many rows of every chunk, in all layers that read content. Rows
+            of zeros are there to fill up, and hold no token.
         num_chunks: chunks of each document, in order; sums to C.
     """
 

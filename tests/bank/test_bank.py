@@ -421,7 +421,7 @@ def test_after_the_bank_was_encoded_anew_open_handles_refuse(bank: MemoryBank) -
         pass
     other = MemoryBank.open(bank.folder)
     manifest = dataclasses.replace(MANIFEST, chunk_size=8)
-    edits.write_manifest(other.catalog, dataclasses.asdict(manifest))
+    edits.write_manifest(other.catalog, manifest.as_json())
     for use in (bank.snapshot, lambda: bank.writer().__enter__(), bank.compact, lambda: bank.snapshot("other")):
         with pytest.raises(BankMismatch, match="encoded anew since it was opened; open it again"):
             use()

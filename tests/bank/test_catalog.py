@@ -353,7 +353,7 @@ def test_the_title_is_searched_with_every_part(catalog: Catalog) -> None:
 
 def test_the_manifest_reads_back_equal(catalog: Catalog) -> None:
     manifest = tiny_manifest(document_prefix='<|im_start|>[{id}]. "é"\n')
-    edits.write_manifest(catalog, dataclasses.asdict(manifest))
+    edits.write_manifest(catalog, manifest.as_json())
     assert Manifest.from_json(catalog.read_manifest()) == manifest
     assert manifest.row_bytes == 3 * 2 * (2 * 8) * 2
 

@@ -344,7 +344,7 @@ def test_sweeping_removes_what_was_never_committed_and_nothing_else(bank: Memory
     fill(bank, "a")
     folder = bank.folder / "segments"
     kept = _segments(bank)
-    lost = SegmentWriter(folder, MANIFEST.msa_layers, 2**20)
+    lost = SegmentWriter(folder, MANIFEST, 2**20)
     lost.append(7, 0, random_latents(MANIFEST, 2))
     ((files,), _) = lost.finish()
     keys, _ = sorted(kept)
@@ -380,8 +380,8 @@ def test_staged_segments_are_not_swept(bank: MemoryBank) -> None:
 def _stage(bank: MemoryBank, **latents: EncodedDocuments) -> set[Path]:
     """Stage other latents of some sources, as a `reencode` that was interrupted leaves them; returns their files."""
     before = _segments(bank)
-    edits.stage_manifest(bank.catalog, dataclasses.asdict(dataclasses.replace(MANIFEST, chunk_size=8)))
-    writer = SegmentWriter(bank.folder / "segments", MANIFEST.msa_layers, 2**20)
+    edits.stage_manifest(bank.catalog, dataclasses.replace(MANIFEST, chunk_size=8).as_json())
+    writer = SegmentWriter(bank.folder / "segments", MANIFEST, 2**20)
     sources = []
     for name, encoded in latents.items():
         (stored,) = bank.catalog.documents_of(DEFAULT, name)

@@ -29,7 +29,7 @@ ROWS = [3, 1, 7, 2, 2, 5, 1, 1, 4]
 def _write(
     folder: Path, documents: list[EncodedDocuments], max_rows: float
 ) -> tuple[list[SegmentFiles], list[RowLocation]]:
-    writer = SegmentWriter(folder, LAYERS, int(max_rows * ROW))
+    writer = SegmentWriter(folder, MANIFEST, int(max_rows * ROW))
     for document_id, latents in enumerate(documents):
         writer.append(document_id, 100 + document_id, latents)
     return writer.finish()
@@ -112,7 +112,7 @@ def test_one_layer_of_one_document_can_be_read_alone(tmp_path: Path) -> None:
 
 
 def test_finish_reports_every_segment_once(tmp_path: Path) -> None:
-    writer = SegmentWriter(tmp_path, LAYERS, 4 * ROW)
+    writer = SegmentWriter(tmp_path, MANIFEST, 4 * ROW)
     documents = [random_latents(MANIFEST, rows) for rows in (3, 3, 2)]
     writer.append(1, 0, documents[0])
     writer.append(2, 0, documents[1])  # the first segment is written here
@@ -128,7 +128,7 @@ def test_finish_reports_every_segment_once(tmp_path: Path) -> None:
 
 
 def test_the_buffer_never_holds_more_than_a_segment(tmp_path: Path) -> None:
-    writer = SegmentWriter(tmp_path, LAYERS, 8 * ROW)
+    writer = SegmentWriter(tmp_path, MANIFEST, 8 * ROW)
     for document_id, rows in enumerate(ROWS):
         writer.append(document_id, 0, random_latents(MANIFEST, rows))
         assert rows * ROW <= writer.buffered_bytes <= 8 * ROW
@@ -303,7 +303,7 @@ def test_a_full_disk_is_a_named_error_and_leaves_no_partial_file(
             raise error
 
     monkeypatch.setattr("memspan.bank.files.save_file", save_half)
-    writer = SegmentWriter(tmp_path, LAYERS, 8 * ROW)
+    writer = SegmentWriter(tmp_path, MANIFEST, 8 * ROW)
     writer.append(1, 0, random_latents(MANIFEST, 3))
     with pytest.raises(BankError, match=r"cannot write .*(No space left|I/O error)") as raised:
         writer.finish()

@@ -18,7 +18,7 @@ LAYERS = MANIFEST.msa_layers
 
 
 def _segment(folder: Path, ids: Sequence[int], rows: Sequence[int]) -> tuple[SegmentReader, list[EncodedDocuments]]:
-    writer = SegmentWriter(folder, LAYERS, 2**20)
+    writer = SegmentWriter(folder, MANIFEST, 2**20)
     latents = [random_latents(MANIFEST, count) for count in rows]
     for document_id, encoded in zip(ids, latents, strict=True):
         writer.append(document_id, 0, encoded)
@@ -87,7 +87,7 @@ def test_joined_segments_read_as_the_one_that_holds_all_their_documents(
 ) -> None:
     joined = Shard.of(JoinedReader([reader for reader, _ in parts]))
     latents = [encoded for _, group in parts for encoded in group]
-    writer = SegmentWriter(tmp_path, LAYERS, 2**20)
+    writer = SegmentWriter(tmp_path, MANIFEST, 2**20)
     for document_id, encoded in zip([5, 2, 9, 7, 1, 12, 3], latents, strict=True):
         writer.append(document_id, 0, encoded)
     ((files,), _) = writer.finish()

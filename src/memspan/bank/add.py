@@ -77,6 +77,7 @@ def add_documents(
     Any other exception (from `documents`, say) ends the run after what was read before is committed.
     """
     check_namespace(namespace)
+    loaded = loaded.keeping(bank.manifest.content)
     run = EncodingRun(loaded, progress, should_stop, batch_tokens)
     with Encoders(run, group, bank.folder, loaded) as encoders:
         check_model(bank.manifest, loaded)
@@ -115,6 +116,7 @@ def encode_pending(
         BankMismatch, BankError, RankError: as for `add_documents`.
     """
     bank.check_owned("changed")
+    loaded = loaded.keeping(bank.manifest.content)
     run = EncodingRun(loaded, progress, should_stop, batch_tokens)
     with Encoders(run, group, bank.folder, loaded) as encoders:
         check_model(bank.manifest, loaded)

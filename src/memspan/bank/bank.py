@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import time
@@ -96,7 +95,7 @@ class MemoryBank(TextBank):
         path = BankPlace.of(folder).new_folder
         try:
             with new_bank(path), contextlib.closing(Catalog(path / PARTIAL_CATALOG, create=True)) as catalog:
-                edits.write_manifest(catalog, dataclasses.asdict(manifest))
+                edits.write_manifest(catalog, manifest.as_json())
         except OSError as error:
             raise BankError(f"cannot create a bank in {path}: {error}") from error
         return cls.open(path, memory_budget, gpu_memory_budget)
@@ -294,7 +293,7 @@ class BankWriter:
 
     def __init__(self, bank: MemoryBank, namespace: str, max_segment_bytes: int) -> None:
         self._bank, self._namespace, self._max_bytes = bank, namespace, max_segment_bytes
-        self._segments = SegmentWriter(segments_folder(bank.folder), bank.manifest.msa_layers, max_segment_bytes)
+        self._segments = SegmentWriter(segments_folder(bank.folder), bank.manifest, max_segment_bytes)
         self._sources: dict[str, NewSource] = {}
         self._next_id = bank.catalog.next_document_id()
 

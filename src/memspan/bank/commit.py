@@ -144,7 +144,7 @@ def _adopt(bank: MemoryBank, segment: EncodedSegment) -> None:
 def _without_others(bank: MemoryBank, segment: EncodedSegment, wanted: set[int]) -> list[EncodedSegment]:
     """A segment of those documents alone that are still to be encoded; others were deleted, or are encoded already."""
     reader = SegmentReader(encoded_folder(bank.folder), segment.files, bank.manifest, remedy=_CHANGED)
-    writer = SegmentWriter(segments_folder(bank.folder), bank.manifest.msa_layers, MAX_SEGMENT_BYTES)
+    writer = SegmentWriter(segments_folder(bank.folder), bank.manifest, MAX_SEGMENT_BYTES)
     copy_documents(reader, writer, wanted.__contains__)
     tokens = {document.id: document.tokens for document in segment.documents}
     return finished(writer, segment.origin, tokens)

@@ -131,7 +131,7 @@ def rewrite(
     Raises:
         BankError: an old segment is damaged, or the new ones cannot be written; nothing changed then.
     """
-    writer = SegmentWriter(segments_folder(folder), manifest.msa_layers, max_bytes)
+    writer = SegmentWriter(segments_folder(folder), manifest, max_bytes)
     for segment_id, files in group:
         reader = SegmentReader(segments_folder(folder), files, manifest)
         deleted = set(catalog.forgotten_in_segment(segment_id))
@@ -156,7 +156,7 @@ def drop_unwanted_staged(catalog: Catalog, folder: Path) -> None:
         for number, files, wanted in catalog.staged_segments(namespace):
             if len(wanted) < files.documents:
                 reader = SegmentReader(segments_folder(folder), files, manifest)
-                writer = SegmentWriter(segments_folder(folder), manifest.msa_layers, files.bytes)
+                writer = SegmentWriter(segments_folder(folder), manifest, files.bytes)
                 copy_documents(reader, writer, wanted.__contains__)
                 edits.replace_staged(catalog, namespace, number, WrittenSegments(*writer.finish()))
 

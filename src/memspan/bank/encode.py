@@ -17,18 +17,20 @@ from memspan.bank.folder import text_crc32
 from memspan.bank.manifest import Manifest
 from memspan.bank.segment import LATENT_DTYPE, SegmentWriter
 from memspan.bank.stored import num_pending, pending_ids
-from memspan.errors import MemspanError
+from memspan.errors import BankMismatch, MemspanError
 from memspan.model.convert import LoadedModel
 from memspan.model.decoding import unprepared_alone
 from memspan.model.former import is_former_fingerprint
 from memspan.model.runtime import encode_tokens
 from memspan.ops.transfer import launched, start_to_host
+from memspan.places import quoted
 from memspan.text.packing import length_batches
 from memspan.text.template import PromptTemplate, part_text
 from memspan.types import AddReport, Document, EncodedDocuments, Span
 
 if TYPE_CHECKING:
     from memspan.bank.catalog import Catalog
+    from memspan.bank.texts import TextBank
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -100,7 +102,7 @@ class SourceParts:
 def manifest_of(loaded: LoadedModel) -> Manifest:
     """The manifest of a bank that a model makes."""
     model = loaded.model
-    return Manifest.of_model(model.config, model.encoder_fingerprint())
+    return Manifest.of_model(model.config, model.encoder_fingerprint(), loaded.content)
 
 
 def has_former_name(bank: Manifest, loaded: LoadedModel) -> bool:
@@ -111,7 +113,7 @@ def has_former_name(bank: Manifest, loaded: LoadedModel) -> bool:
 
 
 def check_model(bank: Manifest, loaded: LoadedModel) -> Manifest:
-    """See that a model is the one that encoded a bank.
+    """See that a model is the one that encoded a bank, whatever content the bank keeps of documents.
 
     Returns:
         The manifest that the model has for this bank: its own, or that of a bank that `has_former_name`.
@@ -119,11 +121,25 @@ def check_model(bank: Manifest, loaded: LoadedModel) -> Manifest:
     Raises:
         BankMismatch: another model encoded it.
     """
+    loaded = loaded.keeping(bank.content)
     if has_former_name(bank, loaded):
         return bank
     own = manifest_of(loaded)
     bank.check_same(own)
     return own
+
+
+def check_content(bank: TextBank, loaded: LoadedModel) -> None:
+    """
+    Raises:
+        BankMismatch: the model was loaded for banks with another content than this one has.
+    """
+    if loaded.content not in (None, bank.manifest.content):
+        now = "means of chunks" if bank.manifest.content is None else f"one of {bank.manifest.content.chunk} tokens"
+        raise BankMismatch(
+            f"{bank.place} keeps {now}, and content_chunk is {loaded.content.chunk}; leave it out, or encode the bank "
+            f"anew: memspan reencode {quoted(bank.place)} --content-chunk {loaded.content.chunk}"
+        )
 
 
 def tokenise(document: Document, spans: Sequence[Span], ids: Iterable[int], template: PromptTemplate) -> SourceParts:
@@ -175,7 +191,7 @@ def encode_batch(loaded: LoadedModel, batch: Sequence[Part]) -> None:
     A GPU is not waited for: what it computes is copied, and divided among the parts, in a thread meanwhile.
     """
     with unprepared_alone(loaded.model):
-        encoded = loaded.model.encode([part.ids for part in batch])
+        encoded = loaded.encode([part.ids for part in batch])
     latents = (encoded.router_keys_LCW, encoded.content_LC2GD)
     copies = [start_to_host(tensor.to(LATENT_DTYPE)) for tensor in latents]
     divided = in_thread(partial(_divided, launched(latents[0].device), *copies, encoded.num_chunks))
@@ -201,7 +217,9 @@ def _divided(
 ) -> list[EncodedDocuments]:
     """The latents of every document of a batch: copies, so that one does not keep the whole batch alive."""
     wait()
-    keys, contents = keys_LCW.split(list(num_chunks), 1), content_LC2GD.split(list(num_chunks), 1)
+    of_chunk = content_LC2GD.shape[1] // keys_LCW.shape[1]
+    keys = keys_LCW.split(list(num_chunks), 1)
+    contents = content_LC2GD.split([of_chunk * rows for rows in num_chunks], 1)
     return [
         EncodedDocuments(key_LCW.clone(), content.clone(), (rows,))
         for key_LCW, content, rows in zip(keys, contents, num_chunks, strict=True)
@@ -231,7 +249,7 @@ class EncodingRun:
         if batch_tokens is not None and batch_tokens < 1:
             raise MemspanError(f"batch_tokens must be at least 1, not {batch_tokens}; leave it out for the default")
         self.report = AddReport()
-        self._loaded, self._progress, self.should_stop = loaded, progress, should_stop
+        self.loaded, self._progress, self.should_stop = loaded, progress, should_stop
         self.batch_tokens = batch_tokens or encode_tokens(loaded.model.device)
         self._before: Sequence[Part] = ()
         self._started = self._last_commit = time.monotonic()
@@ -269,7 +287,7 @@ class EncodingRun:
     def _encode(self, batch: Sequence[Part]) -> None:
         """Encode a batch, in halves where the device has no room for it; the one before is copied meanwhile."""
         try:
-            encode_batch(self._loaded, batch)
+            encode_batch(self.loaded, batch)
         except torch.OutOfMemoryError:
             halves = self._halves(batch)
         else:
@@ -281,7 +299,7 @@ class EncodingRun:
 
     def _halves(self, batch: Sequence[Part]) -> tuple[Sequence[Part], ...]:
         """A batch in two; those to come are smaller."""
-        device, longest = self._loaded.model.device, max(len(part.ids) for part in batch)
+        device, longest = self.loaded.model.device, max(len(part.ids) for part in batch)
         if len(batch) == 1:
             raise MemspanError(f"{device} has no room for a document of {longest} tokens; use --device cpu")
         self.batch_tokens = max(longest, self.batch_tokens // 2)

@@ -211,7 +211,7 @@ def write_segments(
     Raises:
         BankError: the folder cannot be written.
     """
-    writer = SegmentWriter(folder, origin.manifest.msa_layers, MAX_SEGMENT_BYTES, by_content=by_content)
+    writer = SegmentWriter(folder, origin.manifest, MAX_SEGMENT_BYTES, by_content=by_content)
     tokens: dict[int, int] = {}
     for part in parts:
         part.write(writer)

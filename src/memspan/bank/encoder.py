@@ -105,9 +105,11 @@ class Encoder:
         if task.origin.manifest != self._known:
             check_model(task.origin.manifest, self.loaded)
             self._known = task.origin.manifest
+            self.loaded = self.loaded.keeping(self._known.content)
         if not self._bank.is_dir():
             raise BankError(f"there is no bank in {self._bank}; let all use the same folder")
         run = run or self._run
+        run.loaded = self.loaded
         parts = [
             Part(NewDocument(one.id, Span(0, 1), len(one.tokens)), list(one.tokens), one.text_crc32)
             for one in task.documents

@@ -61,7 +61,7 @@ def estimate(loaded: LoadedModel, documents: Iterable[Document]) -> Estimate:
             if sum(map(len, sample)) < _SAMPLE_TOKENS:
                 sample.append(ids)
     rate = _tokens_per_second(loaded, sample)
-    row_bytes = manifest_of(loaded).row_bytes
+    manifest = manifest_of(loaded)
     return Estimate(
         sources=sources,
         documents=parts,
@@ -69,8 +69,8 @@ def estimate(loaded: LoadedModel, documents: Iterable[Document]) -> Estimate:
         chunks=chunks,
         tokens_per_second=rate,
         seconds=tokens / rate if rate else 0.0,
-        latent_bytes=chunks * row_bytes,
-        routing_key_bytes=chunks * row_bytes // 3,
+        latent_bytes=chunks * manifest.row_bytes,
+        routing_key_bytes=chunks * manifest.key_bytes,
         catalog_bytes=int(text_bytes * _CATALOG_FACTOR),
     )
 
@@ -81,8 +81,8 @@ def _tokens_per_second(loaded: LoadedModel, sample: list[list[int]]) -> float:
         return 0.0
     at_once = encode_tokens(loaded.model.device)
     batches = [[sample[index] for index in batch] for batch in length_batches(list(map(len, sample)), at_once)]
-    loaded.model.encode(batches[-1])  # the first forward also warms up
+    loaded.encode(batches[-1])  # the first forward also warms up
     started = time.perf_counter()
     for batch in batches:
-        loaded.model.encode(batch)
+        loaded.encode(batch)
     return sum(map(len, sample)) / (time.perf_counter() - started)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from memspan.errors import BankError, BankMismatch
 
 if TYPE_CHECKING:
-    from memspan.config import MSAConfig
+    from memspan.config import MSAConfig, TokenContent
 
 FORMAT_VERSION = 3
 _READ_VERSIONS = (2, FORMAT_VERSION)
@@ -30,6 +30,7 @@ class Manifest:
         document_prefix, document_suffix: the template around an encoded document.
         dtype: of the stored latents.
         backbone: what the model was converted from; told to people, not compared.
+        content_chunk, content_layers: as in `TokenContent`; None: content is of means. A bank of means stores neither.
     """
 
     format_version: int
@@ -44,12 +45,20 @@ class Manifest:
     max_document_tokens: int
     dtype: str
     backbone: str
+    content_chunk: int | None = None
+    content_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "msa_layers", tuple(self.msa_layers))
+        if self.content_layers is not None:
+            object.__setattr__(self, "content_layers", tuple(self.content_layers))
 
     @classmethod
-    def of_model(cls, config: MSAConfig, encoder_fingerprint: str) -> Manifest:
+    def of_model(cls, config: MSAConfig, encoder_fingerprint: str, content: TokenContent | None = None) -> Manifest:
+        """
+        Args:
+            content: None: it is of means.
+        """
         spec = config.template_spec
         return cls(
             format_version=FORMAT_VERSION,
@@ -64,7 +73,13 @@ class Manifest:
             max_document_tokens=config.max_document_tokens,
             dtype=LATENT_DTYPE_NAME,
             backbone=str(config.text_config.name_or_path),
+            content_chunk=content and content.chunk,
+            content_layers=content and content.layers,
         )
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Manifest:
@@ -80,16 +95,19 @@ class Manifest:
             raise BankError(
                 f"this bank has format version {version}, and this memspan reads {FORMAT_VERSION} (and 2); {remedy}"
             )
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != names:
-            odd = sorted(map(str, names ^ set(values)))
-            raise BankError(f"this bank's manifest is damaged: {odd} are missing or unknown")
-        for field in dataclasses.fields(cls):
-            value = values[field.name]
+        fields = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+        odd = set(fields) ^ set(values)
+        if odd and odd != {"content_chunk", "content_layers"} - set(values):
+            raise BankError(f"this bank's manifest is damaged: {sorted(map(str, odd))} are missing or unknown")
+        for name, value in values.items():
             is_whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
             is_layers = isinstance(value, list | tuple) and all(type(layer) is int and layer >= 0 for layer in value)
-            if not {"int": is_whole, "str": isinstance(value, str)}.get(str(field.type), is_layers):
-                raise BankError(f"this bank's manifest is damaged: {field.name} is {str(value)[:80]!r}")
+            kind = fields[name].removesuffix(" | None")
+            if not {"int": is_whole, "str": isinstance(value, str)}.get(kind, is_layers):
+                raise BankError(f"this bank's manifest is damaged: {name} is {str(value)[:80]!r}")
+        chunk, size = values.get("content_chunk", 1), values["chunk_size"]
+        if chunk >= size > 1 or size % chunk:
+            raise BankError(f"this bank's manifest is damaged: content_chunk is {chunk}, and chunk_size {size}")
         present: dict[str, Any] = values | {"format_version": FORMAT_VERSION}
         return cls(**present)
 
@@ -99,9 +117,39 @@ class Manifest:
         return self.num_kv_heads * self.head_dim
 
     @property
+    def content(self) -> TokenContent | None:
+        """None: it is of means."""
+        if self.content_chunk is None or self.content_layers is None:
+            return None
+        from memspan.config import TokenContent
+
+        return TokenContent(self.content_chunk, self.content_layers)
+
+    @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """The layers that have content."""
+        return self.msa_layers if self.content_layers is None else self.content_layers
+
+    @property
+    def content_rows(self) -> int:
+        """Rows of content of one chunk, in one layer."""
+        return 1 if self.content_chunk is None else self.chunk_size // self.content_chunk
+
+    @property
+    def content_shape(self) -> tuple[int, ...]:
+        """Content of one chunk in one layer, K and V."""
+        row = 2, self.num_kv_heads, self.head_dim
+        return row if self.content_chunk is None else (self.content_rows, *row)
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes on disk of the routing keys of one chunk over all MSA layers."""
+        return len(self.msa_layers) * self.key_width * _LATENT_BYTES
+
+    @property
     def row_bytes(self) -> int:
-        """Bytes on disk of one chunk over all MSA layers: routing key, K and V."""
-        return 3 * len(self.msa_layers) * self.key_width * _LATENT_BYTES
+        """Bytes on disk of one chunk: routing keys over all MSA layers, K and V over all layers that have content."""
+        return self.key_bytes + 2 * len(self.kept_layers) * self.content_rows * self.key_width * _LATENT_BYTES
 
     def check_same(self, model: Manifest) -> None:
         """Compare the bank's manifest (self) with that of a model that wants to read it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -60,7 +59,7 @@ def reencode(
     run = EncodingRun(loaded, progress, should_stop, batch_tokens)
     with bank.locked():
         if has_former_name(bank.manifest, loaded):
-            edits.write_manifest(bank.catalog, dataclasses.asdict(manifest))
+            edits.write_manifest(bank.catalog, manifest.as_json())
             bank.manifest = manifest
         if bank.manifest == manifest:
             remember(bank.catalog, loaded.names)
@@ -68,7 +67,7 @@ def reencode(
                 edits.stage_manifest(bank.catalog, None)
                 sweep(bank.catalog, bank.folder)
             return run.report
-        values = dataclasses.asdict(manifest)
+        values = manifest.as_json()
         if bank.catalog.staged_manifest() != json.loads(json.dumps(values)):
             edits.stage_manifest(bank.catalog, values)
             sweep(bank.catalog, bank.folder)
@@ -90,8 +89,8 @@ def restore_segments(bank: MemoryBank, loaded: LoadedModel, namespace: str, segm
 
     A document whose text is lost cannot be encoded, and is no document any more.
     """
-    run = EncodingRun(loaded)
-    writer = SegmentWriter(segments_folder(bank.folder), bank.manifest.msa_layers, MAX_SEGMENT_BYTES)
+    run = EncodingRun(loaded.keeping(bank.manifest.content))
+    writer = SegmentWriter(segments_folder(bank.folder), bank.manifest, MAX_SEGMENT_BYTES)
     for segment_id in segment_ids:
         documents = bank.catalog.documents_in_segment(namespace, segment_id)
         for start in range(0, len(documents), _PAGE):

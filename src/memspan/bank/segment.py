@@ -4,7 +4,8 @@
                               `documents`: [N, 4] int64, by row: a document's id, first row, number of rows, and the
                               CRC-32 of the text that was encoded;
                               `keys_crc32` [L] and `content_crc32` [L, N]: of a layer's keys, of a document's content
-    NAME.content.safetensors  per MSA layer `layer_{l}`: K and V of a row side by side, [rows, 2, G, D]
+    NAME.content.safetensors  per MSA layer `layer_{l}`: K and V of a row side by side, [rows, 2, G, D]; of a bank whose
+                              content is of tokens per layer that reads it, [rows, content rows, 2, G, D]
 
 Rows of a document are consecutive, so its content in one layer is one contiguous read. What is read is checked: a
 layer's keys once per process, content every time; a damaged byte is an error, never a wrong latent. A large segment has
@@ -50,12 +51,13 @@ class SegmentWriter:
         buffered_bytes: held in memory until the next file is written.
     """
 
-    def __init__(self, folder: Path, layers: Sequence[int], max_bytes: int, *, by_content: bool = False) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, max_bytes: int, *, by_content: bool = False) -> None:
         """
         Args:
+            manifest: of the bank.
             by_content: name segments by their bytes, so that the same documents give the same file. Default: at random.
         """
-        self._folder, self._layers, self._max_bytes, self._by_content = folder, tuple(layers), max_bytes, by_content
+        self._folder, self._manifest, self._max_bytes, self._by_content = folder, manifest, max_bytes, by_content
         self._latents: list[EncodedDocuments] = []
         self._places: list[RowLocation] = []
         self._segments: list[SegmentFiles] = []
@@ -86,16 +88,17 @@ class SegmentWriter:
         here = [place for place in self._places if place.segment == self._name]
         rows = [(place.document_id, place.first_row, place.rows, place.text_crc32) for place in here]
         keys_LCW = torch.cat([latents.router_keys_LCW for latents in self._latents], 1)
-        content_LC2GD = torch.cat([latents.content_LC2GD for latents in self._latents], 1)
+        content_L = torch.cat([latents.content_LC2GD for latents in self._latents], 1)
+        content_L = content_L.view(len(content_L), self._rows, *self._manifest.content_shape)
         bounds = [(first, first + count) for _, first, count, _ in rows]
-        content_crc32 = [rows_crc32(content_C2GD, bounds) for content_C2GD in content_LC2GD]
-        names = [f"layer_{layer}" for layer in self._layers]
+        content_crc32 = [rows_crc32(content, bounds) for content in content_L]
+        names = [f"layer_{layer}" for layer in self._manifest.kept_layers]
         path = segment_paths(self._folder, self._name)[1]
-        content = write_synced(path, dict(zip(names, content_LC2GD, strict=True)))
+        content = write_synced(path, dict(zip(names, content_L, strict=True)))
         written = publish_segment(
             self._folder,
             self._name,
-            self._layers,
+            self._manifest.msa_layers,
             torch.tensor(rows),
             keys_LCW,
             content,
@@ -179,11 +182,10 @@ class SegmentReader:
         self.files = files
         self._folder, self._opened, self._remedy = folder, opened or _open_whole, remedy
         self._keys_path, self._content_path = segment_paths(folder, files.name)
-        self._layers = manifest.msa_layers
-        G, D, L, N = manifest.num_kv_heads, manifest.head_dim, len(self._layers), files.documents
-        names = [f"layer_{layer}" for layer in self._layers]
-        shapes = {_DOCUMENTS: (N, 4), _KEYS_CRC: (L,), _CONTENT_CRC: (L, N)}
-        of_keys = {**dict.fromkeys(names, (files.rows, G * D)), **shapes}
+        self._layers, self._kept_layers, self._width = manifest.msa_layers, manifest.kept_layers, manifest.key_width
+        N, names = files.documents, [f"layer_{layer}" for layer in self._layers]
+        shapes = {_DOCUMENTS: (N, 4), _KEYS_CRC: (len(names),), _CONTENT_CRC: (len(self._kept_layers), N)}
+        of_keys = {**dict.fromkeys(names, (files.rows, self._width)), **shapes}
         mapped = self._open(self._keys_path, files.keys_bytes, files.keys_sha256, of_keys)
         self._keys = [mapped[name] for name in names]
         for name, (length, *_) in shapes.items():
@@ -193,12 +195,11 @@ class SegmentReader:
             raise self._damaged(self._keys_path, "its list of documents")
         self.documents_N4 = tensors[_DOCUMENTS]
         self._keys_crc32, self._content_crc32 = tensors[_KEYS_CRC].tolist(), tensors[_CONTENT_CRC].numpy()
-        of_content = dict.fromkeys(names, (files.rows, 2, G, D))
+        of_content = {f"layer_{layer}": (files.rows, *manifest.content_shape) for layer in self._kept_layers}
         contents = self._open(self._content_path, files.content_bytes, files.content_sha256, of_content)
-        self._contents = [contents[name] for name in names]
+        self._contents = [contents[name] for name in of_content]
         self._rows = self.documents_N4.numpy()
         self._whole: dict[int, torch.Tensor] = {}
-        self._width = G * D
         self._coarse_file = self._open_coarse()
         self._rounded: dict[int, CoarseKeys] = {}
 
@@ -276,25 +277,26 @@ class SegmentReader:
             self._coarse_file.give_back(self._layers.index(layer))
 
     def prefetch(self, layer: int, document: int) -> None:
-        """Have a document's content in an MSA layer read from disk, without waiting for it."""
-        self._contents[self._layers.index(layer)].prefetch(*self._bounds(document))
+        """Have a document's content in a layer read from disk, without waiting for it."""
+        self._contents[self._kept_layers.index(layer)].prefetch(*self._bounds(document))
 
     def content(self, layer: int, document: int) -> torch.Tensor:
-        """K and V of a document (its index in `documents_N4`) in an MSA layer, `[rows, 2, G, D]`, copied."""
-        place = self._layers.index(layer)
+        """K and V of a document (its index in `documents_N4`) in a layer that has content, `[content rows, 2, G, D]`,
+        copied."""
+        place = self._kept_layers.index(layer)
         first, last = self._bounds(document)
         content = self._contents[place].checked(first, last, int(self._content_crc32[place, document]))
         if content is None:
             what = f"the content of document {self._rows[document, 0]} in layer {layer}"
             raise self._damaged(self._content_path, what)
-        return content
+        return content.flatten(0, -4)
 
     def latents(self, document: int) -> EncodedDocuments:
         """Everything kept of a document (its index in `documents_N4`), copied."""
         first, last = self._bounds(document)
         return EncodedDocuments(
             torch.stack([self.router_keys(layer)[first:last] for layer in self._layers]),
-            torch.stack([self.content(layer, document) for layer in self._layers]),
+            torch.stack([self.content(layer, document) for layer in self._kept_layers]),
             (last - first,),
         )
 

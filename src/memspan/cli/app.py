@@ -140,6 +140,14 @@ GPUBudgetOption = Annotated[
     str | None,
     typer.Option("--gpu-memory-budget", help="Routing keys in a GPU's memory, as 6GB. Default: all free memory."),
 ]
+ContentChunkOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Keep keys and values of one token in N (4), to read documents without their texts. 0: means alone "
+        "(a new bank's default).",
+    ),
+]
 BatchTokensOption = Annotated[
     int | None,
     typer.Option("--batch-tokens", min=1, help="Tokens encoded together. Default: 2048 on a CPU, 16384 on a GPU."),

@@ -37,6 +37,7 @@ class ModelChoice:
     weights: str | None = None
     memory_budget: str | None = None
     gpu_memory_budget: str | None = None
+    content_chunk: int | None = None
     answerer: Answerer | None = None
 
     def load(self, *banks: PathLike[str]) -> LoadedModel:

@@ -17,6 +17,7 @@ from memspan.cli.app import (
     BatchTokensOption,
     BudgetOption,
     CachedBank,
+    ContentChunkOption,
     Engine,
     ExpiryOptions,
     GPUBudgetOption,
@@ -110,6 +111,7 @@ def add(
         bool, typer.Option("--later", help="End when the texts can be found; `memspan encode` does the rest.")
     ] = False,
     batch_tokens: BatchTokensOption = None,
+    content_chunk: ContentChunkOption = None,
     engine: Engine,
     model: Model,
     how: ReadingOptions,
@@ -126,6 +128,7 @@ def add(
     use_stdin = len(files) < len(paths or ())
     found = found_files(files)  # a path that does not exist is an error before anything is imported or loaded
     options = how.options
+    model = dataclasses.replace(model, content_chunk=content_chunk or None)
     TextBank.exists_or_fits(bank)
     with importing():
         import torch
@@ -220,12 +223,18 @@ def ask(
     answers: OtherModel,
     reranking: Reranking,
     selector: AskSelectorOption = None,
-    max_documents: Annotated[int, typer.Option(min=0, help="Documents put before the model, at most.")] = 5,
+    max_documents: Annotated[
+        int | None, typer.Option(min=0, help="Documents read, at most. Default: 5; 16 with --max-texts.")
+    ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Looks into the memory, at most. Default: 1; 4 with generate.")
     ] = None,
     documents_per_round: Annotated[
         int | None, typer.Option(min=1, help="Documents of a round, at most. Default: 2 with several rounds.")
+    ] = None,
+    max_texts: Annotated[
+        int | None,
+        typer.Option(min=0, help="Documents read as text, the best; others from the bank's tokens (--content-chunk)."),
     ] = None,
     no_text: Annotated[bool, typer.Option("--no-text", help="Answer from the compressed memory alone.")] = False,
     text_only: Annotated[
@@ -270,6 +279,7 @@ def ask(
     options = AskOptions(
         selector=selector,
         max_documents=0 if no_text else max_documents,
+        max_texts=max_texts,
         rounds=rounds,
         documents_per_round=documents_per_round,
         text_only=text_only,

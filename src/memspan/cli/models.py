@@ -31,7 +31,8 @@ def load_model(choice: ModelChoice, banks: Iterable[os.PathLike[str]]) -> Loaded
     if bank is not None:
         with closing(TextBank.open(bank)) as opened:
             path, adapter = names_for(opened, path, adapter)
-    return load(path, adapter=adapter, dtype=choice.dtype, device=choice.device, weights=choice.weights)
+    how = {"dtype": choice.dtype, "device": choice.device, "weights": choice.weights}
+    return load(path, adapter=adapter, content_chunk=choice.content_chunk, **how)
 
 
 def open_memory(choice: ModelChoice, bank: os.PathLike[str], namespace: str, create: bool) -> Memory:
@@ -45,6 +46,7 @@ def open_memory(choice: ModelChoice, bank: os.PathLike[str], namespace: str, cre
         dtype=choice.dtype,
         device=choice.device,
         weights=choice.weights,
+        content_chunk=choice.content_chunk,
         memory_budget=choice.memory_budget,
         answerer=choice.answerer,
         gpu_memory_budget=choice.gpu_memory_budget,

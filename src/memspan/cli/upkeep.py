@@ -16,6 +16,7 @@ import typer
 from memspan.cli import render
 from memspan.cli.app import (
     BankArgument,
+    ContentChunkOption,
     InstalledOption,
     JsonOption,
     Model,
@@ -259,8 +260,11 @@ def _manifest(path: Path, read: Callable[[Iterable[str], str], list[EncodedSegme
 
 
 @command
-def reencode(bank: BankArgument, *, model: Model, as_json: JsonOption = False) -> int:
-    """Rebuild a bank's latents for another model, from its stored text. A stopped run continues when run again."""
+def reencode(
+    bank: BankArgument, *, content_chunk: ContentChunkOption = None, model: Model, as_json: JsonOption = False
+) -> int:
+    """Rebuild a bank's latents for another model or content, from its stored text. A stopped run continues when run
+    again."""
     check_bank(bank, "encoded anew")
     with importing():
         from memspan.bank.bank import MemoryBank
@@ -268,7 +272,9 @@ def reencode(bank: BankArgument, *, model: Model, as_json: JsonOption = False) -
     with closing(MemoryBank.open(bank)) as opened, stop_flag() as stop:
         total = opened.catalog.num_characters()
         with render.AddProgress(lambda: total) as progress:
-            report = reencode(opened, model.load(bank), progress=progress, should_stop=stop.is_set)
+            kept = content_chunk if content_chunk is not None else opened.manifest.content_chunk
+            loaded = dataclasses.replace(model, content_chunk=kept or None).load(bank)
+            report = reencode(opened, loaded, progress=progress, should_stop=stop.is_set)
         render.report(report, [], opened, as_json)
     return stop.code if report.interrupted else 0
 

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -30,7 +29,7 @@ _POLL_SECONDS = 0.5
 
 def key_of(loaded: LoadedModel, memories: Mapping[str, MemoryPlan]) -> str:
     """A name for memories as one model encodes them; reads all documents. Their order counts, as their ids do."""
-    made_by = asdict(manifest_of(loaded)) | {"backbone": "", "dtype of the model": str(loaded.model.dtype)}
+    made_by = manifest_of(loaded).as_json() | {"backbone": "", "dtype of the model": str(loaded.model.dtype)}
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
     for namespace, plan in memories.items():
         digest.update(json.dumps([namespace]).encode())

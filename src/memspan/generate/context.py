@@ -39,6 +39,7 @@ def fitted_context(
     silent: Collection[int] = (),
     injected_tokens: int | None = None,
     history: Sequence[Turn] = (),
+    grounded: bool = False,
 ) -> FittedContext:
     """Put documents before a question, the oldest first, so that of two that disagree the later is read last.
 
@@ -52,13 +53,14 @@ def fitted_context(
         silent: ids of documents of `before` that do not route.
         injected_tokens: of the texts of `found`, at most; None: only `room` bounds them.
         history: what was said before.
+        grounded: further documents are read from latents.
     """
     template = loaded.template
     used = len(found)
     while True:
         new = found[:used]
         dated = sorted([*before, *new], key=lambda item: (date_key(item.date), item.document_id))
-        context = template.context(question, passages_of(dated), silent, history)
+        context = template.context(question, passages_of(dated), silent, history, grounded)
         tokens = template.count_tokens(template.passages(passages_of(new))) if new else 0
         if not used or (len(context.ids) <= room and (injected_tokens is None or tokens <= injected_tokens)):
             return FittedContext(context, used, tokens)

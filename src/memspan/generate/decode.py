@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -90,12 +90,13 @@ class Decoding:
     Args:
         guides: per context what may be written, and when it is complete; None: the model decides both.
         cache, lower: what the layers below the first MSA layer need not compute again; None: nothing is known.
+        read: what layers attend to in the place of texts (`SourceMemory.read`), beside a memory or without one.
 
     Attributes:
         rows: the answers, in the order of the contexts.
         writings: what writes them.
         packed: the contexts.
-        retrieved: per MSA layer what the prefill routed to.
+        retrieved: per MSA layer what the prefill routed to, and what was `read`.
         cache, lower: as given, filled by the prefill.
         lookup: where one question's drafts come from; None: it gets none, nor do several.
         clock: seconds of the prefill, and apart from it of routing and of fetching what was routed to.
@@ -113,13 +114,14 @@ class Decoding:
         guides: Sequence[Guide] | None = None,
         cache: DynamicCache | None = None,
         lower: LowerStates | None = None,
+        read: Mapping[int, Retrieved] | None = None,
     ) -> None:
         for context in contexts:
             check_fits(loaded, len(context.ids), sampling.max_new_tokens)
         self.writings = [DecodingState(loaded, sampling, guide) for guide in guides or [None] * len(contexts)]
         self.rows = [writing.row for writing in self.writings]
-        self.retrieved: dict[int, Retrieved] = {}
-        self.packed = pack_contexts(contexts, loaded.model.config.offset).to(loaded.model.device)
+        self.retrieved: dict[int, Retrieved] = dict(read or {})
+        self.packed = pack_contexts(contexts, loaded.offset).to(loaded.model.device)
         self.cache = cache if cache is not None else DynamicCache(config=loaded.model.config.text_config)
         self.lower = lower
         self.lookup = PromptLookup(contexts[0].ids) if len(contexts) == 1 else None
@@ -175,5 +177,4 @@ def check_fits(loaded: LoadedModel, num_tokens: int, max_new_tokens: int) -> Non
 
 def context_room(loaded: LoadedModel, max_new_tokens: int) -> int:
     """Tokens a context may have, so that it and its answer fit into the backbone's positions."""
-    config = loaded.model.config
-    return config.text_config.max_position_embeddings - config.offset - max_new_tokens
+    return loaded.model.config.text_config.max_position_embeddings - loaded.offset - max_new_tokens

@@ -83,7 +83,7 @@ class Finder:
         for context in contexts:
             check_fits(self._loaded, len(context.ids), 0)
         model, memory = self._loaded.model, self.memory
-        packed = pack_contexts(contexts, model.config.offset).to(model.device)
+        packed = pack_contexts(contexts, self._loaded.offset).to(model.device)
         retrieved: dict[int, Retrieved] = {}
         prefill(model, packed, memory, retrieved, DynamicCache(config=model.config.text_config))
         return [(self.ranking(memory, row), routing_of(retrieved, row)) for row in range(len(contexts))]

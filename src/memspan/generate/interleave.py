@@ -59,6 +59,8 @@ class Plan:
             after a look-up that routes nothing (`lexical`) to no latents.
         rerank: who ranks the first documents anew (`memspan.generate.rerank`), or "none". As many are read as without.
         cross_encoder: of the reranker `cross`: a folder, or a name of the hub.
+        texts: of the documents of a round so many, the best, are put in as text; the model reads the others from their
+            latents, of a bank that keeps tokens. None: all are put in as text.
 
     Raises:
         UnknownName: there is no such selector or reranker.
@@ -77,9 +79,17 @@ class Plan:
     route_answer: bool = False
     rerank: str = NONE
     cross_encoder: str | None = None
+    texts: int | None = None
 
     def __post_init__(self) -> None:
-        leasts = {"rounds": 1, "documents": 0, "documents_per_round": 1, "injected_tokens": 0, "context_tokens": 1}
+        leasts = {
+            "texts": 0,
+            "rounds": 1,
+            "documents": 0,
+            "documents_per_round": 1,
+            "injected_tokens": 0,
+            "context_tokens": 1,
+        }
         for name, least in leasts.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -93,6 +103,9 @@ class Plan:
         if not self.documents and (self.text_only or not (routes or self.route_answer)):
             what = "text_only" if self.text_only else f"the selector {self.selector}, which routes nothing,"
             raise MemspanError(f"without documents {what} leaves nothing to answer from; allow at least one document")
+        if self.texts is not None and (self.text_only or self.route_answer or reads):
+            what = "text_only" if self.text_only else "route_answer" if self.route_answer else self.selector
+            raise MemspanError(f"{what} leaves no document to be read from its latents; leave max_texts out")
         check_name(self.rerank)
         if self.rerank != NONE and (reads or not self.documents):
             what = f"the selector {self.selector} ranks" if reads else "an answer without documents has"
@@ -114,6 +127,7 @@ class QuestionState:
     """One question on its way: what was found for it so far. `ended` is "more" while another round may follow.
 
     Attributes:
+        latents: documents of `evidence` that are read from their latents.
         num_prompt_tokens, num_new_tokens: that another model read and wrote to lead rounds.
     """
 
@@ -122,6 +136,7 @@ class QuestionState:
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
     evidence: list[Evidence] = field(default_factory=list)
+    latents: list[int] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     injected_tokens: int = 0
     ended: RoundEnd = "more"

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog
-from memspan.bank.encode import check_model, manifest_of
+from memspan.bank.encode import check_content, check_model, manifest_of
 from memspan.bank.remembered import names_for, remember
 from memspan.bank.scope import Scope
 from memspan.bank.snapshot import Snapshot
@@ -82,7 +82,9 @@ class Memory(DocumentStore):
             check_answerer(answerer)
         self.ranks, self.answerer = ranks, answerer
         try:
+            check_content(bank, loaded)
             self._manifest = check_model(bank.manifest, loaded)
+            loaded = loaded.keeping(self._manifest.content)
         except BankMismatch:
             bank.close()
             raise
@@ -131,7 +133,7 @@ class Memory(DocumentStore):
                 that is free there beside the model, less a reserve for answering.
             cache, cache_budget: of a URL, the folder and the bytes ("10GB") for fetched files; see `BankPlace`.
             ranks, answerer: as for `Memory`.
-            how: dtype, device, device_map, weights, quantization: see `memspan.model.convert.load`.
+            how: dtype, device, device_map, weights, quantization, content_chunk: see `memspan.model.convert.load`.
 
         Raises:
             StoreError: the URL cannot be read. ReadOnlyBank: it was given with `create`.
@@ -386,6 +388,7 @@ class Memory(DocumentStore):
         with self.bank.snapshot(self.namespace) as snapshot:
             if snapshot.manifest != self._manifest:
                 self._manifest = check_model(snapshot.manifest, self.loaded)
+                self.loaded = self.loaded.keeping(self._manifest.content)
             yield snapshot
 
     @contextlib.contextmanager

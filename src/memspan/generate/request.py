@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from memspan.model.convert import LoadedModel
 
 MAX_DOCUMENTS = 5
+# Documents that are read from their latents alone, of a bank that keeps tokens.
+MAX_READ = 16
 # Rounds of a model that says itself when it has read enough.
 MAX_ROUNDS = 4
 
@@ -36,7 +38,9 @@ class AskOptions(TypedDict, total=False):
             of rounds), or another of `memspan.generate.selectors`; default: lexical while the router is untrained,
             hybrid after; router where max_documents is 0.
         max_documents: documents whose original text is put before the model, at most (fewer where fewer matter, none
-            for 0: the model answers from its compressed memory alone).
+            for 0: the model answers from its compressed memory alone). Default: 5; 16 with max_texts.
+        max_texts: of these documents so many, the best, as text; the model reads the others from the keys and values
+            that the bank keeps of their tokens (`content_chunk` of `Memory.open`).
         rounds: looks into the memory, at most. Default: 1; 4 for generate.
         documents_per_round, max_injected_tokens, route_tokens, constrain_ids, text_only, route_answer: see `Plan`
             (`memspan.generate.interleave`; `max_injected_tokens` is its `injected_tokens`).
@@ -52,7 +56,8 @@ class AskOptions(TypedDict, total=False):
     """
 
     selector: str | None
-    max_documents: int
+    max_documents: int | None
+    max_texts: int | None
     rounds: int | None
     documents_per_round: int | None
     max_injected_tokens: int | None
@@ -99,11 +104,10 @@ class Request:
             FilterError: the scope is malformed.
             MemspanError: there is no such selector or reranker, or the model cannot serve it.
         """
-        max_documents = options.get("max_documents", MAX_DOCUMENTS)
+        max_documents, max_texts = _limits(loaded, options, answerer)
         trained = loaded is not None and loaded.model.config.router_trained
         selector = options.get("selector") or default_selector(trained, reads_texts=max_documents != 0)
         reads = isinstance(_served(selector, loaded), RetrievingSelector)
-        check_limit("max_documents", max_documents)
         if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
             raise TypeError("a question is one text for ask, and ask_batch takes a list of texts")
         history = options.get("history", ())
@@ -121,6 +125,7 @@ class Request:
             route_answer=options.get("route_answer", False),
             rerank=options.get("rerank") or NONE,
             cross_encoder=options.get("cross_encoder"),
+            texts=max_texts,
         )
         check_reranker(plan.rerank, Means(loaded, plan.cross_encoder))
         sampling = options.get("sampling", GREEDY if answerer is None else DEFAULT_SAMPLING)
@@ -138,6 +143,31 @@ class Request:
         elif loaded is not None:
             history = _fitted(loaded, questions, history, sampling, plan)
         return cls(questions, plan, sampling, scope, history, passed)
+
+
+def _limits(loaded: LoadedModel | None, options: AskOptions, answerer: Answerer | None) -> tuple[int, int | None]:
+    """Documents that are read, and how many of them as text (None: all), at most.
+
+    Raises:
+        ValueError: one of them is negative.
+        MemspanError: nothing but texts can be read.
+    """
+    keeps_tokens = answerer is None and loaded is not None and loaded.content is not None
+    max_documents, max_texts = options.get("max_documents"), options.get("max_texts")
+    if max_documents is None:
+        max_documents = MAX_DOCUMENTS if max_texts is None else MAX_READ
+    check_limit("max_documents", max_documents)
+    if max_texts is not None:
+        check_limit("max_texts", max_texts)
+        if not keeps_tokens:
+            reason = "the bank keeps no tokens of documents" if answerer is None else "another model reads texts"
+            raise MemspanError(
+                f"{reason}; leave max_texts out, or let the bank's own model answer from a bank that was encoded with "
+                "--content-chunk 4 (memspan add, memspan reencode)"
+            )
+    elif keeps_tokens and max_documents == 0:
+        return MAX_READ, 0
+    return max_documents, max_texts
 
 
 def _served(selector: str, loaded: LoadedModel | None) -> object:

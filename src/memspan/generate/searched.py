@@ -88,21 +88,35 @@ class SearchRetriever:
 
     def _read(self, one: QuestionState, chosen: Sequence[Evidence], done: Round) -> Round:
         """Put in the documents that fit."""
+        texts, latents = self._divided(chosen)
+        one.latents += [item.document_id for item in latents]
+        before = [item for item in one.evidence if item.document_id not in one.latents]
         read_ids = [item.document_id for item in one.evidence] if self._plan.route_tokens == "newest" else ()
         limit = None if self._plan.injected_tokens is None else self._plan.injected_tokens - one.injected_tokens
         context, used, tokens = fitted_context(
             self._loaded,
             one.question,
-            chosen,
+            texts,
             self._room,
-            before=one.evidence,
+            before=before,
             silent=read_ids,
             injected_tokens=limit,
             history=one.history,
+            grounded=bool(one.latents),
         )
         self._contexts[id(one)] = context
-        text = self._loaded.template.passages(passages_of(chosen[:used]))
-        return read_documents(one, self._plan, done, chosen, used, text, tokens)
+        text = self._loaded.template.passages(passages_of(texts[:used]))
+        in_order = [item for item in chosen if item in texts[:used] or item in latents]
+        left_out = [item for item in chosen if item not in in_order]
+        return read_documents(one, self._plan, done, [*in_order, *left_out], len(in_order), text, tokens)
+
+    def _divided(self, chosen: Sequence[Evidence]) -> tuple[Sequence[Evidence], Sequence[Evidence]]:
+        """Documents to be put in as text, and those to be read from their latents; what has none yet is put in."""
+        if self._plan.texts is None:
+            return chosen, ()
+        pending = self._finder.unencoded([item.document_id for item in chosen])
+        texts = [item for place, item in enumerate(chosen) if place < self._plan.texts or item.document_id in pending]
+        return texts, [item for item in chosen if item not in texts]
 
 
 def retriever_of(state: RoundState, finder: Finder, plan: Plan, sampling: Sampling) -> ContextRetriever:
@@ -136,7 +150,10 @@ class ModelWriter:
         contexts = [self._reading.context(one) for one in asked]
         prefilled_at = time.perf_counter()
         keys = [id(one) for one in asked]
-        decoding = self._state.decode(contexts, self._memory(asked), self._sampling, questions=keys)
+        read = [one.latents for one in asked]
+        found = self._finder.memory.read(read) if any(read) else None
+        memory = self._memory(asked) if found is None else None
+        decoding = self._state.decode(contexts, memory, self._sampling, questions=keys, read=found)
         replies = [Reply(num_prompt_tokens=len(context.ids)) for context in contexts]
         for step, _ in enumerate(self._state.run(decoding)):
             if step == 0:

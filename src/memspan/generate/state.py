@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from memspan.model.convert import LoadedModel
 from memspan.model.lower import LowerStates
 from memspan.model.memory_api import LayerMemory
 from memspan.text.template import Context
+from memspan.types import Retrieved
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class RoundState:
 
     Kept per question: these layers' K and V and the states that leave them, of the last context that was run. The
     layers above change with what is routed to, and run for all tokens. Nothing is kept where a lower layer has a
-    sliding window (its cache forgets), or where there is no lower layer.
+    sliding window (its cache forgets), where there is no lower layer, or where lower layers read content.
 
     Args:
         batch: where decodings take their steps, together with those of others; None: alone.
@@ -54,7 +55,7 @@ class RoundState:
         self._kept: dict[Hashable, _LowerLayers] = {}
         self._last: tuple[Sequence[Hashable], Sequence[Context], Decoding] | None = None
         slides = [bool(slides) for slides in self._new_cache().is_sliding[: self._num_lower]]
-        self._keeps = self._num_lower > 0 and not any(slides)
+        self._keeps = self._num_lower > 0 and not any(slides) and loaded.content is None
 
     def decode(
         self,
@@ -63,16 +64,18 @@ class RoundState:
         sampling: Sampling,
         guides: Sequence[Guide] | None = None,
         questions: Sequence[Hashable] | None = None,
+        read: Mapping[int, Retrieved] | None = None,
     ) -> Decoding:
         """A decoding of whole contexts, which routes them.
 
         Args:
+            read: as of `Decoding`.
             questions: whose contexts they are; what an earlier context of the same question begins with is kept.
                 None: nothing is kept.
         """
         if not self._keeps or questions is None:
             self.num_lower_tokens = len(contexts) * max(len(context.ids) for context in contexts)
-            return Decoding(self.loaded, contexts, memory, sampling, guides)
+            return Decoding(self.loaded, contexts, memory, sampling, guides, read=read)
         self._harvest()
         cache, lower = self._restore(contexts, questions)
         decoding = Decoding(self.loaded, contexts, memory, sampling, guides, cache, lower)

@@ -8,8 +8,18 @@ import torch
 from transformers import AttentionInterface
 
 from memspan.errors import UnsupportedBackbone
-from memspan.model.memory_api import AllRecorded, EncodeStep, PooledLayer, QueryStep, Step, Watch
+from memspan.model.memory_api import (
+    AllRecorded,
+    DocumentStep,
+    EncodeStep,
+    PooledLayer,
+    QueryStep,
+    Step,
+    TokenStep,
+    Watch,
+)
 from memspan.ops.attention import attend, attention_shares, local_mask, memory_mask, with_row_bias
+from memspan.ops.choosing import attention_received, kept_tokens
 from memspan.ops.pooling import pool_chunks
 
 ATTENTION_NAME = "memspan"
@@ -50,7 +60,7 @@ def memspan_attention(
 
     Raises:
         UnsupportedBackbone: the decoder asks for something this function does not compute.
-        AllRecorded: the last layer that an encoding step keeps something of, or that is looked at, is recorded.
+        AllRecorded: the last layer that a document step keeps something of, or that is looked at, is recorded.
     """
     if kwargs.pop("is_causal", None) is False:
         raise UnsupportedBackbone(f"{type(module).__name__} asks for attention that is not causal")
@@ -65,10 +75,11 @@ def memspan_attention(
         given = query_BHTD, key_BGSD, value_BGSD, scaling, sliding_window, score_bias
         return memory.buffers.attend(cast(int, module.layer_idx), *given), None
     T, S = query_BHTD.shape[2], key_BGSD.shape[2]
-    if isinstance(memory, EncodeStep):
-        _record(memory, module, key_BGSD, value_BGSD)
-        if getattr(module, "layer_idx", -1) == memory.last_layer and not torch.is_grad_enabled():
-            raise AllRecorded
+    if isinstance(memory, DocumentStep):
+        if isinstance(memory, TokenStep):
+            _keep(memory, module, query_BHTD, key_BGSD, value_BGSD, scaling)
+        else:
+            _record(memory, module, key_BGSD, value_BGSD)
         # Right padding needs no mask: causal attention never looks at it from a valid token.
         mask = local_mask(T, S, None, sliding_window, key_BGSD.device)
         return attend(query_BHTD, key_BGSD, value_BGSD, mask, scaling, dropout), None
@@ -132,11 +143,33 @@ def _join_masks(
 
 def _record(step: EncodeStep, module: torch.nn.Module, key_BGTD: torch.Tensor, value_BGTD: torch.Tensor) -> None:
     """Pool K and V of an MSA layer (one that has left its routing key in this step) into chunks."""
-    pooled = step.recorded.get(getattr(module, "layer_idx", -1))
-    if pooled is None:
+    layer = getattr(module, "layer_idx", -1)
+    if (pooled := step.recorded.get(layer)) is not None:
+        pooled.key_BCGD = _pool_heads(step, key_BGTD)
+        pooled.value_BCGD = _pool_heads(step, value_BGTD)
+    if layer == step.last_layer and not torch.is_grad_enabled():
+        raise AllRecorded
+
+
+def _keep(
+    step: TokenStep,
+    module: torch.nn.Module,
+    query_BHTD: torch.Tensor,
+    key_BGTD: torch.Tensor,
+    value_BGTD: torch.Tensor,
+    scaling: float | None,
+) -> None:
+    """Keep K and V of the tokens that the repetitions look at most, in a layer that keeps any."""
+    layer, scale = getattr(module, "layer_idx", -1), query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
+    if layer not in step.layers:
         return
-    pooled.key_BCGD = _pool_heads(step, key_BGTD)
-    pooled.value_BCGD = _pool_heads(step, value_BGTD)
+    step.recorded[layer] = []
+    for row, ((first, last), end, count) in enumerate(zip(step.documents, step.ends, step.counts, strict=True)):
+        key_GSD, value_GSD = key_BGTD[row, :, first:last], value_BGTD[row, :, first:last]
+        place_M = kept_tokens(attention_received(query_BHTD[row, :, last:end], key_GSD, scale), count)
+        step.recorded[layer].append(torch.stack([x[:, place_M].transpose(0, 1) for x in (key_GSD, value_GSD)], dim=1))
+    if layer == step.layers[-1] and not torch.is_grad_enabled():
+        raise AllRecorded
 
 
 def _pool_heads(step: EncodeStep, x_BGTD: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -18,20 +17,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from memspan.config import TEMPLATES, MSAConfig, TemplateSpec
+from memspan.config import TEMPLATES, MSAConfig, TemplateSpec, TokenContent
 from memspan.errors import CheckpointError, MemspanError
 from memspan.files import whole_folder
 from memspan.model.adapter import adapter_layers, apply_adapter
 from memspan.model.backbones import first_line, load_backbone
+from memspan.model.loaded import LoadedModel
 from memspan.model.modeling import MSAForCausalLM, check_fingerprints, is_router
 from memspan.model.packed import DecodeWeights, check_weights
 from memspan.model.probe import probe
 from memspan.model.quantized import check_quantized, leaving_routers
 from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
 from memspan.model.runtime import DeviceMap, pick_dtype, pick_one_device
-from memspan.model.shipped import BACKBONES, NO_ADAPTER, SHIPPED, ModelNames, find_adapter, known_backbone
+from memspan.model.shipped import BACKBONES, find_adapter, known_backbone, known_folder
 from memspan.ops.similarity import SIMILARITIES
-from memspan.places import cache_folder, gigabytes, quoted
+from memspan.places import gigabytes, quoted
 from memspan.text.template import PromptTemplate, added_tokens
 
 # Below this size the probe runs in float32, where an attention that is nearly right cannot pass for right.
@@ -46,33 +46,7 @@ class LoadOptions(TypedDict, total=False):
     device_map: DeviceMap | None
     weights: str | None
     quantization: QuantizationConfigMixin | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model with its tokenizer bound to its template.
-
-    Attributes:
-        path: the checkpoint folder it came from.
-        adapter: the folder of the adapter that was applied, if one was.
-    """
-
-    model: MSAForCausalLM
-    template: PromptTemplate
-    path: Path
-    adapter: Path | None = None
-
-    @property
-    def names(self) -> ModelNames | None:
-        """The arguments of `load` that load it again; None for a model without a folder, or a quantized one."""
-        if getattr(self.model, "hf_quantizer", None) is not None or not (self.path / "config.json").is_file():
-            return None
-        known = (name for name in BACKBONES if self.path == known_folder(name))
-        path = next(known, str(self.path.resolve()))
-        if self.adapter is None:
-            return ModelNames(path, NO_ADAPTER)
-        is_shipped = self.adapter.parent == SHIPPED
-        return ModelNames(path, self.adapter.name if is_shipped else str(self.adapter.resolve()))
+    content_chunk: int | None
 
 
 def convert(
@@ -216,6 +190,7 @@ def load(
     device_map: DeviceMap | None = None,
     weights: str | None = None,
     quantization: QuantizationConfigMixin | None = None,
+    content_chunk: int | None = None,
     verify: bool = False,
 ) -> LoadedModel:
     """Load an MSA checkpoint for use.
@@ -235,13 +210,16 @@ def load(
         quantization: of transformers, as `TorchAoConfig` or `BitsAndBytesConfig`: weights are quantized while they are
             loaded, but for routers and the head. Banks are of the model with one quantization, or with none. Only
             without an adapter, which is added to weights as they are (merge it first, and save the model).
+        content_chunk: of the banks that are made with it: tokens of which the keys and values of one are kept, so that
+            documents can be read without their texts (`memspan.config.TokenContent`). None: means of chunks alone.
         verify: compare all weights, not a sample of them, with the fingerprints that were stored with them.
 
     Raises:
         CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone, or beside
             `quantization`; or, with `verify`, weights that differ from the saved ones.
         UnsupportedBackbone: the quantized weights serve no memory.
-        MemspanError: `device_map` divides the model over several devices, or the device has no room for it.
+        MemspanError: `device_map` divides the model over several devices, or the device has no room for it; or
+            `content_chunk` divides no chunk of the model.
     """
     known = known_backbone(path)
     folder = Path(path or "").expanduser() if known is None else known_checkpoint(known)
@@ -295,7 +273,8 @@ def load(
     else:
         check_quantized(model.eval(), given["quantization_config"])
     model.decode_weights = decode_weights
-    return LoadedModel(model.eval(), template, folder, adapter)
+    content = None if content_chunk is None else TokenContent.of(model.config, content_chunk)
+    return LoadedModel(model.eval(), template, folder, adapter, content)
 
 
 def _move(model: MSAForCausalLM, device: torch.device) -> None:
@@ -351,12 +330,6 @@ def known_checkpoint(name: str) -> Path:
     except OSError as error:
         raise CheckpointError(f"cannot write {folder} ({error}); set MEMSPAN_CACHE to a folder that can be") from error
     return folder
-
-
-def known_folder(name: str) -> Path:
-    """Where a known backbone's checkpoint is kept. Its name tells the template: a newer one needs another file."""
-    key = hashlib.sha256(json.dumps(dataclasses.asdict(TEMPLATES["chatml"])).encode()).hexdigest()[:8]
-    return cache_folder() / "models" / f"{name}-{key}"
 
 
 def check_folder(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Low-rank adaptation of linear layers that knows which side it is on: documents being encoded, or the active context.
 
-A layer's side is an argument of its forward: it is read from the step that is handed in as `memory=` (`EncodeStep`:
+A layer's side is an argument of its forward: it is read from the step that is handed in as `memory=` (`DocumentStep`:
 document; anything else: query), and holds while that forward runs, in its thread. So a layer that gradient
 checkpointing computes again sees the side it saw, and threads that share a model do not see each other's. (`peft`
 switches adapters by module state, which does neither; and serving an adapter should not need it.)
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from memspan.model.memory_api import EncodeStep
+from memspan.model.memory_api import DocumentStep
 from memspan.model.modeling import MSAForCausalLM, decoder_layers
 
 Side = Literal["document", "query"]
@@ -119,7 +119,7 @@ class SidedLayer(nn.Module):
     """Mixin of a decoder layer that tells what is in it which side it is on."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        token = _side.set("document" if isinstance(kwargs.get("memory"), EncodeStep) else "query")
+        token = _side.set("document" if isinstance(kwargs.get("memory"), DocumentStep) else "query")
         try:
             return super().forward(*args, **kwargs)
         finally:

@@ -48,6 +48,26 @@ class EncodeStep:
     recorded: dict[int, PooledLayer] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TokenStep:
+    """One forward over right-padded documents, each with a repetition behind it, whose attention says which tokens'
+    keys and values are kept (`memspan.ops.choosing`). Behind the last of `layers` it ends (`AllRecorded`).
+
+    Attributes:
+        layers: in which tokens are kept.
+        documents: where the tokens of each document begin and end; the repetition follows.
+        ends: of each repetition.
+        counts: tokens that are kept of each document, at most.
+        recorded: per layer and document K and V, `[tokens, 2, G, D]`.
+    """
+
+    layers: tuple[int, ...]
+    documents: tuple[tuple[int, int], ...]
+    ends: tuple[int, ...]
+    counts: tuple[int, ...]
+    recorded: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+
+
 class AllRecorded(Exception):
     """Ends a forward: everything that is kept of the documents, or looked at, is recorded."""
 
@@ -119,4 +139,5 @@ class Watch:
     shares: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
-Step = EncodeStep | QueryStep
+DocumentStep = EncodeStep | TokenStep
+Step = DocumentStep | QueryStep

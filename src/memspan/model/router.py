@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from memspan.model.attention import record_router_key
-from memspan.model.memory_api import EncodeStep, QueryStep
+from memspan.model.memory_api import EncodeStep, QueryStep, Step
 from memspan.ops.pooling import pool_chunks
 from memspan.stages import stage
 
@@ -44,13 +44,13 @@ class RoutedAttention(nn.Module):
             self._prepare(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0], step)
         return super().forward(*args, **kwargs)
 
-    def _prepare(self, hidden_BTF: torch.Tensor, step: EncodeStep | QueryStep) -> None:
+    def _prepare(self, hidden_BTF: torch.Tensor, step: Step) -> None:
         num_heads, _, head_dim = self.router_heads
         if isinstance(step, EncodeStep):
             # Mean-pooling commutes with a linear map: pool first, project 1/P of the rows.
             pooled_BCF = pool_chunks(hidden_BTF, step.lengths_B, step.chunk_size)
             record_router_key(step, self.layer_idx, pooled_BCF, self.router_key(pooled_BCF))
-        elif step.memory is not None and step.routes_BT is not None:
+        elif isinstance(step, QueryStep) and step.memory is not None and step.routes_BT is not None:
             query_BTHD = project(self.router_q_proj, hidden_BTF).unflatten(-1, (num_heads, head_dim))
             with stage("routing"):
                 step.retrieved[self.layer_idx] = step.memory.route(self.layer_idx, query_BTHD, step.routes_BT)

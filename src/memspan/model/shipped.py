@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from memspan.places import cache_folder
 
 SHIPPED = Path(__file__).parents[1] / "adapters"
 NO_ADAPTER = "none"
@@ -88,3 +93,11 @@ def find_adapter(adapter: str | Path | None, backbone: str | None) -> Path | Non
     if adapter is None or str(adapter) == NO_ADAPTER:
         return None
     return SHIPPED / adapter if str(adapter) in shipped else Path(adapter).expanduser()
+
+
+def known_folder(name: str) -> Path:
+    """Where a known backbone's checkpoint is kept. Its name tells the template: a newer one needs another file."""
+    from memspan.config import TEMPLATES  # transformers, which naming a model does not wait for
+
+    key = hashlib.sha256(json.dumps(dataclasses.asdict(TEMPLATES["chatml"])).encode()).hexdigest()[:8]
+    return cache_folder() / "models" / f"{name}-{key}"

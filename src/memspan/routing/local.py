@@ -71,10 +71,33 @@ class SourceMemory:
         self.candidates[layer] = [
             found for part_BTW in query_BTW.split(at_once) for found in self._candidates(layer, part_BTW)
         ]
-        retrieved = self.gather(layer, self.candidates[layer])
+        selected = [
+            Candidates(found.ids[: self._top_k], found.scores[: self._top_k]) for found in self.candidates[layer]
+        ]
+        if self._manifest.content is not None:
+            return self._unread(selected)
+        retrieved = self.gather(layer, selected)
         for following in [one for one in self._manifest.msa_layers if one > layer][:1]:
             self.read_ahead(following, retrieved.doc_ids)  # which often selects them too
         return retrieved
+
+    def read(self, ids: Sequence[Sequence[int]]) -> dict[int, Retrieved]:
+        """Content of tokens, of some documents for every question: what each layer that reads it attends to. With
+        ranks, all of them ask for the same."""
+        candidates = [Candidates(torch.tensor(of_one, dtype=torch.int64), torch.zeros(len(of_one))) for of_one in ids]
+        return {layer: self.gather(layer, candidates) for layer in self._manifest.kept_layers}
+
+    def _unread(self, selected: Sequence[Candidates]) -> Retrieved:
+        """Selected documents of which nothing is attended to: their tokens are read once it is known which documents
+        are chosen over all layers (`read`)."""
+        none_BG0D = torch.empty(len(selected), self._manifest.num_kv_heads, 0, self._manifest.head_dim)
+        return Retrieved(
+            none_BG0D.to(self._device, LATENT_DTYPE),
+            none_BG0D.to(self._device, LATENT_DTYPE),
+            torch.empty(len(selected), 0, dtype=torch.bool, device=self._device),
+            doc_ids=tuple(tuple(found.ids.tolist()) for found in selected),
+            scores=tuple(tuple(found.scores.tolist()) for found in selected),
+        )
 
     def read_ahead(self, layer: int, doc_ids: Iterable[Iterable[int]]) -> None:
         """Have the content of questions' documents in a layer read ahead, and copied where it is attended to."""
@@ -119,9 +142,9 @@ class SourceMemory:
 
     @stage("fetch")
     def gather(self, layer: int, candidates: Sequence[Candidates]) -> Retrieved:
-        """Fetch the content of every question's best documents, in the order of their ids (bank order), zero-padded to
-        the longest. All that this memory has ever considered can be fetched; of a bank in one process, any document."""
-        chosen = [tuple(found.ids[: self._top_k].tolist()) for found in candidates]
+        """Fetch the content of every question's documents, in the order of their ids (bank order), zero-padded to the
+        longest. All that this memory has ever considered can be fetched; of a bank in one process, any document."""
+        chosen = [tuple(found.ids.tolist()) for found in candidates]
         first_of, content_X2GD = self._content(layer, sorted({document_id for ids in chosen for document_id in ids}))
         places, row_scores = [], []
         for found, ids in zip(candidates, chosen, strict=True):
@@ -135,11 +158,17 @@ class SourceMemory:
         return Retrieved(
             keys_BGMD=key_BMGD.transpose(1, 2),
             values_BGMD=value_BMGD.transpose(1, 2),
-            mask_BM=place_BM > 0,
+            mask_BM=self._is_held(content_X2GD)[place_BM],
             doc_ids=tuple(chosen),
-            scores=tuple(tuple(found.scores[: self._top_k].tolist()) for found in candidates),
+            scores=tuple(tuple(found.scores.tolist()) for found in candidates),
             row_scores_BM=to_device(pad_sequence(row_scores, batch_first=True), self._device),
         )
+
+    def _is_held(self, content_X2GD: torch.Tensor) -> torch.Tensor:
+        """Which rows hold something: not the first one, nor those that fill up content of tokens."""
+        if self._manifest.content is not None:
+            return content_X2GD[:, 0].flatten(1).any(1)
+        return torch.arange(len(content_X2GD), device=self._device) > 0
 
     def _content(self, layer: int, ids: Sequence[int]) -> tuple[dict[int, range], torch.Tensor]:
         """Which rows are a document's, and all rows on the device: zeros, then those of the documents."""

@@ -59,6 +59,7 @@ class ShardedSource:
 
     def content(self, layer: int, ids: Sequence[int]) -> list[torch.Tensor]:
         """See `Source.content`. Sent by the owners, each at once."""
+        self._find(ids)
         of_rank: dict[int, list[int]] = {}
         for document_id in ids:
             of_rank.setdefault(self._owner[document_id], []).append(document_id)
@@ -72,6 +73,13 @@ class ShardedSource:
                 sent = torch.cat(own)
             found.update(zip(theirs, self._ranks.broadcast(sent, rank).split(rows), strict=True))
         return [found[document_id] for document_id in ids]
+
+    def _find(self, ids: Sequence[int]) -> None:
+        """Ask all ranks who has documents that no question was routed to."""
+        unknown = [document_id for document_id in ids if document_id not in self._owner]
+        if unknown:
+            held = torch.tensor([self._ranks.rank if self._local.holds(document_id) else -1 for document_id in unknown])
+            self._owner.update(zip(unknown, self._ranks.largest(held).tolist(), strict=True))
 
     def prefetch(self, layer: int, ids: Sequence[int]) -> None:
         """See `Source.prefetch`."""

@@ -274,6 +274,10 @@ class LocalSource:
             for key, (segment, index) in zip(keys, found, strict=True)
         ]
 
+    def holds(self, document_id: int) -> bool:
+        """Whether a document is here."""
+        return document_id in self._places or bool((self._layout.ids_N == document_id).any())
+
     def prefetch(self, layer: int, ids: Sequence[int]) -> None:
         """See `DocumentSource.prefetch`."""
         for segment, index in map(self._find, ids):

@@ -52,6 +52,10 @@ class Passage:
     date: str = ""
 
 
+# By the repetition that it asks for the tokens of a document are chosen that are kept (`memspan.ops.choosing`).
+_REPEAT = "\nRepeat the notes above word for word.\n"
+
+
 class PromptTemplate:
     """A `TemplateSpec` bound to a tokenizer."""
 
@@ -82,20 +86,33 @@ class PromptTemplate:
         suffix = self.spec.document_suffix.format(id=document_id)
         return self._with_bos(self._tokenize([*self._pieces(prefix), self._escape(text), *self._pieces(suffix)]))
 
+    def body(self, ids: Sequence[int]) -> list[int]:
+        """Of a document as it is encoded what a question reads: without markers at its ends, and a line end behind."""
+        markers = {*self._markers.values(), self._bos}
+        inside = [place for place, token in enumerate(ids) if token not in markers]
+        return [*ids[inside[0] : inside[-1] + 1], *self._plain_ids("\n")] if inside else list(ids)
+
+    @cached_property
+    def repeat_ids(self) -> tuple[int, ...]:
+        """The request to repeat a document, behind it."""
+        return tuple(self._plain_ids(_REPEAT))
+
     def context(
         self,
         question: str,
         passages: Sequence[Passage] = (),
         read: Collection[int] = (),
         history: Sequence[Turn] = (),
+        grounded: bool = False,
     ) -> Context:
         """The active context of a question, with the original text of documents before it where there is any.
 
         Args:
             read: documents of `passages` that do not route.
             history: what was said before, oldest first. It is read, and does not route.
+            grounded: documents are read without their text, so the question is asked of documents in any case.
         """
-        if passages:
+        if passages or grounded:
             written = self.passages(passages)
             body = self.spec.grounded_question.format(passages=written, question=question)
         else:
