@@ -242,7 +242,7 @@ def random_latents(manifest: Manifest, rows: int) -> EncodedDocuments:
     keys_LCGD = torch.randn(L, rows, G, D)
     if manifest.similarity == "cosine":
         keys_LCGD = torch.nn.functional.normalize(keys_LCGD, dim=-1)
-    content_LC2GD = torch.randn(L, rows, 2, G, D)
+    content_LC2GD = torch.randn(len(manifest.kept_layers), rows * manifest.content_rows, 2, G, D)
     return EncodedDocuments(keys_LCGD.flatten(2).bfloat16(), content_LC2GD.bfloat16(), (rows,))
 
 

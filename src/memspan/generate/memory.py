@@ -388,7 +388,6 @@ class Memory(DocumentStore):
         with self.bank.snapshot(self.namespace) as snapshot:
             if snapshot.manifest != self._manifest:
                 self._manifest = check_model(snapshot.manifest, self.loaded)
-                self.loaded = self.loaded.keeping(self._manifest.content)
             yield snapshot
 
     @contextlib.contextmanager
