@@ -50,7 +50,7 @@ from memspan.text.template import encoded_text
 from memspan.types import Document, EncodedDocuments, Span
 from memspan.version import VERSION
 
-MANIFEST = tiny_manifest()
+MANIFEST = tiny_manifest(content_chunk=2, content_layers=(0, 1, 3))
 BANK = "bank"
 
 

@@ -247,8 +247,8 @@ def publish_staged(catalog: Catalog, manifest: dict[str, Any]) -> None:
     """Put everything staged in the place of what there is, and a new manifest in the place of the old."""
     columns = "p.document_id, p.source_id, p.span_start, p.span_end, p.tokens, p.segment_id, p.first_row, p.rows"
     with _change(catalog) as commit:
+        catalog.execute("DELETE FROM manifest")  # the staged one, too
         _put_manifest(catalog, manifest)
-        catalog.execute("DELETE FROM manifest WHERE key = ?", (STAGED_MANIFEST,))
         old = [number for number, _ in catalog.segments()]
         for namespace in catalog.namespaces():
             for words, past in ((catalog.word_index(namespace), False), (catalog.past_word_index(namespace), True)):

@@ -97,7 +97,7 @@ class Manifest:
             )
         fields = {field.name: str(field.type) for field in dataclasses.fields(cls)}
         odd = set(fields) ^ set(values)
-        if odd and odd != {"content_chunk", "content_layers"} - set(values):
+        if odd not in (set(), {"content_chunk", "content_layers"}):
             raise BankError(f"this bank's manifest is damaged: {sorted(map(str, odd))} are missing or unknown")
         for name, value in values.items():
             is_whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
