@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pandas
-from pyspark.sql import SparkSession
+from pyspark.sql import SparkSession  # pyright: ignore[reportMissingImports]
 
 from memspan import MemoryBank
 from memspan.bank.encoder import Encoder, encoding_tasks

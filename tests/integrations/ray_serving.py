@@ -157,8 +157,7 @@ def test_readers_see_what_the_writer_is_given(http: httpx.Client, keys: dict[str
 def test_an_answer_that_is_to_be_remembered_is_written_by_the_writer(http: httpx.Client) -> None:
     for stream in (False, True):
         asked = _question(f"What does the newt say, {stream}?", remember=True, stream=stream)
-        response = http.post("/v1/chat/completions", json=asked).raise_for_status()
-        assert "remembered" in response.text or "memories" in response.text
+        http.post("/v1/chat/completions", json=asked).raise_for_status()
     _wait_for(
         lambda: http.post("/v1/memories/search", json={"query": "newt say", "selector": "lexical"}).json()["data"]
     )

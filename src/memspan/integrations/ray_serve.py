@@ -73,7 +73,7 @@ def application(
     removed when they have fewer.
 
     Args:
-        bank: its folder on the writer's machine, or NAME=FOLDER. An empty bank is made where there is none.
+        bank: its folder on the writer's machine, or NAME=FOLDER; no URL. An empty bank is made where there is none.
         url: where the writer publishes it and readers read it: an object store, or a folder that all machines share.
         keys: file of API keys, under the same path on every machine. Ray Serve may listen to other machines.
         readers: how many replicas answer, at least and at most.
@@ -84,36 +84,36 @@ def application(
             machine has, so that the writer always starts where the bank's folder is: `{"resources": {"bank": 1}}`.
 
     Raises:
-        MemspanError: the bank's name cannot stand in a model's name.
+        MemspanError: the bank's name cannot stand in a model's name, or the bank is a URL.
         ValueError: there are fewer readers at most than at least, or none at all; or the settings have several workers.
     """
-    least, most = readers
-    if not 1 <= least <= most:
-        raise ValueError(f"readers are at least one, and at most as many as that or more, not {least} to {most}")
-    ((name, place),) = bank_places([bank]).items()
-    if settings is not None and settings.workers > 1:
-        raise ValueError("each replica is one process; have more readers in place of workers")
-    limits = settings or ServeSettings(requests_per_minute=REQUESTS_PER_MINUTE)
-    limits = replace(limits, host="0.0.0.0", publish=None)  # so that it is closed without keys
-    served = _Served(name, place, str(url), Path(keys), model, adapter, dtype, limits)
-    ends = {"graceful_shutdown_timeout_s": limits.grace + 10.0}
+    served = _Served.of(bank, url, keys, (model, adapter, dtype), settings)
+    limits = served.settings
+    ends: dict[str, Any] = {"graceful_shutdown_timeout_s": limits.grace + 10.0}
     writer = serve.deployment(
-        _Writer,
         name="writer",
         num_replicas=1,
         max_ongoing_requests=limits.max_batch + limits.max_queue + limits.max_writes,
         ray_actor_options=dict(writer_options or {}),
         **ends,
-    ).bind(served)
-    scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": limits.max_batch}
+    )(_Writer).bind(served)
     return serve.deployment(
-        serve.ingress()(_Reader),
         name="readers",
         max_ongoing_requests=limits.max_batch + limits.max_queue,
-        autoscaling_config=scaling,
+        autoscaling_config=_scaling(*readers, limits.max_batch),
         ray_actor_options=dict(reader_options or {}),
         **ends,
-    ).bind(served, writer)
+    )(serve.ingress()(_Reader)).bind(served, writer)
+
+
+def _scaling(least: int, most: int, each: int) -> dict[str, int]:
+    """
+    Raises:
+        ValueError: there cannot be so few replicas, or so many.
+    """
+    if not 1 <= least <= most:
+        raise ValueError(f"readers are at least one, and at most as many as that or more, not {least} to {most}")
+    return {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": each}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,32 @@ class _Served:
     adapter: str | Path | None
     dtype: str | None
     settings: ServeSettings
+
+    @classmethod
+    def of(
+        cls,
+        bank: str | os.PathLike[str],
+        url: str,
+        keys: str | os.PathLike[str],
+        model: tuple[str | Path | None, str | Path | None, str | None],
+        settings: ServeSettings | None,
+    ) -> _Served:
+        """Replicas have another working folder, so that paths are made absolute.
+
+        Raises:
+            MemspanError, ValueError: see `application`.
+        """
+        ((name, place),) = bank_places([bank]).items()
+        if settings is not None and settings.workers > 1:
+            raise ValueError("each replica is one process; have more readers in place of workers")
+        limits = settings or ServeSettings(requests_per_minute=REQUESTS_PER_MINUTE)
+        limits = replace(limits, host="0.0.0.0", publish=None)  # so that it is closed without keys
+        folder = BankPlace.of(place.new_folder.absolute())
+        published = url if "://" in url else str(BankPlace.of(url).folder.absolute())
+        path, adapter, dtype = model
+        return cls(
+            name, folder, published, Path(keys).expanduser().absolute(), _found(path), _found(adapter), dtype, limits
+        )
 
     def app(self, writes: bool) -> FastAPI:
         """The application of a replica, which owns its bank.
@@ -150,6 +176,11 @@ class _Served:
             with contextlib.closing(TextBank.open(place)) as bank:
                 model, adapter = names_for(bank, model, adapter)
         return load(model, adapter=adapter, dtype=self.dtype)
+
+
+def _found(model: str | Path | None) -> str | Path | None:
+    """The absolute path of a folder that is here; else what was given, which may be a name."""
+    return Path(model).absolute() if model is not None and Path(model).is_dir() else model
 
 
 class _Writer:
@@ -219,7 +250,7 @@ class _Passing:
         travels = {name: value for name, value in scope.items() if name in _TRAVELS}
         others = [pair for pair in scope["headers"] if pair[0] != b"x-request-id"]
         travels["headers"] = [*others, (b"x-request-id", REQUEST_ID.get().encode())]
-        response = self._writer.remote(travels, body)
+        response: Any = self._writer.remote(travels, body)
         try:
             await while_connected(Request(scope, receive), _relayed(response, send))
         except ClientGone:
@@ -257,15 +288,16 @@ def _check_ready(app: FastAPI) -> None:
 
 def _reads(scope: Scope) -> bool:
     """Whether a request changes nothing, and a reader knows all about it, by its method and path."""
-    if scope["path"].startswith("/v1/imports"):
+    method, path = scope["method"], scope["path"]
+    if path.startswith("/v1/imports"):
         return False
-    return scope["method"] in ("GET", "HEAD", "OPTIONS") or scope["path"] == "/v1/memories/search"
+    return method in ("GET", "HEAD", "OPTIONS") or (method, path) == ("POST", "/v1/memories/search")
 
 
 def _remembers(body: bytes) -> bool:
     """Whether a question is to be remembered with its answer. What is not JSON is refused by whoever reads it."""
     try:
         asked = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(asked, dict) and bool(asked.get("remember"))
