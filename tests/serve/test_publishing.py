@@ -148,6 +148,7 @@ def test_a_bank_that_is_closed_while_it_is_published_is_closed_and_readers_keep_
         ("other files", BankError),
         ("another bank", BankMismatch),
         ("no such kind", StoreError),
+        ("nothing", StoreError),
         ("a published bank", ReadOnlyBank),
     ],
 )
@@ -166,6 +167,8 @@ def test_a_place_where_it_cannot_be_published_is_refused_at_the_start(
             publish(second, url)
     elif what == "no such kind":
         url = "spork://there"
+    elif what == "nothing":
+        url = ""
     else:
         with closing(MemoryBank.open(given)) as bank:
             publish(bank, str(tmp_path / "first"))
