@@ -74,8 +74,8 @@ def seen(memory: Memory, name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[st
     prompts: list[str] = []
 
     class Watched(Decoding):
-        def __init__(self, loaded, contexts, *rest) -> None:  # type: ignore[no-untyped-def]
-            super().__init__(loaded, contexts, *rest)
+        def __init__(self, loaded, contexts, *rest, **how) -> None:  # type: ignore[no-untyped-def]
+            super().__init__(loaded, contexts, *rest, **how)
             decodings.append(self)
             prompts.append(loaded.template.tokenizer.decode(list(contexts[0].ids)))
 

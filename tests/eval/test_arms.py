@@ -56,3 +56,27 @@ def test_a_refusal_names_the_remedy() -> None:
     }.items():
         with pytest.raises(EvaluationError, match=remedy):
             parse_arm(text)
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "texts", "latents"),
+    [
+        ("hybrid@16+texts1", "hybrid@16+texts1", 1, False),
+        ("bm25@5+texts", "bm25@5+texts", 0, False),
+        ("oracle+texts0", "oracle+texts0", 0, False),
+        ("router@3+adaptive+texts2", "router@3+adaptive+texts2", 2, False),
+        ("hybrid@3", "hybrid@3", None, True),
+    ],
+)
+def test_an_arm_says_how_many_documents_stand_as_text(
+    written: str, name: str, texts: int | None, latents: bool
+) -> None:
+    arm = parse_arm(written)
+    assert (arm.texts, arm.latents) == (texts, latents)
+    assert parse_arm(arm.name) == arm
+
+
+@pytest.mark.parametrize("written", ["none+texts0", "bm25@0+texts0", "hybrid@3+texts0+latents", "generate@3+texts1"])
+def test_an_arm_that_reads_no_document_from_tokens_is_refused(written: str) -> None:
+    with pytest.raises(EvaluationError, match="there is no arm"):
+        parse_arm(written)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from memspan.cli import render
-from memspan.cli.app import BudgetOption, JsonOption, Model, OtherModel, command
+from memspan.cli.app import BudgetOption, ContentChunkOption, JsonOption, Model, OtherModel, command
 from memspan.cli.importing import importing
 from memspan.cli.process import refuse_torchrun, stop_flag
 from memspan.places import KEPT_BANKS, parse_bytes
@@ -43,6 +43,7 @@ def evaluate(
         str, typer.Option(help="Bytes of encoded memories to keep for other runs, as 20GB; 0 removes all of them.")
     ] = KEPT_BANKS,
     *,
+    content_chunk: ContentChunkOption = None,
     model: Model,
     answers: OtherModel,
     memory_budget: BudgetOption = None,
@@ -65,7 +66,8 @@ def evaluate(
         if arm.ranks:  # a package that is missing is an error before anything is loaded
             check_packages(arm.selector)
     with stop_flag() as stop:
-        loaded, how = model.load(), RunOptions(budget, render.err.print, stop.is_set, answerer, kept)
+        loaded = dataclasses.replace(model, content_chunk=content_chunk or None).load()
+        how = RunOptions(budget, render.err.print, stop.is_set, answerer, kept)
         outcome = run_scale(loaded, settings, grown, out, how) if grown else run(loaded, settings, out, how)
     if as_json:
         written = out / (SCALE if grown else RESULT)

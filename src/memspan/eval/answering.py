@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from memspan.bank.scope import EVERYTHING
@@ -28,18 +28,23 @@ from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import LayerMemory
 from memspan.text.questions import Question
 from memspan.text.template import Context
-from memspan.types import Answer, Evidence, Span
+from memspan.types import Answer, Evidence, Retrieved, Span
 
 _NO_CONTEXT = Context((), Span(0, 0))
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question with the documents that fit before it, best first."""
+    """A question with the documents that fit before it, best first.
+
+    Attributes:
+        read: those of them that are read from tokens, in the place of their text.
+    """
 
     question: str
     documents: tuple[Evidence, ...]
     context: Context
+    read: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +79,23 @@ def prompt_of(memory: Memory, arm: Arm, question: str, found: Sequence[Evidence]
     """The prompt with as many of the documents as the arm wants and the room allows.
 
     Raises:
-        EvaluationError: another model answers, and the arm gives it nothing but latents.
+        EvaluationError: another model answers, and the arm gives it latents; or the bank keeps none to read.
     """
     loaded, wanted = memory.loaded, found[: arm.documents]
     if memory.answerer is not None:
-        if arm.documents == 0:
-            raise EvaluationError(f"{memory.answerer.name} reads no latents; give the arm {arm.name} documents")
+        if arm.documents == 0 or arm.texts is not None:
+            raise EvaluationError(
+                f"{memory.answerer.name} reads texts alone; give the arm {arm.name} documents as text"
+            )
         return Prompt(question, tuple(wanted[: num_fitting(question, (), wanted, (), room)]), _NO_CONTEXT)
-    fitted = fitted_context(loaded, question, wanted, room)
-    return Prompt(question, tuple(wanted[: fitted.used]), fitted.context)
+    if arm.texts is not None and loaded.content is None:
+        raise EvaluationError(f"the memory keeps no tokens to read; run {arm.name} with --content-chunk 4")
+    if arm.documents == 0 and loaded.content is not None:
+        raise EvaluationError(f"the memory keeps tokens; in the place of {arm.name} ask {arm.retriever}@16+texts0")
+    texts, others = (wanted, ()) if arm.texts is None else (wanted[: arm.texts], wanted[arm.texts :])
+    fitted = fitted_context(loaded, question, texts, room, grounded=bool(others))
+    read = tuple(item.document_id for item in others)
+    return Prompt(question, (*texts[: fitted.used], *others), fitted.context, read)
 
 
 def whole_memory(memory: Memory, room: int) -> tuple[Evidence, ...]:
@@ -99,15 +112,20 @@ def whole_memory(memory: Memory, room: int) -> tuple[Evidence, ...]:
 
 
 def answer(
-    loaded: LoadedModel, prompts: Sequence[Prompt], memory: LayerMemory | None, sampling: Sampling
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    memory: LayerMemory | None,
+    sampling: Sampling,
+    read: Mapping[int, Retrieved] | None = None,
 ) -> list[GeneratedAnswer]:
     """Answer a batch of prompts.
 
     Args:
         memory: what the MSA layers attend to.
+        read: what layers attend to of the documents that are read from tokens.
     """
     started = time.perf_counter()
-    decoding = Decoding(loaded, [prompt.context for prompt in prompts], memory, sampling)
+    decoding = Decoding(loaded, [prompt.context for prompt in prompts], memory, sampling, read=read)
     steps = decoding.run()
     next(steps)
     prefilled = time.perf_counter()
@@ -168,8 +186,9 @@ def answer_in_rounds(
         arm.rounds,
         arm.documents or 0,
         context_tokens=prompt_tokens,
-        text_only=not arm.latents,
+        text_only=not arm.latents and arm.texts is None,
         route_answer=arm.reroute,
+        texts=arm.texts,
     )
     with memory.bank.snapshot(memory.namespace) as snapshot:
         finder = Finder(loaded, snapshot, EVERYTHING)

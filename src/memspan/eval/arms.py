@@ -20,6 +20,8 @@ before the question. Options are added to a name, in any order:
     +model +cross       by the model's attention, by a cross-encoder; any other reranker (`memspan.generate.rerank`) is
                         an option by its name, too
     +adaptive           up to K documents: those scored low beside the best are left out
+    +textsN             the N best documents stand as text (0 unless named), and the others are read from the tokens
+                        that the bank keeps of them (--content-chunk); oracle has this option, too
     +roundsN            up to N looks into the memory, each led by what was found before (2; 4 for generate)
 """
 
@@ -38,7 +40,8 @@ _WITHOUT_RANKING = ("none", "oracle", "context")
 _PUBLISHED_NAMES = {"lexical": "bm25", "likelihood": "rerank"}
 """Selectors and rerankers that results call by another name."""
 _OPTION = re.compile(r"(?P<sign>[+-])(?P<name>[a-z]\w*?)(?P<count>\d*)(?=[+-]|$)")
-_OPTIONS = ("rounds", "latents", "reroute")
+_COUNTED = ("rounds", "texts")
+_OPTIONS = (*_COUNTED, "latents", "reroute")
 _DEFAULT_DOCUMENTS = 5
 _DEFAULT_ROUNDS = 2
 
@@ -55,6 +58,7 @@ class Arm:
         rerank: who ranks the first documents anew; none: nobody.
         adaptive: whether documents that are scored low are left out.
         reroute: whether the prompt routes for the answer.
+        texts: of the documents so many, the best, stand as text, and the others are read from tokens; None: all.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Arm:
     rerank: str = NONE
     adaptive: bool = False
     reroute: bool = False
+    texts: int | None = None
 
     @property
     def ranks(self) -> bool:
@@ -107,7 +112,7 @@ def parse_arm(text: str) -> Arm:
     if match is None or not options.keys() <= set(known):
         raise EvaluationError(
             f"no arm {text!r}; write one of {', '.join(retrievers)}, with @K documents, and of the options "
-            f"+latents, -latents, +reroute, +{', +'.join(rerankers)}, +adaptive, +roundsN"
+            f"+latents, -latents, +reroute, +{', +'.join(rerankers)}, +adaptive, +roundsN, +textsN"
         )
     retriever = match["retriever"]
     ranks = retriever not in _WITHOUT_RANKING
@@ -115,7 +120,8 @@ def parse_arm(text: str) -> Arm:
         raise EvaluationError(f"{retriever} ranks no documents; leave out @{match['k']}")
     documents = int(match["k"] or _DEFAULT_DOCUMENTS) if ranks else None
     bare = Arm(retriever, retriever, documents, latents=False)  # says what the selector is
-    latents = options["latents"][0] == "+" if "latents" in options else bare.routes
+    texts = int(options["texts"].removeprefix("+texts") or 0) if "texts" in options else None
+    latents = options["latents"][0] == "+" if "latents" in options else bare.routes and texts is None
     ordered = "".join(options[name] for name in known if name in options)
     arm = replace(
         bare,
@@ -124,6 +130,7 @@ def parse_arm(text: str) -> Arm:
         rounds=_rounds(bare, options),
         rerank=next((name for option, name in rerankers.items() if option in options), NONE),
         adaptive="adaptive" in options,
+        texts=texts,
         # What routed no question has nothing else to attend to, and what reads by itself routes all it reads.
         reroute=latents and ("reroute" in options or not bare.routes or bare.reads_in_rounds),
     )
@@ -144,7 +151,7 @@ def _options(text: str, written: str) -> dict[str, str]:
     """Options by name, as written; a number that an option does not take makes it unknown."""
     found: dict[str, str] = {}
     for option in _OPTION.finditer(written):
-        name = option["name"] + ("" if option["name"] == "rounds" else option["count"])
+        name = option["name"] + ("" if option["name"] in _COUNTED else option["count"])
         if name in found:
             raise EvaluationError(f"the arm {text!r} names {name} twice; name it once")
         known = option["sign"] == "+" or name == "latents"
@@ -162,8 +169,10 @@ def _contradiction(arm: Arm, options: dict[str, str]) -> str:
     """Why an arm cannot be; empty where it can."""
     if "reroute" in options and not arm.latents:
         return "without latents nothing routes; leave out +reroute"
-    if not arm.ranks and options.keys() - {"latents"}:
-        return f"{arm.retriever} ranks no documents, so it has no option but latents"
+    if not arm.ranks and options.keys() - ({"latents", "texts"} if arm.retriever == "oracle" else {"latents"}):
+        return f"{arm.retriever} ranks no documents, so it has no such option"
+    if arm.texts is not None and (arm.latents or arm.documents == 0 or isinstance(arm.chooser, RetrievingSelector)):
+        return "it reads documents from tokens, so it needs documents, and nothing else of the latents"
     if arm.documents == 0 and not arm.latents:
         return "it is the arm none under another name; give it documents or +latents"
     if arm.documents == 0 and options.keys() - {"latents", "reroute"}:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from memspan.eval.scoring import Row, as_json, score
 from memspan.generate.finder import Finder
 from memspan.generate.memory import Memory
 from memspan.generate.sampling import Sampling
-from memspan.model.memory_api import LayerMemory
 from memspan.routing.local import ReplayedMemory
 from memspan.text.questions import Question
 from memspan.types import LayerRouting
@@ -142,7 +140,7 @@ class Evaluation:
         ):
             raise EvaluationError("the memory and the question together do not fit into the prompt")
         # Without latents nothing of a memory but its texts is read, so questions of several go together.
-        alone = self._memory.answerer is not None or not arm.latents
+        alone = self._memory.answerer is not None or not (arm.latents or arm.texts is not None)
         groups = [(None, list(window))] if alone else _by_namespace(window)
         for namespace, group in groups:
             group.sort(key=lambda one: len(prompts[one.id].context.ids), reverse=True)
@@ -162,26 +160,22 @@ class Evaluation:
     def _answer(
         self, prompts: Sequence[Prompt], namespace: str | None, routed: Sequence[Sequence[LayerRouting]] | None
     ) -> list[GeneratedAnswer]:
-        if self._memory.answerer is not None:
-            return answering.answer_by(self._memory.answerer, prompts, self._budget.sampling)
-        with self._layers(namespace, routed) as layers:
-            return answering.answer(self._memory.loaded, prompts, layers, self._budget.sampling)
-
-    @contextmanager
-    def _layers(
-        self, namespace: str | None, routed: Sequence[Sequence[LayerRouting]] | None
-    ) -> Iterator[LayerMemory | None]:
-        """What the MSA layers attend to in a namespace; nothing without one.
-
+        """
         Args:
+            namespace: whose latents are attended to; None: none are.
             routed: what the questions were routed to; None: their prompts route.
         """
+        if self._memory.answerer is not None:
+            return answering.answer_by(self._memory.answerer, prompts, self._budget.sampling)
+        loaded, sampling = self._memory.loaded, self._budget.sampling
         if namespace is None:
-            yield None
-            return
+            return answering.answer(loaded, prompts, None, sampling)
         with self._memory.bank.snapshot(namespace) as snapshot:
-            memory = Finder(self._memory.loaded, snapshot, EVERYTHING).memory
-            yield memory if routed is None else ReplayedMemory(memory, routed)
+            memory = Finder(loaded, snapshot, EVERYTHING).memory
+            if loaded.content is not None:  # its layers attend to nothing that they route to
+                return answering.answer(loaded, prompts, None, sampling, memory.read([one.read for one in prompts]))
+            layers = memory if routed is None else ReplayedMemory(memory, routed)
+            return answering.answer(loaded, prompts, layers, sampling)
 
 
 def _by_namespace(questions: Sequence[Question]) -> list[tuple[str, list[Question]]]:
