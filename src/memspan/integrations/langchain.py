@@ -58,6 +58,7 @@ _ASKING = (
     "selector",
     "max_documents",
     "rounds",
+    "max_texts",
     "documents_per_round",
     "max_injected_tokens",
     "text_only",
@@ -132,8 +133,8 @@ class ChatMemspan(BaseChatModel):
 
     Attributes:
         memory: of which bank and namespace; `Memory.open`.
-        selector, max_documents, rounds, documents_per_round, max_injected_tokens, text_only, route_answer, where,
-            as_of, known_at: see `memspan.generate.memory.AskOptions`.
+        selector, max_documents, max_texts, rounds, documents_per_round, max_injected_tokens, text_only, route_answer,
+            where, as_of, known_at: see `memspan.generate.memory.AskOptions`.
         max_tokens: of an answer, at most.
         temperature, top_p: of sampling; 0 takes the likeliest tokens.
         seed: of sampling; None: another one for every answer.
@@ -147,6 +148,7 @@ class ChatMemspan(BaseChatModel):
     memory: Memory = Field(exclude=True)
     selector: str | None = None
     max_documents: int = MAX_DOCUMENTS
+    max_texts: int | None = None
     rounds: int | None = None
     documents_per_round: int | None = None
     max_injected_tokens: int | None = None

@@ -30,6 +30,7 @@ class AskFields(Strict):
     selector: Selector | None = None
     rerank: RerankerName | None = Field(None, description="Reranker of the first 10 memories. Default: the server's.")
     max_documents: int = Field(MAX_DOCUMENTS, ge=0, le=_MOST_DOCUMENTS)
+    max_texts: int | None = Field(None, ge=0, le=_MOST_DOCUMENTS, description="Read as text; others from tokens kept.")
     rounds: int | None = Field(None, ge=1, le=_MOST_ROUNDS)
     documents_per_round: int | None = Field(None, ge=1, le=_MOST_DOCUMENTS)
     max_injected_tokens: int | None = Field(None, ge=0)
@@ -37,9 +38,7 @@ class AskFields(Strict):
     route_answer: bool = Field(False, description="Route the context once more for the answer, texts included.")
     own_model: bool = Field(False, description="The bank's own model answers, although another one usually does.")
     where: dict[str, JsonValue] | None = Field(None, description="Only memories whose metadata match.")
-    as_of: str | None = Field(
-        None, description="Only memories valid at this day or moment: dated, or recorded by then."
-    )
+    as_of: str | None = Field(None, description="Only memories valid at this moment: dated, or recorded by then.")
     known_at: str | None = Field(None, description="The bank as it was at this day or moment.")
     session: str = Field("", max_length=200, description="Conversation that a remembered turn belongs to.")
 
