@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +290,23 @@ def test_what_changed_meanwhile_is_not_committed_and_is_counted(
     assert not found & set(gone) and all(keys for _, keys, _ in _content(bank))
     bank.compact()
     _nothing_is_left(bank)
+
+
+def test_what_is_deleted_right_behind_a_commit_was_committed(
+    bank: MemoryBank, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, locked = _rows(bank, loaded, namespaces=[OTHER]), MemoryBank.locked
+
+    @contextmanager
+    def deleting(self: MemoryBank, patience: float = 0.0) -> Iterator[None]:
+        with locked(self, patience):
+            yield
+        monkeypatch.setattr(MemoryBank, "locked", locked)
+        bank.delete(["doc 0", "doc 1"], OTHER)
+
+    monkeypatch.setattr(MemoryBank, "locked", deleting)
+    report = bank.commit(rows)
+    assert (report.documents, report.before, report.gone) == (sum(len(row["documents"]) for row in rows), 0, 0)
 
 
 def test_what_another_run_encoded_first_is_not_there_twice(bank: MemoryBank, loaded: LoadedModel) -> None:
