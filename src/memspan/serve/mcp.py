@@ -266,8 +266,8 @@ class _Tools:
 
             sampling = Sampling(max_tokens)
             anew = self._settings.reranking(None, documents=max_documents)
-            anew |= {"min_score": min_score, "where": where, "as_of": as_of}
-            options = AskOptions(max_documents=max_documents, sampling=sampling, **anew)
+            options = AskOptions(max_documents=max_documents, sampling=sampling, min_score=min_score, **anew)
+            options |= {"where": where, "as_of": as_of}
             events = EventStream(engine, bank.memory(self._namespace), question, options)
             try:
                 answer = await events.answer()
