@@ -14,7 +14,6 @@ import string
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -242,7 +241,7 @@ def random_latents(manifest: Manifest, rows: int) -> EncodedDocuments:
     keys_LCGD = torch.randn(L, rows, G, D)
     if manifest.similarity == "cosine":
         keys_LCGD = torch.nn.functional.normalize(keys_LCGD, dim=-1)
-    content_LC2GD = torch.randn(len(manifest.kept_layers), rows * manifest.content_rows, 2, G, D)
+    content_LC2GD = torch.randn(len(manifest.kept_layers), rows * manifest.content_rows, *manifest.content_shape[-3:])
     return EncodedDocuments(keys_LCGD.flatten(2).bfloat16(), content_LC2GD.bfloat16(), (rows,))
 
 
@@ -489,18 +488,6 @@ class TensorMemory:
             doc_ids=tuple(tuple(ids.tolist()) for ids, _ in best),
             scores=tuple(tuple(scores.tolist()) for _, scores in best),
         )
-
-
-def give_row_scores(memory: TensorMemory) -> None:
-    """Let a memory give every row of what it retrieves a score, from -1 to 1."""
-    route = memory.route
-
-    def scored(*args: Any) -> Retrieved:
-        found = route(*args)
-        scores = torch.linspace(-1, 1, found.mask_BM.shape[1])[None] * found.mask_BM
-        return replace(found, row_scores_BM=scores)
-
-    memory.route = scored  # type: ignore[method-assign]
 
 
 def ask_step(packed: PackedContexts, memory: LayerMemory | None) -> QueryStep:

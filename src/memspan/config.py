@@ -10,14 +10,14 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from transformers import AutoConfig, PretrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from memspan.errors import MemspanError
+from memspan.content import check_layers
+from memspan.errors import CheckpointError
 from memspan.ops.similarity import SIMILARITIES
 
 
@@ -121,54 +121,6 @@ TEMPLATES: dict[str, TemplateSpec] = {
     )
 }
 
-# One of so many layers, the first ones, does not read tokens: there it loses no answers (docs/LOG.md).
-_UNREAD_SHARE = 5
-
-
-@dataclass(frozen=True, slots=True)
-class TokenContent:
-    """Content of a bank that is of tokens: the keys and values of some of a document's tokens are kept as they are, and
-    read in the place of its text (`memspan.ops.choosing`). Otherwise content is the mean of a chunk, and each MSA layer
-    attends to what it routes to (paper 3.2).
-
-    Attributes:
-        chunk: tokens of which one is kept.
-        layers: that keep and read them, ascending.
-    """
-
-    chunk: int
-    layers: tuple[int, ...]
-
-    @classmethod
-    def of(cls, config: MSAConfig, chunk: int, layers: Sequence[int] | None = None) -> TokenContent:
-        """
-        Args:
-            layers: None: all but the first fifth.
-
-        Raises:
-            MemspanError: a chunk of the model is no multiple of `chunk`.
-            ValueError: there is no such layer.
-        """
-        num_layers = config.text_config.num_hidden_layers
-        if not 1 <= chunk < config.chunk_size or config.chunk_size % chunk:
-            raise MemspanError(
-                f"content_chunk must divide the {config.chunk_size} tokens of a chunk and be smaller, not {chunk}; "
-                "4 keeps a quarter of the tokens"
-            )
-        found = tuple(range(num_layers // _UNREAD_SHARE, num_layers) if layers is None else layers)
-        check_layers("content layers", found, num_layers)
-        return cls(chunk, found)
-
-
-def check_layers(name: str, layers: Sequence[int], num_layers: int) -> None:
-    """
-    Raises:
-        ValueError: they are not layers of a model, ascending and distinct.
-    """
-    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= num_layers:
-        raise ValueError(f"{name} must be ascending, distinct layer indices in 0..{num_layers - 1}, not {list(layers)}")
-
-
 # Fields of a decoder's config that decide, with its weights, what it computes of a document. They count in the encoder
 # fingerprint by the value that is in force, given or not.
 _SHAPING = """
@@ -194,6 +146,18 @@ _INCIDENTAL = """
 FINGERPRINT_MARK = "v2-"
 
 
+def refuse_score_bias(what: str, has_one: bool) -> None:
+    """
+    Raises:
+        CheckpointError: a checkpoint or an adapter was trained with a score bias, which its layers need.
+    """
+    if has_one:
+        raise CheckpointError(
+            f"{what} was trained with a score bias, and memspan 0.1 is the last version that reads one; use that "
+            "version, or train again without model.score_bias"
+        )
+
+
 class MSAConfig(PretrainedConfig):
     """Configuration of an `MSAForCausalLM`.
 
@@ -207,8 +171,6 @@ class MSAConfig(PretrainedConfig):
         similarity: of `memspan.ops.similarity`: "cosine" (paper), "dot" (as some released checkpoints serve) ...
         template: literals of documents and prompts.
         max_document_tokens: longer texts are split into several documents.
-        score_bias: every MSA layer adds a learned multiple of a document's routing score to the attention logits of its
-            chunks. So the language loss teaches the routers. The value is the multiple at the start. None: off.
         router_trained: False while the router projections are random; then routing means nothing yet.
         backbone_fingerprint, document_fingerprint: sha256 of the backbone's weights, and of what shapes documents
             beside them: the router key projections, or what an adapter changes (`memspan.model.fingerprint`). Written
@@ -227,14 +189,14 @@ class MSAConfig(PretrainedConfig):
     similarity: str = "cosine"
     template: dict[str, Any] | None = None
     max_document_tokens: int = 512
-    score_bias: float | None = None
     router_trained: bool = False
     backbone_fingerprint: str | None = None
     document_fingerprint: str | None = None
     weights_sample: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs.pop("encoder_fingerprint", None)  # stored by former versions
+        kwargs.pop("encoder_fingerprint", None)  # stored by former versions, as the next
+        refuse_score_bias("the checkpoint", kwargs.pop("score_bias", None) is not None)
         # Its own copy: building the model sets the attention implementation in it.
         self.backbone_config = copy.deepcopy(self.backbone_config)
         super().__post_init__(**kwargs)

@@ -174,9 +174,8 @@ class EncodedDocuments:
 
     Attributes:
         router_keys_LCW: pooled routing keys, ready to be scored by a dot product (unit length per head for cosine).
-        content_LC2GD: K (index 0 of the third dimension, after RoPE) and V (index 1), side by side: means over chunks,
-            one row each; or those of tokens, equally many rows of every chunk, in all layers that read content. Rows
-            of zeros are there to fill up, and hold no token.
+        content_LC2GD: K (index 0 of the third dimension, after RoPE) and V (index 1), side by side, means over chunks.
+            Or of tokens, equally many rows of every chunk, `[1, rows, 2, 1, D + 1]` (`memspan.ops.choosing`).
         num_chunks: chunks of each document, in order; sums to C.
     """
 
@@ -202,7 +201,7 @@ class Retrieved:
         mask_BM: True where a row is a chunk of a selected document.
         doc_ids: per question the selected documents, best first.
         scores: per question their routing scores (eq. 2), aligned with `doc_ids`.
-        row_scores_BM: routing score of every row's document, 0 in rows of none; read by layers with a score bias.
+        heads_BGM: of which heads a row is, where not each is of all.
     """
 
     keys_BGMD: torch.Tensor
@@ -210,7 +209,7 @@ class Retrieved:
     mask_BM: torch.Tensor
     doc_ids: tuple[tuple[int, ...], ...]
     scores: tuple[tuple[float, ...], ...]
-    row_scores_BM: torch.Tensor | None = None
+    heads_BGM: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import bits, fill, random_latents, tiny_loaded, tiny_manifest
+from helpers import add_latents, bits, random_latents, tiny_loaded, tiny_manifest
 
 from memspan.bank.archive import export_bank, import_bank
 from memspan.bank.bank import MemoryBank
@@ -19,10 +19,10 @@ from memspan.bank.manifest import Manifest
 from memspan.bank.repair import repair
 from memspan.bank.segment import SegmentReader, SegmentWriter
 from memspan.bank.verify import verify
-from memspan.config import TokenContent
+from memspan.content import TokenContent
 from memspan.errors import BankError
 from memspan.generate.memory import Memory
-from memspan.types import Document
+from memspan.types import Document, EncodedDocuments
 
 MANIFEST = tiny_manifest(content_chunk=2, content_layers=(0, 2, 3))
 TEXTS = [Document(f"d{n}", " ".join(f"word{n} number{place}" for place in range(5 + 3 * n))) for n in range(4)]
@@ -51,7 +51,7 @@ def test_the_manifest_says_it_and_one_of_means_says_nothing(tmp_path: Path) -> N
     means = tiny_manifest()
     assert not {"content_chunk", "content_layers"} & means.as_json().keys()
     assert (means.content, means.kept_layers, means.content_rows) == (None, means.msa_layers, 1)
-    assert (MANIFEST.content, MANIFEST.content_rows) == (TokenContent(2, (0, 2, 3)), 2)
+    assert (MANIFEST.content, MANIFEST.content_rows) == (TokenContent(2, (0, 2, 3)), 2 * 3 * 2)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,11 @@ def test_compaction_and_export_keep_tokens(memory: Memory, tmp_path: Path) -> No
 
 def test_a_shard_attends_to_nothing_while_it_routes(tmp_path: Path) -> None:
     with closing(MemoryBank.create(tmp_path / "bank", MANIFEST)) as bank:
-        latents = fill(bank, "a", "b", "c")
+        latents = dict(enumerate(map(_owned, (3, 1, 2)), start=1))
+        with bank.writer() as writer:
+            for number, found in latents.items():
+                add_latents(writer, Document(f"d{number}", "a text"), found)
+            writer.commit()
         with bank.snapshot() as snapshot:
             from memspan.routing.local import LocalMemory
 
@@ -127,10 +131,23 @@ def test_a_shard_attends_to_nothing_while_it_routes(tmp_path: Path) -> None:
             found = routed.route(1, query, torch.ones(1, 3, dtype=torch.bool))
             assert found.mask_BM.shape == (1, 0) and len(found.doc_ids[0]) == 2
             read = routed.read([[3, 1]])
-    assert list(read) == [0, 2, 3]
-    for row, layer in enumerate((0, 2, 3)):
-        wanted = torch.cat([latents[number].content_LC2GD[row] for number in (1, 3)])
-        assert read[layer].keys_BGMD[0].transpose(0, 1).equal(wanted[:, 0]) and bool(read[layer].mask_BM.all())
+    assert list(read) == [0, 2, 3] and read[0].doc_ids == ((3, 1),)
+    rows = torch.cat([latents[number].content_LC2GD[0, :, :, 0] for number in (1, 3)])
+    for place, layer in enumerate((0, 2, 3)):
+        for head in range(2):
+            own = rows[(rows[:, 0, -1] == place) & (rows[:, 1, -1] == head), :, :-1]
+            there = read[layer].heads_BGM[0, head]
+            assert read[layer].keys_BGMD[0, head, there].equal(own[:, 0]) and len(own)
+            assert read[layer].values_BGMD[0, head, there].equal(own[:, 1])
+
+
+def _owned(rows: int) -> EncodedDocuments:
+    """Random latents whose rows are of layers and heads."""
+    latents = random_latents(MANIFEST, rows)
+    content = latents.content_LC2GD
+    content[..., 0, 0, -1] = torch.randint(-1, 3, content.shape[:2])
+    content[..., 1, 0, -1] = torch.randint(0, 2, content.shape[:2])
+    return latents
 
 
 def _latents(bank: MemoryBank) -> dict[int, object]:

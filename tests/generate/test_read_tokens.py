@@ -13,7 +13,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.bank.reencode import reencode
 from memspan.bank.verify import verify
-from memspan.config import TokenContent
+from memspan.content import TokenContent
 from memspan.errors import BankMismatch, MemspanError
 from memspan.generate.endpoint import Endpoint
 from memspan.generate.memory import Memory

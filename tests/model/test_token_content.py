@@ -2,71 +2,86 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from helpers import random_ids, tiny_backbone, tiny_loaded, tiny_model
 from transformers import DynamicCache
 
-from memspan.config import TokenContent
+from memspan.content import TokenContent
 from memspan.errors import MemspanError
 from memspan.model.tokens import Framing, token_content
-from memspan.ops.choosing import attention_received, kept_tokens
+from memspan.ops.choosing import attention_received, by_layer, kept_rows
 
 HOW = Framing(prefix=(7, 8, 9), repeat=(11, 12), end=40)
 ALL = TokenContent(1, (0, 1, 2, 3))
+
+
+def rows_of(found: torch.Tensor, layer: int, head: int) -> torch.Tensor:
+    """What a layer's head keeps, `[rows, 2, D]`."""
+    rows = found[0, :, :, 0]
+    return rows[(rows[:, 0, -1] == layer) & (rows[:, 1, -1] == head), :, :-1]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
 def test_all_tokens_are_those_of_the_backbones_own_cache(family: str) -> None:
     model, backbone = tiny_model(family), tiny_backbone(family)
     bodies = random_ids(9, 5, 12)
-    found_L = token_content(model, bodies, [12, 5, 12], ALL, HOW)
-    parts = found_L.split([12, 5, 12], dim=1)
-    for body, part in zip(bodies, parts, strict=True):
+    found = token_content(model, bodies, [100, 40, 96], ALL, HOW)
+    for body, part in zip(bodies, found.split([100, 40, 96], dim=1), strict=True):
         cache = DynamicCache(config=backbone.config)
         places = [0, 1, 2, *range(HOW.end - len(body), HOW.end)]
         backbone(torch.tensor([[*HOW.prefix, *body]]), position_ids=torch.tensor([places]), past_key_values=cache)
-        for layer, kept in zip(cache.layers, part, strict=True):
-            for side, wanted in enumerate((layer.keys, layer.values)):
-                torch.testing.assert_close(kept[: len(body), side], wanted[0, :, 3:].transpose(0, 1))
-        assert not part[:, len(body) :].any()
+        for layer, kept in enumerate(cache.layers):
+            for head in range(2):
+                rows = rows_of(part, layer, head)
+                torch.testing.assert_close(rows[:, 0], kept.keys[0, head, 3:])
+                torch.testing.assert_close(rows[:, 1], kept.values[0, head, 3:])
+        assert (part[0, :, 0, 0, -1] == -1).sum() == part.shape[1] - 8 * len(body)
 
 
 def test_a_batch_keeps_what_each_document_keeps_alone() -> None:
     model, content = tiny_model(), TokenContent(2, (1, 3))
     bodies = random_ids(16, 3, 7)
-    together = token_content(model, bodies, [8, 2, 4], content, HOW)
-    alone = [token_content(model, [body], [count], content, HOW) for body, count in zip(bodies, [8, 2, 4], strict=True)]
+    together = token_content(model, bodies, [32, 8, 16], content, HOW)
+    alone = [token_content(model, [ids], [count], content, HOW) for ids, count in zip(bodies, [32, 8, 16], strict=True)]
     torch.testing.assert_close(together, torch.cat(alone, dim=1))
 
 
-def test_tokens_are_chosen_by_the_largest_share_that_a_query_gives_each() -> None:
+def test_a_token_counts_by_the_largest_share_that_a_query_gives_it() -> None:
     torch.manual_seed(0)
     query_HQD, key_GSD = torch.randn(4, 5, 8), torch.randn(2, 6, 8)
-    wanted = []
-    for token in range(6):
-        of_groups = []
-        for group in range(2):
-            shares = [
-                (torch.stack([key @ query for key in key_GSD[group]]) * 0.3).softmax(0)[token]
-                for head in (2 * group, 2 * group + 1)
-                for query in query_HQD[head]
-            ]
-            of_groups.append(max(shares))
-        wanted.append(sum(of_groups) / 2)
-    received_S = attention_received(query_HQD, key_GSD, 0.3)
-    torch.testing.assert_close(received_S, torch.stack(wanted))
-    best = sorted(sorted(range(6), key=lambda token: -wanted[token])[:3])
-    assert kept_tokens(received_S, 3).tolist() == best
-    assert kept_tokens(received_S, 9).tolist() == list(range(6))
+    wanted_GS = torch.zeros(2, 6)
+    for group, token in itertools.product(range(2), range(6)):
+        for head, query in itertools.product((2 * group, 2 * group + 1), range(5)):
+            products = torch.stack([key @ query_HQD[head, query] for key in key_GSD[group]])
+            wanted_GS[group, token] = max(wanted_GS[group, token], (products * 0.3).softmax(0)[token])
+    torch.testing.assert_close(attention_received(query_HQD, key_GSD, 0.3), wanted_GS)
 
 
-def test_half_of_the_tokens_are_some_of_all_and_in_order() -> None:
-    model, (body,) = tiny_model(), random_ids(16)
-    every = token_content(model, [body], [16], TokenContent(1, (2,)), HOW)[0]
-    half = token_content(model, [body], [8], TokenContent(2, (2,)), HOW)[0]
-    places = [next(place for place, row in enumerate(every) if torch.equal(row, kept)) for kept in half]
-    assert len(places) == 8 and places == sorted(set(places))
+@pytest.mark.parametrize("count", [1, 7, 24, 30])
+def test_layers_and_heads_share_the_rows_by_attention(count: int) -> None:
+    torch.manual_seed(count)
+    received_LGS, content_LGS2D = torch.rand(2, 3, 4), torch.randn(2, 3, 4, 2, 5)
+    rows = kept_rows(received_LGS, content_LGS2D, count)
+    owners = sorted(itertools.product(range(2), range(3), range(4)), key=lambda one: -received_LGS[one])[:count]
+    assert rows.shape == (count, 2, 6) and not rows[len(owners) :, :, :-1].any()
+    for row, (layer, head, token) in zip(rows, sorted(owners), strict=False):
+        assert row[:, :-1].equal(content_LGS2D[layer, head, token]) and row[:, -1].tolist() == [layer, head]
+    assert rows[len(owners) :, 0, -1].tolist() == [-1.0] * (count - len(owners))
+
+
+def test_each_layer_reads_its_own_rows_of_all_documents() -> None:
+    torch.manual_seed(0)
+    documents = [kept_rows(torch.rand(2, 3, 6), torch.randn(2, 3, 6, 2, 5), count) for count in (20, 40)]
+    questions = [torch.cat(documents), documents[0], documents[0][:0]]
+    for layer, (keys, values, there) in enumerate(by_layer(questions, 2, 3)):
+        assert keys.shape == values.shape == (3, 3, there.shape[2], 5) and not keys[~there].any()
+        for question, head in itertools.product(range(3), range(3)):
+            rows = rows_of(questions[question][None, :, :, None], layer, head)
+            assert keys[question, head, there[question, head]].equal(rows[:, 0])
+            assert values[question, head, there[question, head]].equal(rows[:, 1])
 
 
 def test_a_loaded_model_keeps_as_many_rows_of_every_chunk() -> None:
@@ -76,7 +91,8 @@ def test_a_loaded_model_keeps_as_many_rows_of_every_chunk() -> None:
     loaded = loaded.keeping(TokenContent.of(loaded.model.config, 2))
     tokens = loaded.encode(documents)
     assert torch.equal(tokens.router_keys_LCW, means.router_keys_LCW) and tokens.num_chunks == means.num_chunks
-    assert tokens.content_LC2GD.shape == (4, 2 * sum(means.num_chunks), *means.content_LC2GD.shape[2:])
+    # Two of four tokens of a chunk, in four layers of two heads.
+    assert tokens.content_LC2GD.shape == (1, 2 * 4 * 2 * sum(means.num_chunks), 2, 1, 17)
     assert loaded.keeping(None).encode(documents).content_LC2GD.equal(means.content_LC2GD)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from memspan.content import TokenContent
 from memspan.errors import BankError, BankMismatch
 
 if TYPE_CHECKING:
-    from memspan.config import MSAConfig, TokenContent
+    from memspan.config import MSAConfig
 
 FORMAT_VERSION = 3
+TOKENS = -1
+"""Stands for all layers that share the rows of content of tokens."""
 _READ_VERSIONS = (2, FORMAT_VERSION)
 LATENT_DTYPE_NAME, _LATENT_BYTES = "bfloat16", 2
 # Encoder fingerprint of a bank of made-up latents (`memspan bench synth`).
@@ -121,25 +125,24 @@ class Manifest:
         """None: it is of means."""
         if self.content_chunk is None or self.content_layers is None:
             return None
-        from memspan.config import TokenContent
-
         return TokenContent(self.content_chunk, self.content_layers)
 
     @property
     def kept_layers(self) -> tuple[int, ...]:
-        """The layers that have content."""
-        return self.msa_layers if self.content_layers is None else self.content_layers
+        """The layers that have content of their own; `TOKENS` alone, where all share the rows."""
+        return self.msa_layers if self.content is None else (TOKENS,)
 
     @property
     def content_rows(self) -> int:
-        """Rows of content of one chunk, in one layer."""
-        return 1 if self.content_chunk is None else self.chunk_size // self.content_chunk
+        """Rows of content of one chunk, in one of the `kept_layers`."""
+        return 1 if self.content is None else self.content.rows(self.chunk_size, self.num_kv_heads)
 
     @property
     def content_shape(self) -> tuple[int, ...]:
-        """Content of one chunk in one layer, K and V."""
-        row = 2, self.num_kv_heads, self.head_dim
-        return row if self.content_chunk is None else (self.content_rows, *row)
+        """Content of one chunk in one of the `kept_layers`: K and V; of tokens the layer and the head behind these."""
+        if self.content is None:
+            return 2, self.num_kv_heads, self.head_dim
+        return self.content_rows, 2, 1, self.head_dim + 1
 
     @property
     def key_bytes(self) -> int:
@@ -149,7 +152,7 @@ class Manifest:
     @property
     def row_bytes(self) -> int:
         """Bytes on disk of one chunk: routing keys over all MSA layers, K and V over all layers that have content."""
-        return self.key_bytes + 2 * len(self.kept_layers) * self.content_rows * self.key_width * _LATENT_BYTES
+        return self.key_bytes + len(self.kept_layers) * math.prod(self.content_shape) * _LATENT_BYTES
 
     def check_same(self, model: Manifest) -> None:
         """Compare the bank's manifest (self) with that of a model that wants to read it.

@@ -5,7 +5,7 @@
                               CRC-32 of the text that was encoded;
                               `keys_crc32` [L] and `content_crc32` [L, N]: of a layer's keys, of a document's content
     NAME.content.safetensors  per MSA layer `layer_{l}`: K and V of a row side by side, [rows, 2, G, D]; of a bank whose
-                              content is of tokens per layer that reads it, [rows, content rows, 2, G, D]
+                              content is of tokens `tokens`, [rows, content rows, 2, 1, D + 1]
 
 Rows of a document are consecutive, so its content in one layer is one contiguous read. What is read is checked: a
 layer's keys once per process, content every time; a damaged byte is an error, never a wrong latent. A large segment has
@@ -28,7 +28,7 @@ from memspan.bank import coarse
 from memspan.bank.coarse import CoarseFile, crc32, rows_crc32
 from memspan.bank.files import publish, write_synced
 from memspan.bank.folder import RowLocation, SegmentFiles, coarse_path, segment_paths
-from memspan.bank.manifest import LATENT_DTYPE_NAME, Manifest
+from memspan.bank.manifest import LATENT_DTYPE_NAME, TOKENS, Manifest
 from memspan.bank.mapping import MappedTensor, Rows, open_mapped
 from memspan.errors import BankError
 from memspan.ops.coarse import CoarseKeys, quantize_keys
@@ -36,6 +36,7 @@ from memspan.types import EncodedDocuments
 
 LATENT_DTYPE: torch.dtype = getattr(torch, LATENT_DTYPE_NAME)
 _DOCUMENTS, _KEYS_CRC, _CONTENT_CRC = "documents", "keys_crc32", "content_crc32"
+_INDEX = _DOCUMENTS, _KEYS_CRC, _CONTENT_CRC
 MAX_SEGMENT_BYTES = 256 * 2**20
 REMEDY = "mend the bank with: memspan verify BANK --repair"
 Opener = Callable[[Path, int, str], Mapping[str, Rows]]
@@ -92,7 +93,7 @@ class SegmentWriter:
         content_L = content_L.view(len(content_L), self._rows, *self._manifest.content_shape)
         bounds = [(first, first + count) for _, first, count, _ in rows]
         content_crc32 = [rows_crc32(content, bounds) for content in content_L]
-        names = [f"layer_{layer}" for layer in self._manifest.kept_layers]
+        names = [_content_name(layer) for layer in self._manifest.kept_layers]
         path = segment_paths(self._folder, self._name)[1]
         content = write_synced(path, dict(zip(names, content_L, strict=True)))
         written = publish_segment(
@@ -195,7 +196,7 @@ class SegmentReader:
             raise self._damaged(self._keys_path, "its list of documents")
         self.documents_N4 = tensors[_DOCUMENTS]
         self._keys_crc32, self._content_crc32 = tensors[_KEYS_CRC].tolist(), tensors[_CONTENT_CRC].numpy()
-        of_content = {f"layer_{layer}": (files.rows, *manifest.content_shape) for layer in self._kept_layers}
+        of_content = {_content_name(layer): (files.rows, *manifest.content_shape) for layer in self._kept_layers}
         contents = self._open(self._content_path, files.content_bytes, files.content_sha256, of_content)
         self._contents = [contents[name] for name in of_content]
         self._rows = self.documents_N4.numpy()
@@ -281,8 +282,8 @@ class SegmentReader:
         self._contents[self._kept_layers.index(layer)].prefetch(*self._bounds(document))
 
     def content(self, layer: int, document: int) -> torch.Tensor:
-        """K and V of a document (its index in `documents_N4`) in a layer that has content, `[content rows, 2, G, D]`,
-        copied."""
+        """K and V of a document (its index in `documents_N4`) in one of `Manifest.kept_layers`, `[rows, 2, G, D]` (of
+        tokens `[rows, 2, 1, D + 1]`), copied."""
         place = self._kept_layers.index(layer)
         first, last = self._bounds(document)
         content = self._contents[place].checked(first, last, int(self._content_crc32[place, document]))
@@ -334,7 +335,7 @@ class SegmentReader:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BankError(f"the bank's file {path} is damaged ({error}); {self._remedy}") from error
         for name, shape in shapes.items():
-            dtype = LATENT_DTYPE if name.startswith("layer_") else torch.int64
+            dtype = torch.int64 if name in _INDEX else LATENT_DTYPE
             if rows[name].place.shape != shape or rows[name].place.dtype != dtype:
                 raise self._damaged(path, f"the shape of {name}")
         return rows
@@ -345,6 +346,10 @@ class SegmentReader:
     def _open_coarse(self) -> CoarseFile | None:
         rows, documents, sha256 = self.files.rows, self.files.documents, self.files.keys_sha256
         return coarse.open_coarse(self.coarse_path, self._layers, rows, documents, self._width, sha256)
+
+
+def _content_name(layer: int) -> str:
+    return "tokens" if layer == TOKENS else f"layer_{layer}"
 
 
 def _open_whole(path: Path, size: int, sha256: str) -> Mapping[str, Rows]:
@@ -361,4 +366,4 @@ def _open_whole(path: Path, size: int, sha256: str) -> Mapping[str, Rows]:
 
 
 def _index_crc32(tensors: dict[str, torch.Tensor]) -> int:
-    return zlib.crc32(b"".join(tensors[name].numpy().tobytes() for name in (_DOCUMENTS, _KEYS_CRC, _CONTENT_CRC)))
+    return zlib.crc32(b"".join(tensors[name].numpy().tobytes() for name in _INDEX))

@@ -18,9 +18,10 @@ from memspan.model.memory_api import (
     TokenStep,
     Watch,
 )
-from memspan.ops.attention import attend, attention_shares, local_mask, memory_mask, with_row_bias
-from memspan.ops.choosing import attention_received, kept_tokens
+from memspan.ops.attention import attend, attention_shares, local_mask, memory_mask
+from memspan.ops.choosing import attention_received
 from memspan.ops.pooling import pool_chunks
+from memspan.types import Retrieved
 
 ATTENTION_NAME = "memspan"
 
@@ -70,9 +71,8 @@ def memspan_attention(
             f"{type(module).__name__} passes {', '.join(unknown) or 'its own attention mask'} to its attention, which "
             "memory attention does not compute: its answers would be silently wrong"
         )
-    score_bias = getattr(module, "router_score_bias", None)
     if isinstance(memory, QueryStep) and memory.buffers is not None:
-        given = query_BHTD, key_BGSD, value_BGSD, scaling, sliding_window, score_bias
+        given = query_BHTD, key_BGSD, value_BGSD, scaling, sliding_window
         return memory.buffers.attend(cast(int, module.layer_idx), *given), None
     T, S = query_BHTD.shape[2], key_BGSD.shape[2]
     if isinstance(memory, DocumentStep):
@@ -95,10 +95,7 @@ def memspan_attention(
     for part in parts:
         mask = _local_mask(memory, part, T, S, sliding_window, key_BGSD.device, shared=len(parts) == 1)
         if memory is not None and retrieved is not None and retrieved.mask_BM.shape[1]:
-            mask = _join_masks(mask, memory, retrieved.mask_BM, part, S - T)
-            if score_bias is not None:
-                assert retrieved.row_scores_BM is not None, "a layer with a score bias needs a memory with row scores"
-                mask = with_row_bias(mask, (score_bias * retrieved.row_scores_BM).to(query_BHTD.dtype))
+            mask = _join_masks(mask, memory, retrieved, query_BHTD.shape[1], part, S - T)
         seen = slice(0, key_BGSD.shape[2] - T + part.stop)
         given = query_BHTD[:, :, part], key_BGSD[:, :, seen], value_BGSD[:, :, seen]
         out.append(attend(*given, mask, scaling, dropout))
@@ -130,15 +127,19 @@ def _local_mask(
 
 
 def _join_masks(
-    local: torch.Tensor | None, step: QueryStep, mask_BM: torch.Tensor, part: slice, num_before: int
+    local: torch.Tensor | None, step: QueryStep, found: Retrieved, H: int, part: slice, num_before: int
 ) -> torch.Tensor:
-    """The visibility of [memory ; local] for some of the tokens, `[B, 1, T, M+S]`; `num_before` are in the cache."""
-    B, T, device = len(mask_BM), part.stop - part.start, mask_BM.device
-    sees_BT = step.sees_memory_BT[:, part] if step.sees_memory_BT is not None else mask_BM.new_ones(B, T)
+    """The visibility of [memory ; local] for some of the tokens, `[B, 1 or H, T, M+S]`; `num_before` are in the
+    cache."""
+    B, T, device = len(found.mask_BM), part.stop - part.start, found.mask_BM.device
+    sees_BT = step.sees_memory_BT[:, part] if step.sees_memory_BT is not None else found.mask_BM.new_ones(B, T)
     if local is None:
         local = torch.ones(T, num_before + part.stop, dtype=torch.bool, device=device).tril(num_before + part.start)
         local = local[None, None]
-    return torch.cat([memory_mask(mask_BM, sees_BT), local.expand(B, -1, -1, -1)], dim=-1)
+    before = memory_mask(found.mask_BM, sees_BT)
+    if found.heads_BGM is not None:
+        before = before & found.heads_BGM.repeat_interleave(H // found.heads_BGM.shape[1], dim=1)[:, :, None]
+    return torch.cat([before, local.expand(B, before.shape[1], -1, -1)], dim=-1)
 
 
 def _record(step: EncodeStep, module: torch.nn.Module, key_BGTD: torch.Tensor, value_BGTD: torch.Tensor) -> None:
@@ -159,15 +160,15 @@ def _keep(
     value_BGTD: torch.Tensor,
     scaling: float | None,
 ) -> None:
-    """Keep K and V of the tokens that the repetitions look at most, in a layer that keeps any."""
+    """Leave K and V of documents, and how much their repetitions look at them, in a layer that keeps any."""
     layer, scale = getattr(module, "layer_idx", -1), query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
     if layer not in step.layers:
         return
     step.recorded[layer] = []
-    for row, ((first, last), end, count) in enumerate(zip(step.documents, step.ends, step.counts, strict=True)):
+    for row, ((first, last), end) in enumerate(zip(step.documents, step.ends, strict=True)):
         key_GSD, value_GSD = key_BGTD[row, :, first:last], value_BGTD[row, :, first:last]
-        place_M = kept_tokens(attention_received(query_BHTD[row, :, last:end], key_GSD, scale), count)
-        step.recorded[layer].append(torch.stack([x[:, place_M].transpose(0, 1) for x in (key_GSD, value_GSD)], dim=1))
+        received_GS = attention_received(query_BHTD[row, :, last:end], key_GSD, scale)
+        step.recorded[layer].append((received_GS, torch.stack([key_GSD, value_GSD], dim=2)))
     if layer == step.layers[-1] and not torch.is_grad_enabled():
         raise AllRecorded
 

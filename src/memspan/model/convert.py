@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from memspan.config import TEMPLATES, MSAConfig, TemplateSpec, TokenContent
+from memspan.config import TEMPLATES, MSAConfig, TemplateSpec
+from memspan.content import TokenContent
 from memspan.errors import CheckpointError, MemspanError
 from memspan.files import whole_folder
 from memspan.model.adapter import adapter_layers, apply_adapter

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from memspan.config import TokenContent
+from memspan.content import TokenContent
 from memspan.model.modeling import MSAForCausalLM
 from memspan.model.shipped import BACKBONES, NO_ADAPTER, SHIPPED, ModelNames, known_folder
 from memspan.model.tokens import Framing, token_content
@@ -40,7 +40,7 @@ class LoadedModel:
         encoded = self.model.encode(documents)
         if self.content is None:
             return encoded
-        per_chunk = self.model.config.chunk_size // self.content.chunk
+        per_chunk = self.content.rows(self.model.config.chunk_size, self.model.config.num_kv_heads)
         counts = [per_chunk * chunks for chunks in encoded.num_chunks]
         prefix = self.template.prefix_ids
         how = Framing(prefix, self.template.repeat_ids, len(prefix) + self.offset)

@@ -57,15 +57,13 @@ class TokenStep:
         layers: in which tokens are kept.
         documents: where the tokens of each document begin and end; the repetition follows.
         ends: of each repetition.
-        counts: tokens that are kept of each document, at most.
-        recorded: per layer and document K and V, `[tokens, 2, G, D]`.
+        recorded: per layer and document what attention its tokens got `[G, S]`, and K and V `[G, S, 2, D]`.
     """
 
     layers: tuple[int, ...]
     documents: tuple[tuple[int, int], ...]
     ends: tuple[int, ...]
-    counts: tuple[int, ...]
-    recorded: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    recorded: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
 
 
 class AllRecorded(Exception):

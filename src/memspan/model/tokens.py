@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from memspan.config import TokenContent
+from memspan.content import TokenContent
 from memspan.model.memory_api import AllRecorded, TokenStep
+from memspan.ops.choosing import kept_rows
 from memspan.ops.transfer import to_device
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ class Framing:
 def token_content(
     model: MSAForCausalLM, bodies: Sequence[Sequence[int]], counts: Sequence[int], content: TokenContent, how: Framing
 ) -> Tensor:
-    """Keys (after RoPE) and values of the tokens that are kept of documents, `[L, sum(counts), 2, G, D]`.
+    """Keys (after RoPE) and values of the tokens that are kept of documents, `[1, sum(counts), 2, 1, D + 1]`.
 
     Args:
         bodies: token ids of each document as a question reads it; one batch.
-        counts: tokens kept of each; rows of zeros fill up what a document has fewer.
+        counts: rows kept of each, over all layers and heads; see `memspan.ops.choosing.kept_rows`.
     """
     device, first = model.device, len(how.prefix)
     rows = [[*how.prefix, *body, *how.repeat, *body] for body in bodies]
@@ -53,16 +53,14 @@ def token_content(
         ids_BT[row, : len(ids)] = torch.tensor(ids)
         place_BT[row, first:] += how.end - first - len(body)
     documents = tuple((first, first + len(body)) for body in bodies)
-    step = TokenStep(content.layers, documents, tuple(map(len, rows)), tuple(counts))
+    step = TokenStep(content.layers, documents, tuple(map(len, rows)))
     decoder: Any = model.backbone.base_model
     with contextlib.suppress(AllRecorded):
         decoder(
             input_ids=to_device(ids_BT, device), position_ids=to_device(place_BT, device), memory=step, use_cache=False
         )
-    return torch.stack([_filled(step.recorded[layer], counts) for layer in content.layers])
-
-
-def _filled(kept: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """The rows of all documents of a layer, each filled up with zeros to its count."""
-    pairs = zip(kept, counts, strict=True)
-    return torch.cat([F.pad(x_M2GD, (0, 0, 0, 0, 0, 0, 0, count - len(x_M2GD))) for x_M2GD, count in pairs])
+    kept = []
+    for row, count in enumerate(counts):
+        received, kv = zip(*(step.recorded[layer][row] for layer in content.layers), strict=True)
+        kept.append(kept_rows(torch.stack(received), torch.stack(kv), count))
+    return torch.cat(kept)[None, :, :, None]

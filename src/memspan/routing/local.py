@@ -14,10 +14,11 @@ from itertools import accumulate, pairwise
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from memspan.bank.manifest import Manifest
+from memspan.bank.manifest import TOKENS, Manifest
 from memspan.bank.segment import LATENT_DTYPE
 from memspan.bank.shard import Shard
 from memspan.bank.tiers import Tiers
+from memspan.ops.choosing import by_layer
 from memspan.ops.scoring import fold_queries, routing_places, take_tokens, top_documents
 from memspan.ops.transfer import start_to_device, to_device
 from memspan.routing.ahead import ContentAhead
@@ -84,8 +85,18 @@ class SourceMemory:
     def read(self, ids: Sequence[Sequence[int]]) -> dict[int, Retrieved]:
         """Content of tokens, of some documents for every question: what each layer that reads it attends to. With
         ranks, all of them ask for the same."""
-        candidates = [Candidates(torch.tensor(of_one, dtype=torch.int64), torch.zeros(len(of_one))) for of_one in ids]
-        return {layer: self.gather(layer, candidates) for layer in self._manifest.kept_layers}
+        manifest, wanted = self._manifest, sorted({document_id for of_one in ids for document_id in of_one})
+        assert manifest.content is not None, "the bank keeps tokens"
+        rows = dict(zip(wanted, self._source.content(TOKENS, wanted), strict=True))
+        none = torch.empty(0, 2, 1, manifest.head_dim + 1, dtype=LATENT_DTYPE)
+        questions = [torch.cat([none, *(rows[number] for number in sorted(of_one))])[:, :, 0] for of_one in ids]
+        doc_ids, scores = tuple(map(tuple, ids)), tuple((0.0,) * len(of_one) for of_one in ids)
+        found = {}
+        of_layers = by_layer(questions, len(manifest.content.layers), manifest.num_kv_heads)
+        for layer, tensors in zip(manifest.content.layers, of_layers, strict=True):
+            keys, values, heads_BGM = (to_device(tensor, self._device) for tensor in tensors)
+            found[layer] = Retrieved(keys, values, heads_BGM.any(1), doc_ids, scores, heads_BGM)
+        return found
 
     def _unread(self, selected: Sequence[Candidates]) -> Retrieved:
         """Selected documents of which nothing is attended to: their tokens are read once it is known which documents
@@ -146,29 +157,18 @@ class SourceMemory:
         longest. All that this memory has ever considered can be fetched; of a bank in one process, any document."""
         chosen = [tuple(found.ids.tolist()) for found in candidates]
         first_of, content_X2GD = self._content(layer, sorted({document_id for ids in chosen for document_id in ids}))
-        places, row_scores = [], []
-        for found, ids in zip(candidates, chosen, strict=True):
-            score_of = dict(zip(ids, found.scores.tolist(), strict=False))
-            rows = [(place, score_of[i]) for i in sorted(ids) for place in first_of[i]]
-            places.append(torch.tensor([place for place, _ in rows], dtype=torch.int64))
-            row_scores.append(torch.tensor([score for _, score in rows]))
+        rows = ([place for id in sorted(ids) for place in first_of[id]] for ids in chosen)
+        places = [torch.tensor(places, dtype=torch.int64) for places in rows]
         place_BM = to_device(pad_sequence(places, batch_first=True), self._device)
         content_BM2GD = content_X2GD.index_select(0, place_BM.flatten()).view(*place_BM.shape, *content_X2GD.shape[1:])
         key_BMGD, value_BMGD = content_BM2GD.unbind(2)
         return Retrieved(
             keys_BGMD=key_BMGD.transpose(1, 2),
             values_BGMD=value_BMGD.transpose(1, 2),
-            mask_BM=self._is_held(content_X2GD)[place_BM],
+            mask_BM=place_BM > 0,
             doc_ids=tuple(chosen),
             scores=tuple(tuple(found.scores.tolist()) for found in candidates),
-            row_scores_BM=to_device(pad_sequence(row_scores, batch_first=True), self._device),
         )
-
-    def _is_held(self, content_X2GD: torch.Tensor) -> torch.Tensor:
-        """Which rows hold something: not the first one, nor those that fill up content of tokens."""
-        if self._manifest.content is not None:
-            return content_X2GD[:, 0].flatten(1).any(1)
-        return torch.arange(len(content_X2GD), device=self._device) > 0
 
     def _content(self, layer: int, ids: Sequence[int]) -> tuple[dict[int, range], torch.Tensor]:
         """Which rows are a document's, and all rows on the device: zeros, then those of the documents."""

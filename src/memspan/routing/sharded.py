@@ -27,7 +27,7 @@ class ShardedSource:
 
     def __init__(self, local: LocalSource, manifest: Manifest, ranks: Ranks) -> None:
         self._local, self._ranks = local, ranks
-        self._row_shape = 2, manifest.num_kv_heads, manifest.head_dim
+        self._row_shape = manifest.content_shape[-3:]
         self._owner: dict[int, int] = {}
         # All ranks score the same questions together: as many as the one with the most rows can.
         self._at_once = -int(ranks.largest(torch.tensor([-local.questions_at_once])))
