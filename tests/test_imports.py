@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "memspan"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 _LEVELS = (
-    ("types", "config", "dates", "errors", "events", "files", "places", "registry", "stages", "version"),
+    ("types", "config", "content", "dates", "errors", "events", "files", "places", "registry", "stages", "version"),
     ("text", "ops"),
     ("model",),
     ("bank",),
@@ -27,7 +27,21 @@ LEVEL = {part: level for level, parts in enumerate(_LEVELS) for part in parts}
 # A server among the integrations, under the name by which it is looked for; nothing imports it.
 SERVER = "integrations/ray_serve.py"
 BASE = frozenset(
-    {"types", "config", "dates", "errors", "files", "places", "registry", "stages", "version", "text", "ops", "model"}
+    {
+        "types",
+        "config",
+        "content",
+        "dates",
+        "errors",
+        "files",
+        "places",
+        "registry",
+        "stages",
+        "version",
+        "text",
+        "ops",
+        "model",
+    }
 )
 
 

@@ -31,8 +31,14 @@ def load_model(choice: ModelChoice, banks: Iterable[os.PathLike[str]]) -> Loaded
     if bank is not None:
         with closing(TextBank.open(bank)) as opened:
             path, adapter = names_for(opened, path, adapter)
-    how = {"dtype": choice.dtype, "device": choice.device, "weights": choice.weights}
-    return load(path, adapter=adapter, content_chunk=choice.content_chunk, **how)
+    return load(
+        path,
+        adapter=adapter,
+        dtype=choice.dtype,
+        device=choice.device,
+        weights=choice.weights,
+        content_chunk=choice.content_chunk,
+    )
 
 
 def open_memory(choice: ModelChoice, bank: os.PathLike[str], namespace: str, create: bool) -> Memory:
