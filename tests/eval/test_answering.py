@@ -14,6 +14,7 @@ from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.bank.scope import EVERYTHING
 from memspan.config import TEMPLATES
+from memspan.content import TokenContent
 from memspan.errors import EvaluationError, MemspanError
 from memspan.eval import answering
 from memspan.eval.answering import GeneratedAnswer, answer, answer_in_rounds, prompt_of, whole_memory
@@ -278,3 +279,33 @@ def test_sentence_embeddings_of_the_package_find_a_paraphrase(memory: Memory) ->
     assert rank(memory, "dense@1", question).documents[0].text == TEXTS[1]
     memory.add([passage("", "storks and cranes are tall wading birds with long legs")])
     assert "storks" in rank(memory, "dense@1", question).documents[0].text, "what was added later is found"
+
+
+@pytest.fixture
+def of_tokens(tmp_path: Path) -> Iterator[Memory]:
+    loaded = tiny_loaded(max_document_tokens=64)
+    with remembering(loaded.keeping(TokenContent(2, (1, 2, 3))), tmp_path / "tokens") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(("name", "read"), [("oracle+texts0", 1), ("router@2+texts1", 1), ("router@2+texts0", 2)])
+def test_documents_are_read_from_tokens(of_tokens: Memory, name: str, read: int) -> None:
+    arm = parse_arm(name)
+    (ranking,) = Ranker([arm], {}).rank(of_tokens, arm, [QUESTION])
+    prompt = prompt_of(of_tokens, arm, QUESTION.question, ranking.documents, 200)
+    assert len(prompt.read) == read and prompt.documents == tuple(ranking.documents[: arm.documents])
+    text = of_tokens.loaded.template.tokenizer.decode(list(prompt.context.ids))
+    assert [item.text in text for item in prompt.documents] == [
+        place < (arm.texts or 0) for place in range(len(prompt.documents))
+    ]
+    with of_tokens.bank.snapshot(of_tokens.namespace) as snapshot:
+        memory = Finder(of_tokens.loaded, snapshot, EVERYTHING).memory
+        (found,) = answer(of_tokens.loaded, [prompt], None, SAMPLING, memory)
+    assert found.used == tuple(item.external_id for item in prompt.documents)
+
+
+def test_arms_ask_for_what_a_memory_keeps(memory: Memory, of_tokens: Memory) -> None:
+    with pytest.raises(EvaluationError, match=r"keeps no tokens.*--content-chunk 4"):
+        answered(memory, "bm25@2+texts1", ["q?"])
+    with pytest.raises(EvaluationError, match=r"ask router@16\+texts0"):
+        answered(of_tokens, "router@0", ["q?"])

@@ -87,6 +87,16 @@ def test_questions_of_a_batch_read_what_each_reads_alone(every: Memory) -> None:
     assert read[:3] == read[3:] and {len(ids) for _, ids in read} == {1, 3}
 
 
+@pytest.mark.parametrize("selector", ["lexical", "router", "hybrid"])
+@pytest.mark.parametrize("more", [{}, {"rounds": 2}, {"route_answer": True}])
+def test_a_bank_of_tokens_is_asked_as_any_other(every: Memory, selector: str, more: dict[str, object]) -> None:
+    asked = {"selector": selector, "max_documents": 2, "sampling": SIX}
+    answer = every.ask("where is the boat", **asked, **more)
+    texts = every.ask("where is the boat", **asked, text_only=True, **{k: v for k, v in more.items() if k == "rounds"})
+    assert (answer.text, len(answer.evidence)) == (texts.text, len(texts.evidence))
+    assert every.ask_batch(["where is the boat"], **asked, **more)[0].text == answer.text
+
+
 def test_what_is_read_matters(every: Memory) -> None:
     texts = {
         every.ask(f"say {name}", selector="lexical", max_documents=1, max_texts=0, sampling=SIX, where=None).text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memspan.bank.scope import EVERYTHING
@@ -26,9 +26,10 @@ from memspan.generate.searched import answering
 from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.model.memory_api import LayerMemory
+from memspan.routing.local import SourceMemory
 from memspan.text.questions import Question
 from memspan.text.template import Context
-from memspan.types import Answer, Evidence, Retrieved, Span
+from memspan.types import Answer, Evidence, Span
 
 _NO_CONTEXT = Context((), Span(0, 0))
 
@@ -116,15 +117,16 @@ def answer(
     prompts: Sequence[Prompt],
     memory: LayerMemory | None,
     sampling: Sampling,
-    read: Mapping[int, Retrieved] | None = None,
+    reader: SourceMemory | None = None,
 ) -> list[GeneratedAnswer]:
     """Answer a batch of prompts.
 
     Args:
         memory: what the MSA layers attend to.
-        read: what layers attend to of the documents that are read from tokens.
+        reader: has the documents that are read from tokens.
     """
     started = time.perf_counter()
+    read = None if reader is None else reader.read([prompt.read for prompt in prompts])
     decoding = Decoding(loaded, [prompt.context for prompt in prompts], memory, sampling, read=read)
     steps = decoding.run()
     next(steps)

@@ -173,7 +173,7 @@ class Evaluation:
         with self._memory.bank.snapshot(namespace) as snapshot:
             memory = Finder(loaded, snapshot, EVERYTHING).memory
             if loaded.content is not None:  # its layers attend to nothing that they route to
-                return answering.answer(loaded, prompts, None, sampling, memory.read([one.read for one in prompts]))
+                return answering.answer(loaded, prompts, None, sampling, memory)
             layers = memory if routed is None else ReplayedMemory(memory, routed)
             return answering.answer(loaded, prompts, layers, sampling)
 

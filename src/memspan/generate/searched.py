@@ -74,7 +74,9 @@ class SearchRetriever:
     def routed(self, asked: QuestionState) -> Sequence[LayerRouting] | None:
         if self._plan.route_answer:
             return None
-        return () if self._plan.text_only else asked.rounds[-1].routed
+        # Of a bank that keeps tokens, documents are read as such, or as text.
+        reads_none = self._plan.text_only or self._loaded.content is not None
+        return () if reads_none else asked.rounds[-1].routed
 
     def _first_context(self, asked: QuestionState) -> Context:
         return self._loaded.template.context(asked.question, history=asked.history)
@@ -152,7 +154,9 @@ class ModelWriter:
         prefilled_at = time.perf_counter()
         keys = [id(one) for one in asked]
         read = [one.latents for one in asked]
+        started = time.perf_counter()
         found = self._finder.memory.read(read) if any(read) else None
+        fetched = time.perf_counter() - started
         memory = self._memory(asked) if found is None else None
         decoding = self._state.decode(contexts, memory, self._sampling, questions=keys, read=found)
         replies = [Reply(num_prompt_tokens=len(context.ids)) for context in contexts]
@@ -166,6 +170,7 @@ class ModelWriter:
             reply.routed = routing_of(decoding.retrieved, place)
         for stage in ("prefill", "routing", "fetch"):
             seconds[stage] = decoding.clock.seconds.get(stage, 0.0)
+        seconds["fetch"] += fetched
         seconds["decode"] = time.perf_counter() - prefilled_at
 
     def _memory(self, asked: Sequence[QuestionState]) -> LayerMemory | None:
