@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import socket
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from ipaddress import ip_address
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -43,6 +46,9 @@ class Ranks:
     def join(cls, device: torch.device, timeout: float = DEFAULT_TIMEOUT) -> Ranks:
         """Meet the other processes that `torchrun` started: over their GPUs (nccl, xccl) where each has one, else gloo.
 
+        Sets `GLOO_SOCKET_IFNAME` where it is not set: gloo would take the address of this machine's name, which is a
+        loopback address on many machines, and others could not reach it.
+
         Raises:
             RankError: they did not all come, or there are more on this machine than GPUs.
         """
@@ -53,6 +59,8 @@ class Ranks:
             if backend != "gloo":
                 where = torch.device(device.type, own_gpu())
                 torch.accelerator.set_device_index(where.index)
+            elif (name := outer_interface()) is not None:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         return cls(None, timeout, where)
 
@@ -137,6 +145,22 @@ def own_gpu() -> int:
             "processes on it, or give --device cpu"
         )
     return number
+
+
+def outer_interface() -> str | None:
+    """The network interface by which this machine reaches that of rank 0; None where that is loopback, or not known."""
+    try:
+        place = os.environ.get("MASTER_ADDR", "localhost"), int(os.environ.get("MASTER_PORT", "1"))
+        family, kind, protocol, _, address = socket.getaddrinfo(*place, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)  # sends nothing
+            own = probe.getsockname()[0]
+    except (OSError, ValueError):
+        return None  # no such place: joining says so
+    if ip_address(own.partition("%")[0]).is_loopback:
+        return None
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, found in interfaces if own in (one.address for one in found)), None)
 
 
 def _packed(value: Any) -> torch.Tensor:
