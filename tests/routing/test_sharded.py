@@ -116,7 +116,7 @@ def test_what_a_rank_receives_is_what_the_docs_say(tmp_path: Path, monkeypatch: 
         assert queries == 4 * B * T * G * D
         assert received == received_bytes(MANIFEST, R, asked, foreign, 1) - (0 if rank else queries)
         candidates, content = (R - 1) * B * 8 * k * (12 + 4), foreign * 4 * G * D
-        assert received == (queries if rank else 0) + candidates + content + (R - 1) * (32 + 8 * B + 8 * 1)
+        assert received == (queries if rank else 0) + candidates + content + (R - 1) * (24 + 8 * B + 8 * 1)
 
 
 def test_an_answer_over_two_ranks_is_that_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +204,20 @@ def test_values_of_any_size_are_dealt_and_collected() -> None:
         return own, joined.collect(own)
 
     assert in_processes(do, 3) == [(own, values) for own in values]
+
+
+@pytest.mark.parametrize("lengths", [[3, 0, 1], [0, 0, 0], [1, 1, 1], [0, 5000, 2]])
+def test_tensors_of_any_length_and_type_travel_together(lengths: list[int]) -> None:
+    def parts(rank: int) -> tuple[torch.Tensor, ...]:
+        number_N = torch.arange(lengths[rank]) + 2**40 * rank
+        return number_N.to(torch.uint8), number_N, -number_N.float(), number_N[:1].double(), number_N % 2 == 1
+
+    def do(joined: Ranks) -> list[list[tuple[list[Any], str]]]:
+        found = joined.gather(*parts(joined.rank))
+        return [[(x.tolist(), str(x.dtype)) for x in of_rank] for of_rank in found]
+
+    expected = [[(x.tolist(), str(x.dtype)) for x in parts(rank)] for rank in range(3)]
+    assert in_processes(do, 3) == [expected] * 3
 
 
 @pytest.mark.parametrize("how", ["gone", pytest.param("silent", marks=pytest.mark.slow)])

@@ -99,7 +99,7 @@ def received_bytes(manifest: Manifest, ranks: int, asked: Asked, foreign_chunks:
         return 0
     queries = query_bytes(manifest, asked)
     candidates = asked.questions * asked.top_k * CANDIDATES_PER_SELECTED
-    lengths = 4 * _ID + _ID * (asked.questions + most_selected)
+    lengths = 3 * _ID + _ID * (asked.questions + most_selected)
     others = (ranks - 1) * (candidates * (_ID + _SCORE + _SCORE) + lengths)
     return queries + others + foreign_chunks * 2 * manifest.key_width * _LATENT
 
@@ -110,9 +110,9 @@ def query_bytes(manifest: Manifest, asked: Asked) -> int:
 
 
 def _collectives(owners: int, ranks: int) -> list[int]:
-    """Steps of every collective of an MSA layer: the queries; three gathered lists with their lengths; the exact
-    scores; the lengths of contents, and the contents of every owner."""
+    """Steps of every collective of an MSA layer: the queries; the candidates, after their number; the exact scores; the
+    lengths of contents, and the contents of every owner."""
     if ranks == 1:
         return []
     gather, broadcast = ranks - 1, (ranks - 1).bit_length()
-    return [broadcast, *[gather] * (2 * 3 + 1 + 2), *[broadcast] * owners]
+    return [broadcast, *[gather] * 4, *[broadcast] * owners]
