@@ -240,6 +240,14 @@ def test_keys_without_room_on_a_gpu_stay_in_host_memory() -> None:
     assert tiny.gpus_for_all_keys is None and any("no room for any" in limit for limit in tiny.limits)
 
 
+def test_many_ranks_wait_for_each_other() -> None:
+    few, many = _plan("1B", "8xH100"), _plan("1B", "64xH100")
+    assert many.routing_seconds < few.routing_seconds and many.network_seconds > few.network_seconds
+    assert few.network_seconds == pytest.approx(few.received_bytes / 3.125e9 + 50e-6 * few.steps)
+    assert any("64 ranks wait longer for each other" in limit for limit in many.limits)
+    assert not any("wait longer" in limit for limit in _plan("1B", "1xH100").limits)
+
+
 def test_no_more_ranks_than_segments_serve() -> None:
     found = _plan("1M", "64xH100")
     assert found.ranks == found.segments < 64
@@ -248,9 +256,7 @@ def test_no_more_ranks_than_segments_serve() -> None:
     assert (one.documents, one.chunks, one.segments, one.ranks, one.received_bytes) == (1, 1, 1, 1, 0)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "gpus"), [("1000000T", "8xH100"), ("10T", "1000000000xH200"), ("1", "99999999xcpu")]
-)
+@pytest.mark.parametrize(("tokens", "gpus"), [("1000000T", "8xH100"), ("10T", "65536xH200"), ("1", "9999xcpu")])
 def test_huge_plans_are_made(tokens: str, gpus: str) -> None:
     found = _plan(tokens, gpus, 1e6)
     assert all(math.isfinite(x) for x in asdict(found).values() if isinstance(x, float))
@@ -269,7 +275,7 @@ def test_the_command_plans_by_a_shape_without_a_model(
     assert shown.code == 0 and "8 x H100 (derived from data sheets, not measured)" in shown.out
     names = [line.split("  ")[0] for line in shown.out.splitlines()]
     assert names[:8] == ["memory", "machines", "encoding", "GPU hours", "disk", "a GPU", "host memory", "a question"]
-    assert names[8:] == ["network", "limit 1"]
+    assert names[8:] == ["network", "limit 1", "limit 2"]
     found = memspan(*given, "--json").json
     assert found == {**asdict(_plan("1B", "8xH100", 2.5)), "skipped": []}
     assert list(tmp_path.iterdir()) == []
@@ -286,7 +292,7 @@ def test_the_command_plans_by_the_model_that_is_here_and_by_files(notes: Path, t
     assert [one["source"] for one in planned.json["skipped"]] == [str(notes / "broken.pdf")]
     assert planned.json["chunks"] == -(-counted.json["chunks"] * 10**6 // counted.json["tokens"])
     shown = memspan("estimate", notes, "--target", "1M")
-    assert shown.code == 3 and "broken.pdf" in shown.err and "1 x cpu (measured)" in shown.out
+    assert shown.code == 3 and "broken.pdf" in shown.err and "1 x cpu (measured on 2 cores)" in shown.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes"]
 
 

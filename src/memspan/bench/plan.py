@@ -33,11 +33,13 @@ SPLIT_TOKENS_PER_SECOND = 115_000
 _TEXT_BYTES_PER_TOKEN = 4.0
 _QUESTION_TOKENS = 32
 _CPU_KEY_BYTES_PER_SECOND = 5.0e9
+# Assumed of the network: 25 Gbit/s, and a message in 50 microseconds, as TCP has within a rack.
+_NETWORK_BYTES_PER_SECOND, _MESSAGE_SECONDS = 25e9 / 8, 50e-6
 # Files of a segment that a process maps, and how many mappings Linux gives a process unless vm.max_map_count says more.
 _MAPPED_FILES, MOST_MAPPINGS = 3, 65_530
 # A process keeps of all segments: per chunk its document; per document ids, rows, order and whether it lives.
 _CHUNK_TABLE_BYTES, _DOCUMENT_TABLE_BYTES = 8, 49
-# More segments are divided as evenly as these are.
+# The most machines. More segments are divided as evenly as these are.
 _MOST_SHARDS = 2**16
 _WEIGHT_BYTES = 2
 # Weights (all; those that every token is multiplied with) and documents selected a layer of `memspan.bank.synthetic`'s
@@ -135,7 +137,8 @@ class Plan:
         mappings: files that a process maps.
         content_bytes: stored keys and content that a question reads from disk, all ranks together.
         received_bytes: that a rank other than 0 receives for a question. steps: messages that wait for each other.
-        routing_seconds: the least that reading the keys takes; the network and the rest of the answer are not in it.
+        routing_seconds: the least that reading the keys takes. network_seconds: and what travels, over a network of 25
+            Gbit/s where a message takes 50 microseconds. The rest of an answer is not in them.
     """
 
     tokens: int
@@ -163,6 +166,7 @@ class Plan:
     content_bytes: int
     received_bytes: int
     steps: int
+    network_seconds: float
     routing_seconds: float
 
     @property
@@ -183,6 +187,8 @@ class Plan:
             enough = self.gpus_for_all_keys
             remedy = f"{enough:,} x {self.kind} have room for all" if enough else f"a {self.kind} has no room for any"
             found.append(f"the routing keys do not fit into the memory of {self.gpus:,} x {self.kind}; {remedy}")
+        if self.network_seconds > self.routing_seconds:
+            found.append(f"{self.ranks:,} ranks wait longer for each other than they read; fewer answer sooner")
         if self.mappings > MOST_MAPPINGS:
             found.append(
                 f"a process maps {self.mappings:,} files, and Linux lets it map {MOST_MAPPINGS:,}; "
@@ -210,14 +216,16 @@ def parse_gpus(text: str) -> tuple[int, Kind]:
     """Machines: 8xH100, or one by its name alone.
 
     Raises:
-        PlanError: none of that kind is known, or there is none of it.
+        PlanError: none of that kind is known, or there are none or too many of it.
     """
     found = re.fullmatch(r"(?:(\d+)\s*[x×*]\s*)?(\S+)", text.strip(), re.ASCII | re.IGNORECASE)
     kind = KINDS.get(found[2].lower()) if found else None
     count = int(found[1] or 1) if found else 0
-    if kind is None or not count:
+    if kind is None or not 0 < count <= _MOST_SHARDS:
         names = ", ".join(one.name for one in KINDS.values())
-        raise PlanError(f"--gpus is a number and a kind, as 8xH100; the kinds are {names}; not {text!r}")
+        raise PlanError(
+            f"--gpus is a number up to {_MOST_SHARDS:,} and a kind, as 8xH100; the kinds are {names}; not {text!r}"
+        )
     return count, kind
 
 
@@ -280,6 +288,7 @@ def plan(
         content_bytes=routed.content_bytes,
         received_bytes=routed.received_bytes,
         steps=routed.steps,
+        network_seconds=routed.network_seconds(_NETWORK_BYTES_PER_SECOND, _MESSAGE_SECONDS),
         **_memory(model, kind, documents, chunks, routed),
     )
 

@@ -53,10 +53,19 @@ class RoutingCost:
         """The least time: of the rank that reads the most keys, then of what travels.
 
         Args:
-            memory, network: bytes a second, of a rank's memory and of its network.
+            memory: bytes a second that a rank reads.
+            network, delay: as for `network_seconds`.
+        """
+        return max(self.key_bytes) / memory + self.network_seconds(network, delay)
+
+    def network_seconds(self, network: float, delay: float = 0.0) -> float:
+        """The least time of what travels.
+
+        Args:
+            network: bytes a second that a rank receives.
             delay: seconds that a message takes from one rank to another.
         """
-        return max(self.key_bytes) / memory + self.received_bytes / network + self.steps * delay
+        return self.received_bytes / network + self.steps * delay
 
 
 def coarse_key_bytes(manifest: Manifest) -> int:
