@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from memspan.bench.plan import (
     KINDS,
     MOST_MAPPINGS,
     SPLIT_TOKENS_PER_SECOND,
-    Plan,
+    CapacityPlan,
     PlannedModel,
     parse_gpus,
     parse_tokens,
@@ -35,7 +36,7 @@ from memspan.types import Document
 QWEN = PlannedModel.of_shape("qwen3-4b")
 
 
-def _plan(tokens: str, gpus: str, price: float | None = None, model: PlannedModel = QWEN) -> Plan:
+def _plan(tokens: str, gpus: str, price: float | None = None, model: PlannedModel = QWEN) -> CapacityPlan:
     return plan(model, parse_tokens(tokens), *parse_gpus(gpus), price)
 
 
@@ -320,3 +321,14 @@ def test_a_shape_does_not_go_with_files_and_must_be_known(monkeypatch: pytest.Mo
     assert "leave out either" in failed("estimate", notes, "--target", "1B", "--shape", "qwen3-4b")
     assert "smollm2-135m, qwen3-4b, not 'gpt'" in failed("estimate", "--target", "1B", "--shape", "gpt")
     assert "gone does not exist" in failed("estimate", notes / "gone", "--target", "1B")
+
+
+def test_the_page_shows_what_the_command_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEMSPAN_MODEL")
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```console\n\$ memspan (.*)\n((?:.*\n)*?)```", page)
+    assert len(blocks) == page.count("```console") > 3
+    for given, shown in blocks:
+        assert memspan(*given.split()).out == shown, given
+    named = re.search(r"machines: (.*), or `cpu`", page)
+    assert named is not None and [*named[1].split(", "), "cpu"] == [kind.name for kind in KINDS.values()]

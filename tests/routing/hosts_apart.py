@@ -20,6 +20,8 @@ from memspan.bank import shard
 from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
+from memspan.bank.synthetic import made_up, write_synthetic
+from memspan.bench.latency import LatencySettings
 from memspan.errors import RankError
 from memspan.generate.memory import Memory
 from memspan.model.convert import load, save_checkpoint
@@ -208,3 +210,17 @@ def test_torchrun_starts_the_command_on_every_host(tmp_path: Path) -> None:
         expected = memory.ask("how old is the tower?", selector="router")
     assert (answer["text"], answer["received_bytes"] > 0) == (expected.text, True)
     assert [one["score"] for one in answer["evidence"]] == [one.score for one in expected.evidence]
+
+
+def test_the_benchmark_measures_one_host_beside_several(tmp_path: Path) -> None:
+    import hosts
+
+    loaded = tiny_loaded(max_document_tokens=128)
+    manifest = made_up(manifest_of(loaded))
+    how = {"chunks_per_document": 2, "max_segment_bytes": 100 * manifest.row_bytes}
+    write_synthetic(tmp_path / "bank", manifest, 400, **how).close()
+    settings = LatencySettings((400 * loaded.model.config.chunk_size,), questions=2, injected_tokens=16, new_tokens=1)
+    one, two = (hosts.measure(loaded, tmp_path / "bank", count, None, settings) for count in (1, 2))
+    assert one.keys() == two.keys() and one["received_bytes"] == 0
+    assert 0 < two["received_bytes"] < two["on_cable_bytes"]
+    assert min(side["first_token"]["least"] for side in (one, two)) > 0

@@ -120,7 +120,7 @@ class PlannedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CapacityPlan:
     """What a memory takes; a rank is a process with a GPU, or a machine without one.
 
     Attributes:
@@ -245,8 +245,8 @@ def plan(
     kind: Kind,
     price: float | None = None,
     sample: Estimate | None = None,
-) -> Plan:
-    """What encoding so many tokens takes, keeping them, and asking them a question.
+) -> CapacityPlan:
+    """What encoding a number of tokens takes, keeping them, and asking them a question.
 
     Args:
         price: of an hour of one GPU, in any currency.
@@ -268,7 +268,7 @@ def plan(
     rate = gpus * (of_sample or kind.flops / (2 * model.multiplied))
     seconds = tokens / rate, tokens / SPLIT_TOKENS_PER_SECOND
     hours = gpus * sum(seconds) / 3600
-    return Plan(
+    return CapacityPlan(
         tokens=tokens,
         gpus=gpus,
         kind=kind.name,
@@ -294,7 +294,7 @@ def plan(
 
 
 def _corpus(manifest: Manifest, tokens: int, sample: Estimate | None) -> tuple[int, int, int]:
-    """Documents, chunks and catalog bytes of so many tokens."""
+    """Documents, chunks and catalog bytes of a number of tokens."""
     if sample is None:
         whole, rest = divmod(tokens, manifest.max_document_tokens)
         of_whole, of_rest = (num_chunks(size, manifest.chunk_size) for size in (manifest.max_document_tokens, rest))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from memspan.bank.estimate import Estimate
     from memspan.bank.scope import Scope
     from memspan.bank.texts import TextBank
-    from memspan.bench.plan import Plan
+    from memspan.bench.plan import CapacityPlan
     from memspan.generate.answerer import Answerer
     from memspan.generate.endpoint import Endpoint
     from memspan.generate.memory import Memory
@@ -123,7 +123,7 @@ class TargetChoice:
     price: float | None
     shape: str | None
 
-    def plan(self, model: ModelChoice, documents: Callable[[LoadedModel], Estimate] | None = None) -> Plan:
+    def plan(self, model: ModelChoice, documents: Callable[[LoadedModel], Estimate] | None = None) -> CapacityPlan:
         """What it takes.
 
         Args:

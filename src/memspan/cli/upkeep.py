@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from memspan.bank.encoded import EncodedSegment
     from memspan.bank.estimate import Estimate
     from memspan.bank.verify import Fault
-    from memspan.bench.plan import Plan
+    from memspan.bench.plan import CapacityPlan
     from memspan.model.convert import LoadedModel
     from memspan.text.corpus import Skipped
 
@@ -146,7 +146,8 @@ def _show(faults: Sequence[Fault]) -> None:
 
 def _target(
     target: Annotated[
-        str | None, typer.Option(help="Plan a memory of so many tokens, as 100M or 1B; files are a sample of it.")
+        str | None,
+        typer.Option(help="Plan a memory of as many tokens, as 100M or 1B; files are a sample of it."),
     ] = None,
     gpus: Annotated[
         str, typer.Option(help="Of --target: machines, as 8xH100. Kinds: H100, H200, A100-80G, L40S, 4090, B200, cpu.")
@@ -216,7 +217,7 @@ def _estimated(result: Estimate) -> dict[str, str]:
     }
 
 
-def _planned(plan: Plan) -> dict[str, str]:
+def _planned(plan: CapacityPlan) -> dict[str, str]:
     size, duration = render.size, render.duration
     parts = f"computing {duration(plan.computing_seconds)}, splitting text {duration(plan.splitting_seconds)}"
     disk = f"latents {size(plan.latent_bytes)}, routing keys in 8 bits {size(plan.coarse_bytes)}"
