@@ -8,7 +8,6 @@ tc's netem.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import heapq
 import itertools
 import multiprocessing
@@ -166,6 +165,8 @@ def _served(pipes: Sequence[Connection]) -> list[Any]:
 
 def _tap(name: str, bridge: str) -> int:
     """A port of a bridge whose frames a program reads and writes."""
+    import fcntl  # Windows has none
+
     tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _TAP_WITHOUT_HEADER))
     _ip("link", "set", name, "master", bridge, "up")

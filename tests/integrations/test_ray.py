@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from apart import run_in_own_network
 
 
 @pytest.mark.slow
 def test_workers_encode_what_one_process_would_and_lose_nothing_when_they_are_killed() -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
-    from apart import run_in_own_network
-
     run_in_own_network(Path(__file__).with_name("ray_cluster.py"))

@@ -8,19 +8,22 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from apart import SLOW, Host, Link, on_hosts
-from helpers import add_latents, random_latents, tiny_loaded, tiny_manifest, tiny_model, tiny_tokenizer
+from helpers import add_latents, random_latents, read_bank, tiny_loaded, tiny_manifest, tiny_model, tiny_tokenizer
 
 from memspan.bank import shard
 from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
+from memspan.bank.encoders import encode_for_first
 from memspan.bank.synthetic import made_up, write_synthetic
+from memspan.bank.verify import verify
 from memspan.bench.latency import LatencySettings
 from memspan.errors import RankError
 from memspan.generate.memory import Memory
@@ -224,3 +227,30 @@ def test_the_benchmark_measures_one_host_beside_several(tmp_path: Path) -> None:
     assert one.keys() == two.keys() and one["received_bytes"] == 0
     assert 0 < two["received_bytes"] < two["on_cable_bytes"]
     assert min(side["first_token"]["least"] for side in (one, two)) > 0
+
+
+@pytest.mark.parametrize("link", [None, SLOW])
+def test_hosts_encode_the_bank_that_one_encodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Link | None
+) -> None:
+    monkeypatch.setattr("memspan.bank.encode.WINDOW_BATCHES", 2)
+    loaded = tiny_loaded(max_document_tokens=64)
+    corpus = [Document(str(number), "the otter of Rome " * (1 + number % 5)) for number in range(20)]
+
+    def add(ranks: Ranks | None, folder: Path) -> int:
+        if ranks is not None and ranks.rank:
+            return encode_for_first(folder, loaded, ranks).documents
+        with closing(MemoryBank.open(folder)) as bank:
+            return add_documents(bank, loaded, corpus, batch_tokens=60, group=ranks).documents
+
+    for name in ("one", "two"):
+        MemoryBank.create(tmp_path / name, manifest_of(loaded)).close()
+    add(None, tmp_path / "one")
+    assert None not in on_hosts(_joined(lambda ranks, _: add(ranks, tmp_path / "two")), 2, link)
+    contents = []
+    for name in ("one", "two"):
+        with closing(MemoryBank.open(tmp_path / name)) as bank:
+            assert verify(bank) == []
+            found = read_bank(bank)
+        contents.append([(replace(stored, date="", source_id=0), *latents) for stored, *latents in found])
+    assert contents[0] == contents[1] and len(contents[0]) > 20, "long ones are split"

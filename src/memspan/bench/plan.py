@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
+from typing import Any
 
 from memspan.bank.encode import manifest_of
 from memspan.bank.estimate import CATALOG_FACTOR, Estimate
@@ -312,9 +313,7 @@ def _shards(chunks: int, segments: int) -> list[int]:
     return [chunks * (number + 1) // count - chunks * number // count for number in range(count)]
 
 
-def _memory(
-    model: PlannedModel, kind: Kind, documents: int, chunks: int, routed: RoutingCost
-) -> dict[str, int | float | None]:
+def _memory(model: PlannedModel, kind: Kind, documents: int, chunks: int, routed: RoutingCost) -> dict[str, Any]:
     """The fields of a plan about the memory of a rank, and the time of reading it."""
     ranks, keys = len(routed.key_bytes), max(routed.key_bytes)
     weights = _WEIGHT_BYTES * model.weights
