@@ -84,8 +84,8 @@ def main() -> None:
         how = {"chunks_per_document": _CHUNKS_PER_DOCUMENT, "max_segment_bytes": most}
         with closing(write_synthetic(folder, manifest, options.chunks, **how)) as bank, bank.snapshot() as snapshot:
             shards = [len(shard.document_C) for shard in snapshot.shards]
-        sides = {"one host": (1, None), "hosts": (options.hosts, None), "hosts, slow": (options.hosts, SLOW)}
-        figures = {name: measure(loaded, folder, *side, settings) for name, side in sides.items()}
+        sides = ("one host", 1, None), ("hosts", options.hosts, None), ("hosts, slow", options.hosts, SLOW)
+        figures = {name: measure(loaded, folder, count, link, settings) for name, count, link in sides}
     asked = Asked(1, 32, loaded.model.config.top_k_docs, _CHUNKS_PER_DOCUMENT)
     cost = routing_cost(manifest, shards, options.hosts, asked)
     predicted = {**asdict(cost), "waits_on_slow_links": cost.steps * SLOW.seconds}
