@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from apart import SLOW, Host, Link, on_hosts
 from helpers import add_latents, random_latents, read_bank, tiny_loaded, tiny_manifest, tiny_model, tiny_tokenizer
+from own_network import SLOW, Host, Link, on_hosts
 
 from memspan.bank import shard
 from memspan.bank.add import add_documents

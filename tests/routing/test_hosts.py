@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from apart import run_in_own_network
+from own_network import run_in_own_network
 
 
 @pytest.mark.slow
