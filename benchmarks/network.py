@@ -30,7 +30,7 @@ _FORK: Any = multiprocessing.get_context("fork") if hasattr(os, "fork") else Non
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 _TUNSETIFF, _TAP_WITHOUT_HEADER = 0x400454CA, 0x1002
 _CABLE = "eth0"
-_MOST_SECONDS = 120.0
+_MOST_SECONDS = 600.0
 
 
 def own_network(*command: str) -> list[str] | None:
