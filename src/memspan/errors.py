@@ -47,6 +47,10 @@ class BudgetError(MemspanError):
     """A memory budget is malformed, or too small for its load."""
 
 
+class PlanError(MemspanError, ValueError):
+    """The target, the machines or the price of a plan are none; the message names what can be given."""
+
+
 class RankError(MemspanError):
     """A process of several that share a bank was lost, or they do not fit together."""
 

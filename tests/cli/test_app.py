@@ -43,7 +43,7 @@ COMMANDS = {
     "import": ("--model", "--json"),
     "ls": ("--after", "--limit", "--json"),
     "info": ("--json",),
-    "estimate": ("--installed-packages", "--model"),
+    "estimate": ("--installed-packages", "--model", "--target", "--gpus", "--price", "--shape"),
 }
 
 

@@ -21,6 +21,7 @@ from memspan.bank.scope import Scope
 from memspan.errors import RankError
 from memspan.generate.memory import Memory
 from memspan.model.convert import load, save_checkpoint
+from memspan.routing.cost import Asked, query_bytes, received_bytes
 from memspan.routing.local import LocalMemory
 from memspan.routing.ranks import Ranks
 from memspan.routing.sharded import ShardedMemory, ShardedSource
@@ -81,7 +82,7 @@ def test_some_ranks_select_exactly_what_one_does(
 
 
 def test_what_a_rank_receives_is_what_the_docs_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The formula of docs/performance.md, section Memory Parallel."""
+    """The formula of docs/performance.md, section Memory Parallel, and of `memspan.routing.cost`."""
     monkeypatch.setattr(shard, "_SMALL_KEYS_BYTES", 0)
     monkeypatch.setattr(ShardedSource, "above", lambda *_: pytest.fail("the first pass is enough here"))
     R, B, T, k, place = 3, 2, 5, 3, 5
@@ -109,12 +110,13 @@ def test_what_a_rank_receives_is_what_the_docs_say(tmp_path: Path, monkeypatch: 
 
     for rank, (received, doc_ids) in enumerate(in_processes(route, R)):
         assert len(set(doc_ids[0])) == k and set(doc_ids[0]) == set(doc_ids[1])
-        query = 4 * B * T * G * D if rank else 0
-        candidates = (R - 1) * B * 8 * k * (12 + 4)
-        content = (R - 1) * rows * 2 * G * D * 2
-        most_selected_of_a_rank = 1
-        counts = (R - 1) * (32 + 8 * B + 8 * most_selected_of_a_rank)
-        assert received == query + candidates + content + counts
+        asked = Asked(questions=B, tokens=T, top_k=k, document_chunks=rows)
+        queries = query_bytes(MANIFEST, asked)
+        foreign = (R - 1) * rows  # every rank has one of the selected
+        assert queries == 4 * B * T * G * D
+        assert received == received_bytes(MANIFEST, R, asked, foreign, 1) - (0 if rank else queries)
+        candidates, content = (R - 1) * B * 8 * k * (12 + 4), foreign * 4 * G * D
+        assert received == (queries if rank else 0) + candidates + content + (R - 1) * (24 + 8 * B + 8 * 1)
 
 
 def test_an_answer_over_two_ranks_is_that_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +204,20 @@ def test_values_of_any_size_are_dealt_and_collected() -> None:
         return own, joined.collect(own)
 
     assert in_processes(do, 3) == [(own, values) for own in values]
+
+
+@pytest.mark.parametrize("lengths", [[3, 0, 1], [0, 0, 0], [1, 1, 1], [0, 5000, 2]])
+def test_tensors_of_any_length_and_type_travel_together(lengths: list[int]) -> None:
+    def parts(rank: int) -> tuple[torch.Tensor, ...]:
+        number_N = torch.arange(lengths[rank]) + 2**40 * rank
+        return number_N.to(torch.uint8), number_N, -number_N.float(), number_N[:1].double(), number_N % 2 == 1
+
+    def do(joined: Ranks) -> list[list[tuple[list[Any], str]]]:
+        found = joined.gather(*parts(joined.rank))
+        return [[(x.tolist(), str(x.dtype)) for x in of_rank] for of_rank in found]
+
+    expected = [[(x.tolist(), str(x.dtype)) for x in parts(rank)] for rank in range(3)]
+    assert in_processes(do, 3) == [expected] * 3
 
 
 @pytest.mark.parametrize("how", ["gone", pytest.param("silent", marks=pytest.mark.slow)])

@@ -19,7 +19,7 @@ from memspan.types import Document
 
 _SAMPLE_TOKENS = 4 * BATCH_TOKENS
 # Catalog bytes per byte of text: the text itself and its full-text index (measured, docs/LOG.md).
-_CATALOG_FACTOR = 2.4
+CATALOG_FACTOR = 2.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def estimate(loaded: LoadedModel, documents: Iterable[Document]) -> Estimate:
         seconds=tokens / rate if rate else 0.0,
         latent_bytes=chunks * manifest.row_bytes,
         routing_key_bytes=chunks * manifest.key_bytes,
-        catalog_bytes=int(text_bytes * _CATALOG_FACTOR),
+        catalog_bytes=int(text_bytes * CATALOG_FACTOR),
     )
 
 

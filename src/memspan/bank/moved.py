@@ -208,7 +208,12 @@ def free_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return _UNKNOWN_DEVICE_BYTES
     free, total = torch.cuda.mem_get_info(device)
-    return max(0, free - max(_LEAST_RESERVE, int(total * _RESERVED_SHARE)))
+    return max(0, free - reserved_bytes(total))
+
+
+def reserved_bytes(total: int) -> int:
+    """What an accelerator with so much memory keeps free for answering."""
+    return max(_LEAST_RESERVE, int(total * _RESERVED_SHARE))
 
 
 def _num_rows(reader: Reader) -> int:

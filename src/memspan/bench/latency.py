@@ -38,6 +38,7 @@ from memspan.generate.state import RoundState
 from memspan.model.convert import LoadedModel
 from memspan.model.decoding import prepare
 from memspan.ops.pooling import num_chunks
+from memspan.routing.ranks import Ranks
 from memspan.text.template import Context, Passage
 from memspan.types import Answer, LayerRouting, Round
 
@@ -137,14 +138,14 @@ class Latency:
                 "answer; give fewer --injected-tokens or --new-tokens"
             )
 
-    def ask(self, bank: MemoryBank, number: int) -> QuestionTimes:
-        """Ask one question; those of different numbers differ in their words."""
+    def ask(self, bank: MemoryBank, number: int, ranks: Ranks | None = None) -> QuestionTimes:
+        """Ask one question; those of different numbers differ in their words. Ranks, if given, all ask it together."""
         loaded, plan = self._loaded, Plan("router", 1, 0, route_answer=self._settings.route_answer)
         started, started_cpu = time.perf_counter(), time.process_time()
         first: tuple[float, float] | None = None
         answer: Answer | None = None
         with bank.snapshot() as snapshot:
-            finder, state = Finder(loaded, snapshot, EVERYTHING), RoundState(loaded)
+            finder, state = Finder(loaded, snapshot, EVERYTHING, ranks), RoundState(loaded)
             reading = FixedReading(loaded, finder, plan, self.passages)
             sampling = Sampling(max_new_tokens=1 + self._settings.new_tokens)
             loop = answering(state, finder, plan, sampling, reading)

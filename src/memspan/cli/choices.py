@@ -4,7 +4,7 @@ it is asked."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -16,8 +16,10 @@ from memspan.errors import MemspanError, UnknownDocument, UnknownName
 from memspan.places import quoted
 
 if TYPE_CHECKING:
+    from memspan.bank.estimate import Estimate
     from memspan.bank.scope import Scope
     from memspan.bank.texts import TextBank
+    from memspan.bench.plan import CapacityPlan
     from memspan.generate.answerer import Answerer
     from memspan.generate.endpoint import Endpoint
     from memspan.generate.memory import Memory
@@ -107,6 +109,47 @@ class EngineChoice:
             raise MemspanError(str(error)) from error
         num_gpus = 0.0 if device in (None, "cpu") else 1.0
         return partial(encode, None, address=self.address, workers=self.workers or 2, num_gpus=num_gpus)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetChoice:
+    """A memory that is planned; see `memspan.bench.plan` for the fields.
+
+    Attributes:
+        shape: stands for a model that is not here.
+    """
+
+    tokens: str
+    gpus: str
+    price: float | None
+    shape: str | None
+
+    def plan(self, model: ModelChoice, documents: Callable[[LoadedModel], Estimate] | None = None) -> CapacityPlan:
+        """What it takes.
+
+        Args:
+            documents: estimates files, as a sample of the memory.
+
+        Raises:
+            MemspanError: the target, the machines or the price are none, or a shape and something that is here were
+                named.
+        """
+        from memspan.bench.plan import PlannedModel, check_price, parse_gpus, parse_tokens, plan
+
+        tokens, (count, kind) = parse_tokens(self.tokens), parse_gpus(self.gpus)
+        check_price(self.price)
+        if self.shape is not None:
+            if documents is not None or model.path is not None:
+                raise MemspanError(
+                    "--shape stands for a model that is not here, and --model (or MEMSPAN_MODEL) and files need one "
+                    "that is; leave out either"
+                )
+            return plan(PlannedModel.of_shape(self.shape), tokens, count, kind, self.price)
+        loaded = model.load()
+        sample = None if documents is None else documents(loaded)
+        if sample is not None and loaded.model.device.type != "cpu":  # its speed is not that of a machine without
+            sample = replace(sample, tokens_per_second=0.0)
+        return plan(PlannedModel.of(loaded), tokens, count, kind, self.price, sample)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,12 @@ from memspan.cli.app import (
     JsonOption,
     Model,
     NamespaceOption,
+    OptionGroup,
     ReadBankArgument,
     ReadingOptions,
     command,
 )
-from memspan.cli.choices import missing_namespace
+from memspan.cli.choices import TargetChoice, missing_namespace
 from memspan.cli.importing import importing
 from memspan.cli.process import SKIPPED, refuse_torchrun, stop_flag
 from memspan.cli.stored import check_bank, open_texts
@@ -34,7 +35,10 @@ from memspan.places import BankPlace, quoted
 
 if TYPE_CHECKING:
     from memspan.bank.encoded import EncodedSegment
+    from memspan.bank.estimate import Estimate
     from memspan.bank.verify import Fault
+    from memspan.bench.plan import CapacityPlan
+    from memspan.model.convert import LoadedModel
     from memspan.text.corpus import Skipped
 
 
@@ -141,44 +145,103 @@ def _show(faults: Sequence[Fault]) -> None:
         render.out.print(f"{fault.kind}: {fault.where}{whose}: {fault.message}")
 
 
+def _target(
+    target: Annotated[
+        str | None,
+        typer.Option(help="Plan a memory of as many tokens, as 100M or 1B; files are a sample of it."),
+    ] = None,
+    gpus: Annotated[
+        str, typer.Option(help="Of --target: machines, as 8xH100. Kinds: H100, H200, A100-80G, L40S, 4090, B200, cpu.")
+    ] = "1xcpu",
+    price: Annotated[float | None, typer.Option(help="Of --target: what an hour of one GPU costs.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Of --target: smollm2-135m or qwen3-4b, in place of a model that is here.")
+    ] = None,
+) -> TargetChoice | None:
+    if target is not None:
+        return TargetChoice(target, gpus, price, shape)
+    if (gpus, price, shape) != ("1xcpu", None, None):
+        raise MemspanError("--gpus, --price and --shape plan a memory; say of how many tokens: --target 1B")
+    return None
+
+
 @command
 def estimate(
     paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders.")] = None,
     installed: InstalledOption = False,
     *,
+    planned: Annotated[TargetChoice | None, OptionGroup(_target)],
     model: Model,
     how: ReadingOptions,
     as_json: JsonOption = False,
 ) -> int:
-    """Estimate the time and disk space that a corpus would take on this machine, without encoding it."""
+    """Estimate the time and disk space of a corpus on this machine, or of --target tokens on others. Encodes nothing
+    but a sample."""
     from memspan.text.corpus import found_documents, read_paths
     from memspan.text.installed import installed_packages
 
-    if not (paths or installed):
-        raise MemspanError("nothing to estimate; name files or folders, or --installed-packages")
+    if not (paths or installed or planned):
+        raise MemspanError("nothing to estimate; name files or folders, --installed-packages, or --target TOKENS")
     stream = read_paths(paths or (), options=how.options)
+    skipped: list[Skipped] = []
+
     with importing():
         from memspan.bank.estimate import estimate
-    skipped: list[Skipped] = []
-    result = estimate(model.load(), found_documents(skipped, stream, installed_packages() if installed else ()))
-    code = SKIPPED if skipped else 0
+
+    def counted(loaded: LoadedModel) -> Estimate:
+        return estimate(loaded, found_documents(skipped, stream, installed_packages() if installed else ()))
+
+    if planned is None:
+        result: Any = counted(model.load())
+        shown = _estimated(result)
+    else:
+        result = planned.plan(model, counted if paths or installed else None)
+        shown = _planned(result)
     if as_json:
         render.as_json({**dataclasses.asdict(result), "skipped": skipped})
-        return code
-    render.name_skipped(skipped)
-    render.fields(
-        {
-            "sources": f"{result.sources:,}",
-            "documents": f"{result.documents:,}",
-            "tokens": f"{result.tokens:,}",
-            "speed": f"{result.tokens_per_second:,.0f} tokens/s (measured on a sample)",
-            "time": render.duration(result.seconds),
-            "latents": render.size(result.latent_bytes),
-            "routing keys": f"{render.size(result.routing_key_bytes)} of the latents, read by every routed question",
-            "catalog": f"about {render.size(result.catalog_bytes)}",
-        }
-    )
-    return code
+    else:
+        render.name_skipped(skipped)
+        render.fields(shown)
+    return SKIPPED if skipped else 0
+
+
+def _estimated(result: Estimate) -> dict[str, str]:
+    return {
+        "sources": f"{result.sources:,}",
+        "documents": f"{result.documents:,}",
+        "tokens": f"{result.tokens:,}",
+        "speed": f"{result.tokens_per_second:,.0f} tokens/s (measured on a sample)",
+        "time": render.duration(result.seconds),
+        "latents": render.size(result.latent_bytes),
+        "routing keys": f"{render.size(result.routing_key_bytes)} of the latents, read by every routed question",
+        "catalog": f"about {render.size(result.catalog_bytes)}",
+    }
+
+
+def _planned(plan: CapacityPlan) -> dict[str, str]:
+    size, duration = render.size, render.duration
+    parts = f"computing {duration(plan.computing_seconds)}, splitting text {duration(plan.splitting_seconds)}"
+    disk = f"latents {size(plan.latent_bytes)}, routing keys in 8 bits {size(plan.coarse_bytes)}"
+    rank = "GPU" if plan.kind != "cpu" else "machine"
+    keys = f"{size(plan.key_bytes)} of routing keys, room for {size(plan.key_room_bytes)}"
+    money = "" if plan.cost is None else f", which cost {plan.cost:,.2f}"
+    basis = "measured on 2 cores" if plan.is_measured else "derived from data sheets, not measured"
+    found = {
+        "memory": f"{plan.tokens:,} tokens, {plan.documents:,} documents, {plan.chunks:,} chunks, "
+        f"{plan.segments:,} segments",
+        "machines": f"{plan.gpus:,} x {plan.kind} ({basis})",
+        "encoding": f"{duration(plan.encoding_seconds)}: {parts}",
+        "GPU hours" if rank == "GPU" else "hours": f"{plan.gpu_hours:,.1f}{money}",
+        "disk": f"{size(plan.disk_bytes)}: {disk}, catalog {size(plan.catalog_bytes)}",
+        f"a {rank}": f"{keys}, beside {size(plan.weight_bytes)} of weights",
+        "host memory": f"{size(plan.host_bytes)} a process ({plan.ranks:,} of them)",
+        "a question": f"reads the routing keys in at least {1000 * plan.routing_seconds:,.1f} ms, and "
+        f"{size(plan.content_bytes)} from disk",
+    }
+    if plan.ranks > 1:
+        waits = f"{plan.steps:,} messages one after another: {1000 * plan.network_seconds:,.1f} ms"
+        found["network"] = f"{size(plan.received_bytes)} a question to each process, {waits} (25 Gbit/s, 0.05 ms each)"
+    return found | {f"limit {place}": one for place, one in enumerate(plan.limits, start=1)}
 
 
 @command

@@ -26,7 +26,7 @@ from memspan.routing.source import Candidates, DocumentSource, LocalSource, acce
 from memspan.stages import stage
 from memspan.types import LayerRouting, Retrieved
 
-_CANDIDATES_PER_SELECTED = 8
+CANDIDATES_PER_SELECTED = 8
 MOST_CANDIDATES = 4096
 # What the coarse pass may be wrong by: so many times the largest error seen among the documents that were re-scored.
 _ERROR_MARGIN = 3.0
@@ -124,7 +124,7 @@ class SourceMemory:
         Limit: its errors on documents left out are taken to be at most `_ERROR_MARGIN` times the largest seen; and no
         more than `MOST_CANDIDATES` are looked at.
         """
-        count = _CANDIDATES_PER_SELECTED * self._top_k
+        count = CANDIDATES_PER_SELECTED * self._top_k
         leading = [best(found, count) for found in self._source.leading(layer, query_BTW, count)]
         exact = self._exact(layer, leading)
         bounds = [self._bound(coarse, scored) for coarse, scored in zip(leading, exact, strict=True)]

@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import socket
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from ipaddress import ip_address
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -43,6 +46,9 @@ class Ranks:
     def join(cls, device: torch.device, timeout: float = DEFAULT_TIMEOUT) -> Ranks:
         """Meet the other processes that `torchrun` started: over their GPUs (nccl, xccl) where each has one, else gloo.
 
+        Sets `GLOO_SOCKET_IFNAME` where it is not set: gloo would take the address of this machine's name, which is a
+        loopback address on many machines, and others could not reach it.
+
         Raises:
             RankError: they did not all come, or there are more on this machine than GPUs.
         """
@@ -53,6 +59,8 @@ class Ranks:
             if backend != "gloo":
                 where = torch.device(device.type, own_gpu())
                 torch.accelerator.set_device_index(where.index)
+            elif (name := outer_interface()) is not None:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         return cls(None, timeout, where)
 
@@ -65,18 +73,29 @@ class Ranks:
             dist.broadcast(flat, source, group=self._group)
         return flat.cpu().view(tensor.dtype).view(tensor.shape)
 
-    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors of all ranks, in order; of one dtype, equal in all dimensions but the last."""
-        lengths = self._gather(torch.tensor([tensor.shape[-1]]))
-        longest = max(int(length) for length in lengths)
-        if not longest:
-            return [tensor] * self.size
-        padded = torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1]))
-        return [found[..., : int(length)] for found, length in zip(self._gather(padded), lengths, strict=True)]
+    def gather(self, *tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        """The tensors of all ranks, in order; one-dimensional, of the types that these have. They travel together."""
+        own = torch.cat([tensor.contiguous().view(torch.uint8) for tensor in tensors])
+        sizes = torch.stack(self.gather_even(torch.tensor([tensor.nbytes for tensor in tensors])))
+        missing = int(sizes.sum(1).max()) - len(own)
+        padded = torch.nn.functional.pad(own, (0, missing))
+        found = self.gather_even(padded) if len(padded) else [padded] * self.size
+        parts = [theirs[: sum(of_rank)].split(of_rank) for theirs, of_rank in zip(found, sizes.tolist(), strict=True)]
+        # A copy of each part, since numbers must begin where their type may.
+        return [tuple(x.clone().view(like.dtype) for x, like in zip(one, tensors, strict=True)) for one in parts]
+
+    def gather_even(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors of all ranks, in order, where they have one shape and type."""
+        self.received_bytes += tensor.nbytes * (self.size - 1)
+        given = tensor.contiguous().to(self._device)
+        found = [torch.empty_like(given) for _ in range(self.size)]
+        with _told(self._timeout):
+            dist.all_gather(found, given, group=self._group)
+        return [theirs.cpu() for theirs in found]
 
     def largest(self, tensor: torch.Tensor) -> torch.Tensor:
         """Elementwise maximum over ranks; float32 or int64, of one shape."""
-        return torch.stack(self._gather(tensor)).amax(0)
+        return torch.stack(self.gather_even(tensor)).amax(0)
 
     def deal(self, values: Sequence[Any] | None = None) -> Any:
         """This rank's own of the values that rank 0 has, one a rank; anything that can be pickled.
@@ -97,7 +116,7 @@ class Ranks:
 
     def collect(self, value: Any) -> list[Any]:
         """The values of all ranks, in order; for values and errors see `deal`."""
-        return [_unpacked(theirs) for theirs in self.gather(_packed(value))]
+        return [_unpacked(theirs) for (theirs,) in self.gather(_packed(value))]
 
     def check_equal(self, what: str, values: Sequence[str]) -> None:
         """See that all ranks have the same.
@@ -107,21 +126,13 @@ class Ranks:
         """
         for value in values:
             gathered = self.gather(torch.tensor(list(value.encode()), dtype=torch.uint8))
-            first, *others = (bytes(theirs.tolist()).decode() for theirs in gathered)
+            first, *others = (bytes(theirs.tolist()).decode() for (theirs,) in gathered)
             for rank, other in enumerate(others, start=1):
                 if other != first:
                     raise RankError(
                         f"the ranks differ in {what}: rank 0 has {first}, rank {rank} has {other}; "
                         "start all with the same bank, model and options"
                     )
-
-    def _gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        self.received_bytes += tensor.nbytes * (self.size - 1)
-        given = tensor.contiguous().to(self._device)
-        found = [torch.empty_like(given) for _ in range(self.size)]
-        with _told(self._timeout):
-            dist.all_gather(found, given, group=self._group)
-        return [theirs.cpu() for theirs in found]
 
 
 def own_gpu() -> int:
@@ -137,6 +148,22 @@ def own_gpu() -> int:
             "processes on it, or give --device cpu"
         )
     return number
+
+
+def outer_interface() -> str | None:
+    """The network interface by which this machine reaches that of rank 0; None where that is loopback, or not known."""
+    try:
+        place = os.environ.get("MASTER_ADDR", "localhost"), int(os.environ.get("MASTER_PORT", "1"))
+        family, kind, protocol, _, address = socket.getaddrinfo(*place, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)  # sends nothing
+            own = probe.getsockname()[0]
+    except (OSError, ValueError):
+        return None  # no such place: joining says so
+    if ip_address(own.partition("%")[0]).is_loopback:
+        return None
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, found in interfaces if own in (one.address for one in found)), None)
 
 
 def _packed(value: Any) -> torch.Tensor:

@@ -63,11 +63,14 @@ class ShardedSource:
         of_rank: dict[int, list[int]] = {}
         for document_id in ids:
             of_rank.setdefault(self._owner[document_id], []).append(document_id)
+        if not of_rank:
+            return []
         own = self._local.content(layer, of_rank.get(self._ranks.rank, []))
-        lengths = self._ranks.gather(torch.tensor([len(rows) for rows in own], dtype=torch.int64))
+        most = max(map(len, of_rank.values()))
+        lengths = self._ranks.gather_even(torch.tensor([len(rows) for rows in own] + [0] * (most - len(own))))
         found: dict[int, torch.Tensor] = {}
         for rank, theirs in sorted(of_rank.items()):
-            rows = lengths[rank].tolist()
+            rows = lengths[rank][: len(theirs)].tolist()
             sent = torch.empty(sum(rows), *self._row_shape, dtype=LATENT_DTYPE)
             if rank == self._ranks.rank:
                 sent = torch.cat(own)
@@ -88,9 +91,9 @@ class ShardedSource:
 
     def _shared(self, own: list[Candidates]) -> list[Candidates]:
         """What all ranks found for every question."""
-        counts = self._ranks.gather(torch.tensor([len(found.ids) for found in own]))
-        ids = self._ranks.gather(torch.cat([found.ids for found in own]))
-        scores = self._ranks.gather(torch.cat([found.scores for found in own]))
+        counts = torch.tensor([len(found.ids) for found in own])
+        parts = torch.cat([found.ids for found in own]), torch.cat([found.scores for found in own])
+        counts, ids, scores = zip(*self._ranks.gather(counts, *parts), strict=True)
         for rank, ids_K in enumerate(ids):
             self._owner.update(dict.fromkeys(ids_K.tolist(), rank))
         ids_of = [x.split(counts_B.tolist()) for x, counts_B in zip(ids, counts, strict=True)]
