@@ -18,6 +18,7 @@ from memspan.bank.add import add_documents
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.bank.scope import Scope
+from memspan.content import TokenContent
 from memspan.errors import RankError
 from memspan.generate.memory import Memory
 from memspan.model.convert import load, save_checkpoint
@@ -119,9 +120,19 @@ def test_what_a_rank_receives_is_what_the_docs_say(tmp_path: Path, monkeypatch: 
         assert received == (queries if rank else 0) + candidates + content + (R - 1) * (24 + 8 * B + 8 * 1)
 
 
-def test_an_answer_over_two_ranks_is_that_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        (None, {"selector": "router", "max_documents": 2}),
+        # Found by words alone, so that no rank has heard of the documents before they are read.
+        (TokenContent(2, (1, 3)), {"selector": "lexical", "max_documents": 3, "max_texts": 1}),
+    ],
+)
+def test_an_answer_over_two_ranks_is_that_of_one(
+    content: TokenContent | None, options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shard, "_SMALL_KEYS_BYTES", 0)
-    loaded = tiny_loaded(max_document_tokens=128)
+    loaded = tiny_loaded(max_document_tokens=128).keeping(content)
     bank = MemoryBank.create(tmp_path / "bank", manifest_of(loaded))
     for number in range(4):
         add_documents(bank, loaded, [Document(str(number), f"the tower number {number} is older than the river")])
@@ -130,7 +141,7 @@ def test_an_answer_over_two_ranks_is_that_of_one(tmp_path: Path, monkeypatch: py
     def ask(joined: Ranks | None) -> tuple[Any, ...]:
         with Memory(MemoryBank.open(bank.folder), loaded, ranks=joined) as memory:
             before = joined.received_bytes if joined else 0
-            answer = memory.ask("how old is the tower?", selector="router", max_documents=2)
+            answer = memory.ask("how old is the tower?", **options)
         assert answer.received_bytes == (joined.received_bytes - before if joined else 0)
         return answer.text, answer.evidence
 
