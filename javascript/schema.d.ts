@@ -452,6 +452,8 @@ export interface components {
             selector?: ("router" | "lexical" | "hybrid" | "generate") | null;
             /** @default 5 */
             max_documents?: number;
+            /** @description Read as text; others from tokens kept. */
+            max_texts?: number | null;
             rounds?: number | null;
             documents_per_round?: number | null;
             max_injected_tokens?: number | null;
