@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from memspan.model.modeling import MSAForCausalLM, decoder_layers
 from memspan.train.settings import ModelSettings
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class Runner(nn.Module):
@@ -96,6 +98,37 @@ def gathered(accelerator: Accelerator, value: Any) -> list[Any]:
 def agreed(accelerator: Accelerator, value: Any) -> Any:
     """The first process's value: what decisions are made by must be the same in all."""
     return gathered(accelerator, value)[0]
+
+
+def shared_out(model: MSAForCausalLM, do: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`do(item)` of every item, in order: each runs in one process, and all processes get its result.
+
+    Every process calls this with the same items.
+
+    Args:
+        do: gives something to pickle, its tensors on the CPU. Sharded weights need all processes in each forward, so
+            it must then run as many forwards for one item as for another; a process without an item left does its
+            first again.
+    """
+    if not dist.is_initialized():
+        return [do(item) for item in items]
+    rank, size = dist.get_rank(), dist.get_world_size()
+    own = {place: do(items[place]) for place in range(rank, len(items), size)}
+    if is_sharded(model) and len(items) % size and rank >= len(items) % size:
+        do(items[min(rank, len(items) - 1)])
+    return [_sent(own.get(place), place % size) for place in range(len(items))]
+
+
+def _sent(value: Any, source: int) -> Any:
+    """What rank `source` has, in all processes."""
+    values = [value]
+    dist.broadcast_object_list(values, source)
+    return values[0]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds a part of the weights, which they gather in every forward."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
