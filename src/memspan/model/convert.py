@@ -34,6 +34,8 @@ from memspan.ops.similarity import SIMILARITIES
 from memspan.places import cache_folder, gigabytes, quoted
 from memspan.text.template import PromptTemplate, added_tokens
 
+STORED = "stored"
+
 # Below this size the probe runs in float32, where an attention that is nearly right cannot pass for right.
 _EXACT_PROBE_PARAMETERS = 2_000_000_000
 
@@ -226,7 +228,8 @@ def load(
         adapter: a folder with trained weights for this backbone (see `memspan.model.adapter`), the name of a shipped
             adapter, or "none". Default: the shipped adapter of a known backbone, else none. The adapter decides which
             layers route, not the checkpoint.
-        dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
+        dtype: "float32", "bfloat16" or "float16", or "stored": the checkpoint's own, whose files a CPU then maps and
+            does not copy; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
         device_map: in its place, as transformers takes it: "auto", or a map to one device. A memory serves no model
             that is divided over several.
@@ -271,7 +274,7 @@ def load(
             loaded: Any = MSAForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                dtype=pick_dtype(dtype, target),
+                dtype="auto" if dtype == STORED else pick_dtype(dtype, target),
                 local_files_only=True,
                 output_loading_info=True,
                 **given,
