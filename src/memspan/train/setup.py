@@ -156,6 +156,8 @@ def load_model(
     # LoRA that goes on training must stay apart; loading it as serving does would merge it.
     named = {"adapter": NO_ADAPTER if with_lora else adapter or NO_ADAPTER, "device": str(device)}
     loaded = load(path, dtype=STORED, **named)
+    if getattr(loaded.model, "hf_quantizer", None) is not None:
+        raise TrainingError(f"the weights in {loaded.path} are quantized, and do not train; train the plain model")
     if (with_lora and recipe.lora is None) or _rounded(loaded.model):
         loaded = load(path, dtype="float32", **named)
     model = loaded.model
