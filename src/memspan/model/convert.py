@@ -22,14 +22,7 @@ from memspan.config import TEMPLATES, MSAConfig, TemplateSpec
 from memspan.errors import CheckpointError, MemspanError
 from memspan.files import whole_folder
 from memspan.model.adapter import adapter_layers, apply_adapter
-from memspan.model.backbones import (
-    RELEASED_TYPE,
-    check_folder,
-    find_folder,
-    first_line,
-    load_backbone,
-    setting,
-)
+from memspan.model.backbones import check_folder, find_folder, first_line, load_backbone
 from memspan.model.modeling import MSAForCausalLM, check_fingerprints, is_router
 from memspan.model.packed import DecodeWeights, check_weights
 from memspan.model.probe import probe
@@ -37,13 +30,14 @@ from memspan.model.quantized import (
     check_packages,
     check_quantized,
     convert_quantized,
+    is_copied,
     leaving_routers,
     method_of,
     read_quantized,
     stored_quantization,
 )
 from memspan.model.released import convert_released, released_config
-from memspan.model.runtime import DeviceMap, pick_dtype, pick_one_device
+from memspan.model.runtime import DeviceMap, check_one_device, pick_dtype, pick_one_device
 from memspan.model.shipped import BACKBONES, NO_ADAPTER, SHIPPED, ModelNames, find_adapter, known_backbone
 from memspan.ops.similarity import SIMILARITIES
 from memspan.places import cache_folder, gigabytes
@@ -78,6 +72,9 @@ class LoadedModel:
     template: PromptTemplate
     path: Path
     adapter: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_one_device(self.model)
 
     @property
     def names(self) -> ModelNames | None:
@@ -137,9 +134,8 @@ def convert(
     if similarity is not None:
         SIMILARITIES[similarity]  # an unknown one fails before anything is read
     name = source if "/" not in source or not Path(source).exists() else Path(source).name
-    folder = find_folder(source, _is_copied)
-    is_released = folder is not None and setting(folder / "config.json", "model_type") == RELEASED_TYPE
-    if folder is not None and is_released:
+    folder = find_folder(source, is_copied)
+    if folder is not None and stored_quantization(folder / "config.json") is None:
         config = released_config(folder, similarity=similarity, max_document_tokens=max_document_tokens, name=name)
         layers = None if msa_layers is None else list(msa_layers)
         _check_requested(config, msa_layers=layers, chunk_size=chunk_size, top_k_docs=top_k_docs, template=template)
@@ -169,11 +165,6 @@ def convert(
     torch.nn.Module.to(model, dtype)
     save_checkpoint(model, tokenizer, out)
     return model.config
-
-
-def _is_copied(config_file: Path) -> bool:
-    """Whether the weights of a source are copied, not loaded."""
-    return setting(config_file, "model_type") == RELEASED_TYPE or stored_quantization(config_file) is not None
 
 
 def save_checkpoint(model: MSAForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:

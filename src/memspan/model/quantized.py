@@ -29,7 +29,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from memspan.config import MSAConfig
 from memspan.errors import CheckpointError, UnsupportedBackbone
-from memspan.model.backbones import QUANTIZED, check_config, first_line, setting
+from memspan.model.backbones import QUANTIZED, RELEASED_TYPE, check_config, first_line, setting
 from memspan.model.fingerprint import mapped_weights
 from memspan.model.modeling import (
     MSAForCausalLM,
@@ -86,6 +86,11 @@ def stored_quantization(config_file: Path) -> dict[str, Any] | None:
     """How the weights beside a config.json are quantized; None: they are not, or by a method that is not served."""
     found = setting(config_file, "quantization_config")
     return found if isinstance(found, dict) and found.get("quant_method") in QUANTIZED else None
+
+
+def is_copied(config_file: Path) -> bool:
+    """Whether the weights beside a source's config.json are copied, not loaded: quantized or released ones."""
+    return setting(config_file, "model_type") == RELEASED_TYPE or stored_quantization(config_file) is not None
 
 
 def read_quantized(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
