@@ -101,7 +101,7 @@ def read_quantized(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         UnsupportedBackbone: see `check_config`.
     """
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
         del config.quantization_config  # of modules that our model names otherwise
         check_config(config)
         with torch.device("meta"):

@@ -24,7 +24,8 @@ from memspan.files import whole_file
 from memspan.model.modeling import MSAForCausalLM, decoder_layers, is_router
 from memspan.train.settings import ModelSettings
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Runner(nn.Module):
