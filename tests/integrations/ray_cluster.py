@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
 import random
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +30,7 @@ from memspan.bank import encoded  # noqa: E402
 from memspan.bank.add import add_documents, encode_pending  # noqa: E402
 from memspan.bank.bank import MemoryBank  # noqa: E402
 from memspan.bank.encode import manifest_of  # noqa: E402
+from memspan.bank.encoder import encoding_tasks  # noqa: E402
 from memspan.bank.locks import encoder_lock  # noqa: E402
 from memspan.bank.verify import verify  # noqa: E402
 from memspan.cli import app  # noqa: E402
@@ -144,6 +148,50 @@ def test_workers_that_are_killed_lose_nothing_and_double_nothing(
             pass
         assert list((tmp_path / "bank" / "encoded").iterdir()) == []
         assert _on_ray(memory).documents == 0, "nothing is left to do"
+
+
+def test_workers_that_are_killed_at_twenty_random_moments_lose_nothing_and_double_nothing(
+    tmp_path: Path, loaded: LoadedModel
+) -> None:
+    """After each of twenty tasks, drawn by a seed, a worker is killed in the middle of whatever it does then."""
+    generator = random.Random(20)
+    corpus = _corpus(120)
+    expected = _alone(tmp_path / "one", loaded, corpus)
+    with closing(_memory(tmp_path / "bank", loaded)) as memory:
+        memory.add(corpus, later=True)
+        tasks = list(encoding_tasks(memory.bank, loaded, batch_tokens=BATCH_TOKENS))
+        moments = set(generator.sample(range(1, len(tasks) - 5), 20))
+        delays = [generator.uniform(0.0, 0.2) for _ in moments]
+        killers: list[threading.Thread] = []
+        killed: list[int] = []
+        came_back: list[AddReport] = []
+
+        def kill(delay: float, chosen: random.Random) -> None:
+            time.sleep(delay)
+            while True:
+                with contextlib.suppress(IndexError, ProcessLookupError):  # all were killed, and none is there again
+                    os.kill(worker := chosen.choice(sorted(_workers())), signal.SIGKILL)
+                    killed.append(worker)
+                    return
+                time.sleep(0.05)
+
+        def progress(report: AddReport) -> None:
+            if not report.documents or (came_back and report.documents == came_back[-1].documents):
+                return
+            came_back.append(report)
+            if len(came_back) in moments:
+                killers.append(
+                    threading.Thread(target=kill, args=(delays.pop(), random.Random(len(killers))), daemon=True)
+                )
+                killers[-1].start()
+
+        report = _on_ray(memory, progress=progress, commit_seconds=0.1)
+        for killer in killers:
+            killer.join(60)
+        assert len(killed) == 20
+        assert (report.documents, report.pending) == (len(expected), 0)
+        assert _content(memory.bank) == expected
+        assert list((tmp_path / "bank" / "encoded").iterdir()) == []
 
 
 def test_rows_of_a_dataset_become_documents(tmp_path: Path, checkpoint: Path, loaded: LoadedModel) -> None:

@@ -45,9 +45,8 @@ def instructions(name: str) -> list[str]:
     return [step["value"] for step in parsed if step["instruction"] == name]
 
 
-def compose() -> dict[str, Any]:
-    (service,) = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"].values()
-    return service
+def compose(name: str = "compose.yaml") -> dict[str, Any]:
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))["services"]
 
 
 def serve_command() -> click.Command:
@@ -58,7 +57,7 @@ def parsed(arguments: list[str]) -> ServeSettings:
     """The settings that arguments of `memspan serve` ask for. Nothing is run."""
     values = serve_command().make_context("serve", list(arguments)).params
     assert values["banks"]
-    return ServeSettings(host=values["host"], port=values["port"], grace=values["grace"])
+    return ServeSettings(**{name: values[name] for name in ("host", "port", "grace", "publish")})
 
 
 def assert_variables_are_known(assignments: str) -> dict[str, str]:
@@ -109,7 +108,7 @@ def test_the_container_is_built_of_what_is_there_and_gets_nothing_else() -> None
 
 
 def test_the_compose_file_runs_the_container_as_it_is_made() -> None:
-    service = compose()
+    (service,) = compose().values()
     assert service["build"] == "." and (ROOT / "Dockerfile").exists()
     (port,), (exposed,) = service["ports"], instructions("EXPOSE")
     address, _, inside = port.rsplit(":", 2)
@@ -118,6 +117,26 @@ def test_the_compose_file_runs_the_container_as_it_is_made() -> None:
     assert volume.partition(":")[2] == instructions("VOLUME")[0]
     assert int(service["stop_grace_period"].removesuffix("s")) > ServeSettings().grace + 1
     assert not {"command", "entrypoint", "user", "privileged"} & service.keys(), "as the image says"
+
+
+def test_readers_of_the_compose_file_read_what_its_writer_publishes() -> None:
+    (writer,) = compose().values()
+    added = compose("compose.readers.yaml")
+    assert added.keys() == {*compose(), "readers"}
+    readers = added["readers"]
+    for service in added.values():
+        assert service["command"][:2] == ["memspan", "serve"]
+    writes, reads = (parsed(service["command"][2:]) for service in (added["memspan"], readers))
+    assert json.loads(instructions("CMD")[0])[2:] == [*added["memspan"]["command"][2:-2]], "as the image, and published"
+    assert readers["command"][2] == f"notes={writes.publish}" and reads.publish is None
+    (volume,) = writer["volumes"]
+    assert readers["volumes"] == [f"{volume}:ro"], "it has the keys, and what is published"
+    assert Path(str(writes.publish)).is_relative_to(volume.partition(":")[2]) and not reads.is_local
+    assert readers["ports"][0].startswith("127.0.0.1:") and readers["ports"][0].endswith(f":{reads.port}")
+    assert "-" in readers["ports"][0], "each of several has a port of its own"
+    same = ("init", "restart", "stop_grace_period", "cap_drop", "security_opt", "image")
+    assert all(readers[name] == writer[name] for name in same)
+    assert "HEALTHCHECK" in (ROOT / "Dockerfile").read_text(encoding="utf-8"), "readers wait until the writer is ready"
 
 
 def test_commands_of_the_compose_file_are_commands() -> None:

@@ -19,6 +19,7 @@ from memspan.bank.locks import publish_lock
 from memspan.bank.publication import (
     BLOCK_BYTES,
     Edition,
+    Latest,
     Pointer,
     PublishedFile,
     block_name,
@@ -80,20 +81,10 @@ def publish(
     if keep < 1:
         raise ValueError(f"at least one edition is kept, not {keep}")
     bank.check_owned("published")
-    store = Store(url)
-    if store.is_in(bank.folder):
-        raise BankError(f"{url} is in the bank's own folder; publish it elsewhere")
     with publish_lock(bank.folder, PATIENCE), tempfile.TemporaryDirectory() as scratch:
-        if is_of_format_2(bank.catalog):
-            with bank.writing(PATIENCE):
-                pass  # it is of the present format then
-        identity = bank_id(bank.catalog)
-        latest = read_latest(store)
-        before = None if latest is None else latest.edition
-        if latest is None and store.is_local:
-            _check_free(store)
+        store, latest = published_before(bank, url)
+        before, identity = None if latest is None else latest.edition, bank_id(bank.catalog)
         with bank.pinned_catalog() as catalog:  # no file that it names is unlinked meanwhile
-            check_follows(before, identity, catalog.commits(), store.url)
             copy = _copied(catalog, Path(scratch))
             edition = _edition(bank, catalog, copy, identity, before)
             is_new = before is None or not edition.same_content(before)
@@ -108,6 +99,27 @@ def publish(
         removed = _prune(store, pointer, keep)
     done = (uploader.num_files, uploader.num_bytes, removed)
     return Publication(store.url, edition.number, edition.commit, is_new, *done)
+
+
+def published_before(bank: TextBank, url: str) -> tuple[Store, Latest | None]:
+    """Where a bank is to be published, and what of it stands there now.
+
+    Raises:
+        BankMismatch, StoreError, BankError: as for `publish`; nothing is changed at the URL.
+    """
+    store = Store(url)
+    if store.is_in(bank.folder):
+        raise BankError(f"{url} is in the bank's own folder; publish it elsewhere")
+    latest = read_latest(store)
+    if latest is None and store.is_local:
+        _check_free(store)
+    if is_of_format_2(bank.catalog):
+        with bank.writing(PATIENCE):
+            pass  # it is of the present format then
+    with bank.pinned_catalog() as catalog:
+        before = None if latest is None else latest.edition
+        check_follows(before, bank_id(bank.catalog), catalog.commits(), store.url)
+    return store, latest
 
 
 def _check_free(store: Store) -> None:

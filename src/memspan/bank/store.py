@@ -42,6 +42,8 @@ class Store:
     def __init__(self, url: str) -> None:
         import fsspec
 
+        if not url:
+            raise StoreError("the URL is empty; name a folder (. is this folder) or a URL")
         self.url = re.sub(r"//[^/@]*@", "//", url).rstrip("/")
         try:
             self._fs, root = fsspec.url_to_fs(url)

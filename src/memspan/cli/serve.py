@@ -26,7 +26,7 @@ from memspan.cli.app import (
 from memspan.cli.importing import importing
 from memspan.errors import MemspanError
 from memspan.places import BankPlace, quoted
-from memspan.serve.settings import ServeSettings
+from memspan.serve.settings import REQUESTS_PER_MINUTE, ServeSettings
 
 if TYPE_CHECKING:
     from memspan.cli.choices import RerankChoice
@@ -49,7 +49,6 @@ KeysOption = Annotated[
     Path | None,
     typer.Option("--keys", envvar="MEMSPAN_KEYS", help="File of API keys. Default: ~/.config/memspan/keys.json."),
 ]
-_REQUESTS_PER_MINUTE = 600
 
 
 def _settings(
@@ -77,6 +76,9 @@ def _settings(
         float,
         typer.Option(help="Seconds a request's headers may take, and its body, where it comes slower than 10 kB/s."),
     ] = 20.0,
+    publish: Annotated[
+        str | None, typer.Option(help="URL where the first bank is published after every change; see docs/shared.md.")
+    ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Web page that may call, as https://example.org; may be repeated.")
     ] = None,
@@ -95,6 +97,7 @@ def _settings(
         keep_alive=keep_alive,
         patience=patience,
         cors_origins=tuple(cors_origin or ()),
+        publish=publish,
     )
 
 
@@ -127,7 +130,7 @@ def serve(
     places = [BankPlace.of(bank, cache, cache_budget) for bank in banks]
     key_file = _served_keys(settings, keys)
     if key_file is not None and settings.requests_per_minute is None:
-        settings = replace(settings, requests_per_minute=_REQUESTS_PER_MINUTE)
+        settings = replace(settings, requests_per_minute=REQUESTS_PER_MINUTE)
     check_closed(settings, key_file)  # before the model, which takes longer to load
     answerer = answers.endpoint()
     set_up(log_json)

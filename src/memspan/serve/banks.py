@@ -24,6 +24,7 @@ from memspan.generate.memory import Memory
 from memspan.model.convert import LoadedModel
 from memspan.places import BankPlace
 from memspan.serve.engine import QueueFull, Stopping
+from memspan.serve.publishing import Publishing
 
 Result = TypeVar("Result")
 
@@ -62,6 +63,7 @@ class ServedBank:
         self._stale: dict[str, tuple[int, float, int]] = {}
         self._memory.later = True
         self._is_asked: Callable[[], bool] | None = None
+        self._publishing: Publishing | None = None
         self._encoding = False
         self._max_writes, self._num_writes = max_writes, 0
         self._lock = threading.Lock()
@@ -124,6 +126,14 @@ class ServedBank:
         if not self._memory.bank.is_published:
             self._is_asked = is_asked
             self._encode_soon()
+
+    def publish_behind(self, url: str) -> None:
+        """Begin to publish the bank, now and after every change.
+
+        Raises:
+            MemspanError: it cannot be published there.
+        """
+        self._publishing = Publishing(self._memory.bank, url)
 
     def _encode_soon(self) -> None:
         with self._lock:
@@ -193,6 +203,8 @@ class ServedBank:
         with self._lock:
             self._closing = True
         self._writer.shutdown()
+        if self._publishing is not None:
+            self._publishing.close()
         self._memory.close()
 
 
@@ -231,17 +243,26 @@ def bank_places(given: Iterable[str | PathLike[str]]) -> dict[str, BankPlace]:
 
 
 def open_banks(
-    given: Iterable[str | PathLike[str]], loaded: LoadedModel, max_writes: int, answerer: Answerer | None = None
+    given: Iterable[str | PathLike[str]],
+    loaded: LoadedModel,
+    max_writes: int,
+    answerer: Answerer | None = None,
+    publish: str | None = None,
 ) -> dict[str, ServedBank]:
     """Open banks; see `bank_places` for how they are given.
 
+    Args:
+        publish: the URL where the first is published after every change; None: nowhere.
+
     Raises:
-        MemspanError: as there, or a bank cannot be opened.
+        MemspanError: as there, or a bank cannot be opened or published.
     """
     opened: dict[str, ServedBank] = {}
     try:
         for name, place in bank_places(given).items():
             opened[name] = ServedBank(name, place, loaded, max_writes, answerer)
+        if publish is not None:
+            next(iter(opened.values())).publish_behind(publish)
     except BaseException:
         close_banks(opened)
         raise

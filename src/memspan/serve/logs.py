@@ -16,7 +16,10 @@ _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _FOLDERS = re.compile(r"""(?<![\w./\\:-])(?:[A-Za-z]:)?[\\/]{1,2}(?:[^\s\\/"'`:;,()\[\]]+[\\/]+)+""")
 _MOST_FRAMES = 8
 # Others that tell of errors with a traceback.
-_LOGGERS = ("uvicorn.error", "asyncio", "memspan.serve.engine", "memspan.serve.errors", "memspan.serve.imports")
+_LOGGERS = (
+    *("uvicorn.error", "asyncio"),
+    *(f"memspan.serve.{name}" for name in ("banks", "engine", "errors", "imports", "publishing")),
+)
 
 
 def request_id(given: str | None) -> str:

@@ -123,7 +123,7 @@ def make_server(
         MemspanError: a bank cannot be opened, a process cannot begin, or the server would be open to other machines.
     """
     check_closed(settings, keys)
-    opened = open_banks(banks, loaded, settings.max_writes, answerer)
+    opened = open_banks(banks, loaded, settings.max_writes, answerer, settings.publish)
     try:
         engine = None
         if setup is not None and settings.workers > 1:
@@ -186,6 +186,7 @@ def server_of(app: ASGIApp, settings: ServeSettings) -> Server:
         port=settings.port,
         http=type("TimeoutProtocol", (TimeoutProtocol,), limits),
         backlog=_BACKLOG,
+        loop="asyncio",  # whatever else is installed
         ws="none",
         log_config=None,
         access_log=False,  # it would hold the ids in paths and queries

@@ -6,6 +6,9 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TypedDict
 
+REQUESTS_PER_MINUTE = 600
+"""Of one key, unless a server is given another number."""
+
 
 class RerankOptions(TypedDict):
     """Of a question or a search; see `memspan.generate.request.AskOptions`."""
@@ -34,6 +37,7 @@ class ServeSettings:
         cors_origins: web pages that may call, as https://example.org; none by default.
         rerank: who ranks the first documents anew where a request does not say; or "none".
         cross_encoder: of the reranker `cross`: a folder, or a name of the hub.
+        publish: the URL where the first bank is published after every change; None: nowhere.
     """
 
     host: str = "127.0.0.1"
@@ -52,6 +56,7 @@ class ServeSettings:
     cors_origins: tuple[str, ...] = ()
     rerank: str = "none"
     cross_encoder: str | None = None
+    publish: str | None = None
 
     def __post_init__(self) -> None:
         leasts = {"max_queue": 0, "max_request_bytes": 1024}
