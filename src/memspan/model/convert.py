@@ -261,9 +261,8 @@ def load(
         verify: compare all weights, not a sample of them, with the fingerprints that were stored with them.
 
     Raises:
-        CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone, or beside
-            quantized weights; or `quantization` of quantized weights; or, with `verify`, weights that differ from the
-            saved ones.
+        CheckpointError: missing, truncated or not an MSA checkpoint; an adapter of another backbone. Or an adapter or
+            `quantization` beside weights that are quantized; or, with `verify`, weights that differ from the saved.
         UnsupportedBackbone: the quantized weights serve no memory, or a package that loads them is missing.
         MemspanError: `device_map` divides the model over several devices, or the device has no room for it.
     """
