@@ -433,13 +433,23 @@ export interface components {
         };
         /** @description How to ask; see `memspan ask --help`. */
         AskFields: {
+            /** @description Reranker of the first 10 memories. Default: the server's. */
+            rerank?: ("none" | "model" | "likelihood" | "cross") | null;
+            /** @description Leave out memories that score less. */
+            min_score?: number | null;
+            /** @description Only memories whose metadata match. */
+            where?: {
+                [key: string]: components["schemas"]["JsonValue"];
+            } | null;
+            /** @description Only memories valid at this day or moment: dated, or recorded by then. */
+            as_of?: string | null;
+            /** @description The bank as it was at this day or moment. */
+            known_at?: string | null;
             /** @description Instead of the bank that the model's name says. */
             bank?: string | null;
             /** @description Whose memories. Default: the key's first, or `default`. */
             namespace?: string | null;
             selector?: ("router" | "lexical" | "hybrid" | "generate") | null;
-            /** @description Reranker of the first 10 memories. Default: the server's. */
-            rerank?: ("none" | "model" | "likelihood" | "cross") | null;
             /** @default 5 */
             max_documents?: number;
             rounds?: number | null;
@@ -460,14 +470,6 @@ export interface components {
              * @default false
              */
             own_model?: boolean;
-            /** @description Only memories whose metadata match. */
-            where?: {
-                [key: string]: components["schemas"]["JsonValue"];
-            } | null;
-            /** @description Only memories valid at this day or moment: dated, or recorded by then. */
-            as_of?: string | null;
-            /** @description The bank as it was at this day or moment. */
-            known_at?: string | null;
             /**
              * @description Conversation that a remembered turn belongs to.
              * @default
@@ -911,18 +913,22 @@ export interface components {
             bank?: string | null;
             /** @description Default: the key's first, or `default`. */
             namespace?: string | null;
-            query: string;
-            selector?: ("router" | "lexical" | "hybrid") | null;
             /** @description Reranker of the first 10 memories. Default: the server's. */
             rerank?: ("none" | "model" | "likelihood" | "cross") | null;
-            /** @default 10 */
-            limit?: number;
+            /** @description Leave out memories that score less. */
             min_score?: number | null;
+            /** @description Only memories whose metadata match. */
             where?: {
                 [key: string]: components["schemas"]["JsonValue"];
             } | null;
+            /** @description Only memories valid at this day or moment: dated, or recorded by then. */
             as_of?: string | null;
+            /** @description The bank as it was at this day or moment. */
             known_at?: string | null;
+            query: string;
+            selector?: ("router" | "lexical" | "hybrid") | null;
+            /** @default 10 */
+            limit?: number;
         };
         SearchResults: {
             /**

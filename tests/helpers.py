@@ -14,7 +14,6 @@ import string
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -489,18 +488,6 @@ class TensorMemory:
             doc_ids=tuple(tuple(ids.tolist()) for ids, _ in best),
             scores=tuple(tuple(scores.tolist()) for _, scores in best),
         )
-
-
-def give_row_scores(memory: TensorMemory) -> None:
-    """Let a memory give every row of what it retrieves a score, from -1 to 1."""
-    route = memory.route
-
-    def scored(*args: Any) -> Retrieved:
-        found = route(*args)
-        scores = torch.linspace(-1, 1, found.mask_BM.shape[1])[None] * found.mask_BM
-        return replace(found, row_scores_BM=scores)
-
-    memory.route = scored  # type: ignore[method-assign]
 
 
 def ask_step(packed: PackedContexts, memory: LayerMemory | None) -> QueryStep:

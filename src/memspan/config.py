@@ -16,6 +16,7 @@ from typing import Any, ClassVar, cast
 from transformers import AutoConfig, PretrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from memspan.errors import CheckpointError
 from memspan.ops.similarity import SIMILARITIES
 
 
@@ -144,6 +145,18 @@ _INCIDENTAL = """
 FINGERPRINT_MARK = "v2-"
 
 
+def refuse_score_bias(what: str, has_one: bool) -> None:
+    """
+    Raises:
+        CheckpointError: a checkpoint or an adapter was trained with a score bias, which its layers need.
+    """
+    if has_one:
+        raise CheckpointError(
+            f"{what} was trained with a score bias, and memspan 0.1 is the last version that reads one; use that "
+            "version, or train again without model.score_bias"
+        )
+
+
 class MSAConfig(PretrainedConfig):
     """Configuration of an `MSAForCausalLM`.
 
@@ -157,8 +170,6 @@ class MSAConfig(PretrainedConfig):
         similarity: of `memspan.ops.similarity`: "cosine" (paper), "dot" (as some released checkpoints serve) ...
         template: literals of documents and prompts.
         max_document_tokens: longer texts are split into several documents.
-        score_bias: every MSA layer adds a learned multiple of a document's routing score to the attention logits of its
-            chunks. So the language loss teaches the routers. The value is the multiple at the start. None: off.
         router_trained: False while the router projections are random; then routing means nothing yet.
         backbone_fingerprint, document_fingerprint: sha256 of the backbone's weights, and of what shapes documents
             beside them: the router key projections, or what an adapter changes (`memspan.model.fingerprint`). Written
@@ -177,14 +188,14 @@ class MSAConfig(PretrainedConfig):
     similarity: str = "cosine"
     template: dict[str, Any] | None = None
     max_document_tokens: int = 512
-    score_bias: float | None = None
     router_trained: bool = False
     backbone_fingerprint: str | None = None
     document_fingerprint: str | None = None
     weights_sample: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs.pop("encoder_fingerprint", None)  # stored by former versions
+        kwargs.pop("encoder_fingerprint", None)  # stored by former versions, as the next
+        refuse_score_bias("the checkpoint", kwargs.pop("score_bias", None) is not None)
         # Its own copy: building the model sets the attention implementation in it.
         self.backbone_config = copy.deepcopy(self.backbone_config)
         super().__post_init__(**kwargs)

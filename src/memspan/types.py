@@ -200,7 +200,6 @@ class Retrieved:
         mask_BM: True where a row is a chunk of a selected document.
         doc_ids: per question the selected documents, best first.
         scores: per question their routing scores (eq. 2), aligned with `doc_ids`.
-        row_scores_BM: routing score of every row's document, 0 in rows of none; read by layers with a score bias.
     """
 
     keys_BGMD: torch.Tensor
@@ -208,7 +207,6 @@ class Retrieved:
     mask_BM: torch.Tensor
     doc_ids: tuple[tuple[int, ...], ...]
     scores: tuple[tuple[float, ...], ...]
-    row_scores_BM: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

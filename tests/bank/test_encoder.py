@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,11 @@ def loaded() -> LoadedModel:
     return tiny_loaded(max_document_tokens=64)
 
 
-@pytest.fixture(autouse=True)
-def _small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memspan.bank.encode.WINDOW_BATCHES", 2)
+@pytest.fixture(scope="module", autouse=True)
+def _small_tasks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("memspan.bank.encode.WINDOW_BATCHES", 2)
+        yield
 
 
 def _corpus(count: int, seed: int = 0) -> list[Document]:
@@ -66,10 +68,40 @@ def _bank(folder: Path, loaded: LoadedModel, count: int = 9) -> MemoryBank:
     return bank
 
 
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory, loaded: LoadedModel) -> Path:
+    """The folder of `bank`, made once."""
+    folder = tmp_path_factory.mktemp("texts") / "bank"
+    _bank(folder, loaded).close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory, texts: Path, loaded: LoadedModel) -> tuple[Path, list[Row]]:
+    """The folder of `encoded` and its rows, made once."""
+    folder = Path(shutil.copytree(texts, tmp_path_factory.mktemp("encoded") / "bank"))
+    with closing(MemoryBank.open(folder)) as bank:
+        return folder, _rows(bank, loaded)
+
+
 @pytest.fixture
-def bank(tmp_path: Path, loaded: LoadedModel) -> Iterator[MemoryBank]:
-    with closing(_bank(tmp_path / "bank", loaded)) as made:
+def bank(tmp_path: Path, texts: Path) -> Iterator[MemoryBank]:
+    with closing(MemoryBank.open(shutil.copytree(texts, tmp_path / "bank"))) as made:
         yield made
+
+
+@pytest.fixture
+def encoded(tmp_path: Path, manifest: tuple[Path, list[Row]]) -> Iterator[tuple[MemoryBank, list[Row]]]:
+    """The bank with all of it encoded, and the rows that commit it."""
+    folder, rows = manifest
+    with closing(MemoryBank.open(shutil.copytree(folder, tmp_path / "bank"))) as made:
+        yield made, copy.deepcopy(rows)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory, loaded: LoadedModel) -> list[tuple[Any, ...]]:
+    """What one process makes of the same texts."""
+    return _alone(tmp_path_factory.mktemp("alone") / "bank", loaded)
 
 
 def _content(bank: MemoryBank) -> list[tuple[Any, ...]]:
@@ -110,9 +142,8 @@ def _nothing_is_left(bank: MemoryBank) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_tasks_in_any_order_and_in_json_make_the_bank_that_one_process_makes(
-    tmp_path: Path, bank: MemoryBank, loaded: LoadedModel, seed: int
+    bank: MemoryBank, loaded: LoadedModel, expected: list[tuple[Any, ...]], seed: int
 ) -> None:
-    expected = _alone(tmp_path / "one", loaded)
     tasks = [json.loads(json.dumps(task.as_json())) for task in _tasks(bank, loaded)]
     random.Random(seed).shuffle(tasks)
     encoders = [Encoder(loaded, bank=bank.folder), Encoder(loaded, bank=str(bank.folder))]
@@ -214,9 +245,9 @@ def test_a_manifest_of_another_bank_with_the_same_ids_is_refused(
 
 
 def test_however_often_and_in_whatever_pieces_it_is_committed(
-    tmp_path: Path, bank: MemoryBank, loaded: LoadedModel
+    encoded: tuple[MemoryBank, list[Row]], expected: list[tuple[Any, ...]]
 ) -> None:
-    expected, rows = _alone(tmp_path / "one", loaded), _rows(bank, loaded)
+    bank, rows = encoded
     half = len(rows) // 2
     assert bank.commit([]) == CommitReport(0, 0, 0, len(expected))
     first = bank.commit([*rows[:half], *rows[:half]])
@@ -252,9 +283,9 @@ def test_all_of_a_manifest_begins_to_exist_in_one_transaction(bank: MemoryBank, 
 
 @pytest.mark.parametrize("at", [0, 3, -1])
 def test_a_commit_that_fails_leaves_nothing_done_and_can_be_repeated(
-    tmp_path: Path, bank: MemoryBank, loaded: LoadedModel, at: int
+    encoded: tuple[MemoryBank, list[Row]], expected: list[tuple[Any, ...]], at: int
 ) -> None:
-    expected, rows = _alone(tmp_path / "one", loaded), _rows(bank, loaded)
+    bank, rows = encoded
     calls = list(range(len(expected)))
 
     def failing(*_: Any) -> None:
@@ -292,6 +323,23 @@ def test_what_changed_meanwhile_is_not_committed_and_is_counted(
     _nothing_is_left(bank)
 
 
+def test_what_is_deleted_right_behind_a_commit_was_committed(
+    bank: MemoryBank, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, locked = _rows(bank, loaded, namespaces=[OTHER]), MemoryBank.locked
+
+    @contextmanager
+    def deleting(self: MemoryBank, patience: float = 0.0) -> Iterator[None]:
+        with locked(self, patience):
+            yield
+        monkeypatch.setattr(MemoryBank, "locked", locked)
+        bank.delete(["doc 0", "doc 1"], OTHER)
+
+    monkeypatch.setattr(MemoryBank, "locked", deleting)
+    report = bank.commit(rows)
+    assert (report.documents, report.before, report.gone) == (sum(len(row["documents"]) for row in rows), 0, 0)
+
+
 def test_what_another_run_encoded_first_is_not_there_twice(bank: MemoryBank, loaded: LoadedModel) -> None:
     rows = _rows(bank, loaded)
     encode_pending(bank, loaded, namespaces=["default"])
@@ -314,8 +362,10 @@ def test_two_manifests_of_the_same_documents_give_each_once(bank: MemoryBank, lo
     _nothing_is_left(bank)
 
 
-def test_committers_at_once_commit_each_document_once(tmp_path: Path, bank: MemoryBank, loaded: LoadedModel) -> None:
-    expected, rows = _alone(tmp_path / "one", loaded), _rows(bank, loaded)
+def test_committers_at_once_commit_each_document_once(
+    encoded: tuple[MemoryBank, list[Row]], expected: list[tuple[Any, ...]]
+) -> None:
+    bank, rows = encoded
     reports: list[CommitReport] = []
 
     def commit() -> None:
@@ -381,8 +431,8 @@ def _changed(row: Row, **values: Any) -> Row:
     ],
     ids=str,
 )
-def test_a_row_of_another_form_is_a_named_error(bank: MemoryBank, loaded: LoadedModel, values: dict[str, Any]) -> None:
-    rows = _rows(bank, loaded)
+def test_a_row_of_another_form_is_a_named_error(encoded: tuple[MemoryBank, list[Row]], values: dict[str, Any]) -> None:
+    bank, rows = encoded
     rows[-1] = _changed(rows[-1], **values)
     with pytest.raises(BankError, match="a row of the manifest is not what the encoder gave"):
         bank.commit(rows)
@@ -408,9 +458,9 @@ def test_a_row_of_another_form_is_a_named_error(bank: MemoryBank, loaded: Loaded
     ids=str,
 )
 def test_a_row_that_its_files_do_not_bear_out_is_refused_and_nothing_is_done(
-    bank: MemoryBank, loaded: LoadedModel, values: dict[str, Any]
+    encoded: tuple[MemoryBank, list[Row]], values: dict[str, Any]
 ) -> None:
-    rows = _rows(bank, loaded)
+    bank, rows = encoded
     with pytest.raises(BankError, match="encode"):
         bank.commit(
             [*rows[:-1], _changed(rows[0], **values)]
@@ -431,9 +481,13 @@ def test_a_row_in_another_namespace_is_refused(bank: MemoryBank, loaded: LoadedM
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "exchanged"])
 @pytest.mark.parametrize("kind", ["keys", "content"])
 def test_a_damaged_file_is_named_and_encoding_again_mends_it(
-    tmp_path: Path, bank: MemoryBank, loaded: LoadedModel, kind: str, damage: str
+    encoded: tuple[MemoryBank, list[Row]],
+    expected: list[tuple[Any, ...]],
+    loaded: LoadedModel,
+    kind: str,
+    damage: str,
 ) -> None:
-    expected, rows = _alone(tmp_path / "one", loaded), _rows(bank, loaded)
+    bank, rows = encoded
     path, other = (bank.folder / "encoded" / f"{row['files']['name']}.{kind}.safetensors" for row in rows[:2])
     data = bytearray(path.read_bytes())
     if damage == "flipped":
@@ -539,9 +593,9 @@ def test_a_bank_that_was_encoded_for_another_model_meanwhile_refuses_the_manifes
 
 
 def test_a_file_system_without_links_gets_copies(
-    tmp_path: Path, bank: MemoryBank, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    encoded: tuple[MemoryBank, list[Row]], expected: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, rows = _alone(tmp_path / "one", loaded), _rows(bank, loaded)
+    bank, rows = encoded
 
     def refuse(*_: Any) -> None:
         raise PermissionError("no links here")

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,8 @@ def test_a_corpus_is_read_once(command: str, notes: Path, tmp_path: Path, monkey
     for module, name in reads:
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda what, *more, real=real: (read.append(str(what)), real(what, *more))[1])
+    few = list(islice(installed.distributions(), 5))
+    monkeypatch.setattr(installed, "distributions", lambda: few)
     bank = [tmp_path / "bank"] if command == "add" else []
     memspan(command, *bank, notes, tmp_path / "records.jsonl", "--installed-packages", "--json")
     assert len(read) > 3

@@ -82,6 +82,13 @@ def test_an_empty_path_is_not_the_present_folder(
     assert not (tmp_path / "bank").exists()
 
 
+def test_an_empty_value_of_an_option_is_no_empty_path(notes: Path, no_model: None) -> None:
+    found = CliRunner().invoke(app, ["estimate", str(notes), "--text-column", ""])
+    assert "A path is empty." not in found.stderr
+    assert "A path is empty." in wrong_usage("estimate", str(notes), "--text-column", "", "")
+    assert "requires an argument" in wrong_usage("estimate", "", "--text-column")
+
+
 @pytest.mark.parametrize(
     "arguments", [("ls", ""), ("ask", "", "otter"), ("info", ""), ("update", "", "a", "--title", "b"), ("reindex", "")]
 )

@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,20 @@ HEAVY = {
     *("torch", "transformers", "uvicorn"),
 }
 OF_A_MODEL = {"accelerate", "fastapi", "huggingface_hub", "pypdf", "tokenizers", "transformers", "uvicorn"}
+# Runs commands one after the other, in one process; prints the exit code of each, and the packages that it brought.
 PROGRAM = """
 import json, sys
 from memspan.cli import app
-code = 0
-try:
-    app(sys.argv[1:])
-except SystemExit as end:
-    code = end.code
-print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})]), file=sys.stderr)
+known = set()
+for arguments in json.load(sys.stdin):
+    code = 0
+    try:
+        app(arguments)
+    except SystemExit as end:
+        code = end.code
+    there = {name.partition(".")[0] for name in sys.modules}
+    print("imported", json.dumps([code, sorted(there - known)]), file=sys.stderr)
+    known |= there
 """
 OTTER = "notes/otter.txt"
 
@@ -41,24 +47,25 @@ def kept(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def imported(folder: Path, *arguments: str, code: int = 0) -> set[str]:
-    """Packages that a process has when a command has run in it."""
+def imported(folder: Path, commands: Sequence[str], code: int = 0) -> dict[str, set[str]]:
+    """The packages that each command is the first to import, of those that run one after the other in one process."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments],
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps([command.split() for command in commands]),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         cwd=folder,
     )
-    found_code, packages = json.loads(done.stderr.splitlines()[-1])
-    assert found_code == code, done.stderr
-    return set(packages)
+    lines = [line.removeprefix("imported ") for line in done.stderr.splitlines() if line.startswith("imported ")]
+    found = dict(zip(commands, map(json.loads, lines), strict=True))
+    assert {command: one[0] for command, one in found.items()} == dict.fromkeys(commands, code), done.stderr
+    return {command: set(packages) for command, (_, packages) in found.items()}
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_what_needs_no_latents_imports_no_torch(kept: Path) -> None:
+    commands = [
         "--help",
         "ask --help",
         "ls bank --where path!=none --json",
@@ -73,10 +80,9 @@ def imported(folder: Path, *arguments: str, code: int = 0) -> set[str]:
         "rm bank notes/heron.txt",
         "keys add bob --keys keys.json",
         "keys list --keys keys.json",
-    ],
-)
-def test_what_needs_no_latents_imports_no_torch(kept: Path, command: str) -> None:
-    assert not imported(kept, *command.split()) & HEAVY
+    ]
+    found = imported(kept, commands)
+    assert not {command: heavy for command, packages in found.items() if (heavy := packages & HEAVY)}
 
 
 def test_help_of_all_commands_imports_what_their_options_are_made_of_and_nothing_else() -> None:
@@ -88,9 +94,8 @@ def test_help_of_all_commands_imports_what_their_options_are_made_of_and_nothing
     assert "'memspan.serve.settings'" in done.stderr and "'memspan.serve.keys'" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_an_error_comes_as_soon(kept: Path) -> None:
+    commands = [
         "ls nowhere",
         "ask nowhere otter",
         "search nowhere otter",
@@ -107,19 +112,19 @@ def test_help_of_all_commands_imports_what_their_options_are_made_of_and_nothing
         "add bank",
         "add bank nowhere",
         "sync bank nowhere",
-    ],
-)
-def test_an_error_comes_as_soon(kept: Path, command: str) -> None:
-    assert not imported(kept, *command.split(), code=1) & HEAVY
+    ]
+    found = imported(kept, commands, code=1)
+    assert not {command: heavy for command, packages in found.items() if (heavy := packages & HEAVY)}
 
 
-@pytest.mark.parametrize("command", ["verify bank", "compact bank", "export bank whole"])
-def test_what_reads_latents_imports_no_model(kept: Path, command: str) -> None:
-    assert not imported(kept, *command.split()) & OF_A_MODEL
+def test_what_reads_latents_imports_no_model(kept: Path) -> None:
+    commands = ["verify bank", "compact bank", "export bank whole"]
+    found = imported(kept, commands)
+    assert not {command: heavy for command, packages in found.items() if (heavy := packages & OF_A_MODEL)}
 
 
-def test_importing_leaves_the_collector_as_it_was(kept: Path) -> None:
-    program = "import gc\nfrom memspan.cli.importing import imported\n{0}imported('models')\n"
+def test_importing_leaves_the_collector_as_it_was() -> None:
+    program = "import gc\nfrom memspan.cli.importing import imported\n{0}imported('listing')\n"
     program += "assert gc.isenabled() == {1} and (gc.get_freeze_count() > 0) == {1}"
     for before, after in (("", True), ("gc.disable(); ", False)):
         subprocess.run([sys.executable, "-c", program.format(before, after)], timeout=120, check=True)

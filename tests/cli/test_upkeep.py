@@ -92,7 +92,13 @@ def test_filters_of_the_command_line_narrow_ls_search_and_ask(bank: Path) -> Non
         assert [item["external_id"] for item in found][:1] == [OTTER] and 0 < found[0]["score"] < 1
         assert searched(bank, "otter", "--selector", selector, "--min-score", found[0]["score"])[:1] == [OTTER]
         assert searched(bank, "otter", "--selector", selector, "--min-score", "1") == []
-        assert "min_score is from 0 to 1" in failed("search", bank, "otter", "--selector", selector, "--min-score", "2")
+        least = "--selector", selector, "--max-new-tokens", 2, "--min-score"
+        assert memspan("ask", bank, "otter", *least, found[0]["score"], "--json").json["evidence"][0] == found[0]
+        assert "  no answer: nothing was found" in memspan("ask", bank, "otter", *least, "1").out
+        for command in ("search", "ask"):
+            for wrong in ("2", "nan"):
+                said = failed(command, bank, "otter", "--selector", selector, "--min-score", wrong)
+                assert "min_score is from 0 to 1" in said
     asked = memspan("ask", bank, "otter heron lynx", "--as-of", "2020-12-31", "--max-new-tokens", 2, "--json").json
     assert [item["external_id"] for item in asked["evidence"]] == [OTTER]
 

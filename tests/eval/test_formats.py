@@ -56,30 +56,6 @@ def test_hotpotqa_and_2wiki(tmp_path: Path) -> None:
     assert only(written(tmp_path / "i.json", [{**record, "answer": "Ann"}]), "hotpotqa").type == "multi"
 
 
-def test_musique_keeps_the_order_of_the_hops(tmp_path: Path) -> None:
-    record = {
-        "id": "2hop__1_2",
-        "paragraphs": [
-            {"idx": 0, "title": "A", "paragraph_text": "last", "is_supporting": True},
-            {"idx": 1, "title": "B", "paragraph_text": "no", "is_supporting": False},
-            {"idx": 2, "title": "C", "paragraph_text": "first", "is_supporting": True},
-        ],
-        "question": "Who?",
-        "question_decomposition": [
-            {"id": 1, "question": "q", "answer": "x", "paragraph_support_idx": 2},
-            {"id": 2, "question": "q", "answer": "y", "paragraph_support_idx": 0},
-        ],
-        "answer": "Ann",
-        "answer_aliases": ["Anna", "Ann"],
-        "answerable": True,
-    }
-    question = only(written(tmp_path / "m.jsonl", lines(record)), "musique")
-    assert shown(question) == (["first", "last"], ["no"])
-    assert (question.answers, question.hops, question.type) == (("Ann", "Anna"), 2, "multi")
-    none = only(written(tmp_path / "n.jsonl", lines({**record, "answerable": False})), "musique")
-    assert (none.type, none.answers) == ("unanswerable", ())
-
-
 def test_squad_with_questions_that_have_no_answer(tmp_path: Path) -> None:
     answerable = {"id": "a", "question": "Q1?", "answers": [{"text": "x", "answer_start": 0}] * 2}
     impossible = {"id": "b", "question": "Q2?", "answers": [], "is_impossible": True, "plausible_answers": []}

@@ -45,7 +45,7 @@ MUSIQUE: dict[str, Any] = {
         {"id": 2, "question": "#1 q", "answer": "1999", "paragraph_support_idx": 0},
     ],
     "answer": "1999",
-    "answer_aliases": [],
+    "answer_aliases": ["MCMXCIX", "1999"],
     "answerable": True,
 }
 SQUAD: dict[str, Any] = {
@@ -108,6 +108,8 @@ LONG: dict[str, Any] = {
     "answer_session_ids": ["answer_1"],
 }
 POPQA = {"id": 42, "subj": "Ann", "question": "What is Ann's job?", "possible_answers": '["poet", "\\u00e9crivain", 7]'}
+MARCO = {"query_id": 7, "query": "q", "answers": ["x"], "passages": [{"passage_text": "t", "is_selected": 1}]}
+DUREADER = {"question_id": 7, "question": "q", "answers": ["x"], "documents": [{"paragraphs": ["a", "b"]}]}
 PLAIN: dict[str, Any] = {"hotpotqa": HOTPOT, "musique": MUSIQUE, "nq": NQ, "locomo": LOCOMO, "longmemeval": LONG}
 
 
@@ -210,14 +212,25 @@ def test_a_missing_field_is_named_with_its_record(
         ("longmemeval", ("answer_session_ids",), ["s9"], "answer_session_ids names 's9'"),
         ("longmemeval", ("answer_session_ids",), ["answer_1", "empty"], "answer_session_ids names 'empty'"),
         ("longmemeval", ("haystack_sessions", 1, 0, "content"), None, "haystack_sessions[1][0].content"),
-        ("longmemeval", ("question_date",), "yesterday", "yesterday"),
+        ("longmemeval", ("question_date",), "yesterday", "question_date: 'yesterday' is not a date"),
+        ("longmemeval", ("haystack_dates", 0), "", "haystack_dates: '' is not a date"),
+        ("locomo", ("conversation", "session_1_date_time"), 5, "conversation.session_1_date_time: 5 is not a date"),
+        ("locomo", ("conversation", "session_1"), ["Hi"], "conversation.session_1[0]: must be an object, not 'Hi'"),
+        ("hotpotqa", ("context",), {"title": "T", "sentences": [["One."]]}, "context: the column 'title' must be a"),
+        ("hotpotqa", ("supporting_facts",), {"title": None, "sent_id": [0]}, "the column 'title' must be a list"),
+        ("ms_marco", ("passages",), "t", "passages: must be a valid list"),
+        ("ms_marco", ("passages", 0, "passage_text"), 5, "passages[0].passage_text: must be a valid string"),
+        ("ms_marco", ("query",), None, "query: must be a valid string"),
+        ("dureader", ("documents", 0, "paragraphs"), "abc", "documents[0].paragraphs: must be a valid list"),
+        ("dureader", ("documents",), {}, "documents: must be a valid list"),
+        ("dureader", ("question",), ["q"], "question: must be a valid string"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_field(
     tmp_path: Path, format: str, path: tuple[Any, ...], value: Any, reason: str
 ) -> None:
     with pytest.raises(CorpusError) as caught:
-        read(tmp_path, format, changed(PLAIN[format], *path, to=value))
+        read(tmp_path, format, changed({**PLAIN, "ms_marco": MARCO, "dureader": DUREADER}[format], *path, to=value))
     assert reason in str(caught.value) and "x.jsonl#1" in str(caught.value)
 
 
@@ -257,7 +270,8 @@ def test_musique_full_has_every_question_twice(tmp_path: Path) -> None:
     twin["question_decomposition"][0]["paragraph_support_idx"] = None
     found = read(tmp_path, "musique", MUSIQUE, twin)
     first, second = found.questions
-    assert (first.id, first.answers, texts(first)) == ("2hop__1_2", ("1999",), (["First.", "Second."], ["Other."]))
+    assert (first.id, first.answers, first.hops, first.type) == ("2hop__1_2", ("1999", "MCMXCIX"), 2, "multi")
+    assert texts(first) == (["First.", "Second."], ["Other."]), "in the order of the hops"
     assert (second.id, second.type, second.answers) == ("2hop__1_2-unanswerable", "unanswerable", ())
     assert texts(second) == ([], ["Second.", "Other.", "First."])
     assert not found.malformed
@@ -298,8 +312,44 @@ def test_squad_as_a_table(tmp_path: Path) -> None:
         "question": "Where?",
         "answers": {"text": ["Köln"], "answer_start": [3]},
     }
-    found = read(tmp_path, "squad", row, {**row, "id": "b", "answers": {"text": [], "answer_start": []}})
-    assert [(one.type, one.answers) for one in found.questions] == [("single", ("Köln",)), ("unanswerable", ())]
+    lone = {**row, "id": "c", "answers": {"text": "Köln", "answer_start": 3}}
+    found = read(tmp_path, "squad", row, {**row, "id": "b", "answers": {"text": [], "answer_start": []}}, lone)
+    answered = ("single", ("Köln",))
+    assert [(one.type, one.answers) for one in found.questions] == [answered, ("unanswerable", ()), answered]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"aliases": ["x"]}, r"the key 'Q_id' is missing"),
+        ({"Q_id": "Q1", "aliases": [{}]}, r"aliases\[0\]: must be a valid string"),
+        ([], "not a JSON object"),
+    ],
+)
+def test_an_error_in_the_names_beside_2wiki_is_named_by_its_file(tmp_path: Path, line: Any, reason: str) -> None:
+    saved(tmp_path / "id_aliases.json", f'{{"Q_id": "Q0"}}\n{json.dumps(line)}\n')
+    with pytest.raises(CorpusError, match=rf"id_aliases\.json#2: {reason}"):
+        read(tmp_path, "2wikimultihopqa", {**HOTPOT, "answer_id": "Q1"})
+
+
+def test_names_beside_2wiki_may_be_one_or_none(tmp_path: Path) -> None:
+    saved(tmp_path / "id_aliases.json", '{"Q_id": "Q1", "aliases": "River Spree", "demonyms": null}')
+    (question,) = read(tmp_path, "2wikimultihopqa", {**HOTPOT, "answer_id": "Q1"}).questions
+    assert question.answers == ("Spree", "River Spree")
+
+
+def test_a_column_that_marco_lacks_is_named(tmp_path: Path) -> None:
+    columns = {name: {"0": value} for name, value in MARCO.items()} | {"answers": 5}
+    with pytest.raises(CorpusError, match=r"\[0\]: the key 'answers' is missing"):
+        read_set(saved(tmp_path / "dev.json", columns), "ms_marco")
+
+
+def test_pages_of_triviaqa_are_a_list(tmp_path: Path) -> None:
+    good = {"QuestionId": "1", "Question": "q?", "Answer": {"Value": "x"}}
+    wrong = [{**good, "QuestionId": "2", "EntityPages": "Filename"}, {**good, "QuestionId": "3", "Answer": "x"}]
+    found = read_set(saved(tmp_path / "t.json", {"Data": [good, *wrong]}), "triviaqa")
+    assert [one.id for one in found.questions] == ["1"]
+    assert reasons(found) == ["EntityPages: must be a valid list, not 'Filename'", "Answer: must be an object, not 'x'"]
 
 
 def full_nq() -> dict[str, Any]:

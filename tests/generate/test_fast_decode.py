@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from helpers import FAMILIES, IM_END, WINDOW, TensorMemory, give_row_scores, random_context, random_ids, tiny_loaded
+from helpers import FAMILIES, IM_END, WINDOW, TensorMemory, random_context, random_ids, tiny_loaded
 
 from memspan.generate.batching import DecodingBatch
 from memspan.generate.decode import Decoding
@@ -15,7 +15,6 @@ from memspan.generate.sampling import Sampling
 from memspan.model import buffers
 from memspan.model.convert import LoadedModel
 from memspan.model.costs import StepCosts
-from memspan.model.decoding import prepare
 from memspan.text.template import Context
 from memspan.types import Span
 
@@ -119,24 +118,6 @@ def test_a_guide_sees_every_token_of_a_draft() -> None:
     decoding.lookup = parrot = _Parrot(plain[0])
     assert _write(decoding) == plain
     assert plain[2] == "complete" and parrot.num_accepted > 0
-
-
-def test_a_score_bias_is_added_for_every_token_of_a_draft() -> None:
-    loaded = tiny_loaded(score_bias=6.0)
-    memory = _memory(loaded)
-    give_row_scores(memory)
-    context = random_context(3, 9, 2)
-    plain = _plain(loaded, context, memory, GREEDY)
-    decoding = Decoding(loaded, [context], memory, GREEDY)
-    decoding.lookup = _Parrot(plain[0])
-    assert _write(decoding) == plain
-    loaded.model.decode_weights = "exact"
-    prepare(loaded.model)  # from here on layers are replayed
-    assert _plain(loaded, context, memory, GREEDY) == plain
-    for layer in loaded.model.backbone.modules():
-        if getattr(layer, "router_score_bias", None) is not None:
-            layer.router_score_bias.data.zero_()  # type: ignore[union-attr]
-    assert _plain(loaded, context, memory, GREEDY) != plain, "the bias matters"
 
 
 # --- what is drafted --------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ QUESTIONS = ["where does the otter sleep?", "which note is about towers?"]
 
 
 def _model(device: str) -> LoadedModel:
-    loaded = tiny_loaded(max_document_tokens=128, score_bias=2.0)
+    loaded = tiny_loaded(max_document_tokens=128)
     loaded.model.to(device)  # type: ignore[arg-type]
     return loaded
 

@@ -178,6 +178,12 @@ def test_settings_hold_for_the_model_or_for_one_call(memory: Memory) -> None:
     assert len({chat.invoke(ASKED, seed=None).content for _ in range(3)}) > 1, "another seed every time"
 
 
+def test_a_least_score_holds_for_the_model_or_for_one_call(memory: Memory) -> None:
+    for model, given in ((ChatMemspan(memory=memory, min_score=1), {}), (ChatMemspan(memory=memory), {"min_score": 1})):
+        assert model.invoke("the otter", max_tokens=2, **given).response_metadata["citations"] == []
+    assert ChatMemspan(memory=memory).invoke("the otter", max_tokens=2).response_metadata["citations"]
+
+
 def test_questions_in_threads_get_the_answers_they_get_alone(memory: Memory) -> None:
     chat = ChatMemspan(memory=memory, max_tokens=8)
     questions = [f"Where does the {animal} live?" for animal in CITIES] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from memspan.cli import app
 from memspan.errors import CheckpointError
 from memspan.model import shipped
-from memspan.model.adapter import save_adapter
+from memspan.model.adapter import adapter_layers, save_adapter, take_lora
 from memspan.model.convert import convert, load
 
 
@@ -143,3 +144,39 @@ def test_a_shipped_adapter_is_found_by_its_name_and_belongs_to_its_backbone(
     assert not load(checkpoint, dtype="float32").model.config.router_trained, "another model has none of its own"
     with pytest.raises(CheckpointError, match="nowhere"):
         load(checkpoint, adapter="nowhere")
+
+
+@pytest.mark.parametrize("value", [None, 0.0, 8.0])
+def test_a_checkpoint_from_before_loads_unless_it_has_a_score_bias(checkpoint: Path, value: float | None) -> None:
+    file = checkpoint / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "score_bias": value}), "utf-8")
+    if value is None:
+        model = load(checkpoint, dtype="float32").model
+        assert not hasattr(model.config, "score_bias") and "score_bias" not in model.config.to_dict()
+        return
+    with pytest.raises(CheckpointError, match=r"score bias, and memspan 0\.1 is the last version that reads one; use"):
+        load(checkpoint)
+    shown = CliRunner().invoke(app, ["info", str(checkpoint)])
+    assert shown.exit_code == 1 and "score bias" in shown.stderr and "run memspan convert" not in shown.stderr
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda checkpoint, adapter: load(checkpoint, adapter=adapter),
+        lambda checkpoint, adapter: take_lora(load(checkpoint).model, adapter, but="x"),
+        lambda _, adapter: adapter_layers(adapter),
+    ],
+    ids=["load", "take_lora", "layers"],
+)
+@pytest.mark.parametrize("value", [None, False, True])
+def test_an_adapter_from_before_loads_unless_it_has_a_score_bias(
+    checkpoint: Path, adapter: Path, read: Callable[[Path, Path], object], value: bool | None
+) -> None:
+    file = adapter / "adapter.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "score_bias": value}), "utf-8")
+    if not value:
+        read(checkpoint, adapter)
+        return
+    with pytest.raises(CheckpointError, match=r"adapter was trained with a score bias, and memspan 0\.1"):
+        read(checkpoint, adapter)

@@ -67,7 +67,7 @@ def _write(buffers: DecodeBuffers, rows: int, layers: int = LAYERS) -> None:
     buffers.begin()
     for layer in range(layers):
         new = torch.randn(rows, G, 1, D)
-        buffers.attend(layer, torch.randn(rows, H, 1, D), new, new, None, None, None)
+        buffers.attend(layer, torch.randn(rows, H, 1, D), new, new, None, None)
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, sorted(LENGTHS), (1000,) * 8, (3000, *(128,) * 7)])
@@ -141,12 +141,12 @@ def test_a_row_that_leaves_frees_what_it_held_and_moves_no_other() -> None:
 # --- what a token attends to ------------------------------------------------------------------------------------------
 
 
-def _routed(rows: Sequence[int], *, scored: bool = False) -> Retrieved:
+def _routed(rows: Sequence[int]) -> Retrieved:
     mask_BM = torch.arange(max(rows)) < torch.tensor(rows)[:, None]
     keys, values = torch.randn(2, len(rows), G, max(rows), D)
     ids = tuple((place,) for place in range(len(rows)))
     scores = tuple((1.0,) for _ in rows)
-    return Retrieved(keys, values, mask_BM, ids, scores, torch.randn(mask_BM.shape) if scored else None)
+    return Retrieved(keys, values, mask_BM, ids, scores)
 
 
 def _naive(
@@ -160,16 +160,14 @@ def _naive(
 @BUFFERS
 @pytest.mark.parametrize("T", [1, 4])
 @pytest.mark.parametrize("window", [None, 3, 50])
-@pytest.mark.parametrize("biased", [False, True])
 def test_every_row_attends_to_its_own_memory_and_tokens(
-    made: Callable[[], DecodeBuffers], T: int, window: int | None, biased: bool
+    made: Callable[[], DecodeBuffers], T: int, window: int | None
 ) -> None:
     lengths, memory = (7, 1, 33), (0, 5, 2)
-    cache, routed = _prefilled(lengths), _routed(memory, scored=biased)
+    cache, routed = _prefilled(lengths), _routed(memory)
     local = cache.layers[0].keys, cache.layers[0].values
     buffers = made()
     buffers.join(cache, {0: routed}, range(3), lengths)
-    bias = torch.tensor(1.5) if biased else None
     expected_keys: list[tuple[torch.Tensor, torch.Tensor]] = []
     for row, (length, M) in enumerate(zip(lengths, memory, strict=True)):
         parts = zip((routed.keys_BGMD, routed.values_BGMD), local, strict=True)
@@ -177,7 +175,7 @@ def test_every_row_attends_to_its_own_memory_and_tokens(
     for _ in range(20):  # they grow on the way
         buffers.begin()
         query, new = torch.randn(3, H, T, D), torch.randn(2, 3, G, T, D)
-        out = buffers.attend(0, query, new[0], new[1], None, window, bias)
+        out = buffers.attend(0, query, new[0], new[1], None, window)
         for row, M in enumerate(memory):
             keys, values = (torch.cat([x, y[row]], 1) for x, y in zip(expected_keys[row], new, strict=True))
             expected_keys[row] = keys, values
@@ -185,8 +183,6 @@ def test_every_row_attends_to_its_own_memory_and_tokens(
             own, column = torch.arange(S - T, S)[:, None], torch.arange(S)
             seen = (column <= own) & ((column > own - (window or S)) | (column < M))
             added = torch.zeros(T, S).masked_fill(~seen, -math.inf)
-            if bias is not None and routed.row_scores_BM is not None:
-                added[:, :M] += bias * routed.row_scores_BM[row, :M]
             torch.testing.assert_close(out[row], _naive(query[row], keys, values, added))
 
 
@@ -201,8 +197,8 @@ def test_tokens_taken_back_are_written_over(made: Callable[[], DecodeBuffers]) -
         buffers = made()
         buffers.join(cache, {}, [0], [6])
         if drafted:
-            buffers.attend(0, torch.randn(1, H, 3, D), *torch.randn(2, 1, G, 3, D), None, None, None)
+            buffers.attend(0, torch.randn(1, H, 3, D), *torch.randn(2, 1, G, 3, D), None, None)
             buffers.drop(0, drafted)
         new = torch.randn(1, G, 1, D, generator=generator)
-        states.append(buffers.attend(0, torch.ones(1, H, 1, D), new, new, None, None, None))
+        states.append(buffers.attend(0, torch.ones(1, H, 1, D), new, new, None, None))
     assert torch.equal(*states)

@@ -205,7 +205,7 @@ def _watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
 
 def _check_content(found: Retrieved, wanted: Retrieved) -> None:
     assert (found.doc_ids, found.scores) == (wanted.doc_ids, wanted.scores)
-    for name in ("keys_BGMD", "values_BGMD", "mask_BM", "row_scores_BM"):
+    for name in ("keys_BGMD", "values_BGMD", "mask_BM"):
         one = getattr(found, name)
         assert isinstance(one, Pretended) and torch.equal(one.held, getattr(wanted, name)), name
 

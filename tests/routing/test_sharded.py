@@ -44,8 +44,8 @@ def _bank(folder: Path, sizes: list[int]) -> MemoryBank:
 
 
 def _plain(retrieved: Retrieved) -> tuple[Any, ...]:
-    tensors = retrieved.keys_BGMD, retrieved.values_BGMD, retrieved.mask_BM, retrieved.row_scores_BM
-    return retrieved.doc_ids, retrieved.scores, *(None if x is None else x.float().tolist() for x in tensors)
+    tensors = retrieved.keys_BGMD, retrieved.values_BGMD, retrieved.mask_BM
+    return retrieved.doc_ids, retrieved.scores, *(x.float().tolist() for x in tensors)
 
 
 @pytest.mark.parametrize(("ranks", "sizes"), [(2, [30, 5, 40]), (3, [50, 3, 20, 9]), (3, [4, 1, 60])])

@@ -102,6 +102,16 @@ def test_options_reach_the_question(http: httpx.Client) -> None:
 
     assert ask(memspan={"selector": "router", "rounds": 3})["memspan"]["rounds"][0]["selector"] == "router"
     assert ask(memspan={"max_documents": 0})["memspan"]["evidence"] == []
+    for selector in ("router", "lexical", "hybrid"):
+        best = ask(memspan={"selector": selector})["memspan"]["evidence"][0]
+        assert ask(memspan={"selector": selector, "min_score": best["score"]})["memspan"]["evidence"][0] == best
+        trace = ask(memspan={"selector": selector, "min_score": 1})["memspan"]
+        assert (trace["answered"], trace["evidence"]) == (False, [])
+    for wrong in (1.1, -1, "high", {"least": 1}):
+        refused = http.post("/v1/chat/completions", json=question(memspan={"min_score": wrong}))
+        assert error_of(refused, 400)["param"] == "memspan.min_score"
+    refused = http.post("/v1/chat/completions", json=question(memspan={"min_score": 0.5, "route_answer": True}))
+    assert "leave one of them out" in error_of(refused, 400)["message"]
     only = ask(memspan={"where": {"n": 3}, "selector": "router"})["memspan"]["evidence"]
     assert [item["id"] for item in only] == ["animals/newt"]
     one, two, other = (ask(temperature=1.5, seed=seed)["choices"][0]["message"]["content"] for seed in (1, 1, 2))

@@ -154,6 +154,13 @@ def test_tools_filter(served: tuple[ServedBank, Engine]) -> None:
             assert [one["id"] for one in (await _call(client, "list", **filters))["memories"]] == ids
             answer = await _call(client, "ask", question="Where is the otter?", max_tokens=2, **filters)
             assert sorted(one["id"] for one in answer["sources"]) == ids
+        for least, some in ((0, True), (1, False)):
+            assert bool(await _call(client, "recall", query="otter", min_score=least)) is some
+            answer = await _call(client, "ask", question="Where is the otter?", max_tokens=2, min_score=least)
+            assert bool(answer["sources"]) is some and (some or not answer["answered"])
+        for wrong in (2, "high"):
+            for name, arguments in (("recall", {"query": "x"}), ("ask", {"question": "x"})):
+                assert "refused: min_score" in await _call(client, name, **arguments, min_score=wrong)
         for name, arguments in (("recall", {"query": "x"}), ("ask", {"question": "x"}), ("list", {})):
             assert "no document has a field 'nowhere'" in await _call(client, name, **arguments, where={"nowhere": 1})
             assert "soon" in await _call(client, name, **arguments, as_of="soon")

@@ -51,6 +51,10 @@ def written(path: Path, content: str | object) -> Path:
         ("2024년 3월 31일 오후 10:15, Ann : Hi", "2024-03-31 22:15"),
         ("2024. 3. 31. 오후 10:15, Ann : Hi", "2024-03-31 22:15"),
         ("31/3/2024، 10:15 - Ann: Hi", "2024-03-31 10:15"),
+        ("٣١/٣/٢٠٢٤، ٢٢:١٥ - Ann: Hi", "2024-03-31 22:15"),
+        ("\u200f٣١\u200f/٣\u200f/٢٠٢٤، ١٠:١٥ م - Ann: Hi", "2024-03-31 22:15"),
+        ("\u200f٣١\u200f/٣\u200f/٢٠٢٤، ١٢:١٥ ص - Ann: Hi", "2024-03-31 00:15"),
+        ("۲۰۲۴/۳/۳۱, ۱۰:۱۵ - Ann: Hi", "2024-03-31 10:15"),
     ],
 )
 def test_the_forms_of_many_places(tmp_path: Path, line: str, when: str) -> None:
@@ -112,6 +116,10 @@ def test_day_and_month_are_told_apart_over_the_whole_chat(
         "2024-03-31 10:15:00 - service: started\n2024-03-31 10:15:01 - service: ended\n",
         "Notes\n[31/03/2024, 10:15:32] Ann: Hi\n",
         "10:15 - Ann: Hi\n",
+        "31/03/2024, 25:15 - Ann: Hi\n",
+        "29/02/2023, 10:15 - Ann: Hi\n01/03/2023, 10:15 - Bob: Hi\n",
+        "\u202831/03/2024, 10:15 - Ann: Hi\n",
+        "\x0c31/03/2024, 10:15 - Ann: Hi\n31/03/2024, 10:16 - Bob: Hi\n",
         "",
     ],
 )
@@ -120,6 +128,13 @@ def test_other_texts_with_times_stay_one_document(tmp_path: Path, text: str) -> 
     assert len(found) == 1
     assert found[0] == Skipped(str(tmp_path / "a.txt"), "empty") or isinstance(found[0], Document)
     assert not isinstance(found[0], Document) or found[0].text == text
+
+
+@pytest.mark.parametrize("line", ["99/99/2024, 10:15 - x: y", "31/03/2024, 25:15 - x: y", "0/1/2024, 10:15 - x: y"])
+def test_a_line_whose_date_cannot_be_is_of_the_message_before(tmp_path: Path, line: str) -> None:
+    chat = f"31/03/2024, 10:15 - Ann: The log says\r\n{line}\r\n31/03/2024, 10:17 - Bob: ok\r\n"
+    (found,) = documents(written(tmp_path / "a.txt", chat))
+    assert found.text == f"[10:15] Ann: The log says\n{line}\n[10:17] Bob: ok"
 
 
 def test_a_chat_is_read_as_the_text_it_is_on_request(tmp_path: Path) -> None:
@@ -252,6 +267,51 @@ def test_a_conversation_with_claude_is_a_document(tmp_path: Path) -> None:
     assert found.external_id.endswith("conversations.json/u-1")
     assert (found.title, found.date) == ("Otters", "2024-03-31T09:00:00")
     assert "[2024-03-31 09:00] assistant: A mammal." in found.text
+
+
+def test_claude_may_write_parts_and_times_of_any_form(tmp_path: Path) -> None:
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "A mammal."}]
+    messages = [
+        {"sender": "human", "text": "Otters?", "created_at": 1711875600, "content": 5},
+        {"sender": "assistant", "text": "", "content": parts, "created_at": "soon"},
+        {"sender": None, "text": "Hm"},
+        {"sender": "human", "text": "", "content": []},
+    ]
+    found = list(read_paths([written(tmp_path / "c.json", [{"uuid": "u", "chat_messages": messages}])]))
+    assert isinstance(found[0], Document)
+    assert found[0].text == "[2024-03-31 09:00] human: Otters?\nassistant: A mammal.\nHm"
+    assert (found[0].date, found[0].metadata["participants"]) == ("2024-03-31T09:00:00", ["human", "assistant"])
+
+
+def test_conversations_of_one_id_are_two_documents(tmp_path: Path) -> None:
+    twice = [chatgpt(a=turn(said, parent="root")) for said in ("One", "Two")]
+    found = documents(written(tmp_path / "c.json", twice))
+    assert len({one.external_id for one in found}) == 2 and [one.text[-3:] for one in found] == ["One", "Two"]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"mapping": {"a": "b"}},
+        {"mapping": {"a": {"type": "text"}}},
+        {"chat_messages": ["a", "b"]},
+        {"chat_messages": []},
+        {"chat_messages": [{"from": "x"}]},
+        {"type": "message", "ts": "1709280000.0001"},
+    ],
+)
+def test_records_with_the_keys_of_a_chat_stay_records(tmp_path: Path, kept: dict[str, Any]) -> None:
+    records = [{"id": "a", "text": "One", **kept}, {"id": "b", "text": "Two"}]
+    found = documents(written(tmp_path / "x.json", records))
+    assert [(one.external_id, one.text) for one in found] == [("a", "One"), ("b", "Two")]
+
+
+@pytest.mark.parametrize("lead", ["", "\ufeff", " \r\n"])
+def test_a_day_of_a_channel_may_begin_with_a_mark_or_a_message_without_time(tmp_path: Path, lead: str) -> None:
+    day = [{"type": "message", "user": "U1", "text": said} for said in ("Hi", "Ho")]
+    day[1]["ts"] = "1711875600.000100"
+    (found,) = documents(written(tmp_path / "general" / "notes.json", lead + json.dumps(day)))
+    assert (found.title, found.date, found.text) == ("#general, 2024-03-31", "2024-03-31", "U1: Hi\n[09:00] U1: Ho")
 
 
 @pytest.mark.parametrize(

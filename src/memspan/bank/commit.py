@@ -56,7 +56,7 @@ def commit(bank: MemoryBank, rows: Iterable[EncodedSegment | Mapping[str, Any]],
     needed = checked(bank, segments)
     with bank.locked(patience):
         documents = place(bank, needed)
-    there = _encoded(bank, ids)
+        there = _encoded(bank, ids)
     return CommitReport(documents, there - documents, len(ids) - there, num_pending(bank.catalog))
 
 

@@ -24,9 +24,9 @@ def meant_ids(catalog: Catalog, namespace: str, given: str) -> list[str]:
         if of_number is not None:
             return [of_number]
     ids = catalog.external_ids(namespace)
-    end = _as_path(given)
-    of_name = [id for id in ids if _as_path(id).endswith(end) or end.endswith(_as_path(id))]
-    of_folder = [id for id in ids if f"{end}/" in _as_path(id)]
+    end, paths = _as_path(given), [(id, _as_path(id)) for id in ids]
+    of_name = [id for id, path in paths if path.endswith(end) or end.endswith(path)]
+    of_folder = [id for id, path in paths if f"{end}/" in path]
     return (of_name or of_folder or difflib.get_close_matches(given, ids[:_MOST_COMPARED], _MOST_MEANT))[:_MOST_MEANT]
 
 

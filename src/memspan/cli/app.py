@@ -159,6 +159,9 @@ WorkersOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Torch device. Default: a GPU if there is one.")]
 
+MinScoreOption = Annotated[
+    float | None, typer.Option("--min-score", help="Leave out documents that score less, 0 to 1.")
+]
 RouteAnswerOption = Annotated[
     bool, typer.Option("--route-answer", help="Route the whole context once more for the answer, texts included.")
 ]

@@ -22,6 +22,7 @@ from memspan.cli.app import (
     GPUBudgetOption,
     InstalledOption,
     JsonOption,
+    MinScoreOption,
     Model,
     NamespaceOption,
     OtherModel,
@@ -220,6 +221,7 @@ def ask(
     answers: OtherModel,
     reranking: Reranking,
     selector: AskSelectorOption = None,
+    min_score: MinScoreOption = None,
     max_documents: Annotated[int, typer.Option(min=0, help="Documents put before the model, at most.")] = 5,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Looks into the memory, at most. Default: 1; 4 with generate.")
@@ -248,7 +250,7 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from a bank, with evidence."""
-    from memspan.generate.lexical import check_questions
+    from memspan.generate.lexical import check_min_score, check_questions
 
     check_bank(bank)
     if question is not None:
@@ -257,6 +259,7 @@ def ask(
         from memspan.generate.selectors import check_packages
 
         check_packages(selector)
+    check_min_score(min_score)
     reranks_with_model = reranking.uses_model()
     with importing():
         from memspan.generate.chat import DEFAULT_SAMPLING
@@ -280,6 +283,7 @@ def ask(
         known_at=scope.known_at,
         rerank=reranking.rerank,
         cross_encoder=reranking.cross_encoder,
+        min_score=min_score,
     )
     needs_model = selector is None or SELECTORS[selector].needs.model or reranks_with_model
     if answerer is not None and not (needs_model or started_by_torchrun()):

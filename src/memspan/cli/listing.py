@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -57,14 +58,21 @@ class ListingCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         names = {one.name for one in self.params}
-        if "paths" in names and "" in args:  # of a variable that is not set; `Path` would make it this folder
-            ctx.fail("A path is empty. Name a file or a folder; . is this folder.")
         try:
+            if "paths" in names and "" in args and "" in self._arguments(ctx, args):
+                # Of a variable that is not set; `Path` would make it this folder.
+                ctx.fail("A path is empty. Name a file or a folder; . is this folder.")
             return super().parse_args(ctx, args)
         except TyperException as error:
             if "question" in names and "unexpected extra argument" in (message := getattr(error, "message", "")):
                 error.message = f"{message}. Put the question in quotes."  # type: ignore[attr-defined]
             raise
+
+    def _arguments(self, ctx: Any, args: list[str]) -> list[Any]:
+        """What is given without an option's name."""
+        given, _, _ = self.make_parser(ctx).parse_args([*args])
+        found = [given.get(one.name or "") for one in self.params if one.param_type_name == "argument"]
+        return [value for one in found for value in (one if isinstance(one, Sequence) and one != "" else [one])]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from memspan.generate.rerank import reranker_names

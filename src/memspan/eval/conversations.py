@@ -52,6 +52,17 @@ def date_of(text: str) -> str:
     return normal_date(bare)
 
 
+def _date_under(key: str, value: Any) -> str:
+    """
+    Raises:
+        ValueError: a record holds no date under this key.
+    """
+    try:
+        return date_of(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key}: {value!r:.60} is not a date; write it as 2026-03-01") from error
+
+
 # LoCoMo ---------------------------------------------------------------------------------------------------------------
 
 
@@ -85,7 +96,7 @@ def locomo(record: Mapping[str, Any]) -> Conversation:
     for key, session in found.conversation.items():
         if _SESSION.fullmatch(key) and session:
             moment = found.conversation.get(f"{key}_date_time")
-            when = date_of(moment) if moment else UNDATED
+            when = _date_under(f"conversation.{key}_date_time", moment) if moment else UNDATED
             for turn in read_as(list[_LocomoTurn], session, f"conversation.{key}"):
                 name = _turn_name(turn.dia_id)
                 if name in turns:
@@ -179,7 +190,7 @@ def longmemeval(record: Mapping[str, Any]) -> Conversation:
         answers=() if abstains else checked_answers(found.answer),
         positives=gold,
         type="unanswerable" if abstains else "multi" if len(gold) > 1 else "single",
-        date=date_of(found.question_date),
+        date=_date_under("question_date", found.question_date),
         namespace=name,
     )
     return Conversation(name, tuple(documents.values()), (question,))
@@ -197,7 +208,7 @@ def _sessions(found: _LongMemEval) -> dict[str, Document]:
     documents: dict[str, Document] = {}
     sessions = zip(found.haystack_session_ids, found.haystack_dates, found.haystack_sessions, strict=True)
     for session, moment, turns in sessions:
-        text, when = "\n".join(f"{turn.role}: {turn.content}" for turn in turns), date_of(moment)
+        text, when = "\n".join(f"{turn.role}: {turn.content}" for turn in turns), _date_under("haystack_dates", moment)
         known = [one for one in documents.values() if one.metadata["session"] == session]
         if turns and (text, when) not in [(one.text, one.date) for one in known]:
             key = f"{session}#{len(known) + 1}" if known else session

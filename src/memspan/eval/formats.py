@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from memspan.errors import CorpusError
 from memspan.eval import conversations, published
 from memspan.eval.published import Records
-from memspan.eval.records import JsonTexts, Text, read_as
+from memspan.eval.records import JsonTexts, Text, Texts, read_as
 from memspan.text.questions import (
     BAD_RECORD,
     MalformedRecord,
@@ -39,35 +41,69 @@ from memspan.types import Document
 # Sets with passages or pages ------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _MarcoPassage:
+    passage_text: str
+    is_selected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Marco:
+    query_id: Text
+    query: Text
+    passages: list[_MarcoPassage]
+    answers: Texts
+
+
 def _ms_marco(record: Record) -> Iterator[Question]:
     """MS MARCO QA (v1.1 lines, or a record rebuilt from v2.1's columns)."""
-    chosen = [item["passage_text"] for item in record["passages"] if item["is_selected"]]
-    others = [item["passage_text"] for item in record["passages"] if not item["is_selected"]]
-    answers = [] if record["answers"] == ["No Answer Present."] else record["answers"]
+    found = read_as(_Marco, record)
+    chosen, others = (
+        [passage("", item.passage_text) for item in found.passages if item.is_selected is wanted]
+        for wanted in (True, False)
+    )
+    answers = () if found.answers == ["No Answer Present."] else checked_answers(found.answers)
     yield Question(
-        id=checked_text(record["query_id"]),
-        question=checked_text(record["query"]),
-        answers=checked_answers(answers),
-        positives=tuple(passage("", text) for text in chosen) if answers else (),
-        negatives=tuple(passage("", text) for text in (others if answers else chosen + others)),
+        id=found.query_id,
+        question=found.query,
+        answers=answers,
+        positives=tuple(chosen) if answers else (),
+        negatives=tuple(others if answers else chosen + others),
         type="single" if answers else "unanswerable",
         hops=1,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _DureaderPage:
+    paragraphs: list[str]
+    title: Text = ""
+    is_selected: bool = False
+    most_related_para: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Dureader:
+    question_id: Text
+    question: Text
+    documents: list[_DureaderPage]
+    answers: Texts
+
+
 def _dureader(record: Record) -> Iterator[Question]:
     """DuReader 2.0: positive is the paragraph marked most related of each page that was used (`is_selected`)."""
+    found = read_as(_Dureader, record)
     positives: list[Document] = []
     negatives: list[Document] = []
-    for page in record["documents"]:
-        best = page.get("most_related_para", 0) if page.get("is_selected") else None
-        for number, text in enumerate(page["paragraphs"]):
+    for page in found.documents:
+        best = page.most_related_para if page.is_selected else None
+        for number, text in enumerate(page.paragraphs):
             if text.strip():
-                (positives if number == best else negatives).append(passage(page.get("title", ""), text))
-    answers = checked_answers(record["answers"])
+                (positives if number == best else negatives).append(passage(page.title, text))
+    answers = checked_answers(found.answers)
     yield Question(
-        id=checked_text(record["question_id"]),
-        question=checked_text(record["question"]),
+        id=found.question_id,
+        question=found.question,
         answers=answers,
         positives=tuple(positives) if answers else (),
         negatives=tuple(negatives) if answers else (*positives, *negatives),
@@ -91,16 +127,36 @@ def _popqa(row: Record) -> Iterator[Question]:
     yield Question(found.id, found.question, checked_answers(found.possible_answers), ())
 
 
+@dataclass(frozen=True, slots=True)
+class _TriviaPage:
+    file: Annotated[str | None, Field(validation_alias="Filename")] = None
+    title: Annotated[Text, Field(validation_alias="Title")] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _TriviaAnswer:
+    value: Annotated[Text, Field(validation_alias="Value")]
+    aliases: Annotated[Texts, Field(validation_alias="Aliases")] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trivia:
+    id: Annotated[Text, Field(validation_alias="QuestionId")]
+    question: Annotated[Text, Field(validation_alias="Question")]
+    answer: Annotated[_TriviaAnswer, Field(validation_alias="Answer")]
+    wikipedia: Annotated[list[_TriviaPage], Field(validation_alias="EntityPages")] = field(default_factory=list)
+    web: Annotated[list[_TriviaPage], Field(validation_alias="SearchResults")] = field(default_factory=list)
+
+
 def _triviaqa(record: Record, evidence: Path) -> Iterator[Question]:
     """TriviaQA: evidence files stand in `evidence/wikipedia` and `evidence/web` beside the questions' folder."""
-    pages = [("wikipedia", page) for page in record.get("EntityPages", [])]
-    pages += [("web", page) for page in record.get("SearchResults", [])]
-    files = [(evidence / kind / page["Filename"], page.get("Title", "")) for kind, page in pages if "Filename" in page]
-    answer = record["Answer"]
+    found = read_as(_Trivia, record)
+    pages = [(evidence / kind, page) for kind in ("wikipedia", "web") for page in getattr(found, kind)]
+    files = [(folder / page.file, page.title) for folder, page in pages if page.file is not None]
     yield Question(
-        id=checked_text(record["QuestionId"]),
-        question=checked_text(record["Question"]),
-        answers=checked_answers([answer["Value"], *answer.get("Aliases", [])]),
+        id=found.id,
+        question=found.question,
+        answers=checked_answers([found.answer.value, *found.answer.aliases]),
         positives=tuple(passage(title, path.read_text("utf-8")) for path, title in files if path.is_file()),
     )
 
@@ -166,7 +222,8 @@ def _marco_records(path: Path, shown: Path) -> Records:
     for where, record in json_records(path, shown):
         if isinstance(record, Mapping) and isinstance(record.get("query"), Mapping):
             for row in record["query"]:
-                yield f"{shown}[{row}]", {name: values.get(row) for name, values in record.items()}
+                columns = {name: values for name, values in record.items() if isinstance(values, Mapping)}
+                yield f"{shown}[{row}]", {name: values[row] for name, values in columns.items() if row in values}
         else:
             yield where, record
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
-from memspan.eval.records import Facts, Paragraphs, Text, Texts, read_as
+from memspan.eval.records import Facts, Paragraphs, Text, Texts, as_list, read_as
 from memspan.text.questions import Question, Record, checked_answers, json_records, passage, sound
 
 Records = Iterator[tuple[str, Any]]
@@ -70,11 +70,27 @@ def _joined(sentences: Sequence[str]) -> str:
     return text.strip()
 
 
+@dataclass(frozen=True, slots=True)
+class _Aliases:
+    Q_id: Text
+    aliases: Texts = field(default_factory=list)
+    demonyms: Texts = field(default_factory=list)
+
+
 def aliases(path: Path) -> dict[str, list[str]]:
-    """Further names of 2Wiki's answers, from the `id_aliases.json` that is published beside its questions."""
-    file = path.parent / "id_aliases.json"
-    records = (sound(record) for _, record in json_records(file)) if file.is_file() else ()
-    return {record["Q_id"]: [*record.get("aliases", []), *record.get("demonyms", [])] for record in records}
+    """Further names of 2Wiki's answers, from the `id_aliases.json` that is published beside its questions.
+
+    Raises:
+        ValueError: a record of that file has none; names its place.
+    """
+    file, found = path.parent / "id_aliases.json", dict[str, list[str]]()
+    for where, record in json_records(file) if file.is_file() else ():
+        try:
+            names = read_as(_Aliases, sound(record))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        found[names.Q_id] = [*names.aliases, *names.demonyms]
+    return found
 
 
 # MuSiQue --------------------------------------------------------------------------------------------------------------
@@ -139,7 +155,7 @@ class _SquadAnswer:
 
 def _squad_answers(value: Any) -> Any:
     """A list of answers, also where they are columns, as in the tables made of SQuAD."""
-    return [{"text": text} for text in value["text"]] if isinstance(value, dict) and "text" in value else value
+    return [{"text": one} for one in as_list(value["text"])] if isinstance(value, dict) and "text" in value else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
@@ -17,7 +18,8 @@ def _as_text(value: Any) -> Any:
     return str(value).strip() if is_number or isinstance(value, str) else value
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """A list as it is, one alone as a list, and null as none."""
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
@@ -30,6 +32,8 @@ def _rows(value: Any) -> Any:
     """Rows of a title and a value, also where a file keeps columns: `{"title": [...], "sentences": [...]}`."""
     if not isinstance(value, dict):
         return value
+    if lone := next((name for name, column in value.items() if not isinstance(column, list)), None):
+        raise ValueError(f"the column {lone!r} must be a list")
     names = sorted(value, key=lambda name: name != "title")
     return list(zip(*(value[name] for name in names), strict=True))
 
@@ -37,7 +41,7 @@ def _rows(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_as_text)]
 """A text or a number."""
 
-Texts = Annotated[list[Text], BeforeValidator(_as_list)]
+Texts = Annotated[list[Text], BeforeValidator(as_list)]
 """Texts or numbers: a list, one alone, or null for none."""
 
 JsonTexts = Annotated[list[Text], BeforeValidator(_decoded)]
@@ -47,9 +51,7 @@ Paragraphs = Annotated[list[tuple[Text, list[str]]], BeforeValidator(_rows), Bef
 Facts = Annotated[list[tuple[Text, int]], BeforeValidator(_rows), BeforeValidator(_decoded)]
 
 
-@functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+_adapter = functools.cache(TypeAdapter[Any])
 
 
 def read_as(kind: type[T], record: Any, where: str = "") -> T:
@@ -71,4 +73,5 @@ def read_as(kind: type[T], record: Any, where: str = "") -> T:
         if found["type"] == "missing":
             raise ValueError(f"the key {place!r} is missing") from invalid
         message = found["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        message = re.sub("a dictionary or an instance of .*", "an object", message)
         raise ValueError(f"{place or 'the record'}: {message}, not {str(found['input'])[:60]!r}") from invalid

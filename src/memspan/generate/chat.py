@@ -12,7 +12,7 @@ from memspan.errors import MemspanError
 from memspan.events import RoundDone, RoundStarted
 from memspan.generate.answerer import AnswerEnd, Answerer, CallPiece, Message, NextSearch, Searcher, ToolCaller
 from memspan.generate.citing import CitationChecker
-from memspan.generate.interleave import Interleave, Plan, QuestionState, Reply, next_documents, read_documents
+from memspan.generate.interleave import Interleave, Plan, QuestionState, Reply, look_up, next_documents, read_documents
 from memspan.generate.lexical import next_query, said_before
 from memspan.generate.passed import NOTHING_PASSED, Passed, add_delta
 from memspan.generate.prompts import (
@@ -108,7 +108,7 @@ class ChatRetriever:
         looks = [self._look(one, wanted.get(id(one))) for one in asked]
         for one, look in zip(asked, looks, strict=True):
             yield one, RoundStarted(number, look.query)
-        found = self._finder.rank(self._plan.selector, looks, self._plan.documents) if asked else []
+        found = look_up(self._finder, self._plan, looks) if asked else []
         seconds = {"select": time.perf_counter() - started}
         for one, look, ranked in zip(asked, looks, found, strict=True):
             want = wanted.get(id(one), _NOTHING_WANTED)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from memspan.errors import MemspanError
 from memspan.events import CallWritten, Done, Event, TextWritten
 from memspan.generate.citing import abstains, citations_of
+from memspan.generate.lexical import check_min_score, fitting
 from memspan.generate.rerank import NONE, RERANKED, Means, check_name, reranked
-from memspan.generate.selectors import SELECTORS, RankingSelector, RetrievingSelector, SearchResult
+from memspan.generate.selectors import SELECTORS, RankingSelector, RetrievingSelector, SearchQuery, SearchResult
 from memspan.routing.ranking import keep_adaptively
 from memspan.text.rounds import ROUTE_TOKENS, RouteTokens
 from memspan.text.statements import about_other_keys
@@ -59,10 +60,12 @@ class Plan:
             after a look-up that routes nothing (`lexical`) to no latents.
         rerank: who ranks the first documents anew (`memspan.generate.rerank`), or "none". As many are read as without.
         cross_encoder: of the reranker `cross`: a folder, or a name of the hub.
+        min_score: documents that score less (0 to 1) are read neither as texts nor as latents; see `Evidence.score`.
 
     Raises:
         UnknownName: there is no such selector or reranker.
         MemspanError: a number is too small, or the options contradict each other.
+        ValueError, TypeError: as of `check_min_score`.
     """
 
     selector: str
@@ -77,6 +80,7 @@ class Plan:
     route_answer: bool = False
     rerank: str = NONE
     cross_encoder: str | None = None
+    min_score: float | None = None
 
     def __post_init__(self) -> None:
         leasts = {"rounds": 1, "documents": 0, "documents_per_round": 1, "injected_tokens": 0, "context_tokens": 1}
@@ -97,6 +101,10 @@ class Plan:
         if self.rerank != NONE and (reads or not self.documents):
             what = f"the selector {self.selector} ranks" if reads else "an answer without documents has"
             raise MemspanError(f"{what} no documents that could be ranked anew; leave rerank={self.rerank!r} out")
+        check_min_score(self.min_score)
+        if self.min_score is not None and (reads or self.route_answer):
+            what = f"the selector {self.selector}" if reads else "route_answer"
+            raise MemspanError(f"{what} attends to latents of any score, and min_score to some; leave one of them out")
 
     @property
     def chooser(self) -> RankingSelector | RetrievingSelector:
@@ -152,6 +160,16 @@ def read_documents(
     done = replace(done, chosen=tuple(chosen[:used]), injected=injected, left_out=len(chosen) - used)
     ended: RoundEnd = "more" if used else "room" if chosen else "nothing" if one.room_for(plan) else "limit"
     return one.close_round(plan, done, ended, tokens)
+
+
+def look_up(finder: Finder | TextFinder, plan: Plan, looks: Sequence[SearchQuery]) -> list[SearchResult]:
+    """What a plan's selector finds for every look, as far as it scores enough.
+
+    Raises:
+        MemspanError: as of `fitting`.
+    """
+    ranked = finder.rank(plan.selector, looks, plan.documents)
+    return [fitting(found, plan.min_score, plan.selector) for found in ranked]
 
 
 def next_documents(
@@ -285,9 +303,8 @@ class Interleave:
         evidence, text = with_layers(one.evidence, reply.routed), reply.text.strip()
         ended = reply.finish_reason or "length"
         citations = () if reply.calls else citations_of(text, evidence, marked=self._writer.marks)
-        is_none = (
-            not (evidence or reply.routed) or not text or (reply.said_none and not any(c.supported for c in citations))
-        )
+        found = evidence or any(layer.document_ids for layer in reply.routed)
+        is_none = not found or not text or (reply.said_none and not any(c.supported for c in citations))
         return Answer(
             question=one.question,
             text=text,

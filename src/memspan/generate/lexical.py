@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Container, Iterable, Sequence
+from typing import TYPE_CHECKING, SupportsFloat, cast
 
 from memspan.bank.catalog import DEFAULT_NAMESPACE, Catalog, StoredDocument
 from memspan.bank.scope import EVERYTHING, Scope
@@ -17,7 +17,7 @@ from memspan.places import quoted
 from memspan.routing.ranking import Selected
 from memspan.text.template import encoded_text
 from memspan.text.terms import content_words, plain_words
-from memspan.types import Evidence, Turn, is_unicode
+from memspan.types import Evidence, LayerRouting, Turn, is_unicode
 
 if TYPE_CHECKING:
     from memspan.generate.finder import Finder
@@ -96,7 +96,8 @@ def search_words(
             return []
         finder = TextFinder(catalog, namespace, scope)
         (found,) = finder.rank(selector, [SearchQuery(question)], limit)
-        return shown(finder, question, fitting(found.selected, min_score, selector), limit, rerank or NONE, means)
+        fit = fitting(found, min_score, selector).selected
+        return shown(finder, question, fit, limit, rerank or NONE, means)
 
 
 def shown(
@@ -108,28 +109,40 @@ def shown(
     return reranked(rerank, question, finder.evidence(selected[:depth]), means)[:limit]
 
 
-def fitting(selected: Sequence[Selected], min_score: float | None, selector: str) -> Sequence[Selected]:
-    """Those documents of a ranking that score at least `min_score`; None: all.
+def fitting(found: SearchResult, min_score: float | None, selector: str) -> SearchResult:
+    """What was found, without the documents that score less than `min_score`, and without their latents; None: all.
 
     Raises:
         MemspanError: the selector's scores do not say how well a document fits.
     """
     if min_score is None:
-        return selected
-    if any(one.fit is None for one in selected):
+        return found
+    if any(one.fit is None for one in found.selected):
         raise MemspanError(
             f"scores of the selector {selector} with this model mean something else for each question; leave the least "
             "score out"
         )
-    return [one for one in selected if (one.fit or 0.0) >= min_score]
+    selected = [one for one in found.selected if (one.fit or 0.0) >= min_score]
+    return SearchResult(selected, tuple(_among({one.document_id for one in selected}, layer) for layer in found.routed))
+
+
+def _among(ids: Container[int], routed: LayerRouting) -> LayerRouting:
+    """What an MSA layer routed to, of these documents."""
+    kept = [pair for pair in zip(routed.document_ids, routed.scores, strict=True) if pair[0] in ids]
+    return LayerRouting(routed.layer, tuple(id for id, _ in kept), tuple(score for _, score in kept))
 
 
 def check_min_score(min_score: float | None) -> None:
     """
     Raises:
         ValueError: the least score is not from 0 to 1.
+        TypeError: it is no number.
     """
-    if min_score is not None and not 0 <= min_score <= 1:
+    if min_score is None:
+        return
+    if isinstance(min_score, bool) or not isinstance(min_score, SupportsFloat):
+        raise TypeError(f"min_score is a number, not {min_score!r}")
+    if not 0 <= min_score <= 1:
         raise ValueError(f"min_score is from 0 to 1, not {min_score}")
 
 

@@ -307,8 +307,8 @@ class Memory(DocumentStore):
             finder = self._finder(snapshot, request.scope, needs)
             context = self.loaded.template.context(question) if needs.routing else None
             (found,) = finder.rank(chosen, [SearchQuery(question, context)], limit)
-            fit, means = fitting(found.selected, min_score, chosen), Means(self.loaded, cross_encoder)
-            return shown(finder, question, fit, limit, request.plan.rerank, means)
+            fit, means = fitting(found, min_score, chosen), Means(self.loaded, cross_encoder)
+            return shown(finder, question, fit.selected, limit, request.plan.rerank, means)
 
     @named_options()
     def summarize(

@@ -43,6 +43,8 @@ class AskOptions(TypedDict, total=False):
         rerank: who ranks the first documents anew before the best are read: none (the default), model (the memory
             model's attention), likelihood, cross, or another of `memspan.generate.rerank`.
         cross_encoder: of `rerank="cross"`: a folder, or a name of the hub.
+        min_score: documents that score less, 0 to 1, are not read; where none is left, nothing was found. See
+            `Evidence.score`.
         sampling: how to decode. Default: 64 tokens, 512 of another model, greedy.
         where: only documents whose metadata match; see `memspan.bank.scope.Scope.parse`.
         as_of, known_at: what was valid at that day or moment; what the bank held then; see there.
@@ -62,6 +64,7 @@ class AskOptions(TypedDict, total=False):
     route_answer: bool
     rerank: str | None
     cross_encoder: str | None
+    min_score: float | None
     sampling: Sampling
     where: Mapping[str, Any] | None
     as_of: str | None
@@ -121,6 +124,7 @@ class Request:
             route_answer=options.get("route_answer", False),
             rerank=options.get("rerank") or NONE,
             cross_encoder=options.get("cross_encoder"),
+            min_score=options.get("min_score"),
         )
         check_reranker(plan.rerank, Means(loaded, plan.cross_encoder))
         sampling = options.get("sampling", GREEDY if answerer is None else DEFAULT_SAMPLING)

@@ -20,6 +20,7 @@ from memspan.generate.interleave import (
     QuestionState,
     Reply,
     Retriever,
+    look_up,
     next_documents,
     read_documents,
 )
@@ -60,7 +61,7 @@ class SearchRetriever:
         looks = [self._look(one) for one in asked]
         for one, look in zip(asked, looks, strict=True):
             yield one, RoundStarted(number, look.query)
-        found = self._finder.rank(self._plan.selector, looks, self._plan.documents)
+        found = look_up(self._finder, self._plan, looks)
         seconds = {"select": time.perf_counter() - started}
         for one, look, ranked in zip(asked, looks, found, strict=True):
             chosen = next_documents(one, ranked, self._plan, self._finder, look.query, self._loaded, seconds)
@@ -155,4 +156,5 @@ class ModelWriter:
         routed = [found for one in asked if (found := self._reading.routed(one)) is not None]
         if len(routed) < len(asked):
             return self._finder.memory
-        return ReplayedMemory(self._finder.memory, routed) if any(routed) else None
+        attended = any(layer.document_ids for found in routed for layer in found)
+        return ReplayedMemory(self._finder.memory, routed) if attended else None

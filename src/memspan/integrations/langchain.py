@@ -62,6 +62,7 @@ _ASKING = (
     "max_injected_tokens",
     "text_only",
     "route_answer",
+    "min_score",
     "where",
     "as_of",
     "known_at",
@@ -132,8 +133,8 @@ class ChatMemspan(BaseChatModel):
 
     Attributes:
         memory: of which bank and namespace; `Memory.open`.
-        selector, max_documents, rounds, documents_per_round, max_injected_tokens, text_only, route_answer, where,
-            as_of, known_at: see `memspan.generate.memory.AskOptions`.
+        selector, max_documents, rounds, documents_per_round, max_injected_tokens, text_only, route_answer, min_score,
+            where, as_of, known_at: see `memspan.generate.memory.AskOptions`.
         max_tokens: of an answer, at most.
         temperature, top_p: of sampling; 0 takes the likeliest tokens.
         seed: of sampling; None: another one for every answer.
@@ -152,6 +153,7 @@ class ChatMemspan(BaseChatModel):
     max_injected_tokens: int | None = None
     text_only: bool = False
     route_answer: bool = False
+    min_score: float | None = None
     where: dict[str, Any] | None = None
     as_of: str | None = None
     known_at: str | None = None

@@ -246,7 +246,11 @@ def _read(dataset: Dataset) -> Iterator[Document | Skipped]:
     """The documents of a dataset, read as JSON lines are."""
     with _named("the dataset cannot be read"):
         for number, row in enumerate(dataset.iter_rows(), start=1):
-            values = json.loads(json.dumps(row, default=_plain), parse_constant=lambda _: None)
+            try:
+                values = json.loads(json.dumps(row, default=_plain), parse_constant=lambda _: None)
+            except UnicodeDecodeError:
+                yield Skipped(f"row {number}", "a column holds bytes that are no text in UTF-8; leave it out")
+                continue
             line = json.dumps(values)
             name = f"row:{hashlib.sha256(line.encode()).hexdigest()[:32]}"
             for found in read_stream(io.StringIO(line), name):
@@ -254,5 +258,13 @@ def _read(dataset: Dataset) -> Iterator[Document | Skipped]:
 
 
 def _plain(value: Any) -> Any:
-    """A value of numpy, or of another kind, as JSON has it."""
+    """A value of numpy, or of another kind, as JSON has it.
+
+    Raises:
+        UnicodeDecodeError: bytes that are no text.
+    """
+    if isinstance(value, bytes):
+        return value.decode()
+    if getattr(getattr(value, "dtype", None), "kind", "") == "M":  # nanoseconds would be a number
+        value = value.astype(str)
     return value.tolist() if hasattr(value, "tolist") else str(value)

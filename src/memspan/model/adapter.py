@@ -1,9 +1,8 @@
 """Adapters: trained weights that belong to one backbone, kept apart from it.
 
 adapter.json          fingerprint of the backbone, the MSA layers, settings it was trained with, what LoRA there is,
-                      whether there is a score bias, whether the routers are trained; the fingerprint of what shapes
-                      documents, and a sample of the weights by which a changed file is noticed
-                      (`memspan.model.fingerprint`)
+                      whether the routers are trained; the fingerprint of what shapes documents, and a sample of the
+                      weights by which a changed file is noticed (`memspan.model.fingerprint`)
 adapter.safetensors   the weights, by the backbone's own parameter names (routers, and whatever else was trained);
                       LoRA as NAME.lora_a and NAME.lora_b
 """
@@ -23,12 +22,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from memspan.config import MSAConfig
+from memspan.config import MSAConfig, refuse_score_bias
 from memspan.errors import CheckpointError
 from memspan.model.fingerprint import fingerprint, sample
 from memspan.model.lora import SIDES, Side, install, linear_modules, lora_modules, mark_sides, merge_lora
-from memspan.model.modeling import MSAForCausalLM, is_lora, is_router, routed_modules
-from memspan.model.router import SCORE_BIAS
+from memspan.model.modeling import MSAForCausalLM, is_lora, is_router
 from memspan.model.shipped import NO_ADAPTER, shipped_adapters
 
 _CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
@@ -86,7 +84,6 @@ def save_adapter(
         "backbone_fingerprint": backbone_fingerprint,
         "msa_layers": list(model.config.layers),
         "settings": _settings(model.config),
-        "score_bias": model.config.score_bias is not None,
         "router_trained": router_trained,
         "lora": lora,
         "document_fingerprint": model.document_fingerprint(weights),
@@ -106,15 +103,15 @@ def apply_adapter(model: MSAForCausalLM, folder: Path, *, verify: bool = False) 
         verify: hash what shapes documents, also where a sample says that it is what was saved.
 
     Raises:
-        CheckpointError: no adapter there, a damaged one, or one that belongs to another backbone or other layers; with
-            `verify`, one that is not what was saved.
+        CheckpointError: no adapter there, a damaged one, or one that belongs to another backbone or other layers, or
+            that has a score bias; with `verify`, one that is not what was saved.
     """
     weights = read_weights(folder)
     with _readable(folder):
-        values = json.loads((folder / _CONFIG).read_text("utf-8"))
+        values = _read_config(folder)
         belongs_to, layers = values["backbone_fingerprint"], tuple(values["msa_layers"])
         settings = dict(values.get("settings", {}))
-        score_bias, lora = bool(values.get("score_bias")), _read_lora(values.get("lora", {}))
+        lora = _read_lora(values.get("lora", {}))
     config = model.config
     own = config.backbone_fingerprint or fingerprint(model.named_backbone_weights())
     if belongs_to != own:
@@ -131,8 +128,6 @@ def apply_adapter(model: MSAForCausalLM, folder: Path, *, verify: bool = False) 
             f"the adapter in {folder} was trained with {other[0]} {settings[other[0]]!r}, and this model has "
             f"{own_settings.get(other[0])!r}; convert the backbone with the former"
         )
-    if score_bias and config.score_bias is None:
-        add_score_bias(model)
     _check_weights(model, folder, weights, lora)
     stored = dict(weights)
     _install(model, weights, lora)
@@ -164,7 +159,7 @@ def take_lora(model: MSAForCausalLM, folder: Path, but: str) -> None:
     """
     weights = read_weights(folder)
     with _readable(folder):
-        lora = _read_lora(json.loads((folder / _CONFIG).read_text("utf-8")).get("lora", {}))
+        lora = _read_lora(_read_config(folder).get("lora", {}))
     _check_weights(model, folder, weights, lora)
     _install(model, weights, {name: item for name, item in lora.items() if not re.search(but, name)})
     mark_sides(model)
@@ -182,7 +177,7 @@ def adapter_layers(folder: Path) -> tuple[int, ...]:
         CheckpointError: there is no readable adapter.
     """
     with _readable(folder):
-        return tuple(json.loads((folder / _CONFIG).read_text("utf-8"))["msa_layers"])
+        return tuple(_read_config(folder)["msa_layers"])
 
 
 def _settings(config: MSAConfig) -> dict[str, Any]:
@@ -206,6 +201,16 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     with _readable(folder):
         return load_file(folder / _WEIGHTS)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """
+    Raises:
+        CheckpointError: the adapter has a score bias.
+    """
+    values = json.loads((folder / _CONFIG).read_text("utf-8"))
+    refuse_score_bias(f"the adapter in {folder}", bool(values.get("score_bias")))
+    return values
 
 
 @contextlib.contextmanager
@@ -265,11 +270,3 @@ def _check_weights(
     lacking = sorted(needed - set(weights))
     if lacking:
         raise CheckpointError(f"the adapter in {folder} lacks {len(lacking)} of its weights, as {lacking[0]}")
-
-
-def add_score_bias(model: MSAForCausalLM, value: float = 0.0) -> None:
-    """Give a model without one a score bias (see `MSAConfig.score_bias`), of this value in every MSA layer."""
-    model.config.score_bias = value
-    for attention in routed_modules(model):
-        like = attention.router_q_proj.weight
-        setattr(attention, SCORE_BIAS, torch.nn.Parameter(torch.full((1,), value, device=like.device)))

@@ -9,7 +9,7 @@ from transformers import AttentionInterface
 
 from memspan.errors import UnsupportedBackbone
 from memspan.model.memory_api import AllRecorded, EncodeStep, PooledLayer, QueryStep, Step, Watch
-from memspan.ops.attention import attend, attention_shares, local_mask, memory_mask, with_row_bias
+from memspan.ops.attention import attend, attention_shares, local_mask, memory_mask
 from memspan.ops.pooling import pool_chunks
 
 ATTENTION_NAME = "memspan"
@@ -60,9 +60,8 @@ def memspan_attention(
             f"{type(module).__name__} passes {', '.join(unknown) or 'its own attention mask'} to its attention, which "
             "memory attention does not compute: its answers would be silently wrong"
         )
-    score_bias = getattr(module, "router_score_bias", None)
     if isinstance(memory, QueryStep) and memory.buffers is not None:
-        given = query_BHTD, key_BGSD, value_BGSD, scaling, sliding_window, score_bias
+        given = query_BHTD, key_BGSD, value_BGSD, scaling, sliding_window
         return memory.buffers.attend(cast(int, module.layer_idx), *given), None
     T, S = query_BHTD.shape[2], key_BGSD.shape[2]
     if isinstance(memory, EncodeStep):
@@ -85,9 +84,6 @@ def memspan_attention(
         mask = _local_mask(memory, part, T, S, sliding_window, key_BGSD.device, shared=len(parts) == 1)
         if memory is not None and retrieved is not None and retrieved.mask_BM.shape[1]:
             mask = _join_masks(mask, memory, retrieved.mask_BM, part, S - T)
-            if score_bias is not None:
-                assert retrieved.row_scores_BM is not None, "a layer with a score bias needs a memory with row scores"
-                mask = with_row_bias(mask, (score_bias * retrieved.row_scores_BM).to(query_BHTD.dtype))
         seen = slice(0, key_BGSD.shape[2] - T + part.stop)
         given = query_BHTD[:, :, part], key_BGSD[:, :, seen], value_BGSD[:, :, seen]
         out.append(attend(*given, mask, scaling, dropout))

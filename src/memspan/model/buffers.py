@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
-from memspan.ops.attention import attend, with_row_bias
+from memspan.ops.attention import attend
 from memspan.types import Retrieved
 
 # Columns made at a time for tokens still to be written, at most; of a short row an eighth of its own.
@@ -94,36 +94,31 @@ class DecodeBuffers:
         value_RGTD: Tensor,
         scaling: float | None,
         window: int | None,
-        score_bias: Tensor | None,
     ) -> Tensor:
         """Add a layer's K and V of the T newest tokens of every row, and attend to all there are: `[R, T, H, D]`.
 
         Args:
             window: sliding window over the local tokens.
-            score_bias: the layer's multiple of routing scores that is added to the logits of memory rows.
         """
         out = []
         for row, (query_HTD, key_GTD, value_GTD) in enumerate(zip(query_RHTD, key_RGTD, value_RGTD, strict=True)):
             held = self._rows[row][layer]
             held.add(key_GTD, value_GTD)
-            out.append(self._attend_row(query_HTD, held.columns, scaling, window, score_bias))
+            out.append(self._attend_row(query_HTD, held.columns, scaling, window))
         return (out[0] if len(out) == 1 else torch.cat(out)).to(query_RHTD.dtype)
 
-    def _attend_row(
-        self, query_HTD: Tensor, seen: RowKV, scaling: float | None, window: int | None, score_bias: Tensor | None
-    ) -> Tensor:
-        mask = self._mask(seen, query_HTD.shape[1], window, score_bias)
+    def _attend_row(self, query_HTD: Tensor, seen: RowKV, scaling: float | None, window: int | None) -> Tensor:
+        mask = self._mask(seen, query_HTD.shape[1], window)
         query_1HTD = query_HTD[None].to(seen.keys_GSD.dtype)
         return attend(query_1HTD, seen.keys_GSD[None], seen.values_GSD[None], mask, scaling)
 
-    def _mask(self, seen: RowKV, T: int, window: int | None, score_bias: Tensor | None) -> Tensor | None:
-        """Which columns of a row each new token sees, or what is added to its logits, `[1, 1, T, S]`; None: all."""
+    def _mask(self, seen: RowKV, T: int, window: int | None) -> Tensor | None:
+        """Which columns of a row each new token sees, `[1, 1, T, S]`; None: all."""
         keys_GSD, memory = seen.keys_GSD, seen.memory
         S = keys_GSD.shape[1]
         if window is not None and S - memory <= window:
             window = None
-        biased = score_bias is not None and memory > 0
-        if T == 1 and window is None and not biased:
+        if T == 1 and window is None:
             return None
         key = S, T, window, window and memory
         if key not in self._masks:  # layers alike share one
@@ -133,26 +128,21 @@ class DecodeBuffers:
             if window is not None:
                 seen_TS &= (column_S > own_T1 - window) | (column_S < memory)
             self._masks[key] = seen_TS[None, None]
-        if not biased:
-            return self._masks[key]
-        assert score_bias is not None and seen.scores_M is not None, "a score bias needs a memory with row scores"
-        return with_row_bias(self._masks[key], (score_bias * seen.scores_M)[None].to(keys_GSD.dtype))
+        return self._masks[key]
 
 
 class RowKV(NamedTuple):
-    """K and V that a row attends to, `[G, S, D]`; the first `memory` of them are of documents with routing scores."""
+    """K and V that a row attends to, `[G, S, D]`; the first `memory` of them are of documents."""
 
     keys_GSD: Tensor
     values_GSD: Tensor
     memory: int = 0
-    scores_M: Tensor | None = None
 
 
 def _memory_of(found: Retrieved, row: int) -> RowKV:
     rows_M = found.mask_BM[row]
-    scores_M = None if found.row_scores_BM is None else found.row_scores_BM[row, rows_M]
     keys_GMD = found.keys_BGMD[row, :, rows_M]
-    return RowKV(keys_GMD, found.values_BGMD[row, :, rows_M], keys_GMD.shape[1], scores_M)
+    return RowKV(keys_GMD, found.values_BGMD[row, :, rows_M], keys_GMD.shape[1])
 
 
 class _RowCache:
@@ -161,7 +151,7 @@ class _RowCache:
     def __init__(self, local: tuple[Tensor, Tensor], memory: RowKV | None) -> None:
         key_GTD = local[0]
         parts = [local] if memory is None else [(memory.keys_GSD, memory.values_GSD), local]
-        self._memory, self._scores_M = (0, None) if memory is None else (memory.memory, memory.scores_M)
+        self._memory = 0 if memory is None else memory.memory
         # A CPU attends to short rows three times as fast in float32 (docs/LOG.md).
         dtype = torch.float32 if key_GTD.device.type == "cpu" else key_GTD.dtype
         end, (G, _, D) = sum(keys.shape[1] for keys, _ in parts), key_GTD.shape
@@ -172,7 +162,7 @@ class _RowCache:
     @property
     def columns(self) -> RowKV:
         keys_GSD, values_GSD = self._both[:, :, : self.used]
-        return RowKV(keys_GSD, values_GSD, self._memory, self._scores_M)
+        return RowKV(keys_GSD, values_GSD, self._memory)
 
     def add(self, key_GTD: Tensor, value_GTD: Tensor) -> None:
         """Put T columns behind those there are."""

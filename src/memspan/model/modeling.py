@@ -23,7 +23,7 @@ from memspan.model.fingerprint import fingerprint, mapped_weights, sample
 from memspan.model.lower import keep_lower
 from memspan.model.memory_api import AllRecorded, EncodeStep, QueryStep, Step
 from memspan.model.packed import DecodeWeights, reading_packed
-from memspan.model.router import SCORE_BIAS, RoutedAttention, add_router
+from memspan.model.router import RoutedAttention, add_router
 from memspan.ops.pooling import num_chunks
 from memspan.ops.scoring import fold_keys
 from memspan.ops.transfer import to_device
@@ -69,7 +69,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         keep_lower(list(decoder_layers(self.backbone, range(config.layers[0])).values()))
         for attention in attention_modules(self.backbone, config.layers):
             heads = config.num_heads, config.num_kv_heads, config.head_dim
-            add_router(attention, config.text_config.hidden_size, *heads, score_bias=config.score_bias)
+            add_router(attention, config.text_config.hidden_size, *heads)
         self.post_init()
 
     @classmethod
@@ -214,7 +214,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         """sha256 of everything that shapes a document's latents: that of the stored files, where the model has any.
 
         A model made in memory, or with LoRA that is not merged, has the fingerprint that saving and loading would give.
-        A change of the query side (router query projections, score bias, an adapter's weights for questions) keeps the
+        A change of the query side (router query projections, an adapter's weights for questions) keeps the
         fingerprint, and so a bank, valid.
         """
         stored = self.config.encoder_fingerprint
@@ -257,27 +257,22 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
 
     def is_query_side(self, name: str) -> bool:
         """Whether a parameter has no part in encoding documents."""
-        if name.endswith(("router_q_proj.weight", SCORE_BIAS)) or name == f"{_PREFIX}lm_head.weight":
+        if name.endswith("router_q_proj.weight") or name == f"{_PREFIX}lm_head.weight":
             return True
         return is_lora(name) and getattr(self.get_submodule(name.rpartition(".")[0]), "lora_sides", ()) == ("query",)
 
 
 def initial_routers(model: MSAForCausalLM, seed: int) -> dict[str, torch.Tensor]:
     """What the router parameters of a model begin as, by name: normal, the backbone's `initializer_range`; float32."""
-    config, generator = model.config, torch.Generator().manual_seed(seed)
-    std = getattr(config.text_config, "initializer_range", 0.02)
-    found = {}
-    for name, parameter in model.named_parameters():
-        if name.endswith(SCORE_BIAS):
-            found[name] = torch.full(parameter.shape, cast(float, config.score_bias))
-        elif is_router(name):
-            found[name] = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
-    return found
+    std = getattr(model.config.text_config, "initializer_range", 0.02)
+    generator = torch.Generator().manual_seed(seed)
+    routers = ((name, parameter.shape) for name, parameter in model.named_parameters() if is_router(name))
+    return {name: torch.empty(shape).normal_(0.0, std, generator=generator) for name, shape in routers}
 
 
 def is_router(parameter_name: str) -> bool:
-    """Whether a parameter is one that MSA adds to the backbone: router projections, score bias."""
-    return "router_q_proj" in parameter_name or "router_k_proj" in parameter_name or parameter_name.endswith(SCORE_BIAS)
+    """Whether a parameter is one that MSA adds to the backbone: a router projection."""
+    return "router_q_proj" in parameter_name or "router_k_proj" in parameter_name
 
 
 def is_lora(parameter_name: str) -> bool:

@@ -32,7 +32,7 @@ class PagedBuffers(DecodeBuffers):
     """`DecodeBuffers` whose rows share a pool of pages in every layer, on a device.
 
     Where tokens stand is computed on the CPU and sent once a step, so nothing waits for the device. A row that
-    sees its memory under a mask, for a score bias or beside a sliding window, is gathered and attends on its own.
+    sees its memory beside a sliding window is gathered and attends on its own.
 
     Args:
         attend: the kernel.
@@ -45,7 +45,6 @@ class PagedBuffers(DecodeBuffers):
         self._free: list[list[int]] = []
         self._table_LRP = torch.zeros(0, 0, 0, dtype=torch.long)
         self._num_pages_LR, self._used_LR, self._memory_LR = torch.zeros(3, 0, 0, dtype=torch.long)
-        self._scores: list[list[Tensor | None]] = []
         self._step: _Step | None = None
 
     def _open(self, num_rows: int, num_layers: int) -> int:
@@ -58,7 +57,6 @@ class PagedBuffers(DecodeBuffers):
         self._num_pages_LR, self._used_LR, self._memory_LR = (
             _wider(counts, 1, num_rows) for counts in (self._num_pages_LR, self._used_LR, self._memory_LR)
         )
-        self._scores += [[] for _ in range(num_rows)]
         return first
 
     def _put(self, row: int, layer: int, local: tuple[Tensor, Tensor], memory: RowKV | None) -> None:
@@ -74,7 +72,6 @@ class PagedBuffers(DecodeBuffers):
             pool_PSGD.index_copy_(0, pages, padded_SGD.view(-1, PAGE, G, D))
         self._used_LR[layer, row] = S
         self._memory_LR[layer, row] = 0 if memory is None else memory.memory
-        self._scores[row].append(None if memory is None else memory.scores_M)
 
     def leave(self, row: int) -> None:
         for layer, free in enumerate(self._free):
@@ -85,8 +82,6 @@ class PagedBuffers(DecodeBuffers):
         self._num_pages_LR, self._used_LR, self._memory_LR = (
             counts[:, :-1].clone() for counts in (self._num_pages_LR, self._used_LR, self._memory_LR)
         )
-        self._scores[row] = self._scores[-1]
-        self._scores.pop()
 
     def drop(self, row: int, count: int) -> None:
         self._used_LR[:, row] -= count
@@ -104,7 +99,6 @@ class PagedBuffers(DecodeBuffers):
         value_RGTD: Tensor,
         scaling: float | None,
         window: int | None,
-        score_bias: Tensor | None,
     ) -> Tensor:
         R, H, T, D = query_RHTD.shape
         step = self._step = self._step or self._placed(T, query_RHTD.device)
@@ -113,9 +107,8 @@ class PagedBuffers(DecodeBuffers):
             new_XGD = new_RGTD.transpose(1, 2).flatten(0, 1)
             pool_PSGD.flatten(0, 1).index_copy_(0, step.slots_LX[layer], new_XGD.to(pool_PSGD.dtype))
         has_memory = bool(self._memory_LR[layer].any())
-        if has_memory and (score_bias is not None or (window is not None and self._exceeds(layer, window))):
-            how = scaling, window, score_bias
-            out = [self._attend_row(query_RHTD[row], self._gathered(layer, row), *how) for row in range(R)]
+        if has_memory and window is not None and self._exceeds(layer, window):
+            out = [self._attend_row(query_RHTD[row], self._gathered(layer, row), scaling, window) for row in range(R)]
             return torch.cat(out).to(query_RHTD.dtype)
         out_XHD = self._attend_pages(
             query_RHTD.transpose(1, 2).flatten(0, 1).to(pool_2PSGD.dtype),
@@ -168,7 +161,7 @@ class PagedBuffers(DecodeBuffers):
         used = int(self._used_LR[layer, row])
         pages = to_device(self._table_LRP[layer, row, : _pages_for(used)], self._pools[layer].device)
         keys_GSD, values_GSD = self._pools[layer][:, pages].flatten(1, 2)[:, :used].transpose(1, 2)
-        return RowKV(keys_GSD, values_GSD, int(self._memory_LR[layer, row]), self._scores[row][layer])
+        return RowKV(keys_GSD, values_GSD, int(self._memory_LR[layer, row]))
 
 
 def _pages_for(columns: Any) -> Any:

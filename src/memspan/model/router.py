@@ -19,8 +19,6 @@ from memspan.model.memory_api import EncodeStep, QueryStep
 from memspan.ops.pooling import pool_chunks
 from memspan.stages import stage
 
-SCORE_BIAS = "router_score_bias"
-
 
 class RoutedAttention(nn.Module):
     """Mixin of an MSA layer's attention. Subclasses are made by `add_router`, never by hand.
@@ -28,15 +26,12 @@ class RoutedAttention(nn.Module):
     Attributes:
         router_q_proj: hidden -> H*D, no bias, neither normalized nor rotated.
         router_k_proj: hidden -> G*D, likewise.
-        router_score_bias: learned multiple of a document's routing score that is added to the attention logits of its
-            chunks, one number; None: nothing is added.
     """
 
     layer_idx: int
     router_heads: tuple[int, int, int]
     router_q_proj: nn.Linear
     router_k_proj: nn.Linear
-    router_score_bias: nn.Parameter | None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         step = kwargs.get("memory")
@@ -72,12 +67,7 @@ def _routed_class(attention_class: type[nn.Module]) -> type[nn.Module]:
 
 
 def add_router(
-    attention: nn.Module,
-    hidden_size: int,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    score_bias: float | None = None,
+    attention: nn.Module, hidden_size: int, num_heads: int, num_kv_heads: int, head_dim: int
 ) -> RoutedAttention:
     """Turn an attention module into an MSA layer's, in place. The projections are of `attention`'s dtype and device.
 
@@ -85,7 +75,6 @@ def add_router(
         attention: the module called `self_attn` in a decoder layer; must know its `layer_idx`.
         hidden_size: size of the layer's input.
         num_heads, num_kv_heads, head_dim: H, G and D.
-        score_bias: `MSAConfig.score_bias`.
     """
     like = next(attention.parameters())
     attention.__class__ = _routed_class(type(attention))
@@ -94,6 +83,4 @@ def add_router(
     for name, heads in (("router_q_proj", num_heads), ("router_k_proj", num_kv_heads)):
         projection = nn.Linear(hidden_size, heads * head_dim, bias=False, device=like.device, dtype=like.dtype)
         setattr(attention, name, projection)
-    bias = None if score_bias is None else nn.Parameter(torch.full((1,), score_bias, device=like.device))
-    attention.register_parameter(SCORE_BIAS, bias)
     return attention

@@ -44,18 +44,6 @@ def memory_mask(mask_BM: Tensor, sees_memory_BT: Tensor) -> Tensor:
     return (sees_memory_BT[:, :, None] & mask_BM[:, None, :])[:, None]
 
 
-def with_row_bias(mask_BHTS: Tensor, bias_BM: Tensor) -> Tensor:
-    """A visibility with something added to the logits of its first M columns, the memory rows; -inf where not visible.
-
-    Args:
-        mask_BHTS: bool, `[B, 1, T, M+S]`.
-        bias_BM: in the number format of the queries.
-    """
-    M = bias_BM.shape[1]
-    bias_BHTS = torch.nn.functional.pad(bias_BM[:, None, None], (0, mask_BHTS.shape[-1] - M))
-    return bias_BHTS.masked_fill(~mask_BHTS, float("-inf"))
-
-
 def attend(
     query_BHTD: Tensor,
     key_BGSD: Tensor,
@@ -67,7 +55,7 @@ def attend(
     """Grouped-query softmax attention, `[B, T, H, D]`. Without a mask it is causal (or one query that sees all).
 
     Args:
-        mask_BHTS: bool, True where visible, or numbers to add to the logits; head and batch dimensions may be 1.
+        mask_BHTS: bool, True where visible; head and batch dimensions may be 1.
         scaling: of the logits; None means D**-0.5.
     """
     grouped = query_BHTD.shape[1] != key_BGSD.shape[1]
@@ -148,6 +136,6 @@ def _attend_plainly(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if mask_BHTS is None:
         mask_BHTS = torch.ones(T, S, dtype=torch.bool, device=logits.device).tril(S - T)
-    seen = logits.masked_fill(~mask_BHTS, float("-inf")) if mask_BHTS.dtype == torch.bool else logits + mask_BHTS
+    seen = logits.masked_fill(~mask_BHTS, float("-inf"))
     weights = seen.softmax(-1).to(value_BGSD.dtype).view(B, G, -1, S)
     return (weights @ value_BGSD).view(B, H, T, D).transpose(1, 2).contiguous()

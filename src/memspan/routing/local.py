@@ -123,12 +123,8 @@ class SourceMemory:
         the longest. All that this memory has ever considered can be fetched; of a bank in one process, any document."""
         chosen = [tuple(found.ids[: self._top_k].tolist()) for found in candidates]
         first_of, content_X2GD = self._content(layer, sorted({document_id for ids in chosen for document_id in ids}))
-        places, row_scores = [], []
-        for found, ids in zip(candidates, chosen, strict=True):
-            score_of = dict(zip(ids, found.scores.tolist(), strict=False))
-            rows = [(place, score_of[i]) for i in sorted(ids) for place in first_of[i]]
-            places.append(torch.tensor([place for place, _ in rows], dtype=torch.int64))
-            row_scores.append(torch.tensor([score for _, score in rows]))
+        rows = ([place for id in sorted(ids) for place in first_of[id]] for ids in chosen)
+        places = [torch.tensor(places, dtype=torch.int64) for places in rows]
         place_BM = to_device(pad_sequence(places, batch_first=True), self._device)
         content_BM2GD = content_X2GD.index_select(0, place_BM.flatten()).view(*place_BM.shape, *content_X2GD.shape[1:])
         key_BMGD, value_BMGD = content_BM2GD.unbind(2)
@@ -138,7 +134,6 @@ class SourceMemory:
             mask_BM=place_BM > 0,
             doc_ids=tuple(chosen),
             scores=tuple(tuple(found.scores[: self._top_k].tolist()) for found in candidates),
-            row_scores_BM=to_device(pad_sequence(row_scores, batch_first=True), self._device),
         )
 
     def _content(self, layer: int, ids: Sequence[int]) -> tuple[dict[int, range], torch.Tensor]:

@@ -69,6 +69,7 @@ _Where = Annotated[
 _AsOf = Annotated[
     str | None, Field(description="Only memories valid at this day or moment (ISO 8601): dated, or remembered by then.")
 ]
+_MinScore = Annotated[float | None, Field(ge=0, le=1, description="Leave out memories that score less.")]
 _Id = Annotated[str, Field(min_length=1, description="Of the memory, as `remember`, `recall` or `list` gave it.")]
 
 
@@ -229,6 +230,7 @@ class _Tools:
         self,
         query: Annotated[str, Field(min_length=1, description="A question, or words that stand in the text.")],
         limit: Annotated[int, Field(ge=1, le=_MOST_FOUND, description="Memories, at most.")] = 5,
+        min_score: _MinScore = None,
         where: _Where = None,
         as_of: _AsOf = None,
     ) -> list[FoundMemory]:
@@ -238,8 +240,8 @@ class _Tools:
 
             def find() -> list[Evidence]:
                 try:
-                    how = {"limit": limit, "where": where, "as_of": as_of, **self._settings.reranking(None)}
-                    return bank.memory(self._namespace).search(query, **how)
+                    how = {"limit": limit, "min_score": min_score, "where": where, "as_of": as_of}
+                    return bank.memory(self._namespace).search(query, **how, **self._settings.reranking(None))
                 except EmptyBank:
                     return []
 
@@ -250,6 +252,7 @@ class _Tools:
         question: Annotated[str, Field(min_length=1, description="One question, in a whole sentence.")],
         max_documents: Annotated[int, Field(ge=0, le=_MOST_FOUND, description="Memories to read, at most.")] = 5,
         max_tokens: Annotated[int, Field(ge=1, le=1024, description="Of the answer, at most.")] = 128,
+        min_score: _MinScore = None,
         where: _Where = None,
         as_of: _AsOf = None,
     ) -> AskResult:
@@ -263,7 +266,8 @@ class _Tools:
 
             sampling = Sampling(max_tokens)
             anew = self._settings.reranking(None, documents=max_documents)
-            options = AskOptions(max_documents=max_documents, sampling=sampling, where=where, as_of=as_of, **anew)
+            options = AskOptions(max_documents=max_documents, sampling=sampling, min_score=min_score, **anew)
+            options |= {"where": where, "as_of": as_of}
             events = EventStream(engine, bank.memory(self._namespace), question, options)
             try:
                 answer = await events.answer()

@@ -22,13 +22,24 @@ _MOST_ROUNDS = 16
 MOST_MESSAGES = 1000
 
 
-class AskFields(Strict):
+class ScopeFields(Strict):
+    """Which memories may be read, of a question or a search."""
+
+    rerank: RerankerName | None = Field(None, description="Reranker of the first 10 memories. Default: the server's.")
+    min_score: float | None = Field(None, ge=0, le=1, description="Leave out memories that score less.")
+    where: dict[str, JsonValue] | None = Field(None, description="Only memories whose metadata match.")
+    as_of: str | None = Field(
+        None, description="Only memories valid at this day or moment: dated, or recorded by then."
+    )
+    known_at: str | None = Field(None, description="The bank as it was at this day or moment.")
+
+
+class AskFields(ScopeFields):
     """How to ask; see `memspan ask --help`."""
 
     bank: Name | None = Field(None, description="Instead of the bank that the model's name says.")
     namespace: Name | None = Field(None, description="Whose memories. Default: the key's first, or `default`.")
     selector: Selector | None = None
-    rerank: RerankerName | None = Field(None, description="Reranker of the first 10 memories. Default: the server's.")
     max_documents: int = Field(MAX_DOCUMENTS, ge=0, le=_MOST_DOCUMENTS)
     rounds: int | None = Field(None, ge=1, le=_MOST_ROUNDS)
     documents_per_round: int | None = Field(None, ge=1, le=_MOST_DOCUMENTS)
@@ -36,11 +47,6 @@ class AskFields(Strict):
     text_only: bool = Field(False, description="Answer from the texts that are found, without the compressed memory.")
     route_answer: bool = Field(False, description="Route the context once more for the answer, texts included.")
     own_model: bool = Field(False, description="The bank's own model answers, although another one usually does.")
-    where: dict[str, JsonValue] | None = Field(None, description="Only memories whose metadata match.")
-    as_of: str | None = Field(
-        None, description="Only memories valid at this day or moment: dated, or recorded by then."
-    )
-    known_at: str | None = Field(None, description="The bank as it was at this day or moment.")
     session: str = Field("", max_length=200, description="Conversation that a remembered turn belongs to.")
 
 
@@ -252,15 +258,10 @@ class UpdateRequest(Place):
     pinned: bool | None = None
 
 
-class SearchRequest(Place):
+class SearchRequest(ScopeFields, Place):
     query: str = Field(min_length=1)
     selector: RankingSelector | None = None
-    rerank: RerankerName | None = Field(None, description="Reranker of the first 10 memories. Default: the server's.")
     limit: int = Field(10, ge=1, le=_MOST_DOCUMENTS)
-    min_score: float | None = Field(None, ge=0, le=1)
-    where: dict[str, JsonValue] | None = None
-    as_of: str | None = None
-    known_at: str | None = None
 
 
 class MemoryOut(BaseModel):

@@ -103,14 +103,12 @@ class BatchMemory:
         content_C2GD = self._documents.content_LC2GD[self._config.layers.index(layer)]
         content = content_C2GD.index_select(0, rows_BM.flatten()).unflatten(0, rows_BM.shape)
         key_BMGD, value_BMGD = content.masked_fill(~mask_BM[..., None, None, None], 0).unbind(2)
-        row_scores_BM = score_BN.gather(1, self._document_C[rows_BM]).masked_fill(~mask_BM, 0)
         return Retrieved(
             keys_BGMD=key_BMGD.transpose(1, 2),
             values_BGMD=value_BMGD.transpose(1, 2),
             mask_BM=mask_BM,
             doc_ids=cast(Any, _Later(lambda: self._found(layer, place_BK, lambda place: self._sorted_ids[place]))),
             scores=cast(Any, _Later(lambda: self._found(layer, score_BK, float))),
-            row_scores_BM=row_scores_BM,
         )
 
     def _found(self, layer: int, value_BK: torch.Tensor, read: Callable[[Any], Any]) -> tuple[tuple[Any, ...], ...]:

@@ -123,10 +123,9 @@ async def search(body: SearchRequest, service: ServiceDep, reader: Reader) -> Se
 
     def find() -> SearchResults:
         memory = bank.memory(namespace)
-        options: dict[str, Any] = {"selector": body.selector, "where": body.where, "as_of": body.as_of}
-        options |= {"known_at": body.known_at, **service.settings.reranking(body.rerank)}
+        options = body.model_dump(exclude={"query", "bank", "namespace", "rerank"})
         try:
-            found = memory.search(body.query, limit=body.limit, min_score=body.min_score, **options)
+            found = memory.search(body.query, **options, **service.settings.reranking(body.rerank))
         except EmptyBank:
             found = []
         pending = bank.read(lambda catalog: num_pending(catalog, namespace))

@@ -7,13 +7,13 @@ import html
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memspan.text.messages import time_of
+from memspan.text.messages import read_messages, time_of
 from memspan.text.readers.conversations import (
     ChatMessage,
+    another_name,
     by_day,
     clean,
     clock,
@@ -38,8 +38,10 @@ def chat_format(path: Path) -> ContainerReader | None:
             head = file.read(_HEAD_BYTES)
         if kind == ".txt":
             read = _read_whatsapp if _is_whatsapp(head.decode(errors="replace")) else None
-        elif kind == ".json":
-            read = next((read for key, read in _JSON_CHATS.items() if re.search(key, head)), None)
+        elif kind == ".json" and re.search(_SLACK, head):
+            read = _read_slack
+        elif kind == ".json" and re.search(_ASSISTANTS, head):
+            read = _assistant_reader(path)
         if read is None and kind != ".txt" and re.search(rb'"role"\s*:\s*"', head):
             read = messages_reader(path)
     return None if read is None else ContainerReader(lambda file, options: read(file))
@@ -48,23 +50,50 @@ def chat_format(path: Path) -> ContainerReader | None:
 # Assistants: ChatGPT and Claude ---------------------------------------------------------------------------------------
 
 
+_ASSISTANTS = rb'"mapping"\s*:\s*\{|"chat_messages"\s*:\s*\['
+
+
+def _assistant_reader(path: Path) -> Callable[[Path], Iterator[FilePart]] | None:
+    """How a JSON file is read that holds conversations with an assistant; None where it holds other things of these
+    names, or is damaged."""
+    try:
+        whole = whole_json(path)
+    except Unreadable:
+        return None
+    values = whole if isinstance(whole, list) else [whole]
+    if any(_has(one, "mapping", "message") for one in values):
+        read, keys = _chatgpt_messages, ("conversation_id", "title", "create_time")
+    elif any(_has(one, "chat_messages", "sender") for one in values):
+        read, keys = _claude_messages, ("uuid", "name")
+    else:
+        return None
+    return lambda _: _read_assistant(values, read, keys)
+
+
+def _has(value: Any, key: str, inner: str) -> bool:
+    """Whether something is a conversation: an object that holds others with the key `inner`, in an object or a list."""
+    held = value.get(key) if isinstance(value, dict) else None
+    items = held.values() if isinstance(held, dict) else held if isinstance(held, list) else ()
+    return any(isinstance(one, dict) and inner in one for one in items)
+
+
 def _read_assistant(
-    path: Path, messages: Callable[[Mapping[str, Any]], list[ChatMessage]], keys: Sequence[str]
+    conversations: Sequence[Any], messages: Callable[[Mapping[str, Any]], list[ChatMessage]], keys: Sequence[str]
 ) -> Iterator[FilePart]:
     """A document for each conversation.
 
     Args:
-        keys: of a conversation's id, title and time.
+        keys: of a conversation's id and title, and of its time where it has one.
     """
-    conversations = whole_json(path)
-    for number, one in enumerate(conversations if isinstance(conversations, list) else [conversations], start=1):
+    names = set[str]()
+    for number, one in enumerate(conversations, start=1):
         name = str(number)
         try:
             with damage_named("conversation"):
-                name = str(one.get(keys[0]) or one.get("id") or number).replace("/", "_")
+                name = another_name(str(one.get(keys[0]) or one.get("id") or number).replace("/", "_"), number, names)
                 said = messages(one)
                 title = clean(str(one.get(keys[1]) or ""))
-                when = time_of(one.get(keys[2]))
+                when = next(filter(None, (time_of(one.get(key)) for key in keys[2:])), "")
                 content = conversation(said, title, **({"date": when} if when else {}))
         except Unreadable as error:
             yield FilePart(name, error)
@@ -92,22 +121,29 @@ def _chatgpt_messages(conversation: Mapping[str, Any]) -> list[ChatMessage]:
 
 def _chatgpt_text(content: Mapping[str, Any]) -> str:
     parts = content.get("parts") or [content.get("text") or content.get("result") or ""]
-    texts = (part if isinstance(part, str) else str(part.get("text") or "") for part in parts)
+    texts = (part if isinstance(part, str) else str((part or {}).get("text") or "") for part in parts)
     return "\n".join(filter(None, texts)).strip()
 
 
 def _claude_messages(conversation: Mapping[str, Any]) -> list[ChatMessage]:
-    messages = conversation["chat_messages"]
-    texts = ((one, str(one.get("text") or "").strip()) for one in messages)
-    return [
-        ChatMessage(when := str(one.get("created_at") or ""), clock(when), str(one.get("sender", "")), text)
-        for one, text in texts
-        if text
-    ]
+    said: list[ChatMessage] = []
+    for one in conversation["chat_messages"]:
+        who, when = str(one.get("sender") or ""), time_of(one.get("created_at"))
+        text = str(one.get("text") or "").strip()
+        if not text:
+            parts = read_messages([{"role": who or "assistant", "content": one.get("content") or ""}])
+            text = "\n".join(part.text for part in parts)
+        if text:
+            said.append(ChatMessage(when or str(one.get("created_at") or ""), clock(when), who, text))
+    return said
 
 
 # Slack ----------------------------------------------------------------------------------------------------------------
 
+_SLACK = (
+    rb'^(?:\xef\xbb\xbf)?\s*\[\s*\{(?=[\s\S]{0,8000}?"type"\s*:\s*"message")(?=[\s\S]{0,8000}?"ts"\s*:\s*"\d+\.\d+")'
+    rb'(?=[\s\S]{0,8000}?"(?:user|username|bot_id|subtype)"\s*:)'
+)
 _MENTION = re.compile(r"<@([A-Z0-9]+)(?:\|([^>]*))?>")
 _CHANNEL = re.compile(r"<#[A-Z0-9]+\|([^>]*)>")
 _LINK = re.compile(r"<(https?://[^|>]+|mailto:[^|>]+)(?:\|([^>]*))?>")
@@ -122,8 +158,10 @@ def _read_slack(path: Path) -> Iterator[FilePart]:
         said = [one for one in said if one.text]
     if not said:
         raise Unreadable("no messages in it")
-    day = path.stem if re.fullmatch(r"\d{4}-\d\d-\d\d", path.stem) else said[0].when[:10]
-    yield FilePart("", conversation(said, f"#{path.parent.name}, {day}", channel=path.parent.name, date=day))
+    is_day, channel = re.fullmatch(r"\d{4}-\d\d-\d\d", path.stem), path.parent.name
+    day = path.stem if is_day else next((one.when[:10] for one in said if one.when), "")
+    dated: dict[str, Any] = {"date": day} if day else {}
+    yield FilePart("", conversation(said, ", ".join(filter(None, (f"#{channel}", day))), channel=channel, **dated))
 
 
 def _slack_people(file: Path) -> dict[str, str]:
@@ -158,22 +196,24 @@ def _slack_said(message: Mapping[str, Any], people: Mapping[str, str]) -> ChatMe
 
 # WhatsApp -------------------------------------------------------------------------------------------------------------
 
+_LINE_END = re.compile(r"\r\n|\n|\r")
 _HALF = r"上午|下午|오전|오후|午前|午後"
 _MESSAGE = re.compile(
     r"^[\u200e\u200f\ufeff]*(?P<open>\[)?"
-    r"(?P<date>\d{1,4}[./-]\s?\d{1,2}[./-]\s?\d{1,4}\.?|\d{4}[年년]\s?\d{1,2}[月월]\s?\d{1,2}[日일])"
+    r"(?P<date>\d{1,4}\u200f?[./-]\s?\d{1,2}\u200f?[./-]\s?\d{1,4}\.?|\d{4}[年년]\s?\d{1,2}[月월]\s?\d{1,2}[日일])"
     rf"(?:[,،]|\s(?:à|um|a las|alle|às|kl\.))?\s*(?P<early>{_HALF})?\s?"
-    r"(?P<hour>\d{1,2})[:.](?P<minute>\d{2})(?(open)(?:[:.]\d{2})?)\s?(?P<late>[AaPp]\.?\s?[Mm]\.?)?"
+    r"(?P<hour>\d{1,2})[:.](?P<minute>\d{2})(?(open)(?:[:.]\d{2})?)\s?(?P<late>[AaPp]\.?\s?[Mm]\.?|[صم])?"
     r"(?(open)\]|(?:\s[-–]|,))\s[\u200e\u200f]*(?P<rest>.*)$"
 )
+_ORDERS = ("year month day", "day month year", "month day year")
 _SPEAKER = re.compile(r"([^:\n]{1,80}?)\s?: (.*)", re.DOTALL)
 _SNIFFED_LINES = 20
 
 
 def _is_whatsapp(head: str) -> bool:
     """Whether the first line is a message, and one more of the first lines is, or there is only this one."""
-    lines = [line for line in head.splitlines()[:_SNIFFED_LINES] if line.strip()]
-    found = [_MESSAGE.match(line) for line in lines]
+    lines = [line for line in _LINE_END.split(head)[:_SNIFFED_LINES] if line.strip()]
+    found = [_message(line) for line in lines]
     if not found or found[0] is None:
         return False
     messages = [one for one in found if one is not None]
@@ -192,12 +232,18 @@ def _read_whatsapp(path: Path) -> Iterator[FilePart]:
 def _whatsapp_messages(text: str) -> list[tuple[re.Match[str], str]]:
     """The messages, each with all of its lines."""
     messages: list[tuple[re.Match[str], list[str]]] = []
-    for line in re.split(r"\r\n|\n|\r", text):
-        if found := _MESSAGE.match(line):
+    for line in _LINE_END.split(text):
+        if found := _message(line):
             messages.append((found, [found["rest"]]))
         elif messages:
             messages[-1][1].append(line)
     return [(found, "\n".join(lines).strip()) for found, lines in messages]
+
+
+def _message(line: str) -> re.Match[str] | None:
+    """The first line of a message; None of one whose date or time cannot be, in whatever order it is written."""
+    found = _MESSAGE.match(line)
+    return found if found and any(_moment(found, order) for order in _ORDERS) else None
 
 
 def _date_order(dates: Sequence[str]) -> str:
@@ -225,25 +271,22 @@ def _numbers(date: str) -> list[int]:
 
 
 def _whatsapp_said(found: re.Match[str], text: str, order: str) -> ChatMessage:
-    values = dict(zip(order.split(), _numbers(found["date"]), strict=True))
-    year = values["year"] + (2000 if values["year"] < 100 else 0)
-    half = (found["early"] or found["late"] or "").lower()
-    hour = int(found["hour"]) % 12 + 12 * half.startswith(("p", "下", "오후", "午後")) if half else int(found["hour"])
-    clock = f"{hour:02}:{found['minute']}"
     speaker = _SPEAKER.match(text)
     who, said = (speaker[1], speaker[2]) if speaker else ("", text)
-    when = f"{year:04}-{values['month']:02}-{values['day']:02}T{clock}"
+    if not (when := _moment(found, order)):
+        raise Unreadable(f"{found['date']} is no date of {order}")
+    return ChatMessage(when, when[11:], re.sub(r"[\u200e\u200f\u202a-\u202e]", "", who), said.replace("\u200e", ""))
+
+
+def _moment(found: re.Match[str], order: str) -> str:
+    """When a message was written, as an ISO time; empty where this is no order of its date."""
+    values = dict(zip(order.split(), _numbers(found["date"]), strict=True))
+    year = values["year"] + (2000 if values["year"] < 100 else 0)
+    half, hour = (found["early"] or found["late"] or "").lower(), int(found["hour"])
+    if half:
+        hour = hour % 12 + 12 * half.startswith(("p", "下", "오후", "午後", "م"))
     try:
-        datetime.fromisoformat(when)
+        when = datetime(year, values["month"], values["day"], hour, int(found["minute"]))
     except ValueError:
-        raise Unreadable(f"{found['date']} is no date of {order}") from None
-    return ChatMessage(when, clock, re.sub(r"[\u200e\u200f\u202a-\u202e]", "", who), said.replace("\u200e", ""))
-
-
-_JSON_CHATS: dict[bytes, Callable[[Path], Iterator[FilePart]]] = {
-    rb'"mapping"\s*:\s*\{': partial(
-        _read_assistant, messages=_chatgpt_messages, keys=("conversation_id", "title", "create_time")
-    ),
-    rb'"chat_messages"\s*:\s*\[': partial(_read_assistant, messages=_claude_messages, keys=("uuid", "name", "-")),
-    rb'^\s*\[\s*\{(?=[\s\S]{0,8000}?"type"\s*:\s*"message")(?=[\s\S]{0,8000}?"ts"\s*:\s*"\d+\.\d+")': _read_slack,
-}
+        return ""
+    return when.isoformat(timespec="minutes")

@@ -53,6 +53,13 @@ def clean(text: str) -> str:
     return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
+def another_name(name: str, number: int, names: set[str]) -> str:
+    """The name of a part, with its number where another has the name; it joins the names."""
+    name = f"{name}-{number}" if name in names else name
+    names.add(name)
+    return name
+
+
 def whole_json(path: Path) -> Any:
     if path.stat().st_size > _MAX_BYTES:
         raise Unreadable(f"a chat of more than {_MAX_BYTES >> 20} MiB; export it in parts")
@@ -91,8 +98,7 @@ def _read_messages(values: Sequence[Any]) -> Iterator[FilePart]:
     names = set[str]()
     for number, one in enumerate(found := list(_conversations(values)), start=1):
         name = str(number) if isinstance(one, Unreadable) else _name_of(one, str(number))
-        name = f"{name}-{number}" if name in names else name
-        names.add(name)
+        name = another_name(name, number, names)
         yield FilePart("" if len(found) == 1 else name, one if isinstance(one, Unreadable) else _content(one))
 
 
