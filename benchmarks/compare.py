@@ -40,9 +40,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
-from backbone import plain_backbone
 from keys import TOP_K, LayerKeys, layer_keys, questions
-from plots import parse_options, spread, write_figures
+from plots import parse_options, write_figures
 from route import literal
 
 from memspan.bank.bank import MemoryBank
@@ -50,8 +49,9 @@ from memspan.bank.encode import manifest_of
 from memspan.bank.manifest import Manifest
 from memspan.bank.snapshot import Snapshot
 from memspan.bank.synthetic import made_up
+from memspan.bench.device import plain_backbone
 from memspan.bench.latency import Latency, LatencySettings, made_up_bank, tell_cost
-from memspan.eval.plots import Spread, draw_curves
+from memspan.eval.plots import Spread, draw_curves, spread
 from memspan.eval.scale import parse_sizes
 from memspan.model.convert import LoadedModel, load
 from memspan.ops.scoring import document_scores, fold_queries, top_documents

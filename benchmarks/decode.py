@@ -41,15 +41,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from backbone import plain_backbone
-from plots import Bar, add_bars, bar_figures, check_bars, parse_options, spread, write_figures
+from plots import Bar, add_bars, bar_figures, check_bars, parse_options, write_figures
 from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from memspan import Document, Memory, MemoryBank, Sampling
 from memspan.bank.encode import manifest_of
 from memspan.bank.scope import Scope
-from memspan.eval.plots import Spread, draw_bars
+from memspan.bench.device import plain_backbone
+from memspan.eval.plots import Spread, draw_bars, spread
 from memspan.generate.context import fitted_context, room_for
 from memspan.generate.decode import Decoding
 from memspan.generate.finder import Finder

@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 from network import SLOW, Host, Link, on_hosts, own_network
-from plots import add_json, spread, write_json
+from plots import add_json, write_json
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.encode import manifest_of
 from memspan.bank.synthetic import made_up, write_synthetic
 from memspan.bench.latency import Latency, LatencySettings
+from memspan.eval.plots import spread
 from memspan.model.convert import LoadedModel, load
 from memspan.model.decoding import prepare
 from memspan.routing.cost import Asked, routing_cost

@@ -17,7 +17,7 @@ from typing import Any
 
 from memspan.errors import EvaluationError
 from memspan.eval.machine import is_isa, machine
-from memspan.eval.plots import Spread, check_plots
+from memspan.eval.plots import check_plots
 from memspan.model.convert import LoadedModel
 
 
@@ -98,8 +98,3 @@ def check_bars(options: argparse.Namespace, bars: Mapping[str, Bar]) -> None:
 
 def _wanted(bar: Bar) -> str:
     return f"at least {bar.at_least}" if bar.at_most is None else f"at most {bar.at_most}"
-
-
-def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
-    """Median, least and most, rounded."""
-    return {name: round(value, digits) for name, value in asdict(Spread.of(values)).items()}

@@ -31,9 +31,9 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from plots import Bar, add_bars, bar_figures, check_bars, parse_options, spread, write_figures
+from plots import Bar, add_bars, bar_figures, check_bars, parse_options, write_figures
 
-from memspan.eval.plots import Spread, draw_bars
+from memspan.eval.plots import Spread, draw_bars, spread
 from memspan.model.runtime import DTYPES, pick_dtype
 from memspan.ops.coarse import CoarseKeys, coarse_scores, quantize_keys, quantize_queries
 from memspan.ops.integers import exact_ways

@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from keys import TOP_K, questions, true_top
-from plots import parse_options, spread, write_figures
+from plots import parse_options, write_figures
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.synthetic import SHAPES
 from memspan.bank.tiers import resident_bytes
-from memspan.eval.plots import Spread, draw_bars
+from memspan.eval.plots import Spread, draw_bars, spread
 from memspan.ops.scoring import fold_queries
 from memspan.places import parse_bytes
 from memspan.routing.local import LocalMemory

@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plots import parse_options, spread, write_figures
+from plots import parse_options, write_figures
 
 from memspan.bank.encode import manifest_of
 from memspan.bank.synthetic import made_up
 from memspan.bench.latency import Latency, LatencySettings, made_up_bank
-from memspan.eval.plots import Spread, draw_bars
+from memspan.eval.plots import Spread, draw_bars, spread
 from memspan.eval.runner import machine
 from memspan.model.convert import LoadedModel, load
 

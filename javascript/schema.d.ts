@@ -441,7 +441,7 @@ export interface components {
             where?: {
                 [key: string]: components["schemas"]["JsonValue"];
             } | null;
-            /** @description Only memories valid at this day or moment: dated, or recorded by then. */
+            /** @description Only memories valid at this moment: dated, or recorded by then. */
             as_of?: string | null;
             /** @description The bank as it was at this day or moment. */
             known_at?: string | null;
@@ -923,7 +923,7 @@ export interface components {
             where?: {
                 [key: string]: components["schemas"]["JsonValue"];
             } | null;
-            /** @description Only memories valid at this day or moment: dated, or recorded by then. */
+            /** @description Only memories valid at this moment: dated, or recorded by then. */
             as_of?: string | null;
             /** @description The bank as it was at this day or moment. */
             known_at?: string | null;

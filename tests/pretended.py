@@ -85,7 +85,7 @@ class PretendedDevice(TorchDispatchMode):
             if isinstance(value, Pretended):
                 found.append(value)
                 return value.held
-            return torch.device("cpu") if value == DEVICE else value
+            return torch.device("cpu") if isinstance(value, torch.device) and value == DEVICE else value
 
         given = kwargs.get("device")
         plain = tree_map(unwrap, (args, kwargs))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from helpers import save_backbone, tiny_loaded, tiny_manifest
 
 from memspan.bank.bank import MemoryBank
 from memspan.bank.synthetic import made_up, write_synthetic
+from memspan.bench.gpu import Step, run
 from memspan.eval.machine import _cpu_class, machine
+from memspan.eval.plots import spread
 from memspan.model.convert import convert
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -114,7 +117,7 @@ def test_figures_are_written_and_a_plot_that_cannot_be_drawn_is_told_first(
     import plots
 
     options = plots.parse_options(argparse.ArgumentParser(), ["--json", str(tmp_path / "x.json")])
-    plots.write_figures(options, {"a": plots.spread([3.0, 1.0, 2.0])}, lambda path: pytest.fail("no --png"))
+    plots.write_figures(options, {"a": spread([3.0, 1.0, 2.0])}, lambda path: pytest.fail("no --png"))
     expected = {"machine": machine(), "a": {"median": 2.0, "least": 1.0, "most": 3.0}}
     assert json.loads((tmp_path / "x.json").read_text()) == expected == json.loads(capsys.readouterr().out)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -254,12 +257,11 @@ def test_routing_in_a_gpus_memory_is_measured_on_any_device(
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_rows_are_decoded_beside_generate(rows: int) -> None:
-    import gpu
-    from backbone import plain_backbone
+    from memspan.bench.device import measure_decoding, plain_backbone
 
     loaded = tiny_loaded()
     loaded.template.stop_ids, loaded.model.generation_config = frozenset(), None
-    figures = gpu.measure_decoding(loaded, plain_backbone(loaded), rows, 16, 4)
+    figures = measure_decoding(loaded, plain_backbone(loaded), rows, 16, 4)
     assert (figures["rows"], figures["context"]) == (rows, 16) and figures["over_generate"] > 0
     for side in ("memspan", "generate"):
         assert figures[side]["tokens_per_second"] > 0 < figures[side]["first_token_seconds"]
@@ -276,14 +278,14 @@ def test_a_step_that_fails_or_takes_too_long_does_not_stop_the_others_and_the_ex
 
     written = tmp_path / "gpu-decode.json"
     chosen = {
-        "tests": gpu_check.Step(_python("print('two'); raise SystemExit(3)"), 60),
-        "routing": gpu_check.Step(_python("import time; time.sleep(600)"), 2),
-        "model": gpu_check.Step(("no such program",), 60),
-        "decode": gpu_check.Step(_python(f"open({str(written)!r}, 'w').write('{{\"runs\": [1]}}')"), 60),
-        "encode": gpu_check.Step(_python("print('\\udcff fine')"), 60),
+        "tests": Step(_python("print('two'); raise SystemExit(3)"), 60),
+        "routing": Step(_python("import time; time.sleep(600)"), 2),
+        "model": Step(("no such program",), 60),
+        "decode": Step(_python(f"open({str(written)!r}, 'w').write('{{\"runs\": [1]}}')"), 60),
+        "encode": Step(_python("print('\\udcff fine')"), 60),
     }
     (tmp_path / "gpu-encode.json").write_text("of a former run")
-    assert gpu_check.run_all(chosen, list(chosen), tmp_path, 600) == 1 + 2 + 4
+    assert gpu_check.report_all(chosen, list(chosen), tmp_path, 600) == 1 + 2 + 4
     reports = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [report["step"] for report in reports] == list(chosen)
     assert [report["ok"] for report in reports] == [False, False, False, True, True]
@@ -291,21 +293,22 @@ def test_a_step_that_fails_or_takes_too_long_does_not_stop_the_others_and_the_ex
     assert reports[1]["output"][-1] == "stopped after 2 s" and reports[1]["exit"] is None
     assert "no such program" in reports[2]["output"][0]
     assert reports[3]["figures"] == {"runs": [1]} and "figures" not in reports[4]
-    assert gpu_check.run_all(chosen, ["decode"], tmp_path, 600) == 0
-    assert gpu_check.run_all(chosen, ["decode", "encode"], tmp_path, -1) == 8 + 16
+    assert gpu_check.report_all(chosen, ["decode"], tmp_path, 600) == 0
+    assert gpu_check.report_all(chosen, ["decode", "encode"], tmp_path, -1) == 8 + 16
     assert capsys.readouterr().out.count("no time is left") == 2
 
 
 def test_the_steps_of_a_gpu_are_commands_that_exist(tmp_path: Path) -> None:
     import gpu_check
 
-    chosen = gpu_check.steps(tmp_path, "cuda")
+    chosen = gpu_check.all_steps(tmp_path, "cuda")
     assert list(chosen) == ["tests", "routing", "model", "decode", "encode"]
     assert sum(step.seconds for step in chosen.values()) <= 480
     for step in chosen.values():
         for part in step.command:
-            assert not part.startswith("tests/") or (gpu_check.HERE.parent / part).exists()
-            assert not part.endswith(".py") or (gpu_check.HERE.parent / part).is_file()
+            assert "/tests/" not in part or Path(part).exists()
+            assert not part.endswith(".py") or Path(part).is_file()
+            assert not part.startswith("memspan.") or find_spec(part)
     (tmp_path / "gpu-model").mkdir()
     (tmp_path / "gpu-model" / "config.json").write_text("{}")
-    assert gpu_check.run("model", chosen["model"], tmp_path, 60)["note"] == "it is there already"
+    assert run("model", chosen["model"], tmp_path, 60)["note"] == "it is there already"

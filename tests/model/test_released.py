@@ -22,7 +22,7 @@ from memspan.config import TEMPLATES
 from memspan.errors import CheckpointError, UnsupportedBackbone
 from memspan.generate.decode import Decoding
 from memspan.generate.sampling import Sampling
-from memspan.model import released
+from memspan.model import backbones, released
 from memspan.model.convert import convert, load
 from memspan.model.fingerprint import fingerprint
 from memspan.model.modeling import MSAForCausalLM
@@ -586,6 +586,6 @@ def test_files_that_cannot_be_fetched_are_an_error_of_the_hub(
         raise RuntimeError("connection lost\nand much advice")
 
     _cache(source, "EverMind-AI/MSA-4B")
-    monkeypatch.setattr(released, "snapshot_download", lost)
+    monkeypatch.setattr(backbones, "snapshot_download", lost)
     with pytest.raises(CheckpointError, match=r"cannot fetch EverMind-AI/MSA-4B: connection lost; try again"):
         convert("EverMind-AI/MSA-4B", tmp_path / "ours")

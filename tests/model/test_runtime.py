@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from helpers import tiny_loaded
 
 from memspan.cli.choices import ModelChoice
 from memspan.cli.models import on_own_gpu
@@ -167,6 +170,19 @@ def test_a_map_to_one_device_is_that_device(device_map: DeviceMap) -> None:
 def test_a_model_divided_over_devices_is_refused_by_their_names(device_map: DeviceMap, named: str) -> None:
     with pytest.raises(MemspanError, match=f"puts the model on {named}, and a memory serves one device; name one"):
         pick_one_device(None, device_map, 1)
+
+
+@pytest.mark.parametrize("moved", ["layers.1.", "layers.3.self_attn.router_q_proj", "embed_tokens", ""])
+def test_a_model_that_somebody_else_divided_is_refused_before_it_is_used(moved: str) -> None:
+    """Parts on another device, as accelerate leaves those that it keeps on disk; "": all of it."""
+    loaded = tiny_loaded()
+    for name, module in loaded.model.named_modules():
+        if moved in f"{name}.":
+            for own, parameter in module.named_parameters(recurse=False):
+                setattr(module, own, torch.nn.Parameter(parameter.to("meta")))
+    named = "cpu, meta" if moved else "(cpu, )?meta"
+    with pytest.raises(MemspanError, match=f"puts the model on {named}, and a memory serves one device"):
+        replace(loaded)
 
 
 @pytest.mark.parametrize("device_map", ["cuda:77", 77, {"": 77}, {"": "no such device"}])

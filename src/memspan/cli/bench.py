@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,44 @@ def latency(
         render.as_json(figures)
     else:
         _show_latency(figures)
+
+
+@bench.command()
+@command
+def gpu(
+    device: Annotated[str, typer.Option(help="Torch device; with cpu the same code runs, slowly.")] = "cuda",
+    tokens: Annotated[str, typer.Option(help="Sizes of the memory; K is 1,000.")] = "1m,10m,100m",
+    steps: Annotated[str, typer.Option(help="Which are run: routing, model, decode, encode.")] = "all",
+    seconds: Annotated[float, typer.Option(help="For all steps together.")] = 480,
+    out: Annotated[Path, typer.Option(help="Where the figures and the made-up model go.")] = Path("gpu-check"),
+    as_json: JsonOption = False,
+) -> int:
+    """Measure a GPU: routing over made-up keys, then decoding and encoding with a random model of Qwen3-4B's shapes."""
+    with importing():
+        from memspan.bench.gpu import check_gpu, chosen_steps, run_all
+        from memspan.bench.gpu import steps as all_steps
+        from memspan.eval.scale import parse_sizes
+    refuse_torchrun("bench gpu")
+    sizes = parse_sizes(tokens, kilo=1000, least=1, option="--tokens")
+    names = chosen_steps(steps)
+    check_gpu(device)
+    out.mkdir(parents=True, exist_ok=True)
+    reports = list[dict[str, Any]]()
+    for report in run_all(all_steps(out.resolve(), device, sizes), names, out.resolve(), seconds):
+        reports.append(report)
+        render.err.print(f"{report['step']}: {'well' if report['ok'] else 'failed'}, {report['seconds']} s")
+    values = {"device": device, "steps": reports}
+    render.as_json(values) if as_json else _show_steps(reports)
+    return int(not all(report["ok"] for report in reports))
+
+
+def _show_steps(reports: Sequence[Mapping[str, Any]]) -> None:
+    """What every step has found, or its last words."""
+    for report in reports:
+        found = report.get("figures") or report.get("note") or "\n".join(report["output"])
+        render.out.print(f"{report['step']} ({report['seconds']} s):", highlight=False)
+        text = found if isinstance(found, str) else json.dumps(found, indent=2)
+        render.out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_latency(figures: Mapping[str, Any]) -> None:

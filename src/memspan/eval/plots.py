@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         """Of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
+
+
+def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
+    """Median, least and most, rounded."""
+    return {name: round(value, digits) for name, value in asdict(Spread.of(values)).items()}
 
 
 def check_plots() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -12,13 +13,14 @@ import tempfile
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub import constants as hub_constants
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from numpy.typing import NDArray
 from transformers import (
@@ -35,8 +37,14 @@ from memspan.config import MSAConfig
 from memspan.errors import CheckpointError, MemspanError, UnsupportedBackbone
 from memspan.files import file_sha256
 from memspan.model.shipped import BACKBONES, KnownBackbone, known_backbone
-from memspan.places import cache_folder
+from memspan.places import cache_folder, quoted
 
+RELEASED_TYPE = "msa"
+QUANTIZED = ("gptq", "awq")
+"""Methods whose checkpoints are converted as they are (`memspan.model.quantized`)."""
+
+# Files of a checkpoint on the hub that are read where its weights are not loaded by transformers.
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 _HUB_TIMEOUT_SECONDS = 5.0
 _SOFTMAX_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -86,7 +94,7 @@ def check_config(config: PretrainedConfig) -> None:
     if getattr(config, "quantization_config", None):
         raise UnsupportedBackbone(
             f"the weights of this {name} are quantized; convert the model that they were made from, and quantize it "
-            "when it is loaded: memspan.load(FOLDER, quantization=...)"
+            f"when it is loaded: memspan.load(FOLDER, quantization=...); only {' and '.join(QUANTIZED)} are copied"
         )
     if config.is_encoder_decoder:
         raise UnsupportedBackbone(f"{name} is an encoder-decoder; memory needs a decoder-only model")
@@ -95,6 +103,43 @@ def check_config(config: PretrainedConfig) -> None:
     other = sorted(set(getattr(text, "layer_types", None) or ()) - _SOFTMAX_LAYERS)
     if other:
         raise UnsupportedBackbone(f"{name} has layers of type {', '.join(other)}; only softmax attention can be served")
+
+
+def find_folder(source: str, is_meant: Callable[[Path], bool]) -> Path | None:
+    """The folder of a checkpoint, fetched if `source` is a hub id; None: it is not one that is meant.
+
+    Args:
+        is_meant: looks at its config.json, which may be missing.
+
+    Raises:
+        CheckpointError: it is meant, and its files cannot be fetched.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder if is_meant(folder / "config.json") else None
+    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+        return None
+    with hub_access() as unreachable:
+        try:
+            config_file = hf_hub_download(source, "config.json", local_files_only=unreachable is not None)
+        except Exception:  # whatever the hub client raises: loading it as a plain model meets it again and names it
+            return None
+        if not is_meant(Path(config_file)):
+            return None
+        try:
+            return Path(snapshot_download(source, allow_patterns=_WANTED, local_files_only=unreachable is not None))
+        except Exception as error:
+            raise CheckpointError(
+                f"cannot fetch {source}: {first_line(error)}; try again, or name a local folder"
+            ) from error
+
+
+def setting(config_file: Path, name: str) -> Any:
+    """A setting of a config.json; None where it, or the file, is missing or damaged."""
+    try:
+        return json.loads(config_file.read_text("utf-8")).get(name)
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 @contextlib.contextmanager
@@ -259,3 +304,34 @@ def first_line(error: BaseException) -> str:
     """What an error of another library says, without its paragraphs of advice."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def check_folder(folder: Path) -> None:
+    """See that a folder holds an MSA checkpoint, before anything is loaded from it.
+
+    Raises:
+        CheckpointError: the folder holds no MSA checkpoint; the message says what it holds and what to do.
+    """
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder (no config.json); make one with: memspan convert; "
+            f"or name a known model: {', '.join(BACKBONES)}"
+        )
+    try:
+        model_type = json.loads(config_file.read_text("utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{config_file} is damaged ({error}); run memspan convert again") from error
+    if model_type is None:
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder (its config.json names no model_type); make one with: memspan convert"
+        )
+    if model_type == RELEASED_TYPE:
+        raise CheckpointError(
+            f"{folder} holds a released MSA checkpoint; run: memspan convert {quoted(folder)} --out NEW_FOLDER"
+        )
+    if model_type != MSAConfig.model_type:
+        raise CheckpointError(
+            f"{folder} holds a plain {model_type} model without memory; "
+            f"run: memspan convert {quoted(folder)} --out NEW_FOLDER"
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,18 +21,29 @@ from memspan.content import TokenContent
 from memspan.errors import CheckpointError, MemspanError
 from memspan.files import whole_folder
 from memspan.model.adapter import adapter_layers, apply_adapter
-from memspan.model.backbones import first_line, load_backbone
+from memspan.model.backbones import check_folder, find_folder, first_line, load_backbone
 from memspan.model.loaded import LoadedModel
 from memspan.model.modeling import MSAForCausalLM, check_fingerprints, is_router
 from memspan.model.packed import DecodeWeights, check_weights
 from memspan.model.probe import probe
-from memspan.model.quantized import check_quantized, leaving_routers
-from memspan.model.released import RELEASED_TYPE, convert_released, find_released, released_config
+from memspan.model.quantized import (
+    check_packages,
+    check_quantized,
+    convert_quantized,
+    is_copied,
+    leaving_routers,
+    method_of,
+    read_quantized,
+    stored_quantization,
+)
+from memspan.model.released import convert_released, released_config
 from memspan.model.runtime import DeviceMap, pick_dtype, pick_one_device
-from memspan.model.shipped import BACKBONES, find_adapter, known_backbone, known_folder
+from memspan.model.shipped import find_adapter, known_backbone, known_folder
 from memspan.ops.similarity import SIMILARITIES
-from memspan.places import gigabytes, quoted
+from memspan.places import gigabytes
 from memspan.text.template import PromptTemplate, added_tokens
+
+STORED = "stored"
 
 # Below this size the probe runs in float32, where an attention that is nearly right cannot pass for right.
 _EXACT_PROBE_PARAMETERS = 2_000_000_000
@@ -67,6 +77,7 @@ def convert(
 
     A released MSA checkpoint (`model_type: msa`, as EverMind-AI/MSA-4B) becomes one of ours with its trained routers;
     its own settings are kept, and naming others (than these or the defaults) is refused. See `memspan.model.released`.
+    Weights that are quantized already (GPTQ, AWQ) are copied as they are, and probed when they are loaded.
 
     Writes `out/`: `config.json`, `generation_config.json`, `model*.safetensors`, the tokenizer's files. The folder
     appears whole or not at all.
@@ -74,7 +85,7 @@ def convert(
     Args:
         source: see `memspan.model.backbones.load_backbone`.
         out: a folder that does not exist yet, or is empty.
-        dtype: of the saved weights.
+        dtype: of the saved weights, but for quantized ones.
         template: name of a preset; default: chatml where the tokenizer has its markers, else plain.
         msa_layers, chunk_size, top_k_docs, max_document_tokens: see `MSAConfig`.
         similarity: see `MSAConfig`; default: cosine, or what the released serving code computes.
@@ -93,13 +104,13 @@ def convert(
     if similarity is not None:
         SIMILARITIES[similarity]  # an unknown one fails before anything is read
     name = source if "/" not in source or not Path(source).exists() else Path(source).name
-    folder = find_released(source)
-    if folder is not None:
+    folder = find_folder(source, is_copied)
+    if folder is not None and stored_quantization(folder / "config.json") is None:
         config = released_config(folder, similarity=similarity, max_document_tokens=max_document_tokens, name=name)
         layers = None if msa_layers is None else list(msa_layers)
         _check_requested(config, msa_layers=layers, chunk_size=chunk_size, top_k_docs=top_k_docs, template=template)
         return _save_released(folder, config, dtype, out)
-    backbone, tokenizer = load_backbone(source, dtype)
+    backbone, tokenizer = load_backbone(source, dtype) if folder is None else read_quantized(folder)
     has_chat_format = {"<|im_start|>", "<|im_end|>"} <= added_tokens(tokenizer)
     spec = TEMPLATES[template or ("chatml" if has_chat_format else "plain")]
     backbone.config.name_or_path = name
@@ -112,6 +123,11 @@ def convert(
         max_document_tokens=max_document_tokens,
         template=dataclasses.asdict(spec),
     )
+    if folder is not None:
+        with _checkpoint_folder(out) as partial:
+            convert_quantized(folder, partial, config, seed)
+            tokenizer.save_pretrained(partial)
+        return config
     if backbone.num_parameters() < _EXACT_PROBE_PARAMETERS:
         backbone.float()
     model = MSAForCausalLM.from_backbone(backbone.eval(), config, seed)
@@ -202,45 +218,53 @@ def load(
         adapter: a folder with trained weights for this backbone (see `memspan.model.adapter`), the name of a shipped
             adapter, or "none". Default: the shipped adapter of a known backbone, else none. The adapter decides which
             layers route, not the checkpoint.
-        dtype: "float32", "bfloat16" or "float16"; default: what the device computes fast.
+        dtype: "float32", "bfloat16" or "float16", or "stored": the checkpoint's own, whose files a CPU then maps and
+            does not copy; default: what the device computes fast.
         device: a torch device; default: a GPU where there is one.
         device_map: in its place, as transformers takes it: "auto", or a map to one device. A memory serves no model
             that is divided over several.
         weights: packed copies that decoding may read, where they are faster here (CPU only; `memspan.model.packed`).
             "half" (16 bits; the default on a CPU), "int8", "int4"; "exact": none.
-        quantization: of transformers, as `TorchAoConfig` or `BitsAndBytesConfig`: weights are quantized while they are
-            loaded, but for routers and the head. Banks are of the model with one quantization, or with none. Only
-            without an adapter, which is added to weights as they are (merge it first, and save the model).
+        quantization: of transformers, as `TorchAoConfig` or `BitsAndBytesConfig`: weights that are not quantized yet
+            are quantized while they are loaded, but for routers and the head. Banks are of the model with one
+            quantization, or with none. Only without an adapter, which is added to weights as they are (merge it first,
+            and save the model).
         content_chunk: of the banks that are made with it: tokens of which the keys and values of one are kept, so that
-            documents can be read without their texts (`memspan.config.TokenContent`). None: means of chunks alone.
+            documents can be read without their texts (`memspan.content.TokenContent`). None: means of chunks alone.
         verify: compare all weights, not a sample of them, with the fingerprints that were stored with them.
 
     Raises:
-        CheckpointError: missing, truncated or not an MSA checkpoint; or an adapter of another backbone, or beside
-            `quantization`; or, with `verify`, weights that differ from the saved ones.
-        UnsupportedBackbone: the quantized weights serve no memory.
+        CheckpointError: missing, truncated or not an MSA checkpoint; an adapter of another backbone. Or an adapter or
+            `quantization` beside weights that are quantized; or, with `verify`, weights that differ from the saved.
+        UnsupportedBackbone: the quantized weights serve no memory, or a package that loads them is missing.
         MemspanError: `device_map` divides the model over several devices, or the device has no room for it; or
             `content_chunk` divides no chunk of the model.
     """
     known = known_backbone(path)
     folder = Path(path or "").expanduser() if known is None else known_checkpoint(known)
     check_folder(folder)
+    stored = stored_quantization(folder / "config.json")
     num_bytes = 0 if quantization is not None else sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     target = pick_one_device(device, device_map, num_bytes)
     decode_weights: DecodeWeights | None = "half" if target.type == "cpu" else None
     if weights is not None:
         decode_weights = check_weights(weights, target)
     adapter = find_adapter(adapter, known)
-    if adapter is not None and quantization is not None:
+    if quantization is not None and stored is not None:
+        raise CheckpointError(f"the weights in {folder} are quantized ({method_of(stored)}); load without quantization")
+    if adapter is not None and (quantization is not None or stored is not None):
         raise CheckpointError(
             'an adapter cannot be added to quantized weights; give adapter="none", or load it without quantization, '
             "merge it (memspan.model.lora.merge_lora), save the model and load that"
         )
     layers = None if adapter is None else adapter_layers(adapter)
     given: dict[str, Any] = {}
-    if quantization is not None:
-        decode_weights = None
-        given = {"quantization_config": leaving_routers(quantization), "device_map": {"": target}}
+    used = stored if quantization is None else leaving_routers(quantization)
+    if used is not None:
+        check_packages(used, target)
+        decode_weights, given = None, {"device_map": {"": target}}
+        given |= {"quantization_config": used} if stored is None else {}
+        dtype = dtype or (None if stored is None else STORED)
     try:
         config = MSAConfig.from_pretrained(folder, local_files_only=True)
         if adapter is not None and layers is not None:
@@ -250,7 +274,7 @@ def load(
             loaded: Any = MSAForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                dtype=pick_dtype(dtype, target),
+                dtype="auto" if dtype == STORED else pick_dtype(dtype, target),
                 local_files_only=True,
                 output_loading_info=True,
                 **given,
@@ -269,10 +293,10 @@ def load(
     if adapter is not None:
         apply_adapter(model, adapter, verify=verify)
     template = PromptTemplate(model.config.template_spec, tokenizer)
-    if quantization is None:
+    if used is None:
         _move(model, target)
     else:
-        check_quantized(model.eval(), given["quantization_config"])
+        check_quantized(model.eval(), used)
     model.decode_weights = decode_weights
     content = None if content_chunk is None else TokenContent.of(model.config, content_chunk)
     return LoadedModel(model.eval(), template, folder, adapter, content)
@@ -331,34 +355,3 @@ def known_checkpoint(name: str) -> Path:
     except OSError as error:
         raise CheckpointError(f"cannot write {folder} ({error}); set MEMSPAN_CACHE to a folder that can be") from error
     return folder
-
-
-def check_folder(folder: Path) -> None:
-    """See that a folder holds an MSA checkpoint, before anything is loaded from it.
-
-    Raises:
-        CheckpointError: the folder holds no MSA checkpoint; the message says what it holds and what to do.
-    """
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise CheckpointError(
-            f"{folder} is not a checkpoint folder (no config.json); make one with: memspan convert; "
-            f"or name a known model: {', '.join(BACKBONES)}"
-        )
-    try:
-        model_type = json.loads(config_file.read_text("utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{config_file} is damaged ({error}); run memspan convert again") from error
-    if model_type is None:
-        raise CheckpointError(
-            f"{folder} is not a checkpoint folder (its config.json names no model_type); make one with: memspan convert"
-        )
-    if model_type == RELEASED_TYPE:
-        raise CheckpointError(
-            f"{folder} holds a released MSA checkpoint; run: memspan convert {quoted(folder)} --out NEW_FOLDER"
-        )
-    if model_type != MSAConfig.model_type:
-        raise CheckpointError(
-            f"{folder} holds a plain {model_type} model without memory; "
-            f"run: memspan convert {quoted(folder)} --out NEW_FOLDER"
-        )

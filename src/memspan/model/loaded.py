@@ -8,6 +8,7 @@ from pathlib import Path
 
 from memspan.content import TokenContent
 from memspan.model.modeling import MSAForCausalLM
+from memspan.model.runtime import check_one_device
 from memspan.model.shipped import BACKBONES, NO_ADAPTER, SHIPPED, ModelNames, known_folder
 from memspan.model.tokens import Framing, token_content
 from memspan.text.template import PromptTemplate
@@ -29,6 +30,9 @@ class LoadedModel:
     path: Path
     adapter: Path | None = None
     content: TokenContent | None = None
+
+    def __post_init__(self) -> None:
+        check_one_device(self.model)
 
     def keeping(self, content: TokenContent | None) -> LoadedModel:
         """The same model for banks of this content."""
@@ -56,8 +60,9 @@ class LoadedModel:
 
     @property
     def names(self) -> ModelNames | None:
-        """The arguments of `load` that load it again; None for a model without a folder, or a quantized one."""
-        if getattr(self.model, "hf_quantizer", None) is not None or not (self.path / "config.json").is_file():
+        """The arguments of `load` that load it again; None: it has no folder, or was quantized when it was loaded."""
+        quantizer = getattr(self.model, "hf_quantizer", None)
+        if (quantizer is not None and not quantizer.pre_quantized) or not (self.path / "config.json").is_file():
             return None
         known = (name for name in BACKBONES if self.path == known_folder(name))
         path = next(known, str(self.path.resolve()))

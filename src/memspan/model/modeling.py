@@ -84,13 +84,9 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         with torch.device("meta"):
             model = cls(config)
         weights = {_PREFIX + name: value for name, value in backbone.state_dict(keep_vars=True).items()}
-        std = getattr(config.text_config, "initializer_range", 0.02)
-        generator = torch.Generator().manual_seed(seed)
         like = next(backbone.parameters())
-        for name, parameter in model.named_parameters():
-            if is_router(name):
-                value = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
-                weights[name] = nn.Parameter(value.to(dtype=like.dtype, device=like.device))
+        for name, value in initial_routers(model, seed).items():
+            weights[name] = nn.Parameter(value.to(dtype=like.dtype, device=like.device))
         model.load_state_dict(weights, assign=True)
         for name, buffer in backbone.named_buffers():
             owner, _, leaf = name.rpartition(".")
@@ -264,6 +260,14 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         if name.endswith("router_q_proj.weight") or name == f"{_PREFIX}lm_head.weight":
             return True
         return is_lora(name) and getattr(self.get_submodule(name.rpartition(".")[0]), "lora_sides", ()) == ("query",)
+
+
+def initial_routers(model: MSAForCausalLM, seed: int) -> dict[str, torch.Tensor]:
+    """What the router parameters of a model begin as, by name: normal, the backbone's `initializer_range`; float32."""
+    std = getattr(model.config.text_config, "initializer_range", 0.02)
+    generator = torch.Generator().manual_seed(seed)
+    routers = ((name, parameter.shape) for name, parameter in model.named_parameters() if is_router(name))
+    return {name: torch.empty(shape).normal_(0.0, std, generator=generator) for name, shape in routers}
 
 
 def is_router(parameter_name: str) -> bool:

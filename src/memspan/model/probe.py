@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from memspan.errors import UnsupportedBackbone
 from memspan.model.memory_api import QueryStep
@@ -18,14 +21,14 @@ _PAD = 5
 
 
 @torch.no_grad()
-def probe(backbone: PreTrainedModel, model: MSAForCausalLM) -> float:
+def probe(backbone: Callable[..., Any], model: MSAForCausalLM) -> float:
     """Compare a converted model with its backbone's eager attention, and see memory reach every MSA layer.
 
     A left-padded batch longer than every window is run in full and token by token from a cache. With windows of
     thousands of tokens this takes a forward of that length, so minutes for a large model on a CPU.
 
     Args:
-        backbone: loaded with `attn_implementation="eager"`.
+        backbone: loaded with `attn_implementation="eager"`, or what calls such a decoder.
         model: made of it by `MSAForCausalLM.from_backbone`; same dtype.
 
     Returns:

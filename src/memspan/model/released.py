@@ -16,21 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import Qwen3Config
 
 from memspan.config import TEMPLATES, MSAConfig
 from memspan.errors import CheckpointError, UnsupportedBackbone
-from memspan.model.backbones import first_line, hub_access
+from memspan.model.backbones import RELEASED_TYPE, first_line
 from memspan.model.fingerprint import mapped_weights
 from memspan.model.modeling import MSAForCausalLM, set_fingerprints
 
-RELEASED_TYPE = "msa"
 TEMPLATE = "msa"
-# Files of a checkpoint on the hub that are read here.
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Written files are at most this large (a larger single tensor aside), which bounds what is held in memory.
 _SHARD_BYTES = 2**30
@@ -63,32 +59,6 @@ _ROUTER_KEY = re.compile(r"(model\.layers\.(\d+)\.self_attn\.router_[qk]_proj)\.
 _DROPPED_KEY = re.compile(r"temperature|b|(.+\.)?rotary_emb\.(inv_freq|original_inv_freq)")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LM_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-
-
-def find_released(source: str) -> Path | None:
-    """The folder of a released checkpoint, fetched if `source` is the hub id of one; None: it is something else.
-
-    Raises:
-        CheckpointError: it is a released checkpoint on the hub, and its files cannot be fetched.
-    """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder if _model_type(folder / "config.json") == RELEASED_TYPE else None
-    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        return None
-    with hub_access() as unreachable:
-        try:
-            config_file = hf_hub_download(source, "config.json", local_files_only=unreachable is not None)
-        except Exception:  # whatever the hub client raises: loading it as a plain model meets it again and names it
-            return None
-        if _model_type(Path(config_file)) != RELEASED_TYPE:
-            return None
-        try:
-            return Path(snapshot_download(source, allow_patterns=_WANTED, local_files_only=unreachable is not None))
-        except Exception as error:
-            raise CheckpointError(
-                f"cannot fetch {source}: {first_line(error)}; try again, or name a local folder"
-            ) from error
 
 
 def released_config(
@@ -347,10 +317,3 @@ def _opened(file: Path) -> Iterator[Any]:
         raise CheckpointError(
             f"{file} is missing or damaged ({first_line(error)}); fetch the checkpoint again"
         ) from error
-
-
-def _model_type(config_file: Path) -> str | None:
-    try:
-        return json.loads(config_file.read_text("utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

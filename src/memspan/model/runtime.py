@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -57,11 +57,7 @@ def pick_one_device(name: str | None, device_map: DeviceMap | None, num_bytes: i
         raise MemspanError(f"give device={name!r} or device_map={device_map!r}, not both")
     devices = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
     names = sorted({f"cuda:{one}" if isinstance(one, int) else str(one) for one in devices})
-    if len(names) != 1 or names == ["disk"]:
-        raise MemspanError(
-            f"device_map puts the model on {', '.join(names) or 'no device'}, and a memory serves one device; "
-            'name one (device_map={"": 0}), make it smaller (quantization=...), or run one per device (torchrun)'
-        )
+    _check_one(names)
     if names[0] not in _CHOOSING:
         return pick_device(names[0])
     device = pick_device()
@@ -73,6 +69,23 @@ def pick_one_device(name: str | None, device_map: DeviceMap | None, num_bytes: i
             "(quantization=...), or use device='cpu'"
         )
     return device
+
+
+def check_one_device(model: torch.nn.Module) -> None:
+    """See that a model that somebody else has loaded is on one device.
+
+    Raises:
+        MemspanError: it is divided over several, or parts of it are on disk (those have no data: device "meta").
+    """
+    _check_one(sorted({str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}))
+
+
+def _check_one(names: Sequence[str]) -> None:
+    if len(names) != 1 or names[0] in ("disk", "meta"):
+        raise MemspanError(
+            f"device_map puts the model on {', '.join(names) or 'no device'}, and a memory serves one device; "
+            'name one (device_map={"": 0}), make it smaller (quantization=...), or run one per device (torchrun)'
+        )
 
 
 def encode_tokens(device: torch.device) -> int:

@@ -65,13 +65,15 @@ class Ranks:
         return cls(None, timeout, where)
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
-        """What rank `source` has; the others give a tensor of the same shape and dtype."""
-        if self.rank != source:
+        """What rank `source` has, on the device of `tensor`, which has the same shape and dtype in all ranks."""
+        if self.rank == source:
+            flat = tensor.contiguous().view(-1).view(torch.uint8).to(self._device, copy=True)
+        else:  # an accelerator is not waited for
             self.received_bytes += tensor.nbytes
-        flat = tensor.contiguous().view(-1).view(torch.uint8).to(self._device, copy=True)
+            flat = torch.empty(tensor.nbytes, dtype=torch.uint8, device=self._device)
         with _told(self._timeout):
             dist.broadcast(flat, source, group=self._group)
-        return flat.cpu().view(tensor.dtype).view(tensor.shape)
+        return flat.to(tensor.device).view(tensor.dtype).view(tensor.shape)
 
     def gather(self, *tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
         """The tensors of all ranks, in order; one-dimensional, of the types that these have. They travel together."""

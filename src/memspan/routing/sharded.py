@@ -1,4 +1,5 @@
-"""`ShardedMemory`: Memory Parallel (paper 3.4.2). Every rank holds the routing keys and content of some segments.
+"""`ShardedMemory`: Memory Parallel (paper 3.4.2). Every rank holds the routing keys and content of some segments: on
+its accelerator, if it has one, as many of its keys as one process would keep there.
 
 The router query is rank 0's. Every rank scores its own shards and sends its best documents; from these all choose the
 same candidates, by the rule of one process: coarse scores are exact integer sums, and exact scores do not depend on the
@@ -40,7 +41,7 @@ class ShardedSource:
     def leading(self, layer: int, query_BTW: torch.Tensor, count: int) -> list[Candidates]:
         """See `Source.leading`."""
         self._count = count
-        query_BTW = self._ranks.broadcast(query_BTW.cpu())
+        query_BTW = self._ranks.broadcast(query_BTW)
         return self._shared([best(found, count) for found in self._local.leading(layer, query_BTW, count)])
 
     def above(self, bounds: Sequence[float]) -> list[Candidates]:

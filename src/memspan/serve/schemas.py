@@ -28,9 +28,7 @@ class ScopeFields(Strict):
     rerank: RerankerName | None = Field(None, description="Reranker of the first 10 memories. Default: the server's.")
     min_score: float | None = Field(None, ge=0, le=1, description="Leave out memories that score less.")
     where: dict[str, JsonValue] | None = Field(None, description="Only memories whose metadata match.")
-    as_of: str | None = Field(
-        None, description="Only memories valid at this day or moment: dated, or recorded by then."
-    )
+    as_of: str | None = Field(None, description="Only memories valid at this moment: dated, or recorded by then.")
     known_at: str | None = Field(None, description="The bank as it was at this day or moment.")
 
 

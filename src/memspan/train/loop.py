@@ -26,7 +26,7 @@ from memspan.train.checkpoint import Checkpoint, CheckpointStore
 from memspan.train.data.stream import ExampleStream
 from memspan.train.frozen import FrozenMemory
 from memspan.train.gates import History, check_gates, check_phase, out_of_patience, phase_reached
-from memspan.train.parallel import Runner, agreed, assign, layer_classes_of, like, make_accelerator, whole
+from memspan.train.parallel import Runner, agreed, assign, layer_classes_of, like, make_accelerator, prepared, whole
 from memspan.train.parameters import ParameterGroup
 from memspan.train.progress import RouterProgress
 from memspan.train.recipe import plain
@@ -155,7 +155,7 @@ class Trainer:
         if self.recipe.model.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         model.train()
-        self.runner: torch.nn.Module = self.accelerator.prepare(Runner(model))
+        self.runner = prepared(self.accelerator, model)
         # Sharding puts others in their place, so parameters are looked up afterwards.
         self.model = cast(Runner, self.accelerator.unwrap_model(self.runner)).model
         self.parameters = dict(self.model.named_parameters())

@@ -19,6 +19,11 @@ from memspan.ops.transfer import to_device
 from memspan.text.packing import BATCH_TOKENS, length_batches
 from memspan.types import EncodedDocuments, Retrieved
 
+Encode = Callable[[Sequence[int]], EncodedDocuments]
+"""Gives the latents of some documents by their places."""
+
+EncodeAll = Callable[[Encode, Sequence[Sequence[int]]], list[EncodedDocuments]]
+
 
 class BatchMemory:
     """N encoded documents, asked by B contexts that may attend to them all.
@@ -131,12 +136,25 @@ class _Later(Sequence[tuple[Any, ...]]):
         return hash(self._read())
 
 
+def moved(documents: EncodedDocuments, device: torch.device) -> EncodedDocuments:
+    """The same latents on a device."""
+    keys_LCW, content_LC2GD = (x.to(device) for x in (documents.router_keys_LCW, documents.content_LC2GD))
+    return EncodedDocuments(keys_LCW, content_LC2GD, documents.num_chunks)
+
+
 def encode_documents(
-    model: MSAForCausalLM, documents: Sequence[Sequence[int]], max_tokens: int = BATCH_TOKENS
+    model: MSAForCausalLM,
+    documents: Sequence[Sequence[int]],
+    max_tokens: int = BATCH_TOKENS,
+    encode_all: EncodeAll = lambda encode, batches: [encode(batch) for batch in batches],
 ) -> EncodedDocuments:
-    """Encode documents in sub-batches of like length, at most `max_tokens` padded tokens each; latents in order."""
+    """Encode documents in sub-batches of like length, at most `max_tokens` padded tokens each; latents in order.
+
+    Args:
+        encode_all: has every sub-batch encoded, in order: here, or by several processes.
+    """
     batches = list(length_batches([len(ids) for ids in documents], max_tokens))
-    encoded = [model.encode([documents[index] for index in batch]) for batch in batches]
+    encoded = encode_all(lambda batch: model.encode([documents[index] for index in batch]), batches)
     order = [index for batch in batches for index in batch]
     chunks = torch.tensor([count for part in encoded for count in part.num_chunks])
     # Rows lie in the order they were encoded in; documents 0, 1, ... are wanted.

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, ProjectConfiguration
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from memspan.model.modeling import MSAForCausalLM, decoder_layers
+from memspan.files import whole_file
+from memspan.model.modeling import MSAForCausalLM, decoder_layers, is_router
 from memspan.train.settings import ModelSettings
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Runner(nn.Module):
@@ -31,6 +38,9 @@ class Runner(nn.Module):
     def __init__(self, model: MSAForCausalLM) -> None:
         super().__init__()
         self.model = model
+        # DDP would write what it sends, so that processes no longer share its pages (`map_weights`).
+        same = [f"model.{name}" for name, p in model.named_parameters() if not p.requires_grad and not is_router(name)]
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, same)
 
     def forward(self, do: Callable[..., Any], *args: Any) -> Any:
         """`do(model, *args)`."""
@@ -60,6 +70,13 @@ def make_accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         fsdp_plugin=sharding_plugin(layer_classes) if settings.sharding == "fsdp2" else None,
     )
+
+
+def prepared(accelerator: Accelerator, model: MSAForCausalLM) -> nn.Module:
+    """The `Runner` of a model, wrapped."""
+    # Accelerate's CPU has a number, so "moving" to it would copy.
+    placed = [False] if accelerator.device.type == model.device.type == "cpu" else None
+    return accelerator.prepare(Runner(model), device_placement=placed)
 
 
 def sharding_plugin(layer_classes: Sequence[str]) -> FullyShardedDataParallelPlugin:
@@ -96,6 +113,62 @@ def gathered(accelerator: Accelerator, value: Any) -> list[Any]:
 def agreed(accelerator: Accelerator, value: Any) -> Any:
     """The first process's value: what decisions are made by must be the same in all."""
     return gathered(accelerator, value)[0]
+
+
+def shared_out(model: MSAForCausalLM, do: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`do(item)` of every item, in order: each runs in one process, and all processes get its result.
+
+    Every process calls this with the same items.
+
+    Args:
+        do: gives something to pickle, its tensors on the CPU. Sharded weights need all processes in each forward, so
+            it must then run as many forwards for one item as for another; a process without an item left does its
+            first again.
+    """
+    if not dist.is_initialized():
+        return [do(item) for item in items]
+    rank, size = dist.get_rank(), dist.get_world_size()
+    own = {place: do(items[place]) for place in range(rank, len(items), size)}
+    if is_sharded(model) and len(items) % size and rank >= len(items) % size:
+        do(items[min(rank, len(items) - 1)])
+    return [_sent(own.get(place), place % size) for place in range(len(items))]
+
+
+def _sent(value: Any, source: int) -> Any:
+    """What rank `source` has, in all processes."""
+    values = [value]
+    dist.broadcast_object_list(values, source)
+    return values[0]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds a part of the weights, which they gather in every forward."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def map_weights(model: nn.Module, path: Path, convert: Callable[[bool], Result]) -> Result:
+    """Give the processes of a machine the same weights once: one converts them into a file, and all map it.
+
+    Pages of the file that a process does not write to are in memory once, however many processes map them.
+
+    Args:
+        path: of the file; its name tells the weights.
+        convert: brings the model to its parameters, and, where it is given True, to their number formats.
+
+    Returns:
+        What `convert` gives.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        is_first = not path.is_file()
+        found = convert(is_first)
+        if is_first:
+            with whole_file(path) as partial:
+                save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, partial)
+    with safe_open(path, "pt") as file:
+        for name, parameter in model.named_parameters():
+            parameter.data = file.get_tensor(name)
+    return found
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

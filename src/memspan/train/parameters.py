@@ -33,6 +33,7 @@ def make_trainable(
     *,
     seed: int = 0,
     frozen_dtype: torch.dtype | None = None,
+    convert: bool = True,
 ) -> dict[str, torch.nn.Parameter]:
     """Freeze a model but for what trains, in place; what trains becomes float32, the masters that an optimizer steps.
 
@@ -44,6 +45,7 @@ def make_trainable(
         lora: low-rank changes that the model is given, beside what `patterns` name. Those it has already are frozen.
         seed: of LoRA's initialization.
         frozen_dtype: what frozen parameters become; None: they stay as they are.
+        convert: False: all stay in their number format.
 
     Returns:
         What trains, by name.
@@ -55,10 +57,9 @@ def make_trainable(
         trains = any(re.search(pattern, name) for pattern in patterns) or name.removeprefix("backbone.") in changes
         parameter.requires_grad_(trains)
         if trains:
-            parameter.data = parameter.data.float()
             trained[name] = parameter
-        elif frozen_dtype is not None:
-            parameter.data = parameter.data.to(frozen_dtype)
+        if convert:
+            parameter.data = parameter.data.to(torch.float32 if trains else frozen_dtype or parameter.dtype)
     return trained
 
 
@@ -69,6 +70,7 @@ def choose_parameters(
     *,
     seed: int = 0,
     frozen_dtype: torch.dtype | None = None,
+    convert: bool = True,
 ) -> tuple[ParameterGroup, ...]:
     """Decide what of a model trains, in place (see `make_trainable`), and group it.
 
@@ -78,7 +80,8 @@ def choose_parameters(
     Raises:
         ValueError: a group matches nothing, or nothing that an earlier one has not.
     """
-    trained = make_trainable(model, [group.match for group in groups], lora, seed=seed, frozen_dtype=frozen_dtype)
+    how = {"seed": seed, "frozen_dtype": frozen_dtype, "convert": convert}
+    trained = make_trainable(model, [group.match for group in groups], lora, **how)
     rates = {group.name: (group.lr_factor, group.weight_decay) for group in groups}
     if lora:
         rates[LORA_GROUP] = (lora.lr_factor, lora.weight_decay)

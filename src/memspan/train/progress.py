@@ -31,11 +31,11 @@ from memspan.train.batch_settings import BatchSettings
 from memspan.train.bm25 import Bm25
 from memspan.train.data.stream import by_source
 from memspan.train.frozen import FrozenMemory
-from memspan.train.memory import BatchMemory, encode_documents
-from memspan.train.parallel import assign, whole
+from memspan.train.memory import BatchMemory, Encode, encode_documents, moved
+from memspan.train.parallel import assign, shared_out, whole
 from memspan.train.settings import EvaluationSettings, PhaseSettings
 from memspan.train.writing import WritingProgress
-from memspan.types import Document
+from memspan.types import Document, EncodedDocuments
 
 CUTOFFS = (1, 5, 16)
 UNTRAINED, BM25, FUSED = "untrained/", "bm25", "fused"
@@ -72,7 +72,10 @@ class HoldOut:
 
 
 class RouterProgress:
-    """Measures routing over the hold-out's bank, and writing where the phase trains it."""
+    """Measures routing over the hold-out's bank, and writing where the phase trains it.
+
+    The processes of a run share out its batches, which are those of one process: so are the figures, bit for bit.
+    """
 
     def __init__(
         self,
@@ -136,19 +139,29 @@ class RouterProgress:
     @torch.no_grad()
     def scores(self, model: MSAForCausalLM) -> Tensor:
         """Routing scores of every hold-out question for every document of the bank, `[L, Q, N]` float32 on the CPU."""
-        if self._frozen is None:
-            memory = encode_documents(model, self._documents, self._encode_tokens)
-        else:
-            memory = self._frozen.encoded(model, [document.external_id for document in self.holdout.documents])
-        size, questions, parts = self._settings.batch, self.holdout.questions, []
-        for start in range(0, len(questions), size):
-            contexts = [self._template.context(question.question) for question in questions[start : start + size]]
+        memory, questions, size = self._encoded(model), self.holdout.questions, self._settings.batch
+
+        def score(batch: Sequence[Question]) -> Tensor:
+            contexts = [self._template.context(question.question) for question in batch]
             packed = pack_contexts(contexts, model.config.offset).to(model.device)
             asked = BatchMemory(memory, self._ids, model.config)
             step = QueryStep(packed.padding_mask, packed.sees_memory, packed.routes, asked)
             model.backbone.base_model(packed.ids, position_ids=packed.positions, memory=step, use_cache=False)
-            parts.append(torch.stack([asked.scores[layer] for layer in model.config.layers]).float().cpu())
-        return torch.cat(parts, dim=1)
+            return torch.stack([asked.scores[layer] for layer in model.config.layers]).float().cpu()
+
+        batches = [questions[start : start + size] for start in range(0, len(questions), size)]
+        return torch.cat(shared_out(model, score, batches), dim=1)
+
+    def _encoded(self, model: MSAForCausalLM) -> EncodedDocuments:
+        """The bank's documents."""
+        if self._frozen is not None:
+            return self._frozen.encoded(model, [document.external_id for document in self.holdout.documents])
+
+        def encode_all(encode: Encode, batches: Sequence[Sequence[int]]) -> list[EncodedDocuments]:
+            return shared_out(model, lambda batch: moved(encode(batch), torch.device("cpu")), batches)
+
+        found = encode_documents(model, self._documents, self._encode_tokens, encode_all)
+        return moved(found, model.device)
 
     def _bm25(self) -> dict[str, float]:
         texts = [encoded_text(document.title, document.text) for document in self.holdout.documents]

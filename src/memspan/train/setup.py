@@ -2,13 +2,16 @@
 
 OUT/model/        the checkpoint that `model.source` was converted into
 OUT/frozen/       documents encoded once (`frozen_memory`)
+OUT/weights/      weights in the number formats of the run, where several processes map them
 OUT/adapter/, or OUT/checkpoint/     what the run leaves behind
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -17,9 +20,10 @@ from filelock import FileLock
 
 from memspan.errors import DataError, TrainingError
 from memspan.model.adapter import apply_adapter, read_weights, save_adapter, take_lora
-from memspan.model.convert import LoadedModel, convert, load, save_checkpoint
+from memspan.model.convert import STORED, LoadedModel, convert, load, save_checkpoint
+from memspan.model.fingerprint import sample
 from memspan.model.lora import merge_lora
-from memspan.model.modeling import is_lora, is_router
+from memspan.model.modeling import MSAForCausalLM, is_lora, is_router
 from memspan.model.runtime import DTYPES, pick_device
 from memspan.model.shipped import NO_ADAPTER
 from memspan.text.questions import Question
@@ -31,17 +35,20 @@ from memspan.train.data.stream import ExampleStream, by_source
 from memspan.train.data.texts import TextSettings, from_texts
 from memspan.train.frozen import FrozenMemory
 from memspan.train.loop import CHECKPOINTS, RunParts
-from memspan.train.parallel import assign
+from memspan.train.parallel import assign, map_weights
 from memspan.train.parameters import ParameterGroup, choose_parameters
 from memspan.train.progress import HoldOut, RouterProgress
+from memspan.train.recipe import plain
 from memspan.train.settings import Recipe
 from memspan.train.step import TeacherScores
 from memspan.train.teacher import load_teacher
 from memspan.train.whiten import whiten_routers
 from memspan.types import Document
 
+WEIGHTS = "weights"
 CORPUS = "corpus"
 _CORPUS_HOLDOUT, _CORPUS_BANK = 128, 2500
+_CPU = torch.device("cpu")
 # Documents and questions whose states whiten the routers.
 _WHITENED = 1024
 
@@ -88,10 +95,7 @@ def build_run(
     """
     data = load_data(recipe)
     tell(f"{len(data.train):,} questions to train on, {len(data.holdout.questions)} held out")
-    loaded, groups = load_model(recipe, out)
-    device = pick_device()
-    if device.type != "cpu" and recipe.model.sharding == "none":
-        torch.nn.Module.to(loaded.model, torch.device(device.type, rank % torch.accelerator.device_count()))
+    loaded, groups = load_model(recipe, out, _own_device(recipe, rank), shared=world > 1)
     begun = bool(CheckpointStore(out / CHECKPOINTS, recipe.checkpoints.keep).steps())  # checkpoints have the routers
     if recipe.model.initial_routers == "whitened" and not begun:
         tell("whitening the routers")
@@ -125,17 +129,38 @@ def build_run(
     return PreparedRun(parts, loaded, data)
 
 
-def load_model(recipe: Recipe, out: Path) -> tuple[LoadedModel, tuple[ParameterGroup, ...]]:
-    """The model that a run begins with, its trained parameters chosen."""
+def _own_device(recipe: Recipe, rank: int) -> torch.device:
+    """Where a process loads its weights: those that are to be sharded go to its GPU a layer at a time, later."""
+    device = pick_device()
+    if device.type == "cpu" or recipe.model.sharding != "none":
+        return _CPU
+    return torch.device(device.type, rank % torch.accelerator.device_count())
+
+
+def load_model(
+    recipe: Recipe, out: Path, device: torch.device = _CPU, *, shared: bool = False
+) -> tuple[LoadedModel, tuple[ParameterGroup, ...]]:
+    """The model that a run begins with, its trained parameters chosen.
+
+    The checkpoint's files are mapped, and weights converted where they will be. Writes `out/model`, where the recipe
+    names a source, and with `shared` on a CPU `out/weights`.
+
+    Args:
+        shared: whether other processes of this machine load the same.
+    """
     settings = recipe.model
     path = settings.checkpoint or (_converted(recipe, out) if settings.source else None)
     adapter = Path(settings.adapter).expanduser() if settings.adapter else None
     weights = read_weights(adapter) if adapter else {}
     with_lora = any(map(is_lora, weights))
     # LoRA that goes on training must stay apart; loading it as serving does would merge it.
-    loaded = load(path, adapter=NO_ADAPTER if with_lora else adapter or NO_ADAPTER, dtype="float32", device="cpu")
+    named = {"adapter": NO_ADAPTER if with_lora else adapter or NO_ADAPTER, "device": str(device)}
+    loaded = load(path, dtype=STORED, **named)
+    if getattr(loaded.model, "hf_quantizer", None) is not None:
+        raise TrainingError(f"the weights in {loaded.path} are quantized, and do not train; train the plain model")
+    if (with_lora and recipe.lora is None) or _rounded(loaded.model):
+        loaded = load(path, dtype="float32", **named)
     model = loaded.model
-    frozen_dtype = DTYPES[settings.frozen_dtype]
     if with_lora:
         assert adapter is not None, "weights are an adapter's"
         if recipe.lora is not None:
@@ -144,10 +169,31 @@ def load_model(recipe: Recipe, out: Path) -> tuple[LoadedModel, tuple[ParameterG
             raise TrainingError(f"the adapter {adapter} has LoRA; name `lora` in the recipe, or product: checkpoint")
         else:
             apply_adapter(model, adapter)
-    groups = choose_parameters(model, recipe.train, recipe.lora, seed=recipe.seed, frozen_dtype=frozen_dtype)
-    if with_lora and recipe.lora is not None:
-        _take_up(loaded, weights, str(adapter))
+    choose = partial(
+        *(choose_parameters, model, recipe.train, recipe.lora),
+        seed=recipe.seed,
+        frozen_dtype=DTYPES[settings.frozen_dtype],
+    )
+    if shared and device.type == "cpu":
+        groups = map_weights(model, _weights_file(recipe, model, out), lambda convert: choose(convert=convert))
+    else:
+        groups = choose()
+    if recipe.lora is not None or not with_lora:
+        _take_up(model, weights, str(adapter))  # exactly: they may have been rounded to the checkpoint's format
+    model.config.router_trained |= with_lora and recipe.lora is not None
     return loaded, groups
+
+
+def _rounded(model: MSAForCausalLM) -> bool:
+    """Whether a family computes with constants that were made in the checkpoint's number format."""
+    return any(buffer.is_floating_point() and buffer.dtype.itemsize < 4 for buffer in model.buffers())
+
+
+def _weights_file(recipe: Recipe, model: MSAForCausalLM, out: Path) -> Path:
+    """Where the weights are that `load_model` makes of a recipe and a loaded model."""
+    values = plain(recipe)
+    settings = json.dumps([values[name] for name in ("model", "train", "lora", "seed")])
+    return out / WEIGHTS / f"{sample(model.named_parameters(), settings)[:16]}.safetensors"
 
 
 def _converted(recipe: Recipe, out: Path) -> Path:
@@ -169,15 +215,14 @@ def _converted(recipe: Recipe, out: Path) -> Path:
     return folder
 
 
-def _take_up(loaded: LoadedModel, weights: dict[str, torch.Tensor], adapter: str) -> None:
+def _take_up(model: MSAForCausalLM, weights: dict[str, torch.Tensor], adapter: str) -> None:
     """Go on with the weights of an adapter, LoRA and all."""
-    parameters = dict(loaded.model.named_parameters())
+    parameters = dict(model.named_parameters())
     wrong = [n for n, w in weights.items() if n not in parameters or parameters[n].shape != w.shape]
     if wrong:
         raise TrainingError(f"the adapter {adapter} does not fit the recipe's lora and model, as {wrong[0]} shows")
     for name, weight in weights.items():
         assign(parameters[name], weight)
-    loaded.model.config.router_trained = True
 
 
 def load_data(recipe: Recipe) -> RunData:

@@ -18,6 +18,7 @@ from memspan.train.batch import IGNORED, Collator, TrainBatch
 from memspan.train.batch_settings import BatchSettings
 from memspan.train.greedy import decode_greedily
 from memspan.train.memory import BatchMemory, encode_documents
+from memspan.train.parallel import is_sharded, shared_out
 from memspan.train.settings import EvaluationSettings
 from memspan.types import Document, Span
 
@@ -63,11 +64,15 @@ class WritingProgress:
         alone = replace(batch, counterfactual=0.0, outdated=0.0, **{name: float(name == kind) for name in KINDS})
         collator = Collator(self._template, self._config, alone, fillers=self._documents)
         reader = _Rounds(self._template) if kind == "generate" else _Answers(self._template)
-        rng, size = random.Random(f"{self._seed}:writing:{kind}"), self._settings.batch
-        judged: list[Mapping[str, bool]] = []
-        for start in range(0, len(self._questions), size):
-            made = collator(self._questions[start : start + size], rng)
-            judged += [reader.judge(*pair) for pair in self._written(model, made, reader)]
+        rng, size, questions = random.Random(f"{self._seed}:writing:{kind}"), self._settings.batch, self._questions
+        made = [collator(questions[start : start + size], rng) for start in range(0, len(questions), size)]
+
+        def judge(batch: TrainBatch) -> list[Mapping[str, bool]]:
+            return [reader.judge(*pair) for pair in self._written(model, batch, reader)]
+
+        # How many forwards a batch takes shows as it is written, and sharded weights need all processes in each.
+        of_batches = [judge(batch) for batch in made] if is_sharded(model) else shared_out(model, judge, made)
+        judged = list(itertools.chain.from_iterable(of_batches))
         return {f"{kind}/{name}": sum(row[name] for row in judged) / len(judged) for name in (judged or [{}])[0]}
 
     def _written(
