@@ -16,12 +16,14 @@ from memspan.bank.encode import manifest_of
 from memspan.bank.estimate import estimate
 from memspan.bank.folder import segment_paths, segments_folder
 from memspan.bank.manifest import Manifest
+from memspan.bank.publish import publish
 from memspan.bank.repair import repair
 from memspan.bank.segment import SegmentReader, SegmentWriter
 from memspan.bank.verify import verify
 from memspan.content import TokenContent
 from memspan.errors import BankError
 from memspan.generate.memory import Memory
+from memspan.places import BankPlace
 from memspan.types import Document, EncodedDocuments
 
 MANIFEST = tiny_manifest(content_chunk=2, content_layers=(0, 2, 3))
@@ -114,6 +116,16 @@ def test_compaction_and_export_keep_tokens(memory: Memory, tmp_path: Path) -> No
         export_bank(memory.bank, tmp_path / "bank.zip")
     with closing(import_bank(tmp_path / "bank.zip", tmp_path / "copy")) as copy:
         assert copy.manifest == memory.bank.manifest and verify(copy) == []
+
+
+def test_a_published_bank_is_read_from_tokens(memory: Memory, tmp_path: Path) -> None:
+    with memory:
+        wanted = memory.ask("word2 number3", max_texts=0)
+        publish(memory.bank, (tmp_path / "store").as_uri())
+    place = BankPlace.of((tmp_path / "store").as_uri(), tmp_path / "cache", None)
+    with Memory(MemoryBank.open(place), memory.loaded.keeping(None)) as reader:
+        found = reader.ask("word2 number3", max_texts=0)
+    assert (found.text, found.evidence) == (wanted.text, wanted.evidence)
 
 
 def test_a_shard_attends_to_nothing_while_it_routes(tmp_path: Path) -> None:

@@ -307,5 +307,5 @@ def test_documents_are_read_from_tokens(of_tokens: Memory, name: str, read: int)
 def test_arms_ask_for_what_a_memory_keeps(memory: Memory, of_tokens: Memory) -> None:
     with pytest.raises(EvaluationError, match=r"keeps no tokens.*--content-chunk 4"):
         answered(memory, "bm25@2+texts1", ["q?"])
-    with pytest.raises(EvaluationError, match=r"ask router@16\+texts0"):
+    with pytest.raises(EvaluationError, match=r"ask router@5\+texts0"):
         answered(of_tokens, "router@0", ["q?"])

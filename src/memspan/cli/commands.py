@@ -225,9 +225,7 @@ def ask(
     reranking: Reranking,
     selector: AskSelectorOption = None,
     min_score: MinScoreOption = None,
-    max_documents: Annotated[
-        int | None, typer.Option(min=0, help="Documents read, at most. Default: 5; 16 with --max-texts.")
-    ] = None,
+    max_documents: Annotated[int, typer.Option(min=0, help="Documents read, at most.")] = 5,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Looks into the memory, at most. Default: 1; 4 with generate.")
     ] = None,

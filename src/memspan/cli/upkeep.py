@@ -170,6 +170,7 @@ def estimate(
     paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders.")] = None,
     installed: InstalledOption = False,
     *,
+    content_chunk: ContentChunkOption = None,
     planned: Annotated[TargetChoice | None, OptionGroup(_target)],
     model: Model,
     how: ReadingOptions,
@@ -183,6 +184,7 @@ def estimate(
     if not (paths or installed or planned):
         raise MemspanError("nothing to estimate; name files or folders, --installed-packages, or --target TOKENS")
     stream = read_paths(paths or (), options=how.options)
+    model = dataclasses.replace(model, content_chunk=content_chunk or None)
     skipped: list[Skipped] = []
 
     with importing():

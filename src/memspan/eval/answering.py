@@ -92,7 +92,7 @@ def prompt_of(memory: Memory, arm: Arm, question: str, found: Sequence[Evidence]
     if arm.texts is not None and loaded.content is None:
         raise EvaluationError(f"the memory keeps no tokens to read; run {arm.name} with --content-chunk 4")
     if arm.documents == 0 and loaded.content is not None:
-        raise EvaluationError(f"the memory keeps tokens; in the place of {arm.name} ask {arm.retriever}@16+texts0")
+        raise EvaluationError(f"the memory keeps tokens; in the place of {arm.name} ask {arm.retriever}@5+texts0")
     texts, others = (wanted, ()) if arm.texts is None else (wanted[: arm.texts], wanted[arm.texts :])
     fitted = fitted_context(loaded, question, texts, room, grounded=bool(others))
     read = tuple(item.document_id for item in others)

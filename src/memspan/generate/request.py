@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from memspan.model.convert import LoadedModel
 
 MAX_DOCUMENTS = 5
-# Documents that are read from their latents alone, of a bank that keeps tokens.
-MAX_READ = 16
 # Rounds of a model that says itself when it has read enough.
 MAX_ROUNDS = 4
 
@@ -38,7 +36,7 @@ class AskOptions(TypedDict, total=False):
             of rounds), or another of `memspan.generate.selectors`; default: lexical while the router is untrained,
             hybrid after; router where max_documents is 0.
         max_documents: documents whose original text is put before the model, at most (fewer where fewer matter, none
-            for 0: the model answers from its compressed memory alone). Default: 5; 16 with max_texts.
+            for 0: the model answers from its compressed memory alone).
         max_texts: of these documents so many, the best, as text; the model reads the others from the keys and values
             that the bank keeps of their tokens (`content_chunk` of `Memory.open`).
         rounds: looks into the memory, at most. Default: 1; 4 for generate.
@@ -58,7 +56,7 @@ class AskOptions(TypedDict, total=False):
     """
 
     selector: str | None
-    max_documents: int | None
+    max_documents: int
     max_texts: int | None
     rounds: int | None
     documents_per_round: int | None
@@ -157,9 +155,7 @@ def _limits(loaded: LoadedModel | None, options: AskOptions, answerer: Answerer 
         MemspanError: nothing but texts can be read.
     """
     keeps_tokens = answerer is None and loaded is not None and loaded.content is not None
-    max_documents, max_texts = options.get("max_documents"), options.get("max_texts")
-    if max_documents is None:
-        max_documents = MAX_DOCUMENTS if max_texts is None else MAX_READ
+    max_documents, max_texts = options.get("max_documents", MAX_DOCUMENTS), options.get("max_texts")
     check_limit("max_documents", max_documents)
     if max_texts is not None:
         check_limit("max_texts", max_texts)
@@ -170,7 +166,7 @@ def _limits(loaded: LoadedModel | None, options: AskOptions, answerer: Answerer 
                 "--content-chunk 4 (memspan add, memspan reencode)"
             )
     elif keeps_tokens and max_documents == 0:
-        return MAX_READ, 0
+        return MAX_DOCUMENTS, 0
     return max_documents, max_texts
 
 
