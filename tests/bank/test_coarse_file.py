@@ -214,8 +214,9 @@ def _resident(path: Path) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="tells what is resident on Linux only")
 def test_what_is_given_back_is_no_longer_resident_and_reads_as_before(tmp_path: Path) -> None:
-    documents = [random_latents(tiny_manifest(head_dim=512), 16) for _ in range(8)]
-    writer = SegmentWriter(tmp_path, MANIFEST, 2**30)
+    manifest = tiny_manifest(head_dim=512)
+    documents = [random_latents(manifest, 16) for _ in range(8)]
+    writer = SegmentWriter(tmp_path, manifest, 2**30)
     for document_id, latents in enumerate(documents):
         writer.append(document_id, 0, latents)
     ((files,), _) = writer.finish()

@@ -173,7 +173,9 @@ def test_an_exported_bank_keeps_the_name_of_its_model(bank: Path, tmp_path: Path
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_known_model_is_remembered_by_name(name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, adapter = load(checkpoint, device="cpu"), BACKBONES[name].adapter
-    monkeypatch.setattr("memspan.model.loaded.known_folder", lambda of: checkpoint if of == name else Path(of))
+    for module in ("convert", "loaded"):
+        found = f"memspan.model.{module}.known_folder"
+        monkeypatch.setattr(found, lambda of: checkpoint if of == name else Path(of))
     named = LoadedModel(plain.model, plain.template, checkpoint, SHIPPED / adapter).names
     assert named == ModelNames(name, adapter)
     again = load(name, adapter="none", device="cpu")

@@ -138,7 +138,7 @@ def check_content(bank: TextBank, loaded: LoadedModel) -> None:
         now = "means of chunks" if bank.manifest.content is None else f"one of {bank.manifest.content.chunk} tokens"
         raise BankMismatch(
             f"{bank.place} keeps {now}, and content_chunk is {loaded.content.chunk}; leave it out, or encode the bank "
-            f"anew: memspan reencode {quoted(bank.place)} --content-chunk {loaded.content.chunk}"
+            f"anew: memspan reencode {quoted(bank.place)} --content-chunk {quoted(str(loaded.content.chunk))}"
         )
 
 

@@ -85,9 +85,7 @@ def prompt_of(memory: Memory, arm: Arm, question: str, found: Sequence[Evidence]
     loaded, wanted = memory.loaded, found[: arm.documents]
     if memory.answerer is not None:
         if arm.documents == 0 or arm.texts is not None:
-            raise EvaluationError(
-                f"{memory.answerer.name} reads texts alone; give the arm {arm.name} documents as text"
-            )
+            raise EvaluationError(f"{memory.answerer.name} reads no latents; give the arm {arm.name} documents as text")
         return Prompt(question, tuple(wanted[: num_fitting(question, (), wanted, (), room)]), _NO_CONTEXT)
     if arm.texts is not None and loaded.content is None:
         raise EvaluationError(f"the memory keeps no tokens to read; run {arm.name} with --content-chunk 4")

@@ -154,9 +154,10 @@ class ModelWriter:
         prefilled_at = time.perf_counter()
         keys = [id(one) for one in asked]
         read = [one.latents for one in asked]
-        started = time.perf_counter()
-        found = self._finder.memory.read(read) if any(read) else None
-        fetched = time.perf_counter() - started
+        found, fetched = None, 0.0
+        if any(read):
+            found = self._finder.memory.read(read)
+            fetched = time.perf_counter() - prefilled_at
         memory = self._memory(asked) if found is None else None
         decoding = self._state.decode(contexts, memory, self._sampling, questions=keys, read=found)
         replies = [Reply(num_prompt_tokens=len(context.ids)) for context in contexts]
