@@ -404,6 +404,7 @@ def test_a_failure_in_the_middle_keeps_what_was_committed(
     error: BaseException,
 ) -> None:
     monkeypatch.setattr(add, "_WINDOW_DOCUMENTS", 3)
+    monkeypatch.setattr(add, "_WINDOW_SECONDS", float("inf"))
     corpus = _corpus(10)
     watched, calls = loaded.model.encode, itertools.count()
 
