@@ -40,7 +40,7 @@ class TokenContent:
             ValueError: there is no such layer.
         """
         num_layers = config.text_config.num_hidden_layers
-        if not 1 <= chunk < config.chunk_size or config.chunk_size % chunk:
+        if not is_part(chunk, config.chunk_size):
             raise MemspanError(
                 f"content_chunk must divide the {config.chunk_size} tokens of a chunk and be smaller, not {chunk}; "
                 "4 keeps a quarter of the tokens"
@@ -52,6 +52,11 @@ class TokenContent:
     def rows(self, chunk_size: int, num_kv_heads: int) -> int:
         """Rows that are kept of a chunk: a token in one layer and head is one."""
         return chunk_size // self.chunk * len(self.layers) * num_kv_heads
+
+
+def is_part(chunk: int, chunk_size: int) -> bool:
+    """Whether a row of content can stand for so many tokens of a chunk."""
+    return 1 <= chunk < chunk_size and chunk_size % chunk == 0
 
 
 def check_layers(name: str, layers: Sequence[int], num_layers: int) -> None:

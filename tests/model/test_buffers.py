@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -184,6 +185,35 @@ def test_every_row_attends_to_its_own_memory_and_tokens(
             seen = (column <= own) & ((column > own - (window or S)) | (column < M))
             added = torch.zeros(T, S).masked_fill(~seen, -math.inf)
             torch.testing.assert_close(out[row], _naive(query[row], keys, values, added))
+
+
+@BUFFERS
+@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.parametrize("window", [None, 3])
+def test_heads_attend_to_rows_of_their_own(made: Callable[[], DecodeBuffers], T: int, window: int | None) -> None:
+    """Of two rows that read documents from tokens, and one between them that reads none, which leaves."""
+    lengths, M, buffers = (7, 2, 5), 9, made()
+    cache, routed = _prefilled(lengths), _routed((M, 0, M))
+    heads_BGM = torch.rand(3, G, M) < 0.5
+    heads_BGM[1], heads_BGM[:, 0, 0] = False, True
+    heads_BGM[1, 0, 0] = False
+    routed = replace(routed, heads_BGM=heads_BGM, mask_BM=heads_BGM.any(1))
+    local = cache.layers[0].keys, cache.layers[0].values
+    buffers.join(cache, {0: routed}, range(3), lengths)
+    buffers.leave(1)
+    buffers.begin()
+    query, new = torch.randn(2, H, T, D), torch.randn(2, 2, G, T, D)
+    out = buffers.attend(0, query, new[0], new[1], None, window)
+    for place, row in enumerate((0, 2)):
+        parts = zip((routed.keys_BGMD, routed.values_BGMD), local, new, strict=True)
+        keys, values = (torch.cat([x[row], y[row, :, -lengths[row] :], z[place]], 1) for x, y, z in parts)  # type: ignore[index]
+        S = keys.shape[1]
+        own, column = torch.arange(S - T, S)[:, None], torch.arange(S)
+        seen_TS = (column <= own) & ((column > own - (window or S)) | (column < M))
+        seen_GTS = seen_TS.expand(G, T, S).clone()
+        seen_GTS[:, :, :M] &= heads_BGM[row, :, None]
+        added = torch.zeros(H, T, S).masked_fill(~seen_GTS.repeat_interleave(H // G, dim=0), -math.inf)
+        torch.testing.assert_close(out[place], _naive(query[place], keys, values, added))
 
 
 @BUFFERS

@@ -210,13 +210,14 @@ class _Made(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("T", [1, 3])
-@pytest.mark.parametrize("masked", [False, True])
-def test_on_an_accelerator_one_row_attends_to_grouped_heads_that_are_not_repeated(T: int, masked: bool) -> None:
+@pytest.mark.parametrize("masked", [0, 1, H])
+def test_on_an_accelerator_one_row_attends_to_grouped_heads_that_are_not_repeated(T: int, masked: int) -> None:
+    """Under a mask of one head for all, or of each."""
     S = 400
     query, key, value = torch.randn(1, H, T, D), torch.randn(1, G, S, D), torch.randn(1, G, S, D)
     if not masked and T > 1:
         key, value = key[:, :, :T], value[:, :, :T]
-    mask = torch.randn(1, 1, T, S) if masked else None
+    mask = torch.randn(1, masked, T, S) if masked else None
     with torch.inference_mode():
         expected = attend(query, key, value, mask, SCALING)
         with _Made() as made:

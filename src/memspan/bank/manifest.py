@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from memspan.content import TokenContent
+from memspan.content import TokenContent, is_part
 from memspan.errors import BankError, BankMismatch
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ class Manifest:
             kind = fields[name].removesuffix(" | None")
             if not {"int": is_whole, "str": isinstance(value, str)}.get(kind, is_layers):
                 raise BankError(f"this bank's manifest is damaged: {name} is {str(value)[:80]!r}")
-        chunk, size = values.get("content_chunk", 1), values["chunk_size"]
-        if chunk >= size > 1 or size % chunk:
+        chunk, size = values.get("content_chunk"), values["chunk_size"]
+        if chunk is not None and not is_part(chunk, size):
             raise BankError(f"this bank's manifest is damaged: content_chunk is {chunk}, and chunk_size {size}")
         present: dict[str, Any] = values | {"format_version": FORMAT_VERSION}
         return cls(**present)

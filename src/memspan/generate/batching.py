@@ -34,7 +34,7 @@ class DecodingBatch:
 
     def __init__(self, loaded: LoadedModel, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._model, self._costs, self._clock = loaded.model, loaded.model.step_costs, clock
-        self._rows = DecodeRows(loaded.model, max_rows, reads_tokens=loaded.content is not None)
+        self._rows = DecodeRows(loaded.model, max_rows)
         self._members: list[tuple[DecodingState, PromptLookup | None]] = []
         # A draft that was run behind the newest token and is not compared yet, with the logits behind each token of it.
         self._draft: list[tuple[int, torch.Tensor]] = []

@@ -161,13 +161,13 @@ def _keep(
     scaling: float | None,
 ) -> None:
     """Leave K and V of documents, and how much their repetitions look at them, in a layer that keeps any."""
-    layer, scale = getattr(module, "layer_idx", -1), query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
+    layer = getattr(module, "layer_idx", -1)
     if layer not in step.layers:
         return
     step.recorded[layer] = []
     for row, ((first, last), end) in enumerate(zip(step.documents, step.ends, strict=True)):
         key_GSD, value_GSD = key_BGTD[row, :, first:last], value_BGTD[row, :, first:last]
-        received_GS = attention_received(query_BHTD[row, :, last:end], key_GSD, scale)
+        received_GS = attention_received(query_BHTD[row, :, last:end], key_GSD, scaling)
         step.recorded[layer].append((received_GS, torch.stack([key_GSD, value_GSD], dim=2)))
     if layer == step.layers[-1] and not torch.is_grad_enabled():
         raise AllRecorded

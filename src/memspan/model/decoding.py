@@ -92,11 +92,10 @@ class DecodeRows:
 
     Args:
         max_rows: contexts at a time, at most.
-        reads_tokens: documents may be read from tokens, of which heads keep unequally many.
     """
 
-    def __init__(self, model: MSAForCausalLM, max_rows: int, reads_tokens: bool = False) -> None:
-        self._model, self._buffers = model, DecodeBuffers() if reads_tokens else _buffers_for(model)
+    def __init__(self, model: MSAForCausalLM, max_rows: int) -> None:
+        self._model, self._buffers = model, _buffers_for(model)
         self._next: list[int] = []
         self.max_rows = max_rows
 

@@ -21,7 +21,7 @@ from memspan.model.attention import ATTENTION_NAME
 from memspan.model.costs import StepCosts
 from memspan.model.fingerprint import fingerprint, mapped_weights, sample
 from memspan.model.lower import keep_lower
-from memspan.model.memory_api import AllRecorded, EncodeStep, QueryStep, Step
+from memspan.model.memory_api import AllRecorded, DocumentStep, EncodeStep, QueryStep, Step
 from memspan.model.packed import DecodeWeights, reading_packed
 from memspan.model.router import RoutedAttention, add_router
 from memspan.ops.pooling import num_chunks
@@ -149,20 +149,30 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
 
     def record(self, documents: Sequence[Sequence[int]]) -> EncodeStep:
         """The forward of `encode`: what every MSA layer pooled, padded to the longest document."""
-        device = self.device
         lengths = [len(ids) for ids in documents]
         if not lengths or min(lengths) == 0:
             raise ValueError("encode needs at least one document, and no empty one")
-        ids_BT = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+        lengths_B = to_device(torch.tensor(lengths), self.device)
+        step = EncodeStep(lengths_B, self.config.chunk_size, last_layer=self.config.layers[-1])
+        self.run_documents(documents, step)
+        return step
+
+    def run_documents(
+        self, documents: Sequence[Sequence[int]], step: DocumentStep, place_BT: torch.Tensor | None = None
+    ) -> None:
+        """One forward over documents, right-padded, for what the step records of them.
+
+        Args:
+            place_BT: the tokens' positions. Default: from 0.
+        """
+        ids_BT = torch.zeros(len(documents), max(map(len, documents)), dtype=torch.long)
         for row, ids in zip(ids_BT, documents, strict=True):
             row[: len(ids)] = torch.as_tensor(ids)
-        lengths_B = to_device(torch.tensor(lengths), device)
-        step = EncodeStep(lengths_B, self.config.chunk_size, last_layer=self.config.layers[-1])
+        places = {} if place_BT is None else {"position_ids": to_device(place_BT, self.device)}
         # The decoder without its language-model head: nothing but the recorded rows is wanted.
         decoder = cast(PreTrainedModel, self.backbone.base_model)
         with contextlib.suppress(AllRecorded):
-            decoder(input_ids=to_device(ids_BT, device), memory=step, use_cache=False)
-        return step
+            decoder(input_ids=to_device(ids_BT, self.device), memory=step, use_cache=False, **places)
 
     def _gather(self, step: EncodeStep, lengths: Sequence[int]) -> EncodedDocuments:
         """Drop the padding rows of every layer's pooled values and stack the layers. A device is not waited for."""

@@ -32,7 +32,8 @@ class PagedBuffers(DecodeBuffers):
     """`DecodeBuffers` whose rows share a pool of pages in every layer, on a device.
 
     Where tokens stand is computed on the CPU and sent once a step, so nothing waits for the device. A row that
-    sees its memory beside a sliding window is gathered and attends on its own.
+    sees its memory under a mask, beside a sliding window or where heads have rows of their own, is gathered and attends
+    on its own.
 
     Args:
         attend: the kernel.
@@ -45,6 +46,7 @@ class PagedBuffers(DecodeBuffers):
         self._free: list[list[int]] = []
         self._table_LRP = torch.zeros(0, 0, 0, dtype=torch.long)
         self._num_pages_LR, self._used_LR, self._memory_LR = torch.zeros(3, 0, 0, dtype=torch.long)
+        self._heads: list[list[Tensor | None]] = []  # of each row and layer `RowKV.heads_GM`
         self._step: _Step | None = None
 
     def _open(self, num_rows: int, num_layers: int) -> int:
@@ -53,6 +55,7 @@ class PagedBuffers(DecodeBuffers):
             self._table_LRP = self._table_LRP.new_zeros(num_layers, 0, 1)
             self._num_pages_LR, self._used_LR, self._memory_LR = self._table_LRP.new_zeros(3, num_layers, 0)
         first = self._used_LR.shape[1]
+        self._heads += [[] for _ in range(num_rows)]
         self._table_LRP = _wider(self._table_LRP, 1, num_rows)
         self._num_pages_LR, self._used_LR, self._memory_LR = (
             _wider(counts, 1, num_rows) for counts in (self._num_pages_LR, self._used_LR, self._memory_LR)
@@ -60,7 +63,6 @@ class PagedBuffers(DecodeBuffers):
         return first
 
     def _put(self, row: int, layer: int, local: tuple[Tensor, Tensor], memory: RowKV | None) -> None:
-        assert memory is None or memory.heads_GM is None, "heads have equally many rows in a page"
         parts = [local] if memory is None else [(memory.keys_GSD, memory.values_GSD), local]
         keys_GSD, values_GSD = (torch.cat(some, dim=1) for some in zip(*parts, strict=True))
         G, S, D = keys_GSD.shape
@@ -73,10 +75,13 @@ class PagedBuffers(DecodeBuffers):
             pool_PSGD.index_copy_(0, pages, padded_SGD.view(-1, PAGE, G, D))
         self._used_LR[layer, row] = S
         self._memory_LR[layer, row] = 0 if memory is None else memory.memory
+        self._heads[row].append(None if memory is None else memory.heads_GM)
 
     def leave(self, row: int) -> None:
         for layer, free in enumerate(self._free):
             free += self._table_LRP[layer, row, : self._num_pages_LR[layer, row]].tolist()
+        self._heads[row] = self._heads[-1]
+        self._heads.pop()
         for state in (self._table_LRP, self._num_pages_LR, self._used_LR, self._memory_LR):
             state[:, row] = state[:, -1]
         self._table_LRP = self._table_LRP[:, :-1].clone()
@@ -108,7 +113,8 @@ class PagedBuffers(DecodeBuffers):
             new_XGD = new_RGTD.transpose(1, 2).flatten(0, 1)
             pool_PSGD.flatten(0, 1).index_copy_(0, step.slots_LX[layer], new_XGD.to(pool_PSGD.dtype))
         has_memory = bool(self._memory_LR[layer].any())
-        if has_memory and window is not None and self._exceeds(layer, window):
+        has_own = any(of_layers[layer] is not None for of_layers in self._heads)
+        if has_memory and (has_own or (window is not None and self._exceeds(layer, window))):
             out = [self._attend_row(query_RHTD[row], self._gathered(layer, row), scaling, window) for row in range(R)]
             return torch.cat(out).to(query_RHTD.dtype)
         out_XHD = self._attend_pages(
@@ -162,7 +168,7 @@ class PagedBuffers(DecodeBuffers):
         used = int(self._used_LR[layer, row])
         pages = to_device(self._table_LRP[layer, row, : _pages_for(used)], self._pools[layer].device)
         keys_GSD, values_GSD = self._pools[layer][:, pages].flatten(1, 2)[:, :used].transpose(1, 2)
-        return RowKV(keys_GSD, values_GSD, int(self._memory_LR[layer, row]))
+        return RowKV(keys_GSD, values_GSD, int(self._memory_LR[layer, row]), self._heads[row][layer])
 
 
 def _pages_for(columns: Any) -> Any:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from memspan.content import TokenContent
-from memspan.model.memory_api import AllRecorded, TokenStep
+from memspan.model.memory_api import TokenStep
 from memspan.ops.choosing import kept_rows
-from memspan.ops.transfer import to_device
 
 if TYPE_CHECKING:
     from memspan.model.modeling import MSAForCausalLM
@@ -45,20 +43,13 @@ def token_content(
         bodies: token ids of each document as a question reads it; one batch.
         counts: rows kept of each, over all layers and heads; see `memspan.ops.choosing.kept_rows`.
     """
-    device, first = model.device, len(how.prefix)
+    first = len(how.prefix)
     rows = [[*how.prefix, *body, *how.repeat, *body] for body in bodies]
-    ids_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    place_BT = torch.arange(ids_BT.shape[1]).repeat(len(rows), 1)
-    for row, (ids, body) in enumerate(zip(rows, bodies, strict=True)):
-        ids_BT[row, : len(ids)] = torch.tensor(ids)
-        place_BT[row, first:] += how.end - first - len(body)
+    place_BT = torch.arange(max(map(len, rows))).repeat(len(rows), 1)
+    place_BT[:, first:] += torch.tensor([how.end - first - len(body) for body in bodies])[:, None]
     documents = tuple((first, first + len(body)) for body in bodies)
     step = TokenStep(content.layers, documents, tuple(map(len, rows)))
-    decoder: Any = model.backbone.base_model
-    with contextlib.suppress(AllRecorded):
-        decoder(
-            input_ids=to_device(ids_BT, device), position_ids=to_device(place_BT, device), memory=step, use_cache=False
-        )
+    model.run_documents(rows, step, place_BT)
     kept = []
     for row, count in enumerate(counts):
         received, kv = zip(*(step.recorded[layer][row] for layer in content.layers), strict=True)

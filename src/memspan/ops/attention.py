@@ -119,7 +119,7 @@ def _attend_by_group(
     (_, H, T, D), G = query_1HTD.shape, key_1GSD.shape[1]
     query_GXTD = query_1HTD.reshape(G, H // G, T, D)
     key_GXSD, value_GXSD = (x[0][:, None].expand(-1, H // G, -1, -1) for x in (key_1GSD, value_1GSD))
-    mask_GXTS = mask_1HTS.expand(G, -1, -1, -1) if mask_1HTS is not None else None
+    mask_GXTS = mask_1HTS.expand(1, H, -1, -1)[0].unflatten(0, (G, H // G)) if mask_1HTS is not None else None
     out_GTXD = attend(query_GXTD, key_GXSD, value_GXSD, mask_GXTS, scaling, dropout)
     return out_GTXD.transpose(0, 1).reshape(1, T, H, -1)
 

@@ -18,16 +18,17 @@ _NOBODY = -1.0
 """In the place of the layer, of rows that fill up."""
 
 
-def attention_received(query_HQD: Tensor, key_GSD: Tensor, scaling: float) -> Tensor:
+def attention_received(query_HQD: Tensor, key_GSD: Tensor, scaling: float | None) -> Tensor:
     """How much the queries of a repetition look at every token of a document, `[G, S]`, float32: the largest share of
     attention that any query of the heads of a group gives it.
 
     Args:
         query_HQD, key_GSD: rotated, of one layer; H is a multiple of G.
-        scaling: of their products.
+        scaling: of their products; None means D**-0.5.
     """
-    query_GQD = query_HQD.reshape(len(key_GSD), -1, query_HQD.shape[-1]).float()
-    return (query_GQD @ key_GSD.float().mT).mul_(scaling).softmax(-1).amax(1)
+    D = query_HQD.shape[-1]
+    query_GQD = query_HQD.reshape(len(key_GSD), -1, D).float()
+    return (query_GQD @ key_GSD.float().mT).mul_(D**-0.5 if scaling is None else scaling).softmax(-1).amax(1)
 
 
 def kept_rows(received_LGS: Tensor, content_LGS2D: Tensor, count: int) -> Tensor:
@@ -50,14 +51,18 @@ def by_layer(questions: Sequence[Tensor], num_layers: int, num_heads: int) -> It
     Args:
         questions: the rows of the documents that each question reads, `[X, 2, D + 1]`.
     """
-    owners = [rows[:, :, -1].long() for rows in questions]
-    for layer in range(num_layers):
-        of_heads = [
-            rows[(owner_X2[:, 0] == layer) & (owner_X2[:, 1] == head), :, :-1]
-            for rows, owner_X2 in zip(questions, owners, strict=True)
-            for head in range(num_heads)
-        ]
+    of_questions = [_by_owner(rows, num_layers, num_heads) for rows in questions]
+    for first in range(0, num_layers * num_heads, num_heads):
+        of_heads = [rows for of_owners in of_questions for rows in of_owners[first : first + num_heads]]
         padded_NM2D = pad_sequence(of_heads, batch_first=True)
         there_NM = torch.arange(padded_NM2D.shape[1]) < torch.tensor([len(rows) for rows in of_heads])[:, None]
         keys, values = padded_NM2D.unflatten(0, (len(questions), num_heads)).unbind(3)
         yield keys, values, there_NM.view(len(questions), num_heads, -1)
+
+
+def _by_owner(rows: Tensor, num_layers: int, num_heads: int) -> tuple[Tensor, ...]:
+    """The rows of every head of every layer, `[M, 2, D]` each, in the order in which they stand."""
+    rows = rows[rows[:, 0, -1] != _NOBODY]
+    owner_M = rows[:, 0, -1].long() * num_heads + rows[:, 1, -1].long()
+    counts = owner_M.bincount(minlength=num_layers * num_heads).tolist()
+    return rows[owner_M.argsort(stable=True), :, :-1].split(counts)

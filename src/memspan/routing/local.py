@@ -87,6 +87,8 @@ class SourceMemory:
         ranks, all of them ask for the same."""
         manifest, wanted = self._manifest, sorted({document_id for of_one in ids for document_id in of_one})
         assert manifest.content is not None, "the bank keeps tokens"
+        if not wanted:
+            return {}
         rows = dict(zip(wanted, self._source.content(TOKENS, wanted), strict=True))
         none = torch.empty(0, 2, 1, manifest.head_dim + 1, dtype=LATENT_DTYPE)
         questions = [torch.cat([none, *(rows[number] for number in sorted(of_one))])[:, :, 0] for of_one in ids]
