@@ -45,7 +45,6 @@ def main() -> None:
     if options.decode:
         loaded = load(options.decode, adapter="none", device=options.device)
         runs = decode_rows(loaded, options.rows, options.context, options.new_tokens)
-        print(*runs, sep="\n")
         write_json(options.json, {"runs": runs})
         raise SystemExit(int(any("error" in run for run in runs)))
     device = torch.device(options.device)

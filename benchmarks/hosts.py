@@ -1,6 +1,6 @@
 """Time to first token over hosts beside that of one, in one run; and what travels beside what is predicted.
 
-    python benchmarks/hosts.py [--hosts 2] [--chunks 20000] [--questions 3] [--json FILE]
+    python benchmarks/hosts.py [--hosts 2] [--chunks 40000] [--questions 3] [--json FILE]
 
 The hosts are network namespaces of this machine (Linux), and each has a thread. So their processors are shared: where
 there are fewer idle cores than hosts, the wall time says nothing about speed, and CPU seconds stand beside it. The
@@ -37,7 +37,8 @@ _CHUNKS_PER_DOCUMENT = 2
 
 
 def measure(loaded: LoadedModel, folder: Path, count: int, link: Link | None, settings: LatencySettings) -> Any:
-    """Figures of the first host: seconds to the first token, bytes that it received, and on its cable."""
+    """Figures of the last host, which receives the queries, too: seconds to the first token, bytes that it received,
+    and on its cable."""
 
     def do(host: Host) -> dict[str, Any]:
         ranks = Ranks.join(torch.device("cpu")) if count > 1 else None

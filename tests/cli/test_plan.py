@@ -309,6 +309,7 @@ def test_the_command_plans_by_the_model_that_is_here_and_by_files(notes: Path, t
         (("--price", "2"), "say of how many tokens: --target"),
         (("--shape", "qwen3-4b"), "say of how many tokens: --target"),
         (("--target", "1B", "--shape", "qwen3-4b"), "leave out either"),  # MEMSPAN_MODEL names a model
+        (("--target", "1B", "--content-chunk", "4"), "leave out --content-chunk"),
         ((), "or --target TOKENS"),
     ],
 )

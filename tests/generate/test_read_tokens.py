@@ -150,6 +150,8 @@ def test_a_bank_is_encoded_anew_with_tokens_and_back(tmp_path: Path) -> None:
         with pytest.raises(BankMismatch, match=r"keeps means of chunks.*reencode .* --content-chunk 2"):
             Memory(MemoryBank.open(folder), tokens)
         reencode(memory.bank, tokens)
+        with pytest.raises(BankMismatch, match="was encoded anew since it was opened; open it again"):
+            memory.ask("the kettle")
     # The content is the bank's, whatever the model was loaded for.
     with Memory(MemoryBank.open(folder), loaded) as memory:
         assert verify(memory.bank) == [] and memory.bank.manifest.content == tokens.content

@@ -188,6 +188,7 @@ def test_replicas_without_keys_do_not_start(tmp_path: Path, monkeypatch: pytest.
     (served, _) = app._bound_deployment.init_args
     with pytest.raises(MemspanError, match="needs API keys"):
         served.app(True)
+    assert not (tmp_path / "notes").exists() and not (tmp_path / "published").exists()
 
 
 def test_the_page_shows_what_the_function_takes(monkeypatch: pytest.MonkeyPatch) -> None:

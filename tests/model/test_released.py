@@ -430,6 +430,16 @@ def test_quantised_weights_are_refused(source: Path, tmp_path: Path) -> None:
         convert(str(source), tmp_path / "ours")
 
 
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_quantised_weights_are_refused_whatever_the_config_says_of_them(
+    method: str, source: Path, tmp_path: Path
+) -> None:
+    _reweigh(source, {"model.norm.weight": torch.ones(64, dtype=torch.int32)})
+    _configure(source, quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(CheckpointError, match=r"model.norm.weight .* is quantized \(I32\)"):
+        convert(str(source), tmp_path / "ours")
+
+
 def test_damaged_weights_are_refused(source: Path, tmp_path: Path) -> None:
     content = (source / WEIGHTS).read_bytes()
     for kept in (len(content) // 2, 4):

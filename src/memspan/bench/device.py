@@ -178,6 +178,7 @@ def decode_rows(
             runs.append(measure_decoding(loaded, backbone, rows, context, new_tokens))
         except RuntimeError as error:
             runs.append({"rows": rows, "context": context, "error": str(error)})
+        print(runs[-1], flush=True)  # kept where the step is stopped
     return runs
 
 

@@ -138,6 +138,8 @@ class TargetChoice:
 
         tokens, (count, kind) = parse_tokens(self.tokens), parse_gpus(self.gpus)
         check_price(self.price)
+        if model.content_chunk is not None:
+            raise MemspanError("--target plans a bank whose content is of means; leave out --content-chunk")
         if self.shape is not None:
             if documents is not None or model.path is not None:
                 raise MemspanError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -72,7 +71,7 @@ class ListingCommand(TyperCommand):
         """What is given without an option's name."""
         given, _, _ = self.make_parser(ctx).parse_args([*args])
         found = [given.get(one.name or "") for one in self.params if one.param_type_name == "argument"]
-        return [value for one in found for value in (one if isinstance(one, Sequence) and one != "" else [one])]
+        return [value for one in found for value in (one if isinstance(one, tuple) else (one,))]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from memspan.generate.rerank import reranker_names

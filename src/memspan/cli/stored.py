@@ -215,7 +215,7 @@ def checkpoint_info(path: Path) -> dict[str, Any]:
     with importing():
         import memspan.cli.models  # noqa: F401 (transformers writes no warnings then)
         from memspan.config import MSAConfig
-        from memspan.model.convert import check_folder
+        from memspan.model.backbones import check_folder
         from memspan.model.modeling import check_fingerprints
     check_folder(path)
     config = MSAConfig.from_pretrained(path)

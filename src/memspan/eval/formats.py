@@ -221,8 +221,8 @@ def _marco_records(path: Path, shown: Path) -> Records:
     """v2.1 is one object of columns, each a mapping from row to value; v1.1 is lines."""
     for where, record in json_records(path, shown):
         if isinstance(record, Mapping) and isinstance(record.get("query"), Mapping):
+            columns = {name: values for name, values in record.items() if isinstance(values, Mapping)}
             for row in record["query"]:
-                columns = {name: values for name, values in record.items() if isinstance(values, Mapping)}
                 yield f"{shown}[{row}]", {name: values[row] for name, values in columns.items() if row in values}
         else:
             yield where, record

@@ -47,7 +47,7 @@ class Plan:
     Attributes:
         selector: who chooses documents.
         rounds: looks into the memory, at most.
-        documents: texts put before the model in all rounds, at most; 0: it answers from the latents alone.
+        documents: read in all rounds, at most; 0: it answers from the latents alone.
         documents_per_round: at most; None: `documents` in a single round, 2 in each of several.
         injected_tokens: of all texts put in, at most; None: what the model has room for.
         route_tokens: what routes beside the question in later rounds: "all" texts found so far (as in the paper), or
@@ -109,7 +109,10 @@ class Plan:
             raise MemspanError(f"without documents {what} leaves nothing to answer from; allow at least one document")
         if self.texts is not None and (self.text_only or self.route_answer or reads):
             what = "text_only" if self.text_only else "route_answer" if self.route_answer else self.selector
-            raise MemspanError(f"{what} leaves no document to be read from its latents; leave max_texts out")
+            raise MemspanError(
+                f"{what} leaves no document to be read from its latents; leave max_texts out, and allow at least one "
+                "document"
+            )
         check_name(self.rerank)
         if self.rerank != NONE and (reads or not self.documents):
             what = f"the selector {self.selector} ranks" if reads else "an answer without documents has"

@@ -77,7 +77,7 @@ def search_words(
     """What `Memory.search` finds with a selector that needs no model, best first.
 
     Raises:
-        MemspanError, ValueError: as for `fitting`, `check_reranker` and `check_min_score`.
+        MemspanError, ValueError, TypeError: as for `fitting`, `check_reranker` and `check_min_score`.
         QuestionError: the question is empty or no text, or `limit` is negative.
         FilterError: the scope names a field that no document has.
         EmptyBank: the namespace holds no documents.

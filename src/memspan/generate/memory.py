@@ -26,7 +26,7 @@ from memspan.generate.calls import in_thread, named_options, streamed_in_thread
 from memspan.generate.chat import answering_by
 from memspan.generate.documents import DocumentStore
 from memspan.generate.finder import Finder, check_encoded, holds_any
-from memspan.generate.lexical import check_limit, check_min_score, fitting, nothing_in_scope, shown
+from memspan.generate.lexical import check_limit, fitting, nothing_in_scope, shown
 from memspan.generate.request import AskOptions, Request
 from memspan.generate.rerank import Means
 from memspan.generate.searched import answering
@@ -293,15 +293,13 @@ class Memory(DocumentStore):
 
         Raises:
             QuestionError, FilterError, EmptyBank: as for `ask_batch`.
-            MemspanError: there is no such selector; or `min_score` is given, and its scores are comparable within one
-                question only.
+            MemspanError: no such selector, or its scores are comparable within one question only (`min_score`).
         """
         chosen = selector or self.default_selector
         needs = ranking_selector(chosen).needs
         check_limit("limit", limit)
-        check_min_score(min_score)
         scope: AskOptions = {"where": where, "as_of": as_of, "known_at": known_at}
-        how: AskOptions = {"selector": chosen, "rerank": rerank, "cross_encoder": cross_encoder}
+        how: AskOptions = {"selector": chosen, "rerank": rerank, "cross_encoder": cross_encoder, "min_score": min_score}
         request = Request.of(self.loaded, [question], scope | how)
         with self._snapshot() as snapshot:
             if not holds_any(snapshot, request.scope, self.bank.place):
@@ -387,6 +385,8 @@ class Memory(DocumentStore):
             return
         with self.bank.snapshot(self.namespace) as snapshot:
             if snapshot.manifest != self._manifest:
+                if snapshot.manifest.content != self.loaded.content:
+                    raise BankMismatch(f"{self.bank.place} was encoded anew since it was opened; open it again")
                 self._manifest = check_model(snapshot.manifest, self.loaded)
             yield snapshot
 

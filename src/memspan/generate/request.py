@@ -34,11 +34,11 @@ class AskOptions(TypedDict, total=False):
     Keys:
         selector: router, lexical, hybrid, generate (the model names documents itself; its template needs markers
             of rounds), or another of `memspan.generate.selectors`; default: lexical while the router is untrained,
-            hybrid after; router where max_documents is 0.
-        max_documents: documents whose original text is put before the model, at most (fewer where fewer matter, none
-            for 0: the model answers from its compressed memory alone).
-        max_texts: of these documents so many, the best, as text; the model reads the others from the keys and values
-            that the bank keeps of their tokens (`content_chunk` of `Memory.open`).
+            hybrid after; router where max_documents is 0 and the bank keeps no tokens.
+        max_documents: documents that are read, at most (fewer where fewer matter). 0: the model answers from its
+            compressed memory alone; of a bank that keeps tokens it reads five documents from these.
+        max_texts: of each round's documents so many, the best, as text; the model reads the others from the keys and
+            values that the bank keeps of their tokens (`content_chunk` of `Memory.open`).
         rounds: looks into the memory, at most. Default: 1; 4 for generate.
         documents_per_round, max_injected_tokens, route_tokens, constrain_ids, text_only, route_answer: see `Plan`
             (`memspan.generate.interleave`; `max_injected_tokens` is its `injected_tokens`).
@@ -151,7 +151,7 @@ def _limits(loaded: LoadedModel | None, options: AskOptions, answerer: Answerer 
     """Documents that are read, and how many of them as text (None: all), at most.
 
     Raises:
-        ValueError: one of them is negative.
+        QuestionError, TypeError: as of `check_limit`.
         MemspanError: nothing but texts can be read.
     """
     keeps_tokens = answerer is None and loaded is not None and loaded.content is not None

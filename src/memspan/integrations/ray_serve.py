@@ -29,7 +29,7 @@ from memspan.bank.texts import TextBank
 from memspan.model.convert import LoadedModel, load
 from memspan.model.decoding import prepare
 from memspan.places import BankPlace
-from memspan.serve.app import create_app
+from memspan.serve.app import check_closed, create_app
 from memspan.serve.banks import bank_places, open_banks
 from memspan.serve.errors import ApiError
 from memspan.serve.keys import KeyFile
@@ -162,13 +162,15 @@ class _Served:
             MemspanError: bank or model cannot be opened, or there are no keys.
         """
         keep_private()
+        keys = KeyFile(self.keys)
+        check_closed(self.settings, keys)  # before the model, which takes longer, and before anything is published
         place = self.place if writes else BankPlace.of(self.url)
         loaded = self._load(place)
         prepare(loaded.model)
         given = replace(place, name=f"{self.name}={place.name}")
         publish = self.url if writes else None
         banks = open_banks([given], loaded, self.settings.max_writes, publish=publish)
-        return create_app(loaded, banks, self.settings, KeyFile(self.keys))
+        return create_app(loaded, banks, self.settings, keys)
 
     def _load(self, place: BankPlace) -> LoadedModel:
         model, adapter = self.model, self.adapter

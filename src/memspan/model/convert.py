@@ -21,7 +21,7 @@ from memspan.content import TokenContent
 from memspan.errors import CheckpointError, MemspanError
 from memspan.files import whole_folder
 from memspan.model.adapter import adapter_layers, apply_adapter
-from memspan.model.backbones import check_folder, find_folder, first_line, load_backbone
+from memspan.model.backbones import RELEASED_TYPE, check_folder, find_folder, first_line, load_backbone, setting
 from memspan.model.loaded import LoadedModel
 from memspan.model.modeling import MSAForCausalLM, check_fingerprints, is_router
 from memspan.model.packed import DecodeWeights, check_weights
@@ -105,7 +105,7 @@ def convert(
         SIMILARITIES[similarity]  # an unknown one fails before anything is read
     name = source if "/" not in source or not Path(source).exists() else Path(source).name
     folder = find_folder(source, is_copied)
-    if folder is not None and stored_quantization(folder / "config.json") is None:
+    if folder is not None and setting(folder / "config.json", "model_type") == RELEASED_TYPE:
         config = released_config(folder, similarity=similarity, max_document_tokens=max_document_tokens, name=name)
         layers = None if msa_layers is None else list(msa_layers)
         _check_requested(config, msa_layers=layers, chunk_size=chunk_size, top_k_docs=top_k_docs, template=template)

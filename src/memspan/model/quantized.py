@@ -148,7 +148,7 @@ def _of_modules(
     """The source's quantization by the names of our modules: exactly what is stored in other forms is replaced."""
     linears = [name.removeprefix(prefix) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if quantization["quant_method"] == "awq":
-        plain = {name for name in linears if f"{name}.qweight" not in stored} - {*_ROUTERS}
+        plain = {name for name in linears if f"{name}.qweight" not in stored}
         return {**quantization, "modules_to_not_convert": sorted({*plain, *_ROUTERS})}
     layers = decoder_layers(model.backbone, range(model.config.text_config.num_hidden_layers))
     return {

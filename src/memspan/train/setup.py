@@ -84,7 +84,7 @@ def build_run(
 ) -> PreparedRun:
     """Load and make everything that a recipe names.
 
-    Writes `out/model` and `out/frozen`, where the recipe asks for what is in them.
+    Writes `out/model`, `out/frozen` and `out/weights`, where the recipe and `world` ask for what is in them.
 
     Args:
         rank, world: this process, of so many.
